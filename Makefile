@@ -1,0 +1,62 @@
+# On a fresh clone, with Python and a C++ compiler: `make demo` shows the kernels at work, `make test` runs the tests.
+# Each makes what it needs in .venv first; a second run finds it there.
+
+PYTHON      ?= python3
+TORCH       ?= torch==2.13.0
+TORCHVISION ?= torchvision==0.28.0
+JOBS        ?= 2
+VENV        ?= .venv
+
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/ops/schemas.inc
+
+.PHONY: demo test bench lint format clean distclean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed-demo
+	$(BIN)/ghost-ops demo
+
+bench: $(VENV)/installed-bench
+	$(BIN)/ghost-ops bench
+
+test: $(VENV)/installed-test $(VENV)/installed-peers
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/ruff check
+	$(BIN)/pytest -q -n $(JOBS) tests
+
+lint: $(VENV)/installed-test
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf build dist *.egg-info ghost_ops/*.so .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -f $(VENV)/installed-*
+	find ghost_ops tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean
+	rm -rf $(VENV)
+
+# The stamps. torch comes first, and by itself, so that TORCH alone decides which one it is.
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install "$(TORCH)"
+	@touch $@
+
+# The package in place, with the extra of that name; again when the sources of the kernels change, which takes seconds.
+$(VENV)/installed-%: $(VENV)/torch $(SOURCES)
+	$(PIP) install --editable ".[$*]"
+	$(if $(filter test,$*),GHOST_OPS_DEV=1 $(BIN)/python setup.py -q build_ext --inplace)
+	@touch $@
+
+# What the tests compare with. torchvision would bring its own choice of torch.
+$(VENV)/installed-peers: $(VENV)/torch
+	$(PIP) install --no-deps "$(TORCHVISION)" timm
+	@touch $@

@@ -1,0 +1,95 @@
+#include "isa.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+extern "C" {
+extern const ghost::Kernels ghost_kernels_baseline;
+#ifdef GHOST_HAS_AVX2
+extern const ghost::Kernels ghost_kernels_avx2;
+#endif
+#ifdef GHOST_HAS_AVX512
+extern const ghost::Kernels ghost_kernels_avx512;
+#endif
+}
+
+namespace ghost {
+namespace {
+
+struct Set {
+  const Kernels* kernels;
+  bool runs;
+};
+
+// fastest first
+const Set* sets(int* count) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#endif
+  static const Set all[] = {
+#ifdef GHOST_HAS_AVX512
+      {&ghost_kernels_avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2") != 0},
+#endif
+#ifdef GHOST_HAS_AVX2
+      {&ghost_kernels_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                                __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") != 0},
+#endif
+      {&ghost_kernels_baseline, true},
+  };
+  *count = sizeof all / sizeof *all;
+  return all;
+}
+
+std::string names() {
+  int count;
+  std::string out;
+  for (const Set *s = sets(&count), *end = s + count; s < end; s++)
+    if (s->runs) out += (out.empty() ? "" : ",") + std::string(s->kernels->name);
+  return out;
+}
+
+const Kernels& choose() {
+  const char* wanted = std::getenv("GHOST_OPS_ISA");
+  int count;
+  const Set* s = sets(&count);
+  if (wanted && *wanted) {
+    if (const Kernels* k = kernels_of(wanted)) return *k;
+    throw std::runtime_error("ghost_ops: GHOST_OPS_ISA: expected one of " + names() + ", got " + wanted);
+  }
+  while (!s->runs) s++;
+  return *s->kernels;
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+const Kernels* kernels_of(const char* isa) {
+  int count;
+  for (const Set *s = sets(&count), *end = s + count; s < end; s++)
+    if (s->runs && std::strcmp(s->kernels->name, isa) == 0) return s->kernels;
+  return nullptr;
+}
+
+}  // namespace ghost
+
+// Read by ghost_ops/backends/native.py.
+extern "C" __attribute__((visibility("default"))) const char* ghost_ops_cpu_isa() {
+  try {
+    return ghost::kernels().name;
+  } catch (const std::exception& e) {
+    return "";
+  }
+}
+
+extern "C" __attribute__((visibility("default"))) const char* ghost_ops_cpu_isas() {
+  static const std::string all = ghost::names();
+  return all.c_str();
+}

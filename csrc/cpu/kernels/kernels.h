@@ -1,0 +1,131 @@
+// The torch-free CPU kernels: one table of functions per instruction set, over float32 rows in NHWC order.
+//
+// A row is `width` pixels of `channels` floats. Scratch rows are padded to padded(channels) floats a pixel; lanes past
+// the channels hold anything and are never stored to a caller's tensor. Nothing here allocates or throws.
+#pragma once
+#include <cstdint>
+
+namespace ghost {
+
+enum Act : int64_t { kNone, kRelu, kRelu6, kLeakyRelu, kPrelu, kSilu, kHardSwish, kActs };
+
+constexpr int64_t kPad = 16;  // the widest vector, in floats
+constexpr int64_t padded(int64_t channels) { return (channels + kPad - 1) / kPad * kPad; }
+
+// C[rows][n] = relu?(A[rows][k] B[k][n] + bias), or C += A B.
+struct Pointwise {
+  const float* a;
+  int64_t a_row, a_col;  // A[i][j] is a[i * a_row + j * a_col]
+  int64_t rows, k, n;
+  const float* b;
+  int64_t b_row;      // 0: packed panels (see pack); else B[j] is b + j * b_row, padded(n) floats readable
+  const float* bias;  // padded(n) floats, or null
+  float* c;
+  int64_t c_row;
+  bool c_padded;  // padded(n) floats of each row of C may be written
+  bool relu, accumulate;
+};
+
+// B[k][n] = weight[n * w_row + k * w_col] * scale_n[n] * scale_k[k] in panels, padded(n) * k floats.
+struct Pack {
+  const float* weight;
+  int64_t w_row, w_col;
+  int64_t n, k;
+  const float* scale_n;  // null: 1
+  const float* scale_k;  // null: 1
+  float* out;
+};
+
+// out = relu?(depthwise(rows) + bias): stride 1, `count` output rows from count + kernel - 1 input rows.
+struct Depthwise {
+  const float* const* rows;  // of width * in_pixel floats; a row outside the map points at zeros
+  int64_t in_pixel, count, width, channels;
+  int64_t kernel;       // 1, 3, 5 or 7
+  const float* weight;  // [kernel * kernel] rows of padded(channels)
+  int64_t weight_row;   // from one to the next
+  const float* bias;    // padded(channels), or null
+  float* out;
+  int64_t out_row, out_pixel;  // only `channels` floats of a pixel are written
+  bool relu;
+};
+
+// grad[tap][channel] += sum over pixels of g times the input shifted by the tap.
+struct DepthwiseWeightGrad {
+  const float* const* rows;  // count + kernel - 1 input rows, as in Depthwise
+  int64_t in_pixel, count, width, channels, kernel;
+  const float* g;
+  int64_t g_row, g_pixel;
+  float* grad;  // [kernel * kernel][padded(channels)]
+};
+
+// Per-channel coefficients of an activation after an affine map: y = act(z * scale + shift). All padded(channels).
+struct Affine {
+  const float* scale;  // null: 1
+  const float* shift;  // null: 0
+  Act act;
+  const float* slope;  // LeakyReLU's and PReLU's, else unused
+};
+
+// Backward of batch norm and activation over `pixels` pixels.
+struct NormBackward {
+  int64_t pixels, channels;
+  const float* z;  // the convolution's result
+  int64_t z_pixel;
+  const float* grad;  // of the activation's result
+  int64_t grad_pixel;
+  Affine affine;
+  const float* mean;
+  // The three sums (sum_floats(channels) each), or null, are added to: of g = grad act'(.), of g (z - mean), and of
+  // grad min(z scale + shift, 0), which is the gradient of PReLU's weight.
+  float *sum_g, *sum_gz, *sum_slope;
+  // Where out is not null: out = k (g - c0 - (z - mean) c1), or out = g where k is null.
+  const float *k, *c0, *c1;
+  float* out;
+  int64_t out_pixel;
+};
+
+// A strided float32 or bfloat16 map, for gather and scatter.
+struct Strided {
+  void* data;
+  bool bf16;
+  int64_t channel, row, pixel;  // strides in elements
+};
+
+// A sum per channel, over any number of calls: padded(channels) floats and as many compensations behind them, all zero
+// at first.
+constexpr int64_t sum_floats(int64_t channels) { return 2 * padded(channels); }
+
+struct Kernels {
+  const char* name;
+  void (*pointwise)(const Pointwise&);
+  void (*pack)(const Pack&);
+  void (*depthwise)(const Depthwise&);
+  void (*depthwise_weight_grad)(const DepthwiseWeightGrad&);
+  // y = act(z * scale + shift), `channels` floats a pixel written
+  void (*affine)(const float* z, int64_t z_pixel, const Affine&, float* y, int64_t y_pixel, int64_t pixels,
+                 int64_t channels);
+  void (*add)(const float* x, int64_t x_pixel, float* y, int64_t y_pixel, int64_t pixels, int64_t channels);
+  // the sums are sum_floats(channels) long
+  void (*sum)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels, float* sum);
+  void (*sum_product)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, int64_t pixels,
+                      int64_t channels, float* sum);
+  // sums of z - origin and of its square
+  void (*moments)(const float* z, int64_t z_pixel, int64_t pixels, int64_t channels, const float* origin, float* sum,
+                  float* square);
+  void (*norm_backward)(const NormBackward&);
+  // y[i] = bias[i] + dot(w[i], x), w of rows x columns
+  void (*matvec)(const float* w, int64_t rows, int64_t columns, const float* x, const float* bias, float* y);
+  // rows x width pixels from a map into NHWC float32 and back
+  void (*gather)(const Strided& from, int64_t rows, int64_t width, int64_t channels, float* to, int64_t to_row,
+                 int64_t to_pixel);
+  void (*scatter)(const float* from, int64_t from_row, int64_t from_pixel, int64_t rows, int64_t width,
+                  int64_t channels, const Strided& to);
+  double (*fma_chain)(int64_t steps);  // runs 24 independent FMA chains; returns the FLOPs done
+};
+
+}  // namespace ghost
+
+// Each instruction set's objects export their functions under its name.
+#define GHOST_JOIN2(name, isa) ghost_##name##_##isa
+#define GHOST_JOIN(name, isa) GHOST_JOIN2(name, isa)
+#define GHOST_SYMBOL(name) GHOST_JOIN(name, GHOST_ISA)

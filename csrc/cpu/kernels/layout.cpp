@@ -1,0 +1,87 @@
+// Rows of a caller's map to NHWC float32 and back: NCHW by transposed tiles, bfloat16 by widening, any strides slowly.
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+using ghost::Strided;
+
+GHOST_INLINE float widen(uint16_t b) {
+  const uint32_t bits = (uint32_t)b << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+GHOST_INLINE uint16_t narrow(float f) {  // to nearest even; NaN stays a quiet NaN
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)((bits >> 16) | 0x40);
+  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+struct Float {
+  using T = float;
+  GHOST_INLINE float read(const float* p) { return *p; }
+  GHOST_INLINE void write(float* p, float f) { *p = f; }
+};
+
+struct Bf16 {
+  using T = uint16_t;
+  GHOST_INLINE float read(const uint16_t* p) { return widen(*p); }
+  GHOST_INLINE void write(uint16_t* p, float f) { *p = narrow(f); }
+};
+
+constexpr int64_t kTile = 16;  // channels x pixels of a transposed tile
+
+template <class E>
+void gather(const Strided& m, int64_t rows, int64_t width, int64_t channels, float* to, int64_t to_row,
+            int64_t to_pixel) {
+  for (int64_t r = 0; r < rows; r++) {
+    const typename E::T* from = (const typename E::T*)m.data + r * m.row;
+    float* row = to + r * to_row;
+    if (m.channel == 1) {
+      for (int64_t x = 0; x < width; x++)
+        for (int64_t c = 0; c < channels; c++) row[x * to_pixel + c] = E::read(from + x * m.pixel + c);
+      continue;
+    }
+    for (int64_t c0 = 0; c0 < channels; c0 += kTile)
+      for (int64_t x0 = 0; x0 < width; x0 += kTile) {
+        const int64_t c1 = channels - c0 < kTile ? channels - c0 : kTile, x1 = width - x0 < kTile ? width - x0 : kTile;
+        for (int64_t c = c0; c < c0 + c1; c++)
+          for (int64_t x = x0; x < x0 + x1; x++) row[x * to_pixel + c] = E::read(from + c * m.channel + x * m.pixel);
+      }
+  }
+}
+
+template <class E>
+void scatter(const float* from, int64_t from_row, int64_t from_pixel, int64_t rows, int64_t width, int64_t channels,
+             const Strided& m) {
+  for (int64_t r = 0; r < rows; r++) {
+    typename E::T* to = (typename E::T*)m.data + r * m.row;
+    const float* row = from + r * from_row;
+    if (m.channel == 1) {
+      for (int64_t x = 0; x < width; x++)
+        for (int64_t c = 0; c < channels; c++) E::write(to + x * m.pixel + c, row[x * from_pixel + c]);
+      continue;
+    }
+    for (int64_t c0 = 0; c0 < channels; c0 += kTile)
+      for (int64_t x0 = 0; x0 < width; x0 += kTile) {
+        const int64_t c1 = channels - c0 < kTile ? channels - c0 : kTile, x1 = width - x0 < kTile ? width - x0 : kTile;
+        for (int64_t c = c0; c < c0 + c1; c++)
+          for (int64_t x = x0; x < x0 + x1; x++) E::write(to + c * m.channel + x * m.pixel, row[x * from_pixel + c]);
+      }
+  }
+}
+
+}  // namespace
+
+extern "C" void GHOST_SYMBOL(gather)(const Strided& from, int64_t rows, int64_t width, int64_t channels, float* to,
+                                     int64_t to_row, int64_t to_pixel) {
+  (from.bf16 ? gather<Bf16> : gather<Float>)(from, rows, width, channels, to, to_row, to_pixel);
+}
+
+extern "C" void GHOST_SYMBOL(scatter)(const float* from, int64_t from_row, int64_t from_pixel, int64_t rows,
+                                      int64_t width, int64_t channels, const Strided& to) {
+  (to.bf16 ? scatter<Bf16> : scatter<Float>)(from, from_row, from_pixel, rows, width, channels, to);
+}

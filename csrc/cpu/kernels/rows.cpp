@@ -1,0 +1,217 @@
+// What happens to rows between the convolutions: affine maps, activations, sums, and the backward of both.
+#include "activation.h"
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+using ghost::Act;
+using ghost::Affine;
+using ghost::NormBackward;
+
+template <class V>
+GHOST_INLINE typename V::T load_or(const float* p, int64_t c, int lanes, float otherwise) {
+  return p ? V::load(p + c, lanes) : V::set(otherwise);
+}
+
+template <class V>
+GHOST_INLINE typename V::T load_some(const float* p, int lanes) {
+  return lanes == V::lanes ? V::load(p) : V::load(p, lanes);
+}
+
+template <class V>
+GHOST_INLINE void store_some(float* p, typename V::T v, int lanes) {
+  if (lanes == V::lanes)
+    V::store(p, v);
+  else
+    V::store(p, v, lanes);
+}
+
+// f(act) with act a compile-time constant, so that the loop inside is specialised
+template <class F>
+GHOST_INLINE void with_act(Act act, const F& f) {
+  switch (act) {
+    case ghost::kRelu:
+      return f([] { return ghost::kRelu; });
+    case ghost::kRelu6:
+      return f([] { return ghost::kRelu6; });
+    case ghost::kLeakyRelu:
+    case ghost::kPrelu:
+      return f([] { return ghost::kPrelu; });
+    case ghost::kSilu:
+      return f([] { return ghost::kSilu; });
+    case ghost::kHardSwish:
+      return f([] { return ghost::kHardSwish; });
+    default:
+      return f([] { return ghost::kNone; });
+  }
+}
+
+// Adds to a compensated sum (Kahan): the compensations lie padded(channels) floats behind the sums.
+template <class V>
+GHOST_INLINE void add_to(float* sum, int64_t channels, int64_t c, typename V::T v, int lanes) {
+  float *at = sum + c, *low = at + ghost::padded(channels);
+  const auto before = load_some<V>(at, lanes), term = v - load_some<V>(low, lanes), after = before + term;
+  store_some<V>(at, after, lanes);
+  store_some<V>(low, (after - before) - term, lanes);
+}
+
+constexpr int64_t kBlock = 16;  // pixels summed before they join the rest: the sums of a call have two levels
+
+GHOST_INLINE int64_t block_end(int64_t begin, int64_t pixels) {
+  return begin + kBlock < pixels ? begin + kBlock : pixels;
+}
+
+}  // namespace
+
+extern "C" void GHOST_SYMBOL(affine)(const float* z, int64_t z_pixel, const Affine& a, float* y, int64_t y_pixel,
+                                     int64_t pixels, int64_t channels) {
+  with_act(a.act, [&](auto act) {
+    over_channels(channels, [&](auto v, int64_t c, int lanes) {
+      using V = decltype(v);
+      const auto scale = load_or<V>(a.scale, c, lanes, 1.f), shift = load_or<V>(a.shift, c, lanes, 0.f);
+      const auto slope = load_or<V>(a.slope, c, lanes, 0.f);
+      const float* from = z + c;
+      float* to = y + c;
+      for (int64_t i = 0; i < pixels; i++, from += z_pixel, to += y_pixel) {
+        auto x = load_some<V>(from, lanes);
+        if (a.scale) x = x * scale;
+        if (a.shift) x = x + shift;
+        store_some<V>(to, activate<V::lanes>(act(), x, slope), lanes);
+      }
+    });
+  });
+}
+
+extern "C" void GHOST_SYMBOL(add)(const float* x, int64_t x_pixel, float* y, int64_t y_pixel, int64_t pixels,
+                                  int64_t channels) {
+  over_channels(channels, [&](auto v, int64_t c, int lanes) {
+    using V = decltype(v);
+    for (int64_t i = 0; i < pixels; i++) {
+      float* to = y + i * y_pixel + c;
+      store_some<V>(to, load_some<V>(to, lanes) + load_some<V>(x + i * x_pixel + c, lanes), lanes);
+    }
+  });
+}
+
+extern "C" void GHOST_SYMBOL(sum)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels, float* sum) {
+  over_channels(channels, [&](auto v, int64_t c, int lanes) {
+    using V = decltype(v);
+    auto s = V::zero();
+    for (int64_t b = 0; b < pixels; b += kBlock) {
+      auto part = V::zero();
+      for (int64_t i = b; i < block_end(b, pixels); i++) part += load_some<V>(x + i * x_pixel + c, lanes);
+      s += part;
+    }
+    add_to<V>(sum, channels, c, s, lanes);
+  });
+}
+
+extern "C" void GHOST_SYMBOL(sum_product)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel,
+                                          int64_t pixels, int64_t channels, float* sum) {
+  over_channels(channels, [&](auto v, int64_t c, int lanes) {
+    using V = decltype(v);
+    auto s = V::zero();
+    for (int64_t b = 0; b < pixels; b += kBlock) {
+      auto part = V::zero();
+      for (int64_t i = b; i < block_end(b, pixels); i++)
+        part = V::fma(load_some<V>(x + i * x_pixel + c, lanes), load_some<V>(y + i * y_pixel + c, lanes), part);
+      s += part;
+    }
+    add_to<V>(sum, channels, c, s, lanes);
+  });
+}
+
+extern "C" void GHOST_SYMBOL(moments)(const float* z, int64_t z_pixel, int64_t pixels, int64_t channels,
+                                      const float* origin, float* sum, float* square) {
+  over_channels(channels, [&](auto v, int64_t c, int lanes) {
+    using V = decltype(v);
+    const auto o = load_some<V>(origin + c, lanes);
+    auto s = V::zero(), q = V::zero();
+    for (int64_t b = 0; b < pixels; b += kBlock) {
+      auto part = V::zero(), squares = V::zero();
+      for (int64_t i = b; i < block_end(b, pixels); i++) {
+        const auto x = load_some<V>(z + i * z_pixel + c, lanes) - o;
+        part += x;
+        squares = V::fma(x, x, squares);
+      }
+      s += part;
+      q += squares;
+    }
+    add_to<V>(sum, channels, c, s, lanes);
+    add_to<V>(square, channels, c, q, lanes);
+  });
+}
+
+extern "C" void GHOST_SYMBOL(norm_backward)(const NormBackward& n) {
+  with_act(n.affine.act, [&](auto act) {
+    over_channels(n.channels, [&](auto v, int64_t c, int lanes) {
+      using V = decltype(v);
+      const auto scale = load_or<V>(n.affine.scale, c, lanes, 1.f), shift = load_or<V>(n.affine.shift, c, lanes, 0.f);
+      const auto slope = load_or<V>(n.affine.slope, c, lanes, 0.f), mean = load_or<V>(n.mean, c, lanes, 0.f);
+      const auto k = load_or<V>(n.k, c, lanes, 1.f);
+      const auto c0 = load_or<V>(n.c0, c, lanes, 0.f), c1 = load_or<V>(n.c1, c, lanes, 0.f);
+      auto sum_g = V::zero(), sum_gz = V::zero(), sum_slope = V::zero();
+      for (int64_t b = 0; b < n.pixels; b += kBlock) {
+        auto part_g = V::zero(), part_gz = V::zero(), part_slope = V::zero();
+        for (int64_t i = b; i < block_end(b, n.pixels); i++) {
+          const auto z = load_some<V>(n.z + i * n.z_pixel + c, lanes);
+          const auto grad = load_some<V>(n.grad + i * n.grad_pixel + c, lanes);
+          auto a = z;  // as `affine` forms it, so that the forward's and the backward's masks agree
+          if (n.affine.scale) a = a * scale;
+          if (n.affine.shift) a = a + shift;
+          const auto g = activate_backward<V::lanes>(act(), grad, a, slope), centred = z - mean;
+          part_g += g;
+          part_gz = V::fma(g, centred, part_gz);
+          if (n.sum_slope) part_slope += a > 0.f ? V::zero() : grad * a;
+          if (n.out) store_some<V>(n.out + i * n.out_pixel + c, n.k ? k * (g - c0 - centred * c1) : g, lanes);
+        }
+        sum_g += part_g;
+        sum_gz += part_gz;
+        sum_slope += part_slope;
+      }
+      if (n.sum_g) add_to<V>(n.sum_g, n.channels, c, sum_g, lanes);
+      if (n.sum_gz) add_to<V>(n.sum_gz, n.channels, c, sum_gz, lanes);
+      if (n.sum_slope) add_to<V>(n.sum_slope, n.channels, c, sum_slope, lanes);
+    });
+  });
+}
+
+extern "C" void GHOST_SYMBOL(matvec)(const float* w, int64_t rows, int64_t columns, const float* x, const float* bias,
+                                     float* y) {
+  for (int64_t r = 0; r < rows; r++, w += columns) {
+    Full::T s0 = Full::zero(), s1 = Full::zero(), s2 = Full::zero(), s3 = Full::zero();
+    int64_t c = 0;
+    for (; c + 4 * kLanes <= columns; c += 4 * kLanes) {
+      s0 = Full::fma(Full::load(w + c), Full::load(x + c), s0);
+      s1 = Full::fma(Full::load(w + c + kLanes), Full::load(x + c + kLanes), s1);
+      s2 = Full::fma(Full::load(w + c + 2 * kLanes), Full::load(x + c + 2 * kLanes), s2);
+      s3 = Full::fma(Full::load(w + c + 3 * kLanes), Full::load(x + c + 3 * kLanes), s3);
+    }
+    for (; c < columns; c += kLanes) {
+      const int lanes = (int)(columns - c < kLanes ? columns - c : kLanes);
+      s0 = Full::fma(load_some<Full>(w + c, lanes), load_some<Full>(x + c, lanes), s0);
+    }
+    const Full::T s = (s0 + s1) + (s2 + s3);
+    float total = bias ? bias[r] : 0.f;
+    for (int i = 0; i < kLanes; i++) total += s[i];
+    y[r] = total;
+  }
+}
+
+extern "C" double GHOST_SYMBOL(fma_chain)(int64_t steps) {
+  constexpr int kChains = kRegisters >= 32 ? 24 : 12;
+  Full::T x[kChains];
+  for (int i = 0; i < kChains; i++) x[i] = Full::set(1.f + i);
+  Full::T a = Full::set(0.999f), b = Full::set(0.001f);
+  for (int64_t s = 0; s < steps; s++) {
+#pragma GCC unroll 24
+    for (int i = 0; i < kChains; i++) x[i] = Full::fma(x[i], a, b);
+    asm volatile("" ::: "memory");
+  }
+  float total = 0;
+  for (int i = 0; i < kChains; i++) total += x[i][0];
+  volatile float keep = total;  // the chains must be computed
+  (void)keep;
+  return 2.0 * kChains * kLanes * (double)steps;
+}

@@ -1,0 +1,135 @@
+// Vectors of L floats over GCC's vector extensions, the same source for every instruction set.
+//
+// Included by kernel sources only. Everything has internal linkage: an external template would be merged by the
+// linker, and the copy that it keeps may be another instruction set's.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define GHOST_INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kRegisters = 16;
+#else
+constexpr int kLanes = 4, kRegisters = 16;
+#endif
+constexpr bool kHalves = kLanes >= 8;  // vectors of kLanes / 2 for narrow tails
+constexpr int kHalf = kHalves ? kLanes / 2 : kLanes;
+
+template <int L>
+struct Types;  // spelled out: GCC drops a vector_size that depends on a template's parameter
+template <>
+struct Types<4> {
+  typedef float T __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+};
+template <>
+struct Types<8> {
+  typedef float T __attribute__((vector_size(32)));
+  typedef int32_t I __attribute__((vector_size(32)));
+};
+template <>
+struct Types<16> {
+  typedef float T __attribute__((vector_size(64)));
+  typedef int32_t I __attribute__((vector_size(64)));
+};
+
+template <int L>
+struct Vec {
+  using T = typename Types<L>::T;
+  using I = typename Types<L>::I;
+  static constexpr int lanes = L;
+
+  GHOST_INLINE T load(const float* p) {
+    T v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  GHOST_INLINE void store(float* p, T v) { std::memcpy(p, &v, sizeof v); }
+  GHOST_INLINE T set(float x) { return x - T{}; }  // exact, also for -0, and folded to a broadcast
+  GHOST_INLINE T zero() { return T{}; }
+  GHOST_INLINE T fma(T a, T b, T c) { return a * b + c; }  // contracted where the machine has it
+
+  // max and min give the second operand when either is NaN, as x86 does: put the value that may be NaN there
+  GHOST_INLINE T max(T bound, T x) {
+#if defined(__AVX512F__)
+    if constexpr (L == 16) return (T)_mm512_maskz_max_ps((__mmask16)-1, (__m512)bound, (__m512)x);
+#endif
+#if defined(__AVX2__)
+    if constexpr (L == 8) return (T)_mm256_max_ps((__m256)bound, (__m256)x);
+#endif
+    return bound > x ? bound : x;
+  }
+  GHOST_INLINE T min(T bound, T x) {
+#if defined(__AVX512F__)
+    if constexpr (L == 16) return (T)_mm512_maskz_min_ps((__mmask16)-1, (__m512)bound, (__m512)x);
+#endif
+#if defined(__AVX2__)
+    if constexpr (L == 8) return (T)_mm256_min_ps((__m256)bound, (__m256)x);
+#endif
+    return bound < x ? bound : x;
+  }
+
+  // the first n lanes, 0 < n <= L; the others read as zero and are not stored
+  GHOST_INLINE T load(const float* p, int n) {
+#if defined(__AVX512F__)
+    if constexpr (L == 16) return (T)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+    if constexpr (L == 8) return (T)_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1), p);
+#endif
+    T v{};
+    for (int i = 0; i < n; i++) v[i] = p[i];
+    return v;
+  }
+  GHOST_INLINE void store(float* p, T v, int n) {
+#if defined(__AVX512F__)
+    if constexpr (L == 16) return _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+    if constexpr (L == 8) return _mm256_mask_storeu_ps(p, (__mmask8)((1u << n) - 1), (__m256)v);
+#endif
+    for (int i = 0; i < n; i++) p[i] = v[i];
+  }
+
+  // e^x to about 1 ulp: x = n ln 2 + r, a polynomial for e^r (Cephes expf); inf and 0 past the range, NaN stays
+  GHOST_INLINE T exp(T x) {
+    const T clamped = max(set(-104.f), min(set(89.f), x));
+    const T magic = set(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
+    const T shifted = fma(clamped, set(1.44269504088896341f), magic);
+    const T n = shifted - magic;
+    T r = fma(n, set(-0.693359375f), clamped);
+    r = fma(n, set(2.12194440e-4f), r);
+    T p = set(1.9875691500e-4f);
+    p = fma(p, r, set(1.3981999507e-3f));
+    p = fma(p, r, set(8.3334519073e-3f));
+    p = fma(p, r, set(4.1665795894e-2f));
+    p = fma(p, r, set(1.6666665459e-1f));
+    p = fma(p, r, set(5.0000001201e-1f));
+    p = fma(p, r * r, r) + 1.f;
+    // 2^n in two factors, since n itself may be outside the exponents of normal numbers
+    const I whole = __builtin_convertvector(n, I), low = whole >> 1, high = whole - low;
+    const T result = p * (T)((low + 127) << 23) * (T)((high + 127) << 23);
+    return x == x ? result : x;
+  }
+};
+
+using Full = Vec<kLanes>;
+using Half = Vec<kHalf>;
+
+// Runs f(vector type, first channel, lanes) over the channels: full vectors, then one narrow one for the tail.
+template <class F>
+GHOST_INLINE void over_channels(int64_t channels, const F& f) {
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) f(Full{}, c, kLanes);
+  const int left = (int)(channels - c);
+  if (left > kHalf)
+    f(Full{}, c, left);
+  else if (left > 0)
+    f(Half{}, c, left);
+}
+
+}  // namespace

@@ -1,0 +1,25 @@
+// The single pass: rows of y1 are made, kept while the cheap operation needs them, and both halves are written
+// straight into the output, with residual and squeeze in passing.
+#pragma once
+#include "halves.h"
+
+namespace ghost {
+
+struct SinglePass {
+  Map x;  // the input, or the primary convolution's result where `primary` is null
+  const Map* residual = nullptr;
+  Map out;
+  int64_t m = 0;                         // primary channels
+  const float* primary = nullptr;        // [m][x.c]
+  const float* primary_scale = nullptr;  // [m], of a folded BatchNorm, or null
+  const float* bias = nullptr;           // padded
+  const float* input_scale = nullptr;    // [n][x.c]
+  Act act = kNone, cheap_act = kNone;
+  const float *slope = nullptr, *cheap_slope = nullptr;
+  Cheap cheap;
+  float* squeeze = nullptr;  // [n][out.c]
+};
+
+void run(const SinglePass& pass);
+
+}  // namespace ghost

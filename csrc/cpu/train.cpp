@@ -1,0 +1,124 @@
+#include "train.h"
+
+#include <cmath>
+
+namespace ghost {
+
+double TrainedHalf::inverse_std(int64_t c) const { return 1.0 / std::sqrt(static_cast<double>(var[c]) + eps); }
+
+void TrainedHalf::allocate(Scratch& scratch) {
+  for (float** p : {&mean, &var, &scale, &shift}) *p = scratch.zeros(padded(channels));
+}
+
+void TrainedHalf::set_affine() {
+  for (int64_t c = 0; c < channels; c++) {
+    const double s = inverse_std(c) * (gamma ? gamma[c] : 1.0);
+    scale[c] = static_cast<float>(s);
+    shift[c] = static_cast<float>((beta ? beta[c] : 0.0) - mean[c] * s);
+  }
+}
+
+int64_t Trained::groups() const { return std::min(n * bands(), std::max(kGroups, abi::num_threads())); }
+
+int64_t Trained::bands() const {
+  constexpr int64_t kLeastRows = 14;  // below this the halos of a band cost more than its thread gains
+  return n >= kGroups ? 1 : std::max<int64_t>(1, std::min((kGroups + n - 1) / n, h / kLeastRows));
+}
+
+Rows Trained::z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const {
+  if (z) return {z + ((image * h + y) * w) * z_pixel, z_pixel};
+  const Rows rows = read_rows(x, image, y, count, x_scratch);
+  kernels().pointwise(
+      {rows.data, rows.pixel, 1, count * w, c, m, panels, 0, nullptr, to, padded(m), true, false, false});
+  return {to, padded(m)};
+}
+
+PrimaryRows::PrimaryRows(const Trained& t, int64_t image, int64_t begin, int64_t end, int64_t reach, int64_t step,
+                         int64_t span, bool keep_z1, Scratch& scratch)
+    : t_(t),
+      image_(image),
+      next_(std::max<int64_t>(0, begin - reach)),
+      bottom_(std::min(t.h, end + reach)),
+      step_(step),
+      keep_z1_(keep_z1) {
+  if (keep_z1) z_ = RowRing(next_, step, span, t.h, t.w, padded(t.m), scratch);
+  y1_ = RowRing(next_, step, span, t.h, t.w, padded(t.m), scratch);
+  if (t.cheap.expands()) expanded_ = RowRing(next_, step, span, t.h, t.w, padded(t.cheap.channels), scratch);
+  x_scratch_ = scratch.floats(rows_scratch(t.x, step));
+}
+
+void PrimaryRows::ensure(int64_t limit) {
+  const Kernels& k = kernels();
+  for (limit = std::min(limit, bottom_); next_ < limit;) {
+    const int64_t count = std::min(step_, bottom_ - next_), pixels = count * t_.w, pixel = padded(t_.m);
+    float *y1 = y1_.row(next_), *z = keep_z1_ ? z_.row(next_) : y1;
+    const Rows rows = t_.z1_rows(image_, next_, count, x_scratch_, z);
+    if (keep_z1_ && rows.data != z)
+      k.affine(rows.data, rows.pixel, {nullptr, nullptr, kNone, nullptr}, z, pixel, pixels, t_.m);
+    k.affine(rows.data, rows.pixel, t_.primary.affine(), y1, pixel, pixels, t_.m);
+    if (t_.cheap.expands())
+      expand_channels(y1, pixel, expanded_.row(next_), padded(t_.cheap.channels), pixels, t_.cheap.channels,
+                      t_.cheap.multiplier);
+    next_ += count;
+  }
+}
+
+int64_t PrimaryRows::window(int64_t y, int64_t count, const float** rows) const {
+  (t_.cheap.expands() ? expanded_ : y1_).window(y, count, t_.cheap.halo(), rows);
+  return padded(t_.cheap.expands() ? t_.cheap.channels : t_.m);
+}
+
+Trained trained(const TrainArguments& a, Scratch& scratch) {
+  const Checks check(a.op);
+  check.map("x", a.x);
+  const int64_t channels = a.x.size(1);
+  check.shape("primary_weight", a.primary_weight, {-1, channels, 1, 1});
+  const int64_t m = a.primary_weight.size(0);
+  check.that(m > 0, "primary_weight", "at least one output channel", m);
+  check.shape("cheap_weight", a.cheap_weight, {-1, 1, -1, -1});
+  const int64_t made = a.cheap_weight.size(0);
+  check.that(made > 0 && made % m == 0, "cheap_weight", "a positive multiple of the primary channels first", made);
+  check.shape("primary_gamma", a.primary_gamma, {m});
+  check.shape("primary_beta", a.primary_beta, {m});
+  check.shape("cheap_gamma", a.cheap_gamma, {made});
+  check.shape("cheap_beta", a.cheap_beta, {made});
+  check.that(a.out_channels > m && a.out_channels <= m + made, "out_channels",
+             "more than the primary and at most all channels", a.out_channels);
+  check.that(a.act >= 0 && a.act < kActs, "act", "an activation's code", a.act);
+  check.that(a.cheap_act >= 0 && a.cheap_act < kActs, "cheap_act", "an activation's code", a.cheap_act);
+  check.slopes("act_weight", a.act == kPrelu, a.act_weight, m);
+  check.slopes("cheap_act_weight", a.cheap_act == kPrelu, a.cheap_act_weight, made);
+
+  Trained t;
+  t.x = Map(a.x);
+  t.n = t.x.n, t.h = t.x.h, t.w = t.x.w, t.c = channels, t.m = m;
+  const auto half = [&](int64_t count, int64_t act, double slope, const std::optional<abi::Tensor>& weight,
+                        const std::optional<abi::Tensor>& gamma, const std::optional<abi::Tensor>& beta, double eps) {
+    TrainedHalf h;
+    h.channels = count, h.act = static_cast<Act>(act), h.eps = eps;
+    h.slope = pack_slopes(h.act, slope, weight, count, scratch);
+    h.gamma = dense(gamma, scratch), h.beta = dense(beta, scratch);
+    return h;
+  };
+  t.primary = half(m, a.act, a.act_slope, a.act_weight, a.primary_gamma, a.primary_beta, a.primary_eps);
+  t.cheap_norm =
+      half(made, a.cheap_act, a.cheap_act_slope, a.cheap_act_weight, a.cheap_gamma, a.cheap_beta, a.cheap_eps);
+  float* panels = scratch.floats(padded(m) * channels);
+  kernels().pack({dense(a.primary_weight, scratch), channels, 1, m, channels, nullptr, nullptr, panels});
+  t.panels = panels;
+  t.cheap.kernel = a.cheap_weight.size(2);
+  t.cheap.multiplier = made / m;
+  t.cheap.channels = made;
+  t.cheap.weight = pack_cheap(dense(a.cheap_weight, scratch), t.cheap.kernel, made, nullptr, scratch);
+  t.cheap.weight_row = padded(made);
+  return t;
+}
+
+std::vector<double> combine(const float* parts, int64_t groups, int64_t stride, int64_t count) {
+  std::vector<double> total(count);
+  for (int64_t g = 0; g < groups; g++)
+    for (int64_t i = 0; i < count; i++) total[i] += parts[g * stride + i];
+  return total;
+}
+
+}  // namespace ghost

@@ -1,0 +1,100 @@
+// A Ghost module over batch statistics: what its passes (F1 to F3, B1 to B3 in docs/gradients.md) have in common.
+//
+// A pass goes over units (bands of rows of images) in groups. Each group keeps its own partial sums, which are combined
+// in the groups' order: results do not depend on the number of threads, up to kGroups of them.
+#pragma once
+#include <vector>
+
+#include "halves.h"
+
+namespace ghost {
+
+constexpr int64_t kGroups = 8;
+
+/// One convolution's BatchNorm with its activation, as coefficients per channel (all padded).
+struct TrainedHalf {
+  int64_t channels = 0;
+  Act act = kNone;
+  const float *slope = nullptr, *gamma = nullptr, *beta = nullptr;  // gamma, beta: null where not affine
+  double eps = 0;
+  float *mean = nullptr, *var = nullptr;     // biased
+  float *scale = nullptr, *shift = nullptr;  // y = act(z * scale + shift)
+
+  Affine affine() const { return {scale, shift, act, slope}; }
+  double inverse_std(int64_t c) const;
+  void allocate(Scratch& scratch);
+  void set_affine();  // scale and shift from mean and var
+};
+
+struct Trained {
+  Map x;
+  int64_t n = 0, h = 0, w = 0, c = 0, m = 0;
+  TrainedHalf primary, cheap_norm;
+  Cheap cheap;
+  const float* panels = nullptr;  // packed primary weight
+  // z1, where it is kept rather than computed again from x: [n][h][w] pixels of z_pixel floats
+  float* z = nullptr;
+  int64_t z_pixel = 0;
+
+  int64_t values() const { return n * h * w; }
+  int64_t groups() const;
+  int64_t bands() const;
+
+  /// body(group, image, first row, row past the last) for every unit, the groups in parallel; backwards where asked,
+  /// so that a pass starts with what the one before it left in cache.
+  template <class Body>
+  void for_units(bool backwards, const Body& body) const {
+    const int64_t groups = this->groups(), bands = this->bands(), units = n * bands;
+    abi::parallel_for(groups, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; g++) {
+        const int64_t first = units * g / groups, last = units * (g + 1) / groups;
+        for (int64_t i = first; i < last; i++) {
+          const int64_t u = backwards ? last - 1 - (i - first) : i;
+          body(g, u / bands, h * (u % bands) / bands, h * (u % bands + 1) / bands);
+        }
+      }
+    });
+  }
+
+  /// Rows of z1: kept ones in place, else the product of x's rows, in `to` (count * w pixels of padded(m)).
+  Rows z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const;
+};
+
+/// Rows that are made in order, in steps, as far as somebody wants them: z1 and y1 (expanded for the cheap operation).
+class PrimaryRows {
+ public:
+  /// For rows begin - reach to end + reach; `span` rows before the newest step stay. z1 is there only if kept.
+  PrimaryRows(const Trained& t, int64_t image, int64_t begin, int64_t end, int64_t reach, int64_t step, int64_t span,
+              bool keep_z1, Scratch& scratch);
+  void ensure(int64_t limit);  // all rows below it are made
+  Rows z1(int64_t y) const { return {z_.row(y), padded(t_.m)}; }
+  float* y1(int64_t y) const { return y1_.row(y); }
+  /// Input rows of the cheap operation for output rows y to y + count, and their pixel stride.
+  int64_t window(int64_t y, int64_t count, const float** rows) const;
+  int64_t step() const { return step_; }
+
+ private:
+  const Trained& t_;
+  int64_t image_, next_, bottom_, step_;
+  bool keep_z1_;
+  RowRing z_, y1_, expanded_;
+  float* x_scratch_;
+};
+
+struct TrainArguments {
+  const char* op;
+  const abi::Tensor &x, &primary_weight;
+  const std::optional<abi::Tensor>&primary_gamma, &primary_beta;
+  const abi::Tensor& cheap_weight;
+  const std::optional<abi::Tensor>&cheap_gamma, &cheap_beta, &act_weight, &cheap_act_weight;
+  int64_t out_channels, act, cheap_act;
+  double act_slope, cheap_act_slope, primary_eps, cheap_eps;
+};
+
+/// Checks and packs; all of the cheap operation's channels are there, kept or not. Statistics are not set yet.
+Trained trained(const TrainArguments& a, Scratch& scratch);
+
+/// Sums over groups, in their order: total[i] = sum of part[g * stride + i].
+std::vector<double> combine(const float* parts, int64_t groups, int64_t stride, int64_t count);
+
+}  // namespace ghost

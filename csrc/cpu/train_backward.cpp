@@ -1,0 +1,305 @@
+// ghost_module_train_backward: B1 the sums of the cheap operation's BatchNorm; B2 its weight's gradient and the sums of
+// the primary's BatchNorm; B3 the gradients of the primary weight and of x. Everything else is computed again from x.
+#include "operators.h"
+#include "train.h"
+
+namespace ghost {
+namespace {
+
+constexpr int64_t kMostRows = 56 + 6;  // of a step and its halo
+
+/// The BatchNorm of one half in the backward: partial sums of the groups, then the coefficients that they give.
+struct NormGradient {
+  const TrainedHalf* half;
+  int64_t groups, pad;
+  float* sums;  // [group][g, g (z - mean), slope], each of sum_floats(channels)
+  float *k, *c0, *c1;
+
+  NormGradient(const TrainedHalf& h, int64_t channels, int64_t groups, Scratch& scratch)
+      : half(&h),
+        groups(groups),
+        pad(sum_floats(channels)),
+        sums(scratch.zeros(groups * 3 * pad)),
+        k(scratch.zeros(pad)),
+        c0(scratch.zeros(pad)),
+        c1(scratch.zeros(pad)) {}
+
+  float* of(int64_t group, int64_t which) const { return sums + (group * 3 + which) * pad; }
+
+  /// What every call of the kernel has in common.
+  NormBackward call(int64_t pixels, int64_t channels, const Rows& z, const Rows& grad) const {
+    NormBackward b{};
+    b.pixels = pixels, b.channels = channels;
+    b.z = z.data, b.z_pixel = z.pixel;
+    b.grad = grad.data, b.grad_pixel = grad.pixel;
+    b.affine = half->affine(), b.mean = half->mean;
+    return b;
+  }
+
+  void add_sums(int64_t group, NormBackward b) const {
+    b.sum_g = of(group, 0), b.sum_gz = of(group, 1), b.sum_slope = half->act == kPrelu ? of(group, 2) : nullptr;
+    kernels().norm_backward(b);
+  }
+
+  void write(NormBackward b, float* out, int64_t out_pixel) const {
+    b.k = k, b.c0 = c0, b.c1 = c1;
+    b.out = out, b.out_pixel = out_pixel;
+    kernels().norm_backward(b);
+  }
+
+  /// Gradients of gamma, beta and PReLU's weight of the first `channels` channels, and the coefficients of `write`.
+  void finish(int64_t channels, int64_t values, float* grad_gamma, float* grad_beta, float* grad_slope) const {
+    const std::vector<double> total = combine(sums, groups, 3 * pad, 3 * pad);
+    for (int64_t c = 0; c < channels; c++) {
+      const double inverse = half->inverse_std(c), g = total[c], gz = total[pad + c];
+      grad_gamma[c] = static_cast<float>(gz * inverse);
+      grad_beta[c] = static_cast<float>(g);
+      grad_slope[c] = static_cast<float>(total[2 * pad + c]);
+      k[c] = static_cast<float>(inverse * (half->gamma ? half->gamma[c] : 1.0));
+      c0[c] = static_cast<float>(g / static_cast<double>(values));
+      c1[c] = static_cast<float>(gz * inverse * inverse / static_cast<double>(values));
+    }
+  }
+};
+
+struct Backward {
+  Trained t;
+  Map grad_out, grad_x;
+  int64_t kept;              // cheap channels that out has: the others have no gradient
+  const float* flipped;      // the cheap weight for the gradient of its input
+  const float* transposed;   // packed primary weight for the gradient of x
+  float *grad_w1, *grad_w2;  // per group: [c][padded(m)], [taps][padded(kept)]
+  NormGradient norm1, norm2;
+
+  int64_t taps() const { return t.cheap.kernel * t.cheap.kernel; }
+  int64_t step() const { return step_rows(t.w, t.h); }
+  float* w1_of(int64_t group) const { return grad_w1 + group * t.c * padded(t.m); }
+  float* w2_of(int64_t group) const { return grad_w2 + group * taps() * padded(kept); }
+};
+
+/// z2 of rows y to y + count.
+Rows cheap_product(const Trained& t, const PrimaryRows& primary, int64_t y, int64_t count, float* z2) {
+  const float* rows[kMostRows];
+  const int64_t in_pixel = primary.window(y, count, rows), pixel = padded(t.cheap.channels);
+  kernels().depthwise({rows, in_pixel, count, t.w, t.cheap.channels, t.cheap.kernel, t.cheap.weight, t.cheap.weight_row,
+                       nullptr, z2, t.w * pixel, pixel, false});
+  return {z2, pixel};
+}
+
+void cheap_norm_sums(const Backward& b) {
+  const Trained& t = b.t;
+  const int64_t step = b.step(), halo = t.cheap.halo();
+  t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
+    Scratch own;
+    PrimaryRows primary(t, image, begin, end, halo, step, step + 2 * halo, false, own);
+    float *z2 = own.floats(step * t.w * padded(b.kept)), *grad = own.floats(rows_scratch(b.grad_out, step));
+    for (int64_t y = begin; y < end; y += step) {
+      const int64_t count = std::min(step, end - y);
+      primary.ensure(y + count + halo);
+      const Rows z = cheap_product(t, primary, y, count, z2);
+      const Rows g = read_rows(b.grad_out, image, y, count, grad, t.m, b.kept);
+      b.norm2.add_sums(group, b.norm2.call(count * t.w, b.kept, z, g));
+    }
+  });
+}
+
+/// Gradients of z2 and then of y1 for one unit, in order and only as far as they are wanted.
+class CheapGradient {
+ public:
+  CheapGradient(const Backward& b, int64_t image, int64_t begin, int64_t end, Scratch& scratch)
+      : b_(b),
+        image_(image),
+        step_(b.step()),
+        halo_(b.t.cheap.halo()),
+        next_(std::max<int64_t>(0, begin - halo_)),
+        bottom_(std::min(b.t.h, end + halo_)),
+        // the window of the first product lies behind that of the second, each a step late
+        primary_(b.t, image, begin, end, 2 * halo_, step_, 2 * step_ + 3 * halo_, true, scratch),
+        grad_z2_(next_, step_, step_ + 2 * halo_, b.t.h, b.t.w, padded(b.kept), scratch),
+        z2_(scratch.floats(step_ * b.t.w * padded(b.kept))),
+        grad_(scratch.floats(rows_scratch(b.grad_out, step_))),
+        grad_y1_(scratch.floats(step_ * b.t.w * padded(b.t.m))),
+        through_(scratch.floats(step_ * b.t.w * padded(b.kept))) {}
+
+  /// Gradient of y1's rows y to y + count, a step at the most.
+  Rows grad_y1(int64_t y, int64_t count) {
+    const Trained& t = b_.t;
+    const Kernels& k = kernels();
+    make_grad_z2(y + count + halo_);
+    const int64_t pixels = count * t.w, pixel = padded(t.m), cheap_pixel = padded(b_.kept);
+    const Rows g = read_rows(b_.grad_out, image_, y, count, grad_, 0, t.m);
+    k.affine(g.data, g.pixel, {nullptr, nullptr, kNone, nullptr}, grad_y1_, pixel, pixels, t.m);
+    const float* rows[kMostRows];
+    grad_z2_.window(y, count, halo_, rows);
+    k.depthwise({rows, cheap_pixel, count, t.w, b_.kept, t.cheap.kernel, b_.flipped, cheap_pixel, nullptr, through_,
+                 t.w * cheap_pixel, cheap_pixel, false});
+    if (t.cheap.expands())
+      reduce_channels(through_, cheap_pixel, grad_y1_, pixel, pixels, b_.kept, t.cheap.multiplier);
+    else
+      k.add(through_, cheap_pixel, grad_y1_, pixel, pixels, b_.kept);
+    return {grad_y1_, pixel};
+  }
+
+  /// After grad_y1 of the same rows.
+  void add_weight_gradient(int64_t group, int64_t y, int64_t count) const {
+    const float* rows[kMostRows];
+    const int64_t in_pixel = primary_.window(y, count, rows), pixel = padded(b_.kept);
+    for (int64_t i = 0; i < count; i++)  // a row at a time: rows of a ring are not dense
+      kernels().depthwise_weight_grad({rows + i, in_pixel, 1, b_.t.w, b_.kept, b_.t.cheap.kernel, grad_z2_.row(y + i),
+                                       b_.t.w * pixel, pixel, b_.w2_of(group)});
+  }
+
+  /// The same rows' z1, dense: copied out of the ring where they are not.
+  const PrimaryRows& primary() const { return primary_; }
+
+ private:
+  void make_grad_z2(int64_t limit) {
+    const Trained& t = b_.t;
+    for (limit = std::min(limit, bottom_); next_ < limit;) {
+      const int64_t count = std::min(step_, bottom_ - next_);
+      primary_.ensure(next_ + count + halo_);
+      const Rows z = cheap_product(t, primary_, next_, count, z2_);
+      const Rows g = read_rows(b_.grad_out, image_, next_, count, grad_, t.m, b_.kept);
+      b_.norm2.write(b_.norm2.call(count * t.w, b_.kept, z, g), grad_z2_.row(next_), padded(b_.kept));
+      next_ += count;
+    }
+  }
+
+  const Backward& b_;
+  int64_t image_, step_, halo_, next_, bottom_;
+  PrimaryRows primary_;
+  RowRing grad_z2_;
+  float *z2_, *grad_, *grad_y1_, *through_;
+};
+
+void primary_norm_sums(const Backward& b) {
+  b.t.for_units(true, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
+    Scratch own;
+    CheapGradient cheap(b, image, begin, end, own);
+    for (int64_t y = begin; y < end; y += b.step()) {
+      const int64_t count = std::min(b.step(), end - y);
+      const Rows g = cheap.grad_y1(y, count);
+      for (int64_t i = 0; i < count; i++)
+        b.norm1.add_sums(
+            group, b.norm1.call(b.t.w, b.t.m, cheap.primary().z1(y + i), {g.data + i * b.t.w * g.pixel, g.pixel}));
+      cheap.add_weight_gradient(group, y, count);
+    }
+  });
+}
+
+void primary_gradients(const Backward& b) {
+  const Trained& t = b.t;
+  const Kernels& k = kernels();
+  t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
+    Scratch own;
+    CheapGradient cheap(b, image, begin, end, own);
+    const int64_t pixel = padded(t.m);
+    float *grad_z1 = own.floats(b.step() * t.w * pixel), *x_rows = own.floats(rows_scratch(t.x, b.step()));
+    float* grad_x_rows = own.floats(rows_scratch(b.grad_x, b.step()));
+    for (int64_t y = begin; y < end; y += b.step()) {
+      const int64_t count = std::min(b.step(), end - y), pixels = count * t.w;
+      const Rows g = cheap.grad_y1(y, count);
+      for (int64_t i = 0; i < count; i++)
+        b.norm1.write(b.norm1.call(t.w, t.m, cheap.primary().z1(y + i), {g.data + i * t.w * g.pixel, g.pixel}),
+                      grad_z1 + i * t.w * pixel, pixel);
+      const Rows x = read_rows(t.x, image, y, count, x_rows);
+      k.pointwise(
+          {x.data, 1, x.pixel, t.c, pixels, t.m, grad_z1, pixel, nullptr, b.w1_of(group), pixel, true, false, true});
+      const Rows to = rows_to_write(b.grad_x, image, y, grad_x_rows);
+      k.pointwise({grad_z1, pixel, 1, pixels, t.m, t.c, b.transposed, 0, nullptr, to.data, to.pixel, !b.grad_x.direct,
+                   false, false});
+      finish_rows(b.grad_x, image, y, count, to);
+    }
+  });
+}
+
+/// A gradient in its parameter's dtype, or an empty tensor where there is none.
+Tensor given(const Optional& parameter, const float* grad, int64_t channels, abi::DType x) {
+  if (!parameter) return abi::empty({0}, x);
+  if (parameter->numel() == channels) return result(grad, {channels}, parameter->dtype());
+  double total = 0;
+  for (int64_t c = 0; c < channels; c++) total += grad[c];
+  const float sum = static_cast<float>(total);
+  return result(&sum, {1}, parameter->dtype());
+}
+
+}  // namespace
+
+Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const Tensor& w1, const Optional& gamma1,
+                                 const Optional& beta1, const Tensor& w2, const Optional& gamma2, const Optional& beta2,
+                                 const Optional& act_weight, const Optional& cheap_act_weight, const Tensor& mean1,
+                                 const Tensor& var1, const Tensor& mean2, const Tensor& var2, int64_t out_channels,
+                                 int64_t act, int64_t cheap_act, double act_slope, double cheap_act_slope, double eps1,
+                                 double eps2) {
+  if (!all_readable(grad_out, x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2,
+                    var2) ||
+      !cheap_kernel_known(w2) || x.numel() <= x.size(1))
+    return abi::call<Nine>("ghost_ops::ghost_module_train_backward_reference", "", grad_out, x, w1, gamma1, beta1, w2,
+                           gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2, var2, out_channels, act,
+                           cheap_act, act_slope, cheap_act_slope, eps1, eps2);
+  Scratch scratch;
+  Trained t = trained({"ghost_module_train_backward", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight,
+                       cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
+                      scratch);
+  const Checks check("ghost_module_train_backward");
+  const int64_t made = t.cheap.channels, kept = out_channels - t.m, groups = t.groups();
+  check.shape("grad_out", grad_out, {t.n, out_channels, t.h, t.w});
+  check.shape("primary_mean", mean1, {t.m});
+  check.shape("primary_var", var1, {t.m});
+  check.shape("cheap_mean", mean2, {made});
+  check.shape("cheap_var", var2, {made});
+  const auto set = [&](TrainedHalf& half, const Tensor& mean, const Tensor& var) {
+    half.allocate(scratch);
+    std::copy_n(dense(mean, scratch), half.channels, half.mean);
+    std::copy_n(dense(var, scratch), half.channels, half.var);
+    half.set_affine();
+  };
+  set(t.primary, mean1, var1);
+  set(t.cheap_norm, mean2, var2);
+  t.cheap.channels = kept;
+
+  Tensor grad_x = abi::empty({t.n, t.c, t.h, t.w}, x.dtype(), layout_of(x));
+  float* transposed = scratch.floats(padded(t.c) * t.m);
+  kernels().pack({dense(w1, scratch), 1, t.c, t.c, t.m, nullptr, nullptr, transposed});
+  const int64_t kernel = t.cheap.kernel, taps = kernel * kernel;
+  const float* cheap_weight = dense(w2, scratch);
+  const Backward b{t,
+                   Map(grad_out),
+                   Map(grad_x),
+                   kept,
+                   pack_cheap(cheap_weight, kernel, kept, nullptr, scratch, true),
+                   transposed,
+                   scratch.zeros(groups * t.c * padded(t.m)),
+                   scratch.zeros(groups * taps * padded(kept)),
+                   NormGradient(t.primary, t.m, groups, scratch),
+                   NormGradient(t.cheap_norm, kept, groups, scratch)};
+
+  const auto f = [&](int64_t n) { return scratch.zeros(n); };
+  float *gamma1_grad = f(t.m), *beta1_grad = f(t.m), *slope1_grad = f(t.m);
+  float *gamma2_grad = f(made), *beta2_grad = f(made), *slope2_grad = f(made);
+  cheap_norm_sums(b);
+  b.norm2.finish(kept, t.values(), gamma2_grad, beta2_grad, slope2_grad);
+  primary_norm_sums(b);
+  b.norm1.finish(t.m, t.values(), gamma1_grad, beta1_grad, slope1_grad);
+  primary_gradients(b);
+
+  const std::vector<double> w1_sum = combine(b.grad_w1, groups, t.c * padded(t.m), t.c * padded(t.m));
+  const std::vector<double> w2_sum = combine(b.grad_w2, groups, taps * padded(kept), taps * padded(kept));
+  float *w1_grad = f(t.m * t.c), *w2_grad = f(made * taps);
+  for (int64_t j = 0; j < t.m; j++)
+    for (int64_t c = 0; c < t.c; c++) w1_grad[j * t.c + c] = static_cast<float>(w1_sum[c * padded(t.m) + j]);
+  for (int64_t j = 0; j < kept; j++)
+    for (int64_t i = 0; i < taps; i++) w2_grad[j * taps + i] = static_cast<float>(w2_sum[i * padded(kept) + j]);
+  const abi::DType dtype = x.dtype();
+  return {std::move(grad_x),
+          result(w1_grad, {t.m, t.c, 1, 1}, w1.dtype()),
+          given(gamma1, gamma1_grad, t.m, dtype),
+          given(beta1, beta1_grad, t.m, dtype),
+          result(w2_grad, {made, 1, kernel, kernel}, w2.dtype()),
+          given(gamma2, gamma2_grad, made, dtype),
+          given(beta2, beta2_grad, made, dtype),
+          given(act_weight, slope1_grad, t.m, dtype),
+          given(cheap_act_weight, slope2_grad, made, dtype)};
+}
+
+}  // namespace ghost

@@ -1,0 +1,165 @@
+// ghost_module_train: F1 takes the statistics of z1, F2 writes y1 and takes those of z2, F3 writes y2.
+#include "operators.h"
+#include "train.h"
+
+namespace ghost {
+namespace {
+
+constexpr int64_t kMostStep = 56;  // step_rows never gives more
+
+/// Mean and variance by shifted sums within a group, and Chan's formula over the groups, in double.
+class Moments {
+ public:
+  Moments(int64_t groups, int64_t channels, Scratch& scratch)
+      : groups_(groups),
+        channels_(channels),
+        pad_(sum_floats(channels)),
+        sums_(scratch.zeros(3 * groups * pad_)),
+        counts_(groups) {}
+
+  void add(int64_t group, const float* z, int64_t z_pixel, int64_t pixels) {
+    float *origin = sums_ + 3 * group * pad_, *sum = origin + pad_, *square = sum + pad_;
+    if (counts_[group] == 0) std::copy(z, z + channels_, origin);
+    counts_[group] += pixels;
+    kernels().moments(z, z_pixel, pixels, channels_, origin, sum, square);
+  }
+
+  void finish(float* mean, float* var) const {
+    for (int64_t c = 0; c < channels_; c++) {
+      double count = 0, m = 0, squares = 0;
+      for (int64_t g = 0; g < groups_; g++) {
+        const double n = static_cast<double>(counts_[g]);
+        if (n == 0) continue;
+        const float* sums = sums_ + 3 * g * pad_ + c;
+        const double sum = sums[pad_], mine = sums[0] + sum / n, spread = sums[2 * pad_] - sum * sum / n;
+        const double delta = mine - m;
+        squares += spread + delta * delta * count * n / (count + n);
+        m += delta * n / (count + n);
+        count += n;
+      }
+      mean[c] = static_cast<float>(m);
+      var[c] = static_cast<float>(squares > 0 || squares != squares ? squares / count : 0.0);
+    }
+  }
+
+ private:
+  int64_t groups_, channels_, pad_;
+  float* sums_;  // origin, sum, sum of squares of each group
+  std::vector<int64_t> counts_;
+};
+
+void primary_statistics(const Trained& t, Scratch& scratch, bool keep) {
+  Moments moments(t.groups(), t.m, scratch);
+  const int64_t step = step_rows(t.w, t.h);
+  Trained source = t;  // z1 is made here, whether or not it is kept
+  source.z = nullptr;
+  t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
+    Scratch own;
+    float *x = own.floats(rows_scratch(t.x, step)), *z = own.floats(step * t.w * padded(t.m));
+    for (int64_t y = begin; y < end; y += step) {
+      const int64_t count = std::min(step, end - y), pixels = count * t.w;
+      const Rows rows = source.z1_rows(image, y, count, x, z);
+      moments.add(group, rows.data, rows.pixel, pixels);
+      if (keep)
+        kernels().affine(rows.data, rows.pixel, {nullptr, nullptr, kNone, nullptr},
+                         t.z + (image * t.h + y) * t.w * t.z_pixel, t.z_pixel, pixels, t.m);
+    }
+  });
+  moments.finish(t.primary.mean, t.primary.var);
+}
+
+void write_y1(const Trained& t, const Map& out, Scratch& scratch) {
+  Moments moments(t.groups(), t.cheap.channels, scratch);
+  const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo();
+  t.for_units(true, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
+    Scratch own;
+    PrimaryRows primary(t, image, begin, end, halo, step, step + 2 * halo, false, own);
+    float *out_rows = own.floats(rows_scratch(out, step)), *z2 = own.floats(step * t.w * padded(t.cheap.channels));
+    const float* rows[kMostStep + 6];
+    for (int64_t y = begin; y < end; y += step) {
+      const int64_t count = std::min(step, end - y), pixel = padded(t.cheap.channels);
+      primary.ensure(y + count + halo);
+      const Rows to = rows_to_write(out, image, y, out_rows, 0, t.m);
+      for (int64_t i = 0; i < count; i++)
+        kernels().affine(primary.y1(y + i), padded(t.m), {nullptr, nullptr, kNone, nullptr},
+                         to.data + i * t.w * to.pixel, to.pixel, t.w, t.m);
+      finish_rows(out, image, y, count, to, 0, t.m);
+      const int64_t in_pixel = primary.window(y, count, rows);
+      kernels().depthwise({rows, in_pixel, count, t.w, t.cheap.channels, t.cheap.kernel, t.cheap.weight,
+                           t.cheap.weight_row, nullptr, z2, t.w * pixel, pixel, false});
+      moments.add(group, z2, pixel, count * t.w);
+    }
+  });
+  moments.finish(t.cheap_norm.mean, t.cheap_norm.var);
+}
+
+/// Only the channels that out keeps; y1 comes from out where it lies there in full precision.
+void write_y2(Trained t, const Map& out, int64_t kept) {
+  TrainedHalf stored = t.primary;
+  if (out.direct) {
+    t.z = reinterpret_cast<float*>(out.data), t.z_pixel = out.pixel;
+    stored.scale = stored.shift = nullptr, stored.act = kNone;
+    t.primary = stored;
+  }
+  t.cheap.channels = kept;
+  const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo();
+  t.for_units(false, [&](int64_t, int64_t image, int64_t begin, int64_t end) {
+    Scratch own;
+    PrimaryRows primary(t, image, begin, end, halo, step, step + 2 * halo, false, own);
+    float* out_rows = own.floats(rows_scratch(out, step));
+    const float* rows[kMostStep + 6];
+    for (int64_t y = begin; y < end; y += step) {
+      const int64_t count = std::min(step, end - y);
+      primary.ensure(y + count + halo);
+      const int64_t in_pixel = primary.window(y, count, rows);
+      const Rows to = rows_to_write(out, image, y, out_rows, t.m, kept);
+      kernels().depthwise({rows, in_pixel, count, t.w, kept, t.cheap.kernel, t.cheap.weight, t.cheap.weight_row,
+                           nullptr, to.data, t.w * to.pixel, to.pixel, false});
+      kernels().affine(to.data, to.pixel, t.cheap_norm.affine(), to.data, to.pixel, count * t.w, kept);
+      finish_rows(out, image, y, count, to, t.m, kept);
+    }
+  });
+}
+
+/// Whether F1 should keep z1 in out's first half: where computing it again costs more than writing and reading it. Not
+/// with several bands an image, where one band's y1 would overwrite the z1 of its neighbour's halo.
+bool worth_keeping(const Trained& t, const Map& out) {
+  constexpr int64_t kFlopsPerFloatMoved = 25;  // of one multiply-add each; a core's rate over its share of bandwidth
+  return out.direct && t.bands() == 1 && t.c + t.c * t.m / kFlopsPerFloatMoved > 3 * t.m;
+}
+
+}  // namespace
+
+Five ghost_module_train(const Tensor& x, const Tensor& w1, const Optional& b1, const Optional& gamma1,
+                        const Optional& beta1, const Tensor& w2, const Optional& b2, const Optional& gamma2,
+                        const Optional& beta2, const Optional& act_weight, const Optional& cheap_act_weight,
+                        int64_t out_channels, int64_t act, int64_t cheap_act, double act_slope, double cheap_act_slope,
+                        double eps1, double eps2) {
+  if (!all_readable(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight) ||
+      !cheap_kernel_known(w2) || x.numel() <= x.size(1))
+    return abi::call<Five>("ghost_ops::ghost_module_train_reference", "", x, w1, b1, gamma1, beta1, w2, b2, gamma2,
+                           beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
+                           cheap_act_slope, eps1, eps2);
+  Scratch scratch;
+  Trained t = trained({"ghost_module_train", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
+                       out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
+                      scratch);
+  t.primary.allocate(scratch);
+  t.cheap_norm.allocate(scratch);
+  const int64_t made = t.cheap.channels;
+  Tensor result = abi::empty({t.n, out_channels, t.h, t.w}, x.dtype(), layout_of(x));
+  const Map out(result);
+  const bool keep = worth_keeping(t, out);
+  if (keep) t.z = reinterpret_cast<float*>(out.data), t.z_pixel = out.pixel;
+  primary_statistics(t, scratch, keep);
+  t.primary.set_affine();
+  write_y1(t, out, scratch);
+  t.cheap_norm.set_affine();
+  t.z = nullptr;
+  write_y2(t, out, out_channels - t.m);
+  const auto f32 = abi::DType::float32;
+  return {std::move(result), ghost::result(t.primary.mean, {t.m}, f32), ghost::result(t.primary.var, {t.m}, f32),
+          ghost::result(t.cheap_norm.mean, {made}, f32), ghost::result(t.cheap_norm.var, {made}, f32)};
+}
+
+}  // namespace ghost

@@ -1,0 +1,35 @@
+// The operators of ghost_ops: their schemas, and the CPU kernels behind them.
+#include <sstream>
+
+#include "abi.h"
+#include "cpu/operators.h"
+
+namespace ghost {
+namespace {
+
+const char* const kSchemas =
+#include "schemas.inc"
+    ;
+
+abi::Library& define() {
+  static abi::Library library("ghost_ops");
+  std::istringstream lines(kSchemas);
+  for (std::string line; std::getline(lines, line);)
+    if (line.find("->") != std::string::npos) library.define(line.c_str());
+  return library;
+}
+
+abi::Library& implement() {
+  static abi::Library library("ghost_ops", "CPU");
+  library.impl("ghost_module", abi::boxed<ghost_module>);
+  library.impl("ghost_module_eval", abi::boxed<ghost_module_eval>);
+  library.impl("ghost_module_train", abi::boxed<ghost_module_train>);
+  library.impl("ghost_module_train_backward", abi::boxed<ghost_module_train_backward>);
+  library.impl("cheap_concat", abi::boxed<cheap_concat>);
+  return library;
+}
+
+[[maybe_unused]] const abi::Library *schemas = &define(), *kernels = &implement();
+
+}  // namespace
+}  // namespace ghost

@@ -1,0 +1,93 @@
+"""The compiled kernels: loads ``ghost_ops/_cpu.so`` when imported, or records why it does not.
+
+Loading the library registers the operators' schemas and CPU kernels with PyTorch. ``GHOST_OPS_BACKEND=reference`` in
+the environment leaves it alone, and ``GHOST_OPS_ISA`` picks a lesser instruction set than the machine's best.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+NAMESPACE = "ghost_ops"
+LIBRARY = Path(__file__).resolve().parents[1] / "_cpu.so"
+
+
+def available() -> bool:
+    """Whether the compiled kernels are loaded."""
+    return _library is not None
+
+
+def reason() -> str | None:
+    """Why the compiled kernels are not loaded, as the end of a sentence; None where they are."""
+    return _reason
+
+
+def isa() -> str:
+    """The instruction set whose kernels run here, such as ``"avx512"``; ``"none"`` without the library."""
+    return _text("ghost_ops_cpu_isa") or "none"
+
+
+def isas() -> tuple[str, ...]:
+    """The instruction sets that the library has kernels for and this machine runs, the fastest first."""
+    return tuple(filter(None, _text("ghost_ops_cpu_isas").split(",")))
+
+
+def _text(function: str) -> str:
+    """What a function ``const char* function()`` of the library returns; empty without the library."""
+    if _library is None:
+        return ""
+    call = getattr(_library, function)
+    call.restype = ctypes.c_char_p
+    return call().decode()
+
+
+def _is_loaded() -> bool:
+    return any(os.path.exists(other) and os.path.samefile(other, LIBRARY) for other in torch.ops.loaded_libraries)
+
+
+def _operators_exist() -> bool:
+    return any(name.startswith(f"{NAMESPACE}::") for name in torch._C._dispatch_get_all_op_names())
+
+
+def _warn(why: str) -> None:
+    warnings.warn(
+        f"ghost_ops runs on its reference backend, which is slower: {why}. "
+        "GHOST_OPS_BACKEND=reference in the environment silences this.",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The loaded library, or why there is none."""
+    wish = os.environ.get("GHOST_OPS_BACKEND", "")
+    if wish not in ("", "native", "reference"):
+        raise ValueError(f"GHOST_OPS_BACKEND: expected 'native' or 'reference', got {wish!r}")
+    if wish == "reference":
+        return None, "GHOST_OPS_BACKEND=reference is set"
+    if not LIBRARY.exists():
+        if sys.platform != "linux":
+            return None, f"its kernels are built on Linux only, this is {sys.platform}"
+        why = (
+            f"{LIBRARY.name} is missing, since the package was built without a C++ compiler or with GHOST_OPS_NATIVE=0"
+        )
+        _warn(why)
+        return None, why
+    if not _is_loaded() and _operators_exist():  # registering them a second time would end the process
+        return None, "another copy of ghost_ops has registered its operators in this process"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+        return ctypes.CDLL(str(LIBRARY)), None
+    except OSError as error:
+        why = f"{LIBRARY.name} does not load: {error}"
+        _warn(why)
+        return None, why
+
+
+_library, _reason = _load()

@@ -1,0 +1,89 @@
+"""``ghost_module``: primary 1x1 convolution, cheap operation and concatenation in one pass (GhostNet, section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ..activation import activate, activate_backward
+from .cheap_concat import cheap_concat, cheap_concat_backward, finish, given, match
+
+
+def _scaled(x, input_scale):
+    return x if input_scale is None else x * input_scale[:, :, None, None]
+
+
+def ghost_module(
+    x, primary_weight, primary_bias, cheap_weight, cheap_bias, input_scale, residual, act_weight, cheap_act_weight,
+    out_channels, act, cheap_act, act_slope, cheap_act_slope, return_squeeze,
+):  # fmt: skip
+    z = F.conv2d(_scaled(x, input_scale), match(primary_weight, x), match(primary_bias, x))
+    if cheap_weight is None:
+        return finish(activate(z, act, act_slope, act_weight), out_channels, residual, return_squeeze)
+    return cheap_concat(
+        z, cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
+        cheap_act_slope, return_squeeze,
+    )  # fmt: skip
+
+
+def ghost_module_backward(
+    grad_out, x, primary_weight, primary_bias, cheap_weight, cheap_bias, input_scale, act_weight, cheap_act_weight,
+    out_channels, act, cheap_act, act_slope, cheap_act_slope,
+):  # fmt: skip
+    """Gradients of x, the four parameters, input_scale and the two PReLU weights (empty where there is none)."""
+    xs, weight = _scaled(x, input_scale), match(primary_weight, x)
+    z = F.conv2d(xs, weight, match(primary_bias, x))
+    if cheap_weight is None:
+        grad_z, grad_act = activate_backward(grad_out, z, act, act_slope, act_weight)
+        grad_act = given(grad_act, act_weight, x)
+        grad_cheap = grad_cheap_bias = grad_cheap_act = x.new_empty(0)
+    else:
+        grad_z, grad_cheap, grad_cheap_bias, grad_act, grad_cheap_act = cheap_concat_backward(
+            grad_out, z, cheap_weight, cheap_bias, act_weight, cheap_act_weight, out_channels, act, cheap_act,
+            act_slope, cheap_act_slope,
+        )  # fmt: skip
+    grad_x, grad_weight, grad_bias = pointwise_backward(grad_z, xs, weight)
+    grad_scale = x.new_empty(0) if input_scale is None else (grad_x * x).sum((2, 3)).to(input_scale.dtype)
+    return (
+        _scaled(grad_x, input_scale),
+        grad_weight.to(primary_weight.dtype),
+        given(grad_bias, primary_bias, x),
+        grad_cheap,
+        grad_cheap_bias,
+        grad_scale,
+        grad_act,
+        grad_cheap_act,
+    )
+
+
+def fold(weight, bias, gamma, beta, mean, var, eps):
+    """Weight and bias of a convolution with the BatchNorm after it folded in, computed in at least float32."""
+    dtype = torch.promote_types(torch.promote_types(weight.dtype, mean.dtype), torch.float32)
+    scale = torch.rsqrt(var.to(dtype) + eps)
+    scale = scale if gamma is None else scale * gamma
+    shift = -mean * scale if bias is None else (bias - mean) * scale
+    shift = shift if beta is None else shift + beta
+    return (weight * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
+
+
+def ghost_module_eval(
+    x, primary_weight, primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, cheap_weight, cheap_bias,
+    cheap_gamma, cheap_beta, cheap_mean, cheap_var, input_scale, residual, act_weight, cheap_act_weight, out_channels,
+    act, cheap_act, act_slope, cheap_act_slope, primary_eps, cheap_eps, return_squeeze,
+):  # fmt: skip
+    """``ghost_module`` of a module whose BatchNorms use their running statistics: they are folded on the way in."""
+    weight, bias = fold(
+        primary_weight, primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps
+    )
+    cheap, cheap_bias = fold(cheap_weight, cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps)
+    return ghost_module(
+        x, weight, bias, cheap, cheap_bias, input_scale, residual, act_weight, cheap_act_weight, out_channels, act,
+        cheap_act, act_slope, cheap_act_slope, return_squeeze,
+    )  # fmt: skip
+
+
+def pointwise_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor):
+    """Gradients of x, weight and bias of a 1x1 convolution."""
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, [weight.shape[0]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3
+    )

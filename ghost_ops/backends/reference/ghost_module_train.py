@@ -1,0 +1,107 @@
+"""``ghost_module_train``: a Ghost module whose BatchNorms use batch statistics.
+
+The statistics are outputs, so that the running ones are updated apart from the operator (docs/architecture.md).
+The convolutions' biases change neither the output nor any gradient but their own, which is zero, since the batch
+statistics remove them: the means are those of the products without bias.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ..activation import activate, activate_backward
+from .cheap_concat import depthwise, depthwise_backward, given, match
+from .ghost_module import pointwise_backward
+
+
+def _statistics(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance of each channel, in at least float32."""
+    z = z.detach().to(torch.promote_types(z.dtype, torch.float32))
+    var, mean = torch.var_mean(z, (0, 2, 3), correction=0)
+    return mean, var
+
+
+def _batch_norm(z, gamma, beta, eps):
+    """Over batch statistics; a gamma and beta of two dtypes take the wider, as PyTorch wants one for both."""
+    if gamma is not None and beta is not None and gamma.dtype != beta.dtype:
+        wide = torch.promote_types(gamma.dtype, beta.dtype)
+        gamma, beta = gamma.to(wide), beta.to(wide)
+    return F.batch_norm(z, None, None, gamma, beta, True, 0.0, eps)
+
+
+def ghost_module_train(
+    x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma, cheap_beta,
+    act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, primary_eps, cheap_eps,
+):  # fmt: skip
+    z1 = F.conv2d(x, match(primary_weight, x))
+    y1 = _batch_norm(z1, primary_gamma, primary_beta, primary_eps)
+    y1 = activate(y1, act, act_slope, act_weight)
+    z2 = depthwise(y1, cheap_weight, None)
+    y2 = _batch_norm(z2, cheap_gamma, cheap_beta, cheap_eps)
+    y2 = activate(y2, cheap_act, cheap_act_slope, cheap_act_weight)
+    return torch.cat([y1, y2], 1)[:, :out_channels].contiguous(), *_statistics(z1), *_statistics(z2)
+
+
+def _channels(v: torch.Tensor) -> torch.Tensor:
+    return v[:, None, None]
+
+
+def _normalise(z, mean, var, eps):
+    return (z - _channels(mean)) * _channels(torch.rsqrt(var + eps))
+
+
+def _affine(z_hat, gamma, beta):
+    z_hat = z_hat if gamma is None else z_hat * _channels(gamma)
+    return z_hat if beta is None else z_hat + _channels(beta)
+
+
+def _batch_norm_backward(grad, z_hat, gamma, var, eps):
+    """Gradients of z, gamma and beta of a BatchNorm over batch statistics."""
+    grad_beta = grad.sum((0, 2, 3))
+    grad_gamma = (grad * z_hat).sum((0, 2, 3))
+    count = grad.numel() // grad.shape[1]
+    scale = torch.rsqrt(var + eps) if gamma is None else torch.rsqrt(var + eps) * gamma
+    grad_z = _channels(scale) * (grad - _channels(grad_beta / count) - z_hat * _channels(grad_gamma / count))
+    return grad_z, grad_gamma, grad_beta
+
+
+def ghost_module_train_backward(
+    grad_out, x, primary_weight, primary_gamma, primary_beta, cheap_weight, cheap_gamma, cheap_beta, act_weight,
+    cheap_act_weight, primary_mean, primary_var, cheap_mean, cheap_var, out_channels, act, cheap_act, act_slope,
+    cheap_act_slope, primary_eps, cheap_eps,
+):  # fmt: skip
+    """Gradients of x, primary weight, gamma, beta, cheap weight, gamma, beta, and the two PReLU weights.
+
+    Nothing of the forward but x and the statistics is needed: z1 and z2 are computed again.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    m, total = primary_weight.shape[0], primary_weight.shape[0] + cheap_weight.shape[0]
+    xw, w1, w2 = x.to(wide), primary_weight.to(wide), cheap_weight.to(wide)
+    z1_hat = _normalise(F.conv2d(xw, w1), primary_mean, primary_var, primary_eps)
+    a1 = _affine(z1_hat, primary_gamma, primary_beta)
+    y1 = activate(a1, act, act_slope, act_weight)
+    z2_hat = _normalise(depthwise(y1, w2, None), cheap_mean, cheap_var, cheap_eps)
+    a2 = _affine(z2_hat, cheap_gamma, cheap_beta)
+
+    grad_out = grad_out.to(wide)
+    grad_y2 = F.pad(grad_out[:, m:], (0, 0, 0, 0, 0, total - out_channels))
+    grad_a2, grad_cheap_act = activate_backward(grad_y2, a2, cheap_act, cheap_act_slope, cheap_act_weight)
+    grad_z2, grad_cheap_gamma, grad_cheap_beta = _batch_norm_backward(
+        grad_a2, z2_hat, cheap_gamma, cheap_var, cheap_eps
+    )
+    grad_y1, grad_w2, _ = depthwise_backward(grad_z2, y1, w2)
+    grad_a1, grad_act = activate_backward(grad_y1 + grad_out[:, :m], a1, act, act_slope, act_weight)
+    grad_z1, grad_gamma, grad_beta = _batch_norm_backward(grad_a1, z1_hat, primary_gamma, primary_var, primary_eps)
+    grad_x, grad_w1, _ = pointwise_backward(grad_z1, xw, w1)
+    return (
+        grad_x.to(x.dtype),
+        grad_w1.to(primary_weight.dtype),
+        given(grad_gamma, primary_gamma, x),
+        given(grad_beta, primary_beta, x),
+        grad_w2.to(cheap_weight.dtype),
+        given(grad_cheap_gamma, cheap_gamma, x),
+        given(grad_cheap_beta, cheap_beta, x),
+        given(grad_act, act_weight, x),
+        given(grad_cheap_act, cheap_act_weight, x),
+    )

@@ -1,0 +1,23 @@
+"""Modules, as people write nets: plain ones, and fused ones with the same constructors and state_dicts."""
+
+from .bottleneck import GhostBottleneck
+from .fused_bottleneck import FusedGhostBottleneck
+from .fused_ghost_module import FusedGhostModule
+from .fused_squeeze_excite import FusedSELayer, FusedSqueezeExcite
+from .ghost_module import GhostModule
+from .parts import BottleneckParts, GhostParts, SqueezeExciteParts
+from .squeeze_excite import SELayer, SqueezeExcite
+
+__all__ = [
+    "BottleneckParts",
+    "FusedGhostBottleneck",
+    "FusedGhostModule",
+    "FusedSELayer",
+    "FusedSqueezeExcite",
+    "GhostBottleneck",
+    "GhostModule",
+    "GhostParts",
+    "SELayer",
+    "SqueezeExcite",
+    "SqueezeExciteParts",
+]

@@ -1,0 +1,61 @@
+"""What ``torch.nn.BatchNorm2d`` does, for code that runs it inside an operator: which statistics, folding, updates."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..backends.reference.ghost_module import fold
+from ._structure import Half, Unfusable
+
+BATCH, RUNNING, ABSENT = "batch", "running", "absent"
+
+
+def statistics(norm: nn.Module | None) -> str:
+    """The statistics that a BatchNorm would use now."""
+    if norm is None:
+        return ABSENT
+    buffers = norm._buffers
+    mean, var = buffers.get("running_mean"), buffers.get("running_var")
+    if norm.training or (mean is None and var is None):
+        if type(norm) is nn.SyncBatchNorm:
+            raise Unfusable("a SyncBatchNorm uses the statistics of all processes")
+        return BATCH
+    if mean is None or var is None:
+        raise Unfusable("a BatchNorm has only one of its two running statistics")
+    return RUNNING
+
+
+def folded(half: Half) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of the convolution with its BatchNorm, if any, folded in; differentiable."""
+    weight, bias, gamma, beta, mean, var, _ = half.tensors()
+    return (weight, bias) if half.norm is None else fold(weight, bias, gamma, beta, mean, var, half.norm.eps)
+
+
+def update(norm: nn.BatchNorm2d, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
+    """Update the running statistics with those of a batch, as ``BatchNorm2d.forward`` in training does.
+
+    Args:
+        mean, var: of each channel, the variance biased.
+        count: values a channel.
+    """
+    buffers = norm._buffers
+    running = buffers["running_mean"], buffers["running_var"]
+    if not (norm.training and norm.track_running_stats):
+        return
+    tracked = buffers["num_batches_tracked"]
+    if tracked is not None:
+        tracked.add_(1)
+    if running[0] is None:
+        return
+    if norm.momentum is not None:
+        weight = norm.momentum
+    elif tracked is not None:
+        weight = 1.0 / tracked.to(mean.dtype)
+    else:
+        return
+    for old, new in zip(running, (mean, var * (count / (count - 1))), strict=True):
+        if old.dtype == new.dtype:
+            old.lerp_(new, weight)
+        else:  # half-precision buffers: rounded once, as PyTorch's kernel does
+            old.copy_(old.to(new.dtype).lerp_(new, weight))

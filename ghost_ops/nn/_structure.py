@@ -1,0 +1,234 @@
+"""What a fused module may read of the modules inside it, and how it notices that this has changed.
+
+Fused code takes parameters past the ``forward`` of the children that own them. That is right only while the children
+are exactly those that were recognised, and nothing (a hook, a parametrisation, a replaced forward) acts when they are
+called. ``Structure`` finds them once and checks that on every call, at some 200 ns a child.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..backends.activation import ACTIVATIONS, LEAKY_RELU, NONE, PRELU
+
+_ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.Identity: "none",
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.LeakyReLU: "leaky_relu",
+    nn.PReLU: "prelu",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hard_swish",
+}
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
+PLAIN_TENSORS = frozenset((torch.Tensor, nn.Parameter))
+_NO_PADDING = ((0, 0), "valid", "same")
+
+
+class Unfusable(Exception):
+    """Why a module runs as plain PyTorch, in a sentence."""
+
+
+class Link(NamedTuple):
+    """A child that was found: where, and what it was."""
+
+    owner: nn.Module
+    name: str
+    child: nn.Module
+    kind: type
+    children: int
+
+
+class Half(NamedTuple):
+    """A convolution with what follows it. ``geometry`` is what the plan relies on, as it was."""
+
+    conv: nn.Conv2d
+    norm: nn.Module | None
+    act: nn.Module | None
+    code: int
+    geometry: tuple
+
+    @property
+    def name(self) -> str:
+        return ACTIVATIONS[self.code]
+
+    def slope(self) -> float:
+        return self.act.negative_slope if self.code == LEAKY_RELU else 0.01
+
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        """Weight, bias, gamma, beta, running mean and variance, PReLU's weight: each None where there is none.
+
+        From the dictionaries, where ``torch.func.functional_call`` too puts its tensors.
+        """
+        conv, norm = self.conv._parameters, self.norm
+        try:
+            weight, bias = conv["weight"], conv["bias"]
+            slopes = self.act._parameters["weight"] if self.code == PRELU else None
+            if norm is None:
+                return weight, bias, None, None, None, None, slopes
+            affine, running = norm._parameters, norm._buffers
+            mean, var = running["running_mean"], running["running_var"]
+            return weight, bias, affine["weight"], affine["bias"], mean, var, slopes
+        except KeyError as name:  # sharded, pruned or otherwise computed: an attribute, but no parameter
+            raise Unfusable(f"{name} of one of its children is no parameter or buffer of its own") from None
+
+    def is_pointwise(self) -> bool:
+        stride, padding, _, groups, _ = self.geometry
+        one = self.conv.kernel_size == (1, 1) and stride == (1, 1)
+        return one and padding in _NO_PADDING and groups == 1
+
+    def is_cheap(self, channels: int) -> bool:
+        """A depthwise convolution of ``channels`` that keeps the size of the map."""
+        (height, width), conv = self.conv.kernel_size, self.conv
+        stride, padding, dilation, groups, _ = self.geometry
+        same = padding in ((height // 2, width // 2), "same") and (dilation == (1, 1) or height == 1)
+        square = height == width and height % 2 == 1
+        return square and same and stride == (1, 1) and groups == conv.in_channels == channels
+
+
+class Structure:
+    """The children of ``root`` that fused code reads, each checked as it is found; raises ``Unfusable``."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.links: list[Link] = []
+        self.halves: list[Half] = []
+
+    def find(self, path: str) -> nn.Module:
+        """The module at ``path``; everything on the way counts as read."""
+        module = self.root
+        for name in path.split("."):
+            child = module._modules.get(name)
+            if child is None:
+                raise Unfusable(f"it has no child at {path!r}")
+            if not any(link.owner is module and link.name == name for link in self.links):
+                self._read(module, name, child, path)
+            module = child
+        return module
+
+    def _read(self, owner: nn.Module, name: str, child: nn.Module, path: str) -> None:
+        if _is_hooked(child):
+            raise Unfusable(f"its child {path!r} carries hooks, or a forward of its own: these must run")
+        if "parametrizations" in child._modules:
+            raise Unfusable(f"its child {path!r} is parametrised")
+        self.links.append(Link(owner, name, child, type(child), len(child._modules)))
+
+    def close(self) -> Structure:
+        """To be called when all was found: a ``Sequential`` on the way must hold nothing else."""
+        found = [link.child for link in self.links]
+        for link in self.links:
+            for name, child in link.child._modules.items() if link.kind is nn.Sequential else ():
+                if not _is_nothing(child) and not any(child is other for other in found):
+                    raise Unfusable(f"its child {link.name!r} also holds a {type(child).__name__}, {name!r}")
+        return self
+
+    def half(self, conv: str, norm: str | None, act: str | None) -> Half:
+        """A convolution, the BatchNorm and the activation after it."""
+        modules = [None if path is None else self.find(path) for path in (conv, norm, act)]
+        return self.triple(*modules)
+
+    def triple(self, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> Half:
+        if type(conv) is not nn.Conv2d:
+            raise Unfusable(f"one of its convolutions is a {type(conv).__name__}, not a Conv2d")
+        if conv.padding_mode != "zeros":
+            raise Unfusable(f"one of its convolutions pads with mode {conv.padding_mode!r}")
+        norm = None if _is_nothing(norm) else norm
+        if norm is not None and type(norm) not in _NORMS:
+            raise Unfusable(f"one of its normalisations is a {type(norm).__name__}, not a BatchNorm2d")
+        half = Half(conv, norm, act, self.activation(act), _geometry(conv))
+        self.halves.append(half)
+        return half
+
+    @staticmethod
+    def activation(act: nn.Module | None) -> int:
+        """The code of an activation module."""
+        if _is_nothing(act):
+            return NONE
+        name = _ACTIVATIONS.get(type(act))
+        if name is None:
+            raise Unfusable(f"one of its activations is a {type(act).__name__}, which no operator knows")
+        return ACTIVATIONS.index(name)
+
+    def leaves(self, paths: tuple[str, ...]) -> list[nn.Module]:
+        """The modules at ``paths`` in order, ``Sequential`` opened."""
+        found = []
+        for path in paths:
+            module = self.find(path)
+            if type(module) is nn.Sequential:
+                found += self.leaves(tuple(f"{path}.{name}" for name in module._modules))
+            else:
+                found.append(module)
+        return found
+
+    def halves_of(self, paths: tuple[str, ...]) -> list[Half]:
+        """A chain of convolutions, each with the BatchNorm and the activation that may follow it."""
+        chain, steps = self.leaves(paths), []
+        while chain:
+            conv, norm, act = chain.pop(0), None, None
+            if chain and type(chain[0]) in _NORMS:
+                norm = chain.pop(0)
+            if chain and type(chain[0]) in _ACTIVATIONS:
+                act = chain.pop(0)
+            steps.append(self.triple(conv, norm, act))
+        return steps
+
+    def has_changed(self) -> bool:
+        """Whether a child was swapped, hooked, given another class, or a convolution another geometry."""
+        for owner, name, child, kind, children in self.links:
+            state = child.__dict__
+            if (
+                owner._modules.get(name) is not child
+                or type(child) is not kind
+                or len(state["_modules"]) != children
+                or state["_forward_hooks"]
+                or state["_forward_pre_hooks"]
+                or state["_backward_hooks"]
+                or state["_backward_pre_hooks"]
+                or "forward" in state
+            ):
+                return True
+        return any(_geometry(half.conv) != half.geometry for half in self.halves)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _is_nothing(module: nn.Module | None) -> bool:
+    return module is None or type(module) is nn.Identity or (type(module) is nn.Sequential and not module._modules)
+
+
+def _geometry(conv: nn.Conv2d) -> tuple:
+    return conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+
+
+def refuse_input(x: object) -> str | None:
+    """Why no operator may see x, or see it now: something that PyTorch does to it would be lost. None: it may."""
+    if type(x) not in PLAIN_TENSORS:
+        return f"its input is a {type(x).__name__}, not a plain tensor"
+    if x.layout is not torch.strided or x.dim() != 4:
+        return "its input is not a dense N x C x H x W tensor"
+    if torch._C._are_functorch_transforms_active():
+        return "a function transform (vmap, grad, jvp) is active"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace is recording"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    return None
+
+
+def refuse_now() -> str | None:
+    """Why no module may be fused at the moment."""
+    if nn.modules.module._has_any_global_hook():
+        return "a global module hook is registered"
+    return None

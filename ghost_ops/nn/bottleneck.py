@@ -1,0 +1,86 @@
+"""``GhostBottleneck``: the residual block of GhostNet, two Ghost modules around an optional stride and excitation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from . import _arguments
+from .ghost_module import GhostModule
+from .parts import BottleneckParts
+from .squeeze_excite import SqueezeExcite
+
+
+class GhostBottleneck(nn.Module):
+    """Ghost bottleneck in plain PyTorch: ghost1, [depthwise of stride s, BN], [SE], ghost2, plus the shortcut.
+
+    Source: Han et al. 2020 (GhostNet, arXiv 1911.11907), section 3.2, in the structure of Huawei's and timm's nets,
+    whose state_dict keys it has.
+
+    Args:
+        in_chs, mid_chs, out_chs: input, expanded and output channels.
+        dw_kernel_size: odd size of the depthwise convolutions of stride and shortcut.
+        stride: above 1, a depthwise convolution with BatchNorm stands between the Ghost modules.
+        se_ratio: hidden units per channel of the squeeze-and-excite layer; 0 or None: no such layer.
+        device, dtype: of the parameters.
+
+    Shape: N x in_chs x H x W to N x out_chs x ceil(H / stride) x ceil(W / stride).
+
+    Raises:
+        ValueError: a channel count or stride below 1, an even or non-positive kernel size, a negative se_ratio.
+        TypeError: something else than an int.
+    """
+
+    _ghost_module = GhostModule
+    _squeeze_excite = SqueezeExcite
+
+    def __init__(
+        self,
+        in_chs: int,
+        mid_chs: int,
+        out_chs: int,
+        dw_kernel_size: int = 3,
+        stride: int = 1,
+        se_ratio: float | None = 0.0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        owner, factory = type(self).__name__, {"device": device, "dtype": dtype}
+        _arguments.positive(owner, in_chs=in_chs, mid_chs=mid_chs, out_chs=out_chs, stride=stride)
+        _arguments.odd(owner, dw_kernel_size=dw_kernel_size)
+        if se_ratio is not None and not se_ratio >= 0:
+            raise ValueError(f"{owner}: se_ratio: expected None or a number of at least 0, got {se_ratio!r}")
+        self.stride = stride
+
+        def depthwise(channels: int) -> nn.Conv2d:
+            size = dw_kernel_size
+            return nn.Conv2d(channels, channels, size, stride, size // 2, groups=channels, bias=False, **factory)
+
+        self.ghost1 = self._ghost_module(in_chs, mid_chs, **factory)
+        self.conv_dw = depthwise(mid_chs) if stride > 1 else None
+        self.bn_dw = nn.BatchNorm2d(mid_chs, **factory) if stride > 1 else None
+        self.se = self._squeeze_excite(mid_chs, se_ratio, **factory) if se_ratio else None
+        self.ghost2 = self._ghost_module(mid_chs, out_chs, relu=False, **factory)
+        self.shortcut = nn.Sequential()
+        if in_chs != out_chs or stride != 1:
+            self.shortcut = nn.Sequential(
+                depthwise(in_chs),
+                nn.BatchNorm2d(in_chs, **factory),
+                nn.Conv2d(in_chs, out_chs, 1, bias=False, **factory),
+                nn.BatchNorm2d(out_chs, **factory),
+            )
+
+    def parts(self) -> BottleneckParts:
+        """Where its pieces are."""
+        depthwise = () if self.conv_dw is None else ("conv_dw", "bn_dw")
+        return BottleneckParts("ghost1", "ghost2", depthwise, None if self.se is None else "se", ("shortcut",))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.ghost1(x)
+        if self.conv_dw is not None:
+            y = self.bn_dw(self.conv_dw(y))
+        if self.se is not None:
+            y = self.se(y)
+        return self.ghost2(y) + self.shortcut(x)

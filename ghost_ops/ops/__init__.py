@@ -1,0 +1,1 @@
+"""WHAT each operator is: checks with their messages, shapes, autograd, autocast; no kernel."""

@@ -1,0 +1,112 @@
+"""Definition and registration of the operators: what every ``ops/<op>.py`` builds on.
+
+Schemas stand once, in ``schemas.inc``: the compiled library defines them where it is loaded, this module where it is
+not. The compiled library's CPU kernels hand a configuration that they do not take to ``<op>_reference``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from ..backends import native, reference
+
+NAMESPACE = "ghost_ops"
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def _schemas() -> list[str]:
+    text = Path(__file__).with_name("schemas.inc").read_text()
+    return [line for line in text.splitlines() if "->" in line]
+
+
+def memory_format(x: torch.Tensor) -> torch.memory_format:
+    """The layout of the maps that an operator makes from x: channels_last where x is, an ambiguous x counts as NCHW."""
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format
+
+
+def _as_operator(name: str) -> Callable:
+    """The reference implementation with an operator's manners: dense results that alias no argument."""
+    function, map_index = getattr(reference, name), int(name.endswith("_backward"))
+
+    def implementation(*args):
+        first, *rest = function(*args)
+        results = [first.contiguous(memory_format=memory_format(args[map_index])), *(r.contiguous() for r in rest)]
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        return tuple(r.clone() if any(r is a or torch._C._is_alias_of(r, a) for a in tensors) else r for r in results)
+
+    return implementation
+
+
+def _define() -> None:
+    for schema in _schemas():
+        name, arguments = schema.split("(", 1)
+        function = _as_operator(name)
+        if not native.available():
+            _library.define(schema)
+        _library.define(f"{name}_reference({arguments}")
+        for operator in (name, f"{name}_reference"):
+            _library.impl(operator, function, "CompositeExplicitAutograd")
+
+
+_define()
+
+
+def overload(name: str) -> torch._ops.OpOverload:
+    return getattr(torch.ops.ghost_ops, name).default
+
+
+def register_fake(name: str, function: Callable) -> None:
+    """The shapes of an operator's results, for it and for its reference twin."""
+    for operator in (name, f"{name}_reference"):
+        torch.library.register_fake(f"{NAMESPACE}::{operator}", function, lib=_library)
+
+
+def refuse_double_backward(name: str) -> None:
+    """Without this, differentiating a backward operator would silently give zeros."""
+
+    def raise_(ctx, *grads):
+        raise NotImplementedError(
+            f"ghost_ops.{name} cannot be differentiated: for double backward run the reference backend "
+            "(with ghost_ops.use_backend('reference'): ...)"
+        )
+
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", raise_, lib=_library)
+
+
+def differentiable(name: str, setup_context: Callable, backward: Callable, outputs: int) -> Callable:
+    """Make operator ``name`` differentiable on both routes and return the function that picks the route.
+
+    ``register_autograd`` serves compile, export and direct calls; a ``torch.autograd.Function`` is the eager fast path
+    (a third of the overhead); where nothing needs a gradient the operator is called below autograd. The first of the
+    ``outputs`` is differentiable unless ``setup_context`` marks otherwise.
+    """
+    operator = overload(name)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
+
+    class Fast(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            with torch._C._AutoDispatchBelowAutograd():
+                out = operator(*args)
+            setup_context(ctx, args, out)
+            return out
+
+    Fast.backward = staticmethod(once_differentiable(backward))
+    Fast.__name__ = Fast.__qualname__ = "".join(part.title() for part in name.split("_"))
+
+    def call(*args):
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return operator(*args)
+        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+            return Fast.apply(*args)
+        return operator(*args)
+
+    return call

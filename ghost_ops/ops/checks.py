@@ -1,0 +1,115 @@
+"""Argument checks, shared by the operators: each error says the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import torch
+
+from ..backends.activation import ACTIVATIONS, GATES, PRELU
+
+
+def _shape(t: torch.Tensor) -> str:
+    return "x".join(map(str, t.shape)) or "a scalar"
+
+
+class Checks:
+    """The checks of one call of operator ``op``; every failure raises ValueError or TypeError naming the argument."""
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+
+    def fail(self, argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
+        raise error(f"ghost_ops.{self.op}: {argument}: expected {expected}, got {got}")
+
+    def map(self, argument: str, x: object, like: torch.Tensor | None = None) -> None:
+        """A floating-point N x C x H x W tensor with at least one channel (N, H and W may be 0)."""
+        if not isinstance(x, torch.Tensor):
+            self.fail(argument, "a tensor", type(x).__name__, TypeError)
+        if x.dim() != 4:
+            self.fail(argument, "4 dimensions (N x C x H x W)", f"{x.dim()} ({_shape(x)})")
+        if not x.is_floating_point():
+            self.fail(argument, "a floating-point dtype", x.dtype, TypeError)
+        if x.shape[1] < 1:
+            self.fail(argument, "at least one channel", _shape(x))
+        if like is not None and x.dtype != like.dtype:
+            self.fail(argument, f"the dtype of x, {like.dtype}", x.dtype, TypeError)
+        if like is not None and x.device != like.device:
+            self.fail(argument, f"the device of x, {like.device}", x.device)
+
+    def parameter(self, argument: str, p: object, shape: tuple, x: torch.Tensor) -> None:
+        """A tensor of this shape (None: any size) in x's dtype, or float32 beside a half-precision x; on x's device."""
+        if not isinstance(p, torch.Tensor):
+            self.fail(argument, "a tensor", type(p).__name__, TypeError)
+        if p.dim() != len(shape) or any(
+            want is not None and want != have for want, have in zip(shape, p.shape, strict=True)
+        ):
+            self.fail(argument, "shape " + "x".join("any" if s is None else str(s) for s in shape), _shape(p))
+        if p.dtype != x.dtype and not (p.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
+            self.fail(argument, f"the dtype of x, {x.dtype}", p.dtype, TypeError)
+        if p.device != x.device:
+            self.fail(argument, f"the device of x, {x.device}", p.device)
+
+    def optional(self, argument: str, p: object, shape: tuple, x: torch.Tensor) -> None:
+        if p is not None:
+            self.parameter(argument, p, shape, x)
+
+    def primary(self, weight: object, x: torch.Tensor) -> int:
+        """The weight of a 1x1 primary convolution over x; returns its m channels."""
+        self.parameter("primary_weight", weight, (None, x.shape[1], 1, 1), x)
+        if weight.shape[0] < 1:
+            self.fail("primary_weight", "at least one output channel", _shape(weight))
+        return weight.shape[0]
+
+    def cheap(self, weight: object, m: int, x: torch.Tensor) -> int:
+        """The weight of a cheap operation over m channels; returns the channels that it makes."""
+        self.parameter("cheap_weight", weight, (None, 1, None, None), x)
+        channels, _, height, width = weight.shape
+        if height != width or height % 2 == 0:
+            self.fail("cheap_weight", "an odd square kernel", _shape(weight))
+        if channels < 1 or channels % m:
+            self.fail("cheap_weight", f"a positive multiple of the {m} primary channels first", _shape(weight))
+        return channels
+
+    def out_channels(self, value: object, m: int, total: int) -> int:
+        """Between the primary channels (one more where there is a cheap operation) and all channels."""
+        least = m if total == m else m + 1
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+            self.fail("out_channels", "an int", repr(value), TypeError)
+        if not least <= value <= total:
+            self.fail("out_channels", f"{least} to {total} ({m} primary, {total - m} cheap channels)", value)
+        return value
+
+    def residual(self, residual: object, x: torch.Tensor, out_channels: int) -> None:
+        if residual is not None:
+            self.map("residual", residual, x)
+            if residual.shape != (x.shape[0], out_channels, *x.shape[2:]):
+                expected = f"shape {x.shape[0]}x{out_channels}x{x.shape[2]}x{x.shape[3]}"
+                self.fail("residual", expected, _shape(residual))
+
+    def activation(self, argument: str, name: object, weight: object, channels: int, x: torch.Tensor) -> int:
+        """The code of an activation; PReLU, and only PReLU, has a weight of 1 or ``channels`` elements."""
+        if name not in ACTIVATIONS:
+            self.fail(argument, "one of " + ", ".join(ACTIVATIONS), repr(name))
+        code = ACTIVATIONS.index(name)
+        if (code == PRELU) != (weight is not None):
+            self.fail(f"{argument}_weight", "a tensor with prelu, None without", "None" if weight is None else name)
+        if weight is not None:
+            self.parameter(f"{argument}_weight", weight, (None,), x)
+            if weight.shape[0] not in (1, channels):
+                self.fail(f"{argument}_weight", f"1 or {channels} elements", weight.shape[0])
+        return code
+
+    def gate(self, name: object) -> int:
+        if name not in GATES:
+            self.fail("gate", "one of " + ", ".join(GATES), repr(name))
+        return GATES.index(name)
+
+
+def autocast(x: object, *others: torch.Tensor | None) -> tuple:
+    """The maps of a call in the dtype that autocast asks for, if it is on; parameters keep theirs."""
+    if not isinstance(x, torch.Tensor) or not torch.is_autocast_enabled(x.device.type):
+        return (x, *others)
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return tuple(
+        t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in (x, *others)
+    )

@@ -1,0 +1,138 @@
+"""``ghost_module_train``: a Ghost module over batch statistics, and its backward."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..backends import choose, reference
+from ._library import differentiable, overload, refuse_double_backward, register_fake
+from .checks import Checks, autocast
+from .ghost_module import fake_gradient, fake_map, fake_single_pass
+
+
+class TrainResult(NamedTuple):
+    """Output of :func:`ghost_module_train` and the batch statistics that update the running ones.
+
+    The variances are biased; ``primary_mean`` and ``cheap_mean`` are those of the products with their biases.
+    """
+
+    out: torch.Tensor
+    primary_mean: torch.Tensor
+    primary_var: torch.Tensor
+    cheap_mean: torch.Tensor
+    cheap_var: torch.Tensor
+
+
+def _statistics(x: torch.Tensor, channels: int) -> torch.Tensor:
+    return x.new_empty(channels, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _fake(x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, *args):
+    m, cheap = primary_weight.shape[0], cheap_weight.shape[0]
+    out, _ = fake_single_pass(x, args[-7], False)
+    return out, *(_statistics(x, c) for c in (m, m, cheap, cheap))
+
+
+def _fake_backward(
+    grad_out, x, primary_weight, primary_gamma, primary_beta, cheap_weight, cheap_gamma, cheap_beta, act_weight,
+    cheap_act_weight, *_,
+):  # fmt: skip
+    parameters = (primary_weight, primary_gamma, primary_beta, cheap_weight, cheap_gamma, cheap_beta)
+    return fake_map(x), *(fake_gradient(p, x) for p in (*parameters, act_weight, cheap_act_weight))
+
+
+register_fake("ghost_module_train", _fake)
+register_fake("ghost_module_train_backward", _fake_backward)
+refuse_double_backward("ghost_module_train_backward")
+
+
+def _setup(ctx, inputs, output):
+    x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight, *ctx.scalars = inputs
+    _, *statistics = output
+    ctx.save_for_backward(x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight, *statistics, b1, b2)
+    ctx.mark_non_differentiable(*statistics)
+
+
+def _backward(ctx, grad_out, *_):
+    *tensors, b1, b2 = ctx.saved_tensors
+    x, *parameters = tensors[:9]
+    gx, *grads = overload("ghost_module_train_backward")(grad_out, *tensors, *ctx.scalars)
+    gw1, ggamma1, gbeta1, gw2, ggamma2, gbeta2, *slopes = [
+        None if p is None else g for p, g in zip(parameters, grads, strict=True)
+    ]
+    gb1, gb2 = (None if b is None else torch.zeros_like(b) for b in (b1, b2))  # batch statistics remove the biases
+    return gx, gw1, gb1, ggamma1, gbeta1, gw2, gb2, ggamma2, gbeta2, *slopes, *[None] * 7
+
+
+_call = differentiable("ghost_module_train", _setup, _backward, outputs=1)
+
+
+def ghost_module_train(
+    x: torch.Tensor,
+    primary_weight: torch.Tensor,
+    primary_bias: torch.Tensor | None,
+    primary_gamma: torch.Tensor | None,
+    primary_beta: torch.Tensor | None,
+    cheap_weight: torch.Tensor,
+    cheap_bias: torch.Tensor | None,
+    cheap_gamma: torch.Tensor | None,
+    cheap_beta: torch.Tensor | None,
+    *,
+    out_channels: int | None = None,
+    act: str = "relu",
+    cheap_act: str = "relu",
+    act_slope: float = 0.01,
+    cheap_act_slope: float = 0.01,
+    act_weight: torch.Tensor | None = None,
+    cheap_act_weight: torch.Tensor | None = None,
+    primary_eps: float = 1e-5,
+    cheap_eps: float = 1e-5,
+) -> TrainResult:
+    """Ghost module with BatchNorm over batch statistics after each of its convolutions.
+
+    y1 = act(bn(conv1x1(x))); y2 = cheap_act(bn(depthwise(y1))); out = concat(y1, y2)[:, :out_channels]. For the
+    backward only x and the statistics are saved; everything else is computed again (DESIGN section 3).
+
+    Args:
+        x: N x C x H x W with more than one value a channel, NCHW or channels_last.
+        primary_gamma, primary_beta, cheap_gamma, cheap_beta: the BatchNorms' affine parameters, one per channel, or
+            None.
+        primary_eps, cheap_eps: added to the variances.
+
+    The other arguments are those of :func:`ghost_module`. The running statistics are the caller's to update.
+
+    Raises:
+        ValueError: as :func:`ghost_module`; also one value a channel, as ``torch.nn.BatchNorm2d``.
+    """
+    (x,) = autocast(x)
+    check = Checks("ghost_module_train")
+    check.map("x", x)
+    m = check.primary(primary_weight, x)
+    cheap = check.cheap(cheap_weight, m, x)
+    for name, p, channels in (
+        ("primary_bias", primary_bias, m),
+        ("primary_gamma", primary_gamma, m),
+        ("primary_beta", primary_beta, m),
+        ("cheap_bias", cheap_bias, cheap),
+        ("cheap_gamma", cheap_gamma, cheap),
+        ("cheap_beta", cheap_beta, cheap),
+    ):
+        check.optional(name, p, (channels,), x)
+    out_channels = check.out_channels(m + cheap if out_channels is None else out_channels, m, m + cheap)
+    act_code = check.activation("act", act, act_weight, m, x)
+    cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
+    if x.shape[0] * x.shape[2] * x.shape[3] <= 1:
+        check.fail("x", "more than 1 value per channel when training", f"input size {tuple(x.shape)}")
+    native = choose("ghost_module_train", x, cheap_weight.shape[-1]).backend != "reference"
+    out, mean1, var1, mean2, var2 = (_call if native else reference.ghost_module_train)(
+        x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma,
+        cheap_beta, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code, float(act_slope),
+        float(cheap_act_slope), float(primary_eps), float(cheap_eps),
+    )  # fmt: skip
+    if primary_bias is not None:
+        mean1 = mean1 + primary_bias.detach()
+    if cheap_bias is not None:
+        mean2 = mean2 + cheap_bias.detach()
+    return TrainResult(out, mean1, var1, mean2, var2)

@@ -1,0 +1,90 @@
+"""``squeeze_excite``: channel attention over the mean of the map."""
+
+from __future__ import annotations
+
+import torch
+
+from ..backends import choose, reference
+from ..backends.activation import PRELU
+from ._library import differentiable, overload, refuse_double_backward, register_fake
+from .checks import Checks, autocast
+from .ghost_module import fake_gradient, fake_map
+
+
+def _fake(x, reduce_weight, *_):
+    n, c = x.shape[:2]
+    return fake_map(x), x.new_empty(n, c), x.new_empty(n, reduce_weight.shape[0]), x.new_empty(n, c)
+
+
+def _fake_backward(grad_out, x, squeeze, hidden, logits, *parameters):
+    return fake_map(x), *(fake_gradient(p, x) for p in parameters[:4])
+
+
+register_fake("squeeze_excite", _fake)
+register_fake("squeeze_excite_backward", _fake_backward)
+refuse_double_backward("squeeze_excite_backward")
+
+
+def _setup(ctx, inputs, output):
+    x, w1, b1, w2, b2, *ctx.scalars = inputs
+    _, *vectors = output
+    ctx.save_for_backward(x, *vectors, w1, b1, w2, b2)
+    ctx.mark_non_differentiable(*vectors)
+
+
+def _backward(ctx, grad_out, *_):
+    parameters = ctx.saved_tensors[4:]
+    gx, *grads = overload("squeeze_excite_backward")(grad_out, *ctx.saved_tensors, *ctx.scalars)
+    return gx, *(None if p is None else g for p, g in zip(parameters, grads, strict=True)), None, None
+
+
+_call = differentiable("squeeze_excite", _setup, _backward, outputs=1)
+
+
+def squeeze_excite(
+    x: torch.Tensor,
+    reduce_weight: torch.Tensor,
+    reduce_bias: torch.Tensor | None,
+    expand_weight: torch.Tensor,
+    expand_bias: torch.Tensor | None,
+    *,
+    act: str = "relu",
+    gate: str = "hard_sigmoid",
+) -> torch.Tensor:
+    """Squeeze-and-excite: x * gate(expand(act(reduce(mean of x over H and W)))).
+
+    Source: Hu et al. 2018 (arXiv 1709.01507), section 3; the gates are those of the article's ``SELayer`` (clamp),
+    Huawei's and timm's GhostNet (hard_sigmoid: relu6(v + 3) / 6), sigmoid, and identity.
+
+    Args:
+        x: N x C x H x W, any floating dtype, NCHW or channels_last.
+        reduce_weight: R x C, or R x C x 1 x 1 as of a 1x1 convolution.
+        reduce_bias: R, or None.
+        expand_weight: C x R, or C x R x 1 x 1.
+        expand_bias: C, or None.
+        act: activation of the hidden layer: any of :func:`ghost_module`'s but prelu and leaky_relu.
+        gate: clamp, hard_sigmoid, sigmoid or identity.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    (x,) = autocast(x)
+    check = Checks("squeeze_excite")
+    check.map("x", x)
+    weights = []
+    for name, w in (("reduce_weight", reduce_weight), ("expand_weight", expand_weight)):
+        if isinstance(w, torch.Tensor) and w.dim() == 4 and w.shape[2:] == (1, 1):
+            w = w.flatten(1)
+        shape = (None, x.shape[1]) if name == "reduce_weight" else (x.shape[1], weights[0].shape[0])
+        check.parameter(name, w, shape, x)
+        weights.append(w)
+    check.optional("reduce_bias", reduce_bias, (weights[0].shape[0],), x)
+    check.optional("expand_bias", expand_bias, (x.shape[1],), x)
+    code = check.activation("act", act, None, x.shape[1], x) if act not in ("prelu", "leaky_relu") else PRELU
+    if code == PRELU:
+        check.fail("act", "an activation without slopes", repr(act))
+    gate_code = check.gate(gate)
+    native = choose("squeeze_excite", x).backend != "reference"
+    return (_call if native else reference.squeeze_excite)(
+        x, weights[0], reduce_bias, weights[1], expand_bias, code, gate_code
+    )[0]

@@ -1,0 +1,163 @@
+"""``explain``: what runs for each module of a net, on inputs that it really sees, and why nothing faster does."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from ..nn import FusedGhostBottleneck
+from ..nn._wrapper import Wrapper
+from .recognise import survey
+
+_patching = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module and one kind of input.
+
+    Attributes:
+        name: path in the net.
+        module: name of the class, of the replaced module where it was replaced.
+        input: shape, dtype and memory format; empty where the module was not called on its own.
+        runs: the operator and its backend, or how else it runs.
+        why: why nothing faster runs; empty where nothing faster is known.
+        fused: whether it is a fused module.
+        calls: how often it was called so.
+    """
+
+    name: str
+    module: str
+    input: str
+    runs: str
+    why: str
+    fused: bool
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The rows, in the order of the net; as text and for rich a table."""
+
+    rows: tuple[Row, ...]
+
+    def __rich__(self) -> Table:
+        table = Table("module", "class", "input", "runs", "why not faster", title="How this net runs")
+        for row in self.rows:
+            times = f"  ({row.calls} times)" if row.calls > 1 else ""
+            table.add_row(row.name or "(the net)", row.module, row.input + times, row.runs, row.why)
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=160, color_system=None, force_terminal=False, legacy_windows=False)
+        with console.capture() as capture:
+            console.print(self if self.rows else "No Ghost module, nor anything that looks like one, was found.")
+        return capture.get().rstrip("\n")
+
+
+def explain(net: nn.Module, example: object) -> Explanation:
+    """Run ``net`` once and say for each fused module, and each that could not be fused, what runs and why.
+
+    The net runs in its present mode: in eval as in inference, without gradients; in training as in a training step.
+    BatchNorm statistics and random generators are put back afterwards. Not meant for several threads at a time.
+
+    Args:
+        net: any module.
+        example: its input: a tensor, or a tuple or list of arguments, or a mapping of keyword arguments.
+
+    Raises:
+        TypeError: net is no ``torch.nn.Module``.
+        whatever ``net`` raises on this input.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"explain: net: expected a torch.nn.Module, got {type(net).__name__}")
+    names = {module: name for name, module in net.named_modules()}
+    wrappers = {module: [] for module in names if isinstance(module, Wrapper)}
+    with _recording(wrappers), _unchanged(net), torch.set_grad_enabled(net.training), _uncompiled():
+        if isinstance(example, Mapping):
+            net(**example)
+        else:
+            net(*example) if isinstance(example, (tuple, list)) else net(example)
+
+    rows = {}
+    for module, notes in wrappers.items():
+        kind = type(module if module._source is None else module._source).__name__
+        rows[module] = [
+            Row(names[module], kind, seen, *_split(runs), True, notes.count((seen, runs)))
+            for seen, runs in dict.fromkeys(notes)
+        ] or [Row(names[module], kind, "", _uncalled(module, wrappers, names), "", True)]
+    for found in survey(net):
+        why = found.reason or "it could be fused: ghost_ops.fuse(net)"
+        row = Row(found.name, type(found.module).__name__, "", "plain PyTorch", why, False)
+        rows.setdefault(found.module, []).append(row)
+    return Explanation(tuple(row for module in names for row in rows.get(module, ())))
+
+
+def _split(text: str) -> tuple[str, str]:
+    """What runs, and why, of what a module says of itself."""
+    runs, *why = re.split(r"; |: ", text, maxsplit=1)
+    return runs, "".join(why)
+
+
+def _uncalled(module: Wrapper, wrappers: dict[Wrapper, list], names: dict[nn.Module, str]) -> str:
+    for block, notes in wrappers.items():
+        if isinstance(block, FusedGhostBottleneck) and notes and block is not module and module in set(block.modules()):
+            return f"within {names[block] or 'the block'}"
+    return "was not called"
+
+
+@contextmanager
+def _recording(wrappers: dict[Wrapper, list]) -> Iterator[None]:
+    """Note what every wrapper says of each input that it is given.
+
+    By way of the classes: a hook, or a forward on an instance, would itself be a reason to fall back.
+    """
+
+    def recorded(forward):
+        def run(self, x, *args, **kwargs):
+            if self in wrappers:
+                wrappers[self].append((_describe(x), self.why(x)))
+            return forward(self, x, *args, **kwargs)
+
+        return run
+
+    with _patching, ExitStack() as stack:
+        for cls in {type(module) for module in wrappers}:
+            stack.enter_context(mock.patch.object(cls, "forward", recorded(cls.forward)))
+        yield
+
+
+@contextmanager
+def _unchanged(net: nn.Module) -> Iterator[None]:
+    """Put buffers and the states of the random generators back."""
+    kept = [(m, name, t, t.clone()) for m in net.modules() for name, t in m._buffers.items() if t is not None]
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, value in kept:
+                module._buffers[name] = buffer.copy_(value)
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _describe(x: object) -> str:
+    if not isinstance(x, torch.Tensor):
+        return type(x).__name__
+    text = f"{' x '.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}"
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return f"{text} channels_last" if last else text

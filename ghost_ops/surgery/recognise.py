@@ -1,0 +1,286 @@
+"""Which modules of somebody's net are Ghost modules, squeeze-and-excite layers and Ghost bottlenecks.
+
+By what they are and do, never by name. The structure nominates a module: for a Ghost module, two children with one
+convolution each, the second depthwise over the first. A copy is then run (``_probe``), the calls of its children say
+which piece is which, and the results must be those of the operator, in training and in eval, in float64. So the
+article's modules, Huawei's, timm's, YOLO's ``GhostConv``, Ghost-ResNet's and whatever else computes a Ghost module are
+one case, and those that only look alike (GhostNetV2's attention, a scaled output) are left alone, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, PRELU, activate, apply_gate
+from ..nn import (
+    BottleneckParts,
+    FusedGhostBottleneck,
+    FusedGhostModule,
+    GhostModule,
+    GhostParts,
+    SqueezeExciteParts,
+)
+from ..nn._structure import Structure, Unfusable
+from ..nn._wrapper import Wrapper
+from ._probe import Call, Probe, Refused, agree
+
+GHOST, SQUEEZE_EXCITE, BOTTLENECK = "Ghost module", "squeeze-and-excite", "Ghost bottleneck"
+Parts = GhostParts | SqueezeExciteParts | BottleneckParts
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # of these the forward is known: never one of ours
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """A module that looks like one of ours.
+
+    Attributes:
+        name: its first path in the net.
+        module: itself.
+        kind: ``Ghost module``, ``squeeze-and-excite`` or ``Ghost bottleneck``.
+        parts: where its pieces are; None if it is left alone.
+        reason: why it is left alone, in a sentence; None if it is not.
+    """
+
+    name: str
+    module: nn.Module
+    kind: str
+    parts: Parts | None = None
+    reason: str | None = None
+
+
+def survey(net: nn.Module) -> list[Finding]:
+    """Every module of ``net`` that is, or looks like, one of ours and is not fused yet; ``net`` itself included.
+
+    The net is not changed, its forward is not run, and the state of PyTorch's random generators stays as it is.
+
+    Raises:
+        TypeError: net is no ``torch.nn.Module``.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"survey: net: expected a torch.nn.Module, got {type(net).__name__}")
+    findings: dict[nn.Module, Finding] = {}
+    for name, module in _outermost(net, (Wrapper,)):
+        finding = _examine(name, module, GHOST, _ghost) or _examine(name, module, SQUEEZE_EXCITE, _squeeze_excite)
+        if finding is not None:
+            findings[module] = finding
+    blocks: dict[nn.Module, Finding] = {}
+    for name, module in reversed(list(_outermost(net, (FusedGhostBottleneck,)))):  # the innermost first
+        if any(isinstance(inner, FusedGhostBottleneck) or _is_ours(inner, blocks) for inner in module.modules()):
+            continue
+        finding = _examine(name, module, BOTTLENECK, lambda m: _bottleneck(m, findings))
+        if finding is not None:
+            blocks[module] = finding
+    return [*findings.values(), *reversed(blocks.values())]
+
+
+def _outermost(net: nn.Module, closed: tuple[type, ...]) -> Iterator[tuple[str, nn.Module]]:
+    """Every module once, parents first, those inside a ``closed`` one left out, and it too."""
+    inside = {m for outer in net.modules() if isinstance(outer, closed) for m in outer.modules()}
+    return ((name, module) for name, module in net.named_modules() if module not in inside)
+
+
+def _examine(name: str, module: nn.Module, kind: str, find) -> Finding | None:
+    if type(module) in _CONTAINERS:
+        return None
+    try:
+        parts = find(module)
+    except (Refused, Unfusable) as reason:
+        return Finding(name, module, kind, reason=str(reason))
+    return None if parts is None else Finding(name, module, kind, parts)
+
+
+def _is_nothing(module: nn.Module) -> bool:
+    return type(module) is nn.Identity or (type(module) is nn.Sequential and not module._modules)
+
+
+# Ghost modules
+
+
+def _nominate(module: nn.Module) -> nn.Conv2d | None:
+    """The primary convolution of what has the structure of a Ghost module."""
+    halves = []
+    for child in module.children():
+        convs = [m for m in child.modules() if isinstance(m, nn.Conv2d)]
+        halves += convs if len(convs) == 1 else []
+    if len(halves) == 1 and isinstance(module, GhostModule):  # ours at ratio 1
+        return halves[0]
+    if len(halves) != 2:
+        return None
+    primary, cheap = halves
+    depthwise = cheap.groups == cheap.in_channels == primary.out_channels and cheap.out_channels > 0
+    return primary if depthwise else None
+
+
+def _ghost(module: nn.Module) -> GhostParts | None:
+    primary = _nominate(module)
+    if primary is None:
+        if {"primary_conv", "cheap_operation"} <= module._modules.keys():
+            raise Refused("its primary_conv and cheap_operation are not one convolution each, the second depthwise")
+        return None
+    probe = Probe(module, primary.in_channels)
+    theirs, calls = probe.observe()
+    kept = theirs[0].shape[1]
+    if kept <= primary.out_channels and not isinstance(module, GhostModule):
+        return None  # a separable convolution, say: nothing is concatenated
+    halves = _halves(calls)
+    channels = [half[0].module.out_channels for half in halves]
+
+    def compose(x: torch.Tensor) -> torch.Tensor:
+        pieces = []
+        for half in halves:
+            for call in half:
+                x = x if call is None else call.module(x)
+            pieces.append(x)
+        return torch.cat(pieces, 1)[:, :kept]
+
+    if len(halves) > 2 or not agree(probe.outputs(compose), theirs):
+        raise Refused("it does not compute a Ghost module: its results differ from those of its two convolutions")
+    paths = [None if call is None else call.path for half in halves for call in half]
+    return GhostParts(*paths, out_channels=None if kept == sum(channels) else kept)
+
+
+def _halves(calls: list[Call]) -> list[tuple[Call, Call | None, Call | None]]:
+    """Convolutions, each with the BatchNorm and the activation called after it."""
+    calls, halves = list(calls), []
+    while calls:
+        conv, norm, act = calls.pop(0), None, None
+        if type(conv.module) is not nn.Conv2d:
+            raise Refused(f"it also calls {conv.path!r}, a {type(conv.module).__name__}")
+        empty = len(calls) > 1 and _is_nothing(calls[0].module) and not isinstance(calls[1].module, nn.Conv2d)
+        if calls and (type(calls[0].module) in _NORMS or empty):
+            norm = calls.pop(0)
+        if calls and not isinstance(calls[0].module, nn.Conv2d):
+            act = calls.pop(0)
+            Structure.activation(act.module)
+        halves.append((conv, norm, act))
+    return halves
+
+
+# Squeeze-and-excite
+
+
+def _is_dense(module: nn.Module) -> bool:
+    if type(module) is nn.Conv2d:
+        return module.kernel_size == module.stride == (1, 1) and module.groups == 1 and module.padding in ((0, 0), 0)
+    return type(module) is nn.Linear
+
+
+def _squeeze_excite(module: nn.Module) -> SqueezeExciteParts | None:
+    dense = [m for m in module.modules() if m._parameters]
+    if len(dense) != 2 or not all(_is_dense(m) for m in dense):
+        return None
+    reduce, expand = dense
+    (hidden, channels), (back, other) = reduce.weight.shape[:2], expand.weight.shape[:2]
+    if (channels, hidden) != (back, other):
+        return None
+    probe = Probe(module, channels)
+    try:
+        theirs, calls = probe.observe()
+    except Refused:
+        return None  # some other two layers, for inputs of another kind
+    at = [i for i, call in enumerate(calls) if _is_dense(call.module)]
+    if len(at) != 2 or any(out.shape != probe.input.shape for out in theirs):
+        return None
+    between = [call for call in calls[at[0] + 1 : at[1]] if not _is_nothing(call.module)]
+    code = Structure.activation(between[0].module if between else None)
+    if len(between) > 1 or code in (PRELU, LEAKY_RELU):
+        raise Refused(f"between its layers it calls {', '.join(type(c.module).__name__ for c in between)}")
+    first, second = calls[at[0]], calls[at[1]]
+    gates = [gate for gate in GATES if agree(probe.outputs(_excite(first.module, second.module, code, gate)), theirs)]
+    if len(gates) != 1:
+        raise Refused(f"it does not compute a squeeze-and-excite with any of the gates {', '.join(GATES)}")
+    act = between[0].path if between else None
+    read = {first.path, second.path, act}
+    others = tuple(dict.fromkeys(call.path for call in calls if call.path not in read))
+    return SqueezeExciteParts(first.path, second.path, act, gates[0], others)
+
+
+def _excite(reduce: nn.Module, expand: nn.Module, act: int, gate: str):
+    def dense(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, layer.weight.flatten(1), layer.bias)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        logits = dense(expand, activate(dense(reduce, x.mean((2, 3))), act))
+        return x * apply_gate(logits, GATES.index(gate))[:, :, None, None]
+
+    return run
+
+
+# Bottlenecks
+
+
+def _is_ours(module: nn.Module, findings: dict[nn.Module, Finding]) -> bool:
+    return module in findings and findings[module].parts is not None
+
+
+def _unit_kind(module: nn.Module, findings: dict[nn.Module, Finding]) -> str | None:
+    """What a child counts as inside a bottleneck: fused before, or recognised now."""
+    if isinstance(module, Wrapper):
+        return GHOST if isinstance(module, FusedGhostModule) else SQUEEZE_EXCITE
+    return findings[module].kind if _is_ours(module, findings) else None
+
+
+def _inputs(ghost: nn.Module, findings: dict[nn.Module, Finding]) -> int:
+    parts = ghost.parts() if isinstance(ghost, Wrapper) else findings[ghost].parts
+    return ghost.get_submodule(parts.primary_conv).in_channels
+
+
+def _bottleneck(module: nn.Module, findings: dict[nn.Module, Finding]) -> BottleneckParts | None:
+    if _unit_kind(module, findings) is not None:
+        return None
+    units = {name: kind for name, child in module.named_modules() if (kind := _unit_kind(child, findings))}
+    ghosts = [name for name, kind in units.items() if kind is GHOST]
+    if len(ghosts) != 2:
+        return None
+    for name, child in module.named_modules():
+        inside = any(f"{name}.".startswith(f"{unit}.") for unit in units)
+        if not (inside or child._modules or type(child) in (nn.Conv2d, *_NORMS) or _is_activation(child)):
+            return None
+    try:
+        probe = Probe(module, _inputs(module.get_submodule(ghosts[0]), findings), units)
+        theirs, calls = probe.observe()
+    except Refused:
+        return None  # a stem and two Ghost modules, say: the Ghost modules are fused on their own
+    at = [i for i, call in enumerate(calls) if call.path in ghosts]
+    if len(at) != 2:
+        return None
+    first, last = at
+    between = calls[first + 1 : last]
+    se = between.pop() if between and units.get(between[-1].path) is SQUEEZE_EXCITE else None
+    around = calls[:first] + calls[last + 1 :]
+    if any(call.path in units for call in (*between, *around)):
+        return None
+
+    def chain(x: torch.Tensor, *steps: Call | None) -> torch.Tensor:
+        for step in steps:
+            x = x if step is None else step.module(x)
+        return x
+
+    def compose(x: torch.Tensor) -> torch.Tensor:
+        return chain(x, calls[first], *between, se, calls[last]) + chain(x, *around)
+
+    try:
+        same = agree(probe.outputs(compose), theirs)
+    except Refused:
+        return None
+    if not same:
+        raise Refused("it does not compute a Ghost bottleneck; what is inside is fused on its own")
+    return BottleneckParts(
+        calls[first].path,
+        calls[last].path,
+        tuple(call.path for call in between),
+        None if se is None else se.path,
+        tuple(call.path for call in around),
+    )
+
+
+def _is_activation(module: nn.Module) -> bool:
+    try:
+        return Structure.activation(module) < len(ACTIVATIONS)
+    except Unfusable:
+        return False

@@ -1,0 +1,199 @@
+"""Builds the compiled kernels with ninja. Everything else about the package stands in pyproject.toml.
+
+The kernels need Linux and a C++17 compiler; without them the package installs as pure Python, and its reference
+backend runs. torch is not needed to build: csrc/abi.h declares what the library calls.
+
+Environment variables:
+  GHOST_OPS_NATIVE  0 leaves the kernels out; 1 makes it an error that they cannot be built
+  GHOST_OPS_DEV     1 also builds ghost_ops/_kernels, which hands the bare kernels to tests and microbenchmarks
+  CXX, CC, CXXFLAGS, LDFLAGS, MAX_JOBS  as usual
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+PACKAGE, CSRC = Path("ghost_ops"), Path("csrc")
+
+COMMON = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast".split()
+COMMON += "-Wall -Wextra -Wno-unknown-pragmas -Icsrc -Ighost_ops/ops".split()
+KERNEL = "-fno-exceptions -fno-rtti -fno-threadsafe-statics".split()
+
+# The levels x86-64-v2, v3 and v4, spelled out for compilers older than these names.
+X86_64_V2 = "-mcx16 -msahf -mpopcnt -msse3 -mssse3 -msse4.1 -msse4.2".split()
+X86_64_V3 = [*X86_64_V2, *"-mavx -mavx2 -mbmi -mbmi2 -mf16c -mfma".split()]
+X86_64_V4 = [*X86_64_V3, *"-mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl -mprefer-vector-width=512".split()]
+
+
+class Unable(Exception):
+    """Why the kernels cannot be built here."""
+
+
+@cache
+def compiler() -> list[str]:
+    """The C++ compiler's command: CXX, else CC's twin, else what the machine has."""
+    twin = re.sub(r"\b(gcc|clang)\b", lambda m: {"gcc": "g++"}.get(m[0], "clang++"), os.environ.get("CC", ""))
+    wished = os.environ.get("CXX") or (twin if "++" in twin else None)
+    for name in [wished] if wished else ["c++", "g++", "clang++"]:
+        command = shlex.split(name)
+        if shutil.which(command[0]):
+            return [*command, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    raise Unable(f"there is no C++ compiler {wished or ''}".strip())
+
+
+@cache
+def instruction_sets() -> dict[str, list[str]]:
+    """Every set that the kernels are compiled for, with its flags; "baseline" is what all machines run."""
+    probe = subprocess.run([*compiler(), "-dM", "-E", "-x", "c++", "/dev/null"], capture_output=True, text=True)
+    if probe.returncode:
+        raise Unable(f"the C++ compiler {shlex.join(compiler())} does not run: {probe.stderr.strip()}")
+    if "__x86_64__" not in probe.stdout:
+        return {"baseline": []}
+    return {"baseline": X86_64_V2, "avx2": X86_64_V3, "avx512": X86_64_V4}
+
+
+def why_not_native() -> str | None:
+    """Why this build leaves the kernels out; None where it builds them."""
+    wish = os.environ.get("GHOST_OPS_NATIVE")
+    if wish == "0":
+        return "GHOST_OPS_NATIVE=0"
+    try:
+        if sys.platform != "linux":
+            raise Unable(f"they are built on Linux only, this is {sys.platform}")
+        instruction_sets()
+    except Unable as error:
+        if wish == "1":
+            sys.exit(f"ghost_ops: GHOST_OPS_NATIVE=1, and the kernels cannot be built: {error}")
+        return str(error)
+    return None
+
+
+class Ninja:
+    """A build.ninja in the making. Paths are relative to the repository, where ninja runs."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.text = f"""builddir = {folder}
+cxx = {_quote(compiler())}
+ldflags = {_quote(shlex.split(os.environ.get("LDFLAGS", "")))}
+rule compile
+  command = $cxx $flags -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = compile $out
+rule link
+  command = $cxx -shared $ldflags -Wl,--no-as-needed -o $out $in $flags
+  description = link $out
+"""
+
+    def _build(self, output: str, rule: str, inputs: list[Path], flags: list[str]) -> Path:
+        self.text += f"\nbuild {self.folder / output}: {rule} {_quote(inputs)}\n  flags = {_quote(flags)}\n"
+        return self.folder / output
+
+    def compile(self, source: Path, flags: list[str], variant: str = "") -> Path:
+        output = f"{source.relative_to(CSRC).with_suffix('')}{variant}.o"
+        return self._build(output, "compile", [source], [*COMMON, *flags])
+
+    def link(self, name: str, inputs: list[Path]) -> Path:
+        return self._build(name, "link", inputs, [f"-Wl,--version-script={CSRC / 'exports.map'}"])
+
+    def stub(self, name: str) -> Path:
+        """An empty library of that name: linking against it makes ours ask the loader for the real one."""
+        return self._build(name, "link", [], ["-nostdlib", f"-Wl,-soname,{name}", "-x", "c", "/dev/null"])
+
+    def run(self) -> None:
+        import fcntl
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ninja = [sys.executable, "-m", "ninja"] if find_spec("ninja") else ["ninja"]  # PyPI's, else the machine's
+        jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
+        with open(self.folder / "lock", "w") as lock:  # two builds of one checkout take turns
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (self.folder / "build.ninja").write_text(self.text)
+            if subprocess.run([*ninja, "-f", self.folder / "build.ninja", *jobs]).returncode:
+                sys.exit("ghost_ops: the kernels do not compile (GHOST_OPS_NATIVE=0 installs without them)")
+
+
+def _quote(words: list) -> str:
+    return shlex.join(map(str, words)).replace("$", "$$")
+
+
+def describe_build(ninja: Ninja) -> tuple[Path, ...]:
+    """Writes down how every library is made. Returns the libraries, which go beside the package's modules."""
+    sets = instruction_sets()
+    kernels = [
+        ninja.compile(source, [*KERNEL, *flags, f"-DGHOST_ISA={isa}"], variant=f".{isa}")
+        for source in sorted(CSRC.glob("cpu/kernels/*.cpp"))
+        for isa, flags in sets.items()
+    ]
+    host = [*sets["baseline"], *(f"-DGHOST_HAS_{isa.upper()}" for isa in sets if isa != "baseline")]
+    operators = [ninja.compile(s, host) for s in sorted([*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")])]
+    libraries = [ninja.link("_cpu.so", [*operators, *kernels, ninja.stub("libtorch_cpu.so")])]
+
+    dev_sources = sorted(CSRC.glob("dev/*.cpp"))
+    if os.environ.get("GHOST_OPS_DEV") == "1" and dev_sources:
+        import pybind11
+
+        headers = [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
+        objects = [ninja.compile(source, [*host, *headers]) for source in dev_sources]
+        libraries.append(ninja.link(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}", [*objects, *kernels]))
+    return tuple(libraries)
+
+
+class BuildNative(build_ext):
+    """With ninja in place of distutils: incremental, and the same objects for every way to build."""
+
+    built: tuple[Path, ...] = ()
+
+    def run(self):
+        if left_out:
+            return
+        base = self.get_finalized_command("build").build_base  # not build_temp, which an editable install moves
+        ninja = Ninja(Path(base) / f"native-{sysconfig.get_platform()}")
+        self.built = describe_build(ninja)
+        ninja.run()
+        to = PACKAGE if self.inplace or self.editable_mode else Path(self.build_lib) / PACKAGE
+        to.mkdir(parents=True, exist_ok=True)
+        for library in self.built:  # replaced, not overwritten: a process that has loaded the old one keeps it
+            os.replace(shutil.copy2(library, to / f"{library.name}.new"), to / library.name)
+
+    def get_outputs(self):
+        return [str(Path(self.build_lib) / PACKAGE / library.name) for library in self.built]
+
+    def get_output_mapping(self):
+        return {output: str(PACKAGE / Path(output).name) for output in self.get_outputs()}
+
+    def get_source_files(self):
+        return []  # MANIFEST.in lists them
+
+
+class Wheel(bdist_wheel):
+    """A wheel for every Python and every torch: the library uses neither Python's ABI nor torch's C++ one."""
+
+    def run(self):
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)  # no modules of yesterday
+        super().run()
+
+    def get_tag(self):
+        python, abi, platform = super().get_tag()
+        return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
+
+
+left_out = why_not_native()
+if left_out and not {"egg_info", "dist_info", "sdist"} & set(sys.argv):
+    print(f"ghost_ops: the compiled kernels are left out: {left_out}", file=sys.stderr)
+setup(
+    ext_modules=[] if left_out else [Extension("ghost_ops._cpu", sources=[])],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
+)

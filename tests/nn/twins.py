@@ -1,0 +1,49 @@
+"""A fused module, its plain twin in the same dtype, and an exact one in float64, run side by side."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from ..helpers import assert_as_accurate
+
+
+def plain_twin(fused: nn.Module) -> nn.Module:
+    """A copy of a fused module as plain PyTorch."""
+    return copy.deepcopy(fused).unwrap()
+
+
+def run(module: nn.Module, x: torch.Tensor, backward: bool, seed: int = 7) -> dict[str, torch.Tensor]:
+    """Output, gradients of input and parameters for a drawn gradient of the output, and buffers after the call."""
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(backward)
+    module.zero_grad()
+    with torch.set_grad_enabled(backward):
+        out = module(x)
+    results = {"output": out.detach().clone()}
+    if backward:
+        generator = torch.Generator().manual_seed(seed)
+        out.backward(torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype))
+        results["gradient of the input"] = x.grad
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                results[f"gradient of {name}"] = p.grad
+    results |= {name: b.detach().clone() for name, b in module.named_buffers() if b.is_floating_point()}
+    return results
+
+
+def assert_agree(fused: nn.Module, x: torch.Tensor, backward: bool = True, calls: int = 1) -> None:
+    """Everything that ``run`` gives is as accurate as the plain twin, for that many calls; counters are equal."""
+    plain = plain_twin(fused)
+    exact = copy.deepcopy(plain).double()
+    for _ in range(calls):
+        ours, eager, truth = run(fused, x, backward), run(plain, x, backward), run(exact, x.double(), backward)
+        assert ours.keys() == eager.keys()
+        for what, result in ours.items():
+            if eager[what] is None:
+                assert result is None or not result.any(), what
+            else:
+                assert_as_accurate(result, eager[what], truth[what], what=what)
+    counters = {n: b for n, b in fused.named_buffers() if not b.is_floating_point()}
+    assert all(torch.equal(b, plain.get_buffer(n)) for n, b in counters.items())

@@ -18,11 +18,14 @@ void TrainedHalf::set_affine() {
   }
 }
 
-int64_t Trained::groups() const { return std::min(n * bands(), std::max(kGroups, abi::num_threads())); }
+int64_t Trained::groups() const {
+  const bool small = values() * c * m < kSerialFlops;
+  return small ? 1 : std::min(n * bands(), abi::num_threads());
+}
 
 int64_t Trained::bands() const {
   constexpr int64_t kLeastRows = 14;  // below this the halos of a band cost more than its thread gains
-  return n >= kGroups ? 1 : std::max<int64_t>(1, std::min((kGroups + n - 1) / n, h / kLeastRows));
+  return std::max<int64_t>(1, std::min(bands_for(n, h, abi::num_threads()), h / kLeastRows));
 }
 
 Rows Trained::z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const {
@@ -40,8 +43,8 @@ PrimaryRows::PrimaryRows(const Trained& t, int64_t image, int64_t begin, int64_t
       next_(std::max<int64_t>(0, begin - reach)),
       bottom_(std::min(t.h, end + reach)),
       step_(step),
-      keep_z1_(keep_z1) {
-  if (keep_z1) z_ = RowRing(next_, step, span, t.h, t.w, padded(t.m), scratch);
+      keep_z1_(keep_z1 && !t.z) {
+  if (keep_z1_) z_ = RowRing(next_, step, span, t.h, t.w, padded(t.m), scratch);
   y1_ = RowRing(next_, step, span, t.h, t.w, padded(t.m), scratch);
   if (t.cheap.expands()) expanded_ = RowRing(next_, step, span, t.h, t.w, padded(t.cheap.channels), scratch);
   x_scratch_ = scratch.floats(rows_scratch(t.x, step));
@@ -52,9 +55,8 @@ void PrimaryRows::ensure(int64_t limit) {
   for (limit = std::min(limit, bottom_); next_ < limit;) {
     const int64_t count = std::min(step_, bottom_ - next_), pixels = count * t_.w, pixel = padded(t_.m);
     float *y1 = y1_.row(next_), *z = keep_z1_ ? z_.row(next_) : y1;
+    if (t_.fill) z = t_.fill + (image_ * t_.h + next_) * t_.w * pixel;
     const Rows rows = t_.z1_rows(image_, next_, count, x_scratch_, z);
-    if (keep_z1_ && rows.data != z)
-      k.affine(rows.data, rows.pixel, {nullptr, nullptr, kNone, nullptr}, z, pixel, pixels, t_.m);
     k.affine(rows.data, rows.pixel, t_.primary.affine(), y1, pixel, pixels, t_.m);
     if (t_.cheap.expands())
       expand_channels(y1, pixel, expanded_.row(next_), padded(t_.cheap.channels), pixels, t_.cheap.channels,

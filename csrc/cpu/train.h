@@ -1,15 +1,13 @@
 // A Ghost module over batch statistics: what its passes (F1 to F3, B1 to B3 in docs/gradients.md) have in common.
 //
-// A pass goes over units (bands of rows of images) in groups. Each group keeps its own partial sums, which are combined
-// in the groups' order: results do not depend on the number of threads, up to kGroups of them.
+// A pass goes over units (bands of rows of images) in groups, one a thread. Each group keeps its own partial sums,
+// which are combined in the groups' order: results repeat to the bit at the same number of threads.
 #pragma once
 #include <vector>
 
 #include "halves.h"
 
 namespace ghost {
-
-constexpr int64_t kGroups = 8;
 
 /// One convolution's BatchNorm with its activation, as coefficients per channel (all padded).
 struct TrainedHalf {
@@ -35,10 +33,17 @@ struct Trained {
   // z1, where it is kept rather than computed again from x: [n][h][w] pixels of z_pixel floats
   float* z = nullptr;
   int64_t z_pixel = 0;
+  float* fill = nullptr;  // where PrimaryRows puts the z1 that it makes, for later passes: pixels of padded(m) floats
 
   int64_t values() const { return n * h * w; }
   int64_t groups() const;
   int64_t bands() const;
+
+  /// Cost of a pixel of z1 from x, in floats moved: x's, and the products' at a core's rate over its bandwidth.
+  int64_t product_cost() const {
+    constexpr int64_t kProductsPerFloatMoved = 25;
+    return c + c * m / kProductsPerFloatMoved;
+  }
 
   /// body(group, image, first row, row past the last) for every unit, the groups in parallel; backwards where asked,
   /// so that a pass starts with what the one before it left in cache.
@@ -67,7 +72,7 @@ class PrimaryRows {
   PrimaryRows(const Trained& t, int64_t image, int64_t begin, int64_t end, int64_t reach, int64_t step, int64_t span,
               bool keep_z1, Scratch& scratch);
   void ensure(int64_t limit);  // all rows below it are made
-  Rows z1(int64_t y) const { return {z_.row(y), padded(t_.m)}; }
+  Rows z1(int64_t y) const { return t_.z ? t_.z1_rows(image_, y, 1, nullptr, nullptr) : Rows{z_.row(y), padded(t_.m)}; }
   float* y1(int64_t y) const { return y1_.row(y); }
   /// Input rows of the cheap operation for output rows y to y + count, and their pixel stride.
   int64_t window(int64_t y, int64_t count, const float** rows) const;

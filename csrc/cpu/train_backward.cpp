@@ -38,7 +38,7 @@ struct NormGradient {
 
   void add_sums(int64_t group, NormBackward b) const {
     b.sum_g = of(group, 0), b.sum_gz = of(group, 1), b.sum_slope = half->act == kPrelu ? of(group, 2) : nullptr;
-    kernels().norm_backward(b);
+    kernels().norm_backward_sums(b);
   }
 
   void write(NormBackward b, float* out, int64_t out_pixel) const {
@@ -121,23 +121,20 @@ class CheapGradient {
         grad_y1_(scratch.floats(step_ * b.t.w * padded(b.t.m))),
         through_(scratch.floats(step_ * b.t.w * padded(b.kept))) {}
 
-  /// Gradient of y1's rows y to y + count, a step at the most.
-  Rows grad_y1(int64_t y, int64_t count) {
+  /// The gradient of y1's rows y to y + count, a step at the most, as the sum of two.
+  std::pair<Rows, Rows> grad_y1(int64_t y, int64_t count) {
     const Trained& t = b_.t;
-    const Kernels& k = kernels();
     make_grad_z2(y + count + halo_);
     const int64_t pixels = count * t.w, pixel = padded(t.m), cheap_pixel = padded(b_.kept);
     const Rows g = read_rows(b_.grad_out, image_, y, count, grad_, 0, t.m);
-    k.affine(g.data, g.pixel, {nullptr, nullptr, kNone, nullptr}, grad_y1_, pixel, pixels, t.m);
     const float* rows[kMostRows];
     grad_z2_.window(y, count, halo_, rows);
-    k.depthwise({rows, cheap_pixel, count, t.w, b_.kept, t.cheap.kernel, b_.flipped, cheap_pixel, nullptr, through_,
-                 t.w * cheap_pixel, cheap_pixel, false});
-    if (t.cheap.expands())
-      reduce_channels(through_, cheap_pixel, grad_y1_, pixel, pixels, b_.kept, t.cheap.multiplier);
-    else
-      k.add(through_, cheap_pixel, grad_y1_, pixel, pixels, b_.kept);
-    return {grad_y1_, pixel};
+    kernels().depthwise({rows, cheap_pixel, count, t.w, b_.kept, t.cheap.kernel, b_.flipped, cheap_pixel, nullptr,
+                         through_, t.w * cheap_pixel, cheap_pixel, false});
+    if (b_.kept == t.m && !t.cheap.expands()) return {g, {through_, cheap_pixel}};
+    std::fill(grad_y1_, grad_y1_ + pixels * pixel, 0.f);
+    reduce_channels(through_, cheap_pixel, grad_y1_, pixel, pixels, b_.kept, t.cheap.multiplier);
+    return {g, {grad_y1_, pixel}};
   }
 
   /// After grad_y1 of the same rows.
@@ -149,8 +146,13 @@ class CheapGradient {
                                        b_.t.w * pixel, pixel, b_.w2_of(group)});
   }
 
-  /// The same rows' z1, dense: copied out of the ring where they are not.
-  const PrimaryRows& primary() const { return primary_; }
+  /// What the primary's BatchNorm backward reads of row y, the i-th of the last grad_y1.
+  NormBackward norm_call(int64_t y, int64_t i, const std::pair<Rows, Rows>& grad) const {
+    const auto row = [&](const Rows& r) { return Rows{r.data + i * b_.t.w * r.pixel, r.pixel}; };
+    NormBackward call = b_.norm1.call(b_.t.w, b_.t.m, primary_.z1(y + i), row(grad.first));
+    call.grad_too = row(grad.second).data, call.grad_too_pixel = grad.second.pixel;
+    return call;
+  }
 
  private:
   void make_grad_z2(int64_t limit) {
@@ -178,10 +180,8 @@ void primary_norm_sums(const Backward& b) {
     CheapGradient cheap(b, image, begin, end, own);
     for (int64_t y = begin; y < end; y += b.step()) {
       const int64_t count = std::min(b.step(), end - y);
-      const Rows g = cheap.grad_y1(y, count);
-      for (int64_t i = 0; i < count; i++)
-        b.norm1.add_sums(
-            group, b.norm1.call(b.t.w, b.t.m, cheap.primary().z1(y + i), {g.data + i * b.t.w * g.pixel, g.pixel}));
+      const auto grad = cheap.grad_y1(y, count);
+      for (int64_t i = 0; i < count; i++) b.norm1.add_sums(group, cheap.norm_call(y, i, grad));
       cheap.add_weight_gradient(group, y, count);
     }
   });
@@ -198,10 +198,8 @@ void primary_gradients(const Backward& b) {
     float* grad_x_rows = own.floats(rows_scratch(b.grad_x, b.step()));
     for (int64_t y = begin; y < end; y += b.step()) {
       const int64_t count = std::min(b.step(), end - y), pixels = count * t.w;
-      const Rows g = cheap.grad_y1(y, count);
-      for (int64_t i = 0; i < count; i++)
-        b.norm1.write(b.norm1.call(t.w, t.m, cheap.primary().z1(y + i), {g.data + i * t.w * g.pixel, g.pixel}),
-                      grad_z1 + i * t.w * pixel, pixel);
+      const auto grad = cheap.grad_y1(y, count);
+      for (int64_t i = 0; i < count; i++) b.norm1.write(cheap.norm_call(y, i, grad), grad_z1 + i * t.w * pixel, pixel);
       const Rows x = read_rows(t.x, image, y, count, x_rows);
       k.pointwise(
           {x.data, 1, x.pixel, t.c, pixels, t.m, grad_z1, pixel, nullptr, b.w1_of(group), pixel, true, false, true});
@@ -211,6 +209,13 @@ void primary_gradients(const Backward& b) {
       finish_rows(b.grad_x, image, y, count, to);
     }
   });
+}
+
+/// Whether B1 should keep z1 for B2 and B3: where making it twice more costs more than writing and reading it, and the
+/// scratch that it takes stays small.
+bool worth_keeping_z1(const Trained& t) {
+  constexpr int64_t kMost = 4 << 20;  // floats
+  return 2 * t.product_cost() > 4 * t.m && t.values() * padded(t.m) <= kMost;
 }
 
 /// A gradient in its parameter's dtype, or an empty tensor where there is none.
@@ -263,21 +268,23 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
   kernels().pack({dense(w1, scratch), 1, t.c, t.c, t.m, nullptr, nullptr, transposed});
   const int64_t kernel = t.cheap.kernel, taps = kernel * kernel;
   const float* cheap_weight = dense(w2, scratch);
-  const Backward b{t,
-                   Map(grad_out),
-                   Map(grad_x),
-                   kept,
-                   pack_cheap(cheap_weight, kernel, kept, nullptr, scratch, true),
-                   transposed,
-                   scratch.zeros(groups * t.c * padded(t.m)),
-                   scratch.zeros(groups * taps * padded(kept)),
-                   NormGradient(t.primary, t.m, groups, scratch),
-                   NormGradient(t.cheap_norm, kept, groups, scratch)};
+  Backward b{t,
+             Map(grad_out),
+             Map(grad_x),
+             kept,
+             pack_cheap(cheap_weight, kernel, kept, nullptr, scratch, true),
+             transposed,
+             scratch.zeros(groups * t.c * padded(t.m)),
+             scratch.zeros(groups * taps * padded(kept)),
+             NormGradient(t.primary, t.m, groups, scratch),
+             NormGradient(t.cheap_norm, kept, groups, scratch)};
 
   const auto f = [&](int64_t n) { return scratch.zeros(n); };
   float *gamma1_grad = f(t.m), *beta1_grad = f(t.m), *slope1_grad = f(t.m);
   float *gamma2_grad = f(made), *beta2_grad = f(made), *slope2_grad = f(made);
+  if (t.bands() == 1 && worth_keeping_z1(t)) b.t.fill = scratch.floats(t.values() * padded(t.m));
   cheap_norm_sums(b);
+  b.t.z = std::exchange(b.t.fill, nullptr), b.t.z_pixel = padded(t.m);
   b.norm2.finish(kept, t.values(), gamma2_grad, beta2_grad, slope2_grad);
   primary_norm_sums(b);
   b.norm1.finish(t.m, t.values(), gamma1_grad, beta1_grad, slope1_grad);

@@ -124,8 +124,7 @@ void write_y2(Trained t, const Map& out, int64_t kept) {
 /// Whether F1 should keep z1 in out's first half: where computing it again costs more than writing and reading it. Not
 /// with several bands an image, where one band's y1 would overwrite the z1 of its neighbour's halo.
 bool worth_keeping(const Trained& t, const Map& out) {
-  constexpr int64_t kFlopsPerFloatMoved = 25;  // of one multiply-add each; a core's rate over its share of bandwidth
-  return out.direct && t.bands() == 1 && t.c + t.c * t.m / kFlopsPerFloatMoved > 3 * t.m;
+  return out.direct && t.bands() == 1 && t.product_cost() > 3 * t.m;
 }
 
 }  // namespace

@@ -154,13 +154,13 @@ class Structure:
         return ACTIVATIONS.index(name)
 
     def leaves(self, paths: tuple[str, ...]) -> list[nn.Module]:
-        """The modules at ``paths`` in order, ``Sequential`` opened."""
+        """The modules at ``paths`` in order, ``Sequential`` opened, what does nothing left out."""
         found = []
         for path in paths:
             module = self.find(path)
             if type(module) is nn.Sequential:
                 found += self.leaves(tuple(f"{path}.{name}" for name in module._modules))
-            else:
+            elif type(module) is not nn.Identity:
                 found.append(module)
         return found
 
@@ -218,6 +218,8 @@ def refuse_input(x: object) -> str | None:
         return f"its input is a {type(x).__name__}, not a plain tensor"
     if x.layout is not torch.strided or x.dim() != 4:
         return "its input is not a dense N x C x H x W tensor"
+    if x.is_meta:
+        return "its input is on meta, where nothing is computed"
     if torch._C._are_functorch_transforms_active():
         return "a function transform (vmap, grad, jvp) is active"
     if torch._C._get_tracing_state() is not None:

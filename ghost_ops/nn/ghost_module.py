@@ -58,7 +58,7 @@ class GhostModule(nn.Module):
         owner, factory = type(self).__name__, {"device": device, "dtype": dtype}
         _arguments.positive(owner, inp=inp, oup=oup, ratio=ratio, stride=stride)
         _arguments.odd(owner, kernel_size=kernel_size, dw_size=dw_size)
-        self.oup = oup
+        self.oup, self.ratio = oup, ratio
         primary = math.ceil(oup / ratio)
         cheap = primary * (ratio - 1)
         conv = nn.Conv2d(inp, primary, kernel_size, stride, kernel_size // 2, bias=False, **factory)
@@ -70,13 +70,13 @@ class GhostModule(nn.Module):
 
     def parts(self) -> GhostParts:
         """Where its pieces are."""
-        halves = ["primary_conv"] + ["cheap_operation"] * bool(len(self.cheap_operation))
+        halves = ["primary_conv"] if self.ratio == 1 else ["primary_conv", "cheap_operation"]
         paths = [f"{half}.{i}" for half in halves for i in range(3)]
         return GhostParts(*paths, out_channels=self.oup)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         primary = self.primary_conv(x)
-        if not len(self.cheap_operation):
+        if self.ratio == 1:
             return primary
         cheap = self.cheap_operation(primary)
         return torch.cat([primary, cheap], dim=1)[:, : self.oup]

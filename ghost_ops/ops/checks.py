@@ -106,7 +106,7 @@ class Checks:
 
 def autocast(x: object, *others: torch.Tensor | None) -> tuple:
     """The maps of a call in the dtype that autocast asks for, if it is on; parameters keep theirs."""
-    if not isinstance(x, torch.Tensor) or not torch.is_autocast_enabled(x.device.type):
+    if not isinstance(x, torch.Tensor) or x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return (x, *others)
     dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(

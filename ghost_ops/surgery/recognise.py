@@ -65,7 +65,7 @@ def survey(net: nn.Module) -> list[Finding]:
         raise TypeError(f"survey: net: expected a torch.nn.Module, got {type(net).__name__}")
     findings: dict[nn.Module, Finding] = {}
     for name, module in _outermost(net, (Wrapper,)):
-        finding = _examine(name, module, GHOST, _ghost) or _examine(name, module, SQUEEZE_EXCITE, _squeeze_excite)
+        finding = _examine(name, module, SQUEEZE_EXCITE, _squeeze_excite) or _examine(name, module, GHOST, _ghost)
         if finding is not None:
             findings[module] = finding
     blocks: dict[nn.Module, Finding] = {}
@@ -267,7 +267,7 @@ def _bottleneck(module: nn.Module, findings: dict[nn.Module, Finding]) -> Bottle
     try:
         same = agree(probe.outputs(compose), theirs)
     except Refused:
-        return None
+        same = False
     if not same:
         raise Refused("it does not compute a Ghost bottleneck; what is inside is fused on its own")
     return BottleneckParts(

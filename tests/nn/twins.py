@@ -44,6 +44,8 @@ def assert_agree(fused: nn.Module, x: torch.Tensor, backward: bool = True, calls
             if eager[what] is None:
                 assert result is None or not result.any(), what
             else:
-                assert_as_accurate(result, eager[what], truth[what], what=what)
+                # on the CPU, PyTorch's BatchNorm sums gradients and statistics in double, the operators in float32
+                ulps = 2 if what == "output" else 8
+                assert_as_accurate(result, eager[what], truth[what], what=what, ulps=ulps)
     counters = {n: b for n, b in fused.named_buffers() if not b.is_floating_point()}
     assert all(torch.equal(b, plain.get_buffer(n)) for n, b in counters.items())

@@ -8,9 +8,9 @@ using ghost::Depthwise;
 using ghost::DepthwiseWeightGrad;
 using ghost::padded;
 
-template <class V>
+template <class V, class Lanes>
 struct Out {  // stores of one block of channels
-  int lanes;
+  Lanes lanes;
   bool relu;
   GHOST_INLINE typename V::T finish(bool relu, typename V::T v) { return relu ? V::max(V::zero(), v) : v; }
   void operator()(float* p, typename V::T v) const {
@@ -23,9 +23,9 @@ struct Out {  // stores of one block of channels
 };
 
 // 3x3, two output rows a pass: each input pixel is loaded once and feeds three columns of both rows.
-template <class V>
+template <class V, class Lanes>
 GHOST_INLINE void two_rows_3x3(const Depthwise& d, int64_t r, int64_t c, const typename V::T* k, typename V::T bias,
-                               const Out<V>& put) {
+                               const Out<V, Lanes>& put) {
   using T = typename V::T;
   const float *p0 = d.rows[r] + c, *p1 = d.rows[r + 1] + c, *p2 = d.rows[r + 2] + c, *p3 = d.rows[r + 3] + c;
   float* out = d.out + r * d.out_row + c;
@@ -50,9 +50,9 @@ GHOST_INLINE void two_rows_3x3(const Depthwise& d, int64_t r, int64_t c, const t
   put(out + d.out_row, done1);
 }
 
-template <class V>
+template <class V, class Lanes>
 GHOST_INLINE void one_row_3x3(const Depthwise& d, int64_t r, int64_t c, const typename V::T* k, typename V::T bias,
-                              const Out<V>& put) {
+                              const Out<V, Lanes>& put) {
   using T = typename V::T;
   const float *p0 = d.rows[r] + c, *p1 = d.rows[r + 1] + c, *p2 = d.rows[r + 2] + c;
   float* out = d.out + r * d.out_row + c;
@@ -70,13 +70,14 @@ GHOST_INLINE void one_row_3x3(const Depthwise& d, int64_t r, int64_t c, const ty
   put(out, done);
 }
 
-template <class V>
-void block_3x3(const Depthwise& d, int64_t c, int lanes) {
+template <class V, class Lanes>
+void block_3x3(const Depthwise& all, int64_t c, Lanes lanes) {
+  const Depthwise d = all;  // in registers: a store of a vector may alias the caller's struct
   typename V::T k[9];
 #pragma GCC unroll 9
   for (int i = 0; i < 9; i++) k[i] = V::load(d.weight + i * d.weight_row + c);
   const typename V::T bias = d.bias ? V::load(d.bias + c) : V::zero();
-  const Out<V> put{lanes, d.relu};
+  const Out<V, Lanes> put{lanes, d.relu};
   int64_t r = 0;
   for (; r + 2 <= d.count; r += 2) two_rows_3x3<V>(d, r, c, k, bias, put);
   if (r < d.count) one_row_3x3<V>(d, r, c, k, bias, put);
@@ -96,12 +97,13 @@ GHOST_INLINE typename V::T clipped(const Depthwise& d, int64_t r, int64_t x, int
 }
 
 // Any kernel: PX pixels of a row share each load of a weight.
-template <class V, int K>
-void block(const Depthwise& d, int64_t c, int lanes) {
+template <class V, int K, class Lanes>
+void block(const Depthwise& all, int64_t c, Lanes lanes) {
+  const Depthwise d = all;  // as above
   constexpr int P = K / 2, PX = 8;
   using T = typename V::T;
   const T bias = d.bias ? V::load(d.bias + c) : V::zero();
-  const Out<V> put{lanes, d.relu};
+  const Out<V, Lanes> put{lanes, d.relu};
   const int64_t step = d.in_pixel, w_row = d.weight_row;
   for (int64_t r = 0; r < d.count; r++) {
     float* out = d.out + r * d.out_row + c;
@@ -131,7 +133,7 @@ void block(const Depthwise& d, int64_t c, int lanes) {
 // Gradient of one row of taps (i, 0..K-1): the sums over a call stay in registers, so long sums are taken in two
 // levels.
 template <class V, int K>
-GHOST_INLINE void weight_grad_taps(const DepthwiseWeightGrad& d, int i, int64_t c) {
+GHOST_INLINE void weight_grad_taps(const DepthwiseWeightGrad d, int i, int64_t c) {
   constexpr int P = K / 2;
   using T = typename V::T;
   T sum[K];
@@ -160,14 +162,14 @@ GHOST_INLINE void weight_grad_taps(const DepthwiseWeightGrad& d, int i, int64_t 
 
 template <int K>
 void weight_grad(const DepthwiseWeightGrad& d) {
-  over_channels(d.channels, [&](auto v, int64_t c, int) {
+  over_channels(d.channels, [&](auto v, int64_t c, auto) {
     for (int i = 0; i < K; i++) weight_grad_taps<decltype(v), K>(d, i, c);
   });
 }
 
 template <int K>
 void depthwise(const Depthwise& d) {
-  over_channels(d.channels, [&](auto v, int64_t c, int lanes) {
+  over_channels(d.channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
     if constexpr (K == 3)
       block_3x3<V>(d, c, lanes);

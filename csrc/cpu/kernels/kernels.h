@@ -66,19 +66,21 @@ struct Affine {
   const float* slope;  // LeakyReLU's and PReLU's, else unused
 };
 
-// Backward of batch norm and activation over `pixels` pixels.
+// Backward of batch norm and activation over `pixels` pixels: g = grad act'(z scale + shift).
 struct NormBackward {
   int64_t pixels, channels;
   const float* z;  // the convolution's result
   int64_t z_pixel;
   const float* grad;  // of the activation's result
   int64_t grad_pixel;
+  const float* grad_too;  // added to grad, or null
+  int64_t grad_too_pixel;
   Affine affine;
   const float* mean;
-  // The three sums (sum_floats(channels) each), or null, are added to: of g = grad act'(.), of g (z - mean), and of
-  // grad min(z scale + shift, 0), which is the gradient of PReLU's weight.
+  // norm_backward_sums adds to these: g, g (z - mean), and grad min(z scale + shift, 0), the gradient of PReLU's weight
+  // (or null). sum_floats(channels) each.
   float *sum_g, *sum_gz, *sum_slope;
-  // Where out is not null: out = k (g - c0 - (z - mean) c1), or out = g where k is null.
+  // norm_backward: out = k (g - c0 - (z - mean) c1)
   const float *k, *c0, *c1;
   float* out;
   int64_t out_pixel;
@@ -112,6 +114,7 @@ struct Kernels {
   // sums of z - origin and of its square
   void (*moments)(const float* z, int64_t z_pixel, int64_t pixels, int64_t channels, const float* origin, float* sum,
                   float* square);
+  void (*norm_backward_sums)(const NormBackward&);
   void (*norm_backward)(const NormBackward&);
   // y[i] = bias[i] + dot(w[i], x), w of rows x columns
   void (*matvec)(const float* w, int64_t rows, int64_t columns, const float* x, const float* bias, float* y);

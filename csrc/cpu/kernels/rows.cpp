@@ -9,47 +9,52 @@ using ghost::Act;
 using ghost::Affine;
 using ghost::NormBackward;
 
-template <class V>
-GHOST_INLINE typename V::T load_or(const float* p, int64_t c, int lanes, float otherwise) {
-  return p ? V::load(p + c, lanes) : V::set(otherwise);
-}
-
-template <class V>
-GHOST_INLINE typename V::T load_some(const float* p, int lanes) {
+template <class V, class Lanes>
+GHOST_INLINE typename V::T load_some(const float* p, Lanes lanes) {
   return lanes == V::lanes ? V::load(p) : V::load(p, lanes);
 }
 
-template <class V>
-GHOST_INLINE void store_some(float* p, typename V::T v, int lanes) {
+template <class V, class Lanes>
+GHOST_INLINE typename V::T load_or(const float* p, int64_t c, Lanes lanes, float otherwise) {
+  return p ? load_some<V>(p + c, lanes) : V::set(otherwise);
+}
+
+template <class V, class Lanes>
+GHOST_INLINE void store_some(float* p, typename V::T v, Lanes lanes) {
   if (lanes == V::lanes)
     V::store(p, v);
   else
     V::store(p, v, lanes);
 }
 
+template <Act A>
+struct Constant {
+  constexpr operator Act() const { return A; }
+};
+
 // f(act) with act a compile-time constant, so that the loop inside is specialised
 template <class F>
 GHOST_INLINE void with_act(Act act, const F& f) {
   switch (act) {
     case ghost::kRelu:
-      return f([] { return ghost::kRelu; });
+      return f(Constant<ghost::kRelu>{});
     case ghost::kRelu6:
-      return f([] { return ghost::kRelu6; });
+      return f(Constant<ghost::kRelu6>{});
     case ghost::kLeakyRelu:
     case ghost::kPrelu:
-      return f([] { return ghost::kPrelu; });
+      return f(Constant<ghost::kPrelu>{});
     case ghost::kSilu:
-      return f([] { return ghost::kSilu; });
+      return f(Constant<ghost::kSilu>{});
     case ghost::kHardSwish:
-      return f([] { return ghost::kHardSwish; });
+      return f(Constant<ghost::kHardSwish>{});
     default:
-      return f([] { return ghost::kNone; });
+      return f(Constant<ghost::kNone>{});
   }
 }
 
 // Adds to a compensated sum (Kahan): the compensations lie padded(channels) floats behind the sums.
-template <class V>
-GHOST_INLINE void add_to(float* sum, int64_t channels, int64_t c, typename V::T v, int lanes) {
+template <class V, class Lanes>
+GHOST_INLINE void add_to(float* sum, int64_t channels, int64_t c, typename V::T v, Lanes lanes) {
   float *at = sum + c, *low = at + ghost::padded(channels);
   const auto before = load_some<V>(at, lanes), term = v - load_some<V>(low, lanes), after = before + term;
   store_some<V>(at, after, lanes);
@@ -66,8 +71,9 @@ GHOST_INLINE int64_t block_end(int64_t begin, int64_t pixels) {
 
 extern "C" void GHOST_SYMBOL(affine)(const float* z, int64_t z_pixel, const Affine& a, float* y, int64_t y_pixel,
                                      int64_t pixels, int64_t channels) {
+  const bool scaled = a.scale, shifted = a.shift;
   with_act(a.act, [&](auto act) {
-    over_channels(channels, [&](auto v, int64_t c, int lanes) {
+    over_channels(channels, [&](auto v, int64_t c, auto lanes) {
       using V = decltype(v);
       const auto scale = load_or<V>(a.scale, c, lanes, 1.f), shift = load_or<V>(a.shift, c, lanes, 0.f);
       const auto slope = load_or<V>(a.slope, c, lanes, 0.f);
@@ -75,9 +81,9 @@ extern "C" void GHOST_SYMBOL(affine)(const float* z, int64_t z_pixel, const Affi
       float* to = y + c;
       for (int64_t i = 0; i < pixels; i++, from += z_pixel, to += y_pixel) {
         auto x = load_some<V>(from, lanes);
-        if (a.scale) x = x * scale;
-        if (a.shift) x = x + shift;
-        store_some<V>(to, activate<V::lanes>(act(), x, slope), lanes);
+        if (scaled) x = x * scale;
+        if (shifted) x = x + shift;
+        store_some<V>(to, activate<V::lanes>(act, x, slope), lanes);
       }
     });
   });
@@ -85,7 +91,7 @@ extern "C" void GHOST_SYMBOL(affine)(const float* z, int64_t z_pixel, const Affi
 
 extern "C" void GHOST_SYMBOL(add)(const float* x, int64_t x_pixel, float* y, int64_t y_pixel, int64_t pixels,
                                   int64_t channels) {
-  over_channels(channels, [&](auto v, int64_t c, int lanes) {
+  over_channels(channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
     for (int64_t i = 0; i < pixels; i++) {
       float* to = y + i * y_pixel + c;
@@ -95,7 +101,7 @@ extern "C" void GHOST_SYMBOL(add)(const float* x, int64_t x_pixel, float* y, int
 }
 
 extern "C" void GHOST_SYMBOL(sum)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels, float* sum) {
-  over_channels(channels, [&](auto v, int64_t c, int lanes) {
+  over_channels(channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
     auto s = V::zero();
     for (int64_t b = 0; b < pixels; b += kBlock) {
@@ -109,7 +115,7 @@ extern "C" void GHOST_SYMBOL(sum)(const float* x, int64_t x_pixel, int64_t pixel
 
 extern "C" void GHOST_SYMBOL(sum_product)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel,
                                           int64_t pixels, int64_t channels, float* sum) {
-  over_channels(channels, [&](auto v, int64_t c, int lanes) {
+  over_channels(channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
     auto s = V::zero();
     for (int64_t b = 0; b < pixels; b += kBlock) {
@@ -124,7 +130,7 @@ extern "C" void GHOST_SYMBOL(sum_product)(const float* x, int64_t x_pixel, const
 
 extern "C" void GHOST_SYMBOL(moments)(const float* z, int64_t z_pixel, int64_t pixels, int64_t channels,
                                       const float* origin, float* sum, float* square) {
-  over_channels(channels, [&](auto v, int64_t c, int lanes) {
+  over_channels(channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
     const auto o = load_some<V>(origin + c, lanes);
     auto s = V::zero(), q = V::zero();
@@ -143,36 +149,95 @@ extern "C" void GHOST_SYMBOL(moments)(const float* z, int64_t z_pixel, int64_t p
   });
 }
 
-extern "C" void GHOST_SYMBOL(norm_backward)(const NormBackward& n) {
-  with_act(n.affine.act, [&](auto act) {
-    over_channels(n.channels, [&](auto v, int64_t c, int lanes) {
+namespace {
+
+/// One block of channels of a NormBackward: its coefficients, and g, a and z - mean of a pixel.
+template <class V, class Lanes, class Code>
+struct NormBlock {
+  using T = typename V::T;
+  const NormBackward& n;
+  int64_t c;
+  Lanes lanes;
+  T scale, shift, slope, mean;
+  bool scaled, shifted, twice;
+
+  NormBlock(const NormBackward& n, int64_t c, Lanes lanes)
+      : n(n),
+        c(c),
+        lanes(lanes),
+        scale(load_or<V>(n.affine.scale, c, lanes, 1.f)),
+        shift(load_or<V>(n.affine.shift, c, lanes, 0.f)),
+        slope(load_or<V>(n.affine.slope, c, lanes, 0.f)),
+        mean(load_or<V>(n.mean, c, lanes, 0.f)),
+        scaled(n.affine.scale),
+        shifted(n.affine.shift),
+        twice(n.grad_too) {}
+
+  struct Pixel {
+    T grad, a, g, centred;
+  };
+  GHOST_INLINE Pixel at(const NormBlock& b, int64_t i) {
+    const NormBackward& n = b.n;
+    const T z = load_some<V>(n.z + i * n.z_pixel + b.c, b.lanes);
+    T grad = load_some<V>(n.grad + i * n.grad_pixel + b.c, b.lanes), a = z;
+    if (b.twice) grad += load_some<V>(n.grad_too + i * n.grad_too_pixel + b.c, b.lanes);
+    if (b.scaled) a = a * b.scale;  // as `affine` forms it, so that the forward's and the backward's masks agree
+    if (b.shifted) a = a + b.shift;
+    return {grad, a, activate_backward<V::lanes>(Code{}, grad, a, b.slope), z - b.mean};
+  }
+};
+
+template <class Code, class F>
+GHOST_INLINE void norm_blocks(const NormBackward& n, Code, const F& f) {
+  over_channels(n.channels, [&](auto v, int64_t c, auto lanes) {
+    using Block = NormBlock<decltype(v), decltype(lanes), Code>;
+    const NormBackward copy = n;  // in registers: a store of a vector may alias the caller's struct
+    f(v, Block(copy, c, lanes));
+  });
+}
+
+}  // namespace
+
+extern "C" void GHOST_SYMBOL(norm_backward_sums)(const NormBackward& all) {
+  with_act(all.affine.act, [&](auto act) {
+    norm_blocks(all, act, [](auto v, const auto& block) {
       using V = decltype(v);
-      const auto scale = load_or<V>(n.affine.scale, c, lanes, 1.f), shift = load_or<V>(n.affine.shift, c, lanes, 0.f);
-      const auto slope = load_or<V>(n.affine.slope, c, lanes, 0.f), mean = load_or<V>(n.mean, c, lanes, 0.f);
-      const auto k = load_or<V>(n.k, c, lanes, 1.f);
-      const auto c0 = load_or<V>(n.c0, c, lanes, 0.f), c1 = load_or<V>(n.c1, c, lanes, 0.f);
+      const NormBackward& n = block.n;
       auto sum_g = V::zero(), sum_gz = V::zero(), sum_slope = V::zero();
       for (int64_t b = 0; b < n.pixels; b += kBlock) {
-        auto part_g = V::zero(), part_gz = V::zero(), part_slope = V::zero();
-        for (int64_t i = b; i < block_end(b, n.pixels); i++) {
-          const auto z = load_some<V>(n.z + i * n.z_pixel + c, lanes);
-          const auto grad = load_some<V>(n.grad + i * n.grad_pixel + c, lanes);
-          auto a = z;  // as `affine` forms it, so that the forward's and the backward's masks agree
-          if (n.affine.scale) a = a * scale;
-          if (n.affine.shift) a = a + shift;
-          const auto g = activate_backward<V::lanes>(act(), grad, a, slope), centred = z - mean;
-          part_g += g;
-          part_gz = V::fma(g, centred, part_gz);
-          if (n.sum_slope) part_slope += a > 0.f ? V::zero() : grad * a;
-          if (n.out) store_some<V>(n.out + i * n.out_pixel + c, n.k ? k * (g - c0 - centred * c1) : g, lanes);
-        }
-        sum_g += part_g;
-        sum_gz += part_gz;
-        sum_slope += part_slope;
+        auto g0 = V::zero(), g1 = g0, gz0 = g0, gz1 = g0, slopes = g0;  // pairs: an addition waits for the one before
+        const int64_t end = block_end(b, n.pixels);
+        int64_t i = b;
+        const auto add = [&](int64_t at, auto& g, auto& gz) {
+          const auto p = block.at(block, at);
+          g += p.g;
+          gz = V::fma(p.g, p.centred, gz);
+          if (n.sum_slope) slopes += p.a > 0.f ? V::zero() : p.grad * p.a;
+        };
+        for (; i + 2 <= end; i += 2) add(i, g0, gz0), add(i + 1, g1, gz1);
+        if (i < end) add(i, g0, gz0);
+        sum_g += g0 + g1;
+        sum_gz += gz0 + gz1;
+        sum_slope += slopes;
       }
-      if (n.sum_g) add_to<V>(n.sum_g, n.channels, c, sum_g, lanes);
-      if (n.sum_gz) add_to<V>(n.sum_gz, n.channels, c, sum_gz, lanes);
-      if (n.sum_slope) add_to<V>(n.sum_slope, n.channels, c, sum_slope, lanes);
+      add_to<V>(n.sum_g, n.channels, block.c, sum_g, block.lanes);
+      add_to<V>(n.sum_gz, n.channels, block.c, sum_gz, block.lanes);
+      if (n.sum_slope) add_to<V>(n.sum_slope, n.channels, block.c, sum_slope, block.lanes);
+    });
+  });
+}
+
+extern "C" void GHOST_SYMBOL(norm_backward)(const NormBackward& all) {
+  with_act(all.affine.act, [&](auto act) {
+    norm_blocks(all, act, [](auto v, const auto& block) {
+      using V = decltype(v);
+      const NormBackward& n = block.n;
+      const auto k = load_or<V>(n.k, block.c, block.lanes, 1.f);
+      const auto c0 = load_or<V>(n.c0, block.c, block.lanes, 0.f), c1 = load_or<V>(n.c1, block.c, block.lanes, 0.f);
+      for (int64_t i = 0; i < n.pixels; i++) {
+        const auto p = block.at(block, i);
+        store_some<V>(n.out + i * n.out_pixel + block.c, k * (p.g - c0 - p.centred * c1), block.lanes);
+      }
     });
   });
 }

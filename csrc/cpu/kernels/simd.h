@@ -120,13 +120,20 @@ struct Vec {
 using Full = Vec<kLanes>;
 using Half = Vec<kHalf>;
 
+template <int L>
+struct Whole {  // a number of lanes known at compile time, so that full vectors take no masks
+  constexpr operator int() const { return L; }
+};
+
 // Runs f(vector type, first channel, lanes) over the channels: full vectors, then one narrow one for the tail.
 template <class F>
 GHOST_INLINE void over_channels(int64_t channels, const F& f) {
   int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) f(Full{}, c, kLanes);
+  for (; c + kLanes <= channels; c += kLanes) f(Full{}, c, Whole<kLanes>{});
   const int left = (int)(channels - c);
-  if (left > kHalf)
+  if (left == kHalf)
+    f(Half{}, c, Whole<kHalf>{});
+  else if (left > kHalf)
     f(Full{}, c, left);
   else if (left > 0)
     f(Half{}, c, left);

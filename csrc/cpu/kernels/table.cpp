@@ -14,6 +14,7 @@ void GHOST_SYMBOL(add)(const float*, int64_t, float*, int64_t, int64_t, int64_t)
 void GHOST_SYMBOL(sum)(const float*, int64_t, int64_t, int64_t, float*);
 void GHOST_SYMBOL(sum_product)(const float*, int64_t, const float*, int64_t, int64_t, int64_t, float*);
 void GHOST_SYMBOL(moments)(const float*, int64_t, int64_t, int64_t, const float*, float*, float*);
+void GHOST_SYMBOL(norm_backward_sums)(const ghost::NormBackward&);
 void GHOST_SYMBOL(norm_backward)(const ghost::NormBackward&);
 void GHOST_SYMBOL(matvec)(const float*, int64_t, int64_t, const float*, const float*, float*);
 void GHOST_SYMBOL(gather)(const ghost::Strided&, int64_t, int64_t, int64_t, float*, int64_t, int64_t);
@@ -32,6 +33,7 @@ const ghost::Kernels GHOST_SYMBOL(kernels) = {
     GHOST_SYMBOL(sum),
     GHOST_SYMBOL(sum_product),
     GHOST_SYMBOL(moments),
+    GHOST_SYMBOL(norm_backward_sums),
     GHOST_SYMBOL(norm_backward),
     GHOST_SYMBOL(matvec),
     GHOST_SYMBOL(gather),

@@ -1,0 +1,162 @@
+"""GhostNet-100, plain and fused, on the photographs that scikit-learn ships: do the logits agree, how fast is it?"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from .. import models, surgery
+
+SIDE = 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as timm and torchvision normalise
+EAGER, EAGER_CL, COMPILED = "eager, NCHW", "eager, channels_last", "torch.compile, channels_last"
+FUSED_NCHW, FUSED_CL = "ghost_ops, NCHW", "ghost_ops, channels_last"
+ROUTES = (EAGER, EAGER_CL, COMPILED, FUSED_NCHW, FUSED_CL)
+COMPILE_SECONDS = 60.0  # once compilation has taken this long, further batch sizes go without
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the logits of the fused net are from those of the plain one.
+
+    Attributes:
+        images: how many photographs' crops were looked at.
+        difference: largest difference over the largest logit, channels_last fused against NCHW plain.
+        plain_error, fused_error: the same, each against the plain net in float64.
+        top1: share of the images with the same first class.
+        top5: share of the images with the same five first classes, in the same order.
+    """
+
+    images: int
+    difference: float
+    plain_error: float
+    fused_error: float
+    top1: float
+    top5: float
+
+
+@dataclass
+class Photos:
+    """Agreement, seconds a call by batch size and route, and why a route has no times."""
+
+    agreement: Agreement
+    seconds: dict[int, dict[str, float]] = field(default_factory=dict)
+    missing: dict[tuple[int, str], str] = field(default_factory=dict)
+    compile_seconds: float = 0.0
+
+
+def crops(count: int) -> torch.Tensor:
+    """``count`` (at most 16) crops of 224 x 224 pixels of the two photographs, normalised: N x 3 x 224 x 224."""
+    from sklearn.datasets import load_sample_images
+
+    tiles = []
+    for photo in load_sample_images().images:
+        rows, columns = (np.linspace(0, size - SIDE, n).astype(int) for size, n in zip(photo.shape, (2, 4)))
+        tiles.append([photo[r : r + SIDE, c : c + SIDE] for r in rows for c in columns])
+    images = np.stack([tile for pair in zip(*tiles) for tile in pair])[:count]  # the photographs in turn
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return ((x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]).contiguous()
+
+
+def calibrated_net(images: torch.Tensor) -> nn.Module:
+    """GhostNet-100 with seeded weights, in eval; its BatchNorms' running statistics are those of ``images``."""
+    torch.manual_seed(0)
+    net = models.ghostnet_100()
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # a plain average, here of one batch
+    with torch.no_grad():
+        net.train()(images)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    return net.eval()
+
+
+def agreement(plain: nn.Module, fused: nn.Module, images: torch.Tensor) -> Agreement:
+    """Both nets' logits, compared with each other and with float64."""
+    with torch.inference_mode():
+        ours, theirs = fused(images.to(memory_format=torch.channels_last)), plain(images)
+        exact_net = copy.deepcopy(plain).double()
+        exact = torch.cat([exact_net(part) for part in images.double().split(4)])
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a.double() - b.double()).abs().max() / b.abs().max())
+
+    same = ours.topk(5).indices == theirs.topk(5).indices
+    return Agreement(
+        images=len(images),
+        difference=distance(ours, theirs),
+        plain_error=distance(theirs, exact),
+        fused_error=distance(ours, exact),
+        top1=float(same[:, 0].float().mean()),
+        top5=float(same.all(1).float().mean()),
+    )
+
+
+def compare(quick: bool, progress: Progress) -> Photos:
+    """The whole comparison; ``quick``: few images, few repetitions, without torch.compile."""
+    task = progress.add_task("photographs: logits", total=2)
+    images = crops(4 if quick else 16)
+    plain = calibrated_net(images)
+    fused = surgery.fuse(copy.deepcopy(plain))
+    progress.advance(task)
+    photos = Photos(agreement(plain, fused, images))
+    progress.advance(task)
+
+    plain_cl, fused_cl = (copy.deepcopy(net).to(memory_format=torch.channels_last) for net in (plain, fused))
+    compiled = torch.compile(plain_cl, dynamic=False)
+    for batch, rounds in ((1, 3), (2, 2)) if quick else ((1, 60), (16, 15)):
+        x = images[:batch]
+        x_cl = x.to(memory_format=torch.channels_last)
+        routes = {
+            EAGER: partial(plain, x),
+            EAGER_CL: partial(plain_cl, x_cl),
+            COMPILED: partial(compiled, x_cl),
+            FUSED_NCHW: partial(fused, x),
+            FUSED_CL: partial(fused_cl, x_cl),
+        }
+        with torch.inference_mode():
+            why = "left out of the quick demo" if quick else _compile(routes[COMPILED], batch, photos, progress)
+            if why is not None:
+                photos.missing[batch, COMPILED] = why
+                del routes[COMPILED]
+            photos.seconds[batch] = _interleave(routes, rounds, f"photographs: batch {batch}", progress)
+    return photos
+
+
+def _compile(run: Callable[[], torch.Tensor], batch: int, photos: Photos, progress: Progress) -> str | None:
+    """Compile for this batch size by a first call; why there is no compiled net, if so."""
+    if photos.compile_seconds > COMPILE_SECONDS:
+        return f"not compiled for batch {batch}: compiling before took {photos.compile_seconds:.0f} s"
+    task = progress.add_task(f"photographs: torch.compile, batch {batch}", total=None)
+    start = time.perf_counter()
+    try:
+        run()
+    except Exception as error:  # whatever a compiler may run into must not end the demo
+        return f"torch.compile failed: {str(error).strip().splitlines()[0]}"
+    finally:
+        photos.compile_seconds += time.perf_counter() - start
+        progress.update(task, total=1, completed=1)
+    return None
+
+
+def _interleave(routes, rounds: int, description: str, progress: Progress) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in routes}
+    for run in routes.values():
+        run()
+    for _ in progress.track(range(rounds), description=description):
+        for name, run in routes.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}

@@ -1,0 +1,93 @@
+"""The demo's results as rich tables and sentences: losses are shown like wins."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .digits import FUSED as FUSED_RUN
+from .digits import PLAIN, Run
+from .photos import COMPILED, EAGER, FUSED_CL, ROUTES, Agreement, Photos
+
+
+def times(ratio: float) -> str:
+    """A ratio in words of a table: ``2.31x faster``, ``1.20x slower``, ``as fast`` within 2 %."""
+    if 1 / 1.02 < ratio < 1.02:
+        return "as fast"
+    return f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
+
+
+def _coloured(ratio: float) -> Text:
+    return Text(times(ratio), style="green" if ratio >= 1.02 else "red" if ratio <= 1 / 1.02 else "")
+
+
+def agreement_line(found: Agreement) -> str:
+    return (
+        f"Logits of {found.images} crops: the largest difference is {found.difference:.1e} of the largest logit. "
+        f"Against float64, eager is off by {found.plain_error:.1e} and ghost_ops by {found.fused_error:.1e}. "
+        f"Same first class for {found.top1:.0%} of the images, same first five for {found.top5:.0%}."
+    )
+
+
+def photos_table(photos: Photos) -> Table:
+    table = Table(title="GhostNet-100 on photographs: 224 x 224, float32, inference", title_justify="left")
+    table.add_column("images", justify="right")
+    table.add_column("how they run")
+    table.add_column("ms", justify="right")
+    table.add_column("against eager NCHW", justify="right")
+    table.add_column("ghost_ops, channels_last, is", justify="right")
+    for batch, seconds in photos.seconds.items():
+        for route in ROUTES:
+            mine = seconds.get(route)
+            ratios = ["", ""]
+            if mine is not None:
+                ratios[0] = "" if route == EAGER else _coloured(seconds[EAGER] / mine)
+                ratios[1] = "" if route == FUSED_CL else _coloured(mine / seconds[FUSED_CL])
+            number = str(batch) if route == ROUTES[0] else ""
+            table.add_row(number, route, "-" if mine is None else f"{mine * 1e3:.2f}", *ratios)
+        table.add_section()
+    return table
+
+
+def photos_notes(photos: Photos) -> list[str]:
+    """What the table leaves open."""
+    notes = [f"- : {why} (batch {batch})" for (batch, _), why in photos.missing.items()]
+    if any(COMPILED in seconds for seconds in photos.seconds.values()):
+        notes.append(f"torch.compile took {photos.compile_seconds:.0f} s to compile before its first result.")
+    return notes
+
+
+def digits_table(runs: dict[str, Run]) -> Table:
+    table = Table(title="A small GhostNet learns handwritten digits, float32, channels_last", title_justify="left")
+    for column in ("", PLAIN, FUSED_RUN, ""):
+        table.add_column(column, justify="right" if column else "left")
+    plain, fused = runs[PLAIN], runs[FUSED_RUN]
+    speed = plain.epoch_seconds / fused.epoch_seconds
+    share = fused.saved_bytes / plain.saved_bytes
+    table.add_row("test accuracy", f"{plain.accuracy:.1%}", f"{fused.accuracy:.1%}")
+    table.add_row("loss of the first step", f"{plain.losses[0]:.6f}", f"{fused.losses[0]:.6f}")
+    table.add_row("loss of the last epoch", f"{plain.last_loss:.6f}", f"{fused.last_loss:.6f}")
+    table.add_row("gradient error", f"{plain.gradient_error:.1e}", f"{fused.gradient_error:.1e}", "against float64")
+    table.add_row("time per epoch, s", f"{plain.epoch_seconds:.2f}", f"{fused.epoch_seconds:.2f}", _coloured(speed))
+    table.add_row(
+        "saved for backward, MB",
+        f"{plain.saved_bytes / 1e6:.1f}",
+        f"{fused.saved_bytes / 1e6:.1f}",
+        Text(f"{share:.0%} of it", style="green" if share <= 0.98 else "red" if share >= 1.02 else ""),
+    )
+    return table
+
+
+def show(console: Console, photos: Photos, runs: dict[str, Run]) -> None:
+    console.print()
+    console.print(photos_table(photos))
+    console.print(agreement_line(photos.agreement))
+    for note in photos_notes(photos):
+        console.print(note, style="dim")
+    console.print()
+    console.print(digits_table(runs))
+    console.print(
+        "Same seed and same batches; the two trainings differ by rounding, which training amplifies step by step.",
+        style="dim",
+    )

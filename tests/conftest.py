@@ -1,0 +1,37 @@
+"""What all tests share: threads, seeds, and timm beside a torch without torchvision's operators."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+def _import_torchvision() -> torch.library.Library | None:
+    """timm imports torchvision, whose compiled operators need not load beside this torch: their schemas will do.
+
+    A library's definitions live as long as it does.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return None
+    except RuntimeError:  # operator torchvision::nms does not exist
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library
+    return None
+
+
+_TORCHVISION = _import_torchvision()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,129 @@
+import pytest
+import torch
+from torch import nn
+
+from ghost_ops import use_backend
+from ghost_ops.surgery import Row, explain, fuse
+
+from .. import zoo
+from ..helpers import make_map, randomise
+
+
+def make_net():
+    blocks = zoo.HuaweiBottleneck(8, 16, 8, se=True), zoo.ScaledGhostModule(8, 8), zoo.YoloGhostConv(8, 12)
+    return randomise(zoo.Net(*blocks))
+
+
+@pytest.fixture
+def x():
+    return make_map((2, 3, 17, 17))
+
+
+def by_name(net, x):
+    return {row.name: row for row in explain(net, x).rows}
+
+
+def test_eval(x):
+    rows = by_name(fuse(make_net()).eval(), x)
+    assert list(rows) == [
+        "blocks.0", "blocks.0.ghost1", "blocks.0.se", "blocks.0.ghost2", "blocks.1", "blocks.2",
+    ]  # fmt: skip
+    block = rows["blocks.0"]
+    assert (block.module, block.input, block.fused) == ("HuaweiBottleneck", "2 x 8 x 9 x 9 float32", True)
+    assert block.runs.startswith("as one block") and block.why == ""
+    assert rows["blocks.0.se"].runs == "within blocks.0"
+    assert rows["blocks.1"] == Row(
+        "blocks.1", "ScaledGhostModule", "", "plain PyTorch",
+        "it does not compute a Ghost module: its results differ from those of its two convolutions", False,
+    )  # fmt: skip
+    assert rows["blocks.2"].runs == "ghost_module_eval on native"
+
+
+def test_training_step(x):
+    net = fuse(make_net()).train()
+    before = {name: b.clone() for name, b in net.named_buffers()}
+    random = torch.get_rng_state()
+    rows = by_name(net, x)
+    assert rows["blocks.0"].runs == "its parts in turn" and "training" in rows["blocks.0"].why
+    for name in ("blocks.0.ghost1", "blocks.0.ghost2", "blocks.2"):
+        assert rows[name].runs == "ghost_module_train on native", name
+    assert rows["blocks.0.se"].runs == "squeeze_excite on native"
+    assert all(torch.equal(b, before[name]) for name, b in net.named_buffers())
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_reasons(x):
+    net = fuse(make_net()).eval()
+    net.blocks[0].ghost1.primary_conv[1].register_forward_hook(lambda *_: None)
+    rows = by_name(net, x)
+    assert rows["blocks.0"].runs == "its parts in turn"
+    assert rows["blocks.0.ghost1"].runs == "plain PyTorch" and "hooks" in rows["blocks.0.ghost1"].why
+    assert rows["blocks.0.ghost2"].runs == "ghost_module_eval on native"
+    rows = by_name(fuse(make_net()).eval().double(), x.double())
+    assert rows["blocks.2"].runs == "plain PyTorch"
+    assert rows["blocks.2"].input == "2 x 8 x 9 x 9 float64"
+
+
+def test_why_not_native(x):
+    with use_backend("reference"):
+        row = by_name(fuse(make_net()).eval(), x)["blocks.2"]
+    assert row.runs == "plain PyTorch" and "the reference backend was asked for" in row.why
+
+
+@pytest.fixture
+def fused_routes():
+    """The backends as they are."""
+
+
+def test_not_fused_yet(x):
+    rows = by_name(make_net(), x)
+    assert rows["blocks.2"].why == "it could be fused: ghost_ops.fuse(net)"
+    assert not any(row.fused for row in rows.values())
+
+
+def test_several_inputs_and_calls():
+    ghost = fuse(zoo.ArticleGhostModule(8, 8)).eval()
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ghost, self.idle = ghost, fuse(zoo.ArticleGhostModule(8, 8))
+
+        def forward(self, x, *, again):
+            return self.ghost(self.ghost(x)), self.ghost(again.to(memory_format=torch.channels_last))
+
+    example = {"x": make_map((1, 8, 4, 4)), "again": make_map((1, 8, 6, 6))}
+    first, second, idle = explain(Twice().eval(), example).rows
+    assert (first.input, first.calls) == ("1 x 8 x 4 x 4 float32", 2)
+    assert (second.input, second.calls) == ("1 x 8 x 6 x 6 float32 channels_last", 1)
+    assert (idle.name, idle.runs, idle.input) == ("idle", "was not called", "")
+
+
+def test_text(x):
+    text = str(explain(fuse(make_net()).eval(), x))
+    assert "blocks.0.ghost2" in text and "ScaledGhostModule" in text and "why not faster" in text
+    assert max(map(len, text.splitlines())) <= 160
+    assert "nor anything that looks like one" in str(explain(nn.ReLU(), x))
+
+
+def test_tuple_of_arguments():
+    (row,) = explain(fuse(zoo.ArticleGhostModule(8, 8)).eval(), (make_map((1, 8, 4, 4)),)).rows
+    assert row.name == "" and row.calls == 1
+
+
+def test_leaves_no_trace(x):
+    net = fuse(make_net()).eval()
+    forwards = {type(m): type(m).forward for m in net.modules()}
+    modules = list(net.modules())
+    explain(net, x)
+    with pytest.raises(RuntimeError):
+        explain(net, torch.ones(2, 5, 17, 17))
+    assert all(cls.forward is forward for cls, forward in forwards.items())
+    assert "forward" not in type(net.blocks[0].se).__dict__
+    assert all(a is b for a, b in zip(net.modules(), modules, strict=True))
+
+
+def test_no_module(x):
+    with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got Tensor"):
+        explain(x, x)

@@ -84,7 +84,7 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
                 if child.running_mean is not None:
                     child.running_mean.copy_(0.3 * normal(child.running_mean))
                     child.running_var.copy_(0.5 + normal(child.running_var).abs())
-            elif isinstance(child, (torch.nn.Conv2d, torch.nn.Linear)):
+            elif isinstance(child, (torch.nn.Conv2d, torch.nn.Linear)) and child.weight is not None:
                 fan_in = child.weight[0].numel()
                 child.weight.copy_(normal(child.weight) * fan_in**-0.5)
                 if child.bias is not None:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ..backends import native
+from ..bench.machine import cpu_model
+from ..bench.timing import torch_threads
 from . import digits, figure, photos, report
 
 __all__ = ["Result", "run"]
@@ -53,18 +55,14 @@ def run(
     _check_threads(threads)
     _check_packages()
     console = console or Console()
-    before, start = torch.get_num_threads(), time.perf_counter()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_num_threads(before if threads is None else threads)
-            footnote = _machine()
-            console.print(footnote)
-            columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-            with Progress(*columns, console=console) as progress:
-                inference = photos.compare(quick, progress)
-                training = digits.compare(quick, progress)
-    finally:
-        torch.set_num_threads(before)
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[]), torch_threads(threads or torch.get_num_threads()):
+        footnote = _machine()
+        console.print(footnote)
+        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=console) as progress:
+            inference = photos.compare(quick, progress)
+            training = digits.compare(quick, progress)
     report.show(console, inference, training)
     figure.draw(inference, training, output, footnote)
     console.print(f"\nWrote {output} after {time.perf_counter() - start:.0f} s.")
@@ -101,15 +99,6 @@ def _machine() -> str:
     """What ran, in a line."""
     kernels = f"{native.isa()} kernels" if native.available() else f"its reference backend, since {native.reason()}"
     return (
-        f"{_cpu()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}; ghost_ops runs on {kernels}. "
+        f"{cpu_model()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}; ghost_ops runs on {kernels}. "
         "All ways are timed in turns in one process; medians."
     )
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "an unnamed CPU")

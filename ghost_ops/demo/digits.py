@@ -140,7 +140,9 @@ def compare(quick: bool, progress: Progress) -> dict[str, Run]:
     runs = _start(nets, data.train[:BATCH], data.train_labels[:BATCH])
 
     per_epoch = min(steps or len(data.train), len(data.train) // BATCH)
-    optimizers = {name: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True) for name, net in nets.items()}
+    optimizers = {
+        name: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True) for name, net in nets.items()
+    }
     schedules = {
         name: torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=epochs * per_epoch)
         for name, optimizer in optimizers.items()

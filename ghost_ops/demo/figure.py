@@ -31,20 +31,20 @@ def draw(photos: Photos, runs: dict[str, Run], output: Path, footnote: str) -> N
 
 def _speed(axes, photos: Photos) -> None:
     """Images a second, one group of bars a batch size."""
-    batches = list(photos.seconds)
-    routes = [route for route in ROUTES if any(route in photos.seconds[b] for b in batches)]
-    height = 0.8 / len(batches)
-    most = max(b / s for b in batches for s in photos.seconds[b].values())
-    for i, batch in enumerate(batches):
+    rates = {b: {route: b / t.median for route, t in timings.items()} for b, timings in photos.timings.items()}
+    routes = [route for route in ROUTES if any(route in of_batch for of_batch in rates.values())]
+    most = max(rate for of_batch in rates.values() for rate in of_batch.values())
+    height = 0.8 / len(rates)
+    for i, (batch, of_batch) in enumerate(rates.items()):
         for y, route in enumerate(routes):
-            seconds = photos.seconds[batch].get(route)
-            if seconds is None:
+            if route not in of_batch:
                 continue
-            rate, ours = batch / seconds, route in (FUSED_NCHW, FUSED_CL)
-            colour = ((DEEP, OURS) if ours else (THEIRS, LIGHT))[i % 2]
-            at = y + (i - (len(batches) - 1) / 2) * height
-            axes.barh(at, rate, height * 0.92, color=colour)
-            axes.text(rate + 0.012 * most, at, f"{rate:.0f}  (batch {batch})", va="center", fontsize=9)
+            colours = (DEEP, OURS) if route in (FUSED_NCHW, FUSED_CL) else (THEIRS, LIGHT)
+            at = y + (i - (len(rates) - 1) / 2) * height
+            axes.barh(at, of_batch[route], height * 0.92, color=colours[i % 2])
+            axes.text(
+                of_batch[route] + 0.012 * most, at, f"{of_batch[route]:.0f}  (batch {batch})", va="center", fontsize=9
+            )
     axes.set_yticks(range(len(routes)), [route.replace(", ", "\n") for route in routes])
     axes.invert_yaxis()
     axes.set_xlim(0, most * 1.22)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from rich.progress import Progress
 from torch import nn
 
 from .. import models, surgery
+from ..bench.timing import Timing, interleave
 
 SIDE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as timm and torchvision normalise
@@ -46,10 +46,10 @@ class Agreement:
 
 @dataclass
 class Photos:
-    """Agreement, seconds a call by batch size and route, and why a route has no times."""
+    """Agreement, times by batch size and route, and why a route has no times."""
 
     agreement: Agreement
-    seconds: dict[int, dict[str, float]] = field(default_factory=dict)
+    timings: dict[int, dict[str, Timing]] = field(default_factory=dict)
     missing: dict[tuple[int, str], str] = field(default_factory=dict)
     compile_seconds: float = 0.0
 
@@ -130,7 +130,10 @@ def compare(quick: bool, progress: Progress) -> Photos:
             if why is not None:
                 photos.missing[batch, COMPILED] = why
                 del routes[COMPILED]
-            photos.seconds[batch] = _interleave(routes, rounds, f"photographs: batch {batch}", progress)
+            task = progress.add_task(f"photographs: batch {batch}", total=rounds * len(routes))
+            photos.timings[batch] = interleave(
+                routes, rounds=rounds, threads=torch.get_num_threads(), on_sample=lambda _, t=task: progress.advance(t)
+            )
     return photos
 
 
@@ -148,15 +151,3 @@ def _compile(run: Callable[[], torch.Tensor], batch: int, photos: Photos, progre
         photos.compile_seconds += time.perf_counter() - start
         progress.update(task, total=1, completed=1)
     return None
-
-
-def _interleave(routes, rounds: int, description: str, progress: Progress) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {name: [] for name in routes}
-    for run in routes.values():
-        run()
-    for _ in progress.track(range(rounds), description=description):
-        for name, run in routes.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}

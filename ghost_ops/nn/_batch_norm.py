@@ -29,7 +29,12 @@ def statistics(norm: nn.Module | None) -> str:
 def folded(half: Half) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of the convolution with its BatchNorm, if any, folded in; differentiable."""
     weight, bias, gamma, beta, mean, var, _ = half.tensors()
-    return (weight, bias) if half.norm is None else fold(weight, bias, gamma, beta, mean, var, half.norm.eps)
+    if half.norm is None:
+        return weight, bias
+    if bias is None and gamma is not None and beta is not None and weight.dtype is gamma.dtype is torch.float32:
+        scale = gamma * torch.rsqrt(var + half.norm.eps)  # as ``fold``, in the fewest calls: at batch 1 they count
+        return weight * scale.view(-1, 1, 1, 1), torch.addcmul(beta, mean, scale, value=-1)
+    return fold(weight, bias, gamma, beta, mean, var, half.norm.eps)
 
 
 def update(norm: nn.BatchNorm2d, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .. import functional
 from ..backends import choose
 from ..backends.activation import activate
 from . import _batch_norm
@@ -112,14 +111,9 @@ def _chain(halves: list[Half], x: torch.Tensor) -> torch.Tensor:
     """Convolutions with their BatchNorms folded in."""
     for half in halves:
         weight, bias = _batch_norm.folded(half)
-        if half.is_pointwise():
-            x = functional.ghost_module(
-                x, weight, bias, None, None, act=half.name, act_slope=half.slope(), act_weight=half.tensors()[6]
-            )
-        else:
-            stride, padding, dilation, groups, _ = half.geometry
-            x = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-            x = activate(x, half.code, half.slope(), half.tensors()[6])
+        stride, padding, dilation, groups, _ = half.geometry
+        x = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        x = activate(x, half.code, half.slope(), half.tensors()[6])
     return x
 
 

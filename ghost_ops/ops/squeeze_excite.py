@@ -33,8 +33,9 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad_out, *_):
-    parameters = ctx.saved_tensors[4:]
-    gx, *grads = overload("squeeze_excite_backward")(grad_out, *ctx.saved_tensors, *ctx.scalars)
+    saved = ctx.saved_tensors  # asked for once: checkpointing gives them no second time
+    parameters = saved[4:]
+    gx, *grads = overload("squeeze_excite_backward")(grad_out, *saved, *ctx.scalars)
     return gx, *(None if p is None else g for p, g in zip(parameters, grads, strict=True)), None, None
 
 

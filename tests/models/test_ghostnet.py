@@ -48,7 +48,7 @@ def test_timm_state_dicts_load_both_ways(name, fused):
 
 
 def test_training_is_timms():
-    """In float64: what differs is rounding, which small batches and many BatchNorms magnify."""
+    """In float64: what differs is rounding, which small batches and many BatchNorms magnify; some gradients are zero."""
     timm = pytest.importorskip("timm")
     theirs = randomise(timm.create_model("ghostnet_050", num_classes=3, drop_rate=0.0)).train().double()
     ours = models.ghostnet_050(num_classes=3, dropout=0.0, dtype=torch.float64).train()
@@ -61,7 +61,7 @@ def test_training_is_timms():
     assert results[0].keys() == results[1].keys()
     for key, value in results[0].items():
         other = results[1][key]
-        assert torch.equal(value, other) or (value - other).norm() <= 1e-6 * other.norm(), key
+        assert torch.equal(value, other) or (value - other).norm() <= 1e-6 * other.norm() + 1e-12, key
 
 
 def test_fused_net_is_as_accurate_as_the_plain_one():

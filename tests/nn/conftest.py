@@ -17,3 +17,12 @@ def fused_routes(monkeypatch):
         for module in (fused_bottleneck, fused_ghost_module, fused_squeeze_excite):
             monkeypatch.setattr(module, "choose", choose)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """These maps are tiny: a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,6 +1,7 @@
 """Ghost bottlenecks: plain, fused, and wrapped around the article's and timm's structure."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -40,7 +41,9 @@ def test_agrees(name, training, layout):
     assert_agree(module, x)
     assert_agree(module, x, backward=False)
     with torch.no_grad():
-        assert module.why(x).startswith("its parts in turn" if training else "as one block, ghost1 by ghost_module_eval")
+        assert module.why(x).startswith(
+            "its parts in turn" if training else "as one block, ghost1 by ghost_module_eval"
+        )
     if not training:
         assert "gradients are wanted" in module.why(x)
 
@@ -121,10 +124,8 @@ def test_wraps_the_articles_structure(inp, stride, use_se):
     source = randomise(ArticleBottleneck(inp, 12, 8, 3, stride, use_se))
     keys = list(source.state_dict())
     for i in (0, 3):
-        ghost = source.conv[i]
-        source.conv[i] = FusedGhostModule.wrap(
-            ghost, gnn.GhostModule(1, 2).parts().__class__(**vars(gnn.GhostModule(1, 2).parts()) | {"out_channels": ghost.oup})
-        )
+        parts = dataclasses.replace(gnn.GhostModule(1, 2).parts(), out_channels=source.conv[i].oup)
+        source.conv[i] = FusedGhostModule.wrap(source.conv[i], parts)
     if use_se:
         se = gnn.SELayer(4).parts()
         source.conv[2] = gnn.FusedSELayer.wrap(source.conv[2], se)

@@ -144,7 +144,7 @@ def test_bad_wrap_of_a_replaced_forward_and_of_a_gate():
     with pytest.raises(ValueError, match="forward"):
         FusedGhostModule.wrap(source, PARTS)
     parts = gnn.SqueezeExciteParts("fc.0", "fc.2", gate="tanh")
-    with pytest.raises(ValueError, match="gate: expected one of clamp, .*, got 'tanh'"):
+    with pytest.raises(ValueError, match=r"gate: expected one of clamp, .*, got 'tanh'"):
         gnn.FusedSELayer.wrap(gnn.SELayer(8), parts)
 
 

@@ -11,8 +11,15 @@ from ..helpers import assert_as_accurate
 
 
 def plain_twin(fused: nn.Module) -> nn.Module:
-    """A copy of a fused module as plain PyTorch."""
-    return copy.deepcopy(fused).unwrap()
+    """A copy of a module in which everything fused is plain PyTorch."""
+    return _unwrapped(copy.deepcopy(fused))
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    for name, child in module._modules.items():
+        if child is not None:
+            module._modules[name] = _unwrapped(child)
+    return module.unwrap() if hasattr(module, "unwrap") else module
 
 
 def run(module: nn.Module, x: torch.Tensor, backward: bool, seed: int = 7) -> dict[str, torch.Tensor]:

@@ -47,22 +47,28 @@ def count(net):
     return [sum(isinstance(m, kind) for m in net.modules()) for kind in FUSED]
 
 
+def assert_same(ours, exact, what):
+    """Equal but for float32 rounding in a chain of operators: how accurate each of them is, is tested with it."""
+    error = torch.linalg.vector_norm(ours.double() - exact)
+    assert error <= 1e-5 * torch.linalg.vector_norm(exact).clamp(min=1), what
+
+
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("mode", ["inference", "eval", "train"])
 @pytest.mark.parametrize("name", CASES)
 def test_results_and_gradients(name, mode, layout):
     plain = randomise(CASES[name]()).train(mode == "train")
-    exact, fused = copy.deepcopy(plain).double(), fuse(copy.deepcopy(plain))
+    exact, fused = copy.deepcopy(plain).double(), fuse(plain)
     assert isinstance(fused, FUSED)
     x = make_map((2, 8, 9, 7), layout=layout)
     backward = mode != "inference"
-    ours, eager, truth = run(fused, x, backward), run(plain, x, backward), run(exact, x.double(), backward)
-    assert ours.keys() == eager.keys()
+    ours, truth = run(fused, x, backward), run(exact, x.double(), backward)
+    assert ours.keys() == truth.keys()
     for what, result in ours.items():
-        if eager[what] is None:
+        if truth[what] is None:
             assert result is None, what
         else:
-            assert_as_accurate(result, eager[what], truth[what], what=what)
+            assert_same(result, truth[what], what)
 
 
 def test_in_eval_blocks_run_as_one():

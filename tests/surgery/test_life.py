@@ -56,7 +56,7 @@ def test_copies_are_fused_and_independent(how, called_before, x):
         assert torch.equal(net(x), wanted)
         changed = twin(x)
         assert not torch.allclose(changed, wanted)
-        torch.testing.assert_close(revert(twin)(x), changed)
+        torch.testing.assert_close(revert(twin)(x), changed, rtol=1e-4, atol=1e-5 * float(changed.abs().max()))
         assert not any(isinstance(m, (FusedGhostModule, FusedGhostBottleneck)) for m in twin.modules())
         assert isinstance(net.blocks[0], FusedGhostBottleneck)
     assert not {id(m) for m in twin.modules()} & {id(m) for m in net.modules()}
@@ -191,10 +191,8 @@ def test_functional_call(x):
 def test_vmap_over_parameters(x):
     net, plain = fuse(make_net()).eval(), make_net().eval()
     stacked = {name: torch.stack([p.detach(), p.detach() * 1.1]) for name, p in net.named_parameters()}
-    run = torch.vmap(lambda parameters, net: functional_call(net, parameters, (x,)), in_dims=(0, None))
     ours = torch.vmap(lambda parameters: functional_call(net, parameters, (x,)))(stacked)
     theirs = torch.vmap(lambda parameters: functional_call(plain, parameters, (x,)))(stacked)
-    del run
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

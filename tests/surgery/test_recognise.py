@@ -106,6 +106,18 @@ def test_whatever_the_state(state):
     assert found(module).parts is not None
 
 
+def test_sync_batch_norm_of_many_processes():
+    """In training it refuses the CPU as soon as there is a process group."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        module = sync(zoo.ArticleGhostModule(6, 10)).train()
+        with pytest.raises(ValueError, match="SyncBatchNorm"):
+            module(torch.randn(2, 6, 4, 4))
+        assert found(module).parts is not None
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 LOOKALIKES = {
     "attention": (lambda: zoo.AttentionGhostModule(6, 10), "it also calls"),
     "scaled": (lambda: zoo.ScaledGhostModule(6, 10), "does not compute a Ghost module"),

@@ -1,0 +1,157 @@
+// ghost_ops._kernels: each instruction set's bare kernels on NumPy arrays, for tests and microbenchmarks. Built with
+// GHOST_OPS_DEV=1; not part of the package that users install.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using ghost::padded;
+using Array = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+const ghost::Kernels& of(const std::string& isa) {
+  if (const ghost::Kernels* k = ghost::kernels_of(isa.c_str())) return *k;
+  throw py::value_error("isa: expected one that this machine runs, got " + isa);
+}
+
+void expect(bool fits, const char* message) {
+  if (!fits) throw py::value_error(message);
+}
+
+template <class F>
+double seconds_per_call(double seconds, const F& call) {
+  using Clock = std::chrono::steady_clock;
+  call();
+  for (int64_t calls = 1;; calls *= 2) {
+    const auto start = Clock::now();
+    for (int64_t i = 0; i < calls; i++) call();
+    const double took = std::chrono::duration<double>(Clock::now() - start).count();
+    if (took >= seconds) return took / static_cast<double>(calls);
+  }
+}
+
+struct PointwiseCall {
+  const ghost::Kernels& k;
+  std::vector<float> panels, bias, out;
+  ghost::Pointwise args{};
+
+  PointwiseCall(const std::string& isa, const float* x, int64_t m, int64_t c, const float* w, int64_t n, const float* b,
+                bool relu)
+      : k(of(isa)), panels(padded(n) * c), bias(padded(n)), out(m * padded(n)) {
+    k.pack({w, c, 1, n, c, nullptr, nullptr, panels.data()});
+    std::copy(b, b + n, bias.begin());
+    args = {x, c, 1, m, c, n, panels.data(), 0, bias.data(), out.data(), padded(n), true, relu, false};
+  }
+};
+
+struct DepthwiseCall {
+  const ghost::Kernels& k;
+  int64_t h, w, c, pixel;
+  std::vector<float> in, zeros, weight, bias, out;
+  std::vector<const float*> rows;
+  ghost::Depthwise args{};
+
+  DepthwiseCall(const std::string& isa, const float* x, int64_t h, int64_t w, int64_t c, const float* taps,
+                int64_t size, const float* b, bool relu)
+      : k(of(isa)),
+        h(h),
+        w(w),
+        c(c),
+        pixel(padded(c)),
+        in(h * w * pixel),
+        zeros(w * pixel),
+        weight(size * size * pixel),
+        bias(pixel),
+        out(h * w * c) {
+    expect(size == 1 || size == 3 || size == 5 || size == 7, "w: expected a kernel of size 1, 3, 5 or 7");
+    for (int64_t i = 0; i < h * w; i++) std::copy(x + i * c, x + (i + 1) * c, in.begin() + i * pixel);
+    for (int64_t j = 0; j < c; j++)
+      for (int64_t t = 0; t < size * size; t++) weight[t * pixel + j] = taps[j * size * size + t];
+    std::copy(b, b + c, bias.begin());
+    for (int64_t y = -(size / 2); y < h + size / 2; y++)
+      rows.push_back(y < 0 || y >= h ? zeros.data() : in.data() + y * w * pixel);
+    args = {rows.data(), pixel, h, w, c, size, weight.data(), pixel, bias.data(), out.data(), w * c, c, relu};
+  }
+};
+
+Array pointwise(const std::string& isa, Array x, Array w, Array bias, bool relu) {
+  expect(x.ndim() == 2 && w.ndim() == 2 && bias.ndim() == 1, "expected x of M x C, w of N x C and bias of N");
+  const int64_t m = x.shape(0), c = x.shape(1), n = w.shape(0);
+  expect(w.shape(1) == c && bias.shape(0) == n, "expected x of M x C, w of N x C and bias of N");
+  PointwiseCall call(isa, x.data(), m, c, w.data(), n, bias.data(), relu);
+  call.k.pointwise(call.args);
+  Array out({m, n});
+  for (int64_t i = 0; i < m; i++) std::copy_n(call.out.begin() + i * padded(n), n, out.mutable_data() + i * n);
+  return out;
+}
+
+Array depthwise(const std::string& isa, Array x, Array w, Array bias, bool relu) {
+  expect(x.ndim() == 3 && w.ndim() == 3 && bias.ndim() == 1, "expected x of H x W x C, w of C x k x k and bias of C");
+  const int64_t height = x.shape(0), width = x.shape(1), c = x.shape(2);
+  expect(w.shape(0) == c && w.shape(1) == w.shape(2) && bias.shape(0) == c, "expected w of C x k x k and bias of C");
+  DepthwiseCall call(isa, x.data(), height, width, c, w.data(), w.shape(1), bias.data(), relu);
+  call.k.depthwise(call.args);
+  Array out({height, width, c});
+  std::copy(call.out.begin(), call.out.end(), out.mutable_data());
+  return out;
+}
+
+std::vector<float> numbers(int64_t n) {
+  std::vector<float> v(n);
+  for (int64_t i = 0; i < n; i++) v[i] = static_cast<float>((i * 2654435761u) % 1000) / 1000.f - 0.5f;
+  return v;
+}
+
+double time_pointwise(const std::string& isa, int64_t m, int64_t c, int64_t n, double seconds) {
+  expect(m > 0 && c > 0 && n > 0, "expected positive sizes");
+  const auto x = numbers(m * c), w = numbers(n * c), b = numbers(n);
+  PointwiseCall call(isa, x.data(), m, c, w.data(), n, b.data(), true);
+  return seconds_per_call(seconds, [&] { call.k.pointwise(call.args); });
+}
+
+double time_depthwise(const std::string& isa, int64_t h, int64_t w, int64_t c, int64_t size, double seconds) {
+  expect(h > 0 && w > 0 && c > 0, "expected positive sizes");
+  const auto x = numbers(h * w * c), taps = numbers(c * size * size), b = numbers(c);
+  DepthwiseCall call(isa, x.data(), h, w, c, taps.data(), size, b.data(), true);
+  return seconds_per_call(seconds, [&] { call.k.depthwise(call.args); });
+}
+
+double fma_peak(const std::string& isa, double seconds) {
+  const ghost::Kernels& k = of(isa);
+  constexpr int64_t kSteps = 1 << 16;
+  double flops = 0;
+  const double each = seconds_per_call(seconds, [&] { flops = k.fma_chain(kSteps); });
+  return flops / each * 1e-9;
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> out;
+  for (const char* name : {"avx512", "avx2", "baseline"})
+    if (ghost::kernels_of(name)) out.push_back(name);
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_kernels, m) {
+  m.doc() = "The torch-free CPU kernels of ghost_ops, one instruction set at a time, for tests and microbenchmarks.";
+  m.def("isas", &isas, "Instruction sets that this machine runs, fastest first.");
+  m.def("fma_peak", &fma_peak, py::arg("isa"), py::arg("seconds") = 0.1,
+        "GFLOP/s of independent FMA chains, one core.");
+  m.def("pointwise", &pointwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
+        "x (M x C) times w (N x C) transposed, plus bias.");
+  m.def("depthwise", &depthwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
+        "Depthwise convolution of x (H x W x C) with w (C x k x k), zero padding k // 2, plus bias.");
+  m.def("time_pointwise", &time_pointwise, py::arg("isa"), py::arg("m"), py::arg("c"), py::arg("n"),
+        py::arg("seconds") = 0.1, "Seconds per call of an M x C by C x N product.");
+  m.def("time_depthwise", &time_depthwise, py::arg("isa"), py::arg("h"), py::arg("w"), py::arg("c"), py::arg("kernel"),
+        py::arg("seconds") = 0.1, "Seconds per call of a depthwise convolution over H x W x C.");
+}

@@ -1,0 +1,1 @@
+"""What ``ghost-ops bench`` and ``ghost-ops verify`` run: cases, peers, interleaved timing, roofline, reports."""

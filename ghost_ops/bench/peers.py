@@ -1,0 +1,248 @@
+"""The routes that a Ghost module or a net can take through PyTorch, ours among them.
+
+A peer is built for one module and one input, in its best layout and with what it can prepare ahead of time prepared;
+what is timed is the call alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import surgery
+from ..nn import FusedGhostModule, GhostModule
+from .machine import Unavailable
+from .timing import interleave
+
+NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+OURS = "ghost_ops"
+
+
+@dataclass
+class Built:
+    """A peer that is ready to run.
+
+    Attributes:
+        call: what is timed; returns the result in whatever form the engine has.
+        result: the result of a call as an N x C x H x W tensor.
+        check: raises RuntimeError where what was timed is not what the peer's name says.
+    """
+
+    call: Callable[[], object]
+    result: Callable[[object], torch.Tensor] = lambda out: out
+    check: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A way to run a module.
+
+    Attributes:
+        name: in results.
+        label: for people.
+        group: ours, pytorch or engine.
+        build: of module, input (channels_last) and threads; raises ``Unavailable`` where it cannot run here.
+    """
+
+    name: str
+    label: str
+    group: str
+    build: Callable[[nn.Module, torch.Tensor, int], Built]
+
+
+def _without_grad(module: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    def call() -> torch.Tensor:
+        with torch.inference_mode():
+            return module(x)
+
+    return call
+
+
+def _eager(layout: torch.memory_format) -> Callable[..., Built]:
+    def build(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
+        module = copy.deepcopy(module).to(memory_format=layout)
+        return Built(_without_grad(module, x.contiguous(memory_format=layout)))
+
+    return build
+
+
+def _ours(layout: torch.memory_format) -> Callable[..., Built]:
+    def build(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
+        """Shares the weights of the plain module; a net is copied, since ``fuse`` works in place."""
+        if isinstance(module, GhostModule):
+            fused = FusedGhostModule.wrap(module, module.parts())
+        else:
+            fused = surgery.fuse(copy.deepcopy(module))
+        return Built(_without_grad(fused, x.contiguous(memory_format=layout)))
+
+    return build
+
+
+def fold(module: nn.Module) -> nn.Module:
+    """A copy, as a ``torch.fx.GraphModule``, whose BatchNorms are folded into the convolutions before them."""
+    traced = torch.fx.symbolic_trace(copy.deepcopy(module).eval())
+    children = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or not isinstance(children[node.target], nn.BatchNorm2d):
+            continue
+        before = node.args[0]
+        if before.op != "call_module" or not isinstance(children[before.target], nn.Conv2d) or len(before.users) > 1:
+            raise Unavailable(f"its BatchNorm {node.target} does not follow a convolution of its own")
+        fused = nn.utils.fusion.fuse_conv_bn_eval(children[before.target], children[node.target])
+        owner, _, name = before.target.rpartition(".")
+        setattr(traced.get_submodule(owner), name, fused)
+        children[before.target] = fused
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
+    traced.graph.lint()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced.requires_grad_(False)
+
+
+def _folded(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
+    return Built(_without_grad(fold(module).to(memory_format=CHANNELS_LAST), x))
+
+
+class TwoKernels(nn.Module):
+    """A Ghost module as two folded convolutions, each written into its half of an output that is kept.
+
+    PyTorch has no convolution that writes into a slice. Two ways come close, and the better one is timed: oneDNN's
+    convolution with its ReLU fused, copied into the slice; or BLAS's product straight into the slice, then ReLU.
+    """
+
+    def __init__(self, module: GhostModule) -> None:
+        super().__init__()
+        folded = fold(module)
+        self.first, self.second = (folded.get_submodule(f"{half}.0") for half in ("primary_conv", "cheap_operation"))
+        self.to(memory_format=CHANNELS_LAST)
+        self.out, self.relu = module.oup, isinstance(module.primary_conv[2], nn.ReLU)
+        self.product = False
+        self.kept: torch.Tensor | None = None
+
+    def _convolve(self, conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        if torch.backends.mkldnn.is_available():
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups,
+                "relu" if self.relu else "none", [], "",
+            )  # fmt: skip
+        z = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return z.relu_() if self.relu else z
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, channels, height, width = x.shape
+        if self.kept is None or self.kept.shape != (n, self.out, height, width):
+            self.kept = x.new_empty(n, self.out, height, width).contiguous(memory_format=CHANNELS_LAST)
+        out, m = self.kept, self.first.out_channels
+        if self.product:
+            pixels, rows = x.permute(0, 2, 3, 1).reshape(-1, channels), out.permute(0, 2, 3, 1).view(-1, self.out)
+            torch.addmm(self.first.bias, pixels, self.first.weight.flatten(1).t(), out=rows[:, :m])
+            y1 = out[:, :m]
+            y1 = y1.relu_() if self.relu else y1
+        else:
+            y1 = self._convolve(self.first, x)
+            out[:, :m].copy_(y1)
+        out[:, m:].copy_(self._convolve(self.second, y1)[:, : self.out - m])
+        return out
+
+
+def _two_kernels(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
+    if isinstance(module, GhostModule):
+        net = TwoKernels(module)
+    else:
+        net = copy.deepcopy(module)
+        for path, child in list(net.named_modules()):
+            if isinstance(child, GhostModule):
+                owner, _, name = path.rpartition(".")
+                setattr(net.get_submodule(owner), name, TwoKernels(child))
+        net = fold_around(net)
+    parts = [m for m in net.modules() if isinstance(m, TwoKernels)]
+
+    def variant(product: bool) -> Callable[[], torch.Tensor]:
+        run = _without_grad(net, x)
+
+        def call() -> torch.Tensor:
+            for part in parts:
+                part.product = product
+            return run()
+
+        return call
+
+    times = interleave({"copy": variant(False), "product": variant(True)}, rounds=3, threads=threads, min_seconds=0.01)
+    call = variant(times["product"].median < times["copy"].median)
+    call()
+    return Built(_without_grad(net, x))
+
+
+def fold_around(net: nn.Module) -> nn.Module:
+    """``fold`` that leaves ``TwoKernels`` whole."""
+
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+            return isinstance(module, TwoKernels) or super().is_leaf_module(module, name)
+
+    return fold(torch.fx.GraphModule(net, Tracer().trace(net)))
+
+
+def _compiled(freezing: bool) -> Callable[..., Built]:
+    def build(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
+        """With a backend of its own: entries of equal backends are shared between the modules of a class, so that a
+        frozen peer could silently run what was compiled for another. Nor may anything call ``torch._dynamo.reset``.
+        """
+        from torch._dynamo import config as dynamo
+        from torch._inductor import config as inductor
+        from torch._inductor.compile_fx import compile_fx
+
+        graphs = 0
+
+        def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+            nonlocal graphs
+            graphs += 1
+            return compile_fx(graph, inputs)
+
+        module = copy.deepcopy(module).to(memory_format=CHANNELS_LAST)
+        compiled = torch.compile(module, backend=backend, dynamic=False)
+
+        def call() -> torch.Tensor:
+            with torch.no_grad():
+                return compiled(x)
+
+        limits = {"recompile_limit": 1 << 16, "accumulated_recompile_limit": 1 << 16}
+        try:
+            with dynamo.patch(limits), inductor.patch(freezing=freezing):
+                call()
+        except Exception as error:
+            if type(error).__module__.startswith("torch._"):
+                raise Unavailable(f"it does not compile here: {_first_line(error)}") from error
+            raise
+
+        def check() -> None:
+            if graphs != 1:
+                raise RuntimeError(f"torch.compile made {graphs} graphs of one module and one input")
+
+        check()
+        return Built(call, check=check)
+
+    return build
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+PYTORCH = (
+    Peer(OURS, "ghost_ops", "ours", _ours(CHANNELS_LAST)),
+    Peer("ghost_ops_nchw", "ghost_ops, NCHW", "ours", _ours(NCHW)),
+    Peer("eager_nchw", "eager, NCHW", "pytorch", _eager(NCHW)),
+    Peer("eager", "eager, channels_last", "pytorch", _eager(CHANNELS_LAST)),
+    Peer("folded", "BN folded, channels_last", "pytorch", _folded),
+    Peer("two_kernels", "two kernels, kept output", "pytorch", _two_kernels),
+    Peer("compile", "torch.compile", "pytorch", _compiled(freezing=False)),
+    Peer("compile_frozen", "torch.compile, freezing", "pytorch", _compiled(freezing=True)),
+)

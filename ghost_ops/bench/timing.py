@@ -1,0 +1,111 @@
+"""Interleaved timing in one process: A B C A B C, so that what disturbs the machine disturbs all alike."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.utils.benchmark import Timer
+
+SETTLE = 0.002  # seconds before each sample: the thread pool of the one before stops spinning
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call, one sample a round.
+
+    Attributes:
+        samples: in the order of the rounds.
+        number: calls a sample is the mean of.
+    """
+
+    samples: tuple[float, ...]
+    number: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range; 0 of a single sample."""
+        if len(self.samples) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return high - low
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Within the block PyTorch uses this many threads inside operators."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    threads: int = 1,
+    min_seconds: float = 0.02,
+    on_sample: Callable[[str], None] = lambda name: None,
+) -> dict[str, Timing]:
+    """Time every callable once a round, in the same order each round.
+
+    Args:
+        calls: by name. Other engines' threads are the caller's to set: PyTorch's are set here.
+        rounds: samples of each.
+        threads: of PyTorch, within operators.
+        min_seconds: about the least that a sample takes; short calls are repeated to fill it.
+        on_sample: told the name after each sample.
+
+    Raises:
+        ValueError: no rounds, or no threads.
+    """
+    if rounds < 1 or threads < 1:
+        raise ValueError(f"interleave: rounds and threads: expected at least 1, got {rounds} and {threads}")
+    timers = {name: Timer("call()", globals={"call": call}, num_threads=threads) for name, call in calls.items()}
+    with torch_threads(threads):
+        numbers = {name: _repeats(call, min_seconds) for name, call in calls.items()}
+        samples: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, timer in timers.items():
+                time.sleep(SETTLE)
+                samples[name].append(timer.timeit(numbers[name]).mean)
+                on_sample(name)
+    return {name: Timing(tuple(values), numbers[name]) for name, values in samples.items()}
+
+
+def _repeats(call: Callable[[], object], min_seconds: float) -> int:
+    """How many calls fill ``min_seconds``; warms up on the way."""
+    number = 1
+    call()
+    while True:
+        start = time.perf_counter()
+        for _ in range(number):
+            call()
+        seconds = time.perf_counter() - start
+        if seconds >= min_seconds / 4:
+            return max(1, math.ceil(number * min_seconds / seconds))
+        number *= 4
+
+
+def ratio(slower: Timing, faster: Timing) -> float:
+    """How many times longer the first takes: the quotient of the medians."""
+    return slower.median / faster.median
+
+
+def geometric_mean(values: list[float], weights: list[float] | None = None) -> float:
+    """NaN of nothing."""
+    weights = [1.0] * len(values) if weights is None else weights
+    total = sum(weights)
+    return math.exp(sum(w * math.log(v) for v, w in zip(values, weights, strict=True)) / total) if total else math.nan

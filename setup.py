@@ -147,7 +147,8 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
 
         headers = [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
         objects = [ninja.compile(source, [*host, *headers]) for source in dev_sources]
-        libraries.append(ninja.link(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}", [*objects, *kernels]))
+        isa = [o for o in operators if o.name == "isa.o"]
+        libraries.append(ninja.link(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}", [*objects, *isa, *kernels]))
     return tuple(libraries)
 
 

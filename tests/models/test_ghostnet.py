@@ -48,7 +48,7 @@ def test_timm_state_dicts_load_both_ways(name, fused):
 
 
 def test_training_is_timms():
-    """In float64: what differs is rounding, which small batches and many BatchNorms magnify; some gradients are zero."""
+    """In float64: what differs is rounding, which small batches and many BatchNorms magnify; some gradients are 0."""
     timm = pytest.importorskip("timm")
     theirs = randomise(timm.create_model("ghostnet_050", num_classes=3, drop_rate=0.0)).train().double()
     ours = models.ghostnet_050(num_classes=3, dropout=0.0, dtype=torch.float64).train()

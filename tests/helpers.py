@@ -17,7 +17,7 @@ def assert_as_accurate(
     exact: torch.Tensor,
     factor: float = 2.0,
     what: str = "result",
-    ulps: float = 2.0,
+    ulps: float = 4.0,
 ) -> None:
     """The error of ``ours`` against ``exact`` (float64) is at most ``factor`` times that of ``plain``.
 

@@ -140,13 +140,13 @@ def compare(quick: bool, progress: Progress) -> Photos:
 def _compile(run: Callable[[], torch.Tensor], batch: int, photos: Photos, progress: Progress) -> str | None:
     """Compile for this batch size by a first call; why there is no compiled net, if so."""
     if photos.compile_seconds > COMPILE_SECONDS:
-        return f"not compiled for batch {batch}: compiling before took {photos.compile_seconds:.0f} s"
+        return f"left out, since compiling has taken {photos.compile_seconds:.0f} s already"
     task = progress.add_task(f"photographs: torch.compile, batch {batch}", total=None)
     start = time.perf_counter()
     try:
         run()
     except Exception as error:  # whatever a compiler may run into must not end the demo
-        return f"torch.compile failed: {str(error).strip().splitlines()[0]}"
+        return f"failed with {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     finally:
         photos.compile_seconds += time.perf_counter() - start
         progress.update(task, total=1, completed=1)

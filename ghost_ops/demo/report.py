@@ -34,10 +34,10 @@ def agreement_line(found: Agreement) -> str:
 def photos_table(photos: Photos) -> Table:
     table = Table(title="GhostNet-100 on photographs: 224 x 224, float32, inference", title_justify="left")
     table.add_column("images", justify="right")
-    table.add_column("how they run")
-    table.add_column("ms", justify="right")
-    table.add_column("against eager NCHW", justify="right")
-    table.add_column("ghost_ops, channels_last, is", justify="right")
+    table.add_column("how they run", no_wrap=True)
+    table.add_column("ms", justify="right", no_wrap=True)
+    table.add_column("against\neager NCHW", justify="right", no_wrap=True)
+    table.add_column("ghost_ops,\nchannels_last, is", justify="right", no_wrap=True)
     for batch, timings in photos.timings.items():
         for route in ROUTES:
             mine, cells = timings.get(route), ["-", "", ""]
@@ -52,7 +52,7 @@ def photos_table(photos: Photos) -> Table:
 
 def photos_notes(photos: Photos) -> list[str]:
     """What the table leaves open."""
-    notes = [f"- : {why} (batch {batch})" for (batch, _), why in photos.missing.items()]
+    notes = [f"{route}, batch {batch}: {why}." for (batch, route), why in photos.missing.items()]
     if any(COMPILED in timings for timings in photos.timings.values()):
         notes.append(f"torch.compile took {photos.compile_seconds:.0f} s to compile before its first result.")
     return notes

@@ -47,12 +47,15 @@ def assert_agree(fused: nn.Module, x: torch.Tensor, backward: bool = True, calls
     for _ in range(calls):
         ours, eager, truth = run(fused, x, backward), run(plain, x, backward), run(exact, x.double(), backward)
         assert ours.keys() == eager.keys()
+        largest = max(float(t.abs().max()) for t in truth.values() if t is not None and t.numel())
         for what, result in ours.items():
             if eager[what] is None:
                 assert result is None or not result.any(), what
+            elif not (truth[what].abs() > 1e-12 * largest).any():  # nothing but rounding, such as that of a bias
+                assert not (result.abs() > 100 * torch.finfo(result.dtype).eps * largest).any(), what  # before a norm
             else:
                 # on the CPU, PyTorch's BatchNorm sums gradients and statistics in double, the operators in float32
-                ulps = 2 if what == "output" else 8
+                ulps = 4 if what == "output" else 8
                 assert_as_accurate(result, eager[what], truth[what], what=what, ulps=ulps)
     counters = {n: b for n, b in fused.named_buffers() if not b.is_floating_point()}
     assert all(torch.equal(b, plain.get_buffer(n)) for n, b in counters.items())

@@ -1,6 +1,36 @@
-"""Fused kernels for GhostNet's Ghost modules in PyTorch."""
+"""Fused kernels for GhostNet's Ghost modules in PyTorch.
 
-from . import functional
+``fuse`` takes anybody's GhostNet and makes its Ghost modules run fused, sharing the very parameters; the modules of
+``ghost_ops.nn`` and the nets of ``ghost_ops.models`` are there to build with; ``functional`` has the operators.
+"""
+
+from . import functional, models
 from .backends import use_backend
+from .nn import (
+    FusedGhostBottleneck,
+    FusedGhostModule,
+    FusedSELayer,
+    FusedSqueezeExcite,
+    GhostBottleneck,
+    GhostModule,
+    SELayer,
+    SqueezeExcite,
+)
+from .surgery import explain, fuse, revert
 
-__all__ = ["functional", "use_backend"]
+__all__ = [
+    "FusedGhostBottleneck",
+    "FusedGhostModule",
+    "FusedSELayer",
+    "FusedSqueezeExcite",
+    "GhostBottleneck",
+    "GhostModule",
+    "SELayer",
+    "SqueezeExcite",
+    "explain",
+    "functional",
+    "fuse",
+    "models",
+    "revert",
+    "use_backend",
+]

@@ -19,7 +19,12 @@ class Moments {
 
   void add(int64_t group, const float* z, int64_t z_pixel, int64_t pixels) {
     float *origin = sums_ + 3 * group * pad_, *sum = origin + pad_, *square = sum + pad_;
-    if (counts_[group] == 0) std::copy(z, z + channels_, origin);
+    if (counts_[group] == 0) {  // about the mean: a single pixel may lie far out, and the sums would cancel
+      std::vector<double> first(channels_);
+      for (int64_t i = 0; i < pixels; i++)
+        for (int64_t c = 0; c < channels_; c++) first[c] += z[i * z_pixel + c];
+      for (int64_t c = 0; c < channels_; c++) origin[c] = static_cast<float>(first[c] / pixels);
+    }
     counts_[group] += pixels;
     kernels().moments(z, z_pixel, pixels, channels_, origin, sum, square);
   }

@@ -59,7 +59,8 @@ def _choose(op: str, device: str, dtype: torch.dtype, cheap_kernel: int | None, 
 
 def choose(op: str, x: torch.Tensor, cheap_kernel: int | None = None) -> Choice:
     """The backend for ``op`` on an input such as x, with a cheap operation of ``cheap_kernel`` pixels a side."""
-    return _choose(op, x.device.type, x.dtype, cheap_kernel, _forced)
+    run = _choose.__wrapped__ if torch.compiler.is_compiling() else _choose  # Dynamo warns of caches
+    return run(op, x.device.type, x.dtype, cheap_kernel, _forced)
 
 
 @contextmanager

@@ -123,9 +123,10 @@ def _ncnn(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
         files[1].write_bytes(weights)
         if net.load_param(str(files[0])) or net.load_model(str(files[1])):
             raise Unavailable("ncnn does not load the net that was written for it")
-    images = [ncnn.Mat(image.contiguous().numpy()).clone() for image in x]
+    arrays = [image.contiguous().numpy() for image in x]
+    images = [ncnn.Mat(array) for array in arrays]
 
-    def call() -> list:
+    def call(arrays: object = arrays) -> list:  # of whose memory the images are views
         out = []
         for image in images:
             extractor = net.create_extractor()

@@ -189,43 +189,55 @@ def fold_around(net: nn.Module) -> nn.Module:
     return fold(torch.fx.GraphModule(net, Tracer().trace(net)))
 
 
-def _compiled(freezing: bool) -> Callable[..., Built]:
-    def build(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
-        """With a backend of its own: entries of equal backends are shared between the modules of a class, so that a
-        frozen peer could silently run what was compiled for another. Nor may anything call ``torch._dynamo.reset``.
-        """
-        from torch._dynamo import config as dynamo
-        from torch._inductor import config as inductor
-        from torch._inductor.compile_fx import compile_fx
+def compile_alone(
+    module: nn.Module, freezing: bool = False
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[], None]]:
+    """``torch.compile`` of a module, and a check that one graph was made of it, and none since.
 
-        graphs = 0
+    It has a backend of its own: entries of equal backends are shared by all modules of a class, so that a frozen peer
+    could silently run what was compiled for another. Nor may anything call ``torch._dynamo.reset``, which un-freezes.
+    """
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
+    from torch._inductor.compile_fx import compile_fx
 
-        def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
-            nonlocal graphs
-            graphs += 1
-            return compile_fx(graph, inputs)
+    graphs = 0
 
-        module = copy.deepcopy(module).to(memory_format=CHANNELS_LAST)
-        compiled = torch.compile(module, backend=backend, dynamic=False)
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        nonlocal graphs
+        graphs += 1
+        return compile_fx(graph, inputs)
 
-        def call() -> torch.Tensor:
-            with torch.no_grad():
-                return compiled(x)
+    compiled = torch.compile(module, backend=backend, dynamic=False)
+    limits = {"recompile_limit": 1 << 16, "accumulated_recompile_limit": 1 << 16}
 
-        limits = {"recompile_limit": 1 << 16, "accumulated_recompile_limit": 1 << 16}
+    def run(x: torch.Tensor) -> torch.Tensor:
+        if graphs:
+            return compiled(x)
         try:
             with dynamo.patch(limits), inductor.patch(freezing=freezing):
-                call()
+                return compiled(x)
         except Exception as error:
             if type(error).__module__.startswith("torch._"):
                 raise Unavailable(f"it does not compile here: {_first_line(error)}") from error
             raise
 
-        def check() -> None:
-            if graphs != 1:
-                raise RuntimeError(f"torch.compile made {graphs} graphs of one module and one input")
+    def check() -> None:
+        if graphs != 1:
+            raise RuntimeError(f"torch.compile made {graphs} graphs of one module and one input")
 
-        check()
+    return run, check
+
+
+def _compiled(freezing: bool) -> Callable[..., Built]:
+    def build(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
+        run, check = compile_alone(copy.deepcopy(module).to(memory_format=CHANNELS_LAST), freezing)
+
+        def call() -> torch.Tensor:
+            with torch.no_grad():
+                return run(x)
+
+        call()
         return Built(call, check=check)
 
     return build

@@ -54,7 +54,7 @@ def _speed(axes, photos: Photos) -> None:
 
 def _losses(axes, runs: dict[str, Run]) -> None:
     styles = {
-        PLAIN: {"color": THEIRS, "linewidth": 5, "alpha": 0.75},
+        PLAIN: {"color": THEIRS, "linewidth": 4, "alpha": 0.75},
         FUSED: {"color": OURS, "linewidth": 1.6},
     }
     for name, run in runs.items():

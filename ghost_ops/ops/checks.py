@@ -21,7 +21,7 @@ class Checks:
         raise error(f"ghost_ops.{self.op}: {argument}: expected {expected}, got {got}")
 
     def map(self, argument: str, x: object, like: torch.Tensor | None = None) -> None:
-        """A floating-point N x C x H x W tensor with at least one channel (N, H and W may be 0)."""
+        """A floating-point N x C x H x W tensor; only N may be 0."""
         if not isinstance(x, torch.Tensor):
             self.fail(argument, "a tensor", type(x).__name__, TypeError)
         if x.dim() != 4:
@@ -30,6 +30,8 @@ class Checks:
             self.fail(argument, "a floating-point dtype", x.dtype, TypeError)
         if x.shape[1] < 1:
             self.fail(argument, "at least one channel", _shape(x))
+        if x.shape[2] < 1 or x.shape[3] < 1:
+            self.fail(argument, "at least one row and column", _shape(x))
         if like is not None and x.dtype != like.dtype:
             self.fail(argument, f"the dtype of x, {like.dtype}", x.dtype, TypeError)
         if like is not None and x.device != like.device:

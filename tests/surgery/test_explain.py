@@ -69,15 +69,11 @@ def test_reasons(x):
     assert rows["blocks.2"].input == "2 x 8 x 9 x 9 float64"
 
 
-def test_why_not_native(x):
+def test_why_not_native(x, monkeypatch):
+    monkeypatch.undo()  # the backends as they are
     with use_backend("reference"):
         row = by_name(fuse(make_net()).eval(), x)["blocks.2"]
     assert row.runs == "plain PyTorch" and "the reference backend was asked for" in row.why
-
-
-@pytest.fixture
-def fused_routes():
-    """The backends as they are."""
 
 
 def test_not_fused_yet(x):

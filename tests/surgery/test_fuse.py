@@ -47,10 +47,13 @@ def count(net):
     return [sum(isinstance(m, kind) for m in net.modules()) for kind in FUSED]
 
 
-def assert_same(ours, exact, what):
-    """Equal but for float32 rounding in a chain of operators: how accurate each of them is, is tested with it."""
-    error = torch.linalg.vector_norm(ours.double() - exact)
-    assert error <= 1e-5 * torch.linalg.vector_norm(exact).clamp(min=1), what
+def assert_same(ours, eager, exact, what):
+    """Equal but for float32 rounding in a chain of operators, of which PyTorch has its share.
+
+    How accurate each operator is, is tested with it; a piece in the wrong place would show as an error of order 1.
+    """
+    error, of_eager = (torch.linalg.vector_norm(result.double() - exact) for result in (ours, eager))
+    assert error <= 1e-5 * torch.linalg.vector_norm(exact).clamp(min=1) + 3 * of_eager, what
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
@@ -58,17 +61,17 @@ def assert_same(ours, exact, what):
 @pytest.mark.parametrize("name", CASES)
 def test_results_and_gradients(name, mode, layout):
     plain = randomise(CASES[name]()).train(mode == "train")
-    exact, fused = copy.deepcopy(plain).double(), fuse(plain)
+    exact, fused = copy.deepcopy(plain).double(), fuse(copy.deepcopy(plain))
     assert isinstance(fused, FUSED)
     x = make_map((2, 8, 9, 7), layout=layout)
     backward = mode != "inference"
-    ours, truth = run(fused, x, backward), run(exact, x.double(), backward)
+    ours, eager, truth = run(fused, x, backward), run(plain, x, backward), run(exact, x.double(), backward)
     assert ours.keys() == truth.keys()
     for what, result in ours.items():
         if truth[what] is None:
             assert result is None, what
         else:
-            assert_same(result, truth[what], what)
+            assert_same(result, eager[what], truth[what], what)
 
 
 def test_in_eval_blocks_run_as_one():

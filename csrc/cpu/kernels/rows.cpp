@@ -272,7 +272,6 @@ extern "C" double GHOST_SYMBOL(fma_chain)(int64_t steps) {
   for (int64_t s = 0; s < steps; s++) {
 #pragma GCC unroll 24
     for (int i = 0; i < kChains; i++) x[i] = Full::fma(x[i], a, b);
-    asm volatile("" ::: "memory");
   }
   float total = 0;
   for (int i = 0; i < kChains; i++) total += x[i][0];

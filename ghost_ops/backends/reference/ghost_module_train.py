@@ -40,7 +40,7 @@ def ghost_module_train(
     z2 = depthwise(y1, cheap_weight, None)
     y2 = _batch_norm(z2, cheap_gamma, cheap_beta, cheap_eps)
     y2 = activate(y2, cheap_act, cheap_act_slope, cheap_act_weight)
-    return torch.cat([y1, y2], 1)[:, :out_channels].contiguous(), *_statistics(z1), *_statistics(z2)
+    return torch.cat([y1, y2], 1)[:, :out_channels], *_statistics(z1), *_statistics(z2)
 
 
 def _channels(v: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,147 @@
+"""A run as tables for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .engines import PEERS
+from .peers import OURS
+from .run import FAILED, OK, WRONG, Report, Row, Summary
+from .training import STEPS
+
+LABELS = {peer.name: peer.label for peer in PEERS.values()}
+KINDS = {"module": "Ghost modules", "net": "Whole nets", "train": "Training step"}
+
+
+def to_json(report: Report) -> str:
+    """Indented, without NaN or infinity, which JSON does not have: they become null."""
+    return json.dumps(_finite(report.as_dict()), indent=1)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(report: Report, path: str) -> None:
+    """To a file, or to standard output where path is "-"."""
+    if path == "-":
+        print(to_json(report))
+    else:
+        Path(path).write_text(to_json(report) + "\n")
+
+
+def render(report: Report) -> RenderableType:
+    """Everything: the machine, a table for each kind, batch and thread count, the summary, what is missing."""
+    groups: dict[tuple[str, int, int], list[Row]] = {}
+    for row in report.rows:
+        groups.setdefault((row.kind, row.batch, row.threads), []).append(row)
+    parts: list[RenderableType] = [Text(machine_line(report.machine)), *map(_limits_line, report.limits)]
+    for key, rows in groups.items():
+        parts.append(_training_table(key, rows) if key[0] == "train" else _table(key, rows))
+    parts.append(_summary_table(report.summary()))
+    parts += _notes(report.rows)
+    return Group(*parts)
+
+
+def machine_line(machine: dict) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    own = f"ghost_ops {machine['ghost_ops']}" + (f", commit {machine['commit']}" if machine["commit"] else "")
+    where = f"{machine['cpu']} ({machine['architecture']}), {machine['cores']} cores, kernels: {machine['isa']}"
+    return f"{where}\n{own}, {versions}, {machine['date']}"
+
+
+def _limits_line(limits: dict) -> Text:
+    rates = ", ".join(f"{level} {rate / 1e9:.0f} GB/s" for level, rate in limits["bandwidth"].items())
+    return Text(f"{limits['threads']} threads: {limits['flops'] / 1e9:.0f} GFLOP/s ({limits['source']}), {rates}")
+
+
+def _title(key: tuple[str, int, int]) -> str:
+    kind, batch, threads = key
+    return f"{KINDS[kind]}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _table(key: tuple[str, int, int], rows: list[Row]) -> Table:
+    """A line a case: our time, our share of the roof, and for every peer its time and what it is to ours."""
+    names = [name for name in LABELS if any(row.peer == name for row in rows)]
+    cases = list(dict.fromkeys(row.case for row in rows))
+    by_key = {(row.case, row.peer): row for row in rows}
+    table = Table(title=f"{_title(key)}: ms (and how many times ours)", caption="roof: share of the machine's limit")
+    table.add_column("case", no_wrap=True)
+    table.add_column("roof", justify="right")
+    for name in names:
+        table.add_column(LABELS[name], justify="right", overflow="fold")
+    for case in cases:
+        ours = by_key.get((case, OURS))
+        share = f"{ours.share:.0%}" if ours and ours.share else ""
+        count = next(row.count for row in rows if row.case == case)
+        label = f"{case} x{count}" if count > 1 else case
+        table.add_row(label, share, *(_cell(by_key.get((case, name))) for name in names))
+    return table
+
+
+def _cell(row: Row | None) -> Text:
+    if row is None:
+        return Text("")
+    if row.status != OK:
+        return Text(row.status, style="bold red" if row.status in (WRONG, FAILED) else "dim")
+    time = f"{row.seconds * 1e3:.3g}"
+    if row.peer == OURS or row.speedup is None:
+        return Text(f"{time} ±{row.spread / row.seconds / 2:.0%}")
+    return Text.assemble(time, " ", factor(row.speedup))
+
+
+def factor(speedup: float) -> Text:
+    """How many times longer than ours: green where ours wins, red where it loses."""
+    return Text(f"{speedup:.2f}x", style="green" if speedup > 1 else "bold red")
+
+
+def _training_table(key: tuple[str, int, int], rows: list[Row]) -> Table:
+    table = Table("", "ms a step", "times ours", "saved for the backward", "error", title=_title(key))
+    largest = max((row.saved_bytes or 0 for row in rows), default=0)
+    for row in rows:
+        if row.status != OK:
+            table.add_row(row.label, _cell(row))
+            continue
+        time = f"{row.seconds * 1e3:.0f} ±{row.spread / row.seconds / 2:.0%}"
+        saved = f"{row.saved_bytes / 2**20:.0f} MiB ({row.saved_bytes / largest:.0%})"
+        times = "" if row.peer == OURS or row.speedup is None else factor(row.speedup)
+        table.add_row(row.label, time, times, saved, f"{row.error:.1e}")
+    return table
+
+
+def _summary_table(lines: list[Summary]) -> RenderableType:
+    if not lines:
+        return Text("")
+    table = Table("", "batch", "threads", "against", "geometric mean", "worst", "slower in", title="ghost_ops against")
+    for line in lines:
+        against = LABELS.get(line.peer) or next((s.label for s in STEPS if s.name == line.peer), line.peer)
+        worst = Text.assemble(factor(line.worst), f" ({line.worst_case})" if line.cases > 1 else "")
+        losses = Text(f"{line.losses} of {line.cases}", style="bold red" if line.losses else "")
+        table.add_row(KINDS[line.kind], str(line.batch), str(line.threads), against, factor(line.mean), worst, losses)
+    return table
+
+
+def _notes(rows: list[Row]) -> list[RenderableType]:
+    """Why something has no time, each reason once."""
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        if row.status != OK:
+            reasons.setdefault((row.label, row.status, row.reason), []).append(row.case)
+    return [
+        Text(f"{label}: {status}{'' if len(set(cases)) > 1 else f' on {cases[0]}'}: {reason}", style="yellow")
+        for (label, status, reason), cases in reasons.items()
+    ]
+
+
+def show(report: Report, console: Console) -> None:
+    console.print(render(report))

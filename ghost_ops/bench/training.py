@@ -1,0 +1,172 @@
+"""A training step of GhostNet-100: time, gradients against float64, and what autograd keeps for the backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import surgery
+from .cases import NETS, SIDE, draw_map, randomise
+from .machine import Unavailable
+from .peers import CHANNELS_LAST, NCHW, OURS, compile_alone
+from .run import FAILED, MISSING, WRONG, Row, relate
+from .timing import interleave, torch_threads
+
+CLASSES = 1000
+TOLERANCE = 1e-3  # of the gradients, in the Euclidean norm; or twice the error of eager, where that is more
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A way to train: name, label and group as of a ``Peer``; ``prepare`` makes of a net its forward."""
+
+    name: str
+    label: str
+    group: str
+    layout: torch.memory_format
+    prepare: Callable[[nn.Module], Forward]
+
+
+def _compile(net: nn.Module) -> Forward:
+    return compile_alone(net)[0]
+
+
+STEPS = (
+    Step("eager_nchw", "eager, NCHW", "pytorch", NCHW, lambda net: net),
+    Step("eager", "eager, channels_last", "pytorch", CHANNELS_LAST, lambda net: net),
+    Step(OURS, "ghost_ops", "ours", CHANNELS_LAST, surgery.fuse),
+    Step("compile", "torch.compile", "pytorch", CHANNELS_LAST, _compile),
+)
+
+
+@dataclass(frozen=True)
+class TrainCase:
+    """A step (zero_grad, forward, cross-entropy, backward, SGD) on a drawn batch, without dropout."""
+
+    net: str = "ghostnet_100"
+    side: int = SIDE
+    kind = "train"
+
+    @property
+    def name(self) -> str:
+        return f"{self.net} step" + ("" if self.side == SIDE else f"@{self.side}")
+
+    def build(self) -> nn.Module:
+        return randomise(NETS[self.net](num_classes=CLASSES, dropout=0.0)).train()
+
+    def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return draw_map(size, 3, self.side), torch.arange(size) * 37 % CLASSES
+
+
+def saved_bytes(run: Callable[[], torch.Tensor], net: nn.Module) -> int:
+    """Bytes of the distinct storages that autograd saves in ``run``, those of parameters and buffers left out."""
+    own = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}
+    seen: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = run()
+    total = sum(storage.nbytes() for storage in seen.values())
+    del result
+    return total
+
+
+def gradients(net: nn.Module, forward: Forward, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss and all parameters' gradients in one vector, in float64."""
+    net.zero_grad(set_to_none=True)
+    loss = F.cross_entropy(forward(x), labels)
+    loss.backward()
+    parts = [loss.detach().reshape(1), *(p.grad.flatten() for p in net.parameters())]
+    net.zero_grad(set_to_none=True)
+    return torch.cat([part.double() for part in parts])
+
+
+def _relative(vector: torch.Tensor, reference: torch.Tensor) -> float:
+    error = float((vector - reference).norm() / reference.norm())
+    return error if error == error else float("inf")
+
+
+def run_training(
+    case: TrainCase,
+    batch: int,
+    threads: int,
+    names: set[str],
+    *,
+    rounds: int,
+    on_step: Callable[[str], None] = lambda what: None,
+) -> list[Row]:
+    """Rows of the steps in ``names``; one whose gradients are wrong has no speed.
+
+    The error of a row is that of loss and gradients of the first step, relative to float64 in the Euclidean norm. At
+    random weights rounding is magnified by the depth of the net, for eager too: a gradient is right within 1e-3, or
+    within twice the error of eager NCHW where that is more.
+    """
+    x, labels = case.batch(batch)
+    rows, calls = [], {}
+    with torch_threads(threads):
+        on_step("float64 reference")
+        exact, eager = case.build().double(), case.build()
+        reference = gradients(exact, exact, x.double(), labels)
+        del exact
+        on_step("eager NCHW, for its error")
+        allowed = max(TOLERANCE, 2 * _relative(gradients(eager, eager, x.contiguous(), labels), reference))
+        del eager
+        for step in STEPS:
+            if step.name not in names:
+                continue
+            on_step(f"{step.label}: first step")
+            row = Row(case.kind, case.name, batch, threads, 1, step.name, step.label, step.group)
+            rows.append(row)
+            call = _prepare(step, case, x, labels, reference, allowed, row)
+            if call is not None:
+                calls[step.name] = call
+    labels_of = {step.name: step.label for step in STEPS}
+    timings = interleave(calls, rounds=rounds, threads=threads, on_sample=lambda name: on_step(labels_of[name]))
+    for row in rows:
+        if row.peer in timings:
+            row.take(timings[row.peer])
+    return relate(rows)
+
+
+def _prepare(
+    step: Step,
+    case: TrainCase,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    reference: torch.Tensor,
+    allowed: float,
+    row: Row,
+) -> Callable[[], None] | None:
+    net = case.build().to(memory_format=step.layout)
+    x = x.contiguous(memory_format=step.layout)
+    try:
+        forward = step.prepare(net)
+        row.error = _relative(gradients(net, forward, x, labels), reference)
+        if row.error > allowed:
+            row.refuse(WRONG, f"its gradients differ from float64 by {row.error:.1e}, allowed {allowed:.1e}")
+            return None
+        row.saved_bytes = saved_bytes(lambda: F.cross_entropy(forward(x), labels), net)
+    except Unavailable as why:
+        row.refuse(MISSING, str(why))
+        return None
+    except Exception as error:
+        row.refuse(FAILED, f"{type(error).__name__}: {error}"[:300])
+        return None
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+
+    def call() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(forward(x), labels).backward()
+        optimizer.step()
+
+    return call

@@ -1,0 +1,91 @@
+"""The torch-free kernels of each instruction set that this machine runs, through the development extension."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ghost_ops.backends import native
+
+kernels = pytest.importorskip("ghost_ops._kernels", reason="the development extension is not built (GHOST_OPS_DEV=1)")
+ISAS = kernels.isas()
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("relu", [False, True])
+def test_pointwise_every_width_and_height(isa, relu):
+    """Every tail of columns and of rows."""
+    for n in (*range(1, 50), 64, 100):
+        for m in (1, 2, 3, 5, 13, 27, 57, 83):
+            x, w, b = numbers(m, 7, seed=n), numbers(n, 7, seed=m), numbers(n)
+            exact = x.astype(np.float64) @ w.astype(np.float64).T + b
+            exact = np.maximum(exact, 0) if relu else exact
+            np.testing.assert_allclose(kernels.pointwise(isa, x, w, b, relu), exact, rtol=0, atol=8e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("k", [1, 3, 5, 7])
+def test_depthwise_every_tail(isa, k):
+    for c in (1, 3, 4, 5, 8, 9, 12, 16, 17, 20, 24, 31, 36):
+        for h, w in ((1, 1), (1, 9), (2, 2), (3, 1), (5, 21), (4, 8)):
+            x, taps, b = numbers(h, w, c, seed=c), numbers(c, k, k, seed=h), numbers(c)
+            around = np.pad(x.astype(np.float64), ((k // 2,) * 2, (k // 2,) * 2, (0, 0)))
+            exact = b + sum(
+                around[i : i + h, j : j + w] * taps[:, i, j] for i in range(k) for j in range(k)
+            )
+            np.testing.assert_allclose(kernels.depthwise(isa, x, taps, b), exact, rtol=0, atol=2e-5)
+
+
+def test_instruction_sets_agree_with_the_library():
+    assert tuple(ISAS) == tuple(native.isas())
+    assert "baseline" in ISAS
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_library_runs_on_every_instruction_set(isa):
+    """The whole library, forward and backward, with GHOST_OPS_ISA: in a process of its own, since it is read once."""
+    code = """
+import torch
+from ghost_ops import functional as F, use_backend
+from ghost_ops.backends import native
+import sys
+assert native.isa() == sys.argv[1], native.isa()
+torch.manual_seed(0)
+for dtype in (torch.float32, torch.bfloat16):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for act in ("relu", "hard_swish", "silu", "leaky_relu", "relu6", "none"):
+            def run():
+                torch.manual_seed(1)
+                x = torch.randn(3, 20, 13, 17).to(dtype).to(memory_format=layout).requires_grad_()
+                w1, w2 = torch.randn(12, 20, 1, 1, requires_grad=True), torch.randn(24, 1, 3, 3, requires_grad=True)
+                t = F.ghost_module_train(x, w1, None, None, None, w2, None, None, None, out_channels=31, act=act)
+                y = F.ghost_module(x, w1, None, w2, None, act=act, cheap_act=act)
+                s = F.squeeze_excite(y, w1[:, :, 0, 0].new_ones(5, 36) / 9, None, torch.ones(36, 5) / 9, None)
+                (t.out.float().square().sum() + s.float().sum()).backward()
+                return [t.out, t.primary_var, t.cheap_mean, y, s, x.grad, w1.grad, w2.grad]
+            ours = run()
+            with use_backend("reference"):
+                plain = run()
+            for a, b in zip(ours, plain):
+                error, scale = (a.float() - b.float()).norm(), b.float().norm()
+                assert error <= scale * (1e-5 if dtype is torch.float32 else 2e-2), (act, dtype, error / scale)
+"""
+    env = os.environ | {"GHOST_OPS_ISA": isa}
+    run = subprocess.run([sys.executable, "-c", code, isa], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_unknown_instruction_set_is_refused():
+    code = "import torch, ghost_ops; ghost_ops.functional.squeeze_excite(torch.ones(1,2,3,3), torch.ones(1,2), None, torch.ones(2,1), None)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"GHOST_OPS_ISA": "sse9"}, capture_output=True, text=True
+    )
+    assert run.returncode != 0 and "GHOST_OPS_ISA" in run.stderr and "got sse9" in run.stderr

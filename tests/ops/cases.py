@@ -1,0 +1,171 @@
+"""Drawn configurations of the operators, and their results three ways: ours, PyTorch's in the same dtype, float64's."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+import ghost_ops
+from ghost_ops.backends.activation import ACTIVATIONS
+from tests.helpers import assert_as_accurate, surrounded_by_nan
+
+DRAWN = settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+LAYOUTS = ("nchw", "channels_last", "strided")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass
+class Case:
+    """A Ghost module's arguments. ``tensors`` may be None; those in ``maps`` have x's dtype, the others their own."""
+
+    tensors: dict[str, torch.Tensor | None]
+    options: dict = field(default_factory=dict)
+    threads: int = 1
+
+    def to(self, dtype: torch.dtype, nudge: float = 0.0) -> Case:
+        """In another dtype; nudged, every value is off by up to that share of itself."""
+
+        def convert(t):
+            return t.detach().to(dtype) * (1 + nudge * (2 * torch.rand(t.shape, dtype=dtype) - 1))
+
+        return Case({k: None if t is None else convert(t) for k, t in self.tensors.items()}, self.options, self.threads)
+
+    def leaves(self) -> Case:
+        """The same values as leaves that want gradients, with NaN around them in memory."""
+
+        def leaf(t):
+            t = surrounded_by_nan(t) if t.is_contiguous() or t.dim() != 4 else t.detach().clone()
+            return t.detach().requires_grad_()
+
+        return Case({k: None if t is None else leaf(t) for k, t in self.tensors.items()}, self.options, self.threads)
+
+
+def in_layout(t: torch.Tensor, layout: str) -> torch.Tensor:
+    """The map t in a memory format, or as a view into a larger map filled with NaN."""
+    if layout == "channels_last":
+        return t.to(memory_format=torch.channels_last)
+    if layout == "strided":
+        n, c, h, w = t.shape
+        wide = torch.full((n, c + 2, h + 1, w + 3), torch.nan, dtype=t.dtype)
+        wide[:, 1:-1, :h, 1:-2] = t
+        return wide[:, 1:-1, :h, 1:-2]
+    return t.contiguous()
+
+
+@st.composite
+def geometries(draw, least_values: int = 1):
+    """N, C, H, W, primary channels, multiplier, out_channels, cheap kernel."""
+    n, h, w = draw(st.integers(1, 4)), draw(st.integers(1, 18)), draw(st.integers(1, 31))
+    while n * h * w < least_values:
+        h, w = h + 3, w + 3
+    c, m = draw(st.integers(1, 70)), draw(st.integers(1, 50))
+    multiplier = draw(st.sampled_from([1, 1, 1, 2, 3, 4]))
+    total = m * (1 + multiplier)
+    out_channels = draw(st.sampled_from([total, total, draw(st.integers(m + 1, total))]))
+    return n, c, h, w, m, multiplier, out_channels, draw(st.sampled_from([1, 3, 3, 3, 5, 7]))
+
+
+@st.composite
+def activations(draw, m: int, cheap: int, numbers):
+    """Options and PReLU weights of both halves."""
+    options, tensors = {}, {}
+    for name, channels in (("act", m), ("cheap_act", cheap)):
+        options[name] = draw(st.sampled_from(ACTIVATIONS))
+        options[f"{name}_slope"] = draw(st.sampled_from([0.01, 0.3]))
+        size = draw(st.sampled_from([1, channels]))
+        tensors[f"{name}_weight"] = numbers(size) * 0.3 if options[name] == "prelu" else None
+    return options, tensors
+
+
+def draw_case(draw, kind: str) -> Case:
+    """kind: ghost_module, cheap_concat or ghost_module_train."""
+    least = 24 if kind == "ghost_module_train" else 1
+    n, c, h, w, m, multiplier, out_channels, k = draw(geometries(least))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    dtype = draw(st.sampled_from(DTYPES))
+
+    def numbers(*shape):
+        return torch.randn(shape, generator=generator)
+
+    def parameter(*shape, scale=1.0, shift=0.0, optional=True):
+        if optional and draw(st.booleans()):
+            return None
+        own = draw(st.sampled_from([dtype, torch.float32]))
+        return (numbers(*shape) * scale + shift).to(own)
+
+    def a_map(*shape):
+        return in_layout(numbers(*shape).to(dtype), draw(st.sampled_from(LAYOUTS)))
+
+    cheap = m * multiplier
+    options, slopes = draw(activations(m, cheap, numbers))
+    options["out_channels"] = out_channels
+    tensors = {"z" if kind == "cheap_concat" else "x": a_map(n, m if kind == "cheap_concat" else c, h, w)}
+    if kind != "cheap_concat":
+        tensors["primary_weight"] = parameter(m, c, 1, 1, scale=c**-0.5, optional=False)
+        tensors["primary_bias"] = parameter(m, scale=0.3)
+    if kind == "ghost_module_train":
+        tensors |= {"primary_gamma": parameter(m, scale=0.3, shift=1.0), "primary_beta": parameter(m, scale=0.3)}
+    tensors["cheap_weight"] = parameter(cheap, 1, k, k, scale=1.0 / k, optional=False)
+    tensors["cheap_bias"] = parameter(cheap, scale=0.3)
+    if kind == "ghost_module_train":
+        tensors |= {"cheap_gamma": parameter(cheap, scale=0.3, shift=1.0), "cheap_beta": parameter(cheap, scale=0.3)}
+    else:
+        tensors["residual"] = a_map(n, out_channels, h, w) if draw(st.booleans()) else None
+        options["return_squeeze"] = draw(st.booleans())
+    if kind == "ghost_module":
+        scale = torch.rand(n, c, generator=generator).to(dtype)
+        tensors["input_scale"] = scale if draw(st.booleans()) else None
+    return Case(tensors | slopes, options, draw(st.sampled_from([1, 2])))
+
+
+def results(operator, case: Case, grads: list[torch.Tensor] | None, reference: bool) -> tuple[list, dict]:
+    """All outputs, and the gradients of all tensors, for these gradients of the differentiable outputs."""
+    torch.set_num_threads(case.threads)
+    case = case.leaves()
+    positional = [v for k, v in case.tensors.items() if k in POSITIONAL]
+    named = {k: v for k, v in case.tensors.items() if k not in POSITIONAL}
+    with ghost_ops.use_backend("reference") if reference else nullcontext():
+        out = operator(*positional, **named, **case.options)
+        outputs = [out] if isinstance(out, torch.Tensor) else list(out)
+        if grads is not None:
+            torch.autograd.backward(outputs[: len(grads)], [g.to(outputs[0].dtype) for g in grads])
+    return outputs, {k: t.grad for k, t in case.tensors.items() if t is not None}
+
+
+POSITIONAL = (
+    "x", "z", "primary_weight", "primary_bias", "primary_gamma", "primary_beta", "cheap_weight", "cheap_bias",
+    "cheap_gamma", "cheap_beta", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias",
+)  # fmt: skip
+
+
+def check(operator, case: Case, differentiable: int) -> None:
+    """Outputs and gradients are as accurate as PyTorch's, against float64.
+
+    What a float64 result moves when the arguments move by half a unit in their last place is no error of an algorithm
+    that sees rounded numbers, so it counts as PyTorch's error where it is larger.
+    """
+    exact_case = case.to(torch.float64)
+    outputs, _ = results(operator, exact_case, None, True)
+    grads = [torch.randn(o.shape) for o in outputs[:differentiable]]
+    map_dtype = next(iter(case.tensors.values())).dtype
+    grads = [g.to(map_dtype) for g in grads]
+    ours, ours_grads = results(operator, case, grads, False)
+    plain, plain_grads = results(operator, case, grads, True)
+    exact, exact_grads = results(operator, exact_case, grads, True)
+    half_ulp = torch.finfo(map_dtype).eps / 2
+    nudged, nudged_grads = results(operator, case.to(torch.float64, half_ulp), grads, True)
+
+    def compare(o, p, e, moved, what):
+        worst = p.detach() if (p - e).norm() >= (moved - e).norm() else moved.detach().to(p.dtype)
+        assert_as_accurate(o, worst, e, what=what)
+
+    for i, four in enumerate(zip(ours, plain, exact, nudged, strict=True)):
+        compare(*four, f"output {i}")
+    for name, grad in ours_grads.items():
+        compare(grad, plain_grads[name], exact_grads[name], nudged_grads[name], f"gradient of {name}")

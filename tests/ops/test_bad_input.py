@@ -1,0 +1,138 @@
+"""What does not fit is refused before a kernel runs, naming the argument; what is odd but valid gives the answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ghost_ops import functional as F
+from ghost_ops import use_backend
+
+x, w1, w2 = torch.randn(2, 6, 5, 7), torch.randn(4, 6, 1, 1), torch.randn(8, 1, 3, 3)
+gate = dict(reduce_weight=torch.randn(3, 6), reduce_bias=None, expand_weight=torch.randn(6, 3), expand_bias=None)
+
+
+def module(**changes):
+    arguments = dict(x=x, primary_weight=w1, primary_bias=None, cheap_weight=w2, cheap_bias=None) | changes
+    return F.ghost_module(**arguments)
+
+
+def train(**changes):
+    names = "x primary_weight primary_bias primary_gamma primary_beta cheap_weight cheap_bias cheap_gamma cheap_beta"
+    arguments = dict.fromkeys(names.split()) | dict(x=x, primary_weight=w1, cheap_weight=w2) | changes
+    return F.ghost_module_train(**arguments)
+
+
+def concat(**changes):
+    return F.cheap_concat(**(dict(z=torch.randn(2, 4, 5, 7), cheap_weight=w2, cheap_bias=None) | changes))
+
+
+def excite(**changes):
+    return F.squeeze_excite(**(dict(x=x) | gate | changes))
+
+
+REFUSED = [
+    (module, dict(x=[1.0]), TypeError, "x: expected a tensor, got list"),
+    (module, dict(x=x[0]), ValueError, "x: expected 4 dimensions .*, got 3 \\(6x5x7\\)"),
+    (module, dict(x=x.int()), TypeError, "x: expected a floating-point dtype"),
+    (module, dict(x=x[:, :0]), ValueError, "x: expected at least one channel"),
+    (module, dict(x=x[:, :, :0]), ValueError, "x: expected at least one row and column, got 2x6x0x7"),
+    (module, dict(x=x[:, :5]), ValueError, "primary_weight: expected shape anyx5x1x1, got 4x6x1x1"),
+    (module, dict(primary_weight=w1[0]), ValueError, "primary_weight: expected shape"),
+    (module, dict(primary_weight=w1[:0]), ValueError, "primary_weight: expected at least one output channel"),
+    (module, dict(primary_weight=torch.randn(4, 6, 3, 3)), ValueError, "primary_weight: expected shape"),
+    (module, dict(primary_weight=w1.double()), TypeError, "primary_weight: expected the dtype of x"),
+    (module, dict(primary_weight=w1.bfloat16()), TypeError, "primary_weight: expected the dtype of x"),
+    (module, dict(primary_weight=w1.to("meta")), ValueError, "primary_weight: expected the device of x"),
+    (module, dict(primary_bias=torch.randn(5)), ValueError, "primary_bias: expected shape 4, got 5"),
+    (module, dict(cheap_weight=w2[:7]), ValueError, "cheap_weight: expected a positive multiple of the 4"),
+    (module, dict(cheap_weight=w2[:0]), ValueError, "cheap_weight: expected a positive multiple"),
+    (module, dict(cheap_weight=torch.randn(8, 1, 2, 2)), ValueError, "cheap_weight: expected an odd square kernel"),
+    (module, dict(cheap_weight=torch.randn(8, 1, 3, 1)), ValueError, "cheap_weight: expected an odd square kernel"),
+    (module, dict(cheap_weight=torch.randn(8, 1, 0, 0)), ValueError, "cheap_weight: expected an odd square kernel"),
+    (module, dict(cheap_weight=torch.randn(8, 2, 3, 3)), ValueError, "cheap_weight: expected shape"),
+    (module, dict(cheap_bias=torch.randn(7)), ValueError, "cheap_bias: expected shape 8, got 7"),
+    (module, dict(cheap_weight=None, cheap_bias=torch.randn(8)), ValueError, "cheap_bias: expected None"),
+    (module, dict(out_channels=4), ValueError, "out_channels: expected 5 to 12"),
+    (module, dict(out_channels=13), ValueError, "out_channels: expected 5 to 12 .*, got 13"),
+    (module, dict(out_channels=7.0), TypeError, "out_channels: expected an int"),
+    (module, dict(act="gelu"), ValueError, "act: expected one of none, relu"),
+    (module, dict(cheap_act=1), ValueError, "cheap_act: expected one of none, relu"),
+    (module, dict(act="prelu"), ValueError, "act_weight: expected a tensor with prelu"),
+    (module, dict(act_weight=torch.ones(1)), ValueError, "act_weight: expected a tensor with prelu, None without"),
+    (module, dict(act="prelu", act_weight=torch.ones(3)), ValueError, "act_weight: expected 1 or 4 elements, got 3"),
+    (module, dict(input_scale=torch.ones(1, 6)), ValueError, "input_scale: expected shape 2x6, got 1x6"),
+    (module, dict(residual=x), ValueError, "residual: expected shape 2x12x5x7, got 2x6x5x7"),
+    (module, dict(residual=torch.randn(2, 12, 5, 7).double()), TypeError, "residual: expected the dtype of x"),
+    (train, dict(x=x[:1, :, :1, :1]), ValueError, "x: expected more than 1 value per channel when training"),
+    (train, dict(primary_gamma=torch.ones(5)), ValueError, "primary_gamma: expected shape 4, got 5"),
+    (train, dict(cheap_beta=torch.ones(4)), ValueError, "cheap_beta: expected shape 8, got 4"),
+    (train, dict(cheap_weight=None), TypeError, "cheap_weight: expected a tensor, got NoneType"),
+    (concat, dict(z=torch.randn(2, 3, 5, 7)), ValueError, "cheap_weight: expected a positive multiple of the 3"),
+    (concat, dict(z=torch.randn(4, 5)), ValueError, "z: expected 4 dimensions"),
+    (excite, dict(reduce_weight=torch.randn(3, 5)), ValueError, "reduce_weight: expected shape anyx6, got 3x5"),
+    (excite, dict(expand_weight=torch.randn(6, 4)), ValueError, "expand_weight: expected shape 6x3, got 6x4"),
+    (excite, dict(expand_bias=torch.randn(3)), ValueError, "expand_bias: expected shape 6, got 3"),
+    (excite, dict(gate="relu"), ValueError, "gate: expected one of clamp, hard_sigmoid"),
+    (excite, dict(act="prelu"), ValueError, "act: expected an activation without slopes"),
+    (excite, dict(x=x.double()), TypeError, "reduce_weight: expected the dtype of x"),
+]
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize(("call", "changes", "error", "message"), REFUSED)
+def test_refused(call, changes, error, message, backend):
+    with use_backend(backend), pytest.raises(error, match=message):
+        call(**changes)
+
+
+@pytest.mark.parametrize("call", [module, concat, excite])
+def test_an_empty_batch_gives_an_empty_result(call):
+    argument = "z" if call is concat else "x"
+    empty = torch.randn(0, 4 if call is concat else 6, 5, 7, requires_grad=True)
+    out = call(**{argument: empty})
+    assert out.shape == (0, out.shape[1], 5, 7) and out.shape[1] > 0
+    out.sum().backward()
+    assert empty.grad.shape == empty.shape
+
+
+def test_map_smaller_than_the_kernel():
+    big = torch.randn(4, 1, 7, 7)
+    one = x[:, :, :1, :1]
+    expected = torch.nn.functional.conv2d(one, w1).relu()
+    expected = torch.cat([expected, (expected * big[:, 0, 3, 3, None, None]).relu()], 1)
+    torch.testing.assert_close(module(x=one, cheap_weight=big), expected)
+
+
+def test_expanded_and_non_contiguous():
+    wide = torch.randn(1, 6, 5, 1).expand(2, 6, 5, 7)
+    torch.testing.assert_close(module(x=wide), module(x=wide.contiguous()))
+    turned = torch.randn(2, 6, 7, 5).transpose(2, 3)
+    torch.testing.assert_close(module(x=turned), module(x=turned.contiguous()))
+    weight = torch.randn(6, 4, 1, 1).transpose(0, 1)
+    torch.testing.assert_close(module(primary_weight=weight), module(primary_weight=weight.contiguous()))
+    cheap = torch.randn(3, 3, 1, 8).permute(3, 2, 1, 0)
+    torch.testing.assert_close(module(cheap_weight=cheap), module(cheap_weight=cheap.contiguous()))
+
+
+def test_tensors_that_require_grad_in_inference_mode():
+    leaf = x.clone().requires_grad_()
+    with torch.inference_mode():
+        out = module(x=leaf, return_squeeze=True)
+        trained = train(x=leaf)
+    assert not out[0].requires_grad and not trained.out.requires_grad
+    torch.testing.assert_close(out[0], module())
+
+
+def test_more_than_2_to_the_31_elements():
+    """Offsets are 64 bits wide: an expanded map of 2.2 G elements costs nothing until it is read."""
+    n, side = 9, 8192
+    row = torch.randn(1, 4, 1, 1)
+    huge = row.expand(n, 4, side, side)
+    assert huge.numel() > 2**31
+    scale = F.ghost_module(huge[-1:, :, -3:, -3:], torch.ones(1, 4, 1, 1), None, None, None)
+    torch.testing.assert_close(scale, row.sum().relu().expand(1, 1, 3, 3))
+    last = torch.empty(2**31 + 64, dtype=torch.bfloat16).as_strided((1, 4, 2, 2), (0, 1, 4, 2**31 + 40))
+    last.copy_(torch.arange(16.0).reshape(1, 4, 2, 2))
+    ours = F.ghost_module(last, torch.ones(1, 4, 1, 1), None, None, None)
+    torch.testing.assert_close(ours, last.float().sum(1, keepdim=True).bfloat16())

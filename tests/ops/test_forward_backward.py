@@ -1,0 +1,133 @@
+"""Every operator on drawn configurations: outputs and gradients against PyTorch in the same dtype and float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghost_ops import functional
+from ghost_ops.backends import choose
+from tests.ops.cases import DRAWN, DTYPES, LAYOUTS, Case, check, draw_case, in_layout
+
+
+@pytest.mark.parametrize("kind", ["ghost_module", "cheap_concat"])
+@DRAWN
+@given(data=st.data())
+def test_single_pass(kind, data):
+    case = draw_case(data.draw, kind)
+    check(getattr(functional, kind), case, differentiable=2 if case.options["return_squeeze"] else 1)
+
+
+@DRAWN
+@given(data=st.data())
+def test_train(data):
+    case = draw_case(data.draw, "ghost_module_train")
+    check(functional.ghost_module_train, case, differentiable=1)
+
+
+@DRAWN
+@given(data=st.data())
+def test_squeeze_excite(data):
+    draw = data.draw
+    n, c, h, w = (draw(st.integers(1, most)) for most in (4, 80, 40, 40))
+    r = draw(st.integers(1, 24))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    dtype = draw(st.sampled_from(DTYPES))
+
+    def numbers(*shape, scale):
+        return (torch.randn(shape, generator=generator) * scale).to(draw(st.sampled_from([dtype, torch.float32])))
+
+    x = torch.randn((n, c, h, w), generator=generator) + 0.5
+    tensors = {
+        "x": in_layout(x.to(dtype), draw(st.sampled_from(LAYOUTS))),
+        "reduce_weight": numbers(r, c, scale=c**-0.5),
+        "reduce_bias": numbers(r, scale=0.3) if draw(st.booleans()) else None,
+        "expand_weight": numbers(c, r, scale=r**-0.5),
+        "expand_bias": numbers(c, scale=0.3) if draw(st.booleans()) else None,
+    }
+    options = {
+        "act": draw(st.sampled_from(["none", "relu", "relu6", "silu", "hard_swish"])),
+        "gate": draw(st.sampled_from(["clamp", "hard_sigmoid", "sigmoid", "identity"])),
+    }
+    check(functional.squeeze_excite, Case(tensors, options, draw(st.sampled_from([1, 2]))), differentiable=1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 16, 112, 112, 24), (9, 72, 28, 28, 20), (2, 960, 7, 7, 80), (1, 112, 14, 14, 336)])
+def test_layer_shapes_of_ghostnet(shape, layout):
+    """Long sums and whole tiles, as real layers have them."""
+    n, c, h, w, m = shape
+    g = torch.Generator().manual_seed(0)
+    x = in_layout(torch.randn(n, c, h, w, generator=g) + 0.3, layout)
+    tensors = {
+        "x": x,
+        "primary_weight": torch.randn(m, c, 1, 1, generator=g) * c**-0.5,
+        "primary_bias": None,
+        "primary_gamma": torch.rand(m, generator=g) + 0.5,
+        "primary_beta": torch.randn(m, generator=g) * 0.2,
+        "cheap_weight": torch.randn(m, 1, 3, 3, generator=g) / 3,
+        "cheap_bias": None,
+        "cheap_gamma": torch.rand(m, generator=g) + 0.5,
+        "cheap_beta": torch.randn(m, generator=g) * 0.2,
+    }
+    check(functional.ghost_module_train, Case(tensors, {}, 2), differentiable=1)
+    single = {k: v for k, v in tensors.items() if "gamma" not in k and "beta" not in k}
+    check(functional.ghost_module, Case(single, {"return_squeeze": True}, 2), differentiable=2)
+
+
+def test_the_kernels_are_what_is_tested():
+    """Where the library was built, these tests are of it: a silent fallback would make them compare PyTorch to itself."""
+    from ghost_ops.backends import native
+
+    if not native.available():
+        pytest.skip(f"no compiled library: {native.reason()}")
+    for dtype in DTYPES:
+        for op in ("ghost_module", "ghost_module_train", "cheap_concat", "squeeze_excite"):
+            assert choose(op, torch.empty(1, dtype=dtype), 3).backend == "native"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_repeats_to_the_bit(threads):
+    torch.set_num_threads(threads)
+    try:
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(5, 12, 29, 23, generator=g)
+        parameters = [torch.randn(9, 12, 1, 1, generator=g), None, torch.rand(9, generator=g), torch.rand(9, generator=g)]
+        parameters += [torch.randn(18, 1, 5, 5, generator=g), None, torch.rand(18, generator=g), torch.rand(18, generator=g)]
+        seen = []
+        for _ in range(3):
+            leaves = [None if p is None else p.clone().requires_grad_() for p in (x, *parameters)]
+            out = functional.ghost_module_train(*leaves, act="silu")
+            out.out.square().sum().backward()
+            seen.append([*out, *(leaf.grad for leaf in leaves if leaf is not None)])
+        for again in seen[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(seen[0], again, strict=True))
+    finally:
+        torch.set_num_threads(2)
+
+
+def test_large_mean_small_spread():
+    """Statistics by shifted sums: with E[z^2] - E[z]^2 in float32 nothing of this variance would be left."""
+    x = 4096 + torch.randn(4, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    eye = torch.eye(3)[:, :, None, None]
+    result = functional.ghost_module_train(x, eye, None, None, None, torch.ones(3, 1, 1, 1), None, None, None)
+    torch.testing.assert_close(result.primary_var, x.double().var((0, 2, 3), correction=0).float(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(result.primary_mean, x.double().mean((0, 2, 3)).float(), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_nan_and_infinity_pass_as_in_pytorch(value):
+    x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    x[0, 1, 2, 3] = value
+    w1, w2 = torch.ones(3, 4, 1, 1), torch.ones(3, 1, 3, 3)
+    from ghost_ops import use_backend
+
+    for act in ("none", "relu", "relu6", "leaky_relu", "silu", "hard_swish"):
+        ours = functional.ghost_module(x, w1, None, w2, None, act=act, cheap_act=act)
+        with use_backend("reference"):
+            plain = functional.ghost_module(x, w1, None, w2, None, act=act, cheap_act=act)
+        torch.testing.assert_close(ours, plain, equal_nan=True)
+    ours = functional.ghost_module_train(x, w1, None, None, None, w2, None, None, None)
+    assert ours.out.isnan().all() and ours.primary_var.isnan().all()

@@ -1,0 +1,156 @@
+"""The operators as PyTorch sees them: opcheck, compile, export, autocast, and no silent double backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import ghost_ops
+from ghost_ops import functional as F
+from ghost_ops.ops._library import overload
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def r(*shape):
+    return torch.randn(*shape, requires_grad=True)
+
+
+CALLS = {
+    "ghost_module": lambda x: (
+        x, r(5, 6, 1, 1), r(5), r(10, 1, 3, 3), r(10), r(2, 6), r(2, 13, 5, 7), None, r(10), 13, 1, 4, 0.1, 0.1, True,
+    ),
+    "ghost_module_train": lambda x: (
+        x, r(5, 6, 1, 1), r(5), r(5), r(5), r(5, 1, 3, 3), None, r(5), r(5), None, None, 9, 1, 5, 0.1, 0.1, 1e-5, 1e-3,
+    ),
+    "cheap_concat": lambda x: (x, r(6, 1, 5, 5), r(6), None, None, None, 11, 0, 6, 0.1, 0.1, False),
+    "squeeze_excite": lambda x: (x, r(3, 6), r(3), r(6, 3), r(6), 1, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name, layout):
+    x = torch.randn(2, 6, 5, 7).to(memory_format=layout).requires_grad_()
+    opcheck(overload(name), CALLS[name](x))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_operators_take_what_no_kernel_takes(name, dtype):
+    """Called directly, on a dtype that the kernels leave to the reference."""
+    args = CALLS[name](torch.randn(2, 6, 5, 7))
+    args = [a.detach().to(dtype) if isinstance(a, torch.Tensor) else a for a in args]
+    out = overload(name)(*args)[0]
+    with ghost_ops.use_backend("reference"):
+        expected = getattr(ghost_ops.backends.reference, name)(*args)[0]
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_double_backward_is_refused(name):
+    x = r(2, 6, 5, 7)
+    for out in (overload(name)(*CALLS[name](x))[0],):
+        (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        with pytest.raises((NotImplementedError, RuntimeError), match="cannot be differentiated|once_differentiable"):
+            grad.sum().backward()
+
+
+def test_double_backward_is_refused_on_the_fast_path():
+    x = r(2, 6, 5, 7)
+    out = F.ghost_module(x, r(5, 6, 1, 1), None, r(5, 1, 3, 3), None)
+    (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_the_reference_differentiates_twice():
+    with ghost_ops.use_backend("reference"):
+        args = [t.detach().double().requires_grad_() for t in (r(2, 3, 4, 4), r(2, 3, 1, 1), r(2, 1, 3, 3))]
+
+        def f(x, w1, w2):
+            return F.ghost_module(x, w1, None, w2, None, act="silu", cheap_act="silu")
+
+        assert torch.autograd.gradgradcheck(f, args)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_gradcheck_of_the_explicit_backward(name):
+    args = CALLS[name](torch.randn(2, 6, 5, 7, requires_grad=True))
+    args = [a.detach().double().requires_grad_() if isinstance(a, torch.Tensor) else a for a in args]
+    if name == "ghost_module":
+        args[10] = 5  # relu and prelu have kinks that finite differences may straddle
+    elif name == "ghost_module_train":
+        args[12] = 5
+    elif name == "squeeze_excite":
+        args[5:] = [5, 2]
+    leaves = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
+
+    def f(*tensors):
+        full = list(args)
+        for i, t in zip(leaves, tensors, strict=True):
+            full[i] = t
+        out = overload(name)(*full)
+        return out[:2] if name == "ghost_module" else out[:1]
+
+    assert torch.autograd.gradcheck(f, [args[i] for i in leaves])
+
+
+class Both(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.ParameterList([r(5, 6, 1, 1), r(5), r(5), r(5, 1, 3, 3), r(5), r(5), r(3, 9), r(9, 3)])
+
+    def forward(self, x):
+        w1, g1, b1, w2, g2, b2, w3, w4 = self.w
+        y = F.ghost_module_train(x, w1, None, g1, b1, w2, None, g2, b2, out_channels=9).out
+        y = F.squeeze_excite(y, w3, None, w4, None)
+        z, s = F.ghost_module(x, w1, None, w2, b2, out_channels=9, residual=y, return_squeeze=True)
+        return z * s[:, :, None, None]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_fullgraph(dynamic):
+    net = Both()
+    compiled = torch.compile(net, fullgraph=True, dynamic=dynamic)
+    shapes = [(2, 6, 5, 7), (3, 6, 8, 4)] if dynamic else [(2, 6, 5, 7)]
+    for shape in shapes:
+        for layout in LAYOUTS:
+            grads = []
+            for f in (net, compiled):
+                x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+                x.requires_grad_()
+                net.zero_grad()
+                out = f(x)
+                out.square().sum().backward()
+                grads.append([out, x.grad, *(p.grad for p in net.parameters())])
+            for a, b in zip(*grads, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+            assert grads[0][0].stride() == grads[1][0].stride()
+
+
+def test_export_keeps_the_operators():
+    program = torch.export.export(Both(), (torch.randn(2, 6, 5, 7),))
+    called = {str(n.target) for n in program.graph.nodes if "ghost_ops" in str(n.target)}
+    assert called == {f"ghost_ops.{name}.default" for name in ("ghost_module_train", "squeeze_excite", "ghost_module")}
+
+
+def test_autocast():
+    """The maps take autocast's dtype, the parameters keep theirs, and so do their gradients."""
+    x, w1, w2 = r(2, 6, 5, 7), r(5, 6, 1, 1), r(5, 1, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = F.ghost_module(x, w1, None, w2, None, residual=torch.randn(2, 10, 5, 7))
+        trained = F.ghost_module_train(x, w1, None, None, None, w2, None, None, None)
+    assert out.dtype == trained.out.dtype == torch.bfloat16 and trained.primary_mean.dtype == torch.float32
+    (out.float().sum() + trained.out.float().square().sum()).backward()
+    assert {t.grad.dtype for t in (x, w1, w2)} == {torch.float32}
+
+
+def test_checkpoint():
+    from torch.utils.checkpoint import checkpoint
+
+    net, x = Both(), r(2, 6, 5, 7)
+    plain = torch.autograd.grad(net(x).sum(), [x, *net.parameters()])
+    again = torch.autograd.grad(checkpoint(net, x, use_reentrant=False).sum(), [x, *net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))

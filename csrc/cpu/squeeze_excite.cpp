@@ -144,6 +144,25 @@ void scale_maps(const Map& x, const float* scale, const float* shift, int64_t pa
   });
 }
 
+/// C[rows][n] = A[rows][k] B[k][n], all rows of B and C padded.
+void product(const float* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t k, const float* b, int64_t n, float* c,
+             int64_t c_row) {
+  kernels().pointwise({a, a_row, a_col, rows, k, n, b, padded(n), nullptr, c, c_row, true, false, false});
+}
+
+/// A dense matrix with its rows padded.
+const float* pad_rows(const float* w, int64_t rows, int64_t columns, Scratch& scratch) {
+  float* out = scratch.zeros(rows * padded(columns));
+  for (int64_t r = 0; r < rows; r++) std::copy_n(w + r * columns, columns, out + r * padded(columns));
+  return out;
+}
+
+/// The other way, in place.
+const float* dense_rows(float* w, int64_t rows, int64_t columns) {
+  for (int64_t r = 1; r < rows; r++) std::copy_n(w + r * padded(columns), columns, w + r * columns);
+  return w;
+}
+
 }  // namespace
 
 Four squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const Tensor& w4, const Optional& b4,
@@ -190,39 +209,46 @@ Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tens
   const Map grad(grad_out), from(x), to(grad_x);
   const float *s = dense(squeeze, scratch), *h = dense(hidden, scratch), *v = dense(logits, scratch);
 
-  float *grad_gate = scratch.floats(n * w.c), *scale = scratch.zeros(n * pad), *shift = scratch.zeros(n * pad);
-  float *grad_hidden = scratch.floats(w.r), *active = scratch.floats(w.r);
-  float *grad_w3 = scratch.zeros(w.r * w.c), *grad_b3 = scratch.zeros(w.r);
-  float *grad_w4 = scratch.zeros(w.c * w.r), *grad_b4 = scratch.zeros(w.c);
-  reduce_maps(grad, &from, grad_gate);
+  // N x C and N x R: gradients of the logits and of the hidden layer, and what the weights' gradients multiply
+  const int64_t hidden_pad = padded(w.r);
+  float *grad_logits = scratch.zeros(n * pad), *grad_hidden = scratch.zeros(n * hidden_pad);
+  float *active = scratch.zeros(n * hidden_pad), *means = scratch.zeros(n * pad);
+  float *scale = scratch.zeros(n * pad), *shift = scratch.zeros(n * pad), *sums = scratch.floats(n * w.c);
+  reduce_maps(grad, &from, sums);
   for (int64_t i = 0; i < n; i++) {
-    std::fill_n(grad_hidden, w.r, 0.f);
-    for (int64_t r = 0; r < w.r; r++) active[r] = act_of(act, h[i * w.r + r]);
     for (int64_t c = 0; c < w.c; c++) {
-      const float g = gate_backward(gate, grad_gate[i * w.c + c], v[i * w.c + c]);
-      grad_b4[c] += g;
-      for (int64_t r = 0; r < w.r; r++) {
-        grad_hidden[r] += g * w.expand[c * w.r + r];
-        grad_w4[c * w.r + r] += g * active[r];
-      }
-      scale[i * pad + c] = gate_of(gate, v[i * w.c + c]);
+      const float logit = v[i * w.c + c];
+      grad_logits[i * pad + c] = gate_backward(gate, sums[i * w.c + c], logit);
+      scale[i * pad + c] = gate_of(gate, logit);
+      means[i * pad + c] = s[i * w.c + c];
     }
-    for (int64_t r = 0; r < w.r; r++) {
-      const float g = act_backward(act, grad_hidden[r], h[i * w.r + r]);
-      grad_b3[r] += g;
-      for (int64_t c = 0; c < w.c; c++) {
-        shift[i * pad + c] += g * w.reduce[r * w.c + c];
-        grad_w3[r * w.c + c] += g * s[i * w.c + c];
-      }
-    }
-    for (int64_t c = 0; c < w.c; c++) shift[i * pad + c] /= static_cast<float>(from.h * from.w);
+    for (int64_t r = 0; r < w.r; r++) active[i * hidden_pad + r] = act_of(act, h[i * w.r + r]);
   }
+  product(grad_logits, pad, 1, n, w.c, pad_rows(w.expand, w.c, w.r, scratch), w.r, grad_hidden, hidden_pad);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t r = 0; r < w.r; r++) {
+      float& g = grad_hidden[i * hidden_pad + r];
+      g = act_backward(act, g, h[i * w.r + r]);
+    }
+  product(grad_hidden, hidden_pad, 1, n, w.r, pad_rows(w.reduce, w.r, w.c, scratch), w.c, shift, pad);
+  for (int64_t i = 0; i < n * pad; i++) shift[i] /= static_cast<float>(from.h * from.w);
+  float *grad_w3 = scratch.floats(w.r * pad), *grad_w4 = scratch.floats(w.c * hidden_pad);
+  product(grad_hidden, 1, hidden_pad, w.r, n, means, w.c, grad_w3, pad);
+  product(grad_logits, 1, pad, w.c, n, active, w.r, grad_w4, hidden_pad);
   scale_maps(grad, scale, shift, pad, to);
-  const auto bias = [&](const Optional& b, const float* g, int64_t count) {
-    return b ? result(g, {count}, b->dtype()) : abi::empty({0}, dtype);
+  const auto bias = [&](const Optional& b, const float* g, int64_t row, int64_t count) {
+    if (!b) return abi::empty({0}, dtype);
+    float* total = scratch.floats(count);
+    for (int64_t c = 0; c < count; c++) {
+      double t = 0;
+      for (int64_t i = 0; i < n; i++) t += g[i * row + c];
+      total[c] = static_cast<float>(t);
+    }
+    return result(total, {count}, b->dtype());
   };
-  return {std::move(grad_x), result(grad_w3, {w.r, w.c}, w3.dtype()), bias(b3, grad_b3, w.r),
-          result(grad_w4, {w.c, w.r}, w4.dtype()), bias(b4, grad_b4, w.c)};
+  return {std::move(grad_x), result(dense_rows(grad_w3, w.r, w.c), {w.r, w.c}, w3.dtype()),
+          bias(b3, grad_hidden, hidden_pad, w.r), result(dense_rows(grad_w4, w.c, w.r), {w.c, w.r}, w4.dtype()),
+          bias(b4, grad_logits, pad, w.c)};
 }
 
 }  // namespace ghost

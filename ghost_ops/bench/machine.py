@@ -104,7 +104,7 @@ def describe() -> dict[str, object]:
 
 
 def _backend(name: str) -> str:
-    """"ready", or why it is missing."""
+    """ "ready", or why it is missing."""
     if name == "native" and not native.available():
         return f"missing: {native.reason()}"
     return "ready"

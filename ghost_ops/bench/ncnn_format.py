@@ -1,6 +1,6 @@
 """A folded net in ncnn's file format (a text of layers, a binary of weights), written without its converter.
 
-It knows what GhostNets are made of. Source of the format: ncnn's wiki, "param and model file structure" and "operators".
+It knows what GhostNets are made of. Source of the format: ncnn's wiki, "param and model file structure", "operators".
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ def plot(report: Report, path: str | Path) -> None:
         _bars(bars, rows)
         _shares(shares, [row for row in rows if row.peer == OURS and row.share is not None])
     machine = report.machine
-    figure.suptitle(f"{machine['cpu']}, {machine['isa']}, torch {machine['versions']['torch']}", fontsize=9, x=0.99, ha="right")
+    where = f"{machine['cpu']}, {machine['isa']}, torch {machine['versions']['torch']}"
+    figure.suptitle(where, fontsize=9, x=0.99, ha="right")
     figure.savefig(path, dpi=130)
 
 
@@ -54,7 +55,8 @@ def _bars(axes, rows: list[Row]) -> None:
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}x")
     axes.set_ylabel("time / time of ghost_ops")
-    axes.set_xticks(range(len(cases)), cases, rotation=60 if len(cases) > 4 else 0, ha="right" if len(cases) > 4 else "center")
+    tilt = {"rotation": 60, "ha": "right"} if len(cases) > 4 else {}
+    axes.set_xticks(range(len(cases)), cases, **tilt)
     axes.set_xlim(-0.6, len(cases) - 0.4)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=7, ncols=min(len(names), 5), loc="upper left", bbox_to_anchor=(0, 1), framealpha=0.8)

@@ -167,9 +167,8 @@ def run_case(
             if ready is not None and _compare(ready, reference, row):
                 built[peer.name] = ready
     calls = {name: ready.call for name, ready in built.items()}
-    timings = interleave(
-        calls, rounds=rounds, threads=threads, min_seconds=min_seconds, on_sample=lambda name: on_step(PEERS[name].label)
-    )
+    told = lambda name: on_step(PEERS[name].label)
+    timings = interleave(calls, rounds=rounds, threads=threads, min_seconds=min_seconds, on_sample=told)
     with torch_threads(threads):
         for row in rows:
             if row.peer in timings:

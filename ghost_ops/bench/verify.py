@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,10 @@ class Drawn:
     operator: str
     tensors: Tensors
     options: dict[str, object]
-    differentiable: bool = True
+
+    @property
+    def differentiable(self) -> bool:
+        return self.operator not in FORWARD_ONLY
 
     def describe(self) -> str:
         x = self.tensors["z" if self.operator == "cheap_concat" else "x"]
@@ -100,7 +104,8 @@ class _Draw:
 
     def ghost(self) -> tuple[int, int, int, Tensors, dict[str, object]]:
         """Sizes m and cheap channels, out_channels, both weights, activations."""
-        m, ratio, size = self.random.randint(1, 20), self.random.choice([2, 2, 2, 3, 5]), self.random.choice([1, 3, 5, 7])
+        m, ratio = self.random.randint(1, 20), self.random.choice([2, 2, 2, 3, 5])
+        size = self.random.choice([1, 3, 5, 7])
         cheap, channels = m * (ratio - 1), self.random.randint(1, 40)
         tensors, options = self.halves(("act", "cheap_act"), (m, cheap))
         options["out_channels"] = self.random.randint(m + 1, m + cheap)
@@ -129,7 +134,7 @@ class _Draw:
         for half, size in (("primary", m), ("cheap", cheap)):
             tensors |= {f"{half}_mean": self.normal(size, scale=0.3), f"{half}_var": self.positive(size)}
             tensors |= {f"{half}_gamma": self.positive(size), f"{half}_beta": self.normal(size, scale=0.3)}
-        return Drawn("ghost_module_eval", tensors | {"x": x}, options, differentiable=False)
+        return Drawn("ghost_module_eval", tensors | {"x": x}, options)
 
     def ghost_module_train(self) -> Drawn:
         m, cheap, channels, tensors, options = self.ghost()
@@ -164,6 +169,7 @@ class _Draw:
 
 
 OPERATORS = ("ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "squeeze_excite")
+FORWARD_ONLY = ("ghost_module_eval",)
 
 
 def _call(drawn: Drawn, tensors: Tensors) -> tuple[torch.Tensor, ...]:
@@ -196,7 +202,8 @@ def evaluate(drawn: Drawn, dtype: torch.dtype, layout: str, backward: bool, back
         if name in ("x", "z", "residual"):
             t = t.contiguous(memory_format=LAYOUTS[layout])
         tensors[name] = t.requires_grad_(backward)
-    with use_backend(backend), torch.set_grad_enabled(backward):
+    # without a name the caller's own choice stands, which use_backend(None) would undo
+    with use_backend(backend) if backend else nullcontext(), torch.set_grad_enabled(backward):
         outputs = _call(drawn, tensors)
     if not backward:
         return {f"output {i}": out for i, out in enumerate(outputs)}
@@ -210,7 +217,7 @@ def evaluate(drawn: Drawn, dtype: torch.dtype, layout: str, backward: bool, back
 def _rounded(drawn: Drawn, dtype: torch.dtype) -> Drawn:
     """The same call with values that the dtype has: rounding the arguments is nobody's error."""
     tensors = {name: t.to(dtype).double() for name, t in drawn.tensors.items()}
-    return Drawn(drawn.operator, tensors, drawn.options, drawn.differentiable)
+    return Drawn(drawn.operator, tensors, drawn.options)
 
 
 def _has_kink(drawn: Drawn) -> bool:
@@ -219,7 +226,7 @@ def _has_kink(drawn: Drawn) -> bool:
     There the exact gradient is one of two, and which of them rounding gives is luck.
     """
     moved = {name: t * (1 + KINK * (-1) ** i) for i, (name, t) in enumerate(drawn.tensors.items())}
-    near = Drawn(drawn.operator, moved, drawn.options, drawn.differentiable)
+    near = Drawn(drawn.operator, moved, drawn.options)
     here, there = (evaluate(d, torch.float64, "NCHW", True, "reference") for d in (drawn, near))
     return any((here[n] - there[n]).abs().max() > 1e-3 * here[n].abs().max().clamp(min=1e-3) for n in here)
 

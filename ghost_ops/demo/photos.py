@@ -21,6 +21,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as timm 
 EAGER, EAGER_CL, COMPILED = "eager, NCHW", "eager, channels_last", "torch.compile, channels_last"
 FUSED_NCHW, FUSED_CL = "ghost_ops, NCHW", "ghost_ops, channels_last"
 ROUTES = (EAGER, EAGER_CL, COMPILED, FUSED_NCHW, FUSED_CL)
+TIMING_SECONDS = 12.0  # about, for each batch size
 COMPILE_SECONDS = 75.0  # once compilation has taken this long, further batch sizes go without
 
 
@@ -115,7 +116,7 @@ def compare(quick: bool, progress: Progress) -> Photos:
 
     plain_cl, fused_cl = (copy.deepcopy(net).to(memory_format=torch.channels_last) for net in (plain, fused))
     compiled = torch.compile(plain_cl, dynamic=False)
-    for batch, rounds in ((1, 3), (2, 2)) if quick else ((1, 60), (16, 15)):
+    for batch in (1, 2) if quick else (1, 16):
         x = images[:batch]
         x_cl = x.to(memory_format=torch.channels_last)
         routes = {
@@ -130,11 +131,22 @@ def compare(quick: bool, progress: Progress) -> Photos:
             if why is not None:
                 photos.missing[batch, COMPILED] = why
                 del routes[COMPILED]
+            rounds = 3 if quick else _rounds(routes)
             task = progress.add_task(f"photographs: batch {batch}", total=rounds * len(routes))
             photos.timings[batch] = interleave(
                 routes, rounds=rounds, threads=torch.get_num_threads(), on_sample=lambda _, t=task: progress.advance(t)
             )
     return photos
+
+
+def _rounds(routes: dict[str, Callable[[], torch.Tensor]]) -> int:
+    """As many as fill some seconds, on a fast machine or a slow one."""
+    for run in routes.values():
+        run()
+    start = time.perf_counter()
+    for run in routes.values():
+        run()
+    return max(5, min(60, int(TIMING_SECONDS / (time.perf_counter() - start))))
 
 
 def _compile(run: Callable[[], torch.Tensor], batch: int, photos: Photos, progress: Progress) -> str | None:

@@ -23,6 +23,10 @@ def _coloured(speed: float) -> Text:
     return Text(times(speed), style="green" if speed >= 1.02 else "red" if speed <= 1 / 1.02 else "")
 
 
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f}" if seconds < 0.1 else f"{seconds * 1e3:.1f}"
+
+
 def agreement_line(found: Agreement) -> str:
     return (
         f"Logits of {found.images} crops: the largest difference is {found.difference:.1e} of the largest logit. "
@@ -33,16 +37,16 @@ def agreement_line(found: Agreement) -> str:
 
 def photos_table(photos: Photos) -> Table:
     table = Table(title="GhostNet-100 on photographs: 224 x 224, float32, inference", title_justify="left")
-    table.add_column("images", justify="right")
+    table.add_column("batch", justify="right", no_wrap=True)
     table.add_column("how they run", no_wrap=True)
     table.add_column("ms", justify="right", no_wrap=True)
     table.add_column("against\neager NCHW", justify="right", no_wrap=True)
-    table.add_column("ghost_ops,\nchannels_last, is", justify="right", no_wrap=True)
+    table.add_column("the last\nrow is", justify="right", no_wrap=True)
     for batch, timings in photos.timings.items():
         for route in ROUTES:
             mine, cells = timings.get(route), ["-", "", ""]
             if mine is not None:
-                cells = [f"{mine.median * 1e3:.2f}"]
+                cells = [_milliseconds(mine.median)]
                 cells.append("" if route == EAGER else _coloured(ratio(timings[EAGER], mine)))
                 cells.append("" if route == FUSED_CL else _coloured(ratio(mine, timings[FUSED_CL])))
             table.add_row(str(batch) if route == ROUTES[0] else "", route, *cells)

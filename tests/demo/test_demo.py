@@ -2,6 +2,7 @@
 
 import copy
 import io
+import time
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_prints_every_route_and_both_trainings(shown):
         str(result.output.name),
     ):
         assert words in text
-    assert f"{result.photos.timings[1][photos.EAGER].median * 1e3:.2f}" in text
+    assert report._milliseconds(result.photos.timings[1][photos.EAGER].median) in text
     assert f"{result.digits[digits.FUSED].last_loss:.6f}" in text
 
 
@@ -141,6 +142,12 @@ def test_saved_bytes_counts_storages_once_and_no_parameters():
 )
 def test_losses_are_called_losses(ratio, words):
     assert words in report.times(ratio)
+
+
+def test_the_number_of_rounds_follows_the_speed(monkeypatch):
+    monkeypatch.setattr(photos, "TIMING_SECONDS", 0.2)
+    assert photos._rounds({"fast": lambda: None}) == 60
+    assert photos._rounds({"slow": lambda: time.sleep(0.1)}) == 5
 
 
 def test_a_failing_compiler_becomes_a_note():

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 import ghost_ops
@@ -14,7 +14,12 @@ from ghost_ops.backends.activation import ACTIVATIONS
 from tests.helpers import assert_as_accurate, surrounded_by_nan
 
 DRAWN = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),  # a drawn case is small enough to read: no minutes of shrinking
+    suppress_health_check=[HealthCheck.too_slow],
 )
 LAYOUTS = ("nchw", "channels_last", "strided")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -28,11 +33,15 @@ class Case:
     options: dict = field(default_factory=dict)
     threads: int = 1
 
-    def to(self, dtype: torch.dtype, nudge: float = 0.0) -> Case:
+    def to(self, dtype: torch.dtype, nudge: float = 0.0, seed: int = 0) -> Case:
         """In another dtype; nudged, every value is off by up to that share of itself."""
 
         def convert(t):
-            return t.detach().to(dtype) * (1 + nudge * (2 * torch.rand(t.shape, dtype=dtype) - 1))
+            t = t.detach().to(dtype)
+            if not nudge:
+                return t
+            generator = torch.Generator().manual_seed(seed + t.numel())
+            return t * (1 + nudge * (2 * torch.rand(t.shape, dtype=dtype, generator=generator) - 1))
 
         return Case({k: None if t is None else convert(t) for k, t in self.tensors.items()}, self.options, self.threads)
 
@@ -64,7 +73,8 @@ def geometries(draw, least_values: int = 1):
     n, h, w = draw(st.integers(1, 4)), draw(st.integers(1, 18)), draw(st.integers(1, 31))
     while n * h * w < least_values:
         h, w = h + 3, w + 3
-    c, m = draw(st.integers(1, 70)), draw(st.integers(1, 50))
+    # with batch statistics a single input channel has no gradient but rounding: the scale of its weight is normalised
+    c, m = draw(st.integers(2 if least_values > 1 else 1, 70)), draw(st.integers(1, 50))
     multiplier = draw(st.sampled_from([1, 1, 1, 2, 3, 4]))
     total = m * (1 + multiplier)
     out_channels = draw(st.sampled_from([total, total, draw(st.integers(m + 1, total))]))
@@ -148,24 +158,25 @@ def check(operator, case: Case, differentiable: int) -> None:
     """Outputs and gradients are as accurate as PyTorch's, against float64.
 
     What a float64 result moves when the arguments move by half a unit in their last place is no error of an algorithm
-    that sees rounded numbers, so it counts as PyTorch's error where it is larger.
+    that sees rounded numbers, so it counts as PyTorch's error where it is larger; three such moves are tried.
     """
     exact_case = case.to(torch.float64)
     outputs, _ = results(operator, exact_case, None, True)
-    grads = [torch.randn(o.shape) for o in outputs[:differentiable]]
     map_dtype = next(iter(case.tensors.values())).dtype
-    grads = [g.to(map_dtype) for g in grads]
-    ours, ours_grads = results(operator, case, grads, False)
-    plain, plain_grads = results(operator, case, grads, True)
-    exact, exact_grads = results(operator, exact_case, grads, True)
+    generator = torch.Generator().manual_seed(0)
+    grads = [torch.randn(o.shape, generator=generator).to(map_dtype) for o in outputs[:differentiable]]
+
+    def run(drawn: Case, reference: bool = True) -> dict[str, torch.Tensor]:
+        outputs, gradients = results(operator, drawn, grads, reference)
+        named = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
+        return named | {f"gradient of {name}": g for name, g in gradients.items()}
+
+    ours, plain, exact = run(case, reference=False), run(case), run(exact_case)
     half_ulp = torch.finfo(map_dtype).eps / 2
-    nudged, nudged_grads = results(operator, case.to(torch.float64, half_ulp), grads, True)
-
-    def compare(o, p, e, moved, what):
-        worst = p.detach() if (p - e).norm() >= (moved - e).norm() else moved.detach().to(p.dtype)
-        assert_as_accurate(o, worst, e, what=what)
-
-    for i, four in enumerate(zip(ours, plain, exact, nudged, strict=True)):
-        compare(*four, f"output {i}")
-    for name, grad in ours_grads.items():
-        compare(grad, plain_grads[name], exact_grads[name], nudged_grads[name], f"gradient of {name}")
+    moved = [run(case.to(torch.float64, half_ulp, seed)) for seed in range(3)]
+    for what, result in ours.items():
+        candidates = [plain[what], *(m[what].to(result.dtype) for m in moved)]
+        worst = max(candidates, key=lambda t: float((t - exact[what]).norm()))
+        # float32 parameters of half-precision maps: their gradients are sums of rounded maps
+        coarser = torch.finfo(map_dtype).eps / torch.finfo(result.dtype).eps
+        assert_as_accurate(result, worst, exact[what], what=what, ulps=4 * max(coarser, 1))

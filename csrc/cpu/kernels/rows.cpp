@@ -52,16 +52,29 @@ GHOST_INLINE void with_act(Act act, const F& f) {
   }
 }
 
-// Adds to a compensated sum (Kahan): the compensations lie padded(channels) floats behind the sums.
+// A compensated sum (Kahan) of partial ones.
+template <class V>
+struct Sum {
+  typename V::T sum = V::zero(), low = V::zero();
+  GHOST_INLINE void add(Sum& s, typename V::T part) {
+    const auto term = part - s.low, after = s.sum + term;
+    s.low = (after - s.sum) - term;
+    s.sum = after;
+  }
+};
+
+// Adds to a caller's sum: the compensations lie padded(channels) floats behind the sums.
 template <class V, class Lanes>
-GHOST_INLINE void add_to(float* sum, int64_t channels, int64_t c, typename V::T v, Lanes lanes) {
+GHOST_INLINE void add_to(float* sum, int64_t channels, int64_t c, const Sum<V>& part, Lanes lanes) {
   float *at = sum + c, *low = at + ghost::padded(channels);
-  const auto before = load_some<V>(at, lanes), term = v - load_some<V>(low, lanes), after = before + term;
-  store_some<V>(at, after, lanes);
-  store_some<V>(low, (after - before) - term, lanes);
+  Sum<V> s{load_some<V>(at, lanes), load_some<V>(low, lanes)};
+  Sum<V>::add(s, part.sum);
+  Sum<V>::add(s, -part.low);
+  store_some<V>(at, s.sum, lanes);
+  store_some<V>(low, s.low, lanes);
 }
 
-constexpr int64_t kBlock = 16;  // pixels summed before they join the rest: the sums of a call have two levels
+constexpr int64_t kBlock = 8;  // pixels summed plainly before they join a compensated sum
 
 GHOST_INLINE int64_t block_end(int64_t begin, int64_t pixels) {
   return begin + kBlock < pixels ? begin + kBlock : pixels;
@@ -103,11 +116,11 @@ extern "C" void GHOST_SYMBOL(add)(const float* x, int64_t x_pixel, float* y, int
 extern "C" void GHOST_SYMBOL(sum)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels, float* sum) {
   over_channels(channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
-    auto s = V::zero();
+    Sum<V> s;
     for (int64_t b = 0; b < pixels; b += kBlock) {
       auto part = V::zero();
       for (int64_t i = b; i < block_end(b, pixels); i++) part += load_some<V>(x + i * x_pixel + c, lanes);
-      s += part;
+      Sum<V>::add(s, part);
     }
     add_to<V>(sum, channels, c, s, lanes);
   });
@@ -117,12 +130,12 @@ extern "C" void GHOST_SYMBOL(sum_product)(const float* x, int64_t x_pixel, const
                                           int64_t pixels, int64_t channels, float* sum) {
   over_channels(channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
-    auto s = V::zero();
+    Sum<V> s;
     for (int64_t b = 0; b < pixels; b += kBlock) {
       auto part = V::zero();
       for (int64_t i = b; i < block_end(b, pixels); i++)
         part = V::fma(load_some<V>(x + i * x_pixel + c, lanes), load_some<V>(y + i * y_pixel + c, lanes), part);
-      s += part;
+      Sum<V>::add(s, part);
     }
     add_to<V>(sum, channels, c, s, lanes);
   });
@@ -133,7 +146,7 @@ extern "C" void GHOST_SYMBOL(moments)(const float* z, int64_t z_pixel, int64_t p
   over_channels(channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
     const auto o = load_some<V>(origin + c, lanes);
-    auto s = V::zero(), q = V::zero();
+    Sum<V> s, q;
     for (int64_t b = 0; b < pixels; b += kBlock) {
       auto part = V::zero(), squares = V::zero();
       for (int64_t i = b; i < block_end(b, pixels); i++) {
@@ -141,8 +154,8 @@ extern "C" void GHOST_SYMBOL(moments)(const float* z, int64_t z_pixel, int64_t p
         part += x;
         squares = V::fma(x, x, squares);
       }
-      s += part;
-      q += squares;
+      Sum<V>::add(s, part);
+      Sum<V>::add(q, squares);
     }
     add_to<V>(sum, channels, c, s, lanes);
     add_to<V>(square, channels, c, q, lanes);
@@ -203,7 +216,7 @@ extern "C" void GHOST_SYMBOL(norm_backward_sums)(const NormBackward& all) {
     norm_blocks(all, act, [](auto v, const auto& block) {
       using V = decltype(v);
       const NormBackward& n = block.n;
-      auto sum_g = V::zero(), sum_gz = V::zero(), sum_slope = V::zero();
+      Sum<V> sum_g, sum_gz, sum_slope;
       for (int64_t b = 0; b < n.pixels; b += kBlock) {
         auto g0 = V::zero(), g1 = g0, gz0 = g0, gz1 = g0, slopes = g0;  // pairs: an addition waits for the one before
         const int64_t end = block_end(b, n.pixels);
@@ -216,9 +229,9 @@ extern "C" void GHOST_SYMBOL(norm_backward_sums)(const NormBackward& all) {
         };
         for (; i + 2 <= end; i += 2) add(i, g0, gz0), add(i + 1, g1, gz1);
         if (i < end) add(i, g0, gz0);
-        sum_g += g0 + g1;
-        sum_gz += gz0 + gz1;
-        sum_slope += slopes;
+        Sum<V>::add(sum_g, g0 + g1);
+        Sum<V>::add(sum_gz, gz0 + gz1);
+        Sum<V>::add(sum_slope, slopes);
       }
       add_to<V>(n.sum_g, n.channels, block.c, sum_g, block.lanes);
       add_to<V>(n.sum_gz, n.channels, block.c, sum_gz, block.lanes);
@@ -244,23 +257,21 @@ extern "C" void GHOST_SYMBOL(norm_backward)(const NormBackward& all) {
 
 extern "C" void GHOST_SYMBOL(matvec)(const float* w, int64_t rows, int64_t columns, const float* x, const float* bias,
                                      float* y) {
+  using F = Vec<kLanes / 2 >= 4 ? kLanes / 2 : 4>;
+  constexpr int kStep = F::lanes;
+  typedef double Wide __attribute__((vector_size(8 * kStep)));  // sums in double: a gate's logits may cancel
   for (int64_t r = 0; r < rows; r++, w += columns) {
-    Full::T s0 = Full::zero(), s1 = Full::zero(), s2 = Full::zero(), s3 = Full::zero();
+    Wide s0{}, s1{};
+    const auto add = [&](Wide& s, int64_t c, auto lanes) {
+      const auto a = load_some<F>(w + c, lanes), b = load_some<F>(x + c, lanes);
+      s += __builtin_convertvector(a, Wide) * __builtin_convertvector(b, Wide);
+    };
     int64_t c = 0;
-    for (; c + 4 * kLanes <= columns; c += 4 * kLanes) {
-      s0 = Full::fma(Full::load(w + c), Full::load(x + c), s0);
-      s1 = Full::fma(Full::load(w + c + kLanes), Full::load(x + c + kLanes), s1);
-      s2 = Full::fma(Full::load(w + c + 2 * kLanes), Full::load(x + c + 2 * kLanes), s2);
-      s3 = Full::fma(Full::load(w + c + 3 * kLanes), Full::load(x + c + 3 * kLanes), s3);
-    }
-    for (; c < columns; c += kLanes) {
-      const int lanes = (int)(columns - c < kLanes ? columns - c : kLanes);
-      s0 = Full::fma(load_some<Full>(w + c, lanes), load_some<Full>(x + c, lanes), s0);
-    }
-    const Full::T s = (s0 + s1) + (s2 + s3);
-    float total = bias ? bias[r] : 0.f;
-    for (int i = 0; i < kLanes; i++) total += s[i];
-    y[r] = total;
+    for (; c + 2 * kStep <= columns; c += 2 * kStep) add(s0, c, Whole<kStep>{}), add(s1, c + kStep, Whole<kStep>{});
+    for (; c < columns; c += kStep) add(s0, c, (int)(columns - c < kStep ? columns - c : kStep));
+    double total = bias ? bias[r] : 0.0;
+    for (int i = 0; i < kStep; i++) total += s0[i] + s1[i];
+    y[r] = (float)total;
   }
 }
 

@@ -1,0 +1,227 @@
+"""The command line ``ghost-ops``: info, verify, bench, demo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .bench import machine
+from .bench.cases import module_cases, net_cases
+from .bench.engines import PEERS
+from .bench.machine import Unavailable
+from .bench.peers import OURS
+
+QUICK_CASES = 3
+WIDTH = 180  # of tables that go to a file or a pipe
+PARTS = ("modules", "nets", "train")
+
+
+def _console() -> Console:
+    """Made when it is used: standard output may have been replaced since. Wide where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Progress]:
+    """On standard error, so that standard output stays for results."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task("", total=total)
+        yield progress
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Fused kernels for GhostNet's Ghost modules in PyTorch."""
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def info(as_json: bool) -> None:
+    """Versions, instruction sets, backends, and why one is missing."""
+    found = machine.describe()
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    table = Table(show_header=False, title="ghost_ops on this machine")
+    commit = f", commit {found['commit']}" if found["commit"] else ""
+    table.add_row("ghost_ops", f"{found['ghost_ops']}{commit}")
+    table.add_row("processor", f"{found['cpu']} ({found['architecture']}), {found['cores']} cores")
+    table.add_row("caches", ", ".join(f"{name} {size >> 10} KiB" for name, size in found["caches"].items()))
+    table.add_row("kernels", f"{found['isa']} (of {', '.join(found['isas']) or 'none'})")
+    for name, state in found["backends"].items():
+        table.add_row(f"backend {name}", escape(state))
+    for name, version in found["versions"].items():
+        table.add_row(name, version or escape("not installed" + _how(name)))  # [bench] is no markup
+    _console().print(table)
+
+
+def _how(package: str) -> str:
+    return ': pip install "ghost-ops[bench]"' if package in machine.ENGINES else ""
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="Two calls of each kind instead of twelve.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def verify(quick: bool, as_json: bool) -> None:
+    """Compare every operator with float64 on this machine, beside eager PyTorch in the same dtype.
+
+    Exits with 1 where the error of ours is more than twice that of eager and a few units in the last place.
+    """
+    from .bench import verify as checks
+
+    directions = 2 * len(checks.OPERATORS) - len(checks.FORWARD_ONLY)
+    with _progress(directions * len(checks.DTYPES) * len(checks.LAYOUTS)) as progress:
+        outcomes = checks.verify(
+            2 if quick else 12, on_step=lambda what: progress.update(0, advance=1, description=what)
+        )
+    failed = [outcome for outcome in outcomes if not outcome.ok]
+    if as_json:
+        rows = [{**asdict(outcome), "ok": outcome.ok} for outcome in outcomes]
+        # an infinite error (a result that is not finite) is null: JSON has no infinity
+        rows = [{k: None if v == float("inf") else v for k, v in row.items()} for row in rows]
+        click.echo(json.dumps({"machine": machine.describe(), "ok": not failed, "outcomes": rows}, indent=1))
+    else:
+        table = Table(
+            "operator", "dtype", "layout", "direction", "backend", "calls", "error", "eager's", "of allowed", ""
+        )
+        for o in outcomes:
+            verdict = "[green]ok[/]" if o.ok else "[bold red]FAILED[/]"
+            numbers = f"{o.error:.1e}", f"{o.eager_error:.1e}", f"{o.ratio:.0%}"
+            table.add_row(o.operator, o.dtype, o.layout, o.direction, o.backend, str(o.calls), *numbers, verdict)
+        console = _console()
+        console.print(table)
+        for outcome in failed:
+            console.print(f"{outcome.operator}, {outcome.dtype}, {outcome.layout}: {outcome.what}", markup=False)
+    raise SystemExit(1 if failed else 0)
+
+
+@main.command()
+@click.option("--modules", is_flag=True, help="Every Ghost module of GhostNet-100.")
+@click.option("--nets", is_flag=True, help="Whole nets.")
+@click.option("--train", is_flag=True, help="A training step of GhostNet-100. Without any of the three: all three.")
+@click.option("--case", "patterns", multiple=True, metavar="TEXT", help="Only modules and nets whose name has this.")
+@click.option("--peers", multiple=True, metavar="TEXT", help="Only peers whose name has this; ours always runs.")
+@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Default: 1 and 16.")
+@click.option("--train-batch", type=click.IntRange(2), default=32, show_default=True)
+@click.option("--train-side", type=click.IntRange(32), default=224, show_default=True, help="Pixels, when training.")
+@click.option("--threads", "thread_counts", multiple=True, type=click.IntRange(1), help="Default: 1.")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Samples of each.")
+@click.option("--quick", is_flag=True, help=f"Batch 1, {QUICK_CASES} modules, few rounds, no compilation.")
+@click.option("--json", "json_path", metavar="PATH", help='Write JSON; "-" is standard output.')
+@click.option("--plot", "plot_path", metavar="PATH", help="Write a picture.")
+def bench(
+    modules: bool,
+    nets: bool,
+    train: bool,
+    patterns: tuple[str, ...],
+    peers: tuple[str, ...],
+    batches: tuple[int, ...],
+    train_batch: int,
+    train_side: int,
+    thread_counts: tuple[int, ...],
+    rounds: int,
+    quick: bool,
+    json_path: str | None,
+    plot_path: str | None,
+) -> None:
+    """Time ours and its peers side by side, after comparing each result with float64."""
+    from .bench import report as reports
+    from .bench import roofline
+    from .bench.plots import plot
+    from .bench.run import new_report, run_case
+    from .bench.training import STEPS, TrainCase, run_training
+
+    if plot_path:
+        _installed("matplotlib")
+    chosen = [part for part, on in zip(PARTS, (modules, nets, train)) if on]
+    chosen = chosen or list(PARTS[:2] if patterns else PARTS)
+    cases = [*(module_cases() if "modules" in chosen else ()), *(net_cases() if "nets" in chosen else ())]
+    cases = [case for case in cases if not patterns or any(p in case.name for p in patterns)]
+    if quick and not patterns:
+        small = [case for case in cases if case.kind == "module"]
+        cases = small[:: max(1, len(small) // QUICK_CASES)][:QUICK_CASES] + [c for c in cases if c.kind == "net"]
+    selected = [peer for peer in PEERS.values() if _wanted(peer.name, peers, quick)]
+    steps = {step.name for step in STEPS if _wanted(step.name, peers, quick)}
+    _check_names(patterns, [c.name for c in (*module_cases(), *net_cases())], "--case")
+    _check_names(peers, [*PEERS, *steps], "--peers")
+    batches = batches or ((1,) if quick else (1, 16))
+    thread_counts = thread_counts or (1,)
+    rounds, min_seconds = (min(rounds, 3), 0.005) if quick else (rounds, 0.02)
+    if not cases and "train" not in chosen:
+        raise click.UsageError("nothing is left to run: see --case and the parts asked for")
+
+    settings = {"rounds": rounds, "min_seconds": min_seconds, "quick": quick, "parts": chosen}
+    training = len(thread_counts) * ("train" in chosen)
+    with _progress(len(thread_counts) * len(cases) * len(batches) + training + len(thread_counts)) as progress:
+
+        def step(prefix: str) -> object:
+            return lambda what: progress.update(0, description=f"{prefix}: {what}")
+
+        report = new_report(settings, [])
+        for threads in thread_counts:
+            step("limits of this machine")(f"{threads} threads")
+            limits = roofline.measure(threads, 0.05 if quick else 0.3)
+            report.limits.append(limits.as_dict())
+            progress.advance(0)
+            for batch in batches:
+                for case in cases:
+                    report.rows += run_case(
+                        case, batch, threads, selected, rounds=rounds, limits=limits, min_seconds=min_seconds,
+                        on_step=step(f"{case.name}, batch {batch}"),
+                    )  # fmt: skip
+                    progress.advance(0)
+            if "train" in chosen:
+                report.rows += run_training(
+                    TrainCase(side=train_side), train_batch, threads, steps, rounds=rounds, on_step=step("training")
+                )
+                progress.advance(0)
+    if json_path != "-":
+        reports.show(report, _console())
+    if json_path:
+        reports.write_json(report, json_path)
+    if plot_path:
+        plot(report, plot_path)
+
+
+def _wanted(name: str, patterns: tuple[str, ...], quick: bool) -> bool:
+    """Ours always; compilation takes minutes, so a quick run compiles only where that is asked for."""
+    if name == OURS:
+        return True
+    return any(pattern in name for pattern in patterns) if patterns else not (quick and "compile" in name)
+
+
+def _check_names(patterns: tuple[str, ...], names: list[str], option: str) -> None:
+    for pattern in patterns:
+        if not any(pattern in name for name in names):
+            raise click.BadParameter(f"{pattern!r} is in no name of {', '.join(names)}", param_hint=option)
+
+
+def _installed(package: str, extra: str = "bench") -> None:
+    try:
+        machine.need(package, extra)
+    except Unavailable as why:
+        raise click.ClickException(str(why)) from why
+
+
+@main.command()
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="demo.png", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Default: PyTorch's.")
+@click.option("--quick", is_flag=True, help="Less of everything.")
+def demo(output: Path, threads: int | None, quick: bool) -> None:
+    """GhostNet plain and fused, on photographs and in training; a table and a picture."""
+    for package in ("sklearn", "matplotlib", "PIL"):
+        _installed(package, "demo")
+    from .demo import run
+
+    run(output=output, threads=threads, quick=quick)

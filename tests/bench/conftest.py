@@ -1,0 +1,10 @@
+import pytest
+
+from ghost_ops.bench.timing import torch_threads
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The maps are tiny: threads would only wait for each other."""
+    with torch_threads(1):
+        yield

@@ -1,0 +1,206 @@
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from ghost_ops import models
+from ghost_ops.bench import engines, machine, peers
+from ghost_ops.bench.cases import ModuleCase, NetCase, draw_map, randomise
+from ghost_ops.bench.engines import PEERS
+from ghost_ops.bench.peers import OURS, Built, Peer, fold
+from ghost_ops.bench.report import render, to_json
+from ghost_ops.bench.roofline import Limits
+from ghost_ops.bench.run import FAILED, MISSING, OK, WRONG, Row, error_of, new_report, relate, run_case, summarise
+from ghost_ops.bench.training import STEPS, TrainCase, gradients, run_training, saved_bytes
+
+CASE = ModuleCase(8, 24, 7)
+LIMITS = Limits(1, 1e11, "made up", {"L2": 1e11, "L3": 5e10, "DRAM": 1e10}, {"L2": 1 << 20, "L3": 1 << 24})
+FAST = {"rounds": 1, "min_seconds": 1e-4}
+
+
+def run(*who, case=CASE, batch=2):
+    return {row.peer: row for row in run_case(case, batch, 1, who, limits=LIMITS, **FAST)}
+
+
+def test_every_pytorch_peer_is_right_and_timed():
+    rows = run(*(peer for peer in PEERS.values() if peer.group != "engine" and "compile" not in peer.name))
+    assert len(rows) == 6
+    for row in rows.values():
+        assert (row.status, row.reason) == (OK, "") and row.error < 1e-6
+        assert row.seconds > 0 and row.speedup > 0 and row.share == row.roof / row.seconds
+        assert row.roof == LIMITS.roof(CASE.flops(2), CASE.bytes(2))
+
+
+@pytest.mark.parametrize("name", [peer.name for peer in engines.ENGINES])
+@pytest.mark.parametrize("case", [CASE, ModuleCase(5, 14, 9, kernel=5, relu=False)])
+def test_engines_are_right_where_they_are_installed(name, case):
+    row = run(PEERS[name], case=case)[name]
+    if row.status == MISSING:
+        assert "pip install" in row.reason
+        pytest.skip(row.reason)
+    assert row.status == OK and row.error < 1e-5, row.reason
+
+
+@pytest.mark.parametrize("product", [False, True])
+@pytest.mark.parametrize("out, relu", [(24, True), (24, False), (13, True)])
+def test_both_two_kernel_baselines_are_right(product, out, relu):
+    case = ModuleCase(8, out, 7, relu=relu)
+    module, x = case.build(), case.input(2)
+    two = peers.TwoKernels(module)
+    two.product = product
+    assert error_of(two(x), copy.deepcopy(module).double()(x.double())) < 1e-6
+    assert two(x).data_ptr() == two(x).data_ptr()
+
+
+def test_compiled_peers_are_apart_and_frozen():
+    module, x = CASE.build(), CASE.input(1)
+    reference = module(x)
+    built = {frozen: peers._compiled(frozen)(module, x, 1) for frozen in (False, True)}
+    for ready in built.values():
+        torch.testing.assert_close(ready.result(ready.call()), reference)
+        ready.check()
+    # a module that changes after it was frozen: only the frozen one may go on with the old weights
+    module = copy.deepcopy(module)
+    plain, frozen = (peers.compile_alone(module, freezing)[0] for freezing in (False, True))
+    with torch.no_grad():
+        before = plain(x).clone(), frozen(x).clone()
+        module.primary_conv[0].weight.mul_(2)
+        after = plain(x), frozen(x)
+    assert not torch.allclose(after[0], before[0])
+    assert torch.allclose(after[1], before[1])
+
+
+def test_folding_leaves_no_batch_norm_and_the_source_alone():
+    net = randomise(models.ghostnet_050(num_classes=5)).eval()
+    before = copy.deepcopy(net.state_dict())
+    folded, x = fold(net), draw_map(1, 3, 64)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    with torch.no_grad():
+        assert error_of(folded(x), copy.deepcopy(net).double()(x.double())) < 1e-5
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_whole_nets_run(monkeypatch):
+    case = NetCase("ghostnet_100", side=64)
+    wanted = [PEERS[name] for name in (OURS, "eager", "folded", "two_kernels", "ncnn")]
+    rows = run(*wanted, case=case, batch=1)
+    assert {row.status for row in rows.values()} <= {OK, MISSING}
+    assert all(row.error < 1e-5 for row in rows.values() if row.status == OK)
+
+
+def peer(name, call):
+    return Peer(name, name, "pytorch", lambda module, x, threads: Built(lambda: call(module, x)))
+
+
+def test_a_wrong_result_has_no_speed():
+    calls = iter(range(1000))
+    nan = peer("nan", lambda module, x: module(x) * float("nan"))
+    later = peer("later", lambda module, x: module(x) * (1 if next(calls) == 0 else 2))
+    rows = run(PEERS[OURS], peer("off", lambda module, x: module(x) * 1.01), nan, peer("cut", lambda m, x: m(x)[:1]))
+    for name in ("off", "nan", "cut"):
+        row = rows[name]
+        assert row.status == WRONG and row.seconds is row.speedup is row.share is None and not row.samples
+    engines.PEERS["later"] = later
+    try:
+        row = run(later)["later"]
+    finally:
+        del engines.PEERS["later"]
+    assert row.status == WRONG and row.seconds is None, "a result that goes wrong while it is timed"
+
+
+def test_a_peer_that_raises_or_is_missing_is_a_row(monkeypatch):
+    def broken(module, x):
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    rows = run(PEERS[OURS], peer("broken", broken), *engines.ENGINES)
+    assert rows["broken"].status == FAILED and "no such thing" in rows["broken"].reason
+    for name in ("onnxruntime", "openvino", "ncnn"):
+        assert rows[name].status == MISSING and 'pip install "ghost-ops[bench]"' in rows[name].reason
+    assert rows[OURS].status == OK
+
+
+def row(peer, case, seconds, count=1, group="pytorch"):
+    return Row("module", case, 1, 1, count, peer, peer, group, seconds=seconds)
+
+
+def test_summary_counts_modules_and_shows_losses():
+    rows = []
+    for case, count, ours, eager, ort, ov in (("a", 3, 1.0, 2.0, 0.5, 4.0), ("b", 1, 1.0, 16.0, 3.0, 2.0)):
+        rows += relate(
+            [
+                row(OURS, case, ours, count, "ours"),
+                row("eager", case, eager, count),
+                row("onnxruntime", case, ort, count, "engine"),
+                row("openvino", case, ov, count, "engine"),
+            ]
+        )
+    lines = {line.peer: line for line in summarise(rows)}
+    assert lines["eager"].mean == pytest.approx((2**3 * 16) ** 0.25)
+    best = lines["best of ONNX Runtime and OpenVINO"]
+    assert best.mean == pytest.approx((0.5**3 * 2) ** 0.25)
+    assert (best.worst, best.worst_case, best.losses, best.cases) == (0.5, "a", 1, 2)
+    assert lines["best of all"].mean == best.mean and OURS not in lines
+
+
+def test_report_is_json_and_a_table():
+    report = new_report({"rounds": 1}, [LIMITS])
+    report.rows += run(PEERS[OURS], PEERS["eager"], peer("off", lambda module, x: module(x) + 1)).values()
+    report.rows[1].error = float("inf")
+    found = json.loads(to_json(report))
+    assert found.keys() == {"schema", "machine", "settings", "limits", "rows", "summary"}
+    assert found["machine"].keys() >= {"cpu", "cores", "isa", "ghost_ops", "commit", "date", "versions", "backends"}
+    assert found["rows"][0].keys() == {field.name for field in dataclasses.fields(Row)}
+    assert found["rows"][1]["error"] is None and found["rows"][2]["status"] == WRONG
+    from rich.console import Console
+
+    console = Console(width=160)
+    with console.capture() as text:
+        console.print(render(report))
+    assert "8-24@7" in text.get() and "wrong" in text.get() and machine.cpu_model() in text.get()
+
+
+def test_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    from ghost_ops.bench.plots import plot
+
+    report = new_report({}, [LIMITS])
+    with pytest.raises(ValueError, match="plot: report"):
+        plot(report, tmp_path / "none.png")
+    report.rows += run(PEERS[OURS], PEERS["eager"]).values()
+    plot(report, tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_saved_bytes_counts_each_storage_once():
+    net = nn.Linear(4, 3)
+    x = torch.randn(5, 4)
+    assert saved_bytes(lambda: net(x).exp(), net) == 4 * (5 * 4 + 5 * 3)
+    a = torch.randn(6, requires_grad=True)
+    assert saved_bytes(lambda: (a * a).sum() + (a[1:] * a[:-1]).sum(), net) == 4 * 6
+
+
+def test_training_step():
+    rows = {row.peer: row for row in run_training(TrainCase(side=32), 4, 1, {"eager", OURS}, rounds=1)}
+    assert rows.keys() == {"eager", OURS}
+    for row in rows.values():
+        assert row.status == OK, row.reason
+        assert row.seconds > 0 and row.saved_bytes > 0
+    case = TrainCase(side=32)
+    net, (x, labels) = case.build().double(), case.batch(4)
+    loss_and_gradients = gradients(net, net, x.double(), labels)
+    assert loss_and_gradients.numel() == 1 + sum(p.numel() for p in net.parameters())
+
+
+def test_a_wrong_gradient_has_no_speed(monkeypatch):
+    def off(net):
+        net.conv_stem.weight.register_hook(lambda grad: grad * 1.5)
+        return net
+
+    step = dataclasses.replace(STEPS[1], prepare=off)
+    monkeypatch.setattr("ghost_ops.bench.training.STEPS", (step,))
+    (row,) = run_training(TrainCase(side=32), 4, 1, {"eager"}, rounds=1)
+    assert row.status == WRONG and row.seconds is None

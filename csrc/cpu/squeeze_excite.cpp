@@ -150,14 +150,14 @@ void product(const float* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t
   kernels().pointwise({a, a_row, a_col, rows, k, n, b, padded(n), nullptr, c, c_row, true, false, false});
 }
 
-/// A dense matrix with its rows padded.
-const float* pad_rows(const float* w, int64_t rows, int64_t columns, Scratch& scratch) {
-  float* out = scratch.zeros(rows * padded(columns));
-  for (int64_t r = 0; r < rows; r++) std::copy_n(w + r * columns, columns, out + r * padded(columns));
+const float* transposed(const float* w, int64_t rows, int64_t columns, Scratch& scratch) {
+  float* out = scratch.floats(rows * columns);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c < columns; c++) out[c * rows + r] = w[r * columns + c];
   return out;
 }
 
-/// The other way, in place.
+/// A matrix with padded rows made dense, in place.
 const float* dense_rows(float* w, int64_t rows, int64_t columns) {
   for (int64_t r = 1; r < rows; r++) std::copy_n(w + r * padded(columns), columns, w + r * columns);
   return w;
@@ -224,13 +224,13 @@ Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tens
     }
     for (int64_t r = 0; r < w.r; r++) active[i * hidden_pad + r] = act_of(act, h[i * w.r + r]);
   }
-  product(grad_logits, pad, 1, n, w.c, pad_rows(w.expand, w.c, w.r, scratch), w.r, grad_hidden, hidden_pad);
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t r = 0; r < w.r; r++) {
-      float& g = grad_hidden[i * hidden_pad + r];
-      g = act_backward(act, g, h[i * w.r + r]);
-    }
-  product(grad_hidden, hidden_pad, 1, n, w.r, pad_rows(w.reduce, w.r, w.c, scratch), w.c, shift, pad);
+  const float *expand = transposed(w.expand, w.c, w.r, scratch), *reduce = transposed(w.reduce, w.r, w.c, scratch);
+  for (int64_t i = 0; i < n; i++) {
+    float* hidden_grad = grad_hidden + i * hidden_pad;
+    kernels().matvec(expand, w.r, w.c, grad_logits + i * pad, nullptr, hidden_grad);
+    for (int64_t r = 0; r < w.r; r++) hidden_grad[r] = act_backward(act, hidden_grad[r], h[i * w.r + r]);
+    kernels().matvec(reduce, w.c, w.r, hidden_grad, nullptr, shift + i * pad);
+  }
   for (int64_t i = 0; i < n * pad; i++) shift[i] /= static_cast<float>(from.h * from.w);
   float *grad_w3 = scratch.floats(w.r * pad), *grad_w4 = scratch.floats(w.c * hidden_pad);
   product(grad_hidden, 1, hidden_pad, w.r, n, means, w.c, grad_w3, pad);

@@ -15,11 +15,11 @@ from .cheap_concat import depthwise, depthwise_backward, given, match
 from .ghost_module import pointwise_backward
 
 
-def _statistics(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance of each channel, in at least float32."""
+def _statistics(z: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (without the bias) and biased variance of each channel, in at least float32."""
     z = z.detach().to(torch.promote_types(z.dtype, torch.float32))
     var, mean = torch.var_mean(z, (0, 2, 3), correction=0)
-    return mean, var
+    return mean if bias is None else mean - bias.detach(), var
 
 
 def _batch_norm(z, gamma, beta, eps):
@@ -34,13 +34,13 @@ def ghost_module_train(
     x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma, cheap_beta,
     act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, primary_eps, cheap_eps,
 ):  # fmt: skip
-    z1 = F.conv2d(x, match(primary_weight, x))
+    z1 = F.conv2d(x, match(primary_weight, x), match(primary_bias, x))
     y1 = _batch_norm(z1, primary_gamma, primary_beta, primary_eps)
     y1 = activate(y1, act, act_slope, act_weight)
-    z2 = depthwise(y1, cheap_weight, None)
+    z2 = depthwise(y1, cheap_weight, cheap_bias)
     y2 = _batch_norm(z2, cheap_gamma, cheap_beta, cheap_eps)
     y2 = activate(y2, cheap_act, cheap_act_slope, cheap_act_weight)
-    return torch.cat([y1, y2], 1)[:, :out_channels], *_statistics(z1), *_statistics(z2)
+    return torch.cat([y1, y2], 1)[:, :out_channels], *_statistics(z1, primary_bias), *_statistics(z2, cheap_bias)
 
 
 def _channels(v: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ from .run import FAILED, MISSING, WRONG, Row, relate
 from .timing import interleave, torch_threads
 
 CLASSES = 1000
-TOLERANCE = 1e-3  # of the gradients, in the Euclidean norm; or twice the error of eager, where that is more
+TOLERANCE = 1e-3  # of loss and gradients, in the Euclidean norm; or FACTOR times eager's error in the same layout
+FACTOR, CEILING = 2.0, 0.05  # beyond the ceiling a step is wrong whatever eager does
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -107,9 +108,10 @@ def run_training(
 ) -> list[Row]:
     """Rows of the steps in ``names``; one whose gradients are wrong has no speed.
 
-    The error of a row is that of loss and gradients of the first step, relative to float64 in the Euclidean norm. At
-    random weights rounding is magnified by the depth of the net, for eager too: a gradient is right within 1e-3, or
-    within twice the error of eager NCHW where that is more.
+    The error of a row is that of loss and gradients of the first step, relative to float64 in the Euclidean norm.
+    Rounding flips some ReLUs of a deep net at random weights, and a flip moves every gradient before it: eager
+    channels_last alone is off by several 1e-3 at batch 32. So a step is right within 1e-3, or, where that is more,
+    within twice the error of eager in its own layout, and never beyond 5e-2.
     """
     x, labels = case.batch(batch)
     rows, calls = [], {}
@@ -118,16 +120,19 @@ def run_training(
         exact, eager = case.build().double(), case.build()
         reference = gradients(exact, exact, x.double(), labels)
         del exact
-        on_step("eager NCHW, for its error")
-        allowed = max(TOLERANCE, 2 * _relative(gradients(eager, eager, x.contiguous(), labels), reference))
-        del eager
+        allowed = {}
+        for layout in {step.layout for step in STEPS if step.name in names}:
+            on_step("eager, for its error")
+            eager = case.build().to(memory_format=layout)
+            found = gradients(eager, eager, x.contiguous(memory_format=layout), labels)
+            allowed[layout] = min(CEILING, max(TOLERANCE, FACTOR * _relative(found, reference)))
         for step in STEPS:
             if step.name not in names:
                 continue
             on_step(f"{step.label}: first step")
             row = Row(case.kind, case.name, batch, threads, 1, step.name, step.label, step.group)
             rows.append(row)
-            call = _prepare(step, case, x, labels, reference, allowed, row)
+            call = _prepare(step, case, x, labels, reference, allowed[step.layout], row)
             if call is not None:
                 calls[step.name] = call
     labels_of = {step.name: step.label for step in STEPS}

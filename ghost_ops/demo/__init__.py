@@ -98,7 +98,8 @@ def _check_packages() -> None:
 def _machine() -> str:
     """What ran, in a line."""
     kernels = f"{native.isa()} kernels" if native.available() else f"its reference backend, since {native.reason()}"
+    threads = torch.get_num_threads()
     return (
-        f"{cpu_model()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}; ghost_ops runs on {kernels}. "
-        "All ways are timed in turns in one process; medians."
+        f"{cpu_model()}, {threads} thread{'s' * (threads > 1)}, PyTorch {torch.__version__}; "
+        f"ghost_ops runs on {kernels}. All ways are timed in turns in one process; medians."
     )

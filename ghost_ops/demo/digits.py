@@ -6,6 +6,7 @@ import copy
 import statistics
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from rich.progress import Progress
 from torch import nn
 
 from .. import surgery
+from ..bench.training import saved_bytes
 from ..nn import GhostBottleneck
 
 PLAIN, FUSED = "plain PyTorch", "ghost_ops"
@@ -95,24 +97,6 @@ def load(side: int) -> Data:
     return Data(images(train), torch.from_numpy(train_labels), images(test), torch.from_numpy(test_labels))
 
 
-def saved_bytes(net: nn.Module, x: torch.Tensor) -> int:
-    """Bytes that a forward of ``net`` keeps for the backward: every storage once, parameters and buffers left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}
-    kept: dict[int, int] = {}
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        graph = net(x)  # alive until the sum is made, so that no address is given out twice
-    total = sum(kept.values())
-    del graph
-    return total
-
-
 def _gradients(net: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """All parameters' gradients of one step, in a row, in float64; the net stays as it is."""
     net = copy.deepcopy(net)
@@ -126,7 +110,8 @@ def _start(nets: dict[str, nn.Module], x: torch.Tensor, labels: torch.Tensor) ->
     runs = {}
     for name, net in nets.items():
         error = (_gradients(net, x, labels) - exact).norm() / exact.norm()
-        runs[name] = Run(saved_bytes(copy.deepcopy(net), x), float(error))
+        probe = copy.deepcopy(net)  # a step changes running statistics
+        runs[name] = Run(saved_bytes(partial(probe, x), probe), float(error))
     return runs
 
 

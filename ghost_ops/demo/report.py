@@ -63,7 +63,8 @@ def photos_notes(photos: Photos) -> list[str]:
 
 
 def digits_table(runs: dict[str, Run]) -> Table:
-    table = Table(title="A small GhostNet learns handwritten digits, float32, channels_last", title_justify="left")
+    steps = len(runs[PLAIN].losses)
+    table = Table(title=f"A small GhostNet learns handwritten digits: {steps} steps, float32", title_justify="left")
     for column in ("", PLAIN, FUSED_RUN, ""):
         table.add_column(column, justify="right" if column else "left")
     plain, fused = runs[PLAIN], runs[FUSED_RUN]

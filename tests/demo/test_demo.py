@@ -124,24 +124,23 @@ def test_calibrated_statistics_are_those_of_the_images():
     torch.testing.assert_close(net.bn1.running_var, stem.var((0, 2, 3)), rtol=1e-4, atol=1e-6)
 
 
-def test_saved_bytes_counts_storages_once_and_no_parameters():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(8, 8))
-
-        def forward(self, x):  # keeps x and its view (one storage), the weight, and y (of exp)
-            return torch.exp(x @ self.weight) * x.view(4, 8)
-
-    x = torch.randn(4, 8, requires_grad=True)
-    assert digits.saved_bytes(Net(), x) == 2 * 4 * 8 * 4
-
-
 @pytest.mark.parametrize(
     "ratio, words", [(2, "2.00x faster"), (0.5, "2.00x slower"), (1.01, "as fast"), (0.995, "as fast"), (0.9, "slower")]
 )
 def test_losses_are_called_losses(ratio, words):
     assert words in report.times(ratio)
+
+
+@pytest.mark.parametrize("wrong", [1.001, float("nan")])
+def test_no_time_is_shown_for_a_wrong_result(wrong):
+    right = torch.randn(2, 10, generator=torch.Generator().manual_seed(0))
+    routes = {photos.EAGER: lambda: right, photos.COMPILED: lambda: right * wrong, photos.FUSED_CL: lambda: right}
+    results = photos.Photos(agreement=None)
+    photos._drop_wrong(routes, 16, results)
+    assert list(routes) == [photos.EAGER, photos.FUSED_CL] and "off by" in results.missing[16, photos.COMPILED]
+    routes[photos.FUSED_CL] = lambda: right * wrong
+    with pytest.raises(RuntimeError, match="ghost_ops, channels_last, batch 16: its logits are off"):
+        photos._drop_wrong(routes, 16, results)
 
 
 def test_the_number_of_rounds_follows_the_speed(monkeypatch):

@@ -1,4 +1,4 @@
-// Rows of a caller's map to NHWC float32 and back: NCHW by transposed tiles, bfloat16 by widening, any strides slowly.
+// Rows of a caller's map to NHWC float32 and back: NCHW by 4 x 4 tiles turned in registers, bfloat16 by widening, any strides slowly.
 #include "kernels.h"
 #include "simd.h"
 
@@ -32,11 +32,38 @@ struct Bf16 {
   GHOST_INLINE void write(uint16_t* p, float f) { *p = narrow(f); }
 };
 
-constexpr int64_t kTile = 16;  // channels x pixels of a transposed tile
+constexpr int64_t kTile = 16;  // channels x pixels that stay in cache while they are turned
+
+// turn(c, x): 4 channels of 4 pixels; move(c, x): one element. All of channels x width, a tile at a time.
+template <class Turn, class Move>
+GHOST_INLINE void over_tiles(int64_t channels, int64_t width, bool turns, const Turn& turn, const Move& move) {
+  for (int64_t c0 = 0; c0 < channels; c0 += kTile)
+    for (int64_t x0 = 0; x0 < width; x0 += kTile) {
+      const int64_t c1 = c0 + kTile < channels ? c0 + kTile : channels, x1 = x0 + kTile < width ? x0 + kTile : width;
+      int64_t c = c0;
+      for (; turns && c + 4 <= c1; c += 4) {
+        int64_t x = x0;
+        for (; x + 4 <= x1; x += 4) turn(c, x);
+        for (; x < x1; x++)
+          for (int64_t i = 0; i < 4; i++) move(c + i, x);
+      }
+      for (; c < c1; c++)
+        for (int64_t x = x0; x < x1; x++) move(c, x);
+    }
+}
+
+// Rows that follow each other on both sides are one long row.
+GHOST_INLINE void join_rows(const Strided& m, int64_t other_row, int64_t other_pixel, int64_t& rows, int64_t& width) {
+  if (m.row != width * m.pixel || other_row != width * other_pixel) return;
+  width *= rows;
+  rows = 1;
+}
 
 template <class E>
 void gather(const Strided& m, int64_t rows, int64_t width, int64_t channels, float* to, int64_t to_row,
             int64_t to_pixel) {
+  join_rows(m, to_row, to_pixel, rows, width);
+  constexpr bool kFloats = sizeof(typename E::T) == sizeof(float);
   for (int64_t r = 0; r < rows; r++) {
     const typename E::T* from = (const typename E::T*)m.data + r * m.row;
     float* row = to + r * to_row;
@@ -45,18 +72,20 @@ void gather(const Strided& m, int64_t rows, int64_t width, int64_t channels, flo
         for (int64_t c = 0; c < channels; c++) row[x * to_pixel + c] = E::read(from + x * m.pixel + c);
       continue;
     }
-    for (int64_t c0 = 0; c0 < channels; c0 += kTile)
-      for (int64_t x0 = 0; x0 < width; x0 += kTile) {
-        const int64_t c1 = channels - c0 < kTile ? channels - c0 : kTile, x1 = width - x0 < kTile ? width - x0 : kTile;
-        for (int64_t c = c0; c < c0 + c1; c++)
-          for (int64_t x = x0; x < x0 + x1; x++) row[x * to_pixel + c] = E::read(from + c * m.channel + x * m.pixel);
-      }
+    over_tiles(
+        channels, width, kFloats && m.pixel == 1,
+        [&](int64_t c, int64_t x) {
+          transpose4((const float*)from + c * m.channel + x, m.channel, row + x * to_pixel + c, to_pixel, Vec<4>::set(1.f));
+        },
+        [&](int64_t c, int64_t x) { row[x * to_pixel + c] = E::read(from + c * m.channel + x * m.pixel); });
   }
 }
 
 template <class E>
 void scatter(const float* from, int64_t from_row, int64_t from_pixel, int64_t rows, int64_t width, int64_t channels,
              const Strided& m) {
+  join_rows(m, from_row, from_pixel, rows, width);
+  constexpr bool kFloats = sizeof(typename E::T) == sizeof(float);
   for (int64_t r = 0; r < rows; r++) {
     typename E::T* to = (typename E::T*)m.data + r * m.row;
     const float* row = from + r * from_row;
@@ -65,12 +94,12 @@ void scatter(const float* from, int64_t from_row, int64_t from_pixel, int64_t ro
         for (int64_t c = 0; c < channels; c++) E::write(to + x * m.pixel + c, row[x * from_pixel + c]);
       continue;
     }
-    for (int64_t c0 = 0; c0 < channels; c0 += kTile)
-      for (int64_t x0 = 0; x0 < width; x0 += kTile) {
-        const int64_t c1 = channels - c0 < kTile ? channels - c0 : kTile, x1 = width - x0 < kTile ? width - x0 : kTile;
-        for (int64_t c = c0; c < c0 + c1; c++)
-          for (int64_t x = x0; x < x0 + x1; x++) E::write(to + c * m.channel + x * m.pixel, row[x * from_pixel + c]);
-      }
+    over_tiles(
+        channels, width, kFloats && m.pixel == 1,
+        [&](int64_t c, int64_t x) {
+          transpose4(row + x * from_pixel + c, from_pixel, (float*)to + c * m.channel + x, m.channel, Vec<4>::set(1.f));
+        },
+        [&](int64_t c, int64_t x) { E::write(to + c * m.channel + x * m.pixel, row[x * from_pixel + c]); });
   }
 }
 

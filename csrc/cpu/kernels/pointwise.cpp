@@ -117,19 +117,6 @@ void ragged_product(const Pointwise& g, int64_t width, const float* panel, int64
 
 constexpr int64_t kBlockRows = 56;  // rows of A that stay in cache while all panels pass over them
 
-// [4 rows of n][4 of k] to [4 of k][4 lanes]
-GHOST_INLINE void transpose4(const float* w, int64_t w_row, const float* scale_n, float* out, int64_t width) {
-  using V = Vec<4>;
-  V::T r[4];
-  for (int i = 0; i < 4; i++) r[i] = V::load(w + i * w_row) * scale_n[i];
-  const V::T a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
-  const V::T c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-  V::store(out, __builtin_shufflevector(a, c, 0, 1, 4, 5));
-  V::store(out + width, __builtin_shufflevector(a, c, 2, 3, 6, 7));
-  V::store(out + 2 * width, __builtin_shufflevector(b, d, 0, 1, 4, 5));
-  V::store(out + 3 * width, __builtin_shufflevector(b, d, 2, 3, 6, 7));
-}
-
 }  // namespace
 
 extern "C" void GHOST_SYMBOL(pointwise)(const Pointwise& all) {
@@ -161,7 +148,7 @@ extern "C" void GHOST_SYMBOL(pack)(const Pack& p) {
       const float* w = p.weight + (n + j) * p.w_row;
       int64_t k = 0;
       if (p.w_col == 1 && n + j + 4 <= p.n)
-        for (; k + 4 <= p.k; k += 4) transpose4(w + k, p.w_row, scale + j, out + k * width + j, width);
+        for (; k + 4 <= p.k; k += 4) transpose4(w + k, p.w_row, out + k * width + j, width, Vec<4>::load(scale + j));
       for (; k < p.k; k++)
         for (int64_t i = 0; i < 4; i++)
           out[k * width + j + i] = n + j + i < p.n ? w[i * p.w_row + k * p.w_col] * scale[j + i] : 0.f;

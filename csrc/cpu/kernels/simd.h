@@ -120,6 +120,19 @@ struct Vec {
 using Full = Vec<kLanes>;
 using Half = Vec<kHalf>;
 
+// 4 x 4 floats turned about the diagonal, between rows of any stride; the rows that are written are scaled.
+GHOST_INLINE void transpose4(const float* from, int64_t from_row, float* to, int64_t to_row, Vec<4>::T scale) {
+  using V = Vec<4>;
+  const V::T r0 = V::load(from), r1 = V::load(from + from_row);
+  const V::T r2 = V::load(from + 2 * from_row), r3 = V::load(from + 3 * from_row);
+  const V::T a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5), b = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
+  const V::T c = __builtin_shufflevector(r2, r3, 0, 4, 1, 5), d = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
+  V::store(to, __builtin_shufflevector(a, c, 0, 1, 4, 5) * scale);
+  V::store(to + to_row, __builtin_shufflevector(a, c, 2, 3, 6, 7) * scale);
+  V::store(to + 2 * to_row, __builtin_shufflevector(b, d, 0, 1, 4, 5) * scale);
+  V::store(to + 3 * to_row, __builtin_shufflevector(b, d, 2, 3, 6, 7) * scale);
+}
+
 template <int L>
 struct Whole {  // a number of lanes known at compile time, so that full vectors take no masks
   constexpr operator int() const { return L; }

@@ -51,10 +51,11 @@ struct NormGradient {
   void finish(int64_t channels, int64_t values, float* grad_gamma, float* grad_beta, float* grad_slope) const {
     const std::vector<double> total = combine(sums, groups, 3 * pad, 3 * pad);
     for (int64_t c = 0; c < channels; c++) {
-      const double inverse = half->inverse_std(c), g = total[c], gz = total[pad + c];
+      const auto sum = [&](int64_t which) { return total[which * pad + c] - total[which * pad + pad / 2 + c]; };
+      const double inverse = half->inverse_std(c), g = sum(0), gz = sum(1);
       grad_gamma[c] = static_cast<float>(gz * inverse);
       grad_beta[c] = static_cast<float>(g);
-      grad_slope[c] = static_cast<float>(total[2 * pad + c]);
+      grad_slope[c] = static_cast<float>(sum(2));
       k[c] = static_cast<float>(inverse * (half->gamma ? half->gamma[c] : 1.0));
       c0[c] = static_cast<float>(g / static_cast<double>(values));
       c1[c] = static_cast<float>(gz * inverse * inverse / static_cast<double>(values));
@@ -74,7 +75,7 @@ struct Backward {
   int64_t taps() const { return t.cheap.kernel * t.cheap.kernel; }
   int64_t step() const { return step_rows(t.w, t.h); }
   float* w1_of(int64_t group) const { return grad_w1 + group * t.c * padded(t.m); }
-  float* w2_of(int64_t group) const { return grad_w2 + group * taps() * padded(kept); }
+  float* w2_of(int64_t group) const { return grad_w2 + group * taps() * sum_floats(kept); }
 };
 
 /// z2 of rows y to y + count.
@@ -275,7 +276,7 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
              pack_cheap(cheap_weight, kernel, kept, nullptr, scratch, true),
              transposed,
              scratch.zeros(groups * t.c * padded(t.m)),
-             scratch.zeros(groups * taps * padded(kept)),
+             scratch.zeros(groups * taps * sum_floats(kept)),
              NormGradient(t.primary, t.m, groups, scratch),
              NormGradient(t.cheap_norm, kept, groups, scratch)};
 
@@ -291,12 +292,15 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
   primary_gradients(b);
 
   const std::vector<double> w1_sum = combine(b.grad_w1, groups, t.c * padded(t.m), t.c * padded(t.m));
-  const std::vector<double> w2_sum = combine(b.grad_w2, groups, taps * padded(kept), taps * padded(kept));
+  const std::vector<double> w2_sum = combine(b.grad_w2, groups, taps * sum_floats(kept), taps * sum_floats(kept));
   float *w1_grad = f(t.m * t.c), *w2_grad = f(made * taps);
   for (int64_t j = 0; j < t.m; j++)
     for (int64_t c = 0; c < t.c; c++) w1_grad[j * t.c + c] = static_cast<float>(w1_sum[c * padded(t.m) + j]);
   for (int64_t j = 0; j < kept; j++)
-    for (int64_t i = 0; i < taps; i++) w2_grad[j * taps + i] = static_cast<float>(w2_sum[i * padded(kept) + j]);
+    for (int64_t i = 0; i < taps; i++) {
+      const double* sum = &w2_sum[i * sum_floats(kept) + j];
+      w2_grad[j * taps + i] = static_cast<float>(sum[0] - sum[padded(kept)]);
+    }
   const abi::DType dtype = x.dtype();
   return {std::move(grad_x),
           result(w1_grad, {t.m, t.c, 1, 1}, w1.dtype()),

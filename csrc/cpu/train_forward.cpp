@@ -36,7 +36,8 @@ class Moments {
         const double n = static_cast<double>(counts_[g]);
         if (n == 0) continue;
         const float* sums = sums_ + 3 * g * pad_ + c;
-        const double sum = sums[pad_], mine = sums[0] + sum / n, spread = sums[2 * pad_] - sum * sum / n;
+        const double sum = sum_of(sums + pad_, channels_), mine = sums[0] + sum / n;
+        const double spread = sum_of(sums + 2 * pad_, channels_) - sum * sum / n;
         const double delta = mine - m;
         squares += spread + delta * delta * count * n / (count + n);
         m += delta * n / (count + n);

@@ -1,6 +1,7 @@
 // Depthwise convolutions, stride 1: channels across the lanes, weights in registers or a cache line away.
 #include "kernels.h"
 #include "simd.h"
+#include "sums.h"
 
 namespace {
 
@@ -132,8 +133,8 @@ void block(const Depthwise& all, int64_t c, Lanes lanes) {
 
 // Gradient of one row of taps (i, 0..K-1): the sums over a call stay in registers, so long sums are taken in two
 // levels.
-template <class V, int K>
-GHOST_INLINE void weight_grad_taps(const DepthwiseWeightGrad d, int i, int64_t c) {
+template <class V, int K, class Lanes>
+GHOST_INLINE void weight_grad_taps(const DepthwiseWeightGrad d, int i, int64_t c, Lanes lanes) {
   constexpr int P = K / 2;
   using T = typename V::T;
   T sum[K];
@@ -155,15 +156,16 @@ GHOST_INLINE void weight_grad_taps(const DepthwiseWeightGrad d, int i, int64_t c
       }
     }
   }
-  float* out = d.grad + i * K * padded(d.channels) + c;
+  float* out = d.grad + i * K * ghost::sum_floats(d.channels);
 #pragma GCC unroll 7
-  for (int j = 0; j < K; j++, out += padded(d.channels)) V::store(out, V::load(out) + sum[j]);
+  for (int j = 0; j < K; j++, out += ghost::sum_floats(d.channels))
+    add_to<V>(out, d.channels, c, Sum<V>{sum[j], V::zero()}, lanes);
 }
 
 template <int K>
 void weight_grad(const DepthwiseWeightGrad& d) {
-  over_channels(d.channels, [&](auto v, int64_t c, auto) {
-    for (int i = 0; i < K; i++) weight_grad_taps<decltype(v), K>(d, i, c);
+  over_channels(d.channels, [&](auto v, int64_t c, auto lanes) {
+    for (int i = 0; i < K; i++) weight_grad_taps<decltype(v), K>(d, i, c, lanes);
   });
 }
 

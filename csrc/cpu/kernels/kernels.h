@@ -55,7 +55,7 @@ struct DepthwiseWeightGrad {
   int64_t in_pixel, count, width, channels, kernel;
   const float* g;
   int64_t g_row, g_pixel;
-  float* grad;  // [kernel * kernel][padded(channels)]
+  float* grad;  // [kernel * kernel] sums of sum_floats(channels)
 };
 
 // Per-channel coefficients of an activation after an affine map: y = act(z * scale + shift). All padded(channels).
@@ -96,6 +96,7 @@ struct Strided {
 // A sum per channel, over any number of calls: padded(channels) floats and as many compensations behind them, all zero
 // at first.
 constexpr int64_t sum_floats(int64_t channels) { return 2 * padded(channels); }
+inline double sum_of(const float* sum, int64_t channels) { return (double)sum[0] - (double)sum[padded(channels)]; }
 
 struct Kernels {
   const char* name;

@@ -1,4 +1,5 @@
-// Rows of a caller's map to NHWC float32 and back: NCHW by 4 x 4 tiles turned in registers, bfloat16 by widening, any strides slowly.
+// Rows of a caller's map to NHWC float32 and back: NCHW by 4 x 4 tiles turned in registers, bfloat16 by widening, any
+// strides slowly.
 #include "kernels.h"
 #include "simd.h"
 
@@ -75,7 +76,8 @@ void gather(const Strided& m, int64_t rows, int64_t width, int64_t channels, flo
     over_tiles(
         channels, width, kFloats && m.pixel == 1,
         [&](int64_t c, int64_t x) {
-          transpose4((const float*)from + c * m.channel + x, m.channel, row + x * to_pixel + c, to_pixel, Vec<4>::set(1.f));
+          transpose4((const float*)from + c * m.channel + x, m.channel, row + x * to_pixel + c, to_pixel,
+                     Vec<4>::set(1.f));
         },
         [&](int64_t c, int64_t x) { row[x * to_pixel + c] = E::read(from + c * m.channel + x * m.pixel); });
   }

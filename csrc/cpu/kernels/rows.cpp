@@ -2,6 +2,7 @@
 #include "activation.h"
 #include "kernels.h"
 #include "simd.h"
+#include "sums.h"
 
 namespace {
 
@@ -10,21 +11,8 @@ using ghost::Affine;
 using ghost::NormBackward;
 
 template <class V, class Lanes>
-GHOST_INLINE typename V::T load_some(const float* p, Lanes lanes) {
-  return lanes == V::lanes ? V::load(p) : V::load(p, lanes);
-}
-
-template <class V, class Lanes>
 GHOST_INLINE typename V::T load_or(const float* p, int64_t c, Lanes lanes, float otherwise) {
   return p ? load_some<V>(p + c, lanes) : V::set(otherwise);
-}
-
-template <class V, class Lanes>
-GHOST_INLINE void store_some(float* p, typename V::T v, Lanes lanes) {
-  if (lanes == V::lanes)
-    V::store(p, v);
-  else
-    V::store(p, v, lanes);
 }
 
 template <Act A>
@@ -50,28 +38,6 @@ GHOST_INLINE void with_act(Act act, const F& f) {
     default:
       return f(Constant<ghost::kNone>{});
   }
-}
-
-// A compensated sum (Kahan) of partial ones.
-template <class V>
-struct Sum {
-  typename V::T sum = V::zero(), low = V::zero();
-  GHOST_INLINE void add(Sum& s, typename V::T part) {
-    const auto term = part - s.low, after = s.sum + term;
-    s.low = (after - s.sum) - term;
-    s.sum = after;
-  }
-};
-
-// Adds to a caller's sum: the compensations lie padded(channels) floats behind the sums.
-template <class V, class Lanes>
-GHOST_INLINE void add_to(float* sum, int64_t channels, int64_t c, const Sum<V>& part, Lanes lanes) {
-  float *at = sum + c, *low = at + ghost::padded(channels);
-  Sum<V> s{load_some<V>(at, lanes), load_some<V>(low, lanes)};
-  Sum<V>::add(s, part.sum);
-  Sum<V>::add(s, -part.low);
-  store_some<V>(at, s.sum, lanes);
-  store_some<V>(low, s.low, lanes);
 }
 
 constexpr int64_t kBlock = 8;  // pixels summed plainly before they join a compensated sum
@@ -141,24 +107,50 @@ extern "C" void GHOST_SYMBOL(sum_product)(const float* x, int64_t x_pixel, const
   });
 }
 
+namespace {
+
+// Sums in double, half a vector at a time: statistics may be small beside the values that they are of.
+template <class V>
+struct WideSum {
+  static constexpr int kHalf = V::lanes / 2;
+  using D = typename Types<V::lanes>::HalfDoubles;
+  D low{}, high{};
+
+  GHOST_INLINE void halves(typename V::T v, D& low, D& high) {
+    double wide[V::lanes];
+    for (int i = 0; i < V::lanes; i++) wide[i] = (double)v[i];
+    std::memcpy(&low, wide, sizeof(D));
+    std::memcpy(&high, wide + kHalf, sizeof(D));
+  }
+  GHOST_INLINE Sum<V> as_floats(const WideSum& s) {
+    Sum<V> out;
+    for (int i = 0; i < V::lanes; i++) {
+      const double d = i < kHalf ? s.low[i] : s.high[i - kHalf];
+      out.sum[i] = (float)d;
+      out.low[i] = (float)((double)out.sum[i] - d);
+    }
+    return out;
+  }
+};
+
+}  // namespace
+
 extern "C" void GHOST_SYMBOL(moments)(const float* z, int64_t z_pixel, int64_t pixels, int64_t channels,
                                       const float* origin, float* sum, float* square) {
   over_channels(channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
-    const auto o = load_some<V>(origin + c, lanes);
-    Sum<V> s, q;
-    for (int64_t b = 0; b < pixels; b += kBlock) {
-      auto part = V::zero(), squares = V::zero();
-      for (int64_t i = b; i < block_end(b, pixels); i++) {
-        const auto x = load_some<V>(z + i * z_pixel + c, lanes) - o;
-        part += x;
-        squares = V::fma(x, x, squares);
-      }
-      Sum<V>::add(s, part);
-      Sum<V>::add(q, squares);
+    using W = WideSum<V>;
+    typename W::D low_origin, high_origin, low, high;
+    W::halves(load_some<V>(origin + c, lanes), low_origin, high_origin);
+    W s, q;
+    for (int64_t i = 0; i < pixels; i++) {
+      W::halves(load_some<V>(z + i * z_pixel + c, lanes), low, high);
+      low -= low_origin, high -= high_origin;
+      s.low += low, s.high += high;
+      q.low += low * low, q.high += high * high;
     }
-    add_to<V>(sum, channels, c, s, lanes);
-    add_to<V>(square, channels, c, q, lanes);
+    add_to<V>(sum, channels, c, W::as_floats(s), lanes);
+    add_to<V>(square, channels, c, W::as_floats(q), lanes);
   });
 }
 

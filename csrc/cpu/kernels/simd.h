@@ -29,16 +29,19 @@ template <>
 struct Types<4> {
   typedef float T __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
+  typedef double HalfDoubles __attribute__((vector_size(16)));
 };
 template <>
 struct Types<8> {
   typedef float T __attribute__((vector_size(32)));
   typedef int32_t I __attribute__((vector_size(32)));
+  typedef double HalfDoubles __attribute__((vector_size(32)));
 };
 template <>
 struct Types<16> {
   typedef float T __attribute__((vector_size(64)));
   typedef int32_t I __attribute__((vector_size(64)));
+  typedef double HalfDoubles __attribute__((vector_size(64)));
 };
 
 template <int L>

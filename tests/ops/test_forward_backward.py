@@ -9,28 +9,24 @@ from hypothesis import strategies as st
 
 from ghost_ops import functional
 from ghost_ops.backends import choose
-from tests.ops.cases import DRAWN, DTYPES, LAYOUTS, Case, check, draw_case, in_layout
+from tests.ops.cases import DRAWN, DTYPES, LAYOUTS, Case, Errors, check, draw_case, in_layout
 
 
-@pytest.mark.parametrize("kind", ["ghost_module", "cheap_concat"])
-@DRAWN
-@given(data=st.data())
-def test_single_pass(kind, data):
-    case = draw_case(data.draw, kind)
-    check(getattr(functional, kind), case, differentiable=2 if case.options["return_squeeze"] else 1)
+@pytest.mark.parametrize("kind", ["ghost_module", "cheap_concat", "ghost_module_train"])
+def test_ghost_modules(kind):
+    errors = Errors()
+
+    @DRAWN
+    @given(data=st.data())
+    def run(data):
+        case = draw_case(data.draw, kind)
+        check(getattr(functional, kind), case, 2 if case.options.get("return_squeeze") else 1, errors)
+
+    run()
+    errors.assert_within(2.0)
 
 
-@DRAWN
-@given(data=st.data())
-def test_train(data):
-    case = draw_case(data.draw, "ghost_module_train")
-    check(functional.ghost_module_train, case, differentiable=1)
-
-
-@DRAWN
-@given(data=st.data())
-def test_squeeze_excite(data):
-    draw = data.draw
+def draw_squeeze_excite(draw) -> Case:
     n, c, h, w = (draw(st.integers(1, most)) for most in (4, 80, 40, 40))
     r = draw(st.integers(1, 24))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -51,7 +47,19 @@ def test_squeeze_excite(data):
         "act": draw(st.sampled_from(["none", "relu", "relu6", "silu", "hard_swish"])),
         "gate": draw(st.sampled_from(["clamp", "hard_sigmoid", "sigmoid", "identity"])),
     }
-    check(functional.squeeze_excite, Case(tensors, options, draw(st.sampled_from([1, 2]))), differentiable=1)
+    return Case(tensors, options, draw(st.sampled_from([1, 2])))
+
+
+def test_squeeze_excite():
+    errors = Errors()
+
+    @DRAWN
+    @given(data=st.data())
+    def run(data):
+        check(functional.squeeze_excite, draw_squeeze_excite(data.draw), 1, errors)
+
+    run()
+    errors.assert_within(2.0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

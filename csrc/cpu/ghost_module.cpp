@@ -1,6 +1,4 @@
 // ghost_module, ghost_module_eval and cheap_concat: tensors to the pointers of one single pass.
-#include <cmath>
-
 #include "operators.h"
 #include "single_pass.h"
 
@@ -22,14 +20,9 @@ struct Norm {
 Folded fold(const Optional& bias, const Norm* norm, int64_t channels, Scratch& scratch) {
   const float* b = dense(bias, scratch);
   if (!norm) return {nullptr, b ? padded_copy(b, channels, scratch) : nullptr};
-  const float *gamma = dense(norm->gamma, scratch), *beta = dense(norm->beta, scratch);
-  const float *mean = dense(norm->mean, scratch), *var = dense(norm->var, scratch);
   float *scale = scratch.floats(channels), *shift = scratch.zeros(padded(channels));
-  for (int64_t c = 0; c < channels; c++) {
-    const double s = (gamma ? gamma[c] : 1.0) / std::sqrt(var[c] + norm->eps);
-    scale[c] = static_cast<float>(s);
-    shift[c] = static_cast<float>(((b ? b[c] : 0.0) - mean[c]) * s + (beta ? beta[c] : 0.0));
-  }
+  kernels().fold({channels, b, dense(norm->gamma, scratch), dense(norm->beta, scratch), dense(norm->mean, scratch),
+                  dense(norm->var, scratch), norm->eps, scale, shift});
   return {scale, shift};
 }
 
@@ -83,7 +76,7 @@ Two run(const Call& c) {
   check.shape("residual", c.residual, {n, c.out_channels, h, w});
 
   const abi::DType dtype = c.x.dtype();
-  Two result{abi::empty({n, c.out_channels, h, w}, dtype, layout_of(c.x)), abi::empty({0}, dtype)};
+  Two result{new_map({n, c.out_channels, h, w}, c.x), abi::empty({0}, dtype)};
   Scratch scratch;
   SinglePass p;
   p.x = Map(c.x);

@@ -1,5 +1,9 @@
 // Maps and parameters of a call as the kernels want them: NHWC float32 rows, whatever the caller's layout and dtype.
 #pragma once
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <optional>
 
 #include "abi.h"
@@ -136,6 +140,20 @@ inline abi::Layout layout_of(const abi::Tensor& x) {
   if (x.is_contiguous()) return abi::Layout::contiguous;
   if (x.is_contiguous(abi::Layout::channels_last)) return abi::Layout::channels_last;
   return x.stride(1) == 1 && x.size(1) > 1 ? abi::Layout::channels_last : abi::Layout::contiguous;
+}
+
+/// A new map in x's dtype and layout. Large ones are asked to lie in huge pages: they are fresh memory, and mapping it
+/// 4 KB at a time costs more than computing what goes there (docs/performance.md).
+inline abi::Tensor new_map(std::initializer_list<int64_t> sizes, const abi::Tensor& x) {
+  abi::Tensor t = abi::empty(sizes, x.dtype(), layout_of(x));
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = 2 << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.data<char>());
+  const uintptr_t end = begin + t.numel() * (x.dtype() == abi::DType::bfloat16 ? 2 : 4);
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = end / kHuge * kHuge;
+  if (last > first && last - first >= 4 * kHuge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+  return t;
 }
 
 }  // namespace ghost

@@ -172,7 +172,7 @@ Four squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const
   Scratch scratch;
   const Weights w = weights(Checks("squeeze_excite"), x, w3, b3, w4, b4, act, gate, scratch);
   const abi::DType dtype = x.dtype();
-  Tensor out = abi::empty({x.size(0), w.c, x.size(2), x.size(3)}, dtype, layout_of(x));
+  Tensor out = new_map({x.size(0), w.c, x.size(2), x.size(3)}, x);
   const Map from(x), to(out);
   const int64_t n = from.n, pad = padded(w.c);
   float *squeeze = scratch.floats(n * w.c), *hidden = scratch.floats(n * w.r), *active = scratch.floats(w.r);
@@ -205,7 +205,7 @@ Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tens
   check.shape("hidden", hidden, {n, w.r});
   check.shape("logits", logits, {n, w.c});
   const abi::DType dtype = x.dtype();
-  Tensor grad_x = abi::empty({n, w.c, x.size(2), x.size(3)}, dtype, layout_of(x));
+  Tensor grad_x = new_map({n, w.c, x.size(2), x.size(3)}, x);
   const Map grad(grad_out), from(x), to(grad_x);
   const float *s = dense(squeeze, scratch), *h = dense(hidden, scratch), *v = dense(logits, scratch);
 

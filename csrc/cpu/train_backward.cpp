@@ -264,7 +264,7 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
   set(t.cheap_norm, mean2, var2);
   t.cheap.channels = kept;
 
-  Tensor grad_x = abi::empty({t.n, t.c, t.h, t.w}, x.dtype(), layout_of(x));
+  Tensor grad_x = new_map({t.n, t.c, t.h, t.w}, x);
   float* transposed = scratch.floats(padded(t.c) * t.m);
   kernels().pack({dense(w1, scratch), 1, t.c, t.c, t.m, nullptr, nullptr, transposed});
   const int64_t kernel = t.cheap.kernel, taps = kernel * kernel;

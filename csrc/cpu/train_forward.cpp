@@ -152,7 +152,7 @@ Five ghost_module_train(const Tensor& x, const Tensor& w1, const Optional& b1, c
   t.primary.allocate(scratch);
   t.cheap_norm.allocate(scratch);
   const int64_t made = t.cheap.channels;
-  Tensor result = abi::empty({t.n, out_channels, t.h, t.w}, x.dtype(), layout_of(x));
+  Tensor result = new_map({t.n, out_channels, t.h, t.w}, x);
   const Map out(result);
   const bool keep = worth_keeping(t, out);
   if (keep) t.z = reinterpret_cast<float*>(out.data), t.z_pixel = out.pixel;

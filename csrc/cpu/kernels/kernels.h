@@ -36,6 +36,15 @@ struct Pack {
   float* out;
 };
 
+// A BatchNorm over running statistics as a scale of the convolution before it and a bias after it.
+struct Fold {
+  int64_t channels;
+  const float *bias, *gamma, *beta;  // null: 0, 1, 0
+  const float *mean, *var;
+  double eps;
+  float *scale, *shift;
+};
+
 // out = relu?(depthwise(rows) + bias): stride 1, `count` output rows from count + kernel - 1 input rows.
 struct Depthwise {
   const float* const* rows;  // of width * in_pixel floats; a row outside the map points at zeros
@@ -102,6 +111,7 @@ struct Kernels {
   const char* name;
   void (*pointwise)(const Pointwise&);
   void (*pack)(const Pack&);
+  void (*fold)(const Fold&);
   void (*depthwise)(const Depthwise&);
   void (*depthwise_weight_grad)(const DepthwiseWeightGrad&);
   // y = act(z * scale + shift), `channels` floats a pixel written

@@ -1,4 +1,4 @@
-// Rows of a caller's map to NHWC float32 and back: NCHW by 4 x 4 tiles turned in registers, bfloat16 by widening, any
+// Rows of a caller's map to NHWC float32 and back: NCHW by tiles turned in registers, bfloat16 by widening, any
 // strides slowly.
 #include "kernels.h"
 #include "simd.h"
@@ -35,16 +35,20 @@ struct Bf16 {
 
 constexpr int64_t kTile = 16;  // channels x pixels that stay in cache while they are turned
 
-// turn(c, x): 4 channels of 4 pixels; move(c, x): one element. All of channels x width, a tile at a time.
+// turn(L, c, x): L channels of L pixels; move(c, x): one element. All of channels x width, a tile at a time.
 template <class Turn, class Move>
 GHOST_INLINE void over_tiles(int64_t channels, int64_t width, bool turns, const Turn& turn, const Move& move) {
   for (int64_t c0 = 0; c0 < channels; c0 += kTile)
     for (int64_t x0 = 0; x0 < width; x0 += kTile) {
       const int64_t c1 = c0 + kTile < channels ? c0 + kTile : channels, x1 = x0 + kTile < width ? x0 + kTile : width;
+      if (turns && kLanes == kTile && c1 - c0 == kTile && x1 - x0 == kTile) {
+        turn(Whole<kLanes>{}, c0, x0);
+        continue;
+      }
       int64_t c = c0;
       for (; turns && c + 4 <= c1; c += 4) {
         int64_t x = x0;
-        for (; x + 4 <= x1; x += 4) turn(c, x);
+        for (; x + 4 <= x1; x += 4) turn(Whole<4>{}, c, x);
         for (; x < x1; x++)
           for (int64_t i = 0; i < 4; i++) move(c + i, x);
       }
@@ -75,9 +79,10 @@ void gather(const Strided& m, int64_t rows, int64_t width, int64_t channels, flo
     }
     over_tiles(
         channels, width, kFloats && m.pixel == 1,
-        [&](int64_t c, int64_t x) {
-          transpose4((const float*)from + c * m.channel + x, m.channel, row + x * to_pixel + c, to_pixel,
-                     Vec<4>::set(1.f));
+        [&](auto whole, int64_t c, int64_t x) {
+          constexpr int L = decltype(whole){};
+          transpose<L>((const float*)from + c * m.channel + x, m.channel, row + x * to_pixel + c, to_pixel,
+                       Vec<L>::set(1.f));
         },
         [&](int64_t c, int64_t x) { row[x * to_pixel + c] = E::read(from + c * m.channel + x * m.pixel); });
   }
@@ -98,8 +103,10 @@ void scatter(const float* from, int64_t from_row, int64_t from_pixel, int64_t ro
     }
     over_tiles(
         channels, width, kFloats && m.pixel == 1,
-        [&](int64_t c, int64_t x) {
-          transpose4(row + x * from_pixel + c, from_pixel, (float*)to + c * m.channel + x, m.channel, Vec<4>::set(1.f));
+        [&](auto whole, int64_t c, int64_t x) {
+          constexpr int L = decltype(whole){};
+          transpose<L>(row + x * from_pixel + c, from_pixel, (float*)to + c * m.channel + x, m.channel,
+                       Vec<L>::set(1.f));
         },
         [&](int64_t c, int64_t x) { E::write(to + c * m.channel + x * m.pixel, row[x * from_pixel + c]); });
   }

@@ -11,8 +11,12 @@ using ghost::Pointwise;
 constexpr int tile_rows(int nv, int nh) {
   const int width = nv + nh;
   const int rows = (kRegisters - 1 - width) / width;
-  return rows >= 28 ? 28 : rows >= 14 ? 14 : rows >= 12 ? 12 : rows;
+  if (kRegisters < 32) return rows >= 12 ? 12 : rows;
+  return rows >= 28 ? 28 : rows >= 14 ? 14 : rows >= 8 ? 8 : rows;
 }
+
+// Rows of A that stay in cache while all panels pass over them: a multiple of every tile's.
+constexpr int64_t kBlockRows = kRegisters < 32 ? 48 : 56;
 
 // Width of the next panel: two vectors and perhaps a half one where that ends the columns.
 GHOST_INLINE int64_t panel_width(int64_t left) {
@@ -115,8 +119,6 @@ void ragged_product(const Pointwise& g, int64_t width, const float* panel, int64
   }
 }
 
-constexpr int64_t kBlockRows = 56;  // rows of A that stay in cache while all panels pass over them
-
 }  // namespace
 
 extern "C" void GHOST_SYMBOL(pointwise)(const Pointwise& all) {
@@ -138,23 +140,43 @@ extern "C" void GHOST_SYMBOL(pointwise)(const Pointwise& all) {
   }
 }
 
+namespace {
+
+// Columns j to j + L of a panel of this width, for all k.
+template <int L>
+void pack_columns(const Pack& p, int64_t n, int64_t j, int64_t width, const float* scale, float* out) {
+  const float* w = p.weight + (n + j) * p.w_row;
+  int64_t k = 0;
+  if (p.w_col == 1 && n + j + L <= p.n)
+    for (; k + L <= p.k; k += L) transpose<L>(w + k, p.w_row, out + k * width + j, width, Vec<L>::load(scale + j));
+  for (; k < p.k; k++)
+    for (int64_t i = 0; i < L; i++)
+      out[k * width + j + i] = n + j + i < p.n ? w[i * p.w_row + k * p.w_col] * scale[j + i] : 0.f;
+}
+
+}  // namespace
+
 extern "C" void GHOST_SYMBOL(pack)(const Pack& p) {
   float* out = p.out;
   for (int64_t n = 0, width; n < p.n; n += width, out += width * p.k) {
     width = panel_width(p.n - n);
     float scale[2 * kLanes + kHalf];
     for (int64_t j = 0; j < width; j++) scale[j] = n + j >= p.n ? 0.f : p.scale_n ? p.scale_n[n + j] : 1.f;
-    for (int64_t j = 0; j < width; j += 4) {
-      const float* w = p.weight + (n + j) * p.w_row;
-      int64_t k = 0;
-      if (p.w_col == 1 && n + j + 4 <= p.n)
-        for (; k + 4 <= p.k; k += 4) transpose4(w + k, p.w_row, out + k * width + j, width, Vec<4>::load(scale + j));
-      for (; k < p.k; k++)
-        for (int64_t i = 0; i < 4; i++)
-          out[k * width + j + i] = n + j + i < p.n ? w[i * p.w_row + k * p.w_col] * scale[j + i] : 0.f;
-    }
+    int64_t j = 0;
+    for (; n + j + kLanes <= p.n && j + kLanes <= width; j += kLanes) pack_columns<kLanes>(p, n, j, width, scale, out);
+    for (; j < width; j += 4) pack_columns<4>(p, n, j, width, scale, out);
     if (p.scale_k)
       for (int64_t k = 0; k < p.k; k++)
-        for (int64_t j = 0; j < width; j++) out[k * width + j] *= p.scale_k[k];
+        for (int64_t i = 0; i < width; i++) out[k * width + i] *= p.scale_k[k];
+  }
+}
+
+// scale = gamma / sqrt(var + eps), shift = (bias - mean) scale + beta, in double: what a BatchNorm over running
+// statistics does to the convolution before it.
+extern "C" void GHOST_SYMBOL(fold)(const ghost::Fold& f) {
+  for (int64_t c = 0; c < f.channels; c++) {
+    const double s = (f.gamma ? f.gamma[c] : 1.0) / __builtin_sqrt((double)f.var[c] + f.eps);
+    f.scale[c] = (float)s;
+    f.shift[c] = (float)(((f.bias ? f.bias[c] : 0.0) - f.mean[c]) * s + (f.beta ? f.beta[c] : 0.0));
   }
 }

@@ -123,17 +123,46 @@ struct Vec {
 using Full = Vec<kLanes>;
 using Half = Vec<kHalf>;
 
-// 4 x 4 floats turned about the diagonal, between rows of any stride; the rows that are written are scaled.
-GHOST_INLINE void transpose4(const float* from, int64_t from_row, float* to, int64_t to_row, Vec<4>::T scale) {
-  using V = Vec<4>;
-  const V::T r0 = V::load(from), r1 = V::load(from + from_row);
-  const V::T r2 = V::load(from + 2 * from_row), r3 = V::load(from + 3 * from_row);
-  const V::T a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5), b = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
-  const V::T c = __builtin_shufflevector(r2, r3, 0, 4, 1, 5), d = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
-  V::store(to, __builtin_shufflevector(a, c, 0, 1, 4, 5) * scale);
-  V::store(to + to_row, __builtin_shufflevector(a, c, 2, 3, 6, 7) * scale);
-  V::store(to + 2 * to_row, __builtin_shufflevector(b, d, 0, 1, 4, 5) * scale);
-  V::store(to + 3 * to_row, __builtin_shufflevector(b, d, 2, 3, 6, 7) * scale);
+// Lanes of a and b by turns: of their lower halves, of their upper halves.
+template <int L>
+GHOST_INLINE typename Vec<L>::T interleave_low(typename Vec<L>::T a, typename Vec<L>::T b) {
+  if constexpr (L == 16)
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  else if constexpr (L == 8)
+    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  else
+    return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+}
+template <int L>
+GHOST_INLINE typename Vec<L>::T interleave_high(typename Vec<L>::T a, typename Vec<L>::T b) {
+  if constexpr (L == 16)
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  else if constexpr (L == 8)
+    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  else
+    return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+
+// L x L floats turned about the diagonal, between rows of any stride; the columns that are written are scaled. Each of
+// the log2 L rounds interleaves row i with row i + L / 2.
+template <int L>
+GHOST_INLINE void transpose(const float* from, int64_t from_row, float* to, int64_t to_row, typename Vec<L>::T scale) {
+  using V = Vec<L>;
+  typename V::T r[L], next[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; i++) r[i] = V::load(from + i * from_row);
+#pragma GCC unroll 4
+  for (int round = 1; round < L; round *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < L / 2; i++) {
+      next[2 * i] = interleave_low<L>(r[i], r[i + L / 2]);
+      next[2 * i + 1] = interleave_high<L>(r[i], r[i + L / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; i++) r[i] = next[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < L; i++) V::store(to + i * to_row, r[i] * scale);
 }
 
 template <int L>

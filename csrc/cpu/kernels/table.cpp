@@ -7,6 +7,7 @@
 extern "C" {
 void GHOST_SYMBOL(pointwise)(const ghost::Pointwise&);
 void GHOST_SYMBOL(pack)(const ghost::Pack&);
+void GHOST_SYMBOL(fold)(const ghost::Fold&);
 void GHOST_SYMBOL(depthwise)(const ghost::Depthwise&);
 void GHOST_SYMBOL(depthwise_weight_grad)(const ghost::DepthwiseWeightGrad&);
 void GHOST_SYMBOL(affine)(const float*, int64_t, const ghost::Affine&, float*, int64_t, int64_t, int64_t);
@@ -23,21 +24,11 @@ double GHOST_SYMBOL(fma_chain)(int64_t);
 
 extern const ghost::Kernels GHOST_SYMBOL(kernels);
 const ghost::Kernels GHOST_SYMBOL(kernels) = {
-    GHOST_STRING(GHOST_ISA),
-    GHOST_SYMBOL(pointwise),
-    GHOST_SYMBOL(pack),
-    GHOST_SYMBOL(depthwise),
-    GHOST_SYMBOL(depthwise_weight_grad),
-    GHOST_SYMBOL(affine),
-    GHOST_SYMBOL(add),
-    GHOST_SYMBOL(sum),
-    GHOST_SYMBOL(sum_product),
-    GHOST_SYMBOL(moments),
-    GHOST_SYMBOL(norm_backward_sums),
-    GHOST_SYMBOL(norm_backward),
-    GHOST_SYMBOL(matvec),
-    GHOST_SYMBOL(gather),
-    GHOST_SYMBOL(scatter),
-    GHOST_SYMBOL(fma_chain),
+    GHOST_STRING(GHOST_ISA),     GHOST_SYMBOL(pointwise), GHOST_SYMBOL(pack),
+    GHOST_SYMBOL(fold),          GHOST_SYMBOL(depthwise), GHOST_SYMBOL(depthwise_weight_grad),
+    GHOST_SYMBOL(affine),        GHOST_SYMBOL(add),       GHOST_SYMBOL(sum),
+    GHOST_SYMBOL(sum_product),   GHOST_SYMBOL(moments),   GHOST_SYMBOL(norm_backward_sums),
+    GHOST_SYMBOL(norm_backward), GHOST_SYMBOL(matvec),    GHOST_SYMBOL(gather),
+    GHOST_SYMBOL(scatter),       GHOST_SYMBOL(fma_chain),
 };
 }

@@ -224,4 +224,7 @@ def demo(output: Path, threads: int | None, quick: bool) -> None:
         _installed(package, "demo")
     from .demo import run
 
-    run(output=output, threads=threads, quick=quick)
+    try:
+        run(output=output, threads=threads, quick=quick)
+    except ValueError as error:  # an output that no picture can be written to, a number of threads
+        raise click.ClickException(str(error)) from error

@@ -38,9 +38,7 @@ def test_depthwise_every_tail(isa, k):
         for h, w in ((1, 1), (1, 9), (2, 2), (3, 1), (5, 21), (4, 8)):
             x, taps, b = numbers(h, w, c, seed=c), numbers(c, k, k, seed=h), numbers(c)
             around = np.pad(x.astype(np.float64), ((k // 2,) * 2, (k // 2,) * 2, (0, 0)))
-            exact = b + sum(
-                around[i : i + h, j : j + w] * taps[:, i, j] for i in range(k) for j in range(k)
-            )
+            exact = b + sum(around[i : i + h, j : j + w] * taps[:, i, j] for i in range(k) for j in range(k))
             np.testing.assert_allclose(kernels.depthwise(isa, x, taps, b), exact, rtol=0, atol=2e-5)
 
 
@@ -84,7 +82,11 @@ for dtype in (torch.float32, torch.bfloat16):
 
 
 def test_unknown_instruction_set_is_refused():
-    code = "import torch, ghost_ops; ghost_ops.functional.squeeze_excite(torch.ones(1,2,3,3), torch.ones(1,2), None, torch.ones(2,1), None)"
+    code = (
+        "import torch, ghost_ops; x = torch.ones(1, 2, 3, 3)
+"
+        "ghost_ops.functional.squeeze_excite(x, torch.ones(1, 2), None, torch.ones(2, 1), None)"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"GHOST_OPS_ISA": "sse9"}, capture_output=True, text=True
     )

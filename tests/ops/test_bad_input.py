@@ -9,73 +9,78 @@ from ghost_ops import functional as F
 from ghost_ops import use_backend
 
 x, w1, w2 = torch.randn(2, 6, 5, 7), torch.randn(4, 6, 1, 1), torch.randn(8, 1, 3, 3)
-gate = dict(reduce_weight=torch.randn(3, 6), reduce_bias=None, expand_weight=torch.randn(6, 3), expand_bias=None)
+gate = {
+    "reduce_weight": torch.randn(3, 6),
+    "reduce_bias": None,
+    "expand_weight": torch.randn(6, 3),
+    "expand_bias": None,
+}
 
 
 def module(**changes):
-    arguments = dict(x=x, primary_weight=w1, primary_bias=None, cheap_weight=w2, cheap_bias=None) | changes
+    arguments = {"x": x, "primary_weight": w1, "primary_bias": None, "cheap_weight": w2, "cheap_bias": None} | changes
     return F.ghost_module(**arguments)
 
 
 def train(**changes):
     names = "x primary_weight primary_bias primary_gamma primary_beta cheap_weight cheap_bias cheap_gamma cheap_beta"
-    arguments = dict.fromkeys(names.split()) | dict(x=x, primary_weight=w1, cheap_weight=w2) | changes
+    arguments = dict.fromkeys(names.split()) | {"x": x, "primary_weight": w1, "cheap_weight": w2} | changes
     return F.ghost_module_train(**arguments)
 
 
 def concat(**changes):
-    return F.cheap_concat(**(dict(z=torch.randn(2, 4, 5, 7), cheap_weight=w2, cheap_bias=None) | changes))
+    return F.cheap_concat(**({"z": torch.randn(2, 4, 5, 7), "cheap_weight": w2, "cheap_bias": None} | changes))
 
 
 def excite(**changes):
-    return F.squeeze_excite(**(dict(x=x) | gate | changes))
+    return F.squeeze_excite(**({"x": x} | gate | changes))
 
 
 REFUSED = [
-    (module, dict(x=[1.0]), TypeError, "x: expected a tensor, got list"),
-    (module, dict(x=x[0]), ValueError, "x: expected 4 dimensions .*, got 3 \\(6x5x7\\)"),
-    (module, dict(x=x.int()), TypeError, "x: expected a floating-point dtype"),
-    (module, dict(x=x[:, :0]), ValueError, "x: expected at least one channel"),
-    (module, dict(x=x[:, :, :0]), ValueError, "x: expected at least one row and column, got 2x6x0x7"),
-    (module, dict(x=x[:, :5]), ValueError, "primary_weight: expected shape anyx5x1x1, got 4x6x1x1"),
-    (module, dict(primary_weight=w1[0]), ValueError, "primary_weight: expected shape"),
-    (module, dict(primary_weight=w1[:0]), ValueError, "primary_weight: expected at least one output channel"),
-    (module, dict(primary_weight=torch.randn(4, 6, 3, 3)), ValueError, "primary_weight: expected shape"),
-    (module, dict(primary_weight=w1.double()), TypeError, "primary_weight: expected the dtype of x"),
-    (module, dict(primary_weight=w1.bfloat16()), TypeError, "primary_weight: expected the dtype of x"),
-    (module, dict(primary_weight=w1.to("meta")), ValueError, "primary_weight: expected the device of x"),
-    (module, dict(primary_bias=torch.randn(5)), ValueError, "primary_bias: expected shape 4, got 5"),
-    (module, dict(cheap_weight=w2[:7]), ValueError, "cheap_weight: expected a positive multiple of the 4"),
-    (module, dict(cheap_weight=w2[:0]), ValueError, "cheap_weight: expected a positive multiple"),
-    (module, dict(cheap_weight=torch.randn(8, 1, 2, 2)), ValueError, "cheap_weight: expected an odd square kernel"),
-    (module, dict(cheap_weight=torch.randn(8, 1, 3, 1)), ValueError, "cheap_weight: expected an odd square kernel"),
-    (module, dict(cheap_weight=torch.randn(8, 1, 0, 0)), ValueError, "cheap_weight: expected an odd square kernel"),
-    (module, dict(cheap_weight=torch.randn(8, 2, 3, 3)), ValueError, "cheap_weight: expected shape"),
-    (module, dict(cheap_bias=torch.randn(7)), ValueError, "cheap_bias: expected shape 8, got 7"),
-    (module, dict(cheap_weight=None, cheap_bias=torch.randn(8)), ValueError, "cheap_bias: expected None"),
-    (module, dict(out_channels=4), ValueError, "out_channels: expected 5 to 12"),
-    (module, dict(out_channels=13), ValueError, "out_channels: expected 5 to 12 .*, got 13"),
-    (module, dict(out_channels=7.0), TypeError, "out_channels: expected an int"),
-    (module, dict(act="gelu"), ValueError, "act: expected one of none, relu"),
-    (module, dict(cheap_act=1), ValueError, "cheap_act: expected one of none, relu"),
-    (module, dict(act="prelu"), ValueError, "act_weight: expected a tensor with prelu"),
-    (module, dict(act_weight=torch.ones(1)), ValueError, "act_weight: expected a tensor with prelu, None without"),
-    (module, dict(act="prelu", act_weight=torch.ones(3)), ValueError, "act_weight: expected 1 or 4 elements, got 3"),
-    (module, dict(input_scale=torch.ones(1, 6)), ValueError, "input_scale: expected shape 2x6, got 1x6"),
-    (module, dict(residual=x), ValueError, "residual: expected shape 2x12x5x7, got 2x6x5x7"),
-    (module, dict(residual=torch.randn(2, 12, 5, 7).double()), TypeError, "residual: expected the dtype of x"),
-    (train, dict(x=x[:1, :, :1, :1]), ValueError, "x: expected more than 1 value per channel when training"),
-    (train, dict(primary_gamma=torch.ones(5)), ValueError, "primary_gamma: expected shape 4, got 5"),
-    (train, dict(cheap_beta=torch.ones(4)), ValueError, "cheap_beta: expected shape 8, got 4"),
-    (train, dict(cheap_weight=None), TypeError, "cheap_weight: expected a tensor, got NoneType"),
-    (concat, dict(z=torch.randn(2, 3, 5, 7)), ValueError, "cheap_weight: expected a positive multiple of the 3"),
-    (concat, dict(z=torch.randn(4, 5)), ValueError, "z: expected 4 dimensions"),
-    (excite, dict(reduce_weight=torch.randn(3, 5)), ValueError, "reduce_weight: expected shape anyx6, got 3x5"),
-    (excite, dict(expand_weight=torch.randn(6, 4)), ValueError, "expand_weight: expected shape 6x3, got 6x4"),
-    (excite, dict(expand_bias=torch.randn(3)), ValueError, "expand_bias: expected shape 6, got 3"),
-    (excite, dict(gate="relu"), ValueError, "gate: expected one of clamp, hard_sigmoid"),
-    (excite, dict(act="prelu"), ValueError, "act: expected an activation without slopes"),
-    (excite, dict(x=x.double()), TypeError, "reduce_weight: expected the dtype of x"),
+    (module, {"x": [1.0]}, TypeError, "x: expected a tensor, got list"),
+    (module, {"x": x[0]}, ValueError, "x: expected 4 dimensions .*, got 3 \\(6x5x7\\)"),
+    (module, {"x": x.int()}, TypeError, "x: expected a floating-point dtype"),
+    (module, {"x": x[:, :0]}, ValueError, "x: expected at least one channel"),
+    (module, {"x": x[:, :, :0]}, ValueError, "x: expected at least one row and column, got 2x6x0x7"),
+    (module, {"x": x[:, :5]}, ValueError, "primary_weight: expected shape anyx5x1x1, got 4x6x1x1"),
+    (module, {"primary_weight": w1[0]}, ValueError, "primary_weight: expected shape"),
+    (module, {"primary_weight": w1[:0]}, ValueError, "primary_weight: expected at least one output channel"),
+    (module, {"primary_weight": torch.randn(4, 6, 3, 3)}, ValueError, "primary_weight: expected shape"),
+    (module, {"primary_weight": w1.double()}, TypeError, "primary_weight: expected the dtype of x"),
+    (module, {"primary_weight": w1.bfloat16()}, TypeError, "primary_weight: expected the dtype of x"),
+    (module, {"primary_weight": w1.to("meta")}, ValueError, "primary_weight: expected the device of x"),
+    (module, {"primary_bias": torch.randn(5)}, ValueError, "primary_bias: expected shape 4, got 5"),
+    (module, {"cheap_weight": w2[:7]}, ValueError, "cheap_weight: expected a positive multiple of the 4"),
+    (module, {"cheap_weight": w2[:0]}, ValueError, "cheap_weight: expected a positive multiple"),
+    (module, {"cheap_weight": torch.randn(8, 1, 2, 2)}, ValueError, "cheap_weight: expected an odd square kernel"),
+    (module, {"cheap_weight": torch.randn(8, 1, 3, 1)}, ValueError, "cheap_weight: expected an odd square kernel"),
+    (module, {"cheap_weight": torch.randn(8, 1, 0, 0)}, ValueError, "cheap_weight: expected an odd square kernel"),
+    (module, {"cheap_weight": torch.randn(8, 2, 3, 3)}, ValueError, "cheap_weight: expected shape"),
+    (module, {"cheap_bias": torch.randn(7)}, ValueError, "cheap_bias: expected shape 8, got 7"),
+    (module, {"cheap_weight": None, "cheap_bias": torch.randn(8)}, ValueError, "cheap_bias: expected None"),
+    (module, {"out_channels": 4}, ValueError, "out_channels: expected 5 to 12"),
+    (module, {"out_channels": 13}, ValueError, "out_channels: expected 5 to 12 .*, got 13"),
+    (module, {"out_channels": 7.0}, TypeError, "out_channels: expected an int"),
+    (module, {"act": "gelu"}, ValueError, "act: expected one of none, relu"),
+    (module, {"cheap_act": 1}, ValueError, "cheap_act: expected one of none, relu"),
+    (module, {"act": "prelu"}, ValueError, "act_weight: expected a tensor with prelu"),
+    (module, {"act_weight": torch.ones(1)}, ValueError, "act_weight: expected a tensor with prelu, None without"),
+    (module, {"act": "prelu", "act_weight": torch.ones(3)}, ValueError, "act_weight: expected 1 or 4 elements, got 3"),
+    (module, {"input_scale": torch.ones(1, 6)}, ValueError, "input_scale: expected shape 2x6, got 1x6"),
+    (module, {"residual": x}, ValueError, "residual: expected shape 2x12x5x7, got 2x6x5x7"),
+    (module, {"residual": torch.randn(2, 12, 5, 7).double()}, TypeError, "residual: expected the dtype of x"),
+    (train, {"x": x[:1, :, :1, :1]}, ValueError, "x: expected more than 1 value per channel when training"),
+    (train, {"primary_gamma": torch.ones(5)}, ValueError, "primary_gamma: expected shape 4, got 5"),
+    (train, {"cheap_beta": torch.ones(4)}, ValueError, "cheap_beta: expected shape 8, got 4"),
+    (train, {"cheap_weight": None}, TypeError, "cheap_weight: expected a tensor, got NoneType"),
+    (concat, {"z": torch.randn(2, 3, 5, 7)}, ValueError, "cheap_weight: expected a positive multiple of the 3"),
+    (concat, {"z": torch.randn(4, 5)}, ValueError, "z: expected 4 dimensions"),
+    (excite, {"reduce_weight": torch.randn(3, 5)}, ValueError, "reduce_weight: expected shape anyx6, got 3x5"),
+    (excite, {"expand_weight": torch.randn(6, 4)}, ValueError, "expand_weight: expected shape 6x3, got 6x4"),
+    (excite, {"expand_bias": torch.randn(3)}, ValueError, "expand_bias: expected shape 6, got 3"),
+    (excite, {"gate": "relu"}, ValueError, "gate: expected one of clamp, hard_sigmoid"),
+    (excite, {"act": "prelu"}, ValueError, "act: expected an activation without slopes"),
+    (excite, {"x": x.double()}, TypeError, "reduce_weight: expected the dtype of x"),
 ]
 
 

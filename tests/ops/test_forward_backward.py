@@ -63,7 +63,9 @@ def test_squeeze_excite():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(2, 16, 112, 112, 24), (9, 72, 28, 28, 20), (2, 960, 7, 7, 80), (1, 112, 14, 14, 336)])
+@pytest.mark.parametrize(
+    "shape", [(2, 16, 112, 112, 24), (9, 72, 28, 28, 20), (2, 960, 7, 7, 80), (1, 112, 14, 14, 336)]
+)
 def test_layer_shapes_of_ghostnet(shape, layout):
     """Long sums and whole tiles, as real layers have them."""
     n, c, h, w, m = shape
@@ -86,7 +88,7 @@ def test_layer_shapes_of_ghostnet(shape, layout):
 
 
 def test_the_kernels_are_what_is_tested():
-    """Where the library was built, these tests are of it: a silent fallback would make them compare PyTorch to itself."""
+    """Where the library was built, these tests are of it: a silent fallback would compare PyTorch to itself."""
     from ghost_ops.backends import native
 
     if not native.available():
@@ -102,8 +104,18 @@ def test_repeats_to_the_bit(threads):
     try:
         g = torch.Generator().manual_seed(0)
         x = torch.randn(5, 12, 29, 23, generator=g)
-        parameters = [torch.randn(9, 12, 1, 1, generator=g), None, torch.rand(9, generator=g), torch.rand(9, generator=g)]
-        parameters += [torch.randn(18, 1, 5, 5, generator=g), None, torch.rand(18, generator=g), torch.rand(18, generator=g)]
+        parameters = [
+            torch.randn(9, 12, 1, 1, generator=g),
+            None,
+            torch.rand(9, generator=g),
+            torch.rand(9, generator=g),
+        ]
+        parameters += [
+            torch.randn(18, 1, 5, 5, generator=g),
+            None,
+            torch.rand(18, generator=g),
+            torch.rand(18, generator=g),
+        ]
         seen = []
         for _ in range(3):
             leaves = [None if p is None else p.clone().requires_grad_() for p in (x, *parameters)]

@@ -26,6 +26,7 @@ abi::Library& implement() {
   library.impl("ghost_module_train", abi::boxed<ghost_module_train>);
   library.impl("ghost_module_train_backward", abi::boxed<ghost_module_train_backward>);
   library.impl("squeeze_excite", abi::boxed<squeeze_excite>);
+  library.impl("excite", abi::boxed<excite>);
   library.impl("squeeze_excite_backward", abi::boxed<squeeze_excite_backward>);
   library.impl("cheap_concat", abi::boxed<cheap_concat>);
   return library;

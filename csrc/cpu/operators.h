@@ -52,6 +52,9 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
 Four squeeze_excite(const Tensor& x, const Tensor& reduce_weight, const Optional& reduce_bias,
                     const Tensor& expand_weight, const Optional& expand_bias, int64_t act, int64_t gate);
 
+Tensor excite(const Tensor& squeeze, const Tensor& reduce_weight, const Optional& reduce_bias,
+              const Tensor& expand_weight, const Optional& expand_bias, int64_t act, int64_t gate);
+
 Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tensor& squeeze, const Tensor& hidden,
                              const Tensor& logits, const Tensor& reduce_weight, const Optional& reduce_bias,
                              const Tensor& expand_weight, const Optional& expand_bias, int64_t act, int64_t gate);

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "checks.h"
+#include "halves.h"
 #include "maps.h"
 #include "operators.h"
 
@@ -78,10 +79,8 @@ struct Weights {
   int64_t c, r;
 };
 
-Weights weights(const Checks& check, const Tensor& x, const Tensor& reduce, const Optional& reduce_bias,
-                const Tensor& expand, const Optional& expand_bias, int64_t act, int64_t gate, Scratch& scratch) {
-  check.map("x", x);
-  const int64_t c = x.size(1);
+Weights weights(const Checks& check, int64_t c, const Tensor& reduce, const Optional& reduce_bias, const Tensor& expand,
+                const Optional& expand_bias, int64_t act, int64_t gate, Scratch& scratch) {
   check.shape("reduce_weight", reduce, {-1, c});
   const int64_t r = reduce.size(0);
   check.shape("reduce_bias", reduce_bias, {r});
@@ -144,6 +143,14 @@ void scale_maps(const Map& x, const float* scale, const float* shift, int64_t pa
   });
 }
 
+/// y = W x + bias, the rows of large W on several threads.
+void layer(const float* w, int64_t rows, int64_t columns, const float* x, const float* bias, float* y) {
+  const int64_t grain = std::max<int64_t>(1, kSerialFlops / 16 / columns);
+  abi::parallel_for(rows, grain, [&](int64_t begin, int64_t end) {
+    kernels().matvec(w + begin * columns, end - begin, columns, x, bias ? bias + begin : nullptr, y + begin);
+  });
+}
+
 /// C[rows][n] = A[rows][k] B[k][n], all rows of B and C padded.
 void product(const float* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t k, const float* b, int64_t n, float* c,
              int64_t c_row) {
@@ -170,7 +177,9 @@ Four squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const
   if (!all_readable(x, w3, b3, w4, b4) || x.numel() == 0)
     return abi::call<Four>("ghost_ops::squeeze_excite_reference", "", x, w3, b3, w4, b4, act, gate);
   Scratch scratch;
-  const Weights w = weights(Checks("squeeze_excite"), x, w3, b3, w4, b4, act, gate, scratch);
+  const Checks check("squeeze_excite");
+  check.map("x", x);
+  const Weights w = weights(check, x.size(1), w3, b3, w4, b4, act, gate, scratch);
   const abi::DType dtype = x.dtype();
   Tensor out = new_map({x.size(0), w.c, x.size(2), x.size(3)}, x);
   const Map from(x), to(out);
@@ -180,14 +189,34 @@ Four squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const
   reduce_maps(from, nullptr, squeeze);
   for (int64_t i = 0; i < n; i++) {
     for (int64_t c = 0; c < w.c; c++) squeeze[i * w.c + c] /= static_cast<float>(from.h * from.w);
-    kernels().matvec(w.reduce, w.r, w.c, squeeze + i * w.c, w.reduce_bias, hidden + i * w.r);
+    layer(w.reduce, w.r, w.c, squeeze + i * w.c, w.reduce_bias, hidden + i * w.r);
     for (int64_t r = 0; r < w.r; r++) active[r] = act_of(act, hidden[i * w.r + r]);
-    kernels().matvec(w.expand, w.c, w.r, active, w.expand_bias, logits + i * w.c);
+    layer(w.expand, w.c, w.r, active, w.expand_bias, logits + i * w.c);
     for (int64_t c = 0; c < w.c; c++) scale[i * pad + c] = gate_of(gate, logits[i * w.c + c]);
   }
   scale_maps(from, scale, nullptr, pad, to);
   return {std::move(out), result(squeeze, {n, w.c}, dtype), result(hidden, {n, w.r}, dtype),
           result(logits, {n, w.c}, dtype)};
+}
+
+Tensor excite(const Tensor& squeeze, const Tensor& w3, const Optional& b3, const Tensor& w4, const Optional& b4,
+              int64_t act, int64_t gate) {
+  if (!all_readable(squeeze, w3, b3, w4, b4) || squeeze.numel() == 0)
+    return abi::call<Tensor>("ghost_ops::excite_reference", "", squeeze, w3, b3, w4, b4, act, gate);
+  Scratch scratch;
+  const Checks check("excite");
+  check.shape("squeeze", squeeze, {-1, -1});
+  const int64_t n = squeeze.size(0);
+  const Weights w = weights(check, squeeze.size(1), w3, b3, w4, b4, act, gate, scratch);
+  const float* s = dense(squeeze, scratch);
+  float *hidden = scratch.floats(w.r), *values = scratch.floats(n * w.c);
+  for (int64_t i = 0; i < n; i++) {
+    layer(w.reduce, w.r, w.c, s + i * w.c, w.reduce_bias, hidden);
+    for (int64_t r = 0; r < w.r; r++) hidden[r] = act_of(act, hidden[r]);
+    layer(w.expand, w.c, w.r, hidden, w.expand_bias, values + i * w.c);
+    for (int64_t c = 0; c < w.c; c++) values[i * w.c + c] = gate_of(gate, values[i * w.c + c]);
+  }
+  return result(values, {n, w.c}, squeeze.dtype());
 }
 
 Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tensor& squeeze, const Tensor& hidden,
@@ -198,7 +227,8 @@ Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tens
                            b3, w4, b4, act, gate);
   Scratch scratch;
   const Checks check("squeeze_excite_backward");
-  const Weights w = weights(check, x, w3, b3, w4, b4, act, gate, scratch);
+  check.map("x", x);
+  const Weights w = weights(check, x.size(1), w3, b3, w4, b4, act, gate, scratch);
   const int64_t n = x.size(0), pad = padded(w.c);
   check.shape("grad_out", grad_out, {n, w.c, x.size(2), x.size(3)});
   check.shape("squeeze", squeeze, {n, w.c});

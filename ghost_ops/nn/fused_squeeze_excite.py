@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .. import functional
 from ..backends import choose
-from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, PRELU, activate, apply_gate
+from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, PRELU
 from ._structure import PLAIN_TENSORS, Structure, Unfusable, refuse_input, refuse_now
 from ._wrapper import Wrapper
 from .parts import SqueezeExciteParts
@@ -37,8 +36,10 @@ class Excitation(NamedTuple):
     expand_bias: torch.Tensor | None
 
     def __call__(self, squeeze: torch.Tensor) -> torch.Tensor:
-        hidden = activate(F.linear(squeeze, self.reduce_weight.flatten(1), self.reduce_bias), self.plan.act)
-        return apply_gate(F.linear(hidden, self.expand_weight.flatten(1), self.expand_bias), self.plan.gate)
+        plan, reduce, reduce_bias, expand, expand_bias = self
+        return functional.excite(
+            squeeze, reduce.flatten(1), reduce_bias, expand.flatten(1), expand_bias, plan.act, plan.gate
+        )
 
 
 class _FusedSqueezeExcite(Wrapper):

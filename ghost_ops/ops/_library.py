@@ -37,10 +37,14 @@ def _as_operator(name: str) -> Callable:
     function, map_index = getattr(reference, name), int(name.endswith("_backward"))
 
     def implementation(*args):
-        first, *rest = function(*args)
-        results = [first.contiguous(memory_format=memory_format(args[map_index])), *(r.contiguous() for r in rest)]
+        results = function(*args)
+        single = isinstance(results, torch.Tensor)
+        first, *rest = [results] if single else results
+        layout = memory_format(args[map_index]) if first.dim() == 4 else torch.contiguous_format
+        results = [first.contiguous(memory_format=layout), *(r.contiguous() for r in rest)]
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        return tuple(r.clone() if any(r is a or torch._C._is_alias_of(r, a) for a in tensors) else r for r in results)
+        dense = [r.clone() if any(r is a or torch._C._is_alias_of(r, a) for a in tensors) else r for r in results]
+        return dense[0] if single else tuple(dense)
 
     return implementation
 

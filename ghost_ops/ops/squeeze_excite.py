@@ -21,8 +21,11 @@ def _fake_backward(grad_out, x, squeeze, hidden, logits, *parameters):
 
 
 register_fake("squeeze_excite", _fake)
+register_fake("excite", lambda squeeze, *_: torch.empty_like(squeeze, memory_format=torch.contiguous_format))
 register_fake("squeeze_excite_backward", _fake_backward)
 refuse_double_backward("squeeze_excite_backward")
+refuse_double_backward("excite")
+excite = overload("excite")  # of a bottleneck in inference, whose squeeze comes with the Ghost module's output
 
 
 def _setup(ctx, inputs, output):

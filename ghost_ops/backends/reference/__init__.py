@@ -7,11 +7,12 @@ of ``ghost_ops/ops/schemas.inc``.
 from .cheap_concat import cheap_concat, cheap_concat_backward
 from .ghost_module import ghost_module, ghost_module_backward, ghost_module_eval
 from .ghost_module_train import ghost_module_train, ghost_module_train_backward
-from .squeeze_excite import squeeze_excite, squeeze_excite_backward
+from .squeeze_excite import excite, squeeze_excite, squeeze_excite_backward
 
 __all__ = [
     "cheap_concat",
     "cheap_concat_backward",
+    "excite",
     "ghost_module",
     "ghost_module_backward",
     "ghost_module_eval",

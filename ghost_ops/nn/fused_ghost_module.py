@@ -163,7 +163,7 @@ def _check_tensors(plan: _Plan, tensors: tuple, x: torch.Tensor, seen: torch.Ten
     """Refuse what PyTorch would refuse (so that it does, in its words) and parameters that are no plain tensors."""
     primary, cheap = tensors[0], tensors[7]
     dtype, device = seen.dtype, seen.device
-    widened = torch.is_autocast_enabled(device.type)
+    widened, on_cpu = torch.is_autocast_enabled(device.type), seen.is_cpu
     for t in tensors:
         if t is None:
             continue
@@ -171,7 +171,7 @@ def _check_tensors(plan: _Plan, tensors: tuple, x: torch.Tensor, seen: torch.Ten
             raise Unfusable(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
         if t.dtype is not dtype and t.dtype is not torch.float32:
             raise Unfusable(f"its input is {dtype}, one of its parameters {t.dtype}")
-        if t.device != device:
+        if not t.is_cpu if on_cpu else t.device != device:  # making a device costs more than asking for the CPU
             raise Unfusable(f"its input is on {device}, one of its parameters on {t.device}")
     if not widened:
         for weight in (primary, cheap):

@@ -36,7 +36,8 @@ const Set* sets(int* count) {
 #endif
 #ifdef GHOST_HAS_AVX2
       {&ghost_kernels_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                                __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") != 0},
+                                __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
+                                __builtin_cpu_supports("bmi2") != 0},
 #endif
       {&ghost_kernels_baseline, true},
   };

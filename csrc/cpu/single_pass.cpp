@@ -124,7 +124,7 @@ void run(const SinglePass& p) {
   for (int64_t i = 0; i < n; i++)
     for (int64_t c = 0; c < p.out.c; c++) {
       double total = 0;
-      for (int64_t b = 0; b < bands; b++) total += sums[(i * bands + b) * sum_floats(p.out.c) + c];
+      for (int64_t b = 0; b < bands; b++) total += sum_of(sums + (i * bands + b) * sum_floats(p.out.c) + c, p.out.c);
       p.squeeze[i * p.out.c + c] = static_cast<float>(total / static_cast<double>(h * w));
     }
 }

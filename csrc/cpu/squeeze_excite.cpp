@@ -93,7 +93,7 @@ Weights weights(const Checks& check, int64_t c, const Tensor& reduce, const Opti
 }
 
 /// Bands of rows of every image, in parallel: body(unit, image, first row, row past the last). `unit` counts them in
-/// order, and there are units(map) of them, whatever the number of threads.
+/// order, and there are n * bands(map) of them, whatever the number of threads.
 constexpr int64_t kBandPixels = 1024;
 int64_t band_rows(const Map& m) { return std::max<int64_t>(1, std::min(m.h, kBandPixels / std::max<int64_t>(m.w, 1))); }
 int64_t bands(const Map& m) { return (m.h + band_rows(m) - 1) / band_rows(m); }
@@ -124,7 +124,7 @@ void reduce_maps(const Map& x, const Map* y, float* sums) {
   for (int64_t i = 0; i < x.n; i++)
     for (int64_t c = 0; c < x.c; c++) {
       double total = 0;
-      for (int64_t b = 0; b < count; b++) total += parts[(i * count + b) * size + c];
+      for (int64_t b = 0; b < count; b++) total += sum_of(parts + (i * count + b) * size + c, x.c);
       sums[i * x.c + c] = static_cast<float>(total);
     }
 }
@@ -151,12 +151,23 @@ void layer(const float* w, int64_t rows, int64_t columns, const float* x, const 
   });
 }
 
+/// One image: the hidden layer before and after act, the logits, the gate's values. `active` may be `hidden`, and
+/// `gates` `logits`, where the earlier values are not wanted.
+void excitation(const Weights& w, int64_t act, int64_t gate, const float* squeeze, float* hidden, float* active,
+                float* logits, float* gates) {
+  layer(w.reduce, w.r, w.c, squeeze, w.reduce_bias, hidden);
+  for (int64_t r = 0; r < w.r; r++) active[r] = act_of(act, hidden[r]);
+  layer(w.expand, w.c, w.r, active, w.expand_bias, logits);
+  for (int64_t c = 0; c < w.c; c++) gates[c] = gate_of(gate, logits[c]);
+}
+
 /// C[rows][n] = A[rows][k] B[k][n], all rows of B and C padded.
 void product(const float* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t k, const float* b, int64_t n, float* c,
              int64_t c_row) {
   kernels().pointwise({a, a_row, a_col, rows, k, n, b, padded(n), nullptr, c, c_row, true, false, false});
 }
 
+/// A dense matrix turned, for products with its columns.
 const float* transposed(const float* w, int64_t rows, int64_t columns, Scratch& scratch) {
   float* out = scratch.floats(rows * columns);
   for (int64_t r = 0; r < rows; r++)
@@ -189,10 +200,7 @@ Four squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const
   reduce_maps(from, nullptr, squeeze);
   for (int64_t i = 0; i < n; i++) {
     for (int64_t c = 0; c < w.c; c++) squeeze[i * w.c + c] /= static_cast<float>(from.h * from.w);
-    layer(w.reduce, w.r, w.c, squeeze + i * w.c, w.reduce_bias, hidden + i * w.r);
-    for (int64_t r = 0; r < w.r; r++) active[r] = act_of(act, hidden[i * w.r + r]);
-    layer(w.expand, w.c, w.r, active, w.expand_bias, logits + i * w.c);
-    for (int64_t c = 0; c < w.c; c++) scale[i * pad + c] = gate_of(gate, logits[i * w.c + c]);
+    excitation(w, act, gate, squeeze + i * w.c, hidden + i * w.r, active, logits + i * w.c, scale + i * pad);
   }
   scale_maps(from, scale, nullptr, pad, to);
   return {std::move(out), result(squeeze, {n, w.c}, dtype), result(hidden, {n, w.r}, dtype),
@@ -211,10 +219,8 @@ Tensor excite(const Tensor& squeeze, const Tensor& w3, const Optional& b3, const
   const float* s = dense(squeeze, scratch);
   float *hidden = scratch.floats(w.r), *values = scratch.floats(n * w.c);
   for (int64_t i = 0; i < n; i++) {
-    layer(w.reduce, w.r, w.c, s + i * w.c, w.reduce_bias, hidden);
-    for (int64_t r = 0; r < w.r; r++) hidden[r] = act_of(act, hidden[r]);
-    layer(w.expand, w.c, w.r, hidden, w.expand_bias, values + i * w.c);
-    for (int64_t c = 0; c < w.c; c++) values[i * w.c + c] = gate_of(gate, values[i * w.c + c]);
+    float* value = values + i * w.c;
+    excitation(w, act, gate, s + i * w.c, hidden, hidden, value, value);
   }
   return result(values, {n, w.c}, squeeze.dtype());
 }

@@ -69,7 +69,7 @@ struct Backward {
   int64_t kept;              // cheap channels that out has: the others have no gradient
   const float* flipped;      // the cheap weight for the gradient of its input
   const float* transposed;   // packed primary weight for the gradient of x
-  float *grad_w1, *grad_w2;  // per group: [c][padded(m)], [taps][padded(kept)]
+  float *grad_w1, *grad_w2;  // per group: [c][padded(m)], [taps] sums of kept channels
   NormGradient norm1, norm2;
 
   int64_t taps() const { return t.cheap.kernel * t.cheap.kernel; }

@@ -85,12 +85,11 @@ def refuse_double_backward(name: str) -> None:
     torch.library.register_autograd(f"{NAMESPACE}::{name}", raise_, lib=_library)
 
 
-def differentiable(name: str, setup_context: Callable, backward: Callable, outputs: int) -> Callable:
+def differentiable(name: str, setup_context: Callable, backward: Callable) -> Callable:
     """Make operator ``name`` differentiable on both routes and return the function that picks the route.
 
     ``register_autograd`` serves compile, export and direct calls; a ``torch.autograd.Function`` is the eager fast path
-    (a third of the overhead); where nothing needs a gradient the operator is called below autograd. The first of the
-    ``outputs`` is differentiable unless ``setup_context`` marks otherwise.
+    (a third of the overhead); where nothing needs a gradient the operator is called as it is.
     """
     operator = overload(name)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)

@@ -40,7 +40,7 @@ def _backward(ctx, grad_out, grad_squeeze):
     return gz, gw, gb, grad_out if ctx.has_residual else None, *slopes, *[None] * 6
 
 
-_call = differentiable("cheap_concat", _setup, _backward, outputs=2)
+_call = differentiable("cheap_concat", _setup, _backward)
 
 
 def cheap_concat(

@@ -81,7 +81,7 @@ def _backward(ctx, grad_out, grad_squeeze):
     return gx, *gw, grad_out if ctx.has_residual else None, *slopes, *[None] * 6
 
 
-_call = differentiable("ghost_module", _setup, _backward, outputs=2)
+_call = differentiable("ghost_module", _setup, _backward)
 
 
 def ghost_module(

@@ -66,7 +66,7 @@ def _backward(ctx, grad_out, *_):
     return gx, gw1, gb1, ggamma1, gbeta1, gw2, gb2, ggamma2, gbeta2, *slopes, *[None] * 7
 
 
-_call = differentiable("ghost_module_train", _setup, _backward, outputs=1)
+_call = differentiable("ghost_module_train", _setup, _backward)
 
 
 def ghost_module_train(

@@ -42,7 +42,7 @@ def _backward(ctx, grad_out, *_):
     return gx, *(None if p is None else g for p, g in zip(parameters, grads, strict=True)), None, None
 
 
-_call = differentiable("squeeze_excite", _setup, _backward, outputs=1)
+_call = differentiable("squeeze_excite", _setup, _backward)
 
 
 def squeeze_excite(

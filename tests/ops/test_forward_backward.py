@@ -64,7 +64,15 @@ def test_squeeze_excite():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    "shape", [(2, 16, 112, 112, 24), (9, 72, 28, 28, 20), (2, 960, 7, 7, 80), (1, 112, 14, 14, 336)]
+    "shape",
+    [
+        (2, 16, 112, 112, 24),
+        (9, 72, 28, 28, 20),
+        (2, 960, 7, 7, 80),
+        (1, 112, 14, 14, 336),
+        (1, 40, 45, 30, 36),  # several bands of rows an image, over batch statistics too
+        (3, 40, 33, 17, 36),
+    ],
 )
 def test_layer_shapes_of_ghostnet(shape, layout):
     """Long sums and whole tiles, as real layers have them."""

@@ -146,8 +146,12 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
         import pybind11
 
         headers = [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
-        objects = [ninja.compile(source, [*host, *headers]) for source in dev_sources]
-        isa = [o for o in operators if o.name == "isa.o"]
+        dev = [*host, "-DGHOST_HAS_WIDE"] if "avx2" in sets else host
+        objects = [ninja.compile(source, [*dev, *headers]) for source in dev_sources]
+        isa = [ninja.compile(CSRC / "cpu/isa.cpp", dev, variant=".dev")]
+        if "avx2" in sets:  # what AVX-512 runs, sixteen lanes at a time, on machines that lack it
+            wide = [*KERNEL, *sets["avx2"], "-Wno-psabi", "-DGHOST_ISA=wide", "-DGHOST_SIXTEEN_LANES"]
+            kernels += [ninja.compile(s, wide, variant=".wide") for s in sorted(CSRC.glob("cpu/kernels/*.cpp"))]
         libraries.append(ninja.link(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}", [*objects, *isa, *kernels]))
     return tuple(libraries)
 

@@ -13,6 +13,9 @@ extern const ghost::Kernels ghost_kernels_avx2;
 #ifdef GHOST_HAS_AVX512
 extern const ghost::Kernels ghost_kernels_avx512;
 #endif
+#ifdef GHOST_HAS_WIDE  // the development extension alone: AVX-512's code compiled for AVX2
+extern const ghost::Kernels ghost_kernels_wide;
+#endif
 }
 
 namespace ghost {
@@ -40,6 +43,9 @@ const Set* sets(int* count) {
                                 __builtin_cpu_supports("bmi2") != 0},
 #endif
       {&ghost_kernels_baseline, true},
+#ifdef GHOST_HAS_WIDE
+      {&ghost_kernels_wide, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") != 0},
+#endif
   };
   *count = sizeof all / sizeof *all;
   return all;

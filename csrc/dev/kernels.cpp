@@ -139,11 +139,16 @@ std::vector<std::string> isas() {
   return out;
 }
 
+std::vector<std::string> emulated() {
+  return ghost::kernels_of("wide") ? std::vector<std::string>{"wide"} : std::vector<std::string>{};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "The torch-free CPU kernels of ghost_ops, one instruction set at a time, for tests and microbenchmarks.";
   m.def("isas", &isas, "Instruction sets that this machine runs, fastest first.");
+  m.def("emulated", &emulated, "Further sets, of code that other machines run, for tests alone.");
   m.def("fma_peak", &fma_peak, py::arg("isa"), py::arg("seconds") = 0.1,
         "GFLOP/s of independent FMA chains, one core.");
   m.def("pointwise", &pointwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,

@@ -12,7 +12,8 @@ import pytest
 from ghost_ops.backends import native
 
 kernels = pytest.importorskip("ghost_ops._kernels", reason="the development extension is not built (GHOST_OPS_DEV=1)")
-ISAS = kernels.isas()
+LIBRARY_ISAS = kernels.isas()
+ISAS = [*LIBRARY_ISAS, *kernels.emulated()]  # "wide": what AVX-512 runs, compiled for AVX2
 
 
 def numbers(*shape, seed=0):
@@ -23,12 +24,21 @@ def numbers(*shape, seed=0):
 @pytest.mark.parametrize("relu", [False, True])
 def test_pointwise_every_width_and_height(isa, relu):
     """Every tail of columns and of rows."""
-    for n in (*range(1, 50), 64, 100):
-        for m in (1, 2, 3, 5, 13, 27, 57, 83):
+    for n in (*range(1, 50), 64, 100, 130):
+        for m in (1, 2, 3, 5, 13, 27, 49, 57, 83):
             x, w, b = numbers(m, 7, seed=n), numbers(n, 7, seed=m), numbers(n)
             exact = x.astype(np.float64) @ w.astype(np.float64).T + b
             exact = np.maximum(exact, 0) if relu else exact
             np.testing.assert_allclose(kernels.pointwise(isa, x, w, b, relu), exact, rtol=0, atol=8e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows", [1, 49, 300])
+def test_pointwise_long_sums(isa, rows):
+    """In blocks: the error grows with a block's length, not with the sum's."""
+    x, w, b = numbers(rows, 1500, seed=1), numbers(100, 1500, seed=2), numbers(100)
+    exact = x.astype(np.float64) @ w.astype(np.float64).T + b
+    np.testing.assert_allclose(kernels.pointwise(isa, x, w, b, False), exact, rtol=0, atol=7e-5)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -43,11 +53,11 @@ def test_depthwise_every_tail(isa, k):
 
 
 def test_instruction_sets_agree_with_the_library():
-    assert tuple(ISAS) == tuple(native.isas())
-    assert "baseline" in ISAS
+    assert tuple(LIBRARY_ISAS) == tuple(native.isas())
+    assert "baseline" in LIBRARY_ISAS
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", LIBRARY_ISAS)
 def test_library_runs_on_every_instruction_set(isa):
     """The whole library, forward and backward, with GHOST_OPS_ISA: in a process of its own, since it is read once."""
     code = """

@@ -11,6 +11,18 @@ enum Act : int64_t { kNone, kRelu, kRelu6, kLeakyRelu, kPrelu, kSilu, kHardSwish
 
 constexpr int64_t kPad = 16;  // the widest vector, in floats
 constexpr int64_t padded(int64_t channels) { return (channels + kPad - 1) / kPad * kPad; }
+constexpr int64_t by_eight(int64_t channels) { return (channels + 7) / 8 * 8; }
+
+// Packed panels hold the same for every instruction set: kPanel columns of B a row, k rows, one panel after the other;
+// the last is 8 wide where no more than 8 columns are left. Columns past n are zero.
+constexpr int64_t kPanel = 16;
+constexpr int64_t panel_floats(int64_t n, int64_t k) { return by_eight(n) * k; }
+
+// Columns of A that lie together: `count` of them from `offset` on.
+struct Run {
+  int64_t offset, count;
+};
+constexpr int64_t kMostRuns = 16;
 
 // C[rows][n] = relu?(A[rows][k] B[k][n] + bias), or C += A B.
 struct Pointwise {
@@ -18,15 +30,17 @@ struct Pointwise {
   int64_t a_row, a_col;  // A[i][j] is a[i * a_row + j * a_col]
   int64_t rows, k, n;
   const float* b;
-  int64_t b_row;      // 0: packed panels (see pack); else B[j] is b + j * b_row, padded(n) floats readable
-  const float* bias;  // padded(n) floats, or null
+  int64_t b_row;      // 0: packed panels; else B[j] is b + j * b_row, by_eight(n) floats readable
+  const float* bias;  // by_eight(n) floats, or null
   float* c;
   int64_t c_row;
-  bool c_padded;  // padded(n) floats of each row of C may be written
+  bool c_padded;  // by_eight(n) floats of each row of C may be written
   bool relu, accumulate;
+  const Run* runs = nullptr;  // where the k columns of A lie, in order (a_col is 1); null: together
+  int64_t run_count = 0;      // at most kMostRuns
 };
 
-// B[k][n] = weight[n * w_row + k * w_col] * scale_n[n] * scale_k[k] in panels, padded(n) * k floats.
+// B[k][n] = weight[n * w_row + k * w_col] * scale_n[n] * scale_k[k] in panels, panel_floats(n, k) of them.
 struct Pack {
   const float* weight;
   int64_t w_row, w_col;

@@ -4,138 +4,248 @@
 
 namespace {
 
+using ghost::kMostRuns;
+using ghost::kPanel;
 using ghost::Pack;
 using ghost::Pointwise;
+using ghost::Run;
 
-// Rows of a register tile that is NV full and NH half vectors wide: what the registers hold beside B and a broadcast.
-constexpr int tile_rows(int nv, int nh) {
-  const int width = nv + nh;
-  const int rows = (kRegisters - 1 - width) / width;
-  if (kRegisters < 32) return rows >= 12 ? 12 : rows;
+constexpr bool kMany = kRegisters >= 32;
+constexpr bool kTails = kLanes > 8;  // vectors of 8 for the columns that are left of a multiple of 16
+using Tail = Vec<kTails ? 8 : kLanes>;
+
+// Rows of a register tile that is `vectors` wide: what the registers hold beside B and a broadcast.
+constexpr int tile_rows(int vectors) {
+  const int rows = (kRegisters - 1 - vectors) / vectors;
+  if (!kMany) return rows >= 12 ? 12 : rows;
   return rows >= 28 ? 28 : rows >= 14 ? 14 : rows >= 8 ? 8 : rows;
 }
 
-// Rows of A that stay in cache while all panels pass over them: a multiple of every tile's.
-constexpr int64_t kBlockRows = kRegisters < 32 ? 48 : 56;
+// Rows of A and columns of A that stay in cache while all panels pass over them. Sums over more columns than that are
+// taken in two levels, through C, which keeps their rounding errors small too.
+constexpr int64_t kBlockRows = kMany ? 112 : 96, kBlockColumns = 256;
 
-// Width of the next panel: two vectors and perhaps a half one where that ends the columns.
-GHOST_INLINE int64_t panel_width(int64_t left) {
-  if (left > 2 * kLanes + kHalf || (left > 2 * kLanes && !kHalves)) return 2 * kLanes;
-  if (left > 2 * kLanes) return 2 * kLanes + kHalf;
-  if (left > kLanes + kHalf) return 2 * kLanes;
-  if (left > kLanes) return kHalves ? kLanes + kHalf : 2 * kLanes;
-  return left > kHalf ? kLanes : kHalf;
+// How many columns the next register tile takes of those that are left, a multiple of 8.
+GHOST_INLINE int64_t tile_columns(int64_t left) {
+  constexpr int64_t kTwo = 2 * kLanes;  // of 16 on AVX-512, of 8 on AVX2
+  if (left > kTwo + 8) return kTwo;
+  return left > 8 && kLanes < 8 ? kTwo : left;
 }
 
+// Streams of B under one tile: a panel each, at this tile's first column, with their distances from row to row.
+struct Streams {
+  const float* at[3];
+  int64_t row[3];
+};
+
+// A block of the product: some rows, some of k, all columns.
+struct Block {
+  const float* a;
+  int64_t a_row, a_col, rows;
+  const Run* runs;
+  int64_t run_count;
+  bool accumulate, relu;
+};
+
 template <int MR, int NV, int NH>
-__attribute__((noinline)) int64_t tiles(const Pointwise& g, int64_t row, const float* panel, int64_t b_row,
-                                        const float* bias, float* c, int64_t c_row) {
-  for (; row + MR <= g.rows; row += MR) {
+__attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t limit, const Streams& b, const float* bias,
+                                        float* c, int64_t c_row) {
+  constexpr int kStreams = (NV * kLanes + NH * 8 + kPanel - 1) / kPanel;
+  for (; row + MR <= limit; row += MR) {
     Full::T v[MR][NV ? NV : 1];
-    Half::T h[MR];
+    Tail::T h[MR];
     float* out = c + row * c_row;
 #pragma GCC unroll 28
     for (int i = 0; i < MR; i++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int j = 0; j < NV; j++) v[i][j] = bias ? Full::load(bias + j * kLanes) : Full::zero();
-      if (NH) h[i] = bias ? Half::load(bias + NV * kLanes) : Half::zero();
+      if (NH) h[i] = bias ? Tail::load(bias + NV * kLanes) : Tail::zero();
     }
-    const float *a = g.a + row * g.a_row, *b = panel;
-    const int64_t a_row = g.a_row, a_col = g.a_col;
-    for (int64_t k = g.k; k > 0; k--, a += a_col, b += b_row) {
-      Full::T w[NV ? NV : 1];
-      Half::T u;
-#pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) w[j] = Full::load(b + j * kLanes);
-      if (NH) u = Half::load(b + NV * kLanes);
+    const float *b0 = b.at[0], *b1 = b.at[1], *b2 = b.at[2];
+    const int64_t a_row = g.a_row, a_col = g.a_col, row0 = b.row[0], row1 = b.row[1], row2 = b.row[2];
+    for (int64_t r = 0; r < g.run_count; r++) {
+      const float* a = g.a + row * a_row + g.runs[r].offset * a_col;
+      for (int64_t k = g.runs[r].count; k > 0; k--, a += a_col) {
+        const float* const at[3] = {b0, b1, b2};
+        Full::T w[NV ? NV : 1];
+        Tail::T u;
+#pragma GCC unroll 3
+        for (int j = 0; j < NV; j++) w[j] = Full::load(at[j * kLanes / kPanel] + j * kLanes % kPanel);
+        if (NH) u = Tail::load(at[NV * kLanes / kPanel]);
 #pragma GCC unroll 28
-      for (int i = 0; i < MR; i++) {
-        const float x = a[i * a_row];
-#pragma GCC unroll 2
-        for (int j = 0; j < NV; j++) v[i][j] = Full::fma(Full::set(x), w[j], v[i][j]);
-        if (NH) h[i] = Half::fma(Half::set(x), u, h[i]);
+        for (int i = 0; i < MR; i++) {
+          const float x = a[i * a_row];
+#pragma GCC unroll 3
+          for (int j = 0; j < NV; j++) v[i][j] = Full::fma(Full::set(x), w[j], v[i][j]);
+          if (NH) h[i] = Tail::fma(Tail::set(x), u, h[i]);
+        }
+        b0 += row0;
+        if (kStreams > 1) b1 += row1;
+        if (kStreams > 2) b2 += row2;
       }
     }
-    if (g.accumulate) {  // only now, so that a long sum is taken in two levels
+    if (g.accumulate) {
 #pragma GCC unroll 28
       for (int i = 0; i < MR; i++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int j = 0; j < NV; j++) v[i][j] += Full::load(out + i * c_row + j * kLanes);
-        if (NH) h[i] += Half::load(out + i * c_row + NV * kLanes);
+        if (NH) h[i] += Tail::load(out + i * c_row + NV * kLanes);
       }
     }
     const bool relu = g.relu;
 #pragma GCC unroll 28
     for (int i = 0; i < MR; i++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int j = 0; j < NV; j++)
         Full::store(out + i * c_row + j * kLanes, relu ? Full::max(Full::zero(), v[i][j]) : v[i][j]);
-      if (NH) Half::store(out + i * c_row + NV * kLanes, relu ? Half::max(Half::zero(), h[i]) : h[i]);
+      if (NH) Tail::store(out + i * c_row + NV * kLanes, relu ? Tail::max(Tail::zero(), h[i]) : h[i]);
     }
   }
   return row;
 }
 
-// All rows of one panel: the widest tiles first, then halves of them for the rows that are left.
+// All rows of one tile's columns. What is left of a multiple of MR is, where the tiles are low, spread over tiles that
+// are a row less high (49 rows are four tiles of 6 and five of 5), else taken by tiles half as high.
 template <int MR, int NV, int NH>
-GHOST_INLINE void column(const Pointwise& g, int64_t row, const float* panel, int64_t b_row, const float* bias,
-                         float* c, int64_t c_row) {
-  row = tiles<MR, NV, NH>(g, row, panel, b_row, bias, c, c_row);
+GHOST_INLINE void column(const Block& g, int64_t row, const Streams& b, const float* bias, float* c, int64_t c_row) {
+  const int64_t full = (g.rows - row) / MR, rest = (g.rows - row) % MR;
+  if constexpr (!kMany && MR > 2)
+    if (rest && full >= MR - 1 - rest) {
+      row = tiles<MR, NV, NH>(g, row, row + (full + 1 - (MR - rest)) * MR, b, bias, c, c_row);
+      tiles<MR - 1, NV, NH>(g, row, g.rows, b, bias, c, c_row);
+      return;
+    }
+  row = tiles<MR, NV, NH>(g, row, g.rows, b, bias, c, c_row);
   if constexpr (MR > 1)
-    if (row < g.rows) column<MR / 2, NV, NH>(g, row, panel, b_row, bias, c, c_row);
+    if (row < g.rows) column<MR / 2, NV, NH>(g, row, b, bias, c, c_row);
 }
 
 template <int NV, int NH>
-void column_of(const Pointwise& g, const float* panel, int64_t b_row, const float* bias, float* c, int64_t c_row) {
-  column<tile_rows(NV, NH), NV, NH>(g, 0, panel, b_row, bias, c, c_row);
+void column_of(const Block& g, const Streams& b, const float* bias, float* c, int64_t c_row) {
+  column<tile_rows(NV + NH), NV, NH>(g, 0, b, bias, c, c_row);
 }
 
-void panel_product(const Pointwise& g, int64_t width, const float* panel, int64_t b_row, const float* bias, float* c,
-                   int64_t c_row) {
-  if (width == 2 * kLanes) return column_of<2, 0>(g, panel, b_row, bias, c, c_row);
-  if (width == kLanes) return column_of<1, 0>(g, panel, b_row, bias, c, c_row);
-  if constexpr (kHalves) {
-    if (width == 2 * kLanes + kHalf) return column_of<2, 1>(g, panel, b_row, bias, c, c_row);
-    if (width == kLanes + kHalf) return column_of<1, 1>(g, panel, b_row, bias, c, c_row);
-    return column_of<0, 1>(g, panel, b_row, bias, c, c_row);
+void tile_product(const Block& g, int64_t columns, const Streams& b, const float* bias, float* c, int64_t c_row) {
+  const int64_t vectors = columns / kLanes;
+  if constexpr (kTails) {
+    if (columns % kLanes) {
+      if (vectors == 2) return column_of<2, 1>(g, b, bias, c, c_row);
+      if (vectors == 1) return column_of<1, 1>(g, b, bias, c, c_row);
+      return column_of<0, 1>(g, b, bias, c, c_row);
+    }
   }
+  if constexpr (kLanes == 8)
+    if (vectors == 3) return column_of<3, 0>(g, b, bias, c, c_row);
+  if (vectors == 2) return column_of<2, 0>(g, b, bias, c, c_row);
+  column_of<1, 0>(g, b, bias, c, c_row);
 }
 
-// The last panel where C has no room for its padding: through a buffer, a few rows at a time.
-void ragged_product(const Pointwise& g, int64_t width, const float* panel, int64_t b_row, const float* bias, float* c,
+// The last columns where C has no room for its padding: through a buffer, a few rows at a time.
+void ragged_product(const Block& g, int64_t columns, const Streams& b, const float* bias, float* c, int64_t c_row,
                     int64_t valid) {
   constexpr int64_t kRows = 28;
-  float buffer[kRows * (2 * kLanes + kHalf)];
+  float buffer[kRows * (2 * kLanes + 8)];
   for (int64_t row = 0; row < g.rows; row += kRows) {
-    Pointwise part = g;
+    Block part = g;
     part.rows = g.rows - row < kRows ? g.rows - row : kRows;
     part.a = g.a + row * g.a_row;
     if (g.accumulate)
       for (int64_t i = 0; i < part.rows; i++)
-        std::memcpy(buffer + i * width, c + (row + i) * g.c_row, valid * sizeof(float));
-    panel_product(part, width, panel, b_row, bias, buffer, width);
+        std::memcpy(buffer + i * columns, c + (row + i) * c_row, valid * sizeof(float));
+    tile_product(part, columns, b, bias, buffer, columns);
     for (int64_t i = 0; i < part.rows; i++)
-      std::memcpy(c + (row + i) * g.c_row, buffer + i * width, valid * sizeof(float));
+      std::memcpy(c + (row + i) * c_row, buffer + i * columns, valid * sizeof(float));
   }
+}
+
+// One row over four panels at once: with fewer, each sum would wait for the one before.
+void four_panels(const Block& g, const float* b, int64_t stride, const float* bias, float* c) {
+  constexpr int kVectors = kPanel / kLanes;
+  Full::T v[4][kVectors];
+#pragma GCC unroll 4
+  for (int p = 0; p < 4; p++)
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; j++)
+      v[p][j] = bias ? Full::load(bias + p * kPanel + j * kLanes) : Full::zero();
+  for (int64_t r = 0; r < g.run_count; r++) {
+    const float* a = g.a + g.runs[r].offset * g.a_col;
+    for (int64_t k = g.runs[r].count; k > 0; k--, a += g.a_col, b += kPanel) {
+      const Full::T x = Full::set(*a);
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; p++)
+#pragma GCC unroll 4
+        for (int j = 0; j < kVectors; j++) v[p][j] = Full::fma(x, Full::load(b + p * stride + j * kLanes), v[p][j]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < 4; p++)
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; j++) {
+      float* out = c + p * kPanel + j * kLanes;
+      const Full::T sum = g.accumulate ? v[p][j] + Full::load(out) : v[p][j];
+      Full::store(out, g.relu ? Full::max(Full::zero(), sum) : sum);
+    }
+}
+
+// All columns of a block whose first row of B is `first`.
+void block_product(const Pointwise& all, const Block& g, int64_t first, float* c) {
+  const int64_t n_end = ghost::by_eight(all.n);
+  const auto stream = [&](int64_t n, const float*& at, int64_t& row) {
+    if (all.b_row) {
+      at = all.b + n, row = all.b_row;
+    } else {
+      const int64_t panel = n / kPanel * kPanel;
+      row = n_end - panel < kPanel ? 8 : kPanel;
+      at = all.b + panel * all.k + n % kPanel;
+    }
+    at += first * row;
+  };
+  int64_t n = 0;
+  const bool biased = all.bias && !g.accumulate;
+  if (g.rows == 1 && !all.b_row)
+    for (; n + 4 * kPanel <= all.n; n += 4 * kPanel)
+      four_panels(g, all.b + n * all.k + first * kPanel, kPanel * all.k, biased ? all.bias + n : nullptr, c + n);
+  for (int64_t columns; n < all.n; n += columns) {
+    columns = tile_columns(n_end - n);
+    Streams b{};
+    for (int64_t at = n, i = 0; at < n + columns; at = at / kPanel * kPanel + kPanel, i++)
+      stream(at, b.at[i], b.row[i]);
+    const float* bias = biased ? all.bias + n : nullptr;
+    if (n + columns <= all.n || all.c_padded)
+      tile_product(g, columns, b, bias, c + n, all.c_row);
+    else
+      ragged_product(g, columns, b, bias, c + n, all.c_row, all.n - n);
+  }
+}
+
+// The runs that make up columns first to first + count of A.
+int64_t cut_runs(const Run* runs, int64_t run_count, int64_t first, int64_t count, Run* out) {
+  int64_t found = 0;
+  for (int64_t r = 0; r < run_count && count > 0; first -= runs[r].count, r++) {
+    if (first >= runs[r].count) continue;
+    const int64_t skip = first > 0 ? first : 0, left = runs[r].count - skip, take = left < count ? left : count;
+    out[found++] = {runs[r].offset + skip, take};
+    count -= take;
+  }
+  return found;
 }
 
 }  // namespace
 
 extern "C" void GHOST_SYMBOL(pointwise)(const Pointwise& all) {
-  for (int64_t row = 0; row < all.rows; row += kBlockRows) {
-    Pointwise g = all;
-    g.rows = all.rows - row < kBlockRows ? all.rows - row : kBlockRows;
-    g.a += row * g.a_row;
-    float* c = all.c + row * all.c_row;
-    for (int64_t n = 0, width; n < g.n; n += width) {
-      width = panel_width(g.n - n);
-      const float* panel = g.b_row ? g.b + n : g.b + n * g.k;
-      const int64_t b_row = g.b_row ? g.b_row : width;
-      const float* bias = g.bias ? g.bias + n : nullptr;
-      if (n + width <= g.n || g.c_padded)
-        panel_product(g, width, panel, b_row, bias, c + n, g.c_row);
-      else
-        ragged_product(g, width, panel, b_row, bias, c + n, g.n - n);
+  const Run whole{0, all.k};
+  const Run* runs = all.runs ? all.runs : &whole;
+  const int64_t run_count = all.runs ? all.run_count : 1;
+  const int64_t blocks = all.k > kBlockColumns ? (all.k + kBlockColumns - 1) / kBlockColumns : 1;
+  for (int64_t row = 0, rows; row < all.rows; row += rows) {
+    rows = all.rows - row < kBlockRows * 3 / 2 ? all.rows - row : kBlockRows;
+    for (int64_t i = 0; i < blocks; i++) {
+      const int64_t first = all.k * i / blocks, end = all.k * (i + 1) / blocks;
+      Run mine[kMostRuns];
+      const int64_t count = cut_runs(runs, run_count, first, end - first, mine);
+      const Block g{all.a + row * all.a_row, all.a_row, all.a_col, rows, mine, count, all.accumulate || i > 0,
+                    all.relu && i == blocks - 1};
+      block_product(all, g, first, all.c + row * all.c_row);
     }
   }
 }
@@ -159,8 +269,8 @@ void pack_columns(const Pack& p, int64_t n, int64_t j, int64_t width, const floa
 extern "C" void GHOST_SYMBOL(pack)(const Pack& p) {
   float* out = p.out;
   for (int64_t n = 0, width; n < p.n; n += width, out += width * p.k) {
-    width = panel_width(p.n - n);
-    float scale[2 * kLanes + kHalf];
+    width = p.n - n <= 8 ? 8 : kPanel;
+    float scale[kPanel];
     for (int64_t j = 0; j < width; j++) scale[j] = n + j >= p.n ? 0.f : p.scale_n ? p.scale_n[n + j] : 1.f;
     int64_t j = 0;
     for (; n + j + kLanes <= p.n && j + kLanes <= width; j += kLanes) pack_columns<kLanes>(p, n, j, width, scale, out);

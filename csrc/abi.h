@@ -28,6 +28,7 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the values on the stack are read as little-endian");
 
@@ -297,6 +298,9 @@ template <class T>
 StableIValue pack(const std::optional<T>& optional) {
   return optional ? reinterpret_cast<StableIValue>(new StableIValue(pack(*optional))) : 0;
 }
+
+template <class T>
+StableIValue pack(const std::vector<T>& values);  // in abi_lists.h
 
 /// What a kernel is called with: take<T>() every input in order, before anything that may throw (what is not taken is
 /// never freed), then put() every output in order.

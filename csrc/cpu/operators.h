@@ -3,12 +3,14 @@
 #include <optional>
 #include <tuple>
 
-#include "abi.h"
+#include "abi_lists.h"
 
 namespace ghost {
 
 using abi::Tensor;
 using Optional = std::optional<Tensor>;
+using Ints = std::vector<int64_t>;
+using Tensors = std::vector<Tensor>;
 using Two = std::tuple<Tensor, Tensor>;
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -58,5 +60,11 @@ Tensor excite(const Tensor& squeeze, const Tensor& reduce_weight, const Optional
 Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tensor& squeeze, const Tensor& hidden,
                              const Tensor& logits, const Tensor& reduce_weight, const Optional& reduce_bias,
                              const Tensor& expand_weight, const Optional& expand_bias, int64_t act, int64_t gate);
+
+Tensor program(const Tensor& x, const Tensor& packed, const Ints& steps);
+
+Tensor program_pack(const Tensors& parameters, const Ints& steps);
+
+Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& steps);
 
 }  // namespace ghost

@@ -73,7 +73,7 @@ class Band {
     }
     if (p_.residual) {
       const Rows r = read_rows(*p_.residual, image_, y, count, residual_rows_);
-      k_.add(r.data, r.pixel, out.data, out.pixel, pixels, oup);
+      k_.add(r.data, r.pixel, out.data, out.pixel, out.data, out.pixel, pixels, oup);
     }
     if (squeeze_) k_.sum(out.data, out.pixel, pixels, oup, squeeze_);
     finish_rows(p_.out, image_, y, count, out);

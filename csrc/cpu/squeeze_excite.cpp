@@ -1,33 +1,12 @@
 // squeeze_excite: the mean of each map, two small products, and one pass that scales. Backward alike.
-#include <cmath>
-
 #include "checks.h"
+#include "gates.h"
 #include "halves.h"
 #include "maps.h"
 #include "operators.h"
 
 namespace ghost {
 namespace {
-
-enum Gate : int64_t { kClamp, kHardSigmoid, kSigmoid, kIdentity, kGates };
-
-float sigmoid(float v) { return 1.f / (1.f + std::exp(-v)); }
-
-// Bounds are written so that NaN passes, as in PyTorch.
-float clip(float v, float low, float high) { return v < low ? low : v > high ? high : v; }
-
-float gate_of(int64_t gate, float v) {
-  switch (gate) {
-    case kClamp:
-      return clip(v, 0.f, 1.f);
-    case kHardSigmoid:
-      return clip(v + 3.f, 0.f, 6.f) / 6.f;
-    case kSigmoid:
-      return sigmoid(v);
-    default:
-      return v;
-  }
-}
 
 float gate_backward(int64_t gate, float grad, float v) {
   switch (gate) {

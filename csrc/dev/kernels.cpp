@@ -54,23 +54,23 @@ struct PointwiseCall {
 
 struct DepthwiseCall {
   const ghost::Kernels& k;
-  int64_t h, w, c, pixel;
+  int64_t c, pixel, out_h, out_w;
   std::vector<float> in, zeros, weight, bias, out;
   std::vector<const float*> rows;
   ghost::Depthwise args{};
 
   DepthwiseCall(const std::string& isa, const float* x, int64_t h, int64_t w, int64_t c, const float* taps,
-                int64_t size, const float* b, bool relu)
+                int64_t size, const float* b, bool relu, int64_t stride)
       : k(of(isa)),
-        h(h),
-        w(w),
         c(c),
         pixel(padded(c)),
+        out_h((h + stride - 1) / stride),
+        out_w((w + stride - 1) / stride),
         in(h * w * pixel),
         zeros(w * pixel),
         weight(size * size * pixel),
         bias(pixel),
-        out(h * w * c) {
+        out(out_h * out_w * c) {
     expect(size == 1 || size == 3 || size == 5 || size == 7, "w: expected a kernel of size 1, 3, 5 or 7");
     for (int64_t i = 0; i < h * w; i++) std::copy(x + i * c, x + (i + 1) * c, in.begin() + i * pixel);
     for (int64_t j = 0; j < c; j++)
@@ -78,7 +78,8 @@ struct DepthwiseCall {
     std::copy(b, b + c, bias.begin());
     for (int64_t y = -(size / 2); y < h + size / 2; y++)
       rows.push_back(y < 0 || y >= h ? zeros.data() : in.data() + y * w * pixel);
-    args = {rows.data(), pixel, h, w, c, size, weight.data(), pixel, bias.data(), out.data(), w * c, c, relu};
+    args = {rows.data(), pixel, out_h, out_w, c, size, weight.data(), pixel, bias.data(), out.data(), out_w * c, c,
+            relu, stride, w};
   }
 };
 
@@ -93,13 +94,14 @@ Array pointwise(const std::string& isa, Array x, Array w, Array bias, bool relu)
   return out;
 }
 
-Array depthwise(const std::string& isa, Array x, Array w, Array bias, bool relu) {
+Array depthwise(const std::string& isa, Array x, Array w, Array bias, bool relu, int64_t stride) {
+  expect(stride > 0, "stride: expected at least 1");
   expect(x.ndim() == 3 && w.ndim() == 3 && bias.ndim() == 1, "expected x of H x W x C, w of C x k x k and bias of C");
   const int64_t height = x.shape(0), width = x.shape(1), c = x.shape(2);
   expect(w.shape(0) == c && w.shape(1) == w.shape(2) && bias.shape(0) == c, "expected w of C x k x k and bias of C");
-  DepthwiseCall call(isa, x.data(), height, width, c, w.data(), w.shape(1), bias.data(), relu);
+  DepthwiseCall call(isa, x.data(), height, width, c, w.data(), w.shape(1), bias.data(), relu, stride);
   call.k.depthwise(call.args);
-  Array out({height, width, c});
+  Array out({call.out_h, call.out_w, c});
   std::copy(call.out.begin(), call.out.end(), out.mutable_data());
   return out;
 }
@@ -117,10 +119,11 @@ double time_pointwise(const std::string& isa, int64_t m, int64_t c, int64_t n, d
   return seconds_per_call(seconds, [&] { call.k.pointwise(call.args); });
 }
 
-double time_depthwise(const std::string& isa, int64_t h, int64_t w, int64_t c, int64_t size, double seconds) {
-  expect(h > 0 && w > 0 && c > 0, "expected positive sizes");
+double time_depthwise(const std::string& isa, int64_t h, int64_t w, int64_t c, int64_t size, double seconds,
+                      int64_t stride) {
+  expect(stride > 0 && h > 0 && w > 0 && c > 0, "expected positive sizes");
   const auto x = numbers(h * w * c), taps = numbers(c * size * size), b = numbers(c);
-  DepthwiseCall call(isa, x.data(), h, w, c, taps.data(), size, b.data(), true);
+  DepthwiseCall call(isa, x.data(), h, w, c, taps.data(), size, b.data(), true, stride);
   return seconds_per_call(seconds, [&] { call.k.depthwise(call.args); });
 }
 
@@ -154,9 +157,10 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("pointwise", &pointwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
         "x (M x C) times w (N x C) transposed, plus bias.");
   m.def("depthwise", &depthwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
+        py::arg("stride") = 1,
         "Depthwise convolution of x (H x W x C) with w (C x k x k), zero padding k // 2, plus bias.");
   m.def("time_pointwise", &time_pointwise, py::arg("isa"), py::arg("m"), py::arg("c"), py::arg("n"),
         py::arg("seconds") = 0.1, "Seconds per call of an M x C by C x N product.");
   m.def("time_depthwise", &time_depthwise, py::arg("isa"), py::arg("h"), py::arg("w"), py::arg("c"), py::arg("kernel"),
-        py::arg("seconds") = 0.1, "Seconds per call of a depthwise convolution over H x W x C.");
+        py::arg("seconds") = 0.1, py::arg("stride") = 1, "Seconds per call of a depthwise convolution over H x W x C.");
 }

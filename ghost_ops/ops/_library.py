@@ -85,6 +85,15 @@ def refuse_double_backward(name: str) -> None:
     torch.library.register_autograd(f"{NAMESPACE}::{name}", raise_, lib=_library)
 
 
+def refuse_backward(name: str) -> None:
+    """An operator for inference alone: a backward through it is an error, not a gradient of nothing."""
+
+    def raise_(ctx, *grads):
+        raise NotImplementedError(f"ghost_ops.{name} is for inference: it has no gradients")
+
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", raise_, lib=_library)
+
+
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> Callable:
     """Make operator ``name`` differentiable on both routes and return the function that picks the route.
 

@@ -42,14 +42,16 @@ def test_pointwise_long_sums(isa, rows):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("k", [1, 3, 5, 7])
-def test_depthwise_every_tail(isa, k):
+def test_depthwise_every_tail(isa, k, stride):
     for c in (1, 3, 4, 5, 8, 9, 12, 16, 17, 20, 24, 31, 36):
-        for h, w in ((1, 1), (1, 9), (2, 2), (3, 1), (5, 21), (4, 8)):
+        for h, w in ((1, 1), (1, 9), (2, 2), (3, 1), (5, 21), (4, 8), (7, 40)):
             x, taps, b = numbers(h, w, c, seed=c), numbers(c, k, k, seed=h), numbers(c)
             around = np.pad(x.astype(np.float64), ((k // 2,) * 2, (k // 2,) * 2, (0, 0)))
             exact = b + sum(around[i : i + h, j : j + w] * taps[:, i, j] for i in range(k) for j in range(k))
-            np.testing.assert_allclose(kernels.depthwise(isa, x, taps, b), exact, rtol=0, atol=2e-5)
+            ours = kernels.depthwise(isa, x, taps, b, stride=stride)
+            np.testing.assert_allclose(ours, exact[::stride, ::stride], rtol=0, atol=2e-5)
 
 
 def test_instruction_sets_agree_with_the_library():

@@ -1,4 +1,4 @@
-// Depthwise convolutions, stride 1: channels across the lanes, weights in registers or a cache line away.
+// Depthwise convolutions: channels across the lanes, weights in registers or a cache line away.
 #include "kernels.h"
 #include "simd.h"
 #include "sums.h"
@@ -84,50 +84,65 @@ void block_3x3(const Depthwise& all, int64_t c, Lanes lanes) {
   if (r < d.count) one_row_3x3<V>(d, r, c, k, bias, put);
 }
 
-// One output pixel of any kernel, its taps clipped to the row.
+// One output pixel of any kernel and stride, its taps clipped to the row.
 template <class V, int K>
-GHOST_INLINE typename V::T clipped(const Depthwise& d, int64_t r, int64_t x, int64_t c, typename V::T sum) {
+GHOST_INLINE typename V::T clipped(const Depthwise& d, int64_t r, int64_t x, int64_t c, int64_t in_width,
+                                   typename V::T sum) {
   constexpr int P = K / 2;
   const float* w = d.weight + c;
   for (int i = 0; i < K; i++)
     for (int j = 0; j < K; j++, w += d.weight_row) {
-      const int64_t at = x + j - P;
-      if (at >= 0 && at < d.width) sum = V::fma(V::load(d.rows[r + i] + at * d.in_pixel + c), V::load(w), sum);
+      const int64_t at = x * d.stride + j - P;
+      if (at >= 0 && at < in_width)
+        sum = V::fma(V::load(d.rows[r * d.stride + i] + at * d.in_pixel + c), V::load(w), sum);
     }
   return sum;
 }
 
-// Any kernel: PX pixels of a row share each load of a weight.
-template <class V, int K, class Lanes>
+// Output pixels of row r from x on, PX at a time while their taps lie within the row; returns the first one that is
+// left. Each load of a weight is shared by PX pixels.
+template <class V, int K, int PX, class Lanes>
+GHOST_INLINE int64_t inner(const Depthwise& d, int64_t r, int64_t x, int64_t c, int64_t stride, int64_t in_width,
+                           typename V::T bias, const Out<V, Lanes>& put) {
+  constexpr int P = K / 2;
+  using T = typename V::T;
+  const int64_t step = d.in_pixel, next = stride * step, w_row = d.weight_row;
+  for (; x + PX <= d.width && (x + PX - 1) * stride + K - P <= in_width; x += PX) {
+    T sum[PX];
+#pragma GCC unroll 8
+    for (int q = 0; q < PX; q++) sum[q] = bias;
+    const float* w = d.weight + c;
+    for (int i = 0; i < K; i++) {
+      const float* p = d.rows[r * stride + i] + (x * stride - P) * step + c;
+#pragma GCC unroll 7
+      for (int j = 0; j < K; j++, w += w_row, p += step) {
+        const T k = V::load(w);
+#pragma GCC unroll 8
+        for (int q = 0; q < PX; q++) sum[q] = V::fma(V::load(p + q * next), k, sum[q]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < PX; q++) put(d.out + r * d.out_row + (x + q) * d.out_pixel + c, sum[q]);
+  }
+  return x;
+}
+
+// Any kernel; S is the stride, 0: only known when it runs.
+template <class V, int K, int S, class Lanes>
 void block(const Depthwise& all, int64_t c, Lanes lanes) {
   const Depthwise d = all;  // as above
-  constexpr int P = K / 2, PX = 8;
-  using T = typename V::T;
-  const T bias = d.bias ? V::load(d.bias + c) : V::zero();
+  constexpr int P = K / 2;
+  const int64_t stride = S ? S : d.stride, in_width = S == 1 ? d.width : d.in_width;
+  const typename V::T bias = d.bias ? V::load(d.bias + c) : V::zero();
   const Out<V, Lanes> put{lanes, d.relu};
-  const int64_t step = d.in_pixel, w_row = d.weight_row;
   for (int64_t r = 0; r < d.count; r++) {
     float* out = d.out + r * d.out_row + c;
     int64_t x = 0;
-    for (; x < d.width && x < P; x++) put(out + x * d.out_pixel, clipped<V, K>(d, r, x, c, bias));
-    for (; x + PX + P <= d.width; x += PX) {
-      T sum[PX];
-#pragma GCC unroll 8
-      for (int q = 0; q < PX; q++) sum[q] = bias;
-      const float* w = d.weight + c;
-      for (int i = 0; i < K; i++) {
-        const float* p = d.rows[r + i] + (x - P) * step + c;
-#pragma GCC unroll 7
-        for (int j = 0; j < K; j++, w += w_row) {
-          const T k = V::load(w);
-#pragma GCC unroll 8
-          for (int q = 0; q < PX; q++) sum[q] = V::fma(V::load(p + (j + q) * step), k, sum[q]);
-        }
-      }
-#pragma GCC unroll 8
-      for (int q = 0; q < PX; q++) put(out + (x + q) * d.out_pixel, sum[q]);
-    }
-    for (; x < d.width; x++) put(out + x * d.out_pixel, clipped<V, K>(d, r, x, c, bias));
+    for (; x < d.width && x * stride < P; x++) put(out + x * d.out_pixel, clipped<V, K>(d, r, x, c, in_width, bias));
+    x = inner<V, K, 8>(d, r, x, c, stride, in_width, bias, put);
+    x = inner<V, K, 4>(d, r, x, c, stride, in_width, bias, put);
+    x = inner<V, K, 1>(d, r, x, c, stride, in_width, bias, put);
+    for (; x < d.width; x++) put(out + x * d.out_pixel, clipped<V, K>(d, r, x, c, in_width, bias));
   }
 }
 
@@ -173,10 +188,14 @@ template <int K>
 void depthwise(const Depthwise& d) {
   over_channels(d.channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
-    if constexpr (K == 3)
+    if (d.stride == 2)
+      block<V, K, 2>(d, c, lanes);
+    else if (d.stride != 1)
+      block<V, K, 0>(d, c, lanes);
+    else if constexpr (K == 3)
       block_3x3<V>(d, c, lanes);
     else
-      block<V, K>(d, c, lanes);
+      block<V, K, 1>(d, c, lanes);
   });
 }
 

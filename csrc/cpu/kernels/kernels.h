@@ -59,9 +59,10 @@ struct Fold {
   float *scale, *shift;
 };
 
-// out = relu?(depthwise(rows) + bias): stride 1, `count` output rows from count + kernel - 1 input rows.
+// out = relu?(depthwise(rows) + bias), padded by kernel / 2: `count` output rows of `width` pixels from
+// (count - 1) * stride + kernel input rows.
 struct Depthwise {
-  const float* const* rows;  // of width * in_pixel floats; a row outside the map points at zeros
+  const float* const* rows;  // a row outside the map points at zeros
   int64_t in_pixel, count, width, channels;
   int64_t kernel;       // 1, 3, 5 or 7
   const float* weight;  // [kernel * kernel] rows of padded(channels)
@@ -70,6 +71,8 @@ struct Depthwise {
   float* out;
   int64_t out_row, out_pixel;  // only `channels` floats of a pixel are written
   bool relu;
+  int64_t stride = 1;
+  int64_t in_width = 0;  // pixels of an input row, with a stride above 1; with 1 it is `width`
 };
 
 // grad[tap][channel] += sum over pixels of g times the input shifted by the tap.
@@ -131,7 +134,11 @@ struct Kernels {
   // y = act(z * scale + shift), `channels` floats a pixel written
   void (*affine)(const float* z, int64_t z_pixel, const Affine&, float* y, int64_t y_pixel, int64_t pixels,
                  int64_t channels);
-  void (*add)(const float* x, int64_t x_pixel, float* y, int64_t y_pixel, int64_t pixels, int64_t channels);
+  // out = x + y; out may be either
+  void (*add)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out, int64_t out_pixel,
+              int64_t pixels, int64_t channels);
+  // row j of each of n columns' packed panels, k rows long, times scale[j]
+  void (*scale_panels)(const float* from, const float* scale, int64_t k, int64_t n, float* to);
   // the sums are sum_floats(channels) long
   void (*sum)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels, float* sum);
   void (*sum_product)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, int64_t pixels,

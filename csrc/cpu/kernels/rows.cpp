@@ -68,15 +68,26 @@ extern "C" void GHOST_SYMBOL(affine)(const float* z, int64_t z_pixel, const Affi
   });
 }
 
-extern "C" void GHOST_SYMBOL(add)(const float* x, int64_t x_pixel, float* y, int64_t y_pixel, int64_t pixels,
-                                  int64_t channels) {
+extern "C" void GHOST_SYMBOL(add)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out,
+                                  int64_t out_pixel, int64_t pixels, int64_t channels) {
   over_channels(channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
-    for (int64_t i = 0; i < pixels; i++) {
-      float* to = y + i * y_pixel + c;
-      store_some<V>(to, load_some<V>(to, lanes) + load_some<V>(x + i * x_pixel + c, lanes), lanes);
-    }
+    const float *a = x + c, *b = y + c;
+    float* to = out + c;
+    for (int64_t i = 0; i < pixels; i++, a += x_pixel, b += y_pixel, to += out_pixel)
+      store_some<V>(to, load_some<V>(a, lanes) + load_some<V>(b, lanes), lanes);
   });
+}
+
+extern "C" void GHOST_SYMBOL(scale_panels)(const float* from, const float* scale, int64_t k, int64_t n, float* to) {
+  for (int64_t c = 0; c < n; c += ghost::kPanel) {
+    const int64_t width = n - c <= 8 ? 8 : ghost::kPanel;
+    for (int64_t j = 0; j < k; j++, from += width, to += width)
+      over_channels(width, [&](auto v, int64_t i, auto lanes) {
+        using V = decltype(v);
+        store_some<V>(to + i, load_some<V>(from + i, lanes) * V::set(scale[j]), lanes);
+      });
+  }
 }
 
 extern "C" void GHOST_SYMBOL(sum)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels, float* sum) {

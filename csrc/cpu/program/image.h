@@ -1,0 +1,70 @@
+// One image on its way through a program: the steps up to the features, share by share.
+#pragma once
+#include "cpu/maps.h"
+#include "plan.h"
+
+namespace ghost {
+
+/// A map inside: NHWC float32, rows dense. Where it lies in a workspace its halves are padded to multiples of 8; a
+/// caller's map is not.
+struct Value {
+  float* data = nullptr;
+  int64_t h = 0, w = 0, pixel = 0, second_at = 0;
+  Channels channels;
+  bool is_padded = true;
+
+  float* row(int64_t y) const { return data + y * w * pixel; }
+  int64_t width_of(int64_t channels) const { return is_padded ? by_eight(channels) : channels; }
+};
+
+class Image {
+ public:
+  /// `out` is where a map goes; null where the program returns features. Memory of plan.workspace.floats.
+  Image(const Program& p, const Plan& plan, const float* packed, const Map& x, const Map* out, float* features,
+        int64_t features_row, float* memory);
+
+  /// Starts on an image; one thread alone.
+  void begin(int64_t image);
+  /// The step's phase for one share. Phases of all steps are run in order, all shares of one before the next.
+  void run(int64_t step, int64_t phase, int64_t share);
+  /// All of it on this thread; the plan has one share.
+  void run_alone(int64_t image);
+
+ private:
+  struct Part {
+    int64_t row0, row1, c0, c1;
+  };
+
+  Part part(int64_t step, int64_t share) const;
+  Part kept(const Step& t, const Part& p) const;
+  void load(int64_t step, int64_t share);
+  void conv(const Step& t, int64_t step, int64_t share);
+  void ghost(const Step& t, int64_t step, int64_t phase, int64_t share);
+  void make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, const Part& p);
+  void finish(const Step& t, const Value& y1, const Value& out, int64_t y, int64_t count, const Part& p, float* sums);
+  void add_residual(const Value& residual, const float* from, int64_t from_pixel, float* to, const Value& out,
+                    int64_t y, int64_t count, int64_t channel, int64_t channels);
+  void depthwise(const Step& t, int64_t step, int64_t phase, int64_t share);
+  void excite(const Step& t, int64_t phase, int64_t share);
+  void store(int64_t share);
+  void activate(const Conv& c, const float* slopes, float* data, int64_t pixel, int64_t pixels, int64_t channels) const;
+  void product_row(const float* a, int64_t k, int64_t n, const float* panels, const float* bias, const Conv& c,
+                   const float* slopes, float* out, int64_t share) const;
+  void means(const float* sums, int64_t shares, int64_t channels, const Value& of, float* mean) const;
+  float* sums_of(int64_t share) const { return memory_ + m_.sums + share * m_.sums_of_share; }
+
+  const Program& program_;
+  const Plan& plan_;
+  const Workspace& m_;
+  const Kernels& k_;
+  const float* packed_;
+  const Map &x_, *out_;
+  float* features_;
+  int64_t features_row_;
+  float* memory_;
+  int64_t image_ = 0;
+  int64_t bound_ = -1;         // the step that writes into the caller's output itself
+  std::vector<Value> values_;  // what each step writes
+};
+
+}  // namespace ghost

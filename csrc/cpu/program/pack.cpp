@@ -1,0 +1,165 @@
+#include "pack.h"
+
+#include "cpu/checks.h"
+#include "cpu/maps.h"
+
+namespace ghost {
+namespace {
+
+using abi::Tensor;
+
+class Packer {
+ public:
+  Packer(const std::vector<Tensor>& parameters, float* packed) : parameters_(parameters), packed_(packed) {}
+
+  void step(const Step& t) {
+    const Pieces at = pieces(t);
+    float* base = packed_ + t.packed;
+    std::fill(base, base + at.end, 0.f);
+    switch (t.kind) {
+      case Kind::conv: {
+        const Tensor& w = weight({t.primary, t.channels, t.kernel, t.kernel});
+        Scratch scratch;
+        const float* scale = take(t.first, t.primary, base + at.bias, base + at.slopes);
+        panels(channels_inside(w, t, scratch), t.primary, t.kernel * t.kernel * t.channels, scale, base + at.weight);
+        break;
+      }
+      case Kind::ghost: {
+        product(t.primary, t.channels, t.first, base, at.weight, at.bias, at.slopes);
+        if (!t.made) break;
+        const Tensor& w = weight({t.made, 1, t.kernel, t.kernel});
+        const float* scale = take(t.second, t.made, base + at.second_bias, base + at.second_slopes, t.kept());
+        taps(w, t.kernel, scale, {{0, 0, t.kept()}}, padded(t.kept()), base + at.second_weight);
+        break;
+      }
+      case Kind::depthwise: {
+        const Channels& c = t.in_channels;
+        const Tensor& w = weight({c.count(), 1, t.kernel, t.kernel});
+        Scratch scratch;
+        float* logical = scratch.zeros(2 * padded(c.count()));
+        const float* scale = take(t.first, c.count(), logical, logical + padded(c.count()));
+        const Piece both[] = {{0, 0, c.first}, {c.first, c.second_at(), c.second}};
+        taps(w, t.kernel, scale, {both[0], both[1]}, padded(c.pixel()), base + at.weight);
+        for (const Piece& p : both) {
+          std::copy_n(logical + p.from, p.count, base + at.bias + p.to);
+          if (t.first.has_slopes())
+            std::copy_n(logical + padded(c.count()) + p.from, p.count, base + at.slopes + p.to);
+        }
+        break;
+      }
+      case Kind::excite:
+        product(t.hidden, t.channels, t.first, base, at.weight, at.bias, at.slopes);
+        product(t.channels, t.hidden, t.second, base, at.second_weight, at.second_bias, at.second_slopes);
+        break;
+      case Kind::dense:
+        product(t.primary, t.channels, t.first, base, at.weight, at.bias, at.slopes);
+        break;
+      default:
+        break;
+    }
+  }
+
+  void finish() const {
+    check_.that(next_ == parameters_.size(), "parameters", std::to_string(next_), static_cast<int64_t>(parameters_.size()));
+  }
+
+ private:
+  struct Piece {
+    int64_t from, to, count;
+  };
+
+  const Tensor& next() {
+    check_.that(next_ < parameters_.size(), "parameters", "more of them", static_cast<int64_t>(parameters_.size()));
+    const Tensor& t = parameters_[next_++];
+    check_.that(readable(t), "parameters", "float32 or bfloat16 tensors on the CPU", static_cast<int64_t>(next_ - 1));
+    return t;
+  }
+  const Tensor& weight(std::initializer_list<int64_t> sizes) {
+    const Tensor& t = next();
+    if (sizes.size() == 4 && t.dim() == 2) {  // a Linear's in the place of a 1x1 convolution's
+      check_.shape("parameters", t, {sizes.begin()[0], sizes.begin()[1]});
+    } else {
+      check_.shape("parameters", t, sizes);
+    }
+    return t;
+  }
+  const float* vector(bool present, int64_t channels) {
+    if (!present) return nullptr;
+    const Tensor& t = next();
+    check_.shape("parameters", t, {channels});
+    return dense(t, scratch_);
+  }
+
+  /// Bias, BatchNorm and slopes of a convolution of `channels`; the first `kept` of them are written. Returns the
+  /// BatchNorm's scale, or null.
+  const float* take(const Conv& c, int64_t channels, float* bias, float* slopes, int64_t kept = -1) {
+    kept = kept < 0 ? channels : kept;
+    const float* own = vector(c.bias, channels);
+    const float *gamma = vector(c.gamma, channels), *beta = vector(c.beta, channels);
+    const float *mean = vector(c.norm, channels), *var = vector(c.norm, channels);
+    float* scale = nullptr;
+    if (c.norm) {
+      scale = scratch_.floats(channels);
+      float* shift = scratch_.floats(channels);
+      kernels().fold({channels, own, gamma, beta, mean, var, c.eps, scale, shift});
+      own = shift;
+    }
+    if (own) std::copy_n(own, kept, bias);
+    if (c.act == kLeakyRelu) std::fill_n(slopes, kept, static_cast<float>(c.slope));
+    if (c.slopes) {
+      const Tensor& t = next();
+      check_.that(t.numel() == channels || t.numel() == 1, "parameters", "1 slope or one per channel", t.numel());
+      const float* s = dense(t, scratch_);
+      for (int64_t i = 0; i < kept; i++) slopes[i] = s[t.numel() == 1 ? 0 : i];
+    }
+    return scale;
+  }
+
+  void product(int64_t n, int64_t k, const Conv& c, float* base, int64_t w, int64_t b, int64_t s) {
+    const Tensor& tensor = weight({n, k, 1, 1});
+    const float* scale = take(c, n, base + b, base + s);
+    panels(dense(tensor, scratch_), n, k, scale, base + w);
+  }
+
+  static void panels(const float* weight, int64_t n, int64_t k, const float* scale, float* out) {
+    kernels().pack({weight, k, 1, n, k, scale, nullptr, out});
+  }
+
+  /// [out][channels][k][k] as [out][k][k][channels], the order of an NHWC map's pixels.
+  const float* channels_inside(const Tensor& w, const Step& t, Scratch& scratch) {
+    const float* from = dense(w, scratch_);
+    const int64_t taps = t.kernel * t.kernel, all = taps * t.channels;
+    float* out = scratch.floats(t.primary * all);
+    for (int64_t o = 0; o < t.primary; o++)
+      for (int64_t c = 0; c < t.channels; c++)
+        for (int64_t i = 0; i < taps; i++) out[o * all + i * t.channels + c] = from[(o * t.channels + c) * taps + i];
+    return out;
+  }
+
+  /// [channels][taps] as [taps] rows of `row` floats, pieces of channels each in its place.
+  void taps(const Tensor& w, int64_t kernel, const float* scale, std::initializer_list<Piece> pieces, int64_t row,
+            float* out) {
+    const float* from = dense(w, scratch_);
+    const int64_t taps = kernel * kernel;
+    for (const Piece& p : pieces)
+      for (int64_t c = 0; c < p.count; c++)
+        for (int64_t i = 0; i < taps; i++)
+          out[i * row + p.to + c] = from[(p.from + c) * taps + i] * (scale ? scale[p.from + c] : 1.f);
+  }
+
+  const Checks check_{"program_pack"};
+  const std::vector<Tensor>& parameters_;
+  float* packed_;
+  size_t next_ = 0;
+  Scratch scratch_;
+};
+
+}  // namespace
+
+void pack_program(const Program& p, const std::vector<Tensor>& parameters, float* packed) {
+  Packer packer(parameters, packed);
+  for (const Step& t : p.steps) packer.step(t);
+  packer.finish();
+}
+
+}  // namespace ghost

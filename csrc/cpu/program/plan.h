@@ -1,0 +1,43 @@
+// The sizes that a program has for one input: of every step, of the memory it works in, and how its work is shared.
+#pragma once
+#include <vector>
+
+#include "steps.h"
+
+namespace ghost {
+
+/// How a step's output is cut into shares, one a thread.
+enum class Cut { rows, columns };
+
+struct Sized {
+  int64_t in_h, in_w, h, w;
+  Cut cut;
+  int64_t phases;
+};
+
+/// Where things lie in an image's workspace, in floats.
+struct Workspace {
+  std::vector<int64_t> slots;
+  int64_t z, expanded, zeros, mean, hidden, gate, scaled;
+  int64_t sums, sums_of_share;  // of a share: two sums of `half_sums` floats
+  int64_t half_sums;
+  int64_t rows, rows_of_share;  // padded rows of the image, for the first convolution
+  int64_t floats;
+};
+
+struct Plan {
+  int64_t shares;
+  std::vector<Sized> steps;
+  Workspace workspace;
+  int64_t out_h = 0, out_w = 0;
+  int64_t features = 0;  // floats of a row of features: the most that any layer has
+  int64_t flops = 0;     // of one image
+
+  /// For images of h x w pixels; raises where a map would vanish.
+  Plan(const Program& p, int64_t h, int64_t w, int64_t shares);
+};
+
+/// Rows of the output that the first convolution makes at a time.
+constexpr int64_t kConvRows = 8;
+
+}  // namespace ghost

@@ -1,0 +1,212 @@
+"""``program``: a chain of steps (``backends/steps.py``) in plain PyTorch, and the packed form of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ..activation import LEAKY_RELU, PRELU, activate, apply_gate
+from ..steps import (
+    BETA, BIAS, GAMMA, NORM, SLOPES, Conv, Dense, Depthwise, Excite, Ghost, Layer, Load, Pool, Step, Store, decode,
+    layers,
+)  # fmt: skip
+from .ghost_module import fold
+
+PANEL = 16  # columns of a packed panel; csrc/cpu/kernels/kernels.h has the same
+
+
+class Folded(NamedTuple):
+    """A layer whose BatchNorm is folded in."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    slopes: torch.Tensor | None
+
+
+def _folded(parameters: Sequence[torch.Tensor], steps: list[Step]) -> list[Folded]:
+    rest, found = iter(parameters), []
+    try:
+        for layer, shape in (pair for step in steps for pair in layers(step)):
+            weight = next(rest).reshape(shape)
+            parts = (next(rest) if layer.parts & part else None for part in (BIAS, GAMMA, BETA, NORM, NORM, SLOPES))
+            bias, gamma, beta, mean, var, slopes = parts
+            if mean is not None:
+                weight, bias = fold(weight, bias, gamma, beta, mean, var, layer.eps)
+            found.append(Folded(weight, weight.new_zeros(shape[0]) if bias is None else bias, slopes))
+    except (StopIteration, RuntimeError) as error:
+        raise ValueError(f"program: parameters: expected those of the steps, in order ({error})") from error
+    if next(rest, None) is not None:
+        raise ValueError(f"program: parameters: expected {len(parameters) - 1} or fewer, got {len(parameters)}")
+    return found
+
+
+def _run(x: torch.Tensor, folded: list[Folded], steps: list[Step]) -> torch.Tensor:
+    rest = iter(folded)
+    maps: dict[int, torch.Tensor] = {}
+    squeeze = excitation = features = None
+
+    def convolve(x: torch.Tensor, layer: Layer, stride: int = 1, padding: int = 0, groups: int = 1) -> torch.Tensor:
+        weight, bias, slopes = (None if t is None else t.to(x.dtype) for t in next(rest))
+        return activate(F.conv2d(x, weight, bias, stride, padding, 1, groups), layer.act, layer.slope, slopes)
+
+    for step in steps:
+        out = None
+        if isinstance(step, Load):
+            out = x
+        elif isinstance(step, Conv):
+            out = convolve(x, step.layer, step.stride, step.padding)
+        elif isinstance(step, Ghost):
+            source = maps[step.source]
+            y1 = convolve(source * excitation[:, :, None, None] if step.scaled else source, step.layer)
+            out = y1
+            if step.made:
+                y2 = convolve(y1, step.cheap, padding=step.kernel // 2, groups=step.primary)
+                out = torch.cat([y1, y2], 1)[:, : step.kept]
+            out = out if step.residual < 0 else out + maps[step.residual]
+        elif isinstance(step, Depthwise):
+            source = maps[step.source]
+            out = convolve(source, step.layer, step.stride, step.kernel // 2, step.channels)
+        elif isinstance(step, Excite):
+            hidden = convolve(squeeze[:, :, None, None], step.reduce)
+            excitation = apply_gate(convolve(hidden, step.expand).flatten(1), step.gate)
+        elif isinstance(step, Pool):
+            features = squeeze
+        elif isinstance(step, Dense):
+            features = convolve(features[:, :, None, None], step.layer).flatten(1)
+        if out is not None:
+            maps[step.out] = out
+            if getattr(step, "squeeze", False):
+                squeeze = out.mean((2, 3))
+    return maps[steps[-1].source] if isinstance(steps[-1], Store) else features
+
+
+def program_eval(x: torch.Tensor, parameters: Sequence[torch.Tensor], steps: Sequence[int]) -> torch.Tensor:
+    """The program's result on x, N x C x H x W, with parameters as they are in the net."""
+    decoded = decode(steps)
+    return _run(x, _folded(parameters, decoded), decoded)
+
+
+def program(x: torch.Tensor, packed: torch.Tensor, steps: Sequence[int]) -> torch.Tensor:
+    """The same with packed parameters."""
+    decoded = decode(steps)
+    return _run(x, _unpack(packed, decoded), decoded)
+
+
+# The packed form. Per layer: the weight, its bias, and the slopes of LeakyReLU or PReLU; each piece begins at a multiple
+# of 16 floats. A product's weight lies in panels: 16 output channels (8 in the last, where no more are left) for each
+# input channel in turn. A depthwise one lies tap by tap, its channels in two halves as the map's, each padded to 8.
+
+
+def _up(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+def _pad(t: torch.Tensor, size: int) -> torch.Tensor:
+    return F.pad(t, (0, size - t.shape[-1]))
+
+
+def _panels(weight: torch.Tensor) -> torch.Tensor:
+    """O x I: packed."""
+    weight = F.pad(weight, (0, 0, 0, _up(weight.shape[0], 8) - weight.shape[0]))
+    return torch.cat([panel.t().reshape(-1) for panel in weight.split(PANEL)])
+
+
+def _from_panels(packed: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    height = _up(rows, 8)
+    pieces = packed[: height * columns].split(PANEL * columns)
+    return torch.cat([piece.reshape(columns, -1).t() for piece in pieces])[:rows]
+
+
+def _lanes(halves: tuple[int, int]) -> torch.Tensor:
+    """Where the channels of a map lie among its lanes."""
+    first, second = halves
+    return torch.cat([torch.arange(first), _up(first, 8) + torch.arange(second)])
+
+
+def _layouts(steps: list[Step]) -> list[tuple[Layer, tuple[int, ...], torch.Tensor | None, int]]:
+    """Of every layer: its weight's shape; for a depthwise one the lanes of the channels kept, and how many there are."""
+    halves: dict[int, tuple[int, int]] = {}
+    found = []
+    for step in steps:
+        for index, (layer, shape) in enumerate(layers(step)):
+            lanes, width = None, 0
+            if isinstance(step, Depthwise):
+                first, second = halves[step.source]
+                lanes, width = _lanes((first, second)), _up(first, 8) + _up(second, 8)
+            elif isinstance(step, Ghost) and index == 1:
+                lanes = torch.arange(step.kept - step.primary)
+                width = len(lanes)
+            found.append((layer, shape, lanes, width))
+        if isinstance(step, Load):
+            halves[step.out] = (step.channels, 0)
+        elif isinstance(step, Conv):
+            halves[step.out] = (step.filters, 0)
+        elif isinstance(step, Ghost):
+            halves[step.out] = (step.primary, step.kept - step.primary)
+        elif isinstance(step, Depthwise):
+            halves[step.out] = halves[step.source]
+    return found
+
+
+def packed_floats(steps: Sequence[int]) -> int:
+    """How long the packed form is."""
+    total = 0
+    for layer, shape, lanes, width in _layouts(decode(steps)):
+        taps = shape[2] * shape[3]
+        row = _up(shape[0] if lanes is None else width, 16)
+        weight = _up(_up(shape[0], 8) * taps * shape[1], 16) if lanes is None else taps * row
+        total += weight + row * (2 if layer.act in (LEAKY_RELU, PRELU) else 1)
+    return total
+
+
+def program_pack(parameters: Sequence[torch.Tensor], steps: Sequence[int]) -> torch.Tensor:
+    """The packed form of a net's parameters, float32."""
+    decoded, pieces = decode(steps), []
+    for folded, (layer, shape, lanes, width) in zip(_folded(parameters, decoded), _layouts(decoded), strict=True):
+        weight, bias = folded.weight.detach().float().cpu(), folded.bias.detach().float().cpu()
+        slopes = None
+        if layer.act in (LEAKY_RELU, PRELU):
+            slopes = torch.full((), layer.slope) if folded.slopes is None else folded.slopes.detach().float().cpu()
+            slopes = slopes.expand(shape[0]) if slopes.numel() == 1 else slopes
+        if lanes is None:
+            pieces.append(_panels(weight.permute(0, 2, 3, 1).reshape(shape[0], -1)))
+            vectors = [bias] if slopes is None else [bias, slopes]
+        else:
+            spread = lambda t: t.new_zeros(_up(width, 16)).index_copy(0, lanes, t[: len(lanes)])  # noqa: B023
+            pieces += [spread(tap) for tap in weight.flatten(1).t()]
+            vectors = [spread(bias)] if slopes is None else [spread(bias), spread(slopes)]
+        pieces += vectors
+    return torch.cat([_pad(piece, _up(len(piece), 16)) for piece in pieces] or [torch.zeros(0)])
+
+
+def _unpack(packed: torch.Tensor, steps: list[Step]) -> list[Folded]:
+    at, found = 0, []
+
+    def take(floats: int) -> torch.Tensor:
+        nonlocal at
+        piece = packed[at : at + floats]
+        at += _up(floats, 16)
+        return piece
+
+    for layer, shape, lanes, width in _layouts(steps):
+        out, taps = shape[0], shape[2] * shape[3]
+        if lanes is None:
+            columns = taps * shape[1]
+            weight = _from_panels(take(_up(out, 8) * columns), out, columns)
+            weight = weight.reshape(out, shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+            spread = lambda t: t[:out]  # noqa: B023
+            width = out
+        else:
+            rows = take(taps * _up(width, 16)).reshape(taps, -1).index_select(1, lanes.to(packed.device))
+            dropped = (0, 0, 0, out - len(lanes))  # channels past the slice are not there: as zeros
+            weight = F.pad(rows.t(), dropped).reshape(shape)
+            spread = lambda t: _pad(t[lanes], out)  # noqa: B023
+        bias = spread(take(_up(width, 16)))
+        slopes = spread(take(_up(width, 16))) if layer.act in (LEAKY_RELU, PRELU) else None
+        found.append(Folded(weight, bias, slopes if layer.act == PRELU else None))
+    if at != packed.numel():
+        raise ValueError(f"program: packed: expected {at} elements, got {packed.numel()}")
+    return found

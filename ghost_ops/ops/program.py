@@ -1,0 +1,32 @@
+"""``program``: a net, or a run of its blocks, in one call; ``program_pack``: the form that its parameters take.
+
+A program is inference: BatchNorms use their running statistics, and nothing is differentiable. ``program`` reads
+parameters that were packed before, ``program_eval`` those of the net as they are now.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..backends import reference
+from ..backends.steps import decode, output_shape
+from ._library import memory_format, overload, refuse_backward, register_fake
+
+
+def _fake(x, _parameters, steps):
+    shape = output_shape(decode(steps), *x.shape[:1], *x.shape[2:])
+    out = x.new_empty(shape)
+    return out.to(memory_format=memory_format(x)) if len(shape) == 4 else out
+
+
+def _fake_pack(parameters, steps):
+    return torch.empty(reference.packed_floats(steps), dtype=torch.float32)
+
+
+register_fake("program", _fake)
+register_fake("program_eval", _fake)
+register_fake("program_pack", _fake_pack)
+for _name in ("program", "program_eval", "program_pack"):
+    refuse_backward(_name)
+
+program, program_pack, program_eval = (overload(name) for name in ("program", "program_pack", "program_eval"))

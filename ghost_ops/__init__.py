@@ -16,7 +16,7 @@ from .nn import (
     SELayer,
     SqueezeExcite,
 )
-from .surgery import explain, fuse, revert
+from .surgery import explain, freeze, fuse, revert
 
 __all__ = [
     "FusedGhostBottleneck",
@@ -28,6 +28,7 @@ __all__ = [
     "SELayer",
     "SqueezeExcite",
     "explain",
+    "freeze",
     "functional",
     "fuse",
     "models",

@@ -1,6 +1,7 @@
 """Modules, as people write nets: plain ones, and fused ones with the same constructors and state_dicts."""
 
 from .bottleneck import GhostBottleneck
+from .frozen import FrozenProgram
 from .fused_bottleneck import FusedGhostBottleneck
 from .fused_ghost_module import FusedGhostModule
 from .fused_squeeze_excite import FusedSELayer, FusedSqueezeExcite
@@ -10,6 +11,7 @@ from .squeeze_excite import SELayer, SqueezeExcite
 
 __all__ = [
     "BottleneckParts",
+    "FrozenProgram",
     "FusedGhostBottleneck",
     "FusedGhostModule",
     "FusedSELayer",

@@ -111,7 +111,7 @@ class Structure:
         return module
 
     def _read(self, owner: nn.Module, name: str, child: nn.Module, path: str) -> None:
-        if _is_hooked(child):
+        if is_hooked(child):
             raise Unfusable(f"its child {path!r} carries hooks, or a forward of its own: these must run")
         if "parametrizations" in child._modules:
             raise Unfusable(f"its child {path!r} is parametrised")
@@ -194,7 +194,8 @@ class Structure:
         return any(_geometry(half.conv) != half.geometry for half in self.halves)
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something else than its class's forward runs when it is called."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

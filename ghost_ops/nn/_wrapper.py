@@ -10,8 +10,8 @@ from torch import nn
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_OWN = ("_source", "_source_parts", "_plan")
-_TRANSIENT = ("_plan", "_compiled_call_impl")  # of one object: neither copied nor pickled
+_OWN = ("_source", "_source_parts", "_plan", "_program")
+_TRANSIENT = ("_plan", "_program", "_compiled_call_impl")  # of one object: neither copied nor pickled
 
 
 class Wrapper(nn.Module):
@@ -103,7 +103,8 @@ class Wrapper(nn.Module):
 
     def _replicate_for_data_parallel(self) -> Self:
         replica = super()._replicate_for_data_parallel()
-        replica.__dict__.pop("_plan", None)
+        for name in ("_plan", "_program"):
+            replica.__dict__.pop(name, None)
         if self._source is not None:
             source = replica.__dict__["_source"] = self._source._replicate_for_data_parallel()
             for name in ("_modules", "_parameters", "_buffers"):

@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from ..backends import choose
-from ..backends.activation import activate
-from . import _batch_norm
-from ._batch_norm import BATCH
-from ._structure import PLAIN_TENSORS, Half, Structure, Unfusable, refuse_input, refuse_now
+from ..ops.program import program_eval
+from ._program import Builder, Built, parameters
+from ._structure import Half, Structure, Unfusable, refuse_input, refuse_now
 from ._wrapper import Wrapper
 from .bottleneck import GhostBottleneck
 from .fused_ghost_module import FusedGhostModule, need_grad
-from .fused_squeeze_excite import Excitation, FusedSqueezeExcite, _FusedSqueezeExcite
+from .fused_squeeze_excite import FusedSqueezeExcite, _FusedSqueezeExcite
 from .parts import BottleneckParts
 
 
@@ -31,9 +29,9 @@ class _Plan(NamedTuple):
 class FusedGhostBottleneck(Wrapper, GhostBottleneck):
     """Ghost bottleneck over the fused operators: constructor, parameters and state_dict of :class:`GhostBottleneck`.
 
-    In eval without gradients the first Ghost module returns the squeeze of its output as it writes it, the second
-    applies the excitation as it reads and adds the shortcut as it writes. Otherwise (training, gradients, compilation,
-    hooks between the parts) the parts run in turn, each fused on its own.
+    In eval without gradients the block is one call: ghost1, depthwise convolution, squeeze in passing, excitation into
+    ghost2's weights, shortcut added in passing. Otherwise (training, gradients, compilation, hooks between the parts)
+    the parts run in turn, each fused on its own.
 
     ``FusedGhostBottleneck.wrap(block, BottleneckParts(...))`` takes the place of somebody else's block, whose Ghost
     modules and SE layer have been wrapped before.
@@ -42,6 +40,7 @@ class FusedGhostBottleneck(Wrapper, GhostBottleneck):
     _plain_class = GhostBottleneck
     _ghost_module = FusedGhostModule
     _squeeze_excite = FusedSqueezeExcite
+    _program: tuple | None = None
 
     @staticmethod
     def _paths(parts: object) -> list[str]:
@@ -66,64 +65,68 @@ class FusedGhostBottleneck(Wrapper, GhostBottleneck):
         if self.training or torch.compiler.is_compiling():
             return self._plain(x)
         try:
-            plan, excitation = self._route(x)
+            built, parameters = self._route(x)
         except Unfusable:
             return self._plain(x)
-        return _run(plan, excitation, x)
+        return program_eval(x, parameters, built.code)
 
     def why(self, x: torch.Tensor) -> str:
         """How the block would run on an input such as x: as one, or its parts in turn, and then why."""
         if self.training:
             return "its parts in turn: it is in training mode"
         try:
-            plan, _ = self._route(x)
+            self._route(x)
         except Unfusable as reason:
             return f"its parts in turn: {reason}"
-        return f"as one block, ghost1 by {plan.ghost1.why(x)}"
+        return f"as one block, by program_eval on {choose('program_eval', x)}"
 
-    def _route(self, x: torch.Tensor) -> tuple[_Plan, Excitation | None]:
-        """The plan, and the excitation between the Ghost modules; raises ``Unfusable``."""
+    def build(self, builder: Builder, source: int) -> int:
+        """Write the block's steps; returns the slot of its output. ``source`` is released.
+
+        Raises:
+            Unfusable: no program computes the block as it is now.
+        """
+        _, ghost1, depthwise, se, ghost2, shortcut = self._current_plan()
+        expands = se is not None
+        expanded = ghost1.build(builder, source, squeeze=expands and not depthwise)
+        inner = builder.chain(depthwise, expanded, squeeze=expands)
+        if inner != expanded:
+            builder.release(expanded)
+        if se is not None:
+            se.build(builder)
+        residual = builder.chain(shortcut, source)
+        out = ghost2.build(builder, inner, residual=residual, scaled=expands)
+        builder.release(source, inner, residual)
+        return out
+
+    def _built(self) -> Built:
+        """The block as a program, made anew where something inside has changed."""
+        plan = self._current_plan()
+        plans = (plan, plan.ghost1._current_plan(), plan.ghost2._current_plan(), plan.se and plan.se._current_plan())
+        if self._program is None or any(a is not b for a, b in zip(self._program[0], plans, strict=True)):
+            builder = Builder()
+            builder.store(self.build(builder, builder.load(plan.ghost1.channels())))
+            self.__dict__["_program"] = plans, builder.finish()
+        return self._program[1]
+
+    def _route(self, x: torch.Tensor) -> tuple[Built, list[torch.Tensor]]:
+        """The block as a program, and its parameters now; raises ``Unfusable``."""
         why = refuse_now() or refuse_input(x)
         if why is not None:
             raise Unfusable(why)
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.get_autocast_dtype(x.device.type):
             raise Unfusable("autocast makes of its parts and of its shortcut different dtypes")
-        plan = self._current_plan()
-        _, ghost1, depthwise, se, ghost2, shortcut = plan
-        choice = choose("ghost_module_eval", x)
+        choice = choose("program_eval", x)
         if choice.backend == "reference":
             raise Unfusable(str(choice))
-        excitation = None if se is None else se.excitation(x)
-        tensors = [t for half in (*depthwise, *shortcut) for t in half.tensors() if t is not None]
-        if not all(type(t) in PLAIN_TENSORS for t in tensors):
-            raise Unfusable("one of its parameters is no plain tensor")
-        for half in (*depthwise, *shortcut):
-            if _batch_norm.statistics(half.norm) is BATCH:
-                raise Unfusable("one of its BatchNorms uses batch statistics")
-        if torch.is_grad_enabled():
-            tensors += [] if excitation is None else excitation[1:]
-            if need_grad((x, *tensors, *ghost1.tensors(), *ghost2.tensors())):
-                raise Unfusable("gradients are wanted")
-        return plan, excitation
-
-
-def _chain(halves: list[Half], x: torch.Tensor) -> torch.Tensor:
-    """Convolutions with their BatchNorms folded in."""
-    for half in halves:
-        weight, bias = _batch_norm.folded(half)
-        stride, padding, dilation, groups, _ = half.geometry
-        x = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-        x = activate(x, half.code, half.slope(), half.tensors()[6])
-    return x
-
-
-def _run(plan: _Plan, excitation: Excitation | None, x: torch.Tensor) -> torch.Tensor:
-    _, ghost1, depthwise, _, ghost2, shortcut = plan
-    scale = None
-    if excitation is None or depthwise:
-        y = _chain(depthwise, ghost1.run(x))
-        scale = None if excitation is None else excitation(y.mean((2, 3)))
-    else:
-        y, squeeze = ghost1.run(x, return_squeeze=True)
-        scale = excitation(squeeze)
-    return ghost2.run(y, input_scale=scale, residual=_chain(shortcut, x))
+        built = self._built()
+        found = parameters(built, x)
+        if found is None:
+            self.__dict__["_program"] = None
+            built = self._built()
+            found = parameters(built, x)
+        if found[0].shape[1] != x.shape[1]:
+            raise Unfusable(f"its input has {x.shape[1]} channels, its weights do not")
+        if need_grad((x, *found)):
+            raise Unfusable("gradients are wanted")
+        return built, found

@@ -12,6 +12,7 @@ from ..backends import Choice, choose
 from ..ops.checks import autocast
 from . import _batch_norm
 from ._batch_norm import ABSENT, BATCH, RUNNING
+from ._program import Builder
 from ._structure import PLAIN_TENSORS, Half, Structure, Unfusable, refuse_input, refuse_now
 from ._wrapper import Wrapper
 from .ghost_module import GhostModule
@@ -104,6 +105,19 @@ class FusedGhostModule(Wrapper, GhostModule):
         """Parameters and statistics that an operator would read; raises ``Unfusable``."""
         plan = self._current_plan()
         return _tensors(plan.primary, plan.cheap)
+
+    def channels(self) -> int:
+        """Of the input; raises ``Unfusable``."""
+        return self._current_plan().primary.conv.in_channels
+
+    def build(self, builder: Builder, source: int, **more) -> int:
+        """Write its step of a program; returns the slot of its output.
+
+        Raises:
+            Unfusable: no program computes the module as it is now.
+        """
+        _, primary, cheap, kept, _ = self._current_plan()
+        return builder.ghost(primary, cheap, kept, source, **more)
 
     def _route(self, x: torch.Tensor) -> tuple[str, _Plan, torch.Tensor, tuple]:
         """The operator for x now, the plan, x as autocast wants it, and the tensors; raises ``Unfusable``."""

@@ -9,7 +9,8 @@ from torch import nn
 
 from .. import functional
 from ..backends import choose
-from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, PRELU
+from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU
+from ._program import Builder, Dense
 from ._structure import PLAIN_TENSORS, Structure, Unfusable, refuse_input, refuse_now
 from ._wrapper import Wrapper
 from .parts import SqueezeExciteParts
@@ -24,22 +25,6 @@ class _Plan(NamedTuple):
     expand: nn.Module
     act: int
     gate: int
-
-
-class Excitation(NamedTuple):
-    """Squeeze to excitation of one layer, with the tensors that it has now."""
-
-    plan: _Plan
-    reduce_weight: torch.Tensor
-    reduce_bias: torch.Tensor | None
-    expand_weight: torch.Tensor
-    expand_bias: torch.Tensor | None
-
-    def __call__(self, squeeze: torch.Tensor) -> torch.Tensor:
-        plan, reduce, reduce_bias, expand, expand_bias = self
-        return functional.excite(
-            squeeze, reduce.flatten(1), reduce_bias, expand.flatten(1), expand_bias, plan.act, plan.gate
-        )
 
 
 class _FusedSqueezeExcite(Wrapper):
@@ -79,14 +64,17 @@ class _FusedSqueezeExcite(Wrapper):
             return f"plain PyTorch: {reason}"
         return f"{_OP} on {choose(_OP, x)}"
 
-    def excitation(self, x: torch.Tensor) -> Excitation:
-        """The function from the mean of a map over H and W (N x C) to the gate's value, in x's dtype and device.
+    def build(self, builder: Builder) -> None:
+        """Write its step of a program, from the squeeze to the excitation.
 
         Raises:
             Unfusable: its children must be called.
         """
-        plan = self._current_plan()
-        return Excitation(plan, *_tensors(plan, x))
+        _, reduce, expand, act, gate = self._current_plan()
+        for part in (reduce, expand):
+            if "weight" not in part._parameters:
+                raise Unfusable("the weight of one of its layers is no parameter of its own")
+        builder.excite(expand.weight.shape[0], Dense(reduce, None, None, act), Dense(expand, None, None, NONE), gate)
 
     def _route(self, x: torch.Tensor) -> tuple[_Plan, tuple]:
         compiling = torch.compiler.is_compiling()

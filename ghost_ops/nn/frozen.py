@@ -1,0 +1,66 @@
+"""``FrozenProgram``: part of a net, or all of it, as one operator call over packed parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..backends import choose, native
+from ..backends.steps import Store, decode
+from ..ops.program import program, program_pack
+from ._program import Built
+from ._structure import Unfusable
+
+
+class FrozenProgram(nn.Module):
+    """What ``ghost_ops.freeze`` puts in the place of a run of modules: inference alone, with weights of its own.
+
+    Its only state is the buffer ``packed``, in a form that is the same on every processor, and the list of ``steps``
+    (``ghost_ops/backends/steps.py``). It may be called by many threads at once.
+
+    Args:
+        packed: the packed parameters, float32.
+        steps: what to do with them.
+        parts: for people: the modules that it stands for.
+
+    Shape: N x C x H x W, float32 or bfloat16, NCHW or channels_last, of any N, H and W that the net takes, to a map in
+    the input's dtype and memory format, or to N x features.
+    """
+
+    def __init__(self, packed: torch.Tensor, steps: list[int], parts: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.register_buffer("packed", packed)
+        self.steps = list(steps)
+        self.parts = parts
+
+    @classmethod
+    def of(cls, built: Built, parts: tuple[str, ...] = (), dtype: torch.dtype | None = None) -> FrozenProgram:
+        """Packs copies of the parameters, as they are now; rounded to ``dtype`` first."""
+        tensors = [t.detach() for source in built.sources for t in source.tensors() if t is not None]
+        kept = dtype or tensors[0].dtype
+        if any(not t.is_floating_point() or t.dtype is torch.float64 for t in tensors) or kept is torch.float16:
+            raise Unfusable("the kernels take float32 and bfloat16 parameters")
+        if not all(t.is_cpu for t in tensors):
+            raise Unfusable("the kernels run on the CPU, its parameters are elsewhere")
+        rounded = [t.to(kept).float() for t in tensors]
+        with torch.no_grad():
+            return cls(program_pack(rounded, built.code), built.code, parts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return program(x, self.packed, self.steps)
+
+    def why(self, x: torch.Tensor) -> str:
+        """Which backend runs it on an input such as x, and why not a faster one."""
+        return f"program on {choose('program', x)}"
+
+    def scratch_bytes(self, x: torch.Tensor) -> int:
+        """Memory that a call on x works in, beside input and output, on each of the threads that share its images."""
+        return native.program_scratch(self.steps, *x.shape[2:])
+
+    def extra_repr(self) -> str:
+        names = [type(step).__name__.lower() for step in decode(self.steps)]
+        counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+        return f"{self.packed.numel()} packed parameters; {counts}"
+
+    def returns_map(self) -> bool:
+        return isinstance(decode(self.steps)[-1], Store)

@@ -1,0 +1,354 @@
+"""``freeze``: a net for inference alone, its longest runs of known modules as one operator call each."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from ..backends import native
+from ..nn import FusedGhostBottleneck, FusedGhostModule
+from ..nn._program import Builder, Dense
+from ..nn._structure import Structure, Unfusable, is_hooked
+from ..nn._wrapper import Wrapper
+from ..nn.frozen import FrozenProgram
+from .fuse import fuse
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.BatchNorm1d)
+_ACTS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.Hardswish)
+_ACT_FUNCTIONS = {F.relu: nn.ReLU, torch.relu: nn.ReLU, F.relu6: nn.ReLU6, F.silu: nn.SiLU, F.hardswish: nn.Hardswish}
+_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
+
+
+def freeze(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of ``net`` for inference: BatchNorms folded, weights packed, whole runs of blocks in one operator call.
+
+    Stem, Ghost modules, Ghost bottlenecks with or without stride and squeeze-and-excite, 1x1 convolutions, pooling and
+    classifier of a net become programs (:class:`ghost_ops.nn.FrozenProgram`), the longest runs of them one each; what
+    lies between stays as it is. The result takes every batch and image size that ``net`` takes, and many threads may
+    call it at once. Its weights are copies: a later change of ``net`` does not reach it, and it cannot be trained.
+    ``explain`` names the programs, and what was left as it is and why.
+
+    It can be saved with ``torch.save``, exported with ``torch.export``, packed with AOTInductor and compiled; whoever
+    loads it must have imported ghost_ops. Packed weights are the same on every processor.
+
+    Args:
+        net: any module in eval mode; it is not changed.
+        dtype: torch.float32 or torch.bfloat16, of weights, inputs and results; None keeps that of the parameters.
+            bfloat16 rounds weights, inputs and results; in between programs compute in float32.
+
+    Raises:
+        TypeError: net is no ``torch.nn.Module``.
+        ValueError: net is in training mode, or a dtype that is not known.
+
+    Warns:
+        UserWarning: nothing was found to freeze; the copy runs as ``net`` does.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"freeze: net: expected a torch.nn.Module, got {type(net).__name__}")
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"freeze: dtype: expected None, torch.float32 or torch.bfloat16, got {dtype}")
+    if net.training:
+        raise ValueError("freeze: net: expected a net in eval mode (net.eval()), got one in training mode")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        frozen = fuse(copy.deepcopy(net)).requires_grad_(False)
+    if dtype is not None:
+        frozen = frozen.to(dtype)
+    _open_norms(frozen)
+    reason = "its kernels are not there: " + (native.reason() or "") if not native.available() else None
+    frozen = _by_graph(frozen) if reason is None else frozen
+    if not any(isinstance(module, FrozenProgram) for module in frozen.modules()):
+        why = reason or "no Ghost module that a program computes was found"
+        warnings.warn(f"freeze: nothing of this {type(net).__name__} was frozen: {why}", UserWarning, stacklevel=2)
+    return frozen
+
+
+def _open_norms(net: nn.Module) -> None:
+    """BatchNorms that apply an activation too (timm's ``BatchNormAct2d``), as the two modules that they are."""
+    for owner in list(net.modules()):
+        for name, child in owner._modules.items():
+            if not isinstance(child, nn.BatchNorm2d) or type(child) in _NORMS or is_hooked(child):
+                continue
+            if child.running_mean is None or not all(type(m) in (*_NOTHING, *_ACTS) for m in child.children()):
+                continue
+            plain = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
+            plain.__dict__.update(child.__dict__, _modules={})
+            opened = nn.Sequential(plain, *(m for m in child.children() if type(m) in _ACTS))
+            if _same(child, opened, child.num_features):
+                owner._modules[name] = opened
+
+
+def _same(a: nn.Module, b: nn.Module, channels: int) -> bool:
+    """Whether two modules in eval make the same of a map, in float64."""
+    a, b = copy.deepcopy(a).cpu().double(), copy.deepcopy(b).cpu().double()
+    x = 3 * torch.randn(2, channels, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return torch.allclose(a(x.clone()), b(x.clone()), rtol=1e-12, atol=1e-12)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        known = isinstance(module, (Wrapper, FrozenProgram)) or super().is_leaf_module(module, path)
+        return known or is_hooked(module) or "parametrizations" in module._modules
+
+
+def _by_graph(net: nn.Module) -> nn.Module:
+    """Runs of modules of the whole net, where its forward can be traced; else those inside its children."""
+    if isinstance(net, FrozenProgram):
+        return net
+    if isinstance(net, Wrapper):  # on its own
+        run = _Run(None, {})
+        if run.module("", net):
+            return run.program()
+    try:
+        tracer = _Tracer()
+        graph = tracer.trace(net)
+        if type(net) is not fx.GraphModule:
+            _only_plain_inputs(graph)
+    except Exception:  # a forward that depends on what only running it tells: its children may still be traced
+        for name, child in net.named_children():
+            if not is_hooked(child) and list(child.children()) or isinstance(child, Wrapper):
+                net._modules[name] = _by_graph(child)
+        return net
+    if isinstance(net, Wrapper):
+        return net
+    traced = fx.GraphModule(net, graph, type(net).__name__)
+    if not _replace_runs(traced):
+        return net
+    nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
+    if len(nodes) == 1 and nodes[0].op == "call_module" and _returns(traced.graph, nodes[0]):
+        return traced.get_submodule(nodes[0].target)
+    return traced
+
+
+def _only_plain_inputs(graph: fx.Graph) -> None:
+    if any(node.op == "placeholder" and node.args for node in graph.nodes):
+        raise Unfusable("its forward has optional arguments")
+
+
+def _returns(graph: fx.Graph, node: fx.Node) -> bool:
+    (output,) = (n for n in graph.nodes if n.op == "output")
+    (source,) = (n for n in graph.nodes if n.op == "placeholder")
+    return output.args == (node,) and node.args == (source,)
+
+
+def _replace_runs(traced: fx.GraphModule) -> int:
+    """Put a program in the place of every run of nodes that it computes; returns how many."""
+    modules = dict(traced.named_modules())
+    done: set[fx.Node] = set()
+    count = 0
+    for node in list(traced.graph.nodes):
+        if node in done or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+            continue
+        run = _Run(node, modules)
+        if not run.grow():
+            continue
+        name = f"program_{count}"
+        count += 1
+        traced.add_submodule(name, run.program())
+        with traced.graph.inserting_before(node):
+            result = traced.graph.call_module(name, (node.args[0],))
+            if run.flat is False:
+                index = (slice(None), slice(None), None, None)
+                result = traced.graph.call_function(operator.getitem, (result, index))
+        run.last.replace_all_uses_with(result)
+        done.update(run.nodes)
+        for old in reversed(run.nodes):
+            traced.graph.erase_node(old)
+    if count:
+        traced.graph.lint()
+        traced.delete_all_unused_submodules()
+        traced.recompile()
+    return count
+
+
+class _Run:
+    """A run of nodes, each reading only the one before, as it grows into a program.
+
+    Attributes:
+        nodes: those that the program stands for, in order.
+        last: the one whose value the program returns.
+        flat: whether the features are N x C as the program returns them (False: N x C x 1 x 1); None of a map.
+    """
+
+    def __init__(self, first: fx.Node | None, modules: dict[str, nn.Module]) -> None:
+        self.modules = modules
+        self.builder = Builder()
+        self.slot = -1
+        self.flat: bool | None = None
+        self.nodes: list[fx.Node] = []
+        self.parts: list[str] = []
+        self.last = first
+        self.has_ghost = False
+
+    # Nodes
+
+    def grow(self) -> bool:
+        """Take as many nodes as there are; whether that is worth a program."""
+        node: fx.Node | None = self.last
+        while node is not None:
+            mark = self._mark()
+            try:
+                taken = self._unit(node)
+            except Unfusable:
+                taken = []
+            if not taken:
+                self._reset(mark)
+                break
+            self.nodes += taken
+            self.last = taken[-1]
+            node = self._next(self.last)
+        return self.has_ghost
+
+    def _next(self, node: fx.Node) -> fx.Node | None:
+        """The one node that reads this one; a ``view(x.size(0), -1)`` counts as one, its size taken on the way."""
+        users = list(node.users)
+        if len(users) == 2:
+            sizes = [u for u in users if u.op == "call_method" and u.target == "size" and u.args == (node, 0)]
+            views = [u for u in users if u.op == "call_method" and u.target in ("view", "reshape")]
+            if len(sizes) == len(views) == 1 and list(sizes[0].users) == views and views[0].args == (
+                node, sizes[0], -1,
+            ):  # fmt: skip
+                return views[0]
+        return users[0] if len(users) == 1 and users[0].op in ("call_module", "call_function", "call_method") else None
+
+    def _module_of(self, node: fx.Node | None) -> nn.Module | None:
+        plain = node is not None and node.op == "call_module" and len(node.args) == 1 and not node.kwargs
+        return self.modules[node.target] if plain else None
+
+    def _unit(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes of the next unit, now part of the program; none where no program computes it."""
+        module = self._module_of(node)
+        if module is not None and is_hooked(module):
+            return []
+        if isinstance(module, _NOTHING) and self.builder.steps:
+            return [node]
+        if self.flat is None and isinstance(module, Wrapper):
+            return [node] if self.module(node.target, module) else []
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            return self._convolution(node, module)
+        if self.flat is None and self.builder.steps and self._is_pooling(node, module):
+            return self._pool(node)
+        if self.flat is not None and self._is_flattening(node, module):
+            self.flat = True
+            sizes = [a for a in node.args[1:] if isinstance(a, fx.Node)]
+            return [*sizes, node]
+        return []
+
+    # Units
+
+    def module(self, name: str, module: nn.Module) -> bool:
+        """A Ghost module or bottleneck."""
+        try:
+            if isinstance(module, FusedGhostBottleneck):
+                source = self._source(module._current_plan().ghost1.channels())
+                self.slot = module.build(self.builder, source)
+            elif isinstance(module, FusedGhostModule):
+                source = self._source(module.channels())
+                self.slot = module.build(self.builder, source)
+                self.builder.release(source)
+            else:
+                return False
+        except Unfusable:
+            return False
+        self.parts.append(name)
+        self.has_ghost = True
+        return True
+
+    def _source(self, channels: int) -> int:
+        return self.slot if self.builder.steps else self.builder.load(channels)
+
+    def _convolution(self, node: fx.Node, module: nn.Module) -> list[fx.Node]:
+        """A convolution or linear layer with the BatchNorm and activation after it."""
+        taken, norm, act = [node], None, None
+        after = self._next(node)
+        if isinstance(self._module_of(after), _NORMS):
+            norm = self._module_of(after)
+            taken.append(after)
+            after = self._next(after)
+        while isinstance(self._module_of(after), nn.Identity):
+            taken.append(after)
+            after = self._next(after)
+        act = self._activation(after)
+        if act is not None:
+            taken.append(after)
+        if any(is_hooked(m) for m in (norm, act) if m is not None):
+            raise Unfusable("its BatchNorm or activation carries hooks")
+        if self.flat is not None:
+            code = Structure.activation(act)
+            if type(module) is nn.Conv2d:
+                if module.kernel_size != (1, 1) or module.groups != 1 or module.padding not in ((0, 0), "valid"):
+                    raise Unfusable("its convolution of a single pixel is not 1x1")
+            elif type(module) is not nn.Linear or not self.flat:
+                raise Unfusable("a layer of other than flat features")
+            self.builder.dense(Dense(module, norm, act, code))
+        elif isinstance(module, nn.Linear):
+            return []
+        else:
+            half = Structure(module).triple(module, norm, act)
+            if not self.builder.steps and not half.is_pointwise():
+                self.slot = self.builder.convolution(half)
+            else:
+                source = self._source(module.in_channels)
+                self.slot = self.builder.chain([half], source)
+                self.builder.release(source)
+        self.parts += [n.target for n in taken if n.op == "call_module"]
+        return taken
+
+    def _activation(self, node: fx.Node | None) -> nn.Module | None:
+        module = self._module_of(node)
+        if type(module) in _ACTS:
+            return module
+        known = node is not None and node.op == "call_function" and node.target in _ACT_FUNCTIONS
+        if known and len(node.args) == 1 and set(node.kwargs) <= {"inplace"}:
+            return _ACT_FUNCTIONS[node.target]()
+        return None
+
+    def _is_pooling(self, node: fx.Node, module: nn.Module | None) -> bool:
+        if type(module) is nn.AdaptiveAvgPool2d:
+            return module.output_size in (1, (1, 1))
+        if node.op == "call_function" and node.target is F.adaptive_avg_pool2d:
+            return node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
+        if (node.op, node.target) in (("call_method", "mean"), ("call_function", torch.mean)):
+            dims = [d % 4 for d in (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ()))]
+            return sorted(dims) == [2, 3] and set(node.kwargs) <= {"dim", "keepdim"}
+        return False
+
+    def _pool(self, node: fx.Node) -> list[fx.Node]:
+        step = self.builder.steps[-1]
+        if getattr(step, "out", -1) != self.slot or not hasattr(step, "squeeze"):
+            return []
+        self.builder.steps[-1] = replace(step, squeeze=True)
+        self.builder.pool(step.kept if hasattr(step, "kept") else step.channels)
+        keepdim = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
+        self.flat = node.target in ("mean", torch.mean) and not keepdim
+        return [node]
+
+    def _is_flattening(self, node: fx.Node, module: nn.Module | None) -> bool:
+        if type(module) is nn.Flatten:
+            return (module.start_dim, module.end_dim) == (1, -1)
+        if node.op == "call_method" and node.target in ("view", "reshape"):
+            return len(node.args) == 3 and node.args[2] == -1 and isinstance(node.args[1], fx.Node)
+        flattens = (node.op, node.target) in (("call_method", "flatten"), ("call_function", torch.flatten))
+        start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
+        return flattens and start == 1 and len(node.args) < 3 and set(node.kwargs) <= {"start_dim"}
+
+    # The program
+
+    def program(self) -> FrozenProgram:
+        if self.flat is None:
+            self.builder.store(self.slot)
+        return FrozenProgram.of(self.builder.finish(), tuple(self.parts))
+
+    def _mark(self) -> tuple:
+        return self.builder.mark(), self.slot, self.flat, list(self.parts), self.has_ghost
+
+    def _reset(self, mark: tuple) -> None:
+        builder, self.slot, self.flat, self.parts, self.has_ghost = mark
+        self.builder.reset(builder)

@@ -142,17 +142,21 @@ inline abi::Layout layout_of(const abi::Tensor& x) {
   return x.stride(1) == 1 && x.size(1) > 1 ? abi::Layout::channels_last : abi::Layout::contiguous;
 }
 
-/// A new map in x's dtype and layout. Large ones are asked to lie in huge pages: they are fresh memory, and mapping it
-/// 4 KB at a time costs more than computing what goes there (docs/performance.md).
-inline abi::Tensor new_map(std::initializer_list<int64_t> sizes, const abi::Tensor& x) {
-  abi::Tensor t = abi::empty(sizes, x.dtype(), layout_of(x));
+/// Asks for huge pages where a large block lies: fresh memory is mapped 4 KB at a time, at a cost above that of computing
+/// what goes there, and weights that are read once a call miss the TLB (docs/performance.md).
+inline void advise_huge_pages([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kHuge = 2 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.data<char>());
-  const uintptr_t end = begin + t.numel() * (x.dtype() == abi::DType::bfloat16 ? 2 : 4);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data), end = begin + bytes;
   const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = end / kHuge * kHuge;
   if (last > first && last - first >= 4 * kHuge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
+}
+
+/// A new map in x's dtype and layout.
+inline abi::Tensor new_map(std::initializer_list<int64_t> sizes, const abi::Tensor& x) {
+  abi::Tensor t = abi::empty(sizes, x.dtype(), layout_of(x));
+  advise_huge_pages(t.data<char>(), t.numel() * (x.dtype() == abi::DType::bfloat16 ? 2 : 4));
   return t;
 }
 

@@ -10,6 +10,7 @@ namespace ghost {
 namespace {
 
 constexpr int64_t kShareFlops = 1 << 19;  // less than this is not worth a thread
+constexpr int64_t kTogether = 8;          // images that a thread has under way at once
 
 /// The steps over features: each layer of all images at once, its columns shared out.
 void dense(const Program& p, const float* packed, int64_t n, int64_t row, float* from, float* to, float** result) {
@@ -31,10 +32,39 @@ void dense(const Program& p, const float* packed, int64_t n, int64_t row, float*
   *result = from;
 }
 
+/// What a call hands to every image.
+struct Call {
+  const Program& program;
+  const float* packed;
+  const Map& x;
+  const Map* out;
+  float* features;
+  int64_t features_row;
+
+  Image image(const Plan& plan, float* shared, float* own) const {
+    return Image(program, plan, packed, x, out, features, features_row, shared, own);
+  }
+};
+
+/// Images by this thread alone, some at once.
+void alone(const Call& call, const Plan& plan, int64_t begin, int64_t end) {
+  if (begin >= end) return;
+  Scratch scratch;
+  const int64_t most = std::min(kTogether, end - begin), own = plan.workspace.own_floats;
+  float *shared = scratch.floats(plan.workspace.shared_floats), *memory = scratch.floats(most * own);
+  std::vector<Image> images;
+  for (int64_t i = 0; i < most; i++) images.push_back(call.image(plan, shared, memory + i * own));
+  for (int64_t i = begin; i < end; i += static_cast<int64_t>(images.size())) {
+    while (static_cast<int64_t>(images.size()) > end - i) images.pop_back();
+    for (size_t j = 0; j < images.size(); j++) images[j].begin(i + static_cast<int64_t>(j));
+    Image::run_alone(images);
+  }
+}
+
 /// Images one after the other, each by all threads.
-void together(const Program& p, const Plan& plan, const float* packed, const Map& x, const Map* out, float* features,
-              int64_t row, int64_t begin, int64_t end, Scratch& scratch) {
-  Image image(p, plan, packed, x, out, features, row, scratch.floats(plan.workspace.floats));
+void together(const Call& call, const Plan& plan, int64_t begin, int64_t end) {
+  Scratch scratch;
+  Image image = call.image(plan, scratch.floats(plan.workspace.shared_floats), scratch.floats(plan.workspace.own_floats));
   std::vector<std::pair<int64_t, int64_t>> phases;
   for (size_t i = 0; i < plan.steps.size(); i++)
     for (int64_t phase = 0; phase < plan.steps[i].phases; phase++) phases.push_back({i, phase});
@@ -50,32 +80,28 @@ Tensor run(const Program& p, const float* packed, const Tensor& x) {
   const Checks check("program");
   check.shape("x", x, {-1, p.in_channels, -1, -1});
   const int64_t n = x.size(0), h = x.size(2), w = x.size(3), threads = abi::num_threads();
-  const Plan alone(p, h, w, 1);
-  const int64_t shares = std::max<int64_t>(1, std::min({threads, kMostShares, alone.flops / kShareFlops}));
-  Tensor out = p.returns_features
-                   ? abi::empty({n, p.steps.back().primary ? p.steps.back().primary : p.steps.back().channels}, x.dtype())
-                   : new_map({n, p.steps[p.steps.back().in].out_channels.count(), alone.out_h, alone.out_w}, x);
+  const Plan plan(p, h, w, 1);
+  const int64_t shares = std::max<int64_t>(1, std::min({threads, kMostShares, plan.flops / kShareFlops}));
+  const Step& last = p.steps.back();
+  Tensor out = p.returns_features ? abi::empty({n, last.kind == Kind::dense ? last.primary : last.channels}, x.dtype())
+                                  : new_map({n, p.steps[last.in].out_channels.count(), plan.out_h, plan.out_w}, x);
   if (x.numel() == 0) return out;
-  const Map from(x), to = p.returns_features ? Map() : Map(out), *map = p.returns_features ? nullptr : &to;
+  const Map from(x), to = p.returns_features ? Map() : Map(out);
   Scratch scratch;
-  const int64_t row = alone.features;
+  const int64_t row = plan.features;
   float* features = scratch.floats(n * row);
-  const auto on_this_thread = [&](int64_t begin, int64_t end) {
-    Scratch own;
-    Image image(p, alone, packed, from, map, features, row, own.floats(alone.workspace.floats));
-    for (int64_t i = begin; i < end; i++) image.run_alone(i);
-  };
+  const Call call{p, packed, from, p.returns_features ? nullptr : &to, features, row};
   // Whole images to each thread, as many to each; what is left of them by all threads together.
-  const bool serial = threads == 1 || n * alone.flops < kShareFlops;
+  const bool serial = threads == 1 || n * plan.flops < kShareFlops;
   const int64_t apart = serial ? 0 : n / threads * threads;
   if (apart)
     abi::parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
-      on_this_thread(apart * begin / threads, apart * end / threads);
+      alone(call, plan, apart * begin / threads, apart * end / threads);
     });
   if (serial || shares == 1)
-    on_this_thread(apart, n);
+    alone(call, plan, apart, n);
   else if (apart < n)
-    together(p, Plan(p, h, w, shares), packed, from, map, features, row, apart, n, scratch);
+    together(call, Plan(p, h, w, shares), apart, n);
   if (p.returns_features) {
     float* result = features;
     dense(p, packed, n, row, features, scratch.floats(n * row), &result);
@@ -102,6 +128,7 @@ Tensor program_pack(const Tensors& parameters, const Ints& steps) {
     if (!readable(t)) return abi::call<Tensor>("ghost_ops::program_pack_reference", "", parameters, steps);
   const Program p = Program::parse(steps);
   Tensor packed = abi::empty({p.packed_floats}, abi::DType::float32);
+  advise_huge_pages(packed.data<char>(), 4 * p.packed_floats);
   pack_program(p, parameters, packed.data<float>());
   return packed;
 }

@@ -19,6 +19,7 @@ from ._batch_norm import BATCH
 from ._structure import PLAIN_TENSORS, Half, Unfusable
 
 KERNELS = (1, 3, 5, 7)  # of depthwise steps
+MOST_RUNS = 64  # channels times kernel rows of a first convolution; csrc/cpu/kernels/kernels.h has the same
 _PARTS = (s.BIAS, s.GAMMA, s.BETA, s.NORM, 0, s.SLOPES)  # of the tensors after the weight
 
 
@@ -99,9 +100,9 @@ class Builder:
         """A dense convolution, the first step."""
         (kernel, other), (stride, padding, dilation, groups, _) = half.conv.kernel_size, half.geometry
         if isinstance(padding, str) or (kernel, stride[0], padding[0]) != (other, stride[1], padding[1]) or (
-            dilation != (1, 1) or groups != 1 or kernel > 16
+            dilation != (1, 1) or groups != 1 or kernel * half.conv.in_channels > MOST_RUNS
         ):
-            raise Unfusable("its convolution is not a square dense one of at most 16 pixels a side")
+            raise Unfusable("its convolution is not a square dense one of few channels, such as an image's")
         out, conv = self.take(), half.conv
         self.steps.append(
             s.Conv(out, conv.in_channels, conv.out_channels, kernel, stride[0], padding[0], self._layer(half))

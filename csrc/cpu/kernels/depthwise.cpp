@@ -84,19 +84,28 @@ void block_3x3(const Depthwise& all, int64_t c, Lanes lanes) {
   if (r < d.count) one_row_3x3<V>(d, r, c, k, bias, put);
 }
 
-// One output pixel of any kernel and stride, its taps clipped to the row.
+// One output pixel of any kernel and stride, its taps clipped to the row. A sum for each row of taps: in one, every tap
+// would wait for the one before.
 template <class V, int K>
-GHOST_INLINE typename V::T clipped(const Depthwise& d, int64_t r, int64_t x, int64_t c, int64_t in_width,
-                                   typename V::T sum) {
+GHOST_INLINE typename V::T clipped(const Depthwise& d, int64_t r, int64_t x, int64_t c, int64_t stride,
+                                   int64_t in_width, typename V::T bias) {
   constexpr int P = K / 2;
-  const float* w = d.weight + c;
-  for (int i = 0; i < K; i++)
-    for (int j = 0; j < K; j++, w += d.weight_row) {
-      const int64_t at = x * d.stride + j - P;
-      if (at >= 0 && at < in_width)
-        sum = V::fma(V::load(d.rows[r * d.stride + i] + at * d.in_pixel + c), V::load(w), sum);
-    }
-  return sum;
+  using T = typename V::T;
+  const int64_t left = x * stride - P, first = left < 0 ? -left : 0, last = in_width - left < K ? in_width - left : K;
+  T sum[K];
+#pragma GCC unroll 7
+  for (int i = 0; i < K; i++) sum[i] = i ? V::zero() : bias;
+  const float* w = d.weight + first * d.weight_row + c;
+  for (int64_t j = first; j < last; j++, w += d.weight_row) {
+#pragma GCC unroll 7
+    for (int i = 0; i < K; i++)
+      sum[i] = V::fma(V::load(d.rows[r * stride + i] + (left + j) * d.in_pixel + c), V::load(w + i * K * d.weight_row),
+                      sum[i]);
+  }
+  T total = sum[0];
+#pragma GCC unroll 7
+  for (int i = 1; i < K; i++) total += sum[i];
+  return total;
 }
 
 // Output pixels of row r from x on, PX at a time while their taps lie within the row; returns the first one that is
@@ -138,11 +147,11 @@ void block(const Depthwise& all, int64_t c, Lanes lanes) {
   for (int64_t r = 0; r < d.count; r++) {
     float* out = d.out + r * d.out_row + c;
     int64_t x = 0;
-    for (; x < d.width && x * stride < P; x++) put(out + x * d.out_pixel, clipped<V, K>(d, r, x, c, in_width, bias));
+    for (; x < d.width && x * stride < P; x++) put(out + x * d.out_pixel, clipped<V, K>(d, r, x, c, stride, in_width, bias));
     x = inner<V, K, 8>(d, r, x, c, stride, in_width, bias, put);
     x = inner<V, K, 4>(d, r, x, c, stride, in_width, bias, put);
-    x = inner<V, K, 1>(d, r, x, c, stride, in_width, bias, put);
-    for (; x < d.width; x++) put(out + x * d.out_pixel, clipped<V, K>(d, r, x, c, in_width, bias));
+    x = inner<V, K, 2>(d, r, x, c, stride, in_width, bias, put);
+    for (; x < d.width; x++) put(out + x * d.out_pixel, clipped<V, K>(d, r, x, c, stride, in_width, bias));
   }
 }
 

@@ -18,11 +18,11 @@ constexpr int64_t by_eight(int64_t channels) { return (channels + 7) / 8 * 8; }
 constexpr int64_t kPanel = 16;
 constexpr int64_t panel_floats(int64_t n, int64_t k) { return by_eight(n) * k; }
 
-// Columns of A that lie together: `count` of them from `offset` on.
+// Columns of A that follow each other: `count` of them, the first `offset` floats on.
 struct Run {
   int64_t offset, count;
 };
-constexpr int64_t kMostRuns = 16;
+constexpr int64_t kMostRuns = 64;
 
 // C[rows][n] = relu?(A[rows][k] B[k][n] + bias), or C += A B.
 struct Pointwise {
@@ -36,7 +36,7 @@ struct Pointwise {
   int64_t c_row;
   bool c_padded;  // by_eight(n) floats of each row of C may be written
   bool relu, accumulate;
-  const Run* runs = nullptr;  // where the k columns of A lie, in order (a_col is 1); null: together
+  const Run* runs = nullptr;  // where the k columns of A lie, in order; null: all together
   int64_t run_count = 0;      // at most kMostRuns
 };
 

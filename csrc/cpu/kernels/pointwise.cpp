@@ -64,7 +64,7 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
     const float *b0 = b.at[0], *b1 = b.at[1], *b2 = b.at[2];
     const int64_t a_row = g.a_row, a_col = g.a_col, row0 = b.row[0], row1 = b.row[1], row2 = b.row[2];
     for (int64_t r = 0; r < g.run_count; r++) {
-      const float* a = g.a + row * a_row + g.runs[r].offset * a_col;
+      const float* a = g.a + row * a_row + g.runs[r].offset;
       for (int64_t k = g.runs[r].count; k > 0; k--, a += a_col) {
         const float* const at[3] = {b0, b1, b2};
         Full::T w[NV ? NV : 1];
@@ -168,7 +168,7 @@ void four_panels(const Block& g, const float* b, int64_t stride, const float* bi
     for (int j = 0; j < kVectors; j++)
       v[p][j] = bias ? Full::load(bias + p * kPanel + j * kLanes) : Full::zero();
   for (int64_t r = 0; r < g.run_count; r++) {
-    const float* a = g.a + g.runs[r].offset * g.a_col;
+    const float* a = g.a + g.runs[r].offset;
     for (int64_t k = g.runs[r].count; k > 0; k--, a += g.a_col, b += kPanel) {
       const Full::T x = Full::set(*a);
 #pragma GCC unroll 4
@@ -219,12 +219,12 @@ void block_product(const Pointwise& all, const Block& g, int64_t first, float* c
 }
 
 // The runs that make up columns first to first + count of A.
-int64_t cut_runs(const Run* runs, int64_t run_count, int64_t first, int64_t count, Run* out) {
+int64_t cut_runs(const Run* runs, int64_t run_count, int64_t a_col, int64_t first, int64_t count, Run* out) {
   int64_t found = 0;
   for (int64_t r = 0; r < run_count && count > 0; first -= runs[r].count, r++) {
     if (first >= runs[r].count) continue;
     const int64_t skip = first > 0 ? first : 0, left = runs[r].count - skip, take = left < count ? left : count;
-    out[found++] = {runs[r].offset + skip, take};
+    out[found++] = {runs[r].offset + skip * a_col, take};
     count -= take;
   }
   return found;
@@ -242,7 +242,7 @@ extern "C" void GHOST_SYMBOL(pointwise)(const Pointwise& all) {
     for (int64_t i = 0; i < blocks; i++) {
       const int64_t first = all.k * i / blocks, end = all.k * (i + 1) / blocks;
       Run mine[kMostRuns];
-      const int64_t count = cut_runs(runs, run_count, first, end - first, mine);
+      const int64_t count = cut_runs(runs, run_count, all.a_col, first, end - first, mine);
       const Block g{all.a + row * all.a_row, all.a_row, all.a_col, rows, mine, count, all.accumulate || i > 0,
                     all.relu && i == blocks - 1};
       block_product(all, g, first, all.c + row * all.c_row);

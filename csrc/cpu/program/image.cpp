@@ -17,7 +17,7 @@ std::pair<int64_t, int64_t> columns_of(int64_t n, int64_t i, int64_t shares) {
 }  // namespace
 
 Image::Image(const Program& p, const Plan& plan, const float* packed, const Map& x, const Map* out, float* features,
-             int64_t features_row, float* memory)
+             int64_t features_row, float* shared, float* own)
     : program_(p),
       plan_(plan),
       m_(plan.workspace),
@@ -27,15 +27,17 @@ Image::Image(const Program& p, const Plan& plan, const float* packed, const Map&
       out_(out),
       features_(features),
       features_row_(features_row),
-      memory_(memory),
-      values_(p.steps.size()) {
-  std::fill(memory_ + m_.zeros, memory_ + m_.mean, 0.f);
+      shared_(shared),
+      own_(own),
+      values_(p.steps.size()),
+      rows_(p.steps.size()) {
+  std::fill(shared_ + m_.zeros, shared_ + m_.scaled, 0.f);
   for (size_t i = 0; i < p.steps.size(); i++) {
     const Step& t = p.steps[i];
     const Sized& s = plan.steps[i];
     if (t.out >= 0)
-      values_[i] = {memory_ + m_.slots[t.out], s.h, s.w, t.out_channels.pixel(), t.out_channels.second_at(),
-                    t.out_channels, true};
+      values_[i] = {(plan.own[i] ? own_ : shared_) + m_.values[i], s.h, s.w, t.out_channels.pixel(),
+                    t.out_channels.second_at(), t.out_channels, true};
   }
   if (!out_ || !out_->direct) return;
   // The last Ghost module writes into the caller's map itself, if whole vectors of its y1 may be read there.
@@ -46,6 +48,7 @@ Image::Image(const Program& p, const Plan& plan, const float* packed, const Map&
 
 void Image::begin(int64_t image) {
   image_ = image;
+  std::fill(rows_.begin(), rows_.end(), Progress{});
   const Step& first = program_.steps[0];
   if (first.kind == Kind::load && x_.direct && (!first.by_lanes || x_.c % 8 == 0)) {  // read where it lies
     Value& v = values_[0];
@@ -58,26 +61,96 @@ void Image::begin(int64_t image) {
   }
 }
 
-void Image::run_alone(int64_t image) {
-  begin(image);
-  for (size_t i = 0; i < program_.steps.size(); i++) run(static_cast<int64_t>(i), 0, 0);
+/// One image after the other up to the small maps, a few rows of several steps in turn while they are in cache; from
+/// there on step by step, so that weights which outweigh the maps are read once for all images.
+void Image::run_alone(std::vector<Image>& images) {
+  const Plan& plan = images[0].plan_;
+  const Program& program = images[0].program_;
+  const auto whole = [](Image& image, int64_t step, int64_t count) {
+    if (image.program_.steps[step].out >= 0)
+      image.advance(step, image.values_[step].h);
+    else if (image.program_.steps[step].kind == Kind::excite)
+      image.excite(image.program_.steps[step], 0, 0, count);
+    else
+      image.run(step, 0, 0);
+  };
+  for (Image& image : images) {
+    int64_t step = 0;
+    for (int64_t end : plan.ends) {
+      whole(image, end - 1, 1);
+      for (; step < end - 1; step++) whole(image, step, 1);
+      step = end;
+    }
+  }
+  for (int64_t step = plan.late; step < static_cast<int64_t>(plan.steps.size()); step++) {
+    if (program.steps[step].kind == Kind::excite)
+      whole(images[0], step, static_cast<int64_t>(images.size()));
+    else
+      for (Image& image : images) whole(image, step, 1);
+  }
+}
+
+/// Makes rows of a step's output until `rows` are done, and before them the rows that they are made of.
+void Image::advance(int64_t step, int64_t rows) {
+  const Step& t = program_.steps[step];
+  const Value& out = values_[step];
+  Progress& r = rows_[step];
+  if (r.done >= rows) return;
+  const Part all = part(step, 0);
+  float* sums = t.squeeze ? sums_of(0) : nullptr;
+  if (sums && r.begun == 0) std::fill(sums, sums + m_.sums_of_share, 0.f);
+  while (r.done < rows) {
+    switch (t.kind) {
+      case Kind::load:
+        load(step, all);
+        r.begun = r.done = out.h;
+        break;
+      case Kind::conv:
+        r.begun = std::min(out.h, r.done + kConvRows);
+        conv(step, {r.done, r.begun, 0, t.primary}, 0);
+        r.done = r.begun;
+        break;
+      case Kind::depthwise: {
+        r.begun = r.done + depthwise_height(t, out, out.h - r.done);
+        const Value& in = values_[t.in];
+        advance(t.in, std::min(in.h, (r.begun - 1) * t.stride + t.kernel - t.kernel / 2));
+        depthwise_rows(t, step, r.done, r.begun - r.done, all, sums);
+        r.done = r.begun;
+        break;
+      }
+      default: {  // ghost
+        const Value y1 = y1_of(t, out);
+        const int64_t count = std::min(step_rows(out.w, out.h), out.h - r.begun), halo = t.made ? t.kernel / 2 : 0;
+        if (r.begun == 0 && t.scaled) scale(t, all);
+        advance(t.in, r.begun + count);
+        make_y1(t, y1, r.begun, count, all);
+        r.begun += count;
+        const int64_t ready = r.begun == out.h ? out.h : r.begun - halo;
+        if (ready <= r.done) break;
+        if (t.residual >= 0) advance(t.residual, ready);
+        finish(t, y1, out, r.done, ready - r.done, all, sums);
+        r.done = ready;
+      }
+    }
+  }
+  if (sums && r.done == out.h) squeeze(t, step, all, 0, 1);
 }
 
 void Image::run(int64_t step, int64_t phase, int64_t share) {
   const Step& t = program_.steps[step];
   switch (t.kind) {
     case Kind::load:
-      return load(step, share);
+      return load(step, part(step, share));
     case Kind::conv:
-      return conv(t, step, share);
+      return conv(step, part(step, share), share);
     case Kind::ghost:
       return ghost(t, step, phase, share);
     case Kind::depthwise:
       return depthwise(t, step, phase, share);
     case Kind::excite:
-      return excite(t, phase, share);
+      return excite(t, phase, share, 1);
     case Kind::pool:
-      if (share == 0) std::copy_n(memory_ + m_.mean, t.channels, features_ + image_ * features_row_);
+      if (share == 0) std::copy_n(own_ + m_.mean, t.channels, features_ + image_ * features_row_);
       return;
     case Kind::store:
       return store(share);
@@ -97,10 +170,9 @@ Image::Part Image::part(int64_t step, int64_t share) const {
   return {s.h * share / plan_.shares, s.h * (share + 1) / plan_.shares, 0, columns};
 }
 
-void Image::load(int64_t step, int64_t share) {
+void Image::load(int64_t step, const Part& p) {
   const Value& v = values_[step];
   if (!v.is_padded) return;
-  const Part p = part(step, share);
   k_.gather({x_.at(image_, p.row0), x_.bf16, x_.channel, x_.row, x_.pixel}, p.row1 - p.row0, x_.w, x_.c,
             v.row(p.row0), v.w * v.pixel, v.pixel);
 }
@@ -125,29 +197,38 @@ void Image::activate(const Conv& c, const float* slopes, float* data, int64_t pi
   k_.affine(data, pixel, {nullptr, nullptr, c.act, slopes}, data, pixel, pixels, channels);
 }
 
-/// A dense convolution as products over rows of the image that lie, padded, one behind the other: the taps of one of
-/// the kernel's rows are one run of columns.
-void Image::conv(const Step& t, int64_t step, int64_t share) {
+/// A dense convolution as products. Rows of the image are copied, padded, a few at a time, planes apart or channels
+/// together as the image has them: for each channel and row of taps, the taps are a run of columns.
+void Image::conv(int64_t step, const Part& p, int64_t share) {
+  const Step& t = program_.steps[step];
   const Value& out = values_[step];
   const Sized& s = plan_.steps[step];
-  const Part p = part(step, share);
   const Pieces at = pieces(t);
   const float* packed = packed_ + t.packed;
-  const int64_t channels = t.channels, row = (s.in_w + 2 * t.padding) * channels;
-  float* rows = memory_ + m_.rows + share * m_.rows_of_share;
+  const bool planes = !x_.bf16 && x_.pixel == 1 && x_.channel != 1;
+  const int64_t channels = t.channels, width = s.in_w + 2 * t.padding, most = (kConvRows - 1) * t.stride + t.kernel;
+  const int64_t pixel = planes ? 1 : channels, row = width * pixel, plane = planes ? most * row : 1;
+  float* rows = shared_ + m_.rows + share * m_.rows_of_share;
   Run runs[kMostRuns];
-  for (int64_t i = 0; i < t.kernel; i++) runs[i] = {i * row, t.kernel * channels};
+  for (int64_t c = 0; c < channels; c++)
+    for (int64_t i = 0; i < t.kernel; i++) runs[c * t.kernel + i] = {c * plane + i * row, t.kernel};
   for (int64_t y = p.row0; y < p.row1; y += kConvRows) {
     const int64_t count = std::min(kConvRows, p.row1 - y);
     const int64_t top = y * t.stride - t.padding, end = top + (count - 1) * t.stride + t.kernel;
     const int64_t first = std::max<int64_t>(top, 0), last = std::max(first, std::min(end, s.in_h));
-    std::fill(rows, rows + (end - top) * row, 0.f);
-    k_.gather({x_.at(image_, first), x_.bf16, x_.channel, x_.row, x_.pixel}, last - first, s.in_w, channels,
-              rows + (first - top) * row + t.padding * channels, row, channels);
+    std::fill(rows, rows + (planes ? channels * plane : (end - top) * row), 0.f);
+    float* inner = rows + (first - top) * row + t.padding * pixel;
+    if (planes)
+      for (int64_t c = 0; c < channels; c++)
+        for (int64_t i = first; i < last; i++)
+          std::copy_n(reinterpret_cast<const float*>(x_.at(image_, i, c)), s.in_w, inner + c * plane + (i - first) * row);
+    else
+      k_.gather({x_.at(image_, first), x_.bf16, x_.channel, x_.row, x_.pixel}, last - first, s.in_w, channels, inner,
+                row, channels);
     for (int64_t i = 0; i < count; i++)
-      k_.pointwise({rows + i * t.stride * row, t.stride * channels, 1, s.w, t.kernel * t.kernel * channels, t.primary,
+      k_.pointwise({rows + i * t.stride * row, t.stride * pixel, pixel, s.w, t.kernel * t.kernel * channels, t.primary,
                     packed + at.weight, 0, packed + at.bias, out.row(y + i), out.pixel, true, t.first.act == kRelu,
-                    false, runs, t.kernel});
+                    false, runs, channels * t.kernel});
     activate(t.first, packed + at.slopes, out.row(y), out.pixel, count * s.w, out.pixel);
   }
 }
@@ -158,42 +239,79 @@ Image::Part Image::kept(const Step& t, const Part& p) const {
   return {p.row0, p.row1, std::min(p.c0, t.kept()), std::min(p.c1, t.kept())};
 }
 
-/// A part's rows, in order: y1 a few rows at a time, and then the rows whose neighbours are there. With rows shared out,
-/// those at a border wait for the neighbouring share: they are finished in a second phase.
-void Image::ghost(const Step& t, int64_t step, int64_t phase, int64_t share) {
-  const Value& out = values_[step];
-  const Part p = part(step, share);
-  const int64_t phases = plan_.steps[step].phases, halo = t.made ? t.kernel / 2 : 0;
+/// Where y1 goes: into the output, unless something is added to that.
+Value Image::y1_of(const Step& t, const Value& out) const {
   Value y1 = out;
-  if (t.residual >= 0) y1.data = memory_ + m_.z, y1.pixel = by_eight(t.primary), y1.is_padded = true;
+  if (t.residual >= 0) y1.data = shared_ + m_.z, y1.pixel = by_eight(t.primary), y1.is_padded = true;
+  return y1;
+}
+
+/// The excitation into the weights of the Ghost module that it is for.
+void Image::scale(const Step& t, const Part& p) {
+  if (p.c0 < p.c1)
+    k_.scale_panels(packed_ + t.packed + p.c0 * t.channels, own_ + m_.gate, t.channels, p.c1 - p.c0,
+                    shared_ + m_.scaled + p.c0 * t.channels);
+}
+
+/// One share of a Ghost module. With rows shared out, those at a border between shares are finished in a second phase,
+/// when the neighbour's y1 is there, and the squeeze is put together in a third.
+void Image::ghost(const Step& t, int64_t step, int64_t phase, int64_t share) {
+  const Value &out = values_[step], y1 = y1_of(t, out);
+  const Part p = part(step, share);
+  if (t.scaled && phase == 0) {
+    const auto [c0, c1] = columns_of(t.primary, share, plan_.shares);
+    return scale(t, {0, 0, c0, c1});
+  }
+  phase -= t.scaled;
+  const bool columns = plan_.steps[step].cut == Cut::columns;
+  const int64_t halo = t.made && !columns ? t.kernel / 2 : 0;
+  const int64_t from = p.row0 == 0 ? 0 : p.row0 + halo, to = p.row1 == out.h ? out.h : p.row1 - halo;
   float* sums = t.squeeze ? sums_of(share) : nullptr;
-  const int64_t from = phases == 1 || p.row0 == 0 ? p.row0 : p.row0 + halo;
-  const int64_t to = phases == 1 || p.row1 == out.h ? p.row1 : p.row1 - halo;
   if (phase == 0) {
     if (sums) std::fill(sums, sums + m_.sums_of_share, 0.f);
-    const int64_t height = step_rows(out.w, p.row1 - p.row0);
+    const int64_t height = step_rows(out.w, p.row1 - p.row0), behind = t.made ? t.kernel / 2 : 0;
     int64_t finished = from;
     for (int64_t y = p.row0; y < p.row1;) {
       const int64_t count = std::min(height, p.row1 - y);
       make_y1(t, y1, y, count, p);
       y += count;
-      const int64_t ready = y == p.row1 ? to : std::min(to, y - halo);
+      const int64_t ready = y == p.row1 ? to : std::min(to, y - behind);
       if (ready <= finished) continue;
       finish(t, y1, out, finished, ready - finished, p, sums);
       finished = ready;
     }
+    if (sums && columns) squeeze(t, step, p, share, 1);
   } else if (phase == 1 && from < to) {
     finish(t, y1, out, p.row0, from - p.row0, p, sums);
     finish(t, y1, out, to, p.row1 - to, p, sums);
   } else if (phase == 1) {
     finish(t, y1, out, p.row0, p.row1 - p.row0, p, sums);
+  } else if (share == 0) {
+    squeeze(t, step, p, 0, plan_.shares);
   }
-  if (!sums || phase < phases - 1 || (phases > 1 && share > 0)) return;
-  const Part k = kept(t, p);
-  float* mean = memory_ + m_.mean;
-  const int64_t shares = phases > 1 ? plan_.shares : 1;
-  means(sums, shares, p.c1 - p.c0, out, mean + p.c0);
-  means(sums + m_.half_sums, shares, k.c1 - k.c0, out, mean + t.primary + k.c0);
+}
+
+/// The means of a part's channels, in the order of the channels, from the sums of some shares.
+void Image::squeeze(const Step& t, int64_t step, const Part& p, int64_t share, int64_t shares) {
+  const Value& out = values_[step];
+  float *mean = own_ + m_.mean, *sums = sums_of(share);
+  if (t.kind == Kind::ghost) {
+    const Part k = kept(t, p);
+    means(sums, shares, p.c1 - p.c0, out, mean + p.c0);
+    means(sums + m_.half_sums, shares, k.c1 - k.c0, out, mean + t.primary + k.c0);
+    return;
+  }
+  // depthwise: sums of lanes, and those between the halves are no channels
+  const int64_t lanes = p.c1 - p.c0, first = out.channels.first;
+  const auto half = [&](int64_t lane, int64_t count, int64_t channel) {
+    for (int64_t c = std::max(lane, p.c0); c < std::min(lane + count, p.c1); c++) {
+      double total = 0;
+      for (int64_t i = 0; i < shares; i++) total += sum_of(sums + i * m_.sums_of_share + c - p.c0, lanes);
+      mean[channel + c - lane] = static_cast<float>(total / static_cast<double>(out.h * out.w));
+    }
+  };
+  half(0, first, 0);
+  half(out.second_at, out.channels.second, first);
 }
 
 /// Sums of channels over the pixels of `of`, from those of some shares, to means.
@@ -208,7 +326,7 @@ void Image::means(const float* sums, int64_t shares, int64_t channels, const Val
 void Image::make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, const Part& p) {
   const Value& x = values_[t.in];
   const Pieces at = pieces(t);
-  const float *packed = packed_ + t.packed, *panels = t.scaled ? memory_ + m_.scaled : packed + at.weight;
+  const float *packed = packed_ + t.packed, *panels = t.scaled ? shared_ + m_.scaled : packed + at.weight;
   const Run runs[] = {{0, x.channels.first}, {x.second_at, x.channels.second}};
   const int64_t pixels = count * y1.w, run_count = x.channels.second ? 2 : 1;
   float* to = y1.row(y) + p.c0;
@@ -218,7 +336,7 @@ void Image::make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, co
                 packed + at.bias + p.c0, to, y1.pixel, room, t.first.act == kRelu, false, runs, run_count});
   activate(t.first, packed + at.slopes + p.c0, to, y1.pixel, pixels, y1.width_of(p.c1 - p.c0));
   if (t.multiplier() > 1)
-    expand_channels(to, y1.pixel, memory_ + m_.expanded + y * y1.w * by_eight(t.kept()), by_eight(t.kept()), pixels,
+    expand_channels(to, y1.pixel, shared_ + m_.expanded + y * y1.w * by_eight(t.kept()), by_eight(t.kept()), pixels,
                     t.kept(), t.multiplier());
 }
 
@@ -233,13 +351,13 @@ void Image::finish(const Step& t, const Value& y1, const Value& out, int64_t y, 
   if (channels > 0) {
     const bool expands = t.multiplier() > 1;
     const int64_t in_pixel = expands ? by_eight(t.kept()) : y1.pixel, halo = t.kernel / 2;
-    const float* from = (expands ? memory_ + m_.expanded : y1.data) + k.c0;
+    const float* from = (expands ? shared_ + m_.expanded : y1.data) + k.c0;
     const float* rows[kMostRows];
     for (int64_t i = 0, some; i < count; i += some) {
       some = std::min<int64_t>(count - i, kMostRows - 2 * halo);
       for (int64_t r = 0; r < some + 2 * halo; r++) {
         const int64_t at_row = y + i + r - halo;
-        rows[r] = at_row < 0 || at_row >= out.h ? memory_ + m_.zeros : from + at_row * out.w * in_pixel;
+        rows[r] = at_row < 0 || at_row >= out.h ? shared_ + m_.zeros : from + at_row * out.w * in_pixel;
       }
       k_.depthwise({rows, in_pixel, some, out.w, out.width_of(channels), t.kernel, packed + at.second_weight + k.c0,
                     padded(t.kept()), packed + at.second_bias + k.c0, second + i * out.w * out.pixel, out.w * out.pixel,
@@ -271,77 +389,72 @@ void Image::add_residual(const Value& residual, const float* from, int64_t from_
   piece(std::max(channel, border), end, residual.second_at - border);
 }
 
-void Image::depthwise(const Step& t, int64_t step, int64_t phase, int64_t share) {
-  const Value &in = values_[t.in], &out = values_[step];
-  const Part p = part(step, share);
-  const int64_t phases = plan_.steps[step].phases, channels = p.c1 - p.c0;
-  float* sums = t.squeeze ? sums_of(share) : nullptr;
-  if (phase == 0 && channels > 0) {
-    if (sums) std::fill(sums, sums + m_.sums_of_share, 0.f);
-    const Pieces at = pieces(t);
-    const float* packed = packed_ + t.packed;
-    const int64_t row = padded(t.in_channels.pixel());
-    const float* rows[kMostRows];
-    for (int64_t y = p.row0, some; y < p.row1; y += some) {
-      some = std::min(p.row1 - y, std::max<int64_t>(1, step_rows(out.w, p.row1 - p.row0)));
-      some = std::min(some, (kMostRows - t.kernel) / t.stride + 1);
-      for (int64_t r = 0; r < (some - 1) * t.stride + t.kernel; r++) {
-        const int64_t at_row = y * t.stride + r - t.kernel / 2;
-        rows[r] = at_row < 0 || at_row >= in.h ? memory_ + m_.zeros : in.row(at_row) + p.c0;
-      }
-      float* to = out.row(y) + p.c0;
-      k_.depthwise({rows, in.pixel, some, out.w, channels, t.kernel, packed + at.weight + p.c0, row,
-                    packed + at.bias + p.c0, to, out.w * out.pixel, out.pixel, t.first.act == kRelu, t.stride, in.w});
-      activate(t.first, packed + at.slopes + p.c0, to, out.pixel, some * out.w, channels);
-      if (sums) k_.sum(to, out.pixel, some * out.w, channels, sums);
-    }
-  }
-  if (!sums || phase < phases - 1 || (phases > 1 && share > 0) || channels <= 0) return;
-  // a lane to a channel: those between the halves are none
-  const auto half = [&](int64_t lane, int64_t count, int64_t channel) {
-    const int64_t begin = std::max(lane, p.c0), end = std::min(lane + count, p.c1);
-    float* mean = memory_ + m_.mean + channel + begin - lane;
-    const int64_t shares = phases > 1 ? plan_.shares : 1;
-    for (int64_t c = begin; c < end; c++, mean++) {
-      double total = 0;
-      for (int64_t i = 0; i < shares; i++) total += sum_of(sums + i * m_.sums_of_share + c - p.c0, channels);
-      *mean = static_cast<float>(total / static_cast<double>(out.h * out.w));
-    }
-  };
-  half(0, out.channels.first, 0);
-  half(out.second_at, out.channels.second, out.channels.first);
+int64_t Image::depthwise_height(const Step& t, const Value& out, int64_t rows) const {
+  return std::min({rows, step_rows(out.w, out.h), (kMostRows - t.kernel) / t.stride + 1});
 }
 
-/// Part of one row of a product with its activation.
-void Image::product_row(const float* a, int64_t k, int64_t n, const float* panels, const float* bias, const Conv& c,
-                        const float* slopes, float* out, int64_t share) const {
+void Image::depthwise_rows(const Step& t, int64_t step, int64_t y, int64_t count, const Part& p, float* sums) {
+  const Value &in = values_[t.in], &out = values_[step];
+  const Pieces at = pieces(t);
+  const float* packed = packed_ + t.packed + p.c0;
+  const int64_t channels = p.c1 - p.c0;
+  const float* rows[kMostRows];
+  for (int64_t r = 0; r < (count - 1) * t.stride + t.kernel; r++) {
+    const int64_t from = y * t.stride + r - t.kernel / 2;
+    rows[r] = from < 0 || from >= in.h ? shared_ + m_.zeros : in.row(from) + p.c0;
+  }
+  float* to = out.row(y) + p.c0;
+  k_.depthwise({rows, in.pixel, count, out.w, channels, t.kernel, packed + at.weight, padded(t.in_channels.pixel()),
+                packed + at.bias, to, out.w * out.pixel, out.pixel, t.first.act == kRelu, t.stride, in.w});
+  activate(t.first, packed + at.slopes, to, out.pixel, count * out.w, channels);
+  if (sums) k_.sum(to, out.pixel, count * out.w, channels, sums);
+}
+
+void Image::depthwise(const Step& t, int64_t step, int64_t phase, int64_t share) {
+  const Part p = part(step, share);
+  float* sums = t.squeeze ? sums_of(share) : nullptr;
+  const bool columns = plan_.steps[step].cut == Cut::columns;
+  if (phase == 0) {
+    if (sums) std::fill(sums, sums + m_.sums_of_share, 0.f);
+    if (p.c0 < p.c1)
+      for (int64_t y = p.row0, count; y < p.row1; y += count) {
+        count = depthwise_height(t, values_[step], p.row1 - y);
+        depthwise_rows(t, step, y, count, p, sums);
+      }
+    if (sums && columns) squeeze(t, step, p, share, 1);
+  } else if (share == 0) {
+    squeeze(t, step, p, 0, plan_.shares);
+  }
+}
+
+/// A share of the columns of a product with its activation, a row an image.
+void Image::product_rows(const float* a, int64_t k, int64_t n, const float* panels, const float* bias, const Conv& c,
+                         const float* slopes, float* out, int64_t share, int64_t images) const {
   const auto [c0, c1] = columns_of(n, share, plan_.shares);
   if (c0 >= c1) return;
-  k_.pointwise({a, k, 1, 1, k, c1 - c0, panels + c0 * k, 0, bias + c0, out + c0, c1 - c0, true, c.act == kRelu, false});
-  activate(c, slopes + c0, out + c0, c1 - c0, 1, c1 - c0);
+  const int64_t row = m_.own_floats;
+  k_.pointwise({a, row, 1, images, k, c1 - c0, panels + c0 * k, 0, bias + c0, out + c0, row, true, c.act == kRelu,
+                false});
+  activate(c, slopes + c0, out + c0, row, images, c1 - c0);
 }
 
-void Image::excite(const Step& t, int64_t phase, int64_t share) {
+void Image::excite(const Step& t, int64_t phase, int64_t share, int64_t images) {
   const Pieces at = pieces(t);
   const float* packed = packed_ + t.packed;
-  float *mean = memory_ + m_.mean, *hidden = memory_ + m_.hidden, *gate = memory_ + m_.gate;
+  float *mean = own_ + m_.mean, *hidden = own_ + m_.hidden, *gate = own_ + m_.gate;
   const bool alone = plan_.shares == 1;
   if (alone || phase == 0)
-    product_row(mean, t.channels, t.hidden, packed + at.weight, packed + at.bias, t.first, packed + at.slopes, hidden,
-                share);
+    product_rows(mean, t.channels, t.hidden, packed + at.weight, packed + at.bias, t.first, packed + at.slopes, hidden,
+                 share, images);
   if (alone || phase == 1) {
-    product_row(hidden, t.hidden, t.channels, packed + at.second_weight, packed + at.second_bias, t.second,
-                packed + at.second_slopes, gate, share);
+    product_rows(hidden, t.hidden, t.channels, packed + at.second_weight, packed + at.second_bias, t.second,
+                 packed + at.second_slopes, gate, share, images);
     const auto [c0, c1] = columns_of(t.channels, share, plan_.shares);
-    for (int64_t c = c0; c < c1; c++) gate[c] = gate_of(t.gate, gate[c]);
-  }
-  if (alone || phase == 2) {  // into the weights of the Ghost module that it is for
-    const Step* next = &t + 1;
-    while (!next->scaled) next++;
-    const auto [c0, c1] = columns_of(next->primary, share, plan_.shares);
-    if (c0 < c1)
-      k_.scale_panels(packed_ + next->packed + c0 * next->channels, gate, next->channels, c1 - c0,
-                      memory_ + m_.scaled + c0 * next->channels);
+    for (int64_t i = 0; i < images; i++)
+      for (int64_t c = c0; c < c1; c++) {
+        float& g = gate[i * m_.own_floats + c];
+        g = gate_of(t.gate, g);
+      }
   }
 }
 

@@ -19,16 +19,17 @@ struct Value {
 
 class Image {
  public:
-  /// `out` is where a map goes; null where the program returns features. Memory of plan.workspace.floats.
+  /// `out` is where a map goes; null where the program returns features. `shared` and `own` are memory of the plan's
+  /// floats; images that take turns have the same `shared`.
   Image(const Program& p, const Plan& plan, const float* packed, const Map& x, const Map* out, float* features,
-        int64_t features_row, float* memory);
+        int64_t features_row, float* shared, float* own);
 
   /// Starts on an image; one thread alone.
   void begin(int64_t image);
   /// The step's phase for one share. Phases of all steps are run in order, all shares of one before the next.
   void run(int64_t step, int64_t phase, int64_t share);
-  /// All of it on this thread; the plan has one share.
-  void run_alone(int64_t image);
+  /// Images on one thread, whose memory of their own lies plan.workspace.own_floats apart; the plan has one share.
+  static void run_alone(std::vector<Image>& images);
 
  private:
   struct Part {
@@ -37,21 +38,27 @@ class Image {
 
   Part part(int64_t step, int64_t share) const;
   Part kept(const Step& t, const Part& p) const;
-  void load(int64_t step, int64_t share);
-  void conv(const Step& t, int64_t step, int64_t share);
+  void advance(int64_t step, int64_t rows);
+  void load(int64_t step, const Part& p);
+  void conv(int64_t step, const Part& p, int64_t share);
   void ghost(const Step& t, int64_t step, int64_t phase, int64_t share);
+  Value y1_of(const Step& t, const Value& out) const;
+  void scale(const Step& t, const Part& p);
   void make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, const Part& p);
   void finish(const Step& t, const Value& y1, const Value& out, int64_t y, int64_t count, const Part& p, float* sums);
   void add_residual(const Value& residual, const float* from, int64_t from_pixel, float* to, const Value& out,
                     int64_t y, int64_t count, int64_t channel, int64_t channels);
   void depthwise(const Step& t, int64_t step, int64_t phase, int64_t share);
-  void excite(const Step& t, int64_t phase, int64_t share);
+  void depthwise_rows(const Step& t, int64_t step, int64_t y, int64_t count, const Part& p, float* sums);
+  int64_t depthwise_height(const Step& t, const Value& out, int64_t rows) const;
+  void squeeze(const Step& t, int64_t step, const Part& p, int64_t share, int64_t shares);
+  void excite(const Step& t, int64_t phase, int64_t share, int64_t images);
   void store(int64_t share);
   void activate(const Conv& c, const float* slopes, float* data, int64_t pixel, int64_t pixels, int64_t channels) const;
-  void product_row(const float* a, int64_t k, int64_t n, const float* panels, const float* bias, const Conv& c,
-                   const float* slopes, float* out, int64_t share) const;
+  void product_rows(const float* a, int64_t k, int64_t n, const float* panels, const float* bias, const Conv& c,
+                    const float* slopes, float* out, int64_t share, int64_t images) const;
   void means(const float* sums, int64_t shares, int64_t channels, const Value& of, float* mean) const;
-  float* sums_of(int64_t share) const { return memory_ + m_.sums + share * m_.sums_of_share; }
+  float* sums_of(int64_t share) const { return shared_ + m_.sums + share * m_.sums_of_share; }
 
   const Program& program_;
   const Plan& plan_;
@@ -61,10 +68,14 @@ class Image {
   const Map &x_, *out_;
   float* features_;
   int64_t features_row_;
-  float* memory_;
+  float *shared_, *own_;
   int64_t image_ = 0;
   int64_t bound_ = -1;         // the step that writes into the caller's output itself
   std::vector<Value> values_;  // what each step writes
+  struct Progress {
+    int64_t begun = 0, done = 0;
+  };
+  std::vector<Progress> rows_;  // of each step, where one thread makes them a few at a time
 };
 
 }  // namespace ghost

@@ -19,9 +19,8 @@ class Packer {
     switch (t.kind) {
       case Kind::conv: {
         const Tensor& w = weight({t.primary, t.channels, t.kernel, t.kernel});
-        Scratch scratch;
         const float* scale = take(t.first, t.primary, base + at.bias, base + at.slopes);
-        panels(channels_inside(w, t, scratch), t.primary, t.kernel * t.kernel * t.channels, scale, base + at.weight);
+        panels(dense(w, scratch_), t.primary, t.kernel * t.kernel * t.channels, scale, base + at.weight);
         break;
       }
       case Kind::ghost: {
@@ -123,17 +122,6 @@ class Packer {
 
   static void panels(const float* weight, int64_t n, int64_t k, const float* scale, float* out) {
     kernels().pack({weight, k, 1, n, k, scale, nullptr, out});
-  }
-
-  /// [out][channels][k][k] as [out][k][k][channels], the order of an NHWC map's pixels.
-  const float* channels_inside(const Tensor& w, const Step& t, Scratch& scratch) {
-    const float* from = dense(w, scratch_);
-    const int64_t taps = t.kernel * t.kernel, all = taps * t.channels;
-    float* out = scratch.floats(t.primary * all);
-    for (int64_t o = 0; o < t.primary; o++)
-      for (int64_t c = 0; c < t.channels; c++)
-        for (int64_t i = 0; i < taps; i++) out[o * all + i * t.channels + c] = from[(o * t.channels + c) * taps + i];
-    return out;
   }
 
   /// [channels][taps] as [taps] rows of `row` floats, pieces of channels each in its place.

@@ -24,20 +24,47 @@ int64_t phases_of(const Step& t, Cut cut, int64_t shares) {
   if (shares == 1) return 1;
   switch (t.kind) {
     case Kind::ghost:
-      return cut == Cut::columns ? 1 : 2 + t.squeeze;
+      return t.scaled + (cut == Cut::columns ? 1 : 2 + t.squeeze);
     case Kind::depthwise:
       return cut == Cut::columns ? 1 : 1 + t.squeeze;
     case Kind::excite:
-      return 3;
+      return 2;
     default:
       return 1;
   }
 }
 
+constexpr int64_t kSmallMap = 256;  // pixels
+
+/// Steps in a row may run interleaved, a few rows at a time, as long as none overwrites a slot that another one reads
+/// or writes, and none needs a whole map.
+std::vector<int64_t> ends_of_runs(const Program& p, int64_t end) {
+  std::vector<int64_t> ends;
+  std::vector<bool> used(p.slots);
+  const auto close = [&](int64_t at) {
+    if (at > 0 && (ends.empty() || ends.back() < at)) ends.push_back(at);
+    used.assign(p.slots, false);
+  };
+  for (int64_t i = 0; i < end; i++) {
+    const Step& t = p.steps[i];
+    if (t.out < 0) {
+      close(i);
+      close(i + 1);
+      continue;
+    }
+    if (used[t.out]) close(i);
+    used[t.out] = true;
+    for (int64_t source : {t.in, t.residual})
+      if (source >= 0) used[p.steps[source].out] = true;
+  }
+  close(end);
+  return ends;
+}
+
 }  // namespace
 
 Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shares), workspace{} {
-  std::vector<int64_t> slots(p.slots);
+  std::vector<int64_t> floats(p.steps.size());  // of what each step writes
   int64_t z = 0, expanded = 0, zeros = 0, mean = 0, hidden = 0, scaled = 0, sums = 0, rows = 0;
   const auto grow = [](int64_t& most, int64_t floats) { most = std::max(most, floats); };
   for (const Step& t : p.steps) {
@@ -53,7 +80,7 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
     const int64_t pixels = s.h * s.w, columns = t.kind == Kind::depthwise ? t.in_channels.pixel() : t.primary;
     s.cut = cut_of(t, s.h, columns, shares);
     s.phases = phases_of(t, s.cut, shares);
-    if (t.out >= 0) grow(slots[t.out], pixels * t.out_channels.pixel());
+    if (t.out >= 0) floats[steps.size()] = pixels * t.out_channels.pixel();
     switch (t.kind) {
       case Kind::conv:
         grow(rows, ((kConvRows - 1) * t.stride + t.kernel) * (s.in_w + 2 * t.padding) * t.channels);
@@ -96,17 +123,39 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
     steps.push_back(s);
     if (t.kind == Kind::store) out_h = s.h, out_w = s.w;
   }
+  // From the first small map on, up to the end, images go through each step together.
+  const int64_t count = static_cast<int64_t>(p.steps.size());
+  late = count;
+  while (late > 0 && (p.steps[late - 1].out < 0 || steps[late - 1].h * steps[late - 1].w <= kSmallMap)) late--;
+  ends = ends_of_runs(p, late);
+  own.assign(count, false);
+  for (int64_t i = late; i < count; i++) {
+    own[i] = true;
+    for (int64_t source : {p.steps[i].in, p.steps[i].residual})
+      if (source >= 0) own[source] = true;
+  }
   Workspace& m = workspace;
-  const auto take = [&](int64_t floats) {
-    const int64_t here = m.floats;
-    m.floats += padded(floats) + 2 * kPad;  // whole vectors are read past a map's last pixel
+  const auto take = [](int64_t& from, int64_t floats) {
+    const int64_t here = from;
+    from += padded(floats) + 2 * kPad;  // whole vectors are read past a map's last pixel
     return here;
   };
-  for (int64_t floats : slots) m.slots.push_back(take(floats));
-  m.z = take(z), m.expanded = take(expanded), m.zeros = take(zeros), m.mean = take(mean);
-  m.hidden = take(hidden), m.gate = take(mean), m.scaled = take(scaled);
-  m.half_sums = sums, m.sums_of_share = 2 * sums, m.sums = take(m.sums_of_share * shares);
-  m.rows_of_share = padded(rows), m.rows = take(m.rows_of_share * shares);
+  m.values.assign(count, -1);
+  for (const bool mine : {false, true})
+    for (int64_t slot = 0; slot < p.slots; slot++) {
+      int64_t most = 0;
+      for (int64_t i = 0; i < count; i++)
+        if (p.steps[i].out == slot && own[i] == mine) most = std::max(most, floats[i]);
+      const int64_t at = most ? take(mine ? m.own_floats : m.shared_floats, most) : 0;
+      for (int64_t i = 0; i < count; i++)
+        if (p.steps[i].out == slot && own[i] == mine) m.values[i] = at;
+    }
+  m.mean = take(m.own_floats, mean), m.hidden = take(m.own_floats, hidden), m.gate = take(m.own_floats, mean);
+  int64_t& shared = m.shared_floats;
+  m.z = take(shared, z), m.expanded = take(shared, expanded), m.zeros = take(shared, zeros);
+  m.scaled = take(shared, scaled);
+  m.half_sums = sums, m.sums_of_share = 2 * sums, m.sums = take(shared, m.sums_of_share * shares);
+  m.rows_of_share = padded(rows), m.rows = take(shared, m.rows_of_share * shares);
 }
 
 }  // namespace ghost

@@ -15,20 +15,25 @@ struct Sized {
   int64_t phases;
 };
 
-/// Where things lie in an image's workspace, in floats.
+/// Where things lie, in floats. Some images may be under way at once: what one needs only while a step runs, and the
+/// large maps of its first steps, lie in memory that they take turns at; the rest in memory of its own.
 struct Workspace {
-  std::vector<int64_t> slots;
-  int64_t z, expanded, zeros, mean, hidden, gate, scaled;
+  std::vector<int64_t> values;  // what each step writes; -1: nothing
+  int64_t mean, hidden, gate;   // of its own
+  int64_t z, expanded, zeros, scaled;
   int64_t sums, sums_of_share;  // of a share: two sums of `half_sums` floats
   int64_t half_sums;
   int64_t rows, rows_of_share;  // padded rows of the image, for the first convolution
-  int64_t floats;
+  int64_t shared_floats, own_floats;
 };
 
 struct Plan {
   int64_t shares;
   std::vector<Sized> steps;
   Workspace workspace;
+  int64_t late = 0;           // the first step of small maps, which images go through together
+  std::vector<bool> own;      // whether what a step writes is in the image's own memory
+  std::vector<int64_t> ends;  // one past the last step of each run whose rows may be made a few at a time
   int64_t out_h = 0, out_w = 0;
   int64_t features = 0;  // floats of a row of features: the most that any layer has
   int64_t flops = 0;     // of one image

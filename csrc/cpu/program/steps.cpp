@@ -92,7 +92,7 @@ Step parse_step(Reader& r, Program& p, State& s) {
       break;
     case Kind::conv:
       t.out = slot(), t.channels = channels(r, "channels"), t.primary = channels(r, "out");
-      t.kernel = r.within(1, kMostRuns, "kernel"), t.stride = r.within(1, 64, "stride");
+      t.kernel = r.within(1, kMostRuns / t.channels, "kernel"), t.stride = r.within(1, 64, "stride");
       t.padding = r.within(0, 64, "padding"), t.first = conv(r);
       t.out_channels = {t.primary, 0};
       break;

@@ -172,7 +172,7 @@ def program_pack(parameters: Sequence[torch.Tensor], steps: Sequence[int]) -> to
             slopes = torch.full((), layer.slope) if folded.slopes is None else folded.slopes.detach().float().cpu()
             slopes = slopes.expand(shape[0]) if slopes.numel() == 1 else slopes
         if lanes is None:
-            pieces.append(_panels(weight.permute(0, 2, 3, 1).reshape(shape[0], -1)))
+            pieces.append(_panels(weight.flatten(1)))
             vectors = [bias] if slopes is None else [bias, slopes]
         else:
             spread = lambda t: t.new_zeros(_up(width, 16)).index_copy(0, lanes, t[: len(lanes)])  # noqa: B023
@@ -195,8 +195,7 @@ def _unpack(packed: torch.Tensor, steps: list[Step]) -> list[Folded]:
         out, taps = shape[0], shape[2] * shape[3]
         if lanes is None:
             columns = taps * shape[1]
-            weight = _from_panels(take(_up(out, 8) * columns), out, columns)
-            weight = weight.reshape(out, shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+            weight = _from_panels(take(_up(out, 8) * columns), out, columns).reshape(shape)
             spread = lambda t: t[:out]  # noqa: B023
             width = out
         else:

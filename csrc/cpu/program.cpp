@@ -145,3 +145,8 @@ Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& step
 }
 
 }  // namespace ghost
+
+// Called by ghost_ops/backends/native.py: memory that is about to be filled with packed weights.
+extern "C" __attribute__((visibility("default"))) void ghost_ops_cpu_advise_huge_pages(const void* data, int64_t bytes) {
+  ghost::advise_huge_pages(data, bytes);
+}

@@ -38,6 +38,17 @@ def isas() -> tuple[str, ...]:
     return tuple(filter(None, _text("ghost_ops_cpu_isas").split(",")))
 
 
+def in_huge_pages(t: torch.Tensor) -> torch.Tensor:
+    """A copy of a dense CPU tensor that lies in huge pages where the system has them; t itself without the library."""
+    if _library is None or not t.is_cpu or t.is_meta:
+        return t
+    copy = torch.empty_like(t)
+    call = _library.ghost_ops_cpu_advise_huge_pages
+    call.argtypes, call.restype = (ctypes.c_void_p, ctypes.c_int64), None
+    call(copy.data_ptr(), copy.numel() * copy.element_size())
+    return copy.copy_(t)
+
+
 def _text(function: str) -> str:
     """What a function ``const char* function()`` of the library returns; empty without the library."""
     if _library is None:

@@ -57,6 +57,10 @@ class FrozenProgram(nn.Module):
         """Memory that a call on x works in, beside input and output, on each of the threads that share its images."""
         return native.program_scratch(self.steps, *x.shape[2:])
 
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.packed = native.in_huge_pages(self.packed)  # a loaded one lies in small pages, and is slower to read
+
     def extra_repr(self) -> str:
         names = [type(step).__name__.lower() for step in decode(self.steps)]
         counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))

@@ -24,6 +24,12 @@ struct Run {
 };
 constexpr int64_t kMostRuns = 64;
 
+// Memory that will be read later, to be fetched into the cache on the way: lines `step` bytes apart.
+struct Ahead {
+  const char *at, *end;
+  int64_t step;
+};
+
 // C[rows][n] = relu?(A[rows][k] B[k][n] + bias), or C += A B.
 struct Pointwise {
   const float* a;
@@ -38,6 +44,7 @@ struct Pointwise {
   bool relu, accumulate;
   const Run* runs = nullptr;  // where the k columns of A lie, in order; null: all together
   int64_t run_count = 0;      // at most kMostRuns
+  Ahead* ahead = nullptr;     // or null
 };
 
 // B[k][n] = weight[n * w_row + k * w_col] * scale_n[n] * scale_k[k] in panels, panel_floats(n, k) of them.

@@ -36,6 +36,7 @@ GHOST_INLINE int64_t tile_columns(int64_t left) {
 struct Streams {
   const float* at[3];
   int64_t row[3];
+  bool packed;
 };
 
 // A block of the product: some rows, some of k, all columns.
@@ -45,12 +46,24 @@ struct Block {
   const Run* runs;
   int64_t run_count;
   bool accumulate, relu;
+  ghost::Ahead* ahead;
 };
 
-template <int MR, int NV, int NH>
+// Whether panels' rows and A's columns lie as they mostly do, at distances that are known here.
+GHOST_INLINE bool is_tight(const Block& g, bool packed) { return packed && g.a_col == 1 && kLanes >= 8; }
+
+// Of panel i under a tile of `columns`: the distance between its rows.
+constexpr int64_t tight_row(int i, int columns) { return columns - i * kPanel < kPanel ? 8 : kPanel; }
+
+template <int MR, int NV, int NH, bool kTight>
 __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t limit, const Streams& b, const float* bias,
                                         float* c, int64_t c_row) {
-  constexpr int kStreams = (NV * kLanes + NH * 8 + kPanel - 1) / kPanel;
+  constexpr int kColumns = NV * kLanes + NH * 8, kStreams = (kColumns + kPanel - 1) / kPanel;
+  // a quarter of a line for each column of A: together about as much as the weights that they are multiplied with
+  const char* ahead = g.ahead ? g.ahead->at : (const char*)b.at[0];
+  const int64_t ahead_step = g.ahead && ahead < g.ahead->end ? g.ahead->step / 4 : 0;
+  const int64_t a_row = g.a_row, a_col = kTight ? 1 : g.a_col, row0 = kTight ? tight_row(0, kColumns) : b.row[0],
+                row1 = kTight ? tight_row(1, kColumns) : b.row[1], row2 = kTight ? tight_row(2, kColumns) : b.row[2];
   for (; row + MR <= limit; row += MR) {
     Full::T v[MR][NV ? NV : 1];
     Tail::T h[MR];
@@ -62,10 +75,9 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
       if (NH) h[i] = bias ? Tail::load(bias + NV * kLanes) : Tail::zero();
     }
     const float *b0 = b.at[0], *b1 = b.at[1], *b2 = b.at[2];
-    const int64_t a_row = g.a_row, a_col = g.a_col, row0 = b.row[0], row1 = b.row[1], row2 = b.row[2];
     for (int64_t r = 0; r < g.run_count; r++) {
       const float* a = g.a + row * a_row + g.runs[r].offset;
-      for (int64_t k = g.runs[r].count; k > 0; k--, a += a_col) {
+      for (int64_t k = g.runs[r].count; k > 0; k--) {
         const float* const at[3] = {b0, b1, b2};
         Full::T w[NV ? NV : 1];
         Tail::T u;
@@ -79,6 +91,9 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
           for (int j = 0; j < NV; j++) v[i][j] = Full::fma(Full::set(x), w[j], v[i][j]);
           if (NH) h[i] = Tail::fma(Tail::set(x), u, h[i]);
         }
+        __builtin_prefetch(ahead, 0, 2);
+        ahead += ahead_step;
+        a += a_col;
         b0 += row0;
         if (kStreams > 1) b1 += row1;
         if (kStreams > 2) b2 += row2;
@@ -101,28 +116,33 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
       if (NH) Tail::store(out + i * c_row + NV * kLanes, relu ? Tail::max(Tail::zero(), h[i]) : h[i]);
     }
   }
+  if (g.ahead) g.ahead->at = ahead;
   return row;
 }
 
 // All rows of one tile's columns. What is left of a multiple of MR is, where the tiles are low, spread over tiles that
 // are a row less high (49 rows are four tiles of 6 and five of 5), else taken by tiles half as high.
-template <int MR, int NV, int NH>
+template <int MR, int NV, int NH, bool kTight>
 GHOST_INLINE void column(const Block& g, int64_t row, const Streams& b, const float* bias, float* c, int64_t c_row) {
   const int64_t full = (g.rows - row) / MR, rest = (g.rows - row) % MR;
   if constexpr (!kMany && MR > 2)
     if (rest && full >= MR - 1 - rest) {
-      row = tiles<MR, NV, NH>(g, row, row + (full + 1 - (MR - rest)) * MR, b, bias, c, c_row);
-      tiles<MR - 1, NV, NH>(g, row, g.rows, b, bias, c, c_row);
+      row = tiles<MR, NV, NH, kTight>(g, row, row + (full + 1 - (MR - rest)) * MR, b, bias, c, c_row);
+      tiles<MR - 1, NV, NH, kTight>(g, row, g.rows, b, bias, c, c_row);
       return;
     }
-  row = tiles<MR, NV, NH>(g, row, g.rows, b, bias, c, c_row);
+  row = tiles<MR, NV, NH, kTight>(g, row, g.rows, b, bias, c, c_row);
   if constexpr (MR > 1)
-    if (row < g.rows) column<MR / 2, NV, NH>(g, row, b, bias, c, c_row);
+    if (row < g.rows) column<MR / 2, NV, NH, kTight>(g, row, b, bias, c, c_row);
 }
 
 template <int NV, int NH>
 void column_of(const Block& g, const Streams& b, const float* bias, float* c, int64_t c_row) {
-  column<tile_rows(NV + NH), NV, NH>(g, 0, b, bias, c, c_row);
+  constexpr int kRows = tile_rows(NV + NH);
+  if (is_tight(g, b.packed))
+    column<kRows, NV, NH, true>(g, 0, b, bias, c, c_row);
+  else
+    column<kRows, NV, NH, false>(g, 0, b, bias, c, c_row);
 }
 
 void tile_product(const Block& g, int64_t columns, const Streams& b, const float* bias, float* c, int64_t c_row) {
@@ -208,6 +228,7 @@ void block_product(const Pointwise& all, const Block& g, int64_t first, float* c
   for (int64_t columns; n < all.n; n += columns) {
     columns = tile_columns(n_end - n);
     Streams b{};
+    b.packed = !all.b_row;
     for (int64_t at = n, i = 0; at < n + columns; at = at / kPanel * kPanel + kPanel, i++)
       stream(at, b.at[i], b.row[i]);
     const float* bias = biased ? all.bias + n : nullptr;
@@ -244,7 +265,7 @@ extern "C" void GHOST_SYMBOL(pointwise)(const Pointwise& all) {
       Run mine[kMostRuns];
       const int64_t count = cut_runs(runs, run_count, all.a_col, first, end - first, mine);
       const Block g{all.a + row * all.a_row, all.a_row, all.a_col, rows, mine, count, all.accumulate || i > 0,
-                    all.relu && i == blocks - 1};
+                    all.relu && i == blocks - 1, all.ahead};
       block_product(all, g, first, all.c + row * all.c_row);
     }
   }

@@ -6,7 +6,8 @@
 namespace ghost {
 namespace {
 
-constexpr int64_t kMostRows = 64;  // pointers to rows at a time
+constexpr int64_t kMostRows = 64;           // pointers to rows at a time
+constexpr int64_t kAheadFloats = 1 << 18;  // how far ahead weights are fetched
 
 /// Columns for share i of `shares`, whole panels each.
 std::pair<int64_t, int64_t> columns_of(int64_t n, int64_t i, int64_t shares) {
@@ -30,7 +31,8 @@ Image::Image(const Program& p, const Plan& plan, const float* packed, const Map&
       shared_(shared),
       own_(own),
       values_(p.steps.size()),
-      rows_(p.steps.size()) {
+      rows_(p.steps.size()),
+      ahead_(plan.shares) {
   std::fill(shared_ + m_.zeros, shared_ + m_.scaled, 0.f);
   for (size_t i = 0; i < p.steps.size(); i++) {
     const Step& t = p.steps[i];
@@ -49,6 +51,7 @@ Image::Image(const Program& p, const Plan& plan, const float* packed, const Map&
 void Image::begin(int64_t image) {
   image_ = image;
   std::fill(rows_.begin(), rows_.end(), Progress{});
+  std::fill(ahead_.begin(), ahead_.end(), Ahead{});
   const Step& first = program_.steps[0];
   if (first.kind == Kind::load && x_.direct && (!first.by_lanes || x_.c % 8 == 0)) {  // read where it lies
     Value& v = values_[0];
@@ -64,6 +67,7 @@ void Image::begin(int64_t image) {
 /// One image after the other up to the small maps, a few rows of several steps in turn while they are in cache; from
 /// there on step by step, so that weights which outweigh the maps are read once for all images.
 void Image::run_alone(std::vector<Image>& images) {
+  for (Image& image : images) image.alone_ = images.size() == 1;
   const Plan& plan = images[0].plan_;
   const Program& program = images[0].program_;
   const auto whole = [](Image& image, int64_t step, int64_t count) {
@@ -123,7 +127,7 @@ void Image::advance(int64_t step, int64_t rows) {
         const int64_t count = std::min(step_rows(out.w, out.h), out.h - r.begun), halo = t.made ? t.kernel / 2 : 0;
         if (r.begun == 0 && t.scaled) scale(t, all);
         advance(t.in, r.begun + count);
-        make_y1(t, y1, r.begun, count, all);
+        make_y1(t, y1, r.begun, count, all, 0);
         r.begun += count;
         const int64_t ready = r.begun == out.h ? out.h : r.begun - halo;
         if (ready <= r.done) break;
@@ -273,7 +277,7 @@ void Image::ghost(const Step& t, int64_t step, int64_t phase, int64_t share) {
     int64_t finished = from;
     for (int64_t y = p.row0; y < p.row1;) {
       const int64_t count = std::min(height, p.row1 - y);
-      make_y1(t, y1, y, count, p);
+      make_y1(t, y1, y, count, p, share);
       y += count;
       const int64_t ready = y == p.row1 ? to : std::min(to, y - behind);
       if (ready <= finished) continue;
@@ -323,7 +327,20 @@ void Image::means(const float* sums, int64_t shares, int64_t channels, const Val
   }
 }
 
-void Image::make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, const Part& p) {
+/// The weights after a step's, for products to fetch on the way: at batch 1 all of a net's come from memory.
+Ahead* Image::ahead_of(const Step& t, int64_t share) {
+  Ahead& a = ahead_[share];
+  const float *here = packed_ + t.packed + pieces(t).end, *end = packed_ + program_.packed_floats;
+  const char* from = reinterpret_cast<const char*>(here) + 64 * share;
+  if (!alone_) return nullptr;  // others under way use the same weights
+  if (a.at < from) a.at = from;
+  a.end = reinterpret_cast<const char*>(std::min(end, here + kAheadFloats));
+  a.step = 64 * plan_.shares;
+  return &a;
+}
+
+void Image::make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, const Part& p,
+                    int64_t share) {
   const Value& x = values_[t.in];
   const Pieces at = pieces(t);
   const float *packed = packed_ + t.packed, *panels = t.scaled ? shared_ + m_.scaled : packed + at.weight;
@@ -333,7 +350,7 @@ void Image::make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, co
   // Past its last channel y1 may run into y2 of the same pixel, which is written later; unless by another share.
   const bool room = y1.is_padded || p.c1 % 8 == 0 || (t.made && p.c1 - p.c0 == t.primary);
   k_.pointwise({x.row(y), x.pixel, 1, pixels, t.channels, p.c1 - p.c0, panels + p.c0 * t.channels, 0,
-                packed + at.bias + p.c0, to, y1.pixel, room, t.first.act == kRelu, false, runs, run_count});
+                packed + at.bias + p.c0, to, y1.pixel, room, t.first.act == kRelu, false, runs, run_count, ahead_of(t, share)});
   activate(t.first, packed + at.slopes + p.c0, to, y1.pixel, pixels, y1.width_of(p.c1 - p.c0));
   if (t.multiplier() > 1)
     expand_channels(to, y1.pixel, shared_ + m_.expanded + y * y1.w * by_eight(t.kept()), by_eight(t.kept()), pixels,

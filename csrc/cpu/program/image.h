@@ -44,7 +44,8 @@ class Image {
   void ghost(const Step& t, int64_t step, int64_t phase, int64_t share);
   Value y1_of(const Step& t, const Value& out) const;
   void scale(const Step& t, const Part& p);
-  void make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, const Part& p);
+  Ahead* ahead_of(const Step& t, int64_t share);
+  void make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, const Part& p, int64_t share);
   void finish(const Step& t, const Value& y1, const Value& out, int64_t y, int64_t count, const Part& p, float* sums);
   void add_residual(const Value& residual, const float* from, int64_t from_pixel, float* to, const Value& out,
                     int64_t y, int64_t count, int64_t channel, int64_t channels);
@@ -70,12 +71,14 @@ class Image {
   int64_t features_row_;
   float *shared_, *own_;
   int64_t image_ = 0;
+  bool alone_ = true;  // no other image is under way with it
   int64_t bound_ = -1;         // the step that writes into the caller's output itself
   std::vector<Value> values_;  // what each step writes
   struct Progress {
     int64_t begun = 0, done = 0;
   };
   std::vector<Progress> rows_;  // of each step, where one thread makes them a few at a time
+  std::vector<Ahead> ahead_;    // of each share
 };
 
 }  // namespace ghost

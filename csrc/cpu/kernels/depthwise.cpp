@@ -84,75 +84,60 @@ void block_3x3(const Depthwise& all, int64_t c, Lanes lanes) {
   if (r < d.count) one_row_3x3<V>(d, r, c, k, bias, put);
 }
 
-// One output pixel of any kernel and stride, its taps clipped to the row. A sum for each row of taps: in one, every tap
-// would wait for the one before.
-template <class V, int K>
-GHOST_INLINE typename V::T clipped(const Depthwise& d, int64_t r, int64_t x, int64_t c, int64_t stride,
-                                   int64_t in_width, typename V::T bias) {
-  constexpr int P = K / 2;
-  using T = typename V::T;
-  const int64_t left = x * stride - P, first = left < 0 ? -left : 0, last = in_width - left < K ? in_width - left : K;
-  T sum[K];
-#pragma GCC unroll 7
-  for (int i = 0; i < K; i++) sum[i] = i ? V::zero() : bias;
-  const float* w = d.weight + first * d.weight_row + c;
-  for (int64_t j = first; j < last; j++, w += d.weight_row) {
-#pragma GCC unroll 7
-    for (int i = 0; i < K; i++)
-      sum[i] = V::fma(V::load(d.rows[r * stride + i] + (left + j) * d.in_pixel + c), V::load(w + i * K * d.weight_row),
-                      sum[i]);
-  }
-  T total = sum[0];
-#pragma GCC unroll 7
-  for (int i = 1; i < K; i++) total += sum[i];
-  return total;
-}
+alignas(64) constexpr float kOutside[2 * kLanes] = {};  // what a tap outside of the row reads
 
-// Output pixels of row r from x on, PX at a time while their taps lie within the row; returns the first one that is
-// left. Each load of a weight is shared by PX pixels.
-template <class V, int K, int PX, class Lanes>
-GHOST_INLINE int64_t inner(const Depthwise& d, int64_t r, int64_t x, int64_t c, int64_t stride, int64_t in_width,
-                           typename V::T bias, const Out<V, Lanes>& put) {
+// PX output pixels of CV vectors each, from x on, whose taps all lie within the row, or not (kEdge; then fewer may be
+// wanted, too). Each load of a weight is shared by PX pixels, and PX x CV sums hide the latency of an addition.
+template <class V, int K, int PX, int CV, bool kEdge, class Lanes>
+GHOST_INLINE void pixels(const Depthwise& d, int64_t r, int64_t x, int64_t c, int64_t stride, int64_t in_width,
+                         const typename V::T* bias, const Out<V, Lanes>& put) {
   constexpr int P = K / 2;
   using T = typename V::T;
-  const int64_t step = d.in_pixel, next = stride * step, w_row = d.weight_row;
-  for (; x + PX <= d.width && (x + PX - 1) * stride + K - P <= in_width; x += PX) {
-    T sum[PX];
+  const int64_t step = d.in_pixel, next = stride * step, w_row = d.weight_row, left = x * stride - P;
+  const int wanted = kEdge && d.width - x < PX ? (int)(d.width - x) : PX;
+  T sum[PX][CV];
 #pragma GCC unroll 8
-    for (int q = 0; q < PX; q++) sum[q] = bias;
-    const float* w = d.weight + c;
-    for (int i = 0; i < K; i++) {
-      const float* p = d.rows[r * stride + i] + (x * stride - P) * step + c;
-#pragma GCC unroll 7
-      for (int j = 0; j < K; j++, w += w_row, p += step) {
-        const T k = V::load(w);
+  for (int q = 0; q < PX; q++)
+#pragma GCC unroll 2
+    for (int v = 0; v < CV; v++) sum[q][v] = bias[v];
+  for (int i = 0; i < K; i++) {
+    const float *p = d.rows[r * stride + i] + left * step + c, *w = d.weight + i * K * w_row + c;
+    for (int j = 0; j < K; j++, w += w_row, p += step) {
+      T k[CV];
+#pragma GCC unroll 2
+      for (int v = 0; v < CV; v++) k[v] = V::load(w + v * V::lanes);
 #pragma GCC unroll 8
-        for (int q = 0; q < PX; q++) sum[q] = V::fma(V::load(p + q * next), k, sum[q]);
+      for (int q = 0; q < PX; q++) {
+        const float* from = p + q * next;
+        if (kEdge) from = (uint64_t)(left + j + q * stride) < (uint64_t)in_width ? from : kOutside;
+#pragma GCC unroll 2
+        for (int v = 0; v < CV; v++) sum[q][v] = V::fma(V::load(from + v * V::lanes), k[v], sum[q][v]);
       }
     }
-#pragma GCC unroll 8
-    for (int q = 0; q < PX; q++) put(d.out + r * d.out_row + (x + q) * d.out_pixel + c, sum[q]);
   }
-  return x;
+#pragma GCC unroll 8
+  for (int q = 0; q < PX; q++)
+    if (!kEdge || q < wanted)
+#pragma GCC unroll 2
+      for (int v = 0; v < CV; v++) put(d.out + r * d.out_row + (x + q) * d.out_pixel + c + v * V::lanes, sum[q][v]);
 }
 
-// Any kernel; S is the stride, 0: only known when it runs.
-template <class V, int K, int S, class Lanes>
+// Any kernel, CV vectors of channels at a time; S is the stride, 0: only known when it runs.
+template <class V, int K, int S, int CV, class Lanes>
 void block(const Depthwise& all, int64_t c, Lanes lanes) {
   const Depthwise d = all;  // as above
-  constexpr int P = K / 2;
+  constexpr int P = K / 2, PX = 8 / CV;
   const int64_t stride = S ? S : d.stride, in_width = S == 1 ? d.width : d.in_width;
-  const typename V::T bias = d.bias ? V::load(d.bias + c) : V::zero();
+  typename V::T bias[CV];
+  for (int v = 0; v < CV; v++) bias[v] = d.bias ? V::load(d.bias + c + v * V::lanes) : V::zero();
   const Out<V, Lanes> put{lanes, d.relu};
-  for (int64_t r = 0; r < d.count; r++) {
-    float* out = d.out + r * d.out_row + c;
-    int64_t x = 0;
-    for (; x < d.width && x * stride < P; x++) put(out + x * d.out_pixel, clipped<V, K>(d, r, x, c, stride, in_width, bias));
-    x = inner<V, K, 8>(d, r, x, c, stride, in_width, bias, put);
-    x = inner<V, K, 4>(d, r, x, c, stride, in_width, bias, put);
-    x = inner<V, K, 2>(d, r, x, c, stride, in_width, bias, put);
-    for (; x < d.width; x++) put(out + x * d.out_pixel, clipped<V, K>(d, r, x, c, stride, in_width, bias));
-  }
+  for (int64_t r = 0; r < d.count; r++)
+    for (int64_t x = 0; x < d.width; x += PX) {
+      if (x * stride >= P && x + PX <= d.width && (x + PX - 1) * stride + K - P <= in_width)
+        pixels<V, K, PX, CV, false>(d, r, x, c, stride, in_width, bias, put);
+      else
+        pixels<V, K, PX, CV, true>(d, r, x, c, stride, in_width, bias, put);
+    }
 }
 
 // Gradient of one row of taps (i, 0..K-1): the sums over a call stay in registers, so long sums are taken in two
@@ -193,19 +178,26 @@ void weight_grad(const DepthwiseWeightGrad& d) {
   });
 }
 
+template <int K, int CV, class V, class Lanes>
+GHOST_INLINE void any_stride(V, const Depthwise& d, int64_t c, Lanes lanes) {
+  if (d.stride == 2)
+    block<V, K, 2, CV>(d, c, lanes);
+  else if (d.stride == 1)
+    block<V, K, 1, CV>(d, c, lanes);
+  else
+    block<V, K, 0, CV>(d, c, lanes);
+}
+
 template <int K>
 void depthwise(const Depthwise& d) {
-  over_channels(d.channels, [&](auto v, int64_t c, auto lanes) {
-    using V = decltype(v);
-    if (d.stride == 2)
-      block<V, K, 2>(d, c, lanes);
-    else if (d.stride != 1)
-      block<V, K, 0>(d, c, lanes);
-    else if constexpr (K == 3)
-      block_3x3<V>(d, c, lanes);
-    else
-      block<V, K, 1>(d, c, lanes);
-  });
+  if (K == 3 && d.stride == 1) {
+    over_channels(d.channels, [&](auto v, int64_t c, auto lanes) { block_3x3<decltype(v)>(d, c, lanes); });
+    return;
+  }
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= d.channels; c += 2 * kLanes) any_stride<K, 2>(Full{}, d, c, Whole<kLanes>{});
+  over_channels(d.channels - c,
+                [&](auto v, int64_t more, auto lanes) { any_stride<K, 1>(v, d, c + more, lanes); });
 }
 
 }  // namespace

@@ -146,7 +146,21 @@ Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& step
 
 }  // namespace ghost
 
-// Called by ghost_ops/backends/native.py: memory that is about to be filled with packed weights.
+// Called by ghost_ops/backends/native.py: the bytes that a thread works in when it has this many images of h x w pixels;
+// -1 where the program or the size is refused.
+extern "C" __attribute__((visibility("default"))) int64_t ghost_ops_cpu_program_scratch(const int64_t* steps,
+                                                                                         int64_t count, int64_t images,
+                                                                                         int64_t h, int64_t w) {
+  try {
+    const ghost::Plan plan(ghost::Program::parse({steps, steps + count}), h, w, 1);
+    const ghost::Workspace& m = plan.workspace;
+    return 4 * (m.shared_floats + std::min(images, ghost::kTogether) * m.own_floats);
+  } catch (const std::exception&) {
+    return -1;
+  }
+}
+
+// As above: memory that is about to be filled with packed weights.
 extern "C" __attribute__((visibility("default"))) void ghost_ops_cpu_advise_huge_pages(const void* data, int64_t bytes) {
   ghost::advise_huge_pages(data, bytes);
 }

@@ -38,6 +38,22 @@ def isas() -> tuple[str, ...]:
     return tuple(filter(None, _text("ghost_ops_cpu_isas").split(",")))
 
 
+def program_scratch(steps: list[int], images: int, height: int, width: int) -> int:
+    """Bytes of scratch that one thread keeps for a program over this many images; 0 without the library.
+
+    Raises:
+        ValueError: the program is none, or takes no map of this size.
+    """
+    if _library is None:
+        return 0
+    call, size = _library.ghost_ops_cpu_program_scratch, ctypes.c_int64
+    call.argtypes, call.restype = (ctypes.POINTER(size), size, size, size, size), size
+    found = call((size * len(steps))(*steps), len(steps), images, height, width)
+    if found < 0:
+        raise ValueError(f"program_scratch: expected a program that takes a {height} x {width} map")
+    return found
+
+
 def in_huge_pages(t: torch.Tensor) -> torch.Tensor:
     """A copy of a dense CPU tensor that lies in huge pages where the system has them; t itself without the library."""
     if _library is None or not t.is_cpu or t.is_meta:

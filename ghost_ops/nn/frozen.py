@@ -54,8 +54,9 @@ class FrozenProgram(nn.Module):
         return f"program on {choose('program', x)}"
 
     def scratch_bytes(self, x: torch.Tensor) -> int:
-        """Memory that a call on x works in, beside input and output, on each of the threads that share its images."""
-        return native.program_scratch(self.steps, *x.shape[2:])
+        """Memory that each thread of PyTorch's keeps for calls on inputs such as x, beside input and output."""
+        images, _, height, width = x.shape
+        return native.program_scratch(self.steps, -(-images // torch.get_num_threads()), height, width)
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)

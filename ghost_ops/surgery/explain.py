@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ..nn import FusedGhostBottleneck
+from ..nn import FrozenProgram, FusedGhostBottleneck
 from ..nn._wrapper import Wrapper
 from .recognise import survey
 
@@ -81,7 +81,7 @@ def explain(net: nn.Module, example: object) -> Explanation:
     if not isinstance(net, nn.Module):
         raise TypeError(f"explain: net: expected a torch.nn.Module, got {type(net).__name__}")
     names = {module: name for name, module in net.named_modules()}
-    wrappers = {module: [] for module in names if isinstance(module, Wrapper)}
+    wrappers = {module: [] for module in names if isinstance(module, (Wrapper, FrozenProgram))}
     with _recording(wrappers), _unchanged(net), torch.set_grad_enabled(net.training), _uncompiled():
         if isinstance(example, Mapping):
             net(**example)
@@ -90,7 +90,7 @@ def explain(net: nn.Module, example: object) -> Explanation:
 
     rows = {}
     for module, notes in wrappers.items():
-        kind = type(module if module._source is None else module._source).__name__
+        kind = type(getattr(module, "_source", None) or module).__name__
         rows[module] = [
             Row(names[module], kind, seen, *_split(runs), True, notes.count((seen, runs)))
             for seen, runs in dict.fromkeys(notes)
@@ -125,7 +125,8 @@ def _recording(wrappers: dict[Wrapper, list]) -> Iterator[None]:
     def recorded(forward):
         def run(self, x, *args, **kwargs):
             if self in wrappers:
-                wrappers[self].append((_describe(x), self.why(x)))
+                more = f"; {_scratch(self, x)}" if isinstance(self, FrozenProgram) else ""
+                wrappers[self].append((_describe(x), self.why(x) + more))
             return forward(self, x, *args, **kwargs)
 
         return run
@@ -134,6 +135,11 @@ def _recording(wrappers: dict[Wrapper, list]) -> Iterator[None]:
         for cls in {type(module) for module in wrappers}:
             stack.enter_context(mock.patch.object(cls, "forward", recorded(cls.forward)))
         yield
+
+
+def _scratch(program: FrozenProgram, x: torch.Tensor) -> str:
+    kept = program.scratch_bytes(x) / 2**20
+    return f"{len(program.parts)} modules in one call, {kept:.1f} MiB of scratch a thread"
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def freeze(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         frozen = fuse(copy.deepcopy(net)).requires_grad_(False)
     if dtype is not None:
         frozen = frozen.to(dtype)
-    _open_norms(frozen)
+    _open(frozen)
     reason = "its kernels are not there: " + (native.reason() or "") if not native.available() else None
     frozen = _by_graph(frozen) if reason is None else frozen
     if not any(isinstance(module, FrozenProgram) for module in frozen.modules()):
@@ -69,25 +69,36 @@ def freeze(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     return frozen
 
 
-def _open_norms(net: nn.Module) -> None:
-    """BatchNorms that apply an activation too (timm's ``BatchNormAct2d``), as the two modules that they are."""
+def _open(net: nn.Module) -> None:
+    """Subclasses that compute what PyTorch's own modules do, as these: BatchNorms that apply an activation too (timm's
+    ``BatchNormAct2d``), linear layers under another name. Only where running both shows that they agree."""
     for owner in list(net.modules()):
         for name, child in owner._modules.items():
-            if not isinstance(child, nn.BatchNorm2d) or type(child) in _NORMS or is_hooked(child):
+            if child is None or is_hooked(child) or "parametrizations" in child._modules:
                 continue
-            if child.running_mean is None or not all(type(m) in (*_NOTHING, *_ACTS) for m in child.children()):
+            if isinstance(child, nn.BatchNorm2d) and type(child) not in _NORMS and child.running_mean is not None:
+                inner = [m for m in child.children() if type(m) not in _NOTHING]
+                opened = nn.Sequential(_as(nn.BatchNorm2d, child), *inner)
+                known, shape = all(type(m) in _ACTS for m in inner), (2, child.num_features, 3, 2)
+            elif isinstance(child, nn.Linear) and type(child) is not nn.Linear and not child._modules:
+                opened, known, shape = _as(nn.Linear, child), True, (3, child.in_features)
+            else:
                 continue
-            plain = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
-            plain.__dict__.update(child.__dict__, _modules={})
-            opened = nn.Sequential(plain, *(m for m in child.children() if type(m) in _ACTS))
-            if _same(child, opened, child.num_features):
+            if known and _same(child, opened, shape):
                 owner._modules[name] = opened
 
 
-def _same(a: nn.Module, b: nn.Module, channels: int) -> bool:
-    """Whether two modules in eval make the same of a map, in float64."""
+def _as(kind: type, module: nn.Module) -> nn.Module:
+    """The module as one of a class that it derives from, with the same parameters, without children."""
+    plain = kind.__new__(kind)
+    plain.__dict__.update(module.__dict__, _modules={})
+    return plain
+
+
+def _same(a: nn.Module, b: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether two modules in eval make the same of an input, in float64."""
     a, b = copy.deepcopy(a).cpu().double(), copy.deepcopy(b).cpu().double()
-    x = 3 * torch.randn(2, channels, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = 3 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return torch.allclose(a(x.clone()), b(x.clone()), rtol=1e-12, atol=1e-12)
 
@@ -227,7 +238,7 @@ class _Run:
         module = self._module_of(node)
         if module is not None and is_hooked(module):
             return []
-        if isinstance(module, _NOTHING) and self.builder.steps:
+        if self.builder.steps and (isinstance(module, _NOTHING) or self._is_dropout(node)):
             return [node]
         if self.flat is None and isinstance(module, Wrapper):
             return [node] if self.module(node.target, module) else []
@@ -329,6 +340,12 @@ class _Run:
         keepdim = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
         self.flat = node.target in ("mean", torch.mean) and not keepdim
         return [node]
+
+    @staticmethod
+    def _is_dropout(node: fx.Node) -> bool:
+        """Of a net in eval: it does nothing."""
+        called = node.op == "call_function" and node.target in (F.dropout, F.dropout2d) and len(node.args) < 3
+        return called and node.kwargs.get("training") is False
 
     def _is_flattening(self, node: fx.Node, module: nn.Module | None) -> bool:
         if type(module) is nn.Flatten:

@@ -147,8 +147,8 @@ def test_compile_fullgraph(dynamic):
                 out = f(x)
                 out.square().sum().backward()
                 grads.append([out, x.grad, *(p.grad for p in net.parameters())])
-            for a, b in zip(*grads, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+            for a, b in zip(*grads, strict=True):  # in the norm: single elements are small differences of large sums
+                assert (a - b).norm() <= 1e-5 * b.norm()
             assert grads[0][0].stride() == grads[1][0].stride()
 
 

@@ -36,13 +36,14 @@ void dense(const Program& p, const float* packed, int64_t n, int64_t row, float*
 struct Call {
   const Program& program;
   const float* packed;
+  const std::vector<RawLayers>& raw;
   const Map& x;
   const Map* out;
   float* features;
   int64_t features_row;
 
   Image image(const Plan& plan, float* shared, float* own) const {
-    return Image(program, plan, packed, x, out, features, features_row, shared, own);
+    return Image(program, plan, packed, raw, x, out, features, features_row, shared, own);
   }
 };
 
@@ -76,7 +77,7 @@ void together(const Call& call, const Plan& plan, int64_t begin, int64_t end) {
   }
 }
 
-Tensor run(const Program& p, const float* packed, const Tensor& x) {
+Tensor run(const Program& p, const float* packed, const std::vector<RawLayers>& raw, const Tensor& x) {
   const Checks check("program");
   check.shape("x", x, {-1, p.in_channels, -1, -1});
   const int64_t n = x.size(0), h = x.size(2), w = x.size(3), threads = abi::num_threads();
@@ -90,7 +91,7 @@ Tensor run(const Program& p, const float* packed, const Tensor& x) {
   Scratch scratch;
   const int64_t row = plan.features;
   float* features = scratch.floats(n * row);
-  const Call call{p, packed, from, p.returns_features ? nullptr : &to, features, row};
+  const Call call{p, packed, raw, from, p.returns_features ? nullptr : &to, features, row};
   // Whole images to each thread, as many to each; what is left of them by all threads together.
   const bool serial = threads == 1 || n * plan.flops < kShareFlops;
   const int64_t apart = serial ? 0 : n / threads * threads;
@@ -120,7 +121,7 @@ Tensor program(const Tensor& x, const Tensor& packed, const Ints& steps) {
   const Checks check("program");
   check.shape("packed", packed, {p.packed_floats});
   Scratch scratch;
-  return run(p, dense(packed, scratch), x);
+  return run(p, dense(packed, scratch), {}, x);
 }
 
 Tensor program_pack(const Tensors& parameters, const Ints& steps) {
@@ -129,19 +130,22 @@ Tensor program_pack(const Tensors& parameters, const Ints& steps) {
   const Program p = Program::parse(steps);
   Tensor packed = abi::empty({p.packed_floats}, abi::DType::float32);
   advise_huge_pages(packed.data<char>(), 4 * p.packed_floats);
-  pack_program(p, parameters, packed.data<float>());
+  Scratch scratch;
+  std::fill_n(packed.data<float>(), p.packed_floats, 0.f);  // what aligns the pieces, too
+  pack_program(p, parameters, packed.data<float>(), scratch);
   return packed;
 }
 
 Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& steps) {
+  Checks("program_eval").map("x", x);
   bool known = readable(x);
   for (const Tensor& t : parameters) known = known && readable(t);
   if (!known) return abi::call<Tensor>("ghost_ops::program_eval_reference", "", x, parameters, steps);
-  const Program p = Program::parse(steps);
+  const Program p = Program::parse(steps, x.size(0) == 1);
   Scratch scratch;
   float* packed = scratch.floats(p.packed_floats);
-  pack_program(p, parameters, packed);
-  return run(p, packed, x);
+  const std::vector<RawLayers> raw = pack_program(p, parameters, packed, scratch);
+  return run(p, packed, raw, x);
 }
 
 }  // namespace ghost

@@ -17,13 +17,15 @@ std::pair<int64_t, int64_t> columns_of(int64_t n, int64_t i, int64_t shares) {
 
 }  // namespace
 
-Image::Image(const Program& p, const Plan& plan, const float* packed, const Map& x, const Map* out, float* features,
+Image::Image(const Program& p, const Plan& plan, const float* packed, const std::vector<RawLayers>& raw,
+             const Map& x, const Map* out, float* features,
              int64_t features_row, float* shared, float* own)
     : program_(p),
       plan_(plan),
       m_(plan.workspace),
       k_(kernels()),
       packed_(packed),
+      raw_(raw),
       x_(x),
       out_(out),
       features_(features),
@@ -455,24 +457,42 @@ void Image::product_rows(const float* a, int64_t k, int64_t n, const float* pane
   activate(c, slopes + c0, out + c0, row, images, c1 - c0);
 }
 
+/// The same for one image, of a layer whose weight is not packed.
+void Image::layer(const float* a, int64_t k, int64_t n, const float* weight, const float* bias, const Conv& c,
+                  const float* slopes, float* out, int64_t share) const {
+  const auto [c0, c1] = columns_of(n, share, plan_.shares);
+  if (c0 >= c1) return;
+  k_.matvec(weight + c0 * k, c1 - c0, k, a, bias + c0, out + c0);
+  k_.affine(out + c0, 0, {nullptr, nullptr, c.act, slopes + c0}, out + c0, 0, 1, c1 - c0);
+}
+
 void Image::excite(const Step& t, int64_t phase, int64_t share, int64_t images) {
   const Pieces at = pieces(t);
   const float* packed = packed_ + t.packed;
   float *mean = own_ + m_.mean, *hidden = own_ + m_.hidden, *gate = own_ + m_.gate;
   const bool alone = plan_.shares == 1;
-  if (alone || phase == 0)
-    product_rows(mean, t.channels, t.hidden, packed + at.weight, packed + at.bias, t.first, packed + at.slopes, hidden,
-                 share, images);
-  if (alone || phase == 1) {
-    product_rows(hidden, t.hidden, t.channels, packed + at.second_weight, packed + at.second_bias, t.second,
-                 packed + at.second_slopes, gate, share, images);
-    const auto [c0, c1] = columns_of(t.channels, share, plan_.shares);
-    for (int64_t i = 0; i < images; i++)
-      for (int64_t c = c0; c < c1; c++) {
-        float& g = gate[i * m_.own_floats + c];
-        g = gate_of(t.gate, g);
-      }
+  if (t.raw) {
+    const RawLayers& raw = raw_[&t - program_.steps.data()];
+    if (alone || phase == 0)
+      layer(mean, t.channels, t.hidden, raw.reduce, packed + at.bias, t.first, packed + at.slopes, hidden, share);
+    if (alone || phase == 1)
+      layer(hidden, t.hidden, t.channels, raw.expand, packed + at.second_bias, t.second, packed + at.second_slopes,
+            gate, share);
+  } else {
+    if (alone || phase == 0)
+      product_rows(mean, t.channels, t.hidden, packed + at.weight, packed + at.bias, t.first, packed + at.slopes,
+                   hidden, share, images);
+    if (alone || phase == 1)
+      product_rows(hidden, t.hidden, t.channels, packed + at.second_weight, packed + at.second_bias, t.second,
+                   packed + at.second_slopes, gate, share, images);
   }
+  if (!alone && phase == 0) return;
+  const auto [c0, c1] = columns_of(t.channels, share, plan_.shares);
+  for (int64_t i = 0; i < images; i++)
+    for (int64_t c = c0; c < c1; c++) {
+      float& g = gate[i * m_.own_floats + c];
+      g = gate_of(t.gate, g);
+    }
 }
 
 }  // namespace ghost

@@ -21,7 +21,8 @@ class Image {
  public:
   /// `out` is where a map goes; null where the program returns features. `shared` and `own` are memory of the plan's
   /// floats; images that take turns have the same `shared`.
-  Image(const Program& p, const Plan& plan, const float* packed, const Map& x, const Map* out, float* features,
+  Image(const Program& p, const Plan& plan, const float* packed, const std::vector<RawLayers>& raw, const Map& x,
+        const Map* out, float* features,
         int64_t features_row, float* shared, float* own);
 
   /// Starts on an image; one thread alone.
@@ -58,6 +59,8 @@ class Image {
   void activate(const Conv& c, const float* slopes, float* data, int64_t pixel, int64_t pixels, int64_t channels) const;
   void product_rows(const float* a, int64_t k, int64_t n, const float* panels, const float* bias, const Conv& c,
                     const float* slopes, float* out, int64_t share, int64_t images) const;
+  void layer(const float* a, int64_t k, int64_t n, const float* weight, const float* bias, const Conv& c,
+             const float* slopes, float* out, int64_t share) const;
   void means(const float* sums, int64_t shares, int64_t channels, const Value& of, float* mean) const;
   float* sums_of(int64_t share) const { return shared_ + m_.sums + share * m_.sums_of_share; }
 
@@ -66,6 +69,7 @@ class Image {
   const Workspace& m_;
   const Kernels& k_;
   const float* packed_;
+  const std::vector<RawLayers>& raw_;
   const Map &x_, *out_;
   float* features_;
   int64_t features_row_;

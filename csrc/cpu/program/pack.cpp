@@ -10,12 +10,13 @@ using abi::Tensor;
 
 class Packer {
  public:
-  Packer(const std::vector<Tensor>& parameters, float* packed) : parameters_(parameters), packed_(packed) {}
+  Packer(const std::vector<Tensor>& parameters, float* packed, Scratch& scratch)
+      : parameters_(parameters), packed_(packed), scratch_(scratch) {}
 
-  void step(const Step& t) {
+  RawLayers step(const Step& t) {
     const Pieces at = pieces(t);
     float* base = packed_ + t.packed;
-    std::fill(base, base + at.end, 0.f);
+    RawLayers raw;
     switch (t.kind) {
       case Kind::conv: {
         const Tensor& w = weight({t.primary, t.channels, t.kernel, t.kernel});
@@ -39,6 +40,7 @@ class Packer {
         const float* scale = take(t.first, c.count(), logical, logical + padded(c.count()));
         const Piece both[] = {{0, 0, c.first}, {c.first, c.second_at(), c.second}};
         taps(w, t.kernel, scale, {both[0], both[1]}, padded(c.pixel()), base + at.weight);
+        std::fill(base + at.bias, base + at.end, 0.f);
         for (const Piece& p : both) {
           std::copy_n(logical + p.from, p.count, base + at.bias + p.to);
           if (t.first.has_slopes())
@@ -47,8 +49,9 @@ class Packer {
         break;
       }
       case Kind::excite:
-        product(t.hidden, t.channels, t.first, base, at.weight, at.bias, at.slopes);
-        product(t.channels, t.hidden, t.second, base, at.second_weight, at.second_bias, at.second_slopes);
+        raw.reduce = product(t.hidden, t.channels, t.first, base, at.weight, at.bias, at.slopes, t.raw);
+        raw.expand =
+            product(t.channels, t.hidden, t.second, base, at.second_weight, at.second_bias, at.second_slopes, t.raw);
         break;
       case Kind::dense:
         product(t.primary, t.channels, t.first, base, at.weight, at.bias, at.slopes);
@@ -56,6 +59,7 @@ class Packer {
       default:
         break;
     }
+    return raw;
   }
 
   void finish() const {
@@ -96,6 +100,8 @@ class Packer {
     const float* own = vector(c.bias, channels);
     const float *gamma = vector(c.gamma, channels), *beta = vector(c.beta, channels);
     const float *mean = vector(c.norm, channels), *var = vector(c.norm, channels);
+    std::fill(bias, bias + padded(kept), 0.f);
+    if (c.has_slopes()) std::fill(slopes, slopes + padded(kept), 0.f);
     float* scale = nullptr;
     if (c.norm) {
       scale = scratch_.floats(channels);
@@ -114,10 +120,13 @@ class Packer {
     return scale;
   }
 
-  void product(int64_t n, int64_t k, const Conv& c, float* base, int64_t w, int64_t b, int64_t s) {
-    const Tensor& tensor = weight({n, k, 1, 1});
+  /// Returns the weight as it is.
+  const float* product(int64_t n, int64_t k, const Conv& c, float* base, int64_t w, int64_t b, int64_t s,
+                       bool raw = false) {
+    const float* from = dense(weight({n, k, 1, 1}), scratch_);
     const float* scale = take(c, n, base + b, base + s);
-    panels(dense(tensor, scratch_), n, k, scale, base + w);
+    if (!raw) panels(from, n, k, scale, base + w);
+    return from;
   }
 
   static void panels(const float* weight, int64_t n, int64_t k, const float* scale, float* out) {
@@ -129,6 +138,7 @@ class Packer {
             float* out) {
     const float* from = dense(w, scratch_);
     const int64_t taps = kernel * kernel;
+    std::fill(out, out + taps * row, 0.f);
     for (const Piece& p : pieces)
       for (int64_t c = 0; c < p.count; c++)
         for (int64_t i = 0; i < taps; i++)
@@ -139,15 +149,18 @@ class Packer {
   const std::vector<Tensor>& parameters_;
   float* packed_;
   size_t next_ = 0;
-  Scratch scratch_;
+  Scratch& scratch_;
 };
 
 }  // namespace
 
-void pack_program(const Program& p, const std::vector<Tensor>& parameters, float* packed) {
-  Packer packer(parameters, packed);
-  for (const Step& t : p.steps) packer.step(t);
+std::vector<RawLayers> pack_program(const Program& p, const std::vector<Tensor>& parameters, float* packed,
+                                    Scratch& scratch) {
+  Packer packer(parameters, packed, scratch);
+  std::vector<RawLayers> raw;
+  for (const Step& t : p.steps) raw.push_back(packer.step(t));
   packer.finish();
+  return raw;
 }
 
 }  // namespace ghost

@@ -181,8 +181,9 @@ Pieces pieces(const Step& t) {
       conv(t.first, taps * padded(t.in_channels.pixel()), t.in_channels.pixel(), p.weight, p.bias, p.slopes);
       break;
     case Kind::excite:
-      conv(t.first, panel_floats(t.hidden, t.channels), t.hidden, p.weight, p.bias, p.slopes);
-      conv(t.second, panel_floats(t.channels, t.hidden), t.channels, p.second_weight, p.second_bias, p.second_slopes);
+      conv(t.first, t.raw ? 0 : panel_floats(t.hidden, t.channels), t.hidden, p.weight, p.bias, p.slopes);
+      conv(t.second, t.raw ? 0 : panel_floats(t.channels, t.hidden), t.channels, p.second_weight, p.second_bias,
+           p.second_slopes);
       break;
     case Kind::dense:
       conv(t.first, panel_floats(t.primary, t.channels), t.primary, p.weight, p.bias, p.slopes);
@@ -194,7 +195,7 @@ Pieces pieces(const Step& t) {
   return p;
 }
 
-Program Program::parse(const std::vector<int64_t>& list) {
+Program Program::parse(const std::vector<int64_t>& list, bool raw) {
   Reader r(list);
   if (r.any() != kFormat) refuse("its format is not " + std::to_string(kFormat));
   Program p;
@@ -208,7 +209,7 @@ Program Program::parse(const std::vector<int64_t>& list) {
     const bool first = p.steps.empty(), entry = t.kind == Kind::load || t.kind == Kind::conv;
     if (first != entry) refuse("a first step that does not read the input, or another that does");
     if (first) p.in_channels = t.channels;
-    t.packed = p.packed_floats;
+    t.packed = p.packed_floats, t.raw = raw && t.kind == Kind::excite && !t.first.norm && !t.second.norm;
     p.packed_floats += pieces(t).end;
     stored = t.kind == Kind::store;
     p.steps.push_back(t);

@@ -42,6 +42,7 @@ struct Step {
   Conv first, second;            // the convolutions or layers, in order
   Channels in_channels, out_channels;
   int64_t packed = 0;
+  bool raw = false;  // excite: its weights are read where they lie, since one image reads them once
 
   int64_t multiplier() const { return made ? made / primary : 0; }
   int64_t kept() const { return out_channels.second; }  // channels of the cheap operation that are computed
@@ -56,6 +57,11 @@ struct Pieces {
 };
 Pieces pieces(const Step& step);
 
+/// The weights of the excitations that are not packed, by step.
+struct RawLayers {
+  const float *reduce = nullptr, *expand = nullptr;
+};
+
 struct Program {
   std::vector<Step> steps;
   int64_t slots = 0;
@@ -63,8 +69,8 @@ struct Program {
   int64_t in_channels = 0;
   bool returns_features = false;  // N x C, not a map
 
-  /// Raises where the list is none that ghost_ops wrote.
-  static Program parse(const std::vector<int64_t>& list);
+  /// Raises where the list is none that ghost_ops wrote. `raw`: parameters are packed for this one call.
+  static Program parse(const std::vector<int64_t>& list, bool raw = false);
 };
 
 }  // namespace ghost

@@ -7,13 +7,14 @@ one after the other, are the program's parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import is_
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from ..backends import steps as s
-from ..backends.activation import LEAKY_RELU
+from ..backends.activation import LEAKY_RELU, PRELU
 from . import _batch_norm
 from ._batch_norm import BATCH
 from ._structure import PLAIN_TENSORS, Half, Unfusable
@@ -50,12 +51,82 @@ def layer(source: Source, tensors: Sequence[torch.Tensor | None]) -> s.Layer:
     return s.Layer(parts, eps, source.code, source.slope() if source.code == LEAKY_RELU else 0.0)
 
 
-class Built(NamedTuple):
-    """A program, the sources of its parameters, and what it was built from: see ``parameters``."""
+class Built:
+    """A program, and the sources of its parameters.
 
-    code: list[int]
-    sources: list[Source]
-    key: list[object]
+    Attributes:
+        code: the list of its steps.
+        sources: in the order of the parameters.
+    """
+
+    def __init__(self, code: list[int], sources: list[Source]) -> None:
+        self.code = code
+        self.sources = sources
+        self._key = [_key(source.tensors()) for source in sources]
+        self._entries = [entry for source in sources for entry in _entries(source)]
+        self._norms = [source.norm for source in sources if source.norm is not None]
+        self._seen: tuple | None = None
+
+    def parameters(self, x: torch.Tensor) -> list[torch.Tensor] | None:
+        """The parameters as they are now; None where the program must be built anew.
+
+        At batch 1 a check of everything costs as much as the arithmetic of a small block, so that what was checked for
+        the same tensors is only looked through for what may have changed since.
+
+        Raises:
+            Unfusable: a kernel must not read one of them, or PyTorch would refuse it beside x.
+        """
+        try:
+            now = [entries[name] for entries, name in self._entries]
+        except KeyError as name:
+            raise Unfusable(f"{name} of one of its children is no parameter or buffer of its own") from None
+        if self._seen is not None and not torch.is_autocast_enabled(x.device.type):
+            then, dtype, found, dtypes, shapes = self._seen
+            same = dtype is x.dtype and x.is_cpu and all(map(is_, now, then))
+            if same and [t.dtype for t in found] == dtypes and [t.shape for t in found] == shapes:
+                if any(norm.training for norm in self._norms):
+                    raise Unfusable("one of its BatchNorms uses batch statistics")
+                return found
+        found = self._checked(x)
+        if found is not None:
+            self._seen = now, x.dtype, found, [t.dtype for t in found], [t.shape for t in found]
+        return found
+
+    def _checked(self, x: torch.Tensor) -> list[torch.Tensor] | None:
+        found: list[torch.Tensor] = []
+        dtype, device = x.dtype, x.device
+        widened = torch.is_autocast_enabled(device.type)
+        for source, key in zip(self.sources, self._key, strict=True):
+            tensors = source.tensors()
+            if _key(tensors) != key:
+                return None
+            if _batch_norm.statistics(source.norm) is BATCH:
+                raise Unfusable("one of its BatchNorms uses batch statistics")
+            if tensors[0].dtype is not dtype and not widened:
+                raise Unfusable(f"its input is {dtype}, the weight of a convolution {tensors[0].dtype}")
+            for t in tensors:
+                if t is None:
+                    continue
+                if type(t) not in PLAIN_TENSORS:
+                    raise Unfusable(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
+                if not t.is_cpu or (t.dtype is not dtype and t.dtype is not torch.float32):
+                    raise Unfusable(f"its input is {dtype} on {device}, one of its parameters {t.dtype} on {t.device}")
+                found.append(t)
+        return found
+
+
+def _entries(source: Source) -> list[tuple[dict, str]]:
+    """Where the tensors of a source stand."""
+    found = [(source.conv._parameters, "weight"), (source.conv._parameters, "bias")]
+    if source.norm is not None:
+        found += [(source.norm._parameters, name) for name in ("weight", "bias")]
+        found += [(source.norm._buffers, name) for name in ("running_mean", "running_var")]
+    return found + ([(source.act._parameters, "weight")] if source.code == PRELU else [])
+
+
+def _key(tensors: Sequence[torch.Tensor | None]) -> tuple:
+    """What a program's steps depend on."""
+    return (tensors[0].shape, *(t is None for t in tensors))
 
 
 class Builder:
@@ -68,7 +139,7 @@ class Builder:
         self._slots = 0
 
     def finish(self) -> Built:
-        return Built(s.encode(self.steps, max(self._slots, 1)), self.sources, [_key(x.tensors()) for x in self.sources])
+        return Built(s.encode(self.steps, max(self._slots, 1)), self.sources)
 
     def mark(self) -> tuple:
         """The state now, for ``reset``."""
@@ -191,36 +262,3 @@ class Builder:
 
     def _writers(self, slot: int) -> list[s.Step]:
         return [step for step in self.steps if getattr(step, "out", -1) == slot]
-
-
-def _key(tensors: Sequence[torch.Tensor | None]) -> tuple:
-    return (tensors[0].shape, *(t is None for t in tensors))
-
-
-def parameters(built: Built, x: torch.Tensor) -> list[torch.Tensor] | None:
-    """A program's parameters as they are now; None where the program must be built anew.
-
-    Raises:
-        Unfusable: a kernel must not read one of them, or PyTorch would refuse it beside x.
-    """
-    found: list[torch.Tensor] = []
-    dtype, device = x.dtype, x.device
-    widened = torch.is_autocast_enabled(device.type)
-    for source, key in zip(built.sources, built.key, strict=True):
-        tensors = source.tensors()
-        if _key(tensors) != key:
-            return None
-        if source.norm is not None and _batch_norm.statistics(source.norm) is BATCH:
-            raise Unfusable("one of its BatchNorms uses batch statistics")
-        if tensors[0].dtype is not dtype and not widened:
-            raise Unfusable(f"its input is {dtype}, the weight of a convolution {tensors[0].dtype}")
-        for t in tensors:
-            if t is None:
-                continue
-            if type(t) not in PLAIN_TENSORS:
-                raise Unfusable(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
-            if not t.is_cpu or (t.dtype is not dtype and t.dtype is not torch.float32):
-                raise Unfusable(f"its input is {dtype} on {device}, one of its parameters {t.dtype} on {t.device}")
-            found.append(t)
-    return found
-

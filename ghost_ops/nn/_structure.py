@@ -41,6 +41,8 @@ class Link(NamedTuple):
     child: nn.Module
     kind: type
     children: int
+    parameters: dict
+    buffers: dict
 
 
 class Half(NamedTuple):
@@ -115,7 +117,9 @@ class Structure:
             raise Unfusable(f"its child {path!r} carries hooks, or a forward of its own: these must run")
         if "parametrizations" in child._modules:
             raise Unfusable(f"its child {path!r} is parametrised")
-        self.links.append(Link(owner, name, child, type(child), len(child._modules)))
+        self.links.append(
+            Link(owner, name, child, type(child), len(child._modules), child._parameters, child._buffers)
+        )
 
     def close(self) -> Structure:
         """To be called when all was found: a ``Sequential`` on the way must hold nothing else."""
@@ -178,12 +182,14 @@ class Structure:
 
     def has_changed(self) -> bool:
         """Whether a child was swapped, hooked, given another class, or a convolution another geometry."""
-        for owner, name, child, kind, children in self.links:
+        for owner, name, child, kind, children, parameters, buffers in self.links:
             state = child.__dict__
             if (
                 owner._modules.get(name) is not child
                 or type(child) is not kind
                 or len(state["_modules"]) != children
+                or state["_parameters"] is not parameters
+                or state["_buffers"] is not buffers
                 or state["_forward_hooks"]
                 or state["_forward_pre_hooks"]
                 or state["_backward_hooks"]

@@ -8,7 +8,7 @@ import torch
 
 from ..backends import choose
 from ..ops.program import program_eval
-from ._program import Builder, Built, parameters
+from ._program import Builder, Built
 from ._structure import Half, Structure, Unfusable, refuse_input, refuse_now
 from ._wrapper import Wrapper
 from .bottleneck import GhostBottleneck
@@ -120,11 +120,11 @@ class FusedGhostBottleneck(Wrapper, GhostBottleneck):
         if choice.backend == "reference":
             raise Unfusable(str(choice))
         built = self._built()
-        found = parameters(built, x)
+        found = built.parameters(x)
         if found is None:
             self.__dict__["_program"] = None
             built = self._built()
-            found = parameters(built, x)
+            found = built.parameters(x)
         if found[0].shape[1] != x.shape[1]:
             raise Unfusable(f"its input has {x.shape[1]} channels, its weights do not")
         if need_grad((x, *found)):

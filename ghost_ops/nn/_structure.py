@@ -7,6 +7,7 @@ called. ``Structure`` finds them once and checks that on every call, at some 200
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Hardswish: "hard_swish",
 }
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
+_GEOMETRY_OF = itemgetter("stride", "padding", "dilation", "groups", "padding_mode")
 PLAIN_TENSORS = frozenset((torch.Tensor, nn.Parameter))
 _NO_PADDING = ((0, 0), "valid", "same")
 
@@ -34,12 +35,13 @@ class Unfusable(Exception):
 
 
 class Link(NamedTuple):
-    """A child that was found: where, and what it was."""
+    """A child that was found: where, and what it was. The dictionaries are looked into on every call."""
 
-    owner: nn.Module
+    siblings: dict
     name: str
     child: nn.Module
     kind: type
+    state: dict
     children: int
     parameters: dict
     buffers: dict
@@ -107,7 +109,7 @@ class Structure:
             child = module._modules.get(name)
             if child is None:
                 raise Unfusable(f"it has no child at {path!r}")
-            if not any(link.owner is module and link.name == name for link in self.links):
+            if not any(link.siblings is module._modules and link.name == name for link in self.links):
                 self._read(module, name, child, path)
             module = child
         return module
@@ -117,9 +119,8 @@ class Structure:
             raise Unfusable(f"its child {path!r} carries hooks, or a forward of its own: these must run")
         if "parametrizations" in child._modules:
             raise Unfusable(f"its child {path!r} is parametrised")
-        self.links.append(
-            Link(owner, name, child, type(child), len(child._modules), child._parameters, child._buffers)
-        )
+        count, tensors = len(child._modules), (child._parameters, child._buffers)
+        self.links.append(Link(owner._modules, name, child, type(child), child.__dict__, count, *tensors))
 
     def close(self) -> Structure:
         """To be called when all was found: a ``Sequential`` on the way must hold nothing else."""
@@ -182,10 +183,9 @@ class Structure:
 
     def has_changed(self) -> bool:
         """Whether a child was swapped, hooked, given another class, or a convolution another geometry."""
-        for owner, name, child, kind, children, parameters, buffers in self.links:
-            state = child.__dict__
+        for siblings, name, child, kind, state, children, parameters, buffers in self.links:
             if (
-                owner._modules.get(name) is not child
+                siblings.get(name) is not child
                 or type(child) is not kind
                 or len(state["_modules"]) != children
                 or state["_parameters"] is not parameters
@@ -197,7 +197,10 @@ class Structure:
                 or "forward" in state
             ):
                 return True
-        return any(_geometry(half.conv) != half.geometry for half in self.halves)
+        for half in self.halves:
+            if _GEOMETRY_OF(half.conv.__dict__) != half.geometry:
+                return True
+        return False
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -216,6 +219,7 @@ def _is_nothing(module: nn.Module | None) -> bool:
 
 
 def _geometry(conv: nn.Conv2d) -> tuple:
+    """As ``_GEOMETRY_OF``, which the compiler does not follow."""
     return conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 
 

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -38,9 +39,25 @@ double seconds_per_call(double seconds, const F& call) {
   }
 }
 
+/// On cache lines' boundaries, as the library's own memory is.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{64}); }
+  template <class U>
+  bool operator==(const Aligned<U>&) const { return true; }
+  template <class U>
+  bool operator!=(const Aligned<U>&) const { return false; }
+};
+using Floats = std::vector<float, Aligned<float>>;
+
 struct PointwiseCall {
   const ghost::Kernels& k;
-  std::vector<float> panels, bias, out;
+  Floats panels, bias, out;
   ghost::Pointwise args{};
 
   PointwiseCall(const std::string& isa, const float* x, int64_t m, int64_t c, const float* w, int64_t n, const float* b,
@@ -55,7 +72,7 @@ struct PointwiseCall {
 struct DepthwiseCall {
   const ghost::Kernels& k;
   int64_t c, pixel, out_h, out_w;
-  std::vector<float> in, zeros, weight, bias, out;
+  Floats in, zeros, weight, bias, out;
   std::vector<const float*> rows;
   ghost::Depthwise args{};
 
@@ -106,8 +123,8 @@ Array depthwise(const std::string& isa, Array x, Array w, Array bias, bool relu,
   return out;
 }
 
-std::vector<float> numbers(int64_t n) {
-  std::vector<float> v(n);
+Floats numbers(int64_t n) {
+  Floats v(n);
   for (int64_t i = 0; i < n; i++) v[i] = static_cast<float>((i * 2654435761u) % 1000) / 1000.f - 0.5f;
   return v;
 }

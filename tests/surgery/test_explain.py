@@ -58,10 +58,12 @@ def test_reasons(x):
     net = fuse(make_net()).eval()
     net.blocks[0].ghost1.primary_conv[1].register_forward_hook(lambda *_: None)
     rows = by_name(net, x)
-    assert rows["blocks.0"].runs == "as one block, ghost1 by plain PyTorch" and "hooks" in rows["blocks.0"].why
+    assert rows["blocks.0"].runs == "its parts in turn" and "'primary_conv.1' carries hooks" in rows["blocks.0"].why
+    assert rows["blocks.0.ghost1"].runs == "plain PyTorch" and "hooks" in rows["blocks.0.ghost1"].why
+    assert rows["blocks.0.ghost2"].runs == "ghost_module_eval on native"
     net.blocks[0].ghost1.register_forward_hook(lambda *_: None)
     rows = by_name(net, x)
-    assert rows["blocks.0"].runs == "its parts in turn" and "hooks" in rows["blocks.0"].why
+    assert rows["blocks.0"].runs == "its parts in turn" and "'ghost1' carries hooks" in rows["blocks.0"].why
     assert rows["blocks.0.ghost1"].runs == "plain PyTorch" and "hooks" in rows["blocks.0.ghost1"].why
     assert rows["blocks.0.ghost2"].runs == "ghost_module_eval on native"
     rows = by_name(fuse(make_net()).eval().double(), x.double())

@@ -1,0 +1,71 @@
+"""Programs whose arguments end where memory ends: a read past one of them ends the process. Run as a module."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from contextlib import suppress
+
+import torch
+
+from ghost_ops.backends.steps import Depthwise, Layer, Load, Store
+from ghost_ops.ops.program import program, program_eval, program_pack
+from tests.helpers import make_map
+from tests.ops.program_cases import draw_call, make_program
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def guarded(t: torch.Tensor) -> torch.Tensor:
+    """A copy of a dense tensor, in its memory format, with a page after its end that must not be touched."""
+    if not t.numel():
+        return t
+    size, page = t.numel() * t.element_size(), mmap.PAGESIZE
+    length = -(-size // page) * page
+    begin = LIBC.mmap(
+        None, length + page, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    )
+    assert LIBC.mprotect(begin + length, page, 0) == 0
+    memory = (ctypes.c_char * size).from_address(begin + length - size)
+    return torch.frombuffer(memory, dtype=t.dtype).as_strided(t.shape, t.stride()).copy_(t)
+
+
+def drawn(threads: int) -> None:
+    """Arguments of valid calls, each in turn."""
+    torch.set_num_threads(threads)
+    for seed in range(40):
+        for dtype in (torch.float32, torch.bfloat16):
+            call = draw_call(seed, dtype, threads)
+            code, parameters = call.program.code, list(call.program.parameters)
+            packed = program_pack([guarded(t) for t in parameters], code)
+            for memory_format in (torch.contiguous_format, torch.channels_last):
+                program(guarded(call.x.contiguous(memory_format=memory_format)), guarded(packed), code)
+
+
+def load_by_channels() -> None:
+    """A map is read by whole vectors though its load says that none does: refused, or read to its end only."""
+    p = make_program(Load(0, 12, False), Depthwise(0, 1, False, 12, 3, 1, Layer()), Store(1))
+    with suppress(RuntimeError):
+        program_eval(guarded(make_map((1, 12, 5, 5), layout="channels_last")), list(p.parameters), p.code)
+
+
+def matrix_for_taps() -> None:
+    """A weight that holds one tap of nine: refused, as ``test_program_bad_input`` says, and not read past its end."""
+    p = make_program(Load(0, 512, True), Depthwise(0, 1, False, 512, 3, 1, Layer()), Store(1))
+    with suppress(RuntimeError):
+        program_pack([guarded(p.parameters[0][:, :, 1, 1].contiguous())], p.code)
+
+
+CASES = {
+    "drawn, one thread": lambda: drawn(1),
+    "drawn, three threads": lambda: drawn(3),
+    "load by channels": load_by_channels,
+    "matrix for taps": matrix_for_taps,
+}
+
+if __name__ == "__main__":
+    CASES[sys.argv[1]]()

@@ -15,14 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .bench import machine
-from .bench.cases import module_cases, net_cases
-from .bench.engines import PEERS
+from .bench.cases import frozen_cases, module_cases, net_cases
+from .bench.engines import EVERY, PEERS
 from .bench.machine import Unavailable
-from .bench.peers import OURS
+from .bench.peers import BASES
 
 QUICK_CASES = 3
 WIDTH = 180  # of tables that go to a file or a pipe
-PARTS = ("modules", "nets", "train")
+PARTS = ("modules", "nets", "train", "frozen")
 
 
 def _console() -> Console:
@@ -109,7 +109,9 @@ def verify(quick: bool, as_json: bool) -> None:
 @main.command()
 @click.option("--modules", is_flag=True, help="Every Ghost module of GhostNet-100.")
 @click.option("--nets", is_flag=True, help="Whole nets.")
-@click.option("--train", is_flag=True, help="A training step of GhostNet-100. Without any of the three: all three.")
+@click.option("--train", is_flag=True, help="A training step of GhostNet-100. Without any part named: these three.")
+@click.option("--frozen", is_flag=True, help="Frozen nets beside engines and other nets, and the time of their parts.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of --frozen.")
 @click.option("--case", "patterns", multiple=True, metavar="TEXT", help="Only modules and nets whose name has this.")
 @click.option("--peers", multiple=True, metavar="TEXT", help="Only peers whose name has this; ours always runs.")
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Default: 1 and 16.")
@@ -124,6 +126,8 @@ def bench(
     modules: bool,
     nets: bool,
     train: bool,
+    frozen: bool,
+    dtype: str,
     patterns: tuple[str, ...],
     peers: tuple[str, ...],
     batches: tuple[int, ...],
@@ -138,14 +142,17 @@ def bench(
     """Time ours and its peers side by side, after comparing each result with float64."""
     from .bench import report as reports
     from .bench import roofline
+    from .bench.frozen import choose_cases, run_frozen
     from .bench.plots import plot
     from .bench.run import new_report, run_case
     from .bench.training import STEPS, TrainCase, run_training
 
     if plot_path:
         _installed("matplotlib")
-    chosen = [part for part, on in zip(PARTS, (modules, nets, train)) if on]
-    chosen = chosen or list(PARTS[:2] if patterns else PARTS)
+    chosen = [part for part, on in zip(PARTS, (modules, nets, train, frozen)) if on]
+    chosen = chosen or list(PARTS[:2] if patterns else PARTS[:3])
+    if dtype != "float32" and not frozen:
+        raise click.UsageError("--dtype is of --frozen: the other parts run in float32")
     cases = [*(module_cases() if "modules" in chosen else ()), *(net_cases() if "nets" in chosen else ())]
     cases = [case for case in cases if not patterns or any(p in case.name for p in patterns)]
     if quick and not patterns:
@@ -153,17 +160,18 @@ def bench(
         cases = small[:: max(1, len(small) // QUICK_CASES)][:QUICK_CASES] + [c for c in cases if c.kind == "net"]
     selected = [peer for peer in PEERS.values() if _wanted(peer.name, peers, quick)]
     steps = {step.name for step in STEPS if _wanted(step.name, peers, quick)}
-    _check_names(patterns, [c.name for c in (*module_cases(), *net_cases())], "--case")
-    _check_names(peers, [*PEERS, *steps], "--peers")
+    to_freeze = choose_cases(patterns, dtype) if frozen else []
+    _check_names(patterns, [c.name for c in (*module_cases(), *net_cases(), *frozen_cases())], "--case")
+    _check_names(peers, [*EVERY, *steps], "--peers")
     batches = batches or ((1,) if quick else (1, 16))
     thread_counts = thread_counts or (1,)
     rounds, min_seconds = (min(rounds, 3), 0.005) if quick else (rounds, 0.02)
-    if not cases and "train" not in chosen:
+    if not cases and not to_freeze and "train" not in chosen:
         raise click.UsageError("nothing is left to run: see --case and the parts asked for")
 
-    settings = {"rounds": rounds, "min_seconds": min_seconds, "quick": quick, "parts": chosen}
-    training = len(thread_counts) * ("train" in chosen)
-    with _progress(len(thread_counts) * len(cases) * len(batches) + training + len(thread_counts)) as progress:
+    settings = {"rounds": rounds, "min_seconds": min_seconds, "quick": quick, "parts": chosen, "dtype": dtype}
+    steps_of_threads = 1 + (len(cases) + bool(to_freeze)) * len(batches) + ("train" in chosen)
+    with _progress(len(thread_counts) * steps_of_threads) as progress:
 
         def step(prefix: str) -> object:
             return lambda what: progress.update(0, description=f"{prefix}: {what}")
@@ -181,6 +189,14 @@ def bench(
                         on_step=step(f"{case.name}, batch {batch}"),
                     )  # fmt: skip
                     progress.advance(0)
+                if to_freeze:
+                    rows, parts = run_frozen(
+                        to_freeze, batch, threads, dtype, lambda name: _wanted(name, peers, quick), limits,
+                        rounds=rounds, min_seconds=min_seconds, on_step=step("frozen"),
+                    )  # fmt: skip
+                    report.rows += rows
+                    report.parts += parts
+                    progress.advance(0)
             if "train" in chosen:
                 report.rows += run_training(
                     TrainCase(side=train_side), train_batch, threads, steps, rounds=rounds, on_step=step("training")
@@ -196,7 +212,7 @@ def bench(
 
 def _wanted(name: str, patterns: tuple[str, ...], quick: bool) -> bool:
     """Ours always; compilation takes minutes, so a quick run compiles only where that is asked for."""
-    if name == OURS:
+    if name in BASES:
         return True
     return any(pattern in name for pattern in patterns) if patterns else not (quick and "compile" in name)
 

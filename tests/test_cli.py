@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from ghost_ops.backends import use_backend
 from ghost_ops.bench import machine
 from ghost_ops.bench import verify as checks
-from ghost_ops.bench.run import Row
+from ghost_ops.bench.rows import PartRow, Row
 from ghost_ops.bench.timing import torch_threads
 from ghost_ops.cli import main
 
@@ -65,7 +65,7 @@ def test_bench_json_alone_on_standard_output():
     result = invoke(*BENCH, "--json", "-")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert {row["peer"] for row in found["rows"]} == {"ghost_ops", "eager", "eager_nchw"}
+    assert {row["peer"] for row in found["rows"]} == {"ghost_ops", "frozen", "eager", "eager_nchw"}
     assert {row["status"] for row in found["rows"]} == {"ok"}
     assert all(row.keys() == set(Row.__dataclass_fields__) for row in found["rows"])
     assert found["limits"][0]["threads"] == 1 and found["summary"][0]["cases"] == 1
@@ -76,8 +76,18 @@ def test_bench_table_file_and_picture(tmp_path):
     paths = tmp_path / "bench.json", tmp_path / "bench.png"
     result = invoke(*BENCH, "--json", str(paths[0]), "--plot", str(paths[1]))
     assert result.exit_code == 0, result.output
-    assert "960-160@7" in result.stdout and "ghost_ops against" in result.stdout
+    assert "960-160@7" in result.stdout and "Ours against" in result.stdout
     assert json.loads(paths[0].read_text())["schema"] == 1 and paths[1].stat().st_size > 1000
+
+
+def test_bench_of_frozen_nets(monkeypatch):
+    options = "--rounds", "1", "--quick", "--batch", "1", "--json", "-"
+    result = invoke("bench", "--frozen", "--case", "ghostnet_050", "--peers", "eager", *options)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert {(row["kind"], row["peer"]) for row in found["rows"]} == {("frozen", "frozen"), ("frozen", "eager")}
+    assert found["parts"][-1].keys() == set(PartRow.__dataclass_fields__) and found["parts"][-1]["part"] == "net"
+    assert found["settings"]["dtype"] == "float32" and found["settings"]["parts"] == ["frozen"]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +98,9 @@ def test_bench_table_file_and_picture(tmp_path):
         (("--nets", "--case", "960-160"), "nothing is left to run"),
         (("--batch", "0"), "--batch"),
         (("--threads", "0"), "--threads"),
+        (("--dtype", "bfloat16"), "--dtype is of --frozen"),
+        (("--frozen", "--dtype", "float16"), "--dtype"),
+        (("--frozen", "--dtype", "bfloat16", "--case", "resnet18"), "nothing is left to run"),
     ],
 )
 def test_bad_options_are_named(args, message):

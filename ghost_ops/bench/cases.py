@@ -9,14 +9,22 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import models
 from ..nn import GhostModule
+from .rivals import RIVALS
 
 SIDE = 224
-NETS: dict[str, Callable[..., nn.Module]] = {"ghostnet_100": models.ghostnet_100}
+SIDES = (160, 320)  # others of a frozen net
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "ghostnet_100": models.ghostnet_100,
+    "ghostnet_050": models.ghostnet_050,
+    "ghostnet_130": models.ghostnet_130,
+    **RIVALS,
+}
 FLOAT = 4  # bytes
 
 
@@ -72,18 +80,25 @@ class ModuleCase:
 
 @dataclass(frozen=True)
 class NetCase:
-    """A whole net in eval on batch x 3 x side x side."""
+    """A whole net in eval on batch x 3 x side x side.
+
+    Attributes:
+        net: a name of ``NETS``.
+        side: pixels.
+        kind: net; of ``--frozen``: frozen, frozen_bfloat16, or rival for another net beside the frozen one.
+    """
 
     net: str
     side: int = SIDE
     count: int = 1
-    kind = "net"
+    kind: str = "net"
 
     @property
     def name(self) -> str:
         return self.net if self.side == SIDE else f"{self.net}@{self.side}"
 
     def build(self) -> nn.Module:
+        """Raises ``Unavailable`` where the package that has the net is missing."""
         return randomise(NETS[self.net]()).eval().requires_grad_(False)
 
     def input(self, batch: int) -> torch.Tensor:
@@ -91,22 +106,22 @@ class NetCase:
 
     def flops(self, batch: int) -> int:
         """Two for each multiply-add of its convolutions and linear layers."""
-        return batch * _net_flops(self.net, self.side)
+        return batch * _net_work(self.net, self.side)[0]
 
     def bytes(self, batch: int) -> int:
         """The least that must move: images and parameters read once, logits written once."""
-        with torch.device("meta"):
-            net = NETS[self.net]()
-        parameters = sum(p.numel() for p in net.parameters())
-        return FLOAT * (batch * (3 * self.side**2 + net.classifier.out_features) + parameters)
+        _, parameters, logits = _net_work(self.net, self.side)
+        return FLOAT * (batch * (3 * self.side**2 + logits) + parameters)
 
 
 @cache
-def _net_flops(name: str, side: int) -> int:
-    net = NETS[name](device="meta").eval()
+def _net_work(name: str, side: int) -> tuple[int, int, int]:
+    """FLOPs of an image, parameters, logits."""
+    with torch.device("meta"):
+        net = NETS[name]().eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, 3, side, side, device="meta"))
-    return counter.get_total_flops()
+        logits = net(torch.empty(1, 3, side, side, device="meta"))
+    return counter.get_total_flops(), sum(p.numel() for p in net.parameters()), logits.shape[1]
 
 
 @cache
@@ -127,13 +142,31 @@ def module_cases(net: str = "ghostnet_100", side: int = SIDE) -> tuple[ModuleCas
 
 
 def net_cases() -> tuple[NetCase, ...]:
-    return tuple(NetCase(name) for name in NETS)
+    return (NetCase("ghostnet_100"),)
+
+
+def frozen_cases(dtype: str = "float32") -> tuple[NetCase, ...]:
+    """Nets to freeze, the first by default; in float32 the rivals too."""
+    kind = "frozen" if dtype == "float32" else f"frozen_{dtype}"
+    widths = [(name, SIDE) for name in NETS if name not in RIVALS]
+    frozen = tuple(NetCase(name, side, kind=kind) for name, side in [*widths, *(("ghostnet_100", s) for s in SIDES)])
+    return frozen + (tuple(NetCase(name, kind="rival") for name in RIVALS) if dtype == "float32" else ())
 
 
 def draw_map(batch: int, channels: int, side: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, channels, side, side, generator=generator)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def draw_images(batch: int, side: int, seed: int) -> torch.Tensor:
+    """Blots of colour under noise, each image with a contrast of its own, so that a net tells them apart."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(batch, *shape, generator=generator)
+    contrast = 0.5 + 2 * torch.rand(batch, 1, 1, 1, generator=generator)
+    blots = F.interpolate(contrast * normal(3, 7, 7), (side, side), mode="bicubic") + normal(3, 1, 1)
+    images = blots + 0.3 * normal(3, side, side)
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:

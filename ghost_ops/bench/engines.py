@@ -1,10 +1,11 @@
-"""Other engines as peers, each optional: ONNX Runtime, OpenVINO and ncnn, in float32, with the threads asked for."""
+"""Other engines as peers, each optional: ONNX Runtime, OpenVINO, ncnn, ExecuTorch, with the threads asked for."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import operator
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,25 +13,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from . import ncnn_format
 from .machine import Unavailable, need
-from .peers import PYTORCH, Built, Peer, fold
+from .peers import PYTORCH, PYTORCH_BFLOAT16, Built, Peer, fold
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' chatter, which would run through the progress bars."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 
 def _onnxruntime(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
@@ -63,12 +65,15 @@ def _onnxruntime(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
     return Built(call, lambda out: torch.from_numpy(out.numpy().copy()))
 
 
-def _openvino(channels_last: bool) -> Callable[..., Built]:
+def _openvino(channels_last: bool, precision: str = "f32") -> Callable[..., Built]:
     def build(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
-        """Its own conversion; by default it would compute in bfloat16 where the CPU can, so float32 is forced."""
+        """Its own conversion; by default it would compute in bfloat16 where the CPU can, so the precision is forced."""
         need("openvino")
         import openvino as ov
 
+        core = ov.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise Unavailable("OpenVINO has no bfloat16 on this processor")
         x, is_map = x.contiguous(), isinstance(module(x[:1]), torch.Tensor) and module(x[:1]).dim() == 4
         with _quiet():
             model = ov.convert_model(module, example_input=x, input=[list(x.shape)])
@@ -81,13 +86,13 @@ def _openvino(channels_last: bool) -> Callable[..., Built]:
                 steps.output().tensor().set_layout(ov.Layout("NHWC"))
             model = steps.build()
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
         }
-        request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
-        values = (x.permute(0, 2, 3, 1) if channels_last else x).contiguous().numpy()
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+        values = (x.permute(0, 2, 3, 1) if channels_last else x).contiguous().clone().numpy()
         request.set_input_tensor(ov.Tensor(values, shared_memory=True))
 
         def call(values: object = values) -> object:  # shared with the request
@@ -98,7 +103,8 @@ def _openvino(channels_last: bool) -> Callable[..., Built]:
             out = torch.from_numpy(request.get_output_tensor().data.copy())
             return out.permute(0, 3, 1, 2) if channels_last and is_map else out
 
-        return Built(call, result)
+        read = torch.from_numpy(values)
+        return Built(call, result, input=read.permute(0, 3, 1, 2) if channels_last else read)
 
     return build
 
@@ -137,10 +143,65 @@ def _ncnn(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
     return Built(call, lambda out: torch.stack([torch.from_numpy(mat.numpy().copy()) for mat in out]))
 
 
+def _executorch(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
+    """Through XNNPACK, the folded net as one delegate, NHWC in and out; its output is kept."""
+    need("executorch")
+    graph = for_one_delegate(fold(module), x)
+    with _quiet():
+        try:
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+            from executorch.extension.pybindings import portable_lib
+        except Exception as error:  # made for another torch, or installed without what it needs
+            raise Unavailable(f"executorch does not load: {type(error).__name__}: {error}") from error
+        lowered = to_edge_transform_and_lower(torch.export.export(graph, (x,)), partitioner=[XnnpackPartitioner()])
+        buffer = lowered.to_executorch().buffer
+    delegates = [node for node in lowered.exported_program().graph.nodes if "call_delegate" in str(node.target)]
+    if portable_lib._threadpool_get_thread_count() != threads:  # before a net is loaded, which would keep the old pool
+        portable_lib._unsafe_reset_threadpool(threads)
+    loaded = portable_lib._load_for_executorch_from_buffer(buffer)
+
+    def check() -> None:
+        if len(delegates) != 1:
+            raise RuntimeError(f"ExecuTorch made {len(delegates)} delegates of one net")
+
+    def call(buffer: object = buffer) -> torch.Tensor:  # of whose memory the net's weights are views
+        return loaded.forward((x,), clone_outputs=False)[0]
+
+    return Built(call, lambda out: out.clone(), check)
+
+
+def for_one_delegate(graph: fx.GraphModule, x: torch.Tensor) -> fx.GraphModule:
+    """The same net without what ends a delegate: slices that keep everything, pooling that looks at strides."""
+    with torch.no_grad():
+        ShapeProp(graph).propagate(x)
+    children = dict(graph.named_modules())
+    for node in list(graph.graph.nodes):
+        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        if source is None:
+            continue
+        shape, before = (n.meta["tensor_meta"].shape if "tensor_meta" in n.meta else None for n in (node, source))
+        module = children[node.target] if node.op == "call_module" else None
+        pools = isinstance(module, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d
+        if node.target is operator.getitem and shape == before:
+            node.replace_all_uses_with(source)
+            graph.graph.erase_node(node)
+        elif pools and shape[2:] == (1, 1):
+            with graph.graph.inserting_before(node):
+                mean = graph.graph.call_method("mean", (source, (2, 3)), {"keepdim": True})
+            node.replace_all_uses_with(mean)
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
 ENGINES = (
     Peer("onnxruntime", "ONNX Runtime", "engine", _onnxruntime),
     Peer("openvino", "OpenVINO", "engine", _openvino(channels_last=False)),
     Peer("openvino_nhwc", "OpenVINO, NHWC in and out", "engine", _openvino(channels_last=True)),
     Peer("ncnn", "ncnn", "engine", _ncnn),
+    Peer("executorch", "ExecuTorch, XNNPACK", "engine", _executorch),
 )
-PEERS = {peer.name: peer for peer in (*PYTORCH, *ENGINES)}
+ENGINES_BFLOAT16 = (Peer("openvino_bfloat16", "OpenVINO, bfloat16", "engine", _openvino(True, "bf16"), "bfloat16"),)
+PEERS = {peer.name: peer for peer in (*PYTORCH, *ENGINES)}  # of every module and net
+EVERY = PEERS | {peer.name: peer for peer in (*PYTORCH_BFLOAT16, *ENGINES_BFLOAT16)}

@@ -16,7 +16,7 @@ import torch
 from ..backends import BACKENDS, native
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ENGINES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn"}  # import name: distribution
+ENGINES = {name: name for name in ("onnxruntime", "openvino", "ncnn", "executorch")}  # import name: distribution
 CACHES = {1: 32 << 10, 2: 1 << 20, 3: 16 << 20}  # bytes, where the system does not say
 
 

@@ -1,6 +1,7 @@
 """A folded net in ncnn's file format (a text of layers, a binary of weights), written without its converter.
 
-It knows what GhostNets are made of. Source of the format: ncnn's wiki, "param and model file structure", "operators".
+It knows what GhostNets are made of, and the nets that they are timed beside. Source of the format: ncnn's wiki, "param
+and model file structure", "operators".
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import fx, nn
 
 MAGIC = 7767517
 ADD, MULTIPLY = 0, 2  # of BinaryOp
-AVERAGE = 1  # of Pooling
+MAX, AVERAGE = 0, 1  # of Pooling
+RELU, CLIP, HARD_SWISH = 1, 3, 6  # of a convolution's activation
 
 
 class Unsupported(Exception):
@@ -65,7 +67,18 @@ class _Writer:
             self._weights(module.weight, module.bias)
             self.values[node] = self._add("InnerProduct", [source], size)
         elif isinstance(module, nn.ReLU):
-            self.values[node] = self._relu(node, source)
+            self.values[node] = self._activation(node, source, "ReLU", "", RELU, ())
+        elif isinstance(module, nn.ReLU6):
+            self.values[node] = self._activation(node, source, "Clip", "0=0 1=6", CLIP, (0.0, 6.0))
+        elif isinstance(module, nn.Hardswish):
+            sixth = f"0={1 / 6:.9g} 1=0.5"
+            self.values[node] = self._activation(node, source, "HardSwish", sixth, HARD_SWISH, (1 / 6, 0.5))
+        elif isinstance(module, nn.Hardsigmoid):
+            self.values[node] = self._add("HardSigmoid", [source], f"0={1 / 6:.9g} 1=0.5")
+        elif isinstance(module, nn.MaxPool2d):
+            self.values[node] = self._max_pool(source, module)
+        elif isinstance(module, nn.AdaptiveAvgPool2d):
+            self.values[node] = self._pool(source, module.output_size)
         elif isinstance(module, (nn.Identity, nn.Dropout)) or not list(module.children()):
             if not isinstance(module, (nn.Identity, nn.Dropout, nn.Sequential)):
                 raise Unsupported(f"its conversion to ncnn does not know a {type(module).__name__}")
@@ -73,13 +86,29 @@ class _Writer:
         else:
             raise Unsupported(f"its conversion to ncnn does not know a {type(module).__name__}")
 
-    def _relu(self, node: fx.Node, source: str) -> str:
+    def _activation(
+        self, node: fx.Node, source: str, kind: str, parameters: str, code: int, values: tuple[float, ...]
+    ) -> str:
         """Within the convolution before it, as ncnn's optimiser does, where nothing else reads that."""
-        kind, inputs, name, parameters = self.layers[-1]
-        if name == source and kind.startswith("Convolution") and len(node.args[0].users) == 1:
-            self.layers[-1] = (kind, inputs, name, f"{parameters} 9=1")
+        before, inputs, name, others = self.layers[-1]
+        if name == source and before.startswith("Convolution") and len(node.args[0].users) == 1:
+            listed = f" -23310={len(values)},{','.join(f'{v:.9g}' for v in values)}" if values else ""
+            self.layers[-1] = (before, inputs, name, f"{others} 9={code}{listed}")
             return source
-        return self._add("ReLU", [source], "")
+        return self._add(kind, [source], parameters)
+
+    def _max_pool(self, source: str, pool: nn.MaxPool2d) -> str:
+        if pool.ceil_mode or pool.dilation != 1 or any(isinstance(v, tuple) for v in (pool.kernel_size, pool.stride)):
+            raise Unsupported("its conversion to ncnn knows no pooling with dilation, ceil_mode or two sizes")
+        floor = "5=1"  # what does not fill a window is left out
+        return self._add("Pooling", [source], f"0={MAX} 1={pool.kernel_size} 2={pool.stride} 3={pool.padding} {floor}")
+
+    def _pool(self, source: str, size: object) -> str:
+        """The mean over H and W, as a map of one pixel."""
+        if size not in (1, (1, 1)):
+            raise Unsupported("its conversion to ncnn knows no pooling to more than one pixel")
+        pooled = self._add("Pooling", [source], f"0={AVERAGE} 4=1")
+        return self._add("Reshape", [pooled], "0=1 1=1 2=-1")
 
     def _convolution(self, source: str, conv: nn.Conv2d) -> str:
         (height, width), (top, left) = conv.kernel_size, conv.padding
@@ -110,8 +139,10 @@ class _Writer:
             operator.truediv: lambda: self._hard_sigmoid(node),
             F.relu6: lambda: self.scalars.__setitem__(node, self.scalars[args[0]]),
             "mean": lambda: self._mean(node),
+            F.adaptive_avg_pool2d: lambda: self.values.__setitem__(node, self._pool(self.values[args[0]], args[1])),
             "flatten": lambda: self.values.__setitem__(node, self._add("Flatten", [self.values[args[0]]], "")),
         }
+        known[torch.flatten] = known["flatten"]
         if target not in known or (target is F.relu6 and args[0] not in self.scalars):
             raise Unsupported(f"its conversion to ncnn does not know {target}")
         known[target]()
@@ -159,8 +190,7 @@ class _Writer:
     def _mean(self, node: fx.Node) -> None:
         if tuple(node.args[1]) != (2, 3) or not node.kwargs.get("keepdim"):
             raise Unsupported("its conversion to ncnn knows no mean but that over H and W")
-        pooled = self._add("Pooling", [self.values[node.args[0]]], f"0={AVERAGE} 4=1")
-        self.values[node] = self._add("Reshape", [pooled], "0=1 1=1 2=-1")
+        self.values[node] = self._pool(self.values[node.args[0]], 1)
 
     def _text(self) -> str:
         """The layers, a Split before every blob that is read more than once: in ncnn each has one reader."""

@@ -7,6 +7,7 @@ what is timed is the call alone.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,12 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import surgery
-from ..nn import FusedGhostModule, GhostModule
+from ..nn import FrozenProgram, FusedGhostModule, GhostModule
 from .machine import Unavailable
 from .timing import interleave
 
 NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
-OURS = "ghost_ops"
+OURS, FROZEN, FROZEN_BFLOAT16 = "ghost_ops", "frozen", "frozen_bfloat16"
+BASES = (OURS, FROZEN, FROZEN_BFLOAT16)  # those of ours that peers are compared with, and that always run
 
 
 @dataclass
@@ -31,11 +33,13 @@ class Built:
         call: what is timed; returns the result in whatever form the engine has.
         result: the result of a call as an N x C x H x W tensor.
         check: raises RuntimeError where what was timed is not what the peer's name says.
+        input: what a call reads, N x C x H x W, for other images to be copied into; None where there is no such way.
     """
 
     call: Callable[[], object]
     result: Callable[[object], torch.Tensor] = lambda out: out
     check: Callable[[], None] = lambda: None
+    input: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,14 @@ class Peer:
         label: for people.
         group: ours, pytorch or engine.
         build: of module, input (channels_last) and threads; raises ``Unavailable`` where it cannot run here.
+        dtype: float32 or bfloat16: what products are made of.
     """
 
     name: str
     label: str
     group: str
     build: Callable[[nn.Module, torch.Tensor, int], Built]
+    dtype: str = "float32"
 
 
 def _without_grad(module: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -79,6 +85,19 @@ def _ours(layout: torch.memory_format) -> Callable[..., Built]:
         else:
             fused = surgery.fuse(copy.deepcopy(module))
         return Built(_without_grad(fused, x.contiguous(memory_format=layout)))
+
+    return build
+
+
+def _frozen(layout: torch.memory_format, dtype: torch.dtype = torch.float32) -> Callable[..., Built]:
+    def build(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            frozen = surgery.freeze(module, dtype)
+        if not any(isinstance(part, FrozenProgram) for part in frozen.modules()):
+            raise Unavailable("; ".join(str(w.message) for w in caught) or "freeze found nothing to freeze")
+        x = x.to(dtype, memory_format=layout, copy=True)
+        return Built(_without_grad(frozen, x), lambda out: out.float(), input=x)
 
     return build
 
@@ -251,10 +270,15 @@ def _first_line(error: Exception) -> str:
 PYTORCH = (
     Peer(OURS, "ghost_ops", "ours", _ours(CHANNELS_LAST)),
     Peer("ghost_ops_nchw", "ghost_ops, NCHW", "ours", _ours(NCHW)),
+    Peer(FROZEN, "ghost_ops.freeze", "ours", _frozen(CHANNELS_LAST)),
+    Peer("frozen_nchw", "ghost_ops.freeze, NCHW", "ours", _frozen(NCHW)),
     Peer("eager_nchw", "eager, NCHW", "pytorch", _eager(NCHW)),
     Peer("eager", "eager, channels_last", "pytorch", _eager(CHANNELS_LAST)),
     Peer("folded", "BN folded, channels_last", "pytorch", _folded),
     Peer("two_kernels", "two kernels, kept output", "pytorch", _two_kernels),
     Peer("compile", "torch.compile", "pytorch", _compiled(freezing=False)),
     Peer("compile_frozen", "torch.compile, freezing", "pytorch", _compiled(freezing=True)),
+)
+PYTORCH_BFLOAT16 = (
+    Peer(FROZEN_BFLOAT16, "ghost_ops.freeze, bfloat16", "ours", _frozen(CHANNELS_LAST, torch.bfloat16), "bfloat16"),
 )

@@ -10,13 +10,22 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .engines import PEERS
-from .peers import OURS
-from .run import FAILED, OK, WRONG, Report, Row, Summary
+from .engines import EVERY
+from .parts import NET
+from .rows import FAILED, OK, WRONG, PartRow, Row, base_of
+from .run import Report
+from .summary import Summary
 from .training import STEPS
 
-LABELS = {peer.name: peer.label for peer in PEERS.values()}
-KINDS = {"module": "Ghost modules", "net": "Whole nets", "train": "Training step"}
+LABELS = {peer.name: peer.label for peer in EVERY.values()}
+KINDS = {
+    "module": "Ghost modules",
+    "net": "Whole nets",
+    "frozen": "Frozen nets",
+    "frozen_bfloat16": "Frozen nets, bfloat16",
+    "rival": "Other nets beside the frozen one",
+    "train": "Training step",
+}
 
 
 def to_json(report: Report) -> str:
@@ -48,6 +57,10 @@ def render(report: Report) -> RenderableType:
     parts: list[RenderableType] = [Text(machine_line(report.machine)), *map(_limits_line, report.limits)]
     for key, rows in groups.items():
         parts.append(_training_table(key, rows) if key[0] == "train" else _table(key, rows))
+    nets: dict[tuple[str, int, int, str], list[PartRow]] = {}
+    for part in report.parts:
+        nets.setdefault((part.case, part.batch, part.threads, part.dtype), []).append(part)
+    parts += [_parts_table(rows) for rows in nets.values()]
     parts.append(_summary_table(report.summary()))
     parts += _notes(report.rows)
     return Group(*parts)
@@ -65,27 +78,33 @@ def _limits_line(limits: dict) -> Text:
     return Text(f"{limits['threads']} threads: {limits['flops'] / 1e9:.0f} GFLOP/s ({limits['source']}), {rates}")
 
 
-def _title(key: tuple[str, int, int]) -> str:
-    kind, batch, threads = key
-    return f"{KINDS[kind]}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+def title(kind: str, batch: int, threads: int) -> str:
+    return f"{KINDS.get(kind, kind)}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _table(key: tuple[str, int, int], rows: list[Row]) -> Table:
-    """A line a case: our time, our share of the roof, and for every peer its time and what it is to ours."""
+    """A line a case: our time, our share of the roof, and for every peer its time and what it is to ours.
+
+    Ours is what ``base_of`` says of the kind; of other nets, the frozen net that was timed beside them.
+    """
+    base = base_of(key[0])
     names = [name for name in LABELS if any(row.peer == name for row in rows)]
     cases = list(dict.fromkeys(row.case for row in rows))
     by_key = {(row.case, row.peer): row for row in rows}
-    table = Table(title=f"{_title(key)}: ms (and how many times ours)", caption="roof: share of the machine's limit")
+    whose = "the first frozen net's" if key[0] == "rival" else LABELS[base] + "'s"
+    table = Table(title=f"{title(*key)}: ms (and how many times {whose})")
     table.add_column("case", no_wrap=True)
-    table.add_column("roof", justify="right")
+    if key[0] != "rival":
+        table.caption = f"roof: share of the machine's limit that {LABELS[base]} reaches"
+        table.add_column("roof", justify="right")
     for name in names:
         table.add_column(LABELS[name], justify="right", overflow="fold")
     for case in cases:
-        ours = by_key.get((case, OURS))
-        share = f"{ours.share:.0%}" if ours and ours.share else ""
+        ours = by_key.get((case, base))
+        share = [] if key[0] == "rival" else [f"{ours.share:.0%}" if ours and ours.share else ""]
         count = next(row.count for row in rows if row.case == case)
         label = f"{case} x{count}" if count > 1 else case
-        table.add_row(label, share, *(_cell(by_key.get((case, name))) for name in names))
+        table.add_row(label, *share, *(_cell(by_key.get((case, name))) for name in names))
     return table
 
 
@@ -95,9 +114,10 @@ def _cell(row: Row | None) -> Text:
     if row.status != OK:
         return Text(row.status, style="bold red" if row.status in (WRONG, FAILED) else "dim")
     time = f"{row.seconds * 1e3:.3g}"
-    if row.peer == OURS or row.speedup is None:
-        return Text(f"{time} ±{row.spread / row.seconds / 2:.0%}")
-    return Text.assemble(time, " ", factor(row.speedup))
+    agreed = "" if row.agreement is None else f" (top-1 {row.agreement:.1%})"
+    if row.peer == base_of(row.kind) or row.speedup is None:
+        return Text(f"{time} ±{row.spread / row.seconds / 2:.0%}{agreed}")
+    return Text.assemble(time, " ", factor(row.speedup), agreed)
 
 
 def factor(speedup: float) -> Text:
@@ -105,8 +125,40 @@ def factor(speedup: float) -> Text:
     return Text(f"{speedup:.2f}x", style="green" if speedup > 1 else "bold red")
 
 
+def _parts_table(rows: list[PartRow]) -> Table:
+    """A line a part, their sum, and the net in one call."""
+    first = rows[0]
+    name = f"{first.case}, {first.dtype}, frozen"
+    table = Table(title=f"The parts of {title(name, first.batch, first.threads)}")
+    table.add_column("part", no_wrap=True)
+    for column in ("ms", "MFLOP", "MB moved", "roof, ms", "of roof", "of FMA peak"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        if row.part == NET:
+            timed = [part for part in rows if part.part != NET and part.seconds is not None]
+            table.add_section()
+            table.add_row("sum of the parts", *_sums(timed))
+        table.add_row(row.part, *_part_cells(row))
+    return table
+
+
+def _sums(rows: list[PartRow]) -> list[str]:
+    seconds, flops, size, roof = (
+        sum(getattr(row, name) for row in rows) for name in ("seconds", "flops", "bytes", "roof")
+    )
+    share = f"{roof / seconds:.0%}" if rows else ""
+    return [f"{seconds * 1e3:.3f}", f"{flops / 1e6:.2f}", f"{size / 1e6:.2f}", f"{roof * 1e3:.3f}", share, ""]
+
+
+def _part_cells(row: PartRow) -> list[str | Text]:
+    if row.seconds is None:
+        return [Text(f"{row.status}: {row.reason}", style="bold red" if row.status == WRONG else "dim")]
+    time, work = f"{row.seconds * 1e3:.3f} ±{row.spread / row.seconds / 2:.0%}", f"{row.flops / 1e6:.2f}"
+    return [time, work, f"{row.bytes / 1e6:.2f}", f"{row.roof * 1e3:.3f}", f"{row.share:.0%}", f"{row.peak_share:.0%}"]
+
+
 def _training_table(key: tuple[str, int, int], rows: list[Row]) -> Table:
-    table = Table("", "ms a step", "times ours", "saved for the backward", "error", title=_title(key))
+    table = Table("", "ms a step", "times ours", "saved for the backward", "error", title=title(*key))
     largest = max((row.saved_bytes or 0 for row in rows), default=0)
     for row in rows:
         if row.status != OK:
@@ -114,7 +166,7 @@ def _training_table(key: tuple[str, int, int], rows: list[Row]) -> Table:
             continue
         time = f"{row.seconds * 1e3:.0f} ±{row.spread / row.seconds / 2:.0%}"
         saved = f"{row.saved_bytes / 2**20:.0f} MiB ({row.saved_bytes / largest:.0%})"
-        times = "" if row.peer == OURS or row.speedup is None else factor(row.speedup)
+        times = "" if row.peer == base_of(row.kind) or row.speedup is None else factor(row.speedup)
         table.add_row(row.label, time, times, saved, f"{row.error:.1e}")
     return table
 
@@ -122,12 +174,14 @@ def _training_table(key: tuple[str, int, int], rows: list[Row]) -> Table:
 def _summary_table(lines: list[Summary]) -> RenderableType:
     if not lines:
         return Text("")
-    table = Table("", "batch", "threads", "against", "geometric mean", "worst", "slower in", title="ghost_ops against")
+    columns = "", "batch", "threads", "ours", "against", "geometric mean", "worst", "slower in"
+    table = Table(*columns, title="Ours against")
     for line in lines:
         against = LABELS.get(line.peer) or next((s.label for s in STEPS if s.name == line.peer), line.peer)
         worst = Text.assemble(factor(line.worst), f" ({line.worst_case})" if line.cases > 1 else "")
         losses = Text(f"{line.losses} of {line.cases}", style="bold red" if line.losses else "")
-        table.add_row(KINDS[line.kind], str(line.batch), str(line.threads), against, factor(line.mean), worst, losses)
+        where = KINDS[line.kind], str(line.batch), str(line.threads), LABELS[line.ours]
+        table.add_row(*where, against, factor(line.mean), worst, losses)
     return table
 
 

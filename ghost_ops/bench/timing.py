@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch.utils.benchmark import Timer
 
+_Name = TypeVar("_Name", bound=Hashable)
 SETTLE = 0.002  # seconds before each sample: the thread pool of the one before stops spinning
 
 
@@ -52,13 +54,13 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[_Name, Callable[[], object]],
     *,
     rounds: int,
     threads: int = 1,
     min_seconds: float = 0.02,
-    on_sample: Callable[[str], None] = lambda name: None,
-) -> dict[str, Timing]:
+    on_sample: Callable[[_Name], None] = lambda name: None,
+) -> dict[_Name, Timing]:
     """Time every callable once a round, in the same order each round.
 
     Args:
@@ -76,13 +78,48 @@ def interleave(
     timers = {name: Timer("call()", globals={"call": call}, num_threads=threads) for name, call in calls.items()}
     with torch_threads(threads):
         numbers = {name: _repeats(call, min_seconds) for name, call in calls.items()}
-        samples: dict[str, list[float]] = {name: [] for name in calls}
+        samples: dict[_Name, list[float]] = {name: [] for name in calls}
         for _ in range(rounds):
             for name, timer in timers.items():
                 time.sleep(SETTLE)
                 samples[name].append(timer.timeit(numbers[name]).mean)
                 on_sample(name)
     return {name: Timing(tuple(values), numbers[name]) for name, values in samples.items()}
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, threads: int = 1, min_seconds: float = 0.2
+) -> dict[str, Timing]:
+    """Time calls one after another, pass after pass: each finds in the caches what those before it left there.
+
+    Args:
+        calls: by name, in the order of a pass.
+        rounds: samples of each: each the median of several passes, since a call may be much shorter than what
+            disturbs the machine.
+        threads: of PyTorch, within operators.
+        min_seconds: about the least that a round takes.
+    """
+    spent: dict[str, list[float]] = {}
+
+    def one_pass() -> None:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            spent[name].append(time.perf_counter() - start)
+
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    spent.update((name, []) for name in calls)
+    with torch_threads(threads):
+        passes = _repeats(one_pass, min_seconds) if calls else 0
+        for _ in range(rounds):
+            time.sleep(SETTLE)
+            one_pass()
+            spent.update((name, []) for name in calls)
+            for _ in range(passes):
+                one_pass()
+            for name, seconds in spent.items():
+                samples[name].append(statistics.median(seconds))
+    return {name: Timing(tuple(values), passes) for name, values in samples.items()}
 
 
 def _repeats(call: Callable[[], object], min_seconds: float) -> int:

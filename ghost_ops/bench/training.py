@@ -13,7 +13,7 @@ from .. import surgery
 from .cases import NETS, SIDE, draw_map, randomise
 from .machine import Unavailable
 from .peers import CHANNELS_LAST, NCHW, OURS, compile_alone
-from .run import FAILED, MISSING, WRONG, Row, relate
+from .rows import FAILED, MISSING, WRONG, Row, relate
 from .timing import interleave, torch_threads
 
 CLASSES = 1000

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ghost_ops import models
-from ghost_ops.bench.cases import ModuleCase, NetCase, module_cases, net_cases, randomise
+from ghost_ops.bench.cases import ModuleCase, NetCase, draw_images, frozen_cases, module_cases, net_cases, randomise
 
 
 def test_cases_are_the_32_ghost_modules_of_timms_net():
@@ -59,3 +59,16 @@ def test_drawn_modules_depend_on_their_input_and_statistics():
         logits = net(torch.randn(2, 3, 64, 64))
     assert logits.isfinite().all() and (logits[0] - logits[1]).abs().max() > 1e-2 * logits.abs().max()
     assert math.isfinite(float(logits.sum()))
+
+
+def test_frozen_cases():
+    names = [case.name for case in frozen_cases()]
+    assert names[:3] == ["ghostnet_100", "ghostnet_050", "ghostnet_130"]
+    assert names[3:] == ["ghostnet_100@160", "ghostnet_100@320", "mobilenetv3_large_100", "mobilenetv2_100", "resnet18"]
+    assert {case.kind for case in frozen_cases("bfloat16")} == {"frozen_bfloat16"}
+
+
+def test_generated_images_are_the_same_each_time_and_differ():
+    images = draw_images(4, 32, seed=1)
+    assert torch.equal(images, draw_images(4, 32, seed=1)) and not torch.equal(images, draw_images(4, 32, seed=2))
+    assert images.shape == (4, 3, 32, 32) and images.std((1, 2, 3)).unique().numel() == 4

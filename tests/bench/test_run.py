@@ -10,10 +10,12 @@ from ghost_ops import models
 from ghost_ops.bench import engines, machine, peers
 from ghost_ops.bench.cases import ModuleCase, NetCase, draw_map, randomise
 from ghost_ops.bench.engines import PEERS
-from ghost_ops.bench.peers import OURS, Built, Peer, fold
+from ghost_ops.bench.peers import FROZEN, OURS, Built, Peer, fold
 from ghost_ops.bench.report import render, to_json
 from ghost_ops.bench.roofline import Limits
-from ghost_ops.bench.run import FAILED, MISSING, OK, WRONG, Row, error_of, new_report, relate, run_case, summarise
+from ghost_ops.bench.rows import FAILED, MISSING, OK, WRONG, Row, error_of, relate
+from ghost_ops.bench.run import new_report, run_case
+from ghost_ops.bench.summary import summarise
 from ghost_ops.bench.training import STEPS, TrainCase, gradients, run_training, saved_bytes
 
 CASE = ModuleCase(8, 24, 7)
@@ -27,7 +29,7 @@ def run(*who, case=CASE, batch=2):
 
 def test_every_pytorch_peer_is_right_and_timed():
     rows = run(*(peer for peer in PEERS.values() if peer.group != "engine" and "compile" not in peer.name))
-    assert len(rows) == 6
+    assert len(rows) == 8
     for row in rows.values():
         assert (row.status, row.reason) == (OK, "") and row.error < 1e-6
         assert row.seconds > 0 and row.speedup > 0 and row.share == row.roof / row.seconds
@@ -85,7 +87,7 @@ def test_folding_leaves_no_batch_norm_and_the_source_alone():
 
 def test_whole_nets_run(monkeypatch):
     case = NetCase("ghostnet_100", side=64)
-    wanted = [PEERS[name] for name in (OURS, "eager", "folded", "two_kernels", "ncnn")]
+    wanted = [PEERS[name] for name in (OURS, FROZEN, "eager", "folded", "two_kernels", "ncnn")]
     rows = run(*wanted, case=case, batch=1)
     assert {row.status for row in rows.values()} <= {OK, MISSING}
     assert all(row.error < 1e-5 for row in rows.values() if row.status == OK)
@@ -103,11 +105,7 @@ def test_a_wrong_result_has_no_speed():
     for name in ("off", "nan", "cut"):
         row = rows[name]
         assert row.status == WRONG and row.seconds is row.speedup is row.share is None and not row.samples
-    engines.PEERS["later"] = later
-    try:
-        row = run(later)["later"]
-    finally:
-        del engines.PEERS["later"]
+    row = run(later)["later"]
     assert row.status == WRONG and row.seconds is None, "a result that goes wrong while it is timed"
 
 
@@ -118,7 +116,7 @@ def test_a_peer_that_raises_or_is_missing_is_a_row(monkeypatch):
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
     rows = run(PEERS[OURS], peer("broken", broken), *engines.ENGINES)
     assert rows["broken"].status == FAILED and "no such thing" in rows["broken"].reason
-    for name in ("onnxruntime", "openvino", "ncnn"):
+    for name in ("onnxruntime", "openvino", "ncnn", "executorch"):
         assert rows[name].status == MISSING and 'pip install "ghost-ops[bench]"' in rows[name].reason
     assert rows[OURS].status == OK
 
@@ -144,6 +142,27 @@ def test_summary_counts_modules_and_shows_losses():
     assert best.mean == pytest.approx((0.5**3 * 2) ** 0.25)
     assert (best.worst, best.worst_case, best.losses, best.cases) == (0.5, "a", 1, 2)
     assert lines["best of all"].mean == best.mean and OURS not in lines
+    assert {line.ours for line in lines.values()} == {OURS}
+
+
+def test_summary_sets_peers_beside_each_of_ours():
+    rows = []
+    for case, ours, frozen, eager in (("a", 2.0, 1.0, 4.0), ("b", 2.0, 4.0, 2.0)):
+        rows += relate(
+            [row(OURS, case, ours, 1, "ours"), row(FROZEN, case, frozen, 1, "ours"), row("eager", case, eager)]
+        )
+    assert [r.speedup for r in rows if r.case == "a"] == [1, 0.5, 2]
+    assert rows[2].speedups == {OURS: 2, FROZEN: 4}
+    lines = {(line.ours, line.peer): line for line in summarise(rows)}
+    assert (lines[OURS, "eager"].worst, lines[OURS, "eager"].losses) == (1, 0)
+    frozen = lines[FROZEN, "best of PyTorch"]
+    assert (frozen.mean, frozen.worst, frozen.worst_case, frozen.losses) == (pytest.approx(2**0.5), 0.5, "b", 1)
+
+
+def test_freezing_that_finds_nothing_is_a_missing_row():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    with pytest.raises(machine.Unavailable, match="nothing of this Sequential was frozen"):
+        PEERS[FROZEN].build(net, draw_map(1, 3, 8), 1)
 
 
 def test_report_is_json_and_a_table():
@@ -151,7 +170,7 @@ def test_report_is_json_and_a_table():
     report.rows += run(PEERS[OURS], PEERS["eager"], peer("off", lambda module, x: module(x) + 1)).values()
     report.rows[1].error = float("inf")
     found = json.loads(to_json(report))
-    assert found.keys() == {"schema", "machine", "settings", "limits", "rows", "summary"}
+    assert found.keys() == {"schema", "machine", "settings", "limits", "rows", "parts", "summary"}
     assert found["machine"].keys() >= {"cpu", "cores", "isa", "ghost_ops", "commit", "date", "versions", "backends"}
     assert found["rows"][0].keys() == {field.name for field in dataclasses.fields(Row)}
     assert found["rows"][1]["error"] is None and found["rows"][2]["status"] == WRONG

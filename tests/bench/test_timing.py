@@ -6,7 +6,7 @@ import torch
 
 from ghost_ops.bench import roofline
 from ghost_ops.bench.roofline import Limits
-from ghost_ops.bench.timing import Timing, geometric_mean, interleave, ratio, torch_threads
+from ghost_ops.bench.timing import Timing, geometric_mean, in_turn, interleave, ratio, torch_threads
 
 
 def test_samples_are_interleaved():
@@ -14,6 +14,16 @@ def test_samples_are_interleaved():
     timings = interleave({"a": int, "b": int, "c": int}, rounds=3, min_seconds=1e-4, on_sample=order.append)
     assert order == ["a", "b", "c"] * 3
     assert all(len(t.samples) == 3 and t.number > 1 for t in timings.values())
+
+
+def test_passes_go_through_the_calls_in_order():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    timings = in_turn(calls, rounds=2, min_seconds=1e-4)
+    assert order == list("abc") * (len(order) // 3) and list(timings) == list("abc")
+    assert all(len(t.samples) == 2 and t.number >= 1 for t in timings.values())
+    assert min(in_turn({"sleep": lambda: time.sleep(0.003)}, rounds=1, min_seconds=1e-3)["sleep"].samples) >= 0.003
+    assert in_turn({}, rounds=1) == {}
 
 
 def test_a_sample_is_the_time_of_one_call():

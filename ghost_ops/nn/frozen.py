@@ -32,6 +32,7 @@ class FrozenProgram(nn.Module):
         self.register_buffer("packed", packed)
         self.steps = list(steps)
         self.parts = parts
+        self.training = False
 
     @classmethod
     def of(cls, built: Built, parts: tuple[str, ...] = (), dtype: torch.dtype | None = None) -> FrozenProgram:
@@ -68,4 +69,5 @@ class FrozenProgram(nn.Module):
         return f"{self.packed.numel()} packed parameters; {counts}"
 
     def returns_map(self) -> bool:
+        """Whether the result is N x C x H x W, not N x features."""
         return isinstance(decode(self.steps)[-1], Store)

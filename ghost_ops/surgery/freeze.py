@@ -18,6 +18,7 @@ from ..nn._structure import Structure, Unfusable, is_hooked
 from ..nn._wrapper import Wrapper
 from ..nn.frozen import FrozenProgram
 from .fuse import fuse
+from .recognise import survey
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.BatchNorm1d)
 _ACTS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.Hardswish)
@@ -61,8 +62,9 @@ def freeze(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     if dtype is not None:
         frozen = frozen.to(dtype)
     _open(frozen)
-    reason = "its kernels are not there: " + (native.reason() or "") if not native.available() else None
-    frozen = _by_graph(frozen) if reason is None else frozen
+    reason = None if native.available() else f"its kernels are not there: {native.reason()}"
+    if reason is None:
+        frozen = _by_graph(frozen)
     if not any(isinstance(module, FrozenProgram) for module in frozen.modules()):
         why = reason or "no Ghost module that a program computes was found"
         warnings.warn(f"freeze: nothing of this {type(net).__name__} was frozen: {why}", UserWarning, stacklevel=2)
@@ -104,38 +106,62 @@ def _same(a: nn.Module, b: nn.Module, shape: tuple[int, ...]) -> bool:
 
 
 class _Tracer(fx.Tracer):
+    """Looks into modules, but for those that are known, those where something else runs than their forward, and those
+    that only look known: ``explain`` is to name them."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.whole = {finding.module for finding in survey(net)}
+
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        known = isinstance(module, (Wrapper, FrozenProgram)) or super().is_leaf_module(module, path)
-        return known or is_hooked(module) or "parametrizations" in module._modules
+        known = isinstance(module, (Wrapper, FrozenProgram)) or module in self.whole
+        return known or is_hooked(module) or super().is_leaf_module(module, path)
 
 
 def _by_graph(net: nn.Module) -> nn.Module:
-    """Runs of modules of the whole net, where its forward can be traced; else those inside its children."""
+    """Runs of modules of the whole net, where its forward can be traced; else Ghost modules and blocks one by one."""
     if isinstance(net, FrozenProgram):
         return net
-    if isinstance(net, Wrapper):  # on its own
-        run = _Run(None, {})
-        if run.module("", net):
-            return run.program()
-    try:
-        tracer = _Tracer()
-        graph = tracer.trace(net)
-        if type(net) is not fx.GraphModule:
-            _only_plain_inputs(graph)
-    except Exception:  # a forward that depends on what only running it tells: its children may still be traced
-        for name, child in net.named_children():
-            if not is_hooked(child) and list(child.children()) or isinstance(child, Wrapper):
-                net._modules[name] = _by_graph(child)
-        return net
     if isinstance(net, Wrapper):
+        return _alone(net)
+    traced = None
+    if not is_hooked(net):
+        try:
+            graph = _Tracer(net).trace(net)
+            _only_plain_inputs(graph)
+            graph._tracer_cls = fx.Tracer  # by which a saved one is made again, with every module a leaf
+            traced = fx.GraphModule(net, graph, type(net).__name__)
+            traced.training = net.training
+        except Exception:  # a forward that depends on what only running it tells
+            traced = None
+    if traced is None:
+        _one_by_one(net)
         return net
-    traced = fx.GraphModule(net, graph, type(net).__name__)
     if not _replace_runs(traced):
         return net
     nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
     if len(nodes) == 1 and nodes[0].op == "call_module" and _returns(traced.graph, nodes[0]):
         return traced.get_submodule(nodes[0].target)
     return traced
+
+
+def _alone(module: Wrapper) -> nn.Module:
+    """A Ghost module or bottleneck as a program; itself where that is not possible."""
+    run = _Run(None, {})
+    if is_hooked(module) or not run.module("", module):
+        return module
+    try:
+        return run.program()
+    except Unfusable:
+        return module
+
+
+def _one_by_one(net: nn.Module) -> None:
+    for name, child in net._modules.items():
+        if isinstance(child, Wrapper):
+            net._modules[name] = _alone(child)
+        elif child is not None:
+            _one_by_one(child)
 
 
 def _only_plain_inputs(graph: fx.Graph) -> None:
@@ -160,9 +186,13 @@ def _replace_runs(traced: fx.GraphModule) -> int:
         run = _Run(node, modules)
         if not run.grow():
             continue
+        try:
+            program = run.program()
+        except Unfusable:  # parameters of a dtype or on a device that no kernel reads
+            continue
         name = f"program_{count}"
         count += 1
-        traced.add_submodule(name, run.program())
+        traced.add_submodule(name, program)
         with traced.graph.inserting_before(node):
             result = traced.graph.call_module(name, (node.args[0],))
             if run.flat is False:
@@ -238,7 +268,8 @@ class _Run:
         module = self._module_of(node)
         if module is not None and is_hooked(module):
             return []
-        if self.builder.steps and (isinstance(module, _NOTHING) or self._is_dropout(node)):
+        nothing = isinstance(module, _NOTHING) and (isinstance(module, nn.Identity) or not module.training)
+        if self.builder.steps and (nothing or self._is_dropout(node)):
             return [node]
         if self.flat is None and isinstance(module, Wrapper):
             return [node] if self.module(node.target, module) else []
@@ -248,8 +279,7 @@ class _Run:
             return self._pool(node)
         if self.flat is not None and self._is_flattening(node, module):
             self.flat = True
-            sizes = [a for a in node.args[1:] if isinstance(a, fx.Node)]
-            return [*sizes, node]
+            return [*(user for user in self.last.users if user is not node), node]  # with its size, see _next
         return []
 
     # Units
@@ -327,8 +357,9 @@ class _Run:
         if node.op == "call_function" and node.target is F.adaptive_avg_pool2d:
             return node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
         if (node.op, node.target) in (("call_method", "mean"), ("call_function", torch.mean)):
-            dims = [d % 4 for d in (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ()))]
-            return sorted(dims) == [2, 3] and set(node.kwargs) <= {"dim", "keepdim"}
+            dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+            maps = isinstance(dims, (tuple, list)) and sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
+            return maps and len(dims) == 2 and set(node.kwargs) <= {"dim", "keepdim"}
         return False
 
     def _pool(self, node: fx.Node) -> list[fx.Node]:
@@ -341,6 +372,13 @@ class _Run:
         self.flat = node.target in ("mean", torch.mean) and not keepdim
         return [node]
 
+    def _is_batch(self, size: object) -> bool:
+        """Whether a node is the number of images: the first size of the net's input, or of what is flattened."""
+        if not isinstance(size, fx.Node) or (size.op, size.target) != ("call_method", "size") or size.kwargs:
+            return False
+        of, *dim = size.args
+        return dim == [0] and (of is self.last or of.op == "placeholder")
+
     @staticmethod
     def _is_dropout(node: fx.Node) -> bool:
         """Of a net in eval: it does nothing."""
@@ -351,7 +389,7 @@ class _Run:
         if type(module) is nn.Flatten:
             return (module.start_dim, module.end_dim) == (1, -1)
         if node.op == "call_method" and node.target in ("view", "reshape"):
-            return len(node.args) == 3 and node.args[2] == -1 and isinstance(node.args[1], fx.Node)
+            return len(node.args) == 3 and node.args[2] == -1 and self._is_batch(node.args[1])
         flattens = (node.op, node.target) in (("call_method", "flatten"), ("call_function", torch.flatten))
         start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
         return flattens and start == 1 and len(node.args) < 3 and set(node.kwargs) <= {"start_dim"}

@@ -79,7 +79,7 @@ class Packer {
   }
   const Tensor& weight(std::initializer_list<int64_t> sizes) {
     const Tensor& t = next();
-    if (sizes.size() == 4 && t.dim() == 2) {  // a Linear's in the place of a 1x1 convolution's
+    if (t.dim() == 2 && sizes.begin()[2] == 1 && sizes.begin()[3] == 1) {  // a Linear's, for a 1x1 convolution's
       check_.shape("parameters", t, {sizes.begin()[0], sizes.begin()[1]});
     } else {
       check_.shape("parameters", t, sizes);

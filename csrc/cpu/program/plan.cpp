@@ -36,14 +36,20 @@ int64_t phases_of(const Step& t, Cut cut, int64_t shares) {
 
 constexpr int64_t kSmallMap = 256;  // pixels
 
+/// What a step needs while it runs and only one step may have: of all that are under way, the first that asks.
+std::vector<bool> scratch_of(const Step& t) {
+  return {t.residual >= 0, t.multiplier() > 1, t.scaled, t.squeeze};  // z, expanded, scaled, sums
+}
+
 /// Steps in a row may run interleaved, a few rows at a time, as long as none overwrites a slot that another one reads
-/// or writes, and none needs a whole map.
+/// or writes, no two work in the same scratch, and none needs a whole map.
 std::vector<int64_t> ends_of_runs(const Program& p, int64_t end) {
   std::vector<int64_t> ends;
-  std::vector<bool> used(p.slots);
+  std::vector<bool> slots(p.slots), scratch(4);
   const auto close = [&](int64_t at) {
     if (at > 0 && (ends.empty() || ends.back() < at)) ends.push_back(at);
-    used.assign(p.slots, false);
+    slots.assign(p.slots, false);
+    scratch.assign(4, false);
   };
   for (int64_t i = 0; i < end; i++) {
     const Step& t = p.steps[i];
@@ -52,18 +58,28 @@ std::vector<int64_t> ends_of_runs(const Program& p, int64_t end) {
       close(i + 1);
       continue;
     }
-    if (used[t.out]) close(i);
-    used[t.out] = true;
+    const std::vector<bool> wanted = scratch_of(t);
+    bool taken = slots[t.out];
+    for (size_t k = 0; k < wanted.size(); k++) taken = taken || (wanted[k] && scratch[k]);
+    if (taken) close(i);
+    for (size_t k = 0; k < wanted.size(); k++) scratch[k] = scratch[k] || wanted[k];
+    slots[t.out] = true;
     for (int64_t source : {t.in, t.residual})
-      if (source >= 0) used[p.steps[source].out] = true;
+      if (source >= 0) slots[p.steps[source].out] = true;
   }
   close(end);
   return ends;
 }
 
+[[noreturn]] void fail_to_fit(int64_t h, int64_t w) {
+  throw std::runtime_error("ghost_ops.program: x: expected a map that its kernels fit on, got " + std::to_string(h) +
+                           "x" + std::to_string(w));
+}
+
 }  // namespace
 
 Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shares), workspace{} {
+  if (h < 1 || w < 1) fail_to_fit(h, w);
   std::vector<int64_t> floats(p.steps.size());  // of what each step writes
   int64_t z = 0, expanded = 0, zeros = 0, mean = 0, hidden = 0, scaled = 0, sums = 0, rows = 0;
   const auto grow = [](int64_t& most, int64_t floats) { most = std::max(most, floats); };
@@ -73,9 +89,7 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
     if (t.kind == Kind::conv || t.kind == Kind::depthwise) {
       const int64_t around = t.kind == Kind::conv ? 2 * t.padding : t.kernel - 1;
       s.h = (s.in_h + around - t.kernel) / t.stride + 1, s.w = (s.in_w + around - t.kernel) / t.stride + 1;
-      if (s.in_h + around < t.kernel || s.in_w + around < t.kernel)
-        throw std::runtime_error("ghost_ops.program: x: expected a map that its kernels fit on, got " +
-                                 std::to_string(h) + "x" + std::to_string(w));
+      if (s.in_h + around < t.kernel || s.in_w + around < t.kernel) fail_to_fit(h, w);
     }
     const int64_t pixels = s.h * s.w, columns = t.kind == Kind::depthwise ? t.in_channels.pixel() : t.primary;
     s.cut = cut_of(t, s.h, columns, shares);

@@ -120,6 +120,7 @@ Step parse_step(Reader& r, Program& p, State& s) {
       t.out = slot(), t.squeeze = r.flag("squeeze"), t.in = read(in, channels(r, "channels"));
       t.kernel = odd_kernel(r), t.stride = r.within(1, 64, "stride"), t.first = conv(r);
       t.out_channels = t.in_channels;
+      if (p.steps[t.in].kind == Kind::load && !p.steps[t.in].by_lanes) refuse("whole vectors of an input by channels");
       if (overwrites(t.in)) refuse("a slot that is read and written at once");
       break;
     }
@@ -146,11 +147,7 @@ Step parse_step(Reader& r, Program& p, State& s) {
   }
   if (s.features && t.kind != Kind::pool && t.kind != Kind::dense) refuse("a map's step after the pooling");
   if (t.out >= 0) s.writer[t.out] = static_cast<int64_t>(p.steps.size());
-  if (t.squeeze) {
-    s.squeeze = t.out_channels.count();
-  } else if (t.kind == Kind::ghost || t.kind == Kind::depthwise) {
-    s.squeeze = 0;
-  }
+  if (t.squeeze) s.squeeze = t.out_channels.count();
   return t;
 }
 

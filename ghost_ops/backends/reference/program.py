@@ -10,7 +10,22 @@ import torch.nn.functional as F
 
 from ..activation import LEAKY_RELU, PRELU, activate, apply_gate
 from ..steps import (
-    BETA, BIAS, GAMMA, NORM, SLOPES, Conv, Dense, Depthwise, Excite, Ghost, Layer, Load, Pool, Step, Store, decode,
+    BETA,
+    BIAS,
+    GAMMA,
+    NORM,
+    SLOPES,
+    Conv,
+    Dense,
+    Depthwise,
+    Excite,
+    Ghost,
+    Layer,
+    Load,
+    Pool,
+    Step,
+    Store,
+    decode,
     layers,
 )  # fmt: skip
 from .ghost_module import fold
@@ -48,6 +63,14 @@ def _run(x: torch.Tensor, folded: list[Folded], steps: list[Step]) -> torch.Tens
     maps: dict[int, torch.Tensor] = {}
     squeeze = excitation = features = None
 
+    def known(value: torch.Tensor | None, what: str) -> torch.Tensor:
+        if value is None:
+            raise ValueError(f"program: steps: expected {what} to be there before it is read")
+        return value
+
+    def read(slot: int) -> torch.Tensor:
+        return known(maps.get(slot), f"slot {slot}")
+
     def convolve(x: torch.Tensor, layer: Layer, stride: int = 1, padding: int = 0, groups: int = 1) -> torch.Tensor:
         weight, bias, slopes = (None if t is None else t.to(x.dtype) for t in next(rest))
         return activate(F.conv2d(x, weight, bias, stride, padding, 1, groups), layer.act, layer.slope, slopes)
@@ -59,28 +82,29 @@ def _run(x: torch.Tensor, folded: list[Folded], steps: list[Step]) -> torch.Tens
         elif isinstance(step, Conv):
             out = convolve(x, step.layer, step.stride, step.padding)
         elif isinstance(step, Ghost):
-            source = maps[step.source]
-            y1 = convolve(source * excitation[:, :, None, None] if step.scaled else source, step.layer)
+            source = read(step.source)
+            if step.scaled:
+                source = source * known(excitation, "an excitation")[:, :, None, None]
+            y1 = convolve(source, step.layer)
             out = y1
             if step.made:
                 y2 = convolve(y1, step.cheap, padding=step.kernel // 2, groups=step.primary)
                 out = torch.cat([y1, y2], 1)[:, : step.kept]
-            out = out if step.residual < 0 else out + maps[step.residual]
+            out = out if step.residual < 0 else out + read(step.residual)
         elif isinstance(step, Depthwise):
-            source = maps[step.source]
-            out = convolve(source, step.layer, step.stride, step.kernel // 2, step.channels)
+            out = convolve(read(step.source), step.layer, step.stride, step.kernel // 2, step.channels)
         elif isinstance(step, Excite):
-            hidden = convolve(squeeze[:, :, None, None], step.reduce)
+            hidden = convolve(known(squeeze, "a squeeze")[:, :, None, None], step.reduce)
             excitation = apply_gate(convolve(hidden, step.expand).flatten(1), step.gate)
         elif isinstance(step, Pool):
-            features = squeeze
+            features = known(squeeze, "a squeeze")
         elif isinstance(step, Dense):
-            features = convolve(features[:, :, None, None], step.layer).flatten(1)
+            features = convolve(known(features, "features")[:, :, None, None], step.layer).flatten(1)
         if out is not None:
             maps[step.out] = out
             if getattr(step, "squeeze", False):
                 squeeze = out.mean((2, 3))
-    return maps[steps[-1].source] if isinstance(steps[-1], Store) else features
+    return read(steps[-1].source) if isinstance(steps[-1], Store) else known(features, "a map or features to return")
 
 
 def program_eval(x: torch.Tensor, parameters: Sequence[torch.Tensor], steps: Sequence[int]) -> torch.Tensor:
@@ -95,9 +119,9 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: Sequence[int]) -> torc
     return _run(x, _unpack(packed, decoded), decoded)
 
 
-# The packed form. Per layer: the weight, its bias, and the slopes of LeakyReLU or PReLU; each piece begins at a multiple
-# of 16 floats. A product's weight lies in panels: 16 output channels (8 in the last, where no more are left) for each
-# input channel in turn. A depthwise one lies tap by tap, its channels in two halves as the map's, each padded to 8.
+# The packed form. Per layer: the weight, its bias, and the slopes of LeakyReLU or PReLU; each piece begins at a
+# multiple of 16 floats. A product's weight lies in panels: 16 output channels (8 in the last, where no more are left)
+# for each input channel in turn. A depthwise one lies tap by tap, its channels in two halves as the map's, each padded to 8.
 
 
 def _up(n: int, to: int) -> int:
@@ -127,7 +151,7 @@ def _lanes(halves: tuple[int, int]) -> torch.Tensor:
 
 
 def _layouts(steps: list[Step]) -> list[tuple[Layer, tuple[int, ...], torch.Tensor | None, int]]:
-    """Of every layer: its weight's shape; for a depthwise one the lanes of the channels kept, and how many there are."""
+    """Of every layer: its weight's shape; of a depthwise one the lanes of the channels kept, and their number."""
     halves: dict[int, tuple[int, int]] = {}
     found = []
     for step in steps:

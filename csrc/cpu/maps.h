@@ -142,8 +142,8 @@ inline abi::Layout layout_of(const abi::Tensor& x) {
   return x.stride(1) == 1 && x.size(1) > 1 ? abi::Layout::channels_last : abi::Layout::contiguous;
 }
 
-/// Asks for huge pages where a large block lies: fresh memory is mapped 4 KB at a time, at a cost above that of computing
-/// what goes there, and weights that are read once a call miss the TLB (docs/performance.md).
+/// Asks for huge pages where a large block lies: fresh memory is mapped 4 KB at a time, at a cost above that of
+/// computing what goes there, and weights that are read once a call miss the TLB (docs/performance.md).
 inline void advise_huge_pages([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kHuge = 2 << 20;

@@ -65,7 +65,8 @@ void alone(const Call& call, const Plan& plan, int64_t begin, int64_t end) {
 /// Images one after the other, each by all threads.
 void together(const Call& call, const Plan& plan, int64_t begin, int64_t end) {
   Scratch scratch;
-  Image image = call.image(plan, scratch.floats(plan.workspace.shared_floats), scratch.floats(plan.workspace.own_floats));
+  Image image =
+      call.image(plan, scratch.floats(plan.workspace.shared_floats), scratch.floats(plan.workspace.own_floats));
   std::vector<std::pair<int64_t, int64_t>> phases;
   for (size_t i = 0; i < plan.steps.size(); i++)
     for (int64_t phase = 0; phase < plan.steps[i].phases; phase++) phases.push_back({i, phase});
@@ -150,11 +151,11 @@ Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& step
 
 }  // namespace ghost
 
-// Called by ghost_ops/backends/native.py: the bytes that a thread works in when it has this many images of h x w pixels;
-// -1 where the program or the size is refused.
+// Called by ghost_ops/backends/native.py: the bytes that a thread works in when it has this many images of h x w
+// pixels; -1 where the program or the size is refused.
 extern "C" __attribute__((visibility("default"))) int64_t ghost_ops_cpu_program_scratch(const int64_t* steps,
-                                                                                         int64_t count, int64_t images,
-                                                                                         int64_t h, int64_t w) {
+                                                                                        int64_t count, int64_t images,
+                                                                                        int64_t h, int64_t w) {
   try {
     const ghost::Plan plan(ghost::Program::parse({steps, steps + count}), h, w, 1);
     const ghost::Workspace& m = plan.workspace;
@@ -165,6 +166,7 @@ extern "C" __attribute__((visibility("default"))) int64_t ghost_ops_cpu_program_
 }
 
 // As above: memory that is about to be filled with packed weights.
-extern "C" __attribute__((visibility("default"))) void ghost_ops_cpu_advise_huge_pages(const void* data, int64_t bytes) {
+extern "C" __attribute__((visibility("default"))) void ghost_ops_cpu_advise_huge_pages(const void* data,
+                                                                                       int64_t bytes) {
   ghost::advise_huge_pages(data, bytes);
 }

@@ -49,9 +49,13 @@ struct Aligned {
   T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64})); }
   void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{64}); }
   template <class U>
-  bool operator==(const Aligned<U>&) const { return true; }
+  bool operator==(const Aligned<U>&) const {
+    return true;
+  }
   template <class U>
-  bool operator!=(const Aligned<U>&) const { return false; }
+  bool operator!=(const Aligned<U>&) const {
+    return false;
+  }
 };
 using Floats = std::vector<float, Aligned<float>>;
 
@@ -95,8 +99,8 @@ struct DepthwiseCall {
     std::copy(b, b + c, bias.begin());
     for (int64_t y = -(size / 2); y < h + size / 2; y++)
       rows.push_back(y < 0 || y >= h ? zeros.data() : in.data() + y * w * pixel);
-    args = {rows.data(), pixel, out_h, out_w, c, size, weight.data(), pixel, bias.data(), out.data(), out_w * c, c,
-            relu, stride, w};
+    args = {rows.data(), pixel,     out_h, out_w, c,      size, weight.data(), pixel, bias.data(),
+            out.data(),  out_w * c, c,     relu,  stride, w};
   }
 };
 

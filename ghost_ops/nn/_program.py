@@ -170,8 +170,10 @@ class Builder:
     def convolution(self, half: Half) -> int:
         """A dense convolution, the first step."""
         (kernel, other), (stride, padding, dilation, groups, _) = half.conv.kernel_size, half.geometry
-        if isinstance(padding, str) or (kernel, stride[0], padding[0]) != (other, stride[1], padding[1]) or (
-            dilation != (1, 1) or groups != 1 or kernel * half.conv.in_channels > MOST_RUNS
+        if (
+            isinstance(padding, str)
+            or (kernel, stride[0], padding[0]) != (other, stride[1], padding[1])
+            or (dilation != (1, 1) or groups != 1 or kernel * half.conv.in_channels > MOST_RUNS)
         ):
             raise Unfusable("its convolution is not a square dense one of few channels, such as an image's")
         out, conv = self.take(), half.conv
@@ -208,9 +210,7 @@ class Builder:
             raise Unfusable("one of its convolutions is neither 1x1 nor depthwise of size 1, 3, 5 or 7")
         out = self.take()
         self._whole_vectors(source)
-        self.steps.append(
-            s.Depthwise(source, out, squeeze, conv.in_channels, kernel, stride[0], self._layer(half))
-        )
+        self.steps.append(s.Depthwise(source, out, squeeze, conv.in_channels, kernel, stride[0], self._layer(half)))
         return out
 
     def ghost(

@@ -196,8 +196,7 @@ void depthwise(const Depthwise& d) {
   }
   int64_t c = 0;
   for (; c + 2 * kLanes <= d.channels; c += 2 * kLanes) any_stride<K, 2>(Full{}, d, c, Whole<kLanes>{});
-  over_channels(d.channels - c,
-                [&](auto v, int64_t more, auto lanes) { any_stride<K, 1>(v, d, c + more, lanes); });
+  over_channels(d.channels - c, [&](auto v, int64_t more, auto lanes) { any_stride<K, 1>(v, d, c + more, lanes); });
 }
 
 }  // namespace

@@ -185,8 +185,7 @@ void four_panels(const Block& g, const float* b, int64_t stride, const float* bi
 #pragma GCC unroll 4
   for (int p = 0; p < 4; p++)
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; j++)
-      v[p][j] = bias ? Full::load(bias + p * kPanel + j * kLanes) : Full::zero();
+    for (int j = 0; j < kVectors; j++) v[p][j] = bias ? Full::load(bias + p * kPanel + j * kLanes) : Full::zero();
   for (int64_t r = 0; r < g.run_count; r++) {
     const float* a = g.a + g.runs[r].offset;
     for (int64_t k = g.runs[r].count; k > 0; k--, a += g.a_col, b += kPanel) {
@@ -264,7 +263,7 @@ extern "C" void GHOST_SYMBOL(pointwise)(const Pointwise& all) {
       const int64_t first = all.k * i / blocks, end = all.k * (i + 1) / blocks;
       Run mine[kMostRuns];
       const int64_t count = cut_runs(runs, run_count, all.a_col, first, end - first, mine);
-      const Block g{all.a + row * all.a_row, all.a_row, all.a_col, rows, mine, count, all.accumulate || i > 0,
+      const Block g{all.a + row * all.a_row,     all.a_row, all.a_col, rows, mine, count, all.accumulate || i > 0,
                     all.relu && i == blocks - 1, all.ahead};
       block_product(all, g, first, all.c + row * all.c_row);
     }

@@ -6,7 +6,7 @@
 namespace ghost {
 namespace {
 
-constexpr int64_t kMostRows = 64;           // pointers to rows at a time
+constexpr int64_t kMostRows = 64;          // pointers to rows at a time
 constexpr int64_t kAheadFloats = 1 << 18;  // how far ahead weights are fetched
 
 /// Columns for share i of `shares`, whole panels each.
@@ -17,9 +17,8 @@ std::pair<int64_t, int64_t> columns_of(int64_t n, int64_t i, int64_t shares) {
 
 }  // namespace
 
-Image::Image(const Program& p, const Plan& plan, const float* packed, const std::vector<RawLayers>& raw,
-             const Map& x, const Map* out, float* features,
-             int64_t features_row, float* shared, float* own)
+Image::Image(const Program& p, const Plan& plan, const float* packed, const std::vector<RawLayers>& raw, const Map& x,
+             const Map* out, float* features, int64_t features_row, float* shared, float* own)
     : program_(p),
       plan_(plan),
       m_(plan.workspace),
@@ -40,8 +39,13 @@ Image::Image(const Program& p, const Plan& plan, const float* packed, const std:
     const Step& t = p.steps[i];
     const Sized& s = plan.steps[i];
     if (t.out >= 0)
-      values_[i] = {(plan.own[i] ? own_ : shared_) + m_.values[i], s.h, s.w, t.out_channels.pixel(),
-                    t.out_channels.second_at(), t.out_channels, true};
+      values_[i] = {(plan.own[i] ? own_ : shared_) + m_.values[i],
+                    s.h,
+                    s.w,
+                    t.out_channels.pixel(),
+                    t.out_channels.second_at(),
+                    t.out_channels,
+                    true};
   }
   if (!out_ || !out_->direct) return;
   // The last Ghost module writes into the caller's map itself, if whole vectors of its y1 may be read there.
@@ -179,8 +183,8 @@ Image::Part Image::part(int64_t step, int64_t share) const {
 void Image::load(int64_t step, const Part& p) {
   const Value& v = values_[step];
   if (!v.is_padded) return;
-  k_.gather({x_.at(image_, p.row0), x_.bf16, x_.channel, x_.row, x_.pixel}, p.row1 - p.row0, x_.w, x_.c,
-            v.row(p.row0), v.w * v.pixel, v.pixel);
+  k_.gather({x_.at(image_, p.row0), x_.bf16, x_.channel, x_.row, x_.pixel}, p.row1 - p.row0, x_.w, x_.c, v.row(p.row0),
+            v.w * v.pixel, v.pixel);
 }
 
 void Image::store(int64_t share) {
@@ -227,7 +231,8 @@ void Image::conv(int64_t step, const Part& p, int64_t share) {
     if (planes)
       for (int64_t c = 0; c < channels; c++)
         for (int64_t i = first; i < last; i++)
-          std::copy_n(reinterpret_cast<const float*>(x_.at(image_, i, c)), s.in_w, inner + c * plane + (i - first) * row);
+          std::copy_n(reinterpret_cast<const float*>(x_.at(image_, i, c)), s.in_w,
+                      inner + c * plane + (i - first) * row);
     else
       k_.gather({x_.at(image_, first), x_.bf16, x_.channel, x_.row, x_.pixel}, last - first, s.in_w, channels, inner,
                 row, channels);
@@ -341,8 +346,7 @@ Ahead* Image::ahead_of(const Step& t, int64_t share) {
   return &a;
 }
 
-void Image::make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, const Part& p,
-                    int64_t share) {
+void Image::make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, const Part& p, int64_t share) {
   const Value& x = values_[t.in];
   const Pieces at = pieces(t);
   const float *packed = packed_ + t.packed, *panels = t.scaled ? shared_ + m_.scaled : packed + at.weight;
@@ -352,7 +356,8 @@ void Image::make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, co
   // Past its last channel y1 may run into y2 of the same pixel, which is written later; unless by another share.
   const bool room = y1.is_padded || p.c1 % 8 == 0 || (t.made && p.c1 - p.c0 == t.primary);
   k_.pointwise({x.row(y), x.pixel, 1, pixels, t.channels, p.c1 - p.c0, panels + p.c0 * t.channels, 0,
-                packed + at.bias + p.c0, to, y1.pixel, room, t.first.act == kRelu, false, runs, run_count, ahead_of(t, share)});
+                packed + at.bias + p.c0, to, y1.pixel, room, t.first.act == kRelu, false, runs, run_count,
+                ahead_of(t, share)});
   activate(t.first, packed + at.slopes + p.c0, to, y1.pixel, pixels, y1.width_of(p.c1 - p.c0));
   if (t.multiplier() > 1)
     expand_channels(to, y1.pixel, shared_ + m_.expanded + y * y1.w * by_eight(t.kept()), by_eight(t.kept()), pixels,
@@ -452,8 +457,8 @@ void Image::product_rows(const float* a, int64_t k, int64_t n, const float* pane
   const auto [c0, c1] = columns_of(n, share, plan_.shares);
   if (c0 >= c1) return;
   const int64_t row = m_.own_floats;
-  k_.pointwise({a, row, 1, images, k, c1 - c0, panels + c0 * k, 0, bias + c0, out + c0, row, true, c.act == kRelu,
-                false});
+  k_.pointwise(
+      {a, row, 1, images, k, c1 - c0, panels + c0 * k, 0, bias + c0, out + c0, row, true, c.act == kRelu, false});
   activate(c, slopes + c0, out + c0, row, images, c1 - c0);
 }
 

@@ -22,8 +22,7 @@ class Image {
   /// `out` is where a map goes; null where the program returns features. `shared` and `own` are memory of the plan's
   /// floats; images that take turns have the same `shared`.
   Image(const Program& p, const Plan& plan, const float* packed, const std::vector<RawLayers>& raw, const Map& x,
-        const Map* out, float* features,
-        int64_t features_row, float* shared, float* own);
+        const Map* out, float* features, int64_t features_row, float* shared, float* own);
 
   /// Starts on an image; one thread alone.
   void begin(int64_t image);
@@ -75,7 +74,7 @@ class Image {
   int64_t features_row_;
   float *shared_, *own_;
   int64_t image_ = 0;
-  bool alone_ = true;  // no other image is under way with it
+  bool alone_ = true;          // no other image is under way with it
   int64_t bound_ = -1;         // the step that writes into the caller's output itself
   std::vector<Value> values_;  // what each step writes
   struct Progress {

@@ -43,8 +43,7 @@ class Packer {
         std::fill(base + at.bias, base + at.end, 0.f);
         for (const Piece& p : both) {
           std::copy_n(logical + p.from, p.count, base + at.bias + p.to);
-          if (t.first.has_slopes())
-            std::copy_n(logical + padded(c.count()) + p.from, p.count, base + at.slopes + p.to);
+          if (t.first.has_slopes()) std::copy_n(logical + padded(c.count()) + p.from, p.count, base + at.slopes + p.to);
         }
         break;
       }
@@ -63,7 +62,8 @@ class Packer {
   }
 
   void finish() const {
-    check_.that(next_ == parameters_.size(), "parameters", std::to_string(next_), static_cast<int64_t>(parameters_.size()));
+    check_.that(next_ == parameters_.size(), "parameters", std::to_string(next_),
+                static_cast<int64_t>(parameters_.size()));
   }
 
  private:

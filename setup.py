@@ -138,7 +138,8 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
         for isa, flags in sets.items()
     ]
     host = [*sets["baseline"], *(f"-DGHOST_HAS_{isa.upper()}" for isa in sets if isa != "baseline")]
-    operators = [ninja.compile(s, host) for s in sorted([*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp"), *CSRC.glob("cpu/program/*.cpp")])]
+    sources = [s for folder in (".", "cpu", "cpu/program") for s in CSRC.glob(f"{folder}/*.cpp")]
+    operators = [ninja.compile(source, host) for source in sorted(sources)]
     libraries = [ninja.link("_cpu.so", [*operators, *kernels, ninja.stub("libtorch_cpu.so")])]
 
     dev_sources = sorted(CSRC.glob("dev/*.cpp"))

@@ -207,17 +207,17 @@ void Image::activate(const Conv& c, const float* slopes, float* data, int64_t pi
   k_.affine(data, pixel, {nullptr, nullptr, c.act, slopes}, data, pixel, pixels, channels);
 }
 
-/// A dense convolution as products. Rows of the image are copied, padded, a few at a time, planes apart or channels
-/// together as the image has them: for each channel and row of taps, the taps are a run of columns.
+/// A dense convolution as products. Rows of the image are copied, padded, a few at a time, each channel's by
+/// themselves: for each channel and row of taps, the taps are a run of columns.
 void Image::conv(int64_t step, const Part& p, int64_t share) {
   const Step& t = program_.steps[step];
   const Value& out = values_[step];
   const Sized& s = plan_.steps[step];
   const Pieces at = pieces(t);
   const float* packed = packed_ + t.packed;
-  const bool planes = !x_.bf16 && x_.pixel == 1 && x_.channel != 1;
-  const int64_t channels = t.channels, width = s.in_w + 2 * t.padding, most = (kConvRows - 1) * t.stride + t.kernel;
-  const int64_t pixel = planes ? 1 : channels, row = width * pixel, plane = planes ? most * row : 1;
+  const bool dense = !x_.bf16 && x_.pixel == 1;
+  const int64_t channels = t.channels, row = s.in_w + 2 * t.padding;
+  const int64_t plane = ((kConvRows - 1) * t.stride + t.kernel) * row;
   float* rows = shared_ + m_.rows + share * m_.rows_of_share;
   Run runs[kMostRuns];
   for (int64_t c = 0; c < channels; c++)
@@ -226,18 +226,17 @@ void Image::conv(int64_t step, const Part& p, int64_t share) {
     const int64_t count = std::min(kConvRows, p.row1 - y);
     const int64_t top = y * t.stride - t.padding, end = top + (count - 1) * t.stride + t.kernel;
     const int64_t first = std::max<int64_t>(top, 0), last = std::max(first, std::min(end, s.in_h));
-    std::fill(rows, rows + (planes ? channels * plane : (end - top) * row), 0.f);
-    float* inner = rows + (first - top) * row + t.padding * pixel;
-    if (planes)
-      for (int64_t c = 0; c < channels; c++)
+    std::fill(rows, rows + channels * plane, 0.f);
+    for (int64_t c = 0; c < channels; c++) {
+      float* inner = rows + c * plane + (first - top) * row + t.padding;
+      if (!dense)
+        k_.gather({x_.at(image_, first, c), x_.bf16, 1, x_.row, x_.pixel}, last - first, s.in_w, 1, inner, row, 1);
+      else
         for (int64_t i = first; i < last; i++)
-          std::copy_n(reinterpret_cast<const float*>(x_.at(image_, i, c)), s.in_w,
-                      inner + c * plane + (i - first) * row);
-    else
-      k_.gather({x_.at(image_, first), x_.bf16, x_.channel, x_.row, x_.pixel}, last - first, s.in_w, channels, inner,
-                row, channels);
+          std::copy_n(reinterpret_cast<const float*>(x_.at(image_, i, c)), s.in_w, inner + (i - first) * row);
+    }
     for (int64_t i = 0; i < count; i++)
-      k_.pointwise({rows + i * t.stride * row, t.stride * pixel, pixel, s.w, t.kernel * t.kernel * channels, t.primary,
+      k_.pointwise({rows + i * t.stride * row, t.stride, 1, s.w, t.kernel * t.kernel * channels, t.primary,
                     packed + at.weight, 0, packed + at.bias, out.row(y + i), out.pixel, true, t.first.act == kRelu,
                     false, runs, channels * t.kernel});
     activate(t.first, packed + at.slopes, out.row(y), out.pixel, count * s.w, out.pixel);

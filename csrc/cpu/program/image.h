@@ -1,5 +1,7 @@
 // One image on its way through a program: the steps up to the features, share by share.
 #pragma once
+#include <utility>
+
 #include "cpu/maps.h"
 #include "plan.h"
 
@@ -16,6 +18,12 @@ struct Value {
   float* row(int64_t y) const { return data + y * w * pixel; }
   int64_t width_of(int64_t channels) const { return is_padded ? by_eight(channels) : channels; }
 };
+
+/// Columns for share i of `shares`, whole panels each.
+inline std::pair<int64_t, int64_t> columns_of(int64_t n, int64_t i, int64_t shares) {
+  const int64_t panels = padded(n) / kPanel;
+  return {std::min(n, panels * i / shares * kPanel), std::min(n, panels * (i + 1) / shares * kPanel)};
+}
 
 class Image {
  public:

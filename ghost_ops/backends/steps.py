@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from .activation import NONE, PRELU
+from .activation import NONE
 
 FORMAT = 1
 BIAS, NORM, GAMMA, BETA, SLOPES = 1, 2, 4, 8, 16
@@ -238,7 +238,3 @@ def output_shape(steps: Sequence[Step], batch, height, width) -> tuple:
     if isinstance(last, Store):
         return (batch, *maps[last.source])
     return (batch, last.features if isinstance(last, Dense) else last.channels)
-
-
-def is_prelu(layer: Layer) -> bool:
-    return layer.act == PRELU

@@ -243,28 +243,26 @@ void Image::squeeze(const Step& t, int64_t step, const Part& p, int64_t share, i
   float *mean = own_ + m_.mean, *sums = sums_of(share);
   if (t.kind == Kind::ghost) {
     const Part k = kept(t, p);
-    means(sums, shares, p.c1 - p.c0, out, mean + p.c0);
-    means(sums + m_.half_sums, shares, k.c1 - k.c0, out, mean + t.primary + k.c0);
+    means(sums, shares, p.c1 - p.c0, p.c1 - p.c0, out, mean + p.c0);
+    means(sums + m_.half_sums, shares, k.c1 - k.c0, k.c1 - k.c0, out, mean + t.primary + k.c0);
     return;
   }
   // depthwise: sums of lanes, and those between the halves are no channels
   const int64_t lanes = p.c1 - p.c0, first = out.channels.first;
   const auto half = [&](int64_t lane, int64_t count, int64_t channel) {
-    for (int64_t c = std::max(lane, p.c0); c < std::min(lane + count, p.c1); c++) {
-      double total = 0;
-      for (int64_t i = 0; i < shares; i++) total += sum_of(sums + i * m_.sums_of_share + c - p.c0, lanes);
-      mean[channel + c - lane] = static_cast<float>(total / static_cast<double>(out.h * out.w));
-    }
+    const int64_t begin = std::max(lane, p.c0), end = std::min(lane + count, p.c1);
+    means(sums + begin - p.c0, shares, end - begin, lanes, out, mean + channel + begin - lane);
   };
   half(0, first, 0);
   half(out.second_at, out.channels.second, first);
 }
 
-/// Sums of channels over the pixels of `of`, from those of some shares, to means.
-void Image::means(const float* sums, int64_t shares, int64_t channels, const Value& of, float* mean) const {
+/// Means over the pixels of `of` of some channels, from the sums of some shares, which are sums of `all` channels.
+void Image::means(const float* sums, int64_t shares, int64_t channels, int64_t all, const Value& of,
+                  float* mean) const {
   for (int64_t c = 0; c < channels; c++) {
     double total = 0;
-    for (int64_t i = 0; i < shares; i++) total += sum_of(sums + i * m_.sums_of_share + c, channels);
+    for (int64_t i = 0; i < shares; i++) total += sum_of(sums + i * m_.sums_of_share + c, all);
     mean[c] = static_cast<float>(total / static_cast<double>(of.h * of.w));
   }
 }

@@ -68,7 +68,7 @@ class Image {
                     const float* slopes, float* out, int64_t share, int64_t images) const;
   void layer(const float* a, int64_t k, int64_t n, const float* weight, const float* bias, const Conv& c,
              const float* slopes, float* out, int64_t share) const;
-  void means(const float* sums, int64_t shares, int64_t channels, const Value& of, float* mean) const;
+  void means(const float* sums, int64_t shares, int64_t channels, int64_t all, const Value& of, float* mean) const;
   float* sums_of(int64_t share) const { return shared_ + m_.sums + share * m_.sums_of_share; }
 
   const Program& program_;

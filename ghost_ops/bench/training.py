@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import surgery
+from ..surgery.saved import saved_bytes
 from .cases import NETS, SIDE, draw_map, randomise
 from .machine import Unavailable
 from .peers import CHANNELS_LAST, NCHW, OURS, compile_alone
@@ -20,6 +21,9 @@ CLASSES = 1000
 TOLERANCE = 1e-3  # of loss and gradients, in the Euclidean norm; or FACTOR times eager's error in the same layout
 FACTOR, CEILING = 2.0, 0.05  # beyond the ceiling a step is wrong whatever eager does
 Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+OURS_LOW = f"{OURS}_low"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ STEPS = (
     Step("eager_nchw", "eager, NCHW", "pytorch", NCHW, lambda net: net),
     Step("eager", "eager, channels_last", "pytorch", CHANNELS_LAST, lambda net: net),
     Step(OURS, "ghost_ops", "ours", CHANNELS_LAST, surgery.fuse),
+    Step(OURS_LOW, "ghost_ops, memory=low", "ours", CHANNELS_LAST, lambda net: surgery.fuse(net, memory="low")),
     Step("compile", "torch.compile", "pytorch", CHANNELS_LAST, _compile),
 )
 
@@ -62,24 +67,6 @@ class TrainCase:
 
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         return draw_map(size, 3, self.side), torch.arange(size) * 37 % CLASSES
-
-
-def saved_bytes(run: Callable[[], torch.Tensor], net: nn.Module) -> int:
-    """Bytes of the distinct storages that autograd saves in ``run``, those of parameters and buffers left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}
-    seen: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        result = run()
-    total = sum(storage.nbytes() for storage in seen.values())
-    del result
-    return total
 
 
 def gradients(net: nn.Module, forward: Forward, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

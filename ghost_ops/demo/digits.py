@@ -14,8 +14,8 @@ from rich.progress import Progress
 from torch import nn
 
 from .. import surgery
-from ..bench.training import saved_bytes
 from ..nn import GhostBottleneck
+from ..surgery.saved import saved_bytes
 
 PLAIN, FUSED = "plain PyTorch", "ghost_ops"
 BATCH = 64

@@ -62,9 +62,10 @@ class Built:
     def __init__(self, code: list[int], sources: list[Source]) -> None:
         self.code = code
         self.sources = sources
-        self._key = [_key(source.tensors()) for source in sources]
+        self._key = [_key(source) for source in sources]
         self._entries = [entry for source in sources for entry in _entries(source)]
         self._norms = [source.norm for source in sources if source.norm is not None]
+        self._numbers = [_constants(source) for source in sources]
         self._seen: tuple | None = None
 
     def parameters(self, x: torch.Tensor) -> list[torch.Tensor] | None:
@@ -86,7 +87,8 @@ class Built:
             if same and [t.dtype for t in found] == dtypes and [t.shape for t in found] == shapes:
                 if any(norm.training for norm in self._norms):
                     raise Unfusable("one of its BatchNorms uses batch statistics")
-                return found
+                same = [_constants(source) for source in self.sources] == self._numbers
+                return found if same else None
         found = self._checked(x)
         if found is not None:
             self._seen = now, x.dtype, found, [t.dtype for t in found], [t.shape for t in found]
@@ -98,7 +100,7 @@ class Built:
         widened = torch.is_autocast_enabled(device.type)
         for source, key in zip(self.sources, self._key, strict=True):
             tensors = source.tensors()
-            if _key(tensors) != key:
+            if _key(source) != key:
                 return None
             if _batch_norm.statistics(source.norm) is BATCH:
                 raise Unfusable("one of its BatchNorms uses batch statistics")
@@ -124,9 +126,15 @@ def _entries(source: Source) -> list[tuple[dict, str]]:
     return found + ([(source.act._parameters, "weight")] if source.code == PRELU else [])
 
 
-def _key(tensors: Sequence[torch.Tensor | None]) -> tuple:
+def _key(source: Source) -> tuple:
     """What a program's steps depend on."""
-    return (tensors[0].shape, *(t is None for t in tensors))
+    tensors = source.tensors()
+    return (tensors[0].shape, *(t is None for t in tensors), *_constants(source))
+
+
+def _constants(source: Source) -> tuple[float | None, float]:
+    """The numbers that its steps hold."""
+    return source.norm and source.norm.eps, source.slope()
 
 
 class Builder:

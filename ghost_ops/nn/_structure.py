@@ -240,6 +240,14 @@ def refuse_input(x: object) -> str | None:
     return None
 
 
+def refuse_autocast(x: torch.Tensor) -> str | None:
+    """Why a whole block may not see x under autocast, which casts what some parts read and not what others do."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.get_autocast_dtype(device):
+        return "autocast makes of its parts and of its shortcut different dtypes"
+    return None
+
+
 def refuse_now() -> str | None:
     """Why no module may be fused at the moment."""
     if nn.modules.module._has_any_global_hook():

@@ -10,7 +10,7 @@ from torch import nn
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_OWN = ("_source", "_source_parts", "_plan", "_program")
+_OWN = ("_source", "_source_parts", "_plan", "_program", "memory")
 _TRANSIENT = ("_plan", "_program", "_compiled_call_impl")  # of one object: neither copied nor pickled
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import torch
 
 from ..backends import choose
-from ..ops.program import program_eval
-from ._program import Builder, Built
-from ._structure import Half, Structure, Unfusable, refuse_input, refuse_now
-from ._wrapper import Wrapper
+from . import _recompute
+from ._program import Builder
+from ._programmed import Programmed, need_grad
+from ._structure import Half, Structure, Unfusable
 from .bottleneck import GhostBottleneck
-from .fused_ghost_module import FusedGhostModule, need_grad
+from .fused_ghost_module import FusedGhostModule
 from .fused_squeeze_excite import FusedSqueezeExcite, _FusedSqueezeExcite
 from .parts import BottleneckParts
+
+MEMORY = ("balanced", "low")
 
 
 class _Plan(NamedTuple):
@@ -26,7 +29,7 @@ class _Plan(NamedTuple):
     shortcut: list[Half]
 
 
-class FusedGhostBottleneck(Wrapper, GhostBottleneck):
+class FusedGhostBottleneck(Programmed, GhostBottleneck):
     """Ghost bottleneck over the fused operators: constructor, parameters and state_dict of :class:`GhostBottleneck`.
 
     In eval without gradients the block is one call: ghost1, depthwise convolution, squeeze in passing, excitation into
@@ -37,10 +40,19 @@ class FusedGhostBottleneck(Wrapper, GhostBottleneck):
     modules and SE layer have been wrapped before.
     """
 
+    memory: str = "balanced"
     _plain_class = GhostBottleneck
     _ghost_module = FusedGhostModule
     _squeeze_excite = FusedSqueezeExcite
-    _program: tuple | None = None
+
+    def __init__(self, *args: object, memory: str = "balanced", **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.memory = memory
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "memory" and value not in MEMORY:
+            raise ValueError(f"{type(self).__name__}: memory: expected one of {', '.join(MEMORY)}, got {value!r}")
+        super().__setattr__(name, value)
 
     @staticmethod
     def _paths(parts: object) -> list[str]:
@@ -61,31 +73,48 @@ class FusedGhostBottleneck(Wrapper, GhostBottleneck):
         depthwise, shortcut = structure.halves_of(parts.depthwise), structure.halves_of(parts.shortcut)
         return _Plan(structure.close(), ghost1, depthwise, se, ghost2, shortcut)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training or torch.compiler.is_compiling():
+    def _in_parts(self, x: torch.Tensor) -> torch.Tensor:
+        if self.memory != "low" or torch.compiler.is_compiling():
             return self._plain(x)
         try:
-            built, parameters = self._route(x)
+            self._check_recompute(x)
         except Unfusable:
             return self._plain(x)
-        return program_eval(x, parameters, built.code)
+        return _recompute.run(self, x)
+
+    def _check_recompute(self, x: torch.Tensor) -> None:
+        if not need_grad((x, *self.parameters())):
+            raise Unfusable("no gradients are wanted")
+        _recompute.check(self, x)
 
     def why(self, x: torch.Tensor) -> str:
         """How the block would run on an input such as x: as one, or its parts in turn, and then why."""
+        if self.memory == "low":
+            with contextlib.suppress(Unfusable):
+                self._check_recompute(x)
+                return "its parts in turn, computed again in the backward"
         if self.training:
-            return "its parts in turn: it is in training mode"
+            return f"its parts in turn: it is in training mode{self._why_not_low(x)}"
         try:
-            self._route(x)
+            self._program_for(x)
         except Unfusable as reason:
             return f"its parts in turn: {reason}"
         return f"as one block, by program_eval on {choose('program_eval', x)}"
 
-    def build(self, builder: Builder, source: int) -> int:
-        """Write the block's steps; returns the slot of its output. ``source`` is released.
+    def _why_not_low(self, x: torch.Tensor) -> str:
+        if self.memory != "low":
+            return ""
+        try:
+            self._check_recompute(x)
+        except Unfusable as reason:
+            return f", and keeps what is inside: {reason}"
+        return ""
 
-        Raises:
-            Unfusable: no program computes the block as it is now.
-        """
+    def channels(self) -> int:
+        return self._current_plan().ghost1.channels()
+
+    def build(self, builder: Builder, source: int) -> int:
+        """Write the block's steps; returns the slot of its output. ``source`` is released."""
         _, ghost1, depthwise, se, ghost2, shortcut = self._current_plan()
         expands = se is not None
         expanded = ghost1.build(builder, source, squeeze=expands and not depthwise)
@@ -99,34 +128,6 @@ class FusedGhostBottleneck(Wrapper, GhostBottleneck):
         builder.release(source, inner, residual)
         return out
 
-    def _built(self) -> Built:
-        """The block as a program, made anew where something inside has changed."""
+    def _plans(self) -> tuple:
         plan = self._current_plan()
-        plans = (plan, plan.ghost1._current_plan(), plan.ghost2._current_plan(), plan.se and plan.se._current_plan())
-        if self._program is None or any(a is not b for a, b in zip(self._program[0], plans, strict=True)):
-            builder = Builder()
-            builder.store(self.build(builder, builder.load(plan.ghost1.channels())))
-            self.__dict__["_program"] = plans, builder.finish()
-        return self._program[1]
-
-    def _route(self, x: torch.Tensor) -> tuple[Built, list[torch.Tensor]]:
-        """The block as a program, and its parameters now; raises ``Unfusable``."""
-        why = refuse_now() or refuse_input(x)
-        if why is not None:
-            raise Unfusable(why)
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.get_autocast_dtype(x.device.type):
-            raise Unfusable("autocast makes of its parts and of its shortcut different dtypes")
-        choice = choose("program_eval", x)
-        if choice.backend == "reference":
-            raise Unfusable(str(choice))
-        built = self._built()
-        found = built.parameters(x)
-        if found is None:
-            self.__dict__["_program"] = None
-            built = self._built()
-            found = built.parameters(x)
-        if found[0].shape[1] != x.shape[1]:
-            raise Unfusable(f"its input has {x.shape[1]} channels, its weights do not")
-        if need_grad((x, *found)):
-            raise Unfusable("gradients are wanted")
-        return built, found
+        return plan, plan.ghost1._current_plan(), plan.ghost2._current_plan(), plan.se and plan.se._current_plan()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import torch
@@ -10,11 +11,12 @@ import torch.nn.functional as F
 from .. import functional
 from ..backends import Choice, choose
 from ..ops.checks import autocast
+from ..ops.ghost_module_train import TrainResult
 from . import _batch_norm
 from ._batch_norm import ABSENT, BATCH, RUNNING
 from ._program import Builder
+from ._programmed import Programmed, need_grad
 from ._structure import PLAIN_TENSORS, Half, Structure, Unfusable, refuse_input, refuse_now
-from ._wrapper import Wrapper
 from .ghost_module import GhostModule
 from .parts import GhostParts
 
@@ -29,13 +31,13 @@ class _Plan(NamedTuple):
     pointwise: bool
 
 
-class FusedGhostModule(Wrapper, GhostModule):
+class FusedGhostModule(Programmed, GhostModule):
     """Ghost module over the fused operators: constructor, parameters and state_dict of :class:`GhostModule`.
 
     With batch statistics (training) it runs ``functional.ghost_module_train`` and updates the running ones; with
-    running statistics ``functional.ghost_module``, the BatchNorms folded on every call, so that a result is never
-    stale. Where no operator serves (another device or dtype, hooks or parametrisations inside, an unknown activation,
-    ...) it runs as plain PyTorch: :meth:`why` says so.
+    running statistics ``program_eval``, or ``functional.ghost_module`` where gradients are wanted, the BatchNorms
+    folded on every call, so that a result is never stale. Where no operator serves (another device or dtype, hooks or
+    parametrisations inside, an unknown activation, ...) it runs as plain PyTorch: :meth:`why` says so.
 
     ``FusedGhostModule.wrap(module, GhostParts(...))`` takes the place of somebody else's Ghost module.
 
@@ -61,7 +63,7 @@ class FusedGhostModule(Wrapper, GhostModule):
                 raise Unfusable("its cheap operation is no depthwise convolution that keeps the size of the map")
         return _Plan(structure.close(), primary, cheap, parts.out_channels, primary.is_pointwise())
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _in_parts(self, x: torch.Tensor) -> torch.Tensor:
         return self.run(x)
 
     def run(
@@ -85,7 +87,7 @@ class FusedGhostModule(Wrapper, GhostModule):
         except Unfusable:
             return _around(self._plain, x, input_scale, residual, return_squeeze)
         if route is TRAIN:
-            return _around(lambda x: _train(plan, tensors, x), seen, input_scale, residual, return_squeeze)
+            return _around(lambda x: _train(plan, tensors, x).out, seen, input_scale, residual, return_squeeze)
         if input_scale is None and residual is None:
             run = _eval if route is EVAL else _folded
         else:
@@ -93,8 +95,33 @@ class FusedGhostModule(Wrapper, GhostModule):
             seen, input_scale, residual = autocast(seen, input_scale, residual)
         return run(plan, tensors, seen, input_scale, residual, return_squeeze)
 
+    def keep(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """The forward, and the four batch statistics that it took, for ``again``; raises ``Unfusable``."""
+        route, plan, seen, tensors = self._route(x)
+        if route is not TRAIN:
+            return self.run(x), None
+        out, *statistics = _train(plan, tensors, seen)
+        return out, tuple(statistics)
+
+    def again(self, x: torch.Tensor, kept: tuple[torch.Tensor | None, ...], wanted: bool = True) -> torch.Tensor:
+        """What ``keep`` returned, for the gradients: over the statistics of then, and none is updated.
+
+        Args:
+            x: as it was.
+            kept: the batch statistics, or four None where there were none.
+            wanted: False where the values of the output are not.
+        """
+        _, plan, seen, tensors = self._route(x)
+        if kept[0] is None:
+            return _folded(plan, tensors, seen, None, None, False)
+        return _train_operator(plan, tensors, seen, known=TrainResult(None, *kept), wanted=wanted).out
+
     def why(self, x: torch.Tensor) -> str:
         """Which operator would run, on which backend, on an input such as x; if none, why not."""
+        if not self.training:
+            with contextlib.suppress(Unfusable):
+                self._program_for(x)
+                return f"program_eval on {choose('program_eval', x)}"
         try:
             route, plan, seen, _ = self._route(x)
         except Unfusable as reason:
@@ -107,15 +134,10 @@ class FusedGhostModule(Wrapper, GhostModule):
         return _tensors(plan.primary, plan.cheap)
 
     def channels(self) -> int:
-        """Of the input; raises ``Unfusable``."""
         return self._current_plan().primary.conv.in_channels
 
     def build(self, builder: Builder, source: int, **more) -> int:
-        """Write its step of a program; returns the slot of its output.
-
-        Raises:
-            Unfusable: no program computes the module as it is now.
-        """
+        """Write its step of a program; returns the slot of its output."""
         _, primary, cheap, kept, _ = self._current_plan()
         return builder.ghost(primary, cheap, kept, source, **more)
 
@@ -164,15 +186,6 @@ def _choice(route: str, plan: _Plan, x: torch.Tensor) -> Choice:
     return choose(_operator(route, plan), x, kernel)
 
 
-def need_grad(tensors: tuple) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    for t in tensors:
-        if t is not None and t.requires_grad:
-            return True
-    return False
-
-
 def _check_tensors(plan: _Plan, tensors: tuple, x: torch.Tensor, seen: torch.Tensor, compiling: bool) -> None:
     """Refuse what PyTorch would refuse (so that it does, in its words) and parameters that are no plain tensors."""
     primary, cheap = tensors[0], tensors[7]
@@ -213,18 +226,22 @@ def _activations(plan: _Plan, tensors: tuple) -> dict[str, object]:
     return found
 
 
-def _train(plan: _Plan, tensors: tuple, x: torch.Tensor) -> torch.Tensor:
-    w1, b1, gamma1, beta1, _, _, _, w2, b2, gamma2, beta2, *_ = tensors
+def _train(plan: _Plan, tensors: tuple, x: torch.Tensor) -> TrainResult:
+    result = _train_operator(plan, tensors, x)
     norm, cheap_norm = plan.primary.norm, plan.cheap.norm
-    out, *statistics = functional.ghost_module_train(
-        x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, out_channels=plan.out_channels, primary_eps=norm.eps,
-        cheap_eps=cheap_norm.eps, **_activations(plan, tensors),
-    )  # fmt: skip
     count = x.shape[0] * x.shape[2] * x.shape[3]
     with torch.no_grad():
-        _batch_norm.update(norm, *statistics[:2], count)
-        _batch_norm.update(cheap_norm, *statistics[2:], count)
-    return out
+        _batch_norm.update(norm, result.primary_mean, result.primary_var, count)
+        _batch_norm.update(cheap_norm, result.cheap_mean, result.cheap_var, count)
+    return result
+
+
+def _train_operator(plan: _Plan, tensors: tuple, x: torch.Tensor, **again) -> TrainResult:
+    w1, b1, gamma1, beta1, _, _, _, w2, b2, gamma2, beta2, *_ = tensors
+    return functional.ghost_module_train(
+        x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, out_channels=plan.out_channels,
+        primary_eps=plan.primary.norm.eps, cheap_eps=plan.cheap.norm.eps, **_activations(plan, tensors), **again,
+    )  # fmt: skip
 
 
 def _folded(plan, tensors, x, input_scale, residual, return_squeeze):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..backends import choose, reference
-from ._library import differentiable, overload, refuse_double_backward, register_fake
+from ._library import differentiable, once_differentiable, overload, refuse_double_backward, register_fake
 from .checks import Checks, autocast
 from .ghost_module import fake_gradient, fake_map, fake_single_pass
 
@@ -48,10 +48,14 @@ register_fake("ghost_module_train_backward", _fake_backward)
 refuse_double_backward("ghost_module_train_backward")
 
 
-def _setup(ctx, inputs, output):
+def _keep(ctx, inputs, statistics):
     x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight, *ctx.scalars = inputs
-    _, *statistics = output
     ctx.save_for_backward(x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight, *statistics, b1, b2)
+
+
+def _setup(ctx, inputs, output):
+    _, *statistics = output
+    _keep(ctx, inputs, statistics)
     ctx.mark_non_differentiable(*statistics)
 
 
@@ -67,6 +71,28 @@ def _backward(ctx, grad_out, *_):
 
 
 _call = differentiable("ghost_module_train", _setup, _backward)
+
+
+class _Again(torch.autograd.Function):
+    """``ghost_module_train`` over known batch statistics: one pass, or none where only gradients are wanted."""
+
+    @staticmethod
+    def forward(ctx, wanted, statistics, *args):
+        _keep(ctx, args, statistics)
+        x, w1, _, gamma1, beta1, w2, _, gamma2, beta2, act_weight, cheap_act_weight, *scalars = args
+        mean1, var1, mean2, var2 = statistics
+        if not wanted:
+            return x.new_zeros(()).expand(x.shape[0], scalars[0], *x.shape[2:])
+        out, _ = overload("ghost_module_eval")(
+            x, w1, None, gamma1, beta1, mean1, var1, w2, None, gamma2, beta2, mean2, var2, None, None, act_weight,
+            cheap_act_weight, *scalars, False,
+        )  # fmt: skip
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        return None, None, *_backward(ctx, grad_out)
 
 
 def ghost_module_train(
@@ -89,6 +115,8 @@ def ghost_module_train(
     cheap_act_weight: torch.Tensor | None = None,
     primary_eps: float = 1e-5,
     cheap_eps: float = 1e-5,
+    known: TrainResult | None = None,
+    wanted: bool = True,
 ) -> TrainResult:
     """Ghost module with BatchNorm over batch statistics after each of its convolutions.
 
@@ -100,6 +128,9 @@ def ghost_module_train(
         primary_gamma, primary_beta, cheap_gamma, cheap_beta: the BatchNorms' affine parameters, one per channel, or
             None.
         primary_eps, cheap_eps: added to the variances.
+        known: the result, of which ``out`` is not read, of the same call before: then its statistics are used instead
+            of taken again, and the output takes one pass.
+        wanted: with ``known``, False where only the gradients are wanted: then the values of ``out`` are not.
 
     The other arguments are those of :func:`ghost_module`. The running statistics are the caller's to update.
 
@@ -125,14 +156,22 @@ def ghost_module_train(
     cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
     if x.shape[0] * x.shape[2] * x.shape[3] <= 1:
         check.fail("x", "more than 1 value per channel when training", f"input size {tuple(x.shape)}")
-    native = choose("ghost_module_train", x, cheap_weight.shape[-1]).backend != "reference"
-    out, mean1, var1, mean2, var2 = (_call if native else reference.ghost_module_train)(
+    args = (
         x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma,
         cheap_beta, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code, float(act_slope),
         float(cheap_act_slope), float(primary_eps), float(cheap_eps),
     )  # fmt: skip
-    if primary_bias is not None:
-        mean1 = mean1 + primary_bias.detach()
-    if cheap_bias is not None:
-        mean2 = mean2 + cheap_bias.detach()
-    return TrainResult(out, mean1, var1, mean2, var2)
+    native = choose("ghost_module_train", x, cheap_weight.shape[-1]).backend != "reference"
+    biases = tuple(None if b is None else b.detach() for b in (primary_bias, cheap_bias))
+    if known is not None and native:
+        statistics = _about(known[1:], biases, torch.sub)
+        return TrainResult(_Again.apply(wanted, statistics, *args), *known[1:])
+    out, *statistics = (_call if native else reference.ghost_module_train)(*args)
+    return TrainResult(out, *_about(statistics, biases, torch.add))
+
+
+def _about(statistics, biases, move) -> tuple[torch.Tensor, ...]:
+    """Means of the products with their biases from those without, or the other way; the variances as they are."""
+    mean1, var1, mean2, var2 = statistics
+    mean1, mean2 = (m if b is None else move(m, b) for m, b in zip((mean1, mean2), biases))
+    return mean1, var1, mean2, var2

@@ -17,6 +17,7 @@ from torch import nn
 from ..nn import FrozenProgram, FusedGhostBottleneck
 from ..nn._wrapper import Wrapper
 from .recognise import survey
+from .saved import Saved
 
 _patching = threading.Lock()
 
@@ -33,6 +34,7 @@ class Row:
         why: why nothing faster runs; empty where nothing faster is known.
         fused: whether it is a fused module.
         calls: how often it was called so.
+        saved: bytes that autograd keeps of one such call for the backward, what is inside counted in; None in eval.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Row:
     why: str
     fused: bool
     calls: int = 1
+    saved: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,14 @@ class Explanation:
     rows: tuple[Row, ...]
 
     def __rich__(self) -> Table:
-        table = Table("module", "class", "input", "runs", "why not faster", title="How this net runs")
+        kept = any(row.saved is not None for row in self.rows)
+        more = ["kept for the backward"] if kept else []
+        table = Table("module", "class", "input", "runs", *more, "why not faster", title="How this net runs")
         for row in self.rows:
             times = f"  ({row.calls} times)" if row.calls > 1 else ""
-            table.add_row(row.name or "(the net)", row.module, row.input + times, row.runs, row.why)
+            size = "" if row.saved is None else f"{row.saved / 2**20:.2f} MiB"
+            more = [size] if kept else []
+            table.add_row(row.name or "(the net)", row.module, row.input + times, row.runs, *more, row.why)
         return table
 
     def __str__(self) -> str:
@@ -81,8 +88,15 @@ def explain(net: nn.Module, example: object) -> Explanation:
     if not isinstance(net, nn.Module):
         raise TypeError(f"explain: net: expected a torch.nn.Module, got {type(net).__name__}")
     names = {module: name for name, module in net.named_modules()}
-    wrappers = {module: [] for module in names if isinstance(module, (Wrapper, FrozenProgram))}
-    with _recording(wrappers), _unchanged(net), torch.set_grad_enabled(net.training), _uncompiled():
+    wrappers = {module: {} for module in names if isinstance(module, (Wrapper, FrozenProgram))}
+    saved = Saved(net)
+    with (
+        _recording(wrappers, saved),
+        saved.watching(),
+        _unchanged(net),
+        torch.set_grad_enabled(net.training),
+        _uncompiled(),
+    ):
         if isinstance(example, Mapping):
             net(**example)
         else:
@@ -92,8 +106,8 @@ def explain(net: nn.Module, example: object) -> Explanation:
     for module, notes in wrappers.items():
         kind = type(getattr(module, "_source", None) or module).__name__
         rows[module] = [
-            Row(names[module], kind, seen, *_split(runs), True, notes.count((seen, runs)))
-            for seen, runs in dict.fromkeys(notes)
+            Row(names[module], kind, seen, *_split(runs), True, len(sizes), max(sizes) if net.training else None)
+            for (seen, runs), sizes in notes.items()
         ] or [Row(names[module], kind, "", _uncalled(module, wrappers, names), "", True)]
     for found in survey(net):
         why = found.reason or "it could be fused: ghost_ops.fuse(net)"
@@ -108,7 +122,7 @@ def _split(text: str) -> tuple[str, str]:
     return runs, "".join(why)
 
 
-def _uncalled(module: Wrapper, wrappers: dict[Wrapper, list], names: dict[nn.Module, str]) -> str:
+def _uncalled(module: Wrapper, wrappers: dict[Wrapper, dict], names: dict[nn.Module, str]) -> str:
     for block, notes in wrappers.items():
         if isinstance(block, FusedGhostBottleneck) and notes and block is not module and module in set(block.modules()):
             return f"within {names[block] or 'the block'}"
@@ -116,18 +130,22 @@ def _uncalled(module: Wrapper, wrappers: dict[Wrapper, list], names: dict[nn.Mod
 
 
 @contextmanager
-def _recording(wrappers: dict[Wrapper, list]) -> Iterator[None]:
-    """Note what every wrapper says of each input that it is given.
+def _recording(wrappers: dict[Wrapper, dict], saved: Saved) -> Iterator[None]:
+    """Note what every wrapper says of each input that it is given, and what autograd keeps of that call.
 
     By way of the classes: a hook, or a forward on an instance, would itself be a reason to fall back.
     """
 
     def recorded(forward):
         def run(self, x, *args, **kwargs):
-            if self in wrappers:
-                more = f"; {_scratch(self, x)}" if isinstance(self, FrozenProgram) else ""
-                wrappers[self].append((_describe(x), self.why(x) + more))
-            return forward(self, x, *args, **kwargs)
+            if self not in wrappers:
+                return forward(self, x, *args, **kwargs)
+            more = f"; {_scratch(self, x)}" if isinstance(self, FrozenProgram) else ""
+            key = _describe(x), self.why(x) + more
+            with saved.span() as count:
+                out = forward(self, x, *args, **kwargs)
+            wrappers[self].setdefault(key, []).append(count())
+            return out
 
         return run
 

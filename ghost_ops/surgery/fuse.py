@@ -8,12 +8,13 @@ from torch import nn
 
 from ..nn import FusedGhostBottleneck, FusedGhostModule, FusedSELayer
 from ..nn._wrapper import Wrapper
+from ..nn.fused_bottleneck import MEMORY
 from .recognise import BOTTLENECK, GHOST, SQUEEZE_EXCITE, survey
 
 _FUSED = {GHOST: FusedGhostModule, SQUEEZE_EXCITE: FusedSELayer, BOTTLENECK: FusedGhostBottleneck}
 
 
-def fuse(net: nn.Module) -> nn.Module:
+def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
     """Put fused modules in the places of the Ghost modules, squeeze-and-excite layers and Ghost bottlenecks of a net.
 
     They are recognised by structure and checked by running copies of them (:mod:`ghost_ops.surgery.recognise`): the
@@ -26,25 +27,35 @@ def fuse(net: nn.Module) -> nn.Module:
 
     Args:
         net: any module, in any mode, on any device.
+        memory: what bottlenecks keep for the backward: ``"balanced"``, as at first, what their fused parts need;
+            ``"low"`` their input alone, and what lies inside is computed once more. None leaves those that are fused
+            already as they are.
 
     Returns:
         ``net``; if it is itself one of those modules, the fused module in its stead.
 
     Raises:
         TypeError: net is no ``torch.nn.Module``.
+        ValueError: an unknown ``memory``.
 
     Warns:
         UserWarning: nothing was found to fuse.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"fuse: net: expected a torch.nn.Module, got {type(net).__name__}")
+    if memory not in (None, *MEMORY):
+        raise ValueError(f"fuse: memory: expected None or one of {', '.join(MEMORY)}, got {memory!r}")
     findings = survey(net)
     owners = list(net.modules())
     fused = {f.module: _FUSED[f.kind].wrap(f.module, f.parts) for f in findings if f.parts is not None}
     if not fused and not any(isinstance(module, Wrapper) for module in owners):
         seen = "".join(f"; {f.name or 'it'} looks like a {f.kind}, but {f.reason}" for f in findings[:3])
         warnings.warn(f"fuse: no Ghost module was found in this {type(net).__name__}{seen}", UserWarning, stacklevel=2)
-    return _replace(net, owners, fused)
+    net = _replace(net, owners, fused)
+    for module in net.modules() if memory is not None else ():
+        if isinstance(module, FusedGhostBottleneck):
+            module.memory = memory
+    return net
 
 
 def revert(net: nn.Module) -> nn.Module:

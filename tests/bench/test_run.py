@@ -16,7 +16,8 @@ from ghost_ops.bench.roofline import Limits
 from ghost_ops.bench.rows import FAILED, MISSING, OK, WRONG, Row, error_of, relate
 from ghost_ops.bench.run import new_report, run_case
 from ghost_ops.bench.summary import summarise
-from ghost_ops.bench.training import STEPS, TrainCase, gradients, run_training, saved_bytes
+from ghost_ops.bench.training import STEPS, TrainCase, gradients, run_training
+from ghost_ops.surgery.saved import saved_bytes
 
 CASE = ModuleCase(8, 24, 7)
 LIMITS = Limits(1, 1e11, "made up", {"L2": 1e11, "L3": 5e10, "DRAM": 1e10}, {"L2": 1 << 20, "L3": 1 << 24})

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from ghost_ops import nn as gnn
-from ghost_ops.nn import FusedGhostModule
+from ghost_ops.nn import FusedGhostBottleneck, FusedGhostModule
 
 from ..helpers import make_map, randomise
 from .twins import assert_agree, plain_twin
@@ -148,6 +148,23 @@ def test_changes_that_stay_fused_take_effect():
             assert not module.why(x).startswith("plain")
             assert_agree(module, x, backward=False)
             assert before.shape != module(x).shape or not torch.equal(before, module(x))
+
+
+def test_changes_inside_a_block_take_effect():
+    block, x = randomise(FusedGhostBottleneck(6, 10, 6, se_ratio=0.25)).eval(), make_map(X)
+    changes = [
+        lambda b: setattr(b.ghost1.primary_conv[1], "eps", 0.5),
+        lambda b: b.ghost1.cheap_operation.__setitem__(2, nn.LeakyReLU(0.3)),
+        lambda b: setattr(b.ghost1.cheap_operation[2], "negative_slope", 0.7),
+        lambda b: b.ghost2.cheap_operation[0].weight.data.mul_(2),
+    ]
+    with torch.no_grad():
+        for change in changes:
+            before = block(x)
+            change(block)
+            assert block.why(x).startswith("as one block")
+            assert_agree(block, x, backward=False)
+            assert not torch.equal(before, block(x))
 
 
 def test_sync_batch_norm():

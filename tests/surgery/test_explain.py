@@ -36,7 +36,7 @@ def test_eval(x):
         "blocks.1", "ScaledGhostModule", "", "plain PyTorch",
         "it does not compute a Ghost module: its results differ from those of its two convolutions", False,
     )  # fmt: skip
-    assert rows["blocks.2"].runs == "ghost_module_eval on native"
+    assert rows["blocks.2"].runs == "program_eval on native"
 
 
 def test_training_step(x):
@@ -60,12 +60,12 @@ def test_reasons(x):
     rows = by_name(net, x)
     assert rows["blocks.0"].runs == "its parts in turn" and "'primary_conv.1' carries hooks" in rows["blocks.0"].why
     assert rows["blocks.0.ghost1"].runs == "plain PyTorch" and "hooks" in rows["blocks.0.ghost1"].why
-    assert rows["blocks.0.ghost2"].runs == "ghost_module_eval on native"
+    assert rows["blocks.0.ghost2"].runs == "program_eval on native"
     net.blocks[0].ghost1.register_forward_hook(lambda *_: None)
     rows = by_name(net, x)
     assert rows["blocks.0"].runs == "its parts in turn" and "'ghost1' carries hooks" in rows["blocks.0"].why
     assert rows["blocks.0.ghost1"].runs == "plain PyTorch" and "hooks" in rows["blocks.0.ghost1"].why
-    assert rows["blocks.0.ghost2"].runs == "ghost_module_eval on native"
+    assert rows["blocks.0.ghost2"].runs == "program_eval on native"
     rows = by_name(fuse(make_net()).eval().double(), x.double())
     assert rows["blocks.2"].runs == "plain PyTorch"
     assert rows["blocks.2"].input == "2 x 8 x 9 x 9 float64"

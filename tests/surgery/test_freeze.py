@@ -288,7 +288,7 @@ def test_left_as_it_is(name):
     rows = {row.name: row for row in explain(frozen, x).rows}
     assert sum(row.module == "FrozenProgram" for row in rows.values()) == 2
     if why is not None:
-        assert "1" in rows and why in rows["1"].why and not rows["1"].runs.startswith("program"), rows
+        assert "1" in rows and why in rows["1"].why and not rows["1"].runs.startswith("program on"), rows
 
 
 @pytest.mark.parametrize("name", ["hooked", "hooked before", "hooked block"])

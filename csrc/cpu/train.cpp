@@ -30,9 +30,11 @@ int64_t Trained::bands() const {
 
 Rows Trained::z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const {
   if (z) return {z + ((image * h + y) * w) * z_pixel, z_pixel};
-  const Rows rows = read_rows(x, image, y, count, x_scratch);
-  kernels().pointwise(
-      {rows.data, rows.pixel, 1, count * w, c, m, panels, 0, nullptr, to, padded(m), true, false, false});
+  return product(read_rows(x, image, y, count, x_scratch), count, to);
+}
+
+Rows Trained::product(const Rows& x, int64_t count, float* to) const {
+  kernels().pointwise({x.data, x.pixel, 1, count * w, c, m, panels, 0, nullptr, to, padded(m), true, false, false});
   return {to, padded(m)};
 }
 

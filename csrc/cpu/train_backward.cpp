@@ -70,10 +70,15 @@ struct Backward {
   const float* flipped;      // the cheap weight for the gradient of its input
   const float* transposed;   // packed primary weight for the gradient of x
   float *grad_w1, *grad_w2;  // per group: [c][padded(m)], [taps] sums of kept channels
+  float* through;            // gradient of y1 through the cheap operation: B2 leaves it for B3
   NormGradient norm1, norm2;
 
   int64_t taps() const { return t.cheap.kernel * t.cheap.kernel; }
   int64_t step() const { return step_rows(t.w, t.h); }
+  /// Rows of `through`, from row y on.
+  Rows through_rows(int64_t image, int64_t y) const {
+    return {through + (image * t.h + y) * t.w * padded(t.m), padded(t.m)};
+  }
   float* w1_of(int64_t group) const { return grad_w1 + group * t.c * padded(t.m); }
   float* w2_of(int64_t group) const { return grad_w2 + group * taps() * sum_floats(kept); }
 };
@@ -119,23 +124,25 @@ class CheapGradient {
         grad_z2_(next_, step_, step_ + 2 * halo_, b.t.h, b.t.w, padded(b.kept), scratch),
         z2_(scratch.floats(step_ * b.t.w * padded(b.kept))),
         grad_(scratch.floats(rows_scratch(b.grad_out, step_))),
-        grad_y1_(scratch.floats(step_ * b.t.w * padded(b.t.m))),
         through_(scratch.floats(step_ * b.t.w * padded(b.kept))) {}
 
   /// The gradient of y1's rows y to y + count, a step at the most, as the sum of two.
   std::pair<Rows, Rows> grad_y1(int64_t y, int64_t count) {
     const Trained& t = b_.t;
     make_grad_z2(y + count + halo_);
-    const int64_t pixels = count * t.w, pixel = padded(t.m), cheap_pixel = padded(b_.kept);
+    const int64_t pixels = count * t.w, cheap_pixel = padded(b_.kept);
     const Rows g = read_rows(b_.grad_out, image_, y, count, grad_, 0, t.m);
     const float* rows[kMostRows];
     grad_z2_.window(y, count, halo_, rows);
+    const Rows through = b_.through_rows(image_, y);
+    const bool direct = b_.kept == t.m && !t.cheap.expands();
     kernels().depthwise({rows, cheap_pixel, count, t.w, b_.kept, t.cheap.kernel, b_.flipped, cheap_pixel, nullptr,
-                         through_, t.w * cheap_pixel, cheap_pixel, false});
-    if (b_.kept == t.m && !t.cheap.expands()) return {g, {through_, cheap_pixel}};
-    std::fill(grad_y1_, grad_y1_ + pixels * pixel, 0.f);
-    reduce_channels(through_, cheap_pixel, grad_y1_, pixel, pixels, b_.kept, t.cheap.multiplier);
-    return {g, {grad_y1_, pixel}};
+                         direct ? through.data : through_, t.w * cheap_pixel, cheap_pixel, false});
+    if (!direct) {
+      std::fill(through.data, through.data + pixels * through.pixel, 0.f);
+      reduce_channels(through_, cheap_pixel, through.data, through.pixel, pixels, b_.kept, t.cheap.multiplier);
+    }
+    return {g, through};
   }
 
   /// After grad_y1 of the same rows.
@@ -172,7 +179,7 @@ class CheapGradient {
   int64_t image_, step_, halo_, next_, bottom_;
   PrimaryRows primary_;
   RowRing grad_z2_;
-  float *z2_, *grad_, *grad_y1_, *through_;
+  float *z2_, *grad_, *through_;
 };
 
 void primary_norm_sums(const Backward& b) {
@@ -193,15 +200,18 @@ void primary_gradients(const Backward& b) {
   const Kernels& k = kernels();
   t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
-    CheapGradient cheap(b, image, begin, end, own);
-    const int64_t pixel = padded(t.m);
-    float *grad_z1 = own.floats(b.step() * t.w * pixel), *x_rows = own.floats(rows_scratch(t.x, b.step()));
-    float* grad_x_rows = own.floats(rows_scratch(b.grad_x, b.step()));
+    const int64_t pixel = padded(t.m), floats = b.step() * t.w * pixel;
+    float *z = own.floats(t.z ? 0 : floats), *grad_z1 = own.floats(floats),
+          *grad = own.floats(rows_scratch(b.grad_out, b.step()));
+    float *x_rows = own.floats(rows_scratch(t.x, b.step())),
+          *grad_x_rows = own.floats(rows_scratch(b.grad_x, b.step()));
     for (int64_t y = begin; y < end; y += b.step()) {
       const int64_t count = std::min(b.step(), end - y), pixels = count * t.w;
-      const auto grad = cheap.grad_y1(y, count);
-      for (int64_t i = 0; i < count; i++) b.norm1.write(cheap.norm_call(y, i, grad), grad_z1 + i * t.w * pixel, pixel);
-      const Rows x = read_rows(t.x, image, y, count, x_rows);
+      const Rows x = read_rows(t.x, image, y, count, x_rows), g = read_rows(b.grad_out, image, y, count, grad, 0, t.m);
+      const Rows z1 = t.z ? t.z1_rows(image, y, count, nullptr, nullptr) : t.product(x, count, z);
+      NormBackward call = b.norm1.call(pixels, t.m, z1, g);
+      call.grad_too = b.through_rows(image, y).data, call.grad_too_pixel = pixel;
+      b.norm1.write(call, grad_z1, pixel);
       k.pointwise(
           {x.data, 1, x.pixel, t.c, pixels, t.m, grad_z1, pixel, nullptr, b.w1_of(group), pixel, true, false, true});
       const Rows to = rows_to_write(b.grad_x, image, y, grad_x_rows);
@@ -265,6 +275,9 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
   t.cheap.channels = kept;
 
   Tensor grad_x = new_map({t.n, t.c, t.h, t.w}, x);
+  const int64_t floats = t.values() * padded(t.m);
+  Tensor through = abi::empty({floats}, abi::DType::float32);
+  advise_huge_pages(through.data<char>(), 4 * floats);
   float* transposed = scratch.floats(padded(t.c) * t.m);
   kernels().pack({dense(w1, scratch), 1, t.c, t.c, t.m, nullptr, nullptr, transposed});
   const int64_t kernel = t.cheap.kernel, taps = kernel * kernel;
@@ -277,13 +290,14 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
              transposed,
              scratch.zeros(groups * t.c * padded(t.m)),
              scratch.zeros(groups * taps * sum_floats(kept)),
+             through.data<float>(),
              NormGradient(t.primary, t.m, groups, scratch),
              NormGradient(t.cheap_norm, kept, groups, scratch)};
 
   const auto f = [&](int64_t n) { return scratch.zeros(n); };
   float *gamma1_grad = f(t.m), *beta1_grad = f(t.m), *slope1_grad = f(t.m);
   float *gamma2_grad = f(made), *beta2_grad = f(made), *slope2_grad = f(made);
-  if (t.bands() == 1 && worth_keeping_z1(t)) b.t.fill = scratch.floats(t.values() * padded(t.m));
+  if (t.bands() == 1 && worth_keeping_z1(t)) b.t.fill = scratch.floats(floats);
   cheap_norm_sums(b);
   b.t.z = std::exchange(b.t.fill, nullptr), b.t.z_pixel = padded(t.m);
   b.norm2.finish(kept, t.values(), gamma2_grad, beta2_grad, slope2_grad);

@@ -74,16 +74,39 @@ void primary_statistics(const Trained& t, Scratch& scratch, bool keep) {
   moments.finish(t.primary.mean, t.primary.var);
 }
 
-void write_y1(const Trained& t, const Map& out, Scratch& scratch) {
-  Moments moments(t.groups(), t.cheap.channels, scratch);
-  const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo();
+/// y1 where it lies in the output: what the cheap operation reads need not be copied into rings.
+class StoredRows {
+ public:
+  StoredRows(const Trained& t, const Map& out, int64_t image, Scratch& scratch)
+      : t_(t), out_(out), image_(image), zeros_(scratch.zeros(t.w * out.pixel)) {}
+  /// The kernels read whole vectors of a pixel: beyond m channels, never beyond the pixel.
+  static bool serves(const Trained& t, const Map& out) {
+    return out.direct && !t.cheap.expands() && padded(t.m) <= out.c;
+  }
+  float* row(int64_t y) const { return reinterpret_cast<float*>(out_.at(image_, y, 0)); }
+  int64_t window(int64_t y, int64_t count, const float** rows) const {
+    const int64_t halo = t_.cheap.halo();
+    for (int64_t i = y - halo; i < y + count + halo; i++) *rows++ = i < 0 || i >= t_.h ? zeros_ : row(i);
+    return out_.pixel;
+  }
+
+ private:
+  const Trained& t_;
+  const Map& out_;
+  int64_t image_;
+  const float* zeros_;
+};
+
+/// y1 is made in rings and copied into the output: any layout, any bands.
+void write_y1_by_rings(const Trained& t, const Map& out, Moments& moments) {
+  const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo(), pixel = padded(t.cheap.channels);
   t.for_units(true, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
     PrimaryRows primary(t, image, begin, end, halo, step, step + 2 * halo, false, own);
-    float *out_rows = own.floats(rows_scratch(out, step)), *z2 = own.floats(step * t.w * padded(t.cheap.channels));
+    float *out_rows = own.floats(rows_scratch(out, step)), *z2 = own.floats(step * t.w * pixel);
     const float* rows[kMostStep + 6];
     for (int64_t y = begin; y < end; y += step) {
-      const int64_t count = std::min(step, end - y), pixel = padded(t.cheap.channels);
+      const int64_t count = std::min(step, end - y);
       primary.ensure(y + count + halo);
       const Rows to = rows_to_write(out, image, y, out_rows, 0, t.m);
       for (int64_t i = 0; i < count; i++)
@@ -96,32 +119,67 @@ void write_y1(const Trained& t, const Map& out, Scratch& scratch) {
       moments.add(group, z2, pixel, count * t.w);
     }
   });
+}
+
+/// y1 is made in the output: whole images, whose halo no other thread makes.
+void write_y1_in_place(const Trained& t, const Map& out, Moments& moments) {
+  const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo(), pixel = padded(t.cheap.channels);
+  t.for_units(true, [&](int64_t group, int64_t image, int64_t, int64_t) {
+    Scratch own;
+    const StoredRows y1(t, out, image, own);
+    float *x = own.floats(rows_scratch(t.x, step)), *z1 = own.floats(t.z ? 0 : step * t.w * padded(t.m));
+    float* z2 = own.floats(step * t.w * pixel);
+    const float* rows[kMostStep + 6];
+    for (int64_t y = 0, made = 0; y < t.h; y += step) {
+      const int64_t count = std::min(step, t.h - y), wanted = std::min(t.h, y + count + halo);
+      while (made < wanted) {
+        const int64_t more = std::min(step, t.h - made);
+        const Rows z = t.z1_rows(image, made, more, x, z1);
+        kernels().affine(z.data, z.pixel, t.primary.affine(), y1.row(made), out.pixel, more * t.w, t.m);
+        made += more;
+      }
+      const int64_t in_pixel = y1.window(y, count, rows);
+      kernels().depthwise({rows, in_pixel, count, t.w, t.cheap.channels, t.cheap.kernel, t.cheap.weight,
+                           t.cheap.weight_row, nullptr, z2, t.w * pixel, pixel, false});
+      moments.add(group, z2, pixel, count * t.w);
+    }
+  });
+}
+
+void write_y1(const Trained& t, const Map& out, Scratch& scratch) {
+  Moments moments(t.groups(), t.cheap.channels, scratch);
+  const bool in_place = StoredRows::serves(t, out) && t.bands() == 1;
+  (in_place ? write_y1_in_place : write_y1_by_rings)(t, out, moments);
   moments.finish(t.cheap_norm.mean, t.cheap_norm.var);
 }
 
-/// Only the channels that out keeps; y1 comes from out where it lies there in full precision.
-void write_y2(Trained t, const Map& out, int64_t kept) {
-  TrainedHalf stored = t.primary;
-  if (out.direct) {
-    t.z = reinterpret_cast<float*>(out.data), t.z_pixel = out.pixel;
-    stored.scale = stored.shift = nullptr, stored.act = kNone;
-    t.primary = stored;
-  }
+/// Only the channels that out keeps. The BatchNorm is in the cheap operation's weights by now, as in inference.
+void write_y2(Trained t, const Map& out, int64_t kept, Scratch& scratch) {
+  const int64_t taps = t.cheap.kernel * t.cheap.kernel;
+  float* weight = scratch.floats(taps * t.cheap.weight_row);
+  for (int64_t i = 0; i < taps * t.cheap.weight_row; i++)
+    weight[i] = t.cheap.weight[i] * t.cheap_norm.scale[i % t.cheap.weight_row];
   t.cheap.channels = kept;
+  const Act act = t.cheap_norm.act;
+  const bool in_place = StoredRows::serves(t, out);
   const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo();
   t.for_units(false, [&](int64_t, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
-    PrimaryRows primary(t, image, begin, end, halo, step, step + 2 * halo, false, own);
+    const StoredRows stored(t, out, image, own);
+    std::optional<PrimaryRows> made;  // else y1 is computed once more
+    if (!in_place) made.emplace(t, image, begin, end, halo, step, step + 2 * halo, false, own);
     float* out_rows = own.floats(rows_scratch(out, step));
     const float* rows[kMostStep + 6];
     for (int64_t y = begin; y < end; y += step) {
       const int64_t count = std::min(step, end - y);
-      primary.ensure(y + count + halo);
-      const int64_t in_pixel = primary.window(y, count, rows);
+      if (made) made->ensure(y + count + halo);
+      const int64_t in_pixel = made ? made->window(y, count, rows) : stored.window(y, count, rows);
       const Rows to = rows_to_write(out, image, y, out_rows, t.m, kept);
-      kernels().depthwise({rows, in_pixel, count, t.w, kept, t.cheap.kernel, t.cheap.weight, t.cheap.weight_row,
-                           nullptr, to.data, t.w * to.pixel, to.pixel, false});
-      kernels().affine(to.data, to.pixel, t.cheap_norm.affine(), to.data, to.pixel, count * t.w, kept);
+      kernels().depthwise({rows, in_pixel, count, t.w, kept, t.cheap.kernel, weight, t.cheap.weight_row,
+                           t.cheap_norm.shift, to.data, t.w * to.pixel, to.pixel, act == kRelu});
+      if (act != kNone && act != kRelu)
+        kernels().affine(to.data, to.pixel, {nullptr, nullptr, act, t.cheap_norm.slope}, to.data, to.pixel, count * t.w,
+                         kept);
       finish_rows(out, image, y, count, to, t.m, kept);
     }
   });
@@ -161,7 +219,7 @@ Five ghost_module_train(const Tensor& x, const Tensor& w1, const Optional& b1, c
   write_y1(t, out, scratch);
   t.cheap_norm.set_affine();
   t.z = nullptr;
-  write_y2(t, out, out_channels - t.m);
+  write_y2(t, out, out_channels - t.m, scratch);
   const auto f32 = abi::DType::float32;
   return {std::move(result), ghost::result(t.primary.mean, {t.m}, f32), ghost::result(t.primary.var, {t.m}, f32),
           ghost::result(t.cheap_norm.mean, {made}, f32), ghost::result(t.cheap_norm.var, {made}, f32)};

@@ -144,6 +144,7 @@ def bench(
     from .bench import roofline
     from .bench.frozen import choose_cases, run_frozen
     from .bench.plots import plot
+    from .bench.resident import add_resident
     from .bench.run import new_report, run_case
     from .bench.training import STEPS, TrainCase, run_training
 
@@ -198,9 +199,9 @@ def bench(
                     report.parts += parts
                     progress.advance(0)
             if "train" in chosen:
-                report.rows += run_training(
-                    TrainCase(side=train_side), train_batch, threads, steps, rounds=rounds, on_step=step("training")
-                )
+                case, on_step = TrainCase(side=train_side), step("training")
+                rows = run_training(case, train_batch, threads, steps, rounds=rounds, on_step=on_step)
+                report.rows += add_resident(rows, case, on_step)
                 progress.advance(0)
     if json_path != "-":
         reports.show(report, _console())

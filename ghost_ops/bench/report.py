@@ -158,17 +158,24 @@ def _part_cells(row: PartRow) -> list[str | Text]:
 
 
 def _training_table(key: tuple[str, int, int], rows: list[Row]) -> Table:
-    table = Table("", "ms a step", "times ours", "saved for the backward", "error", title=title(*key))
-    largest = max((row.saved_bytes or 0 for row in rows), default=0)
+    columns = "", "ms a step", "times ours", "saved for the backward", "peak memory", "error"
+    table = Table(*columns, title=title(*key))
+    saved, resident = (
+        max((getattr(row, n) or 0 for row in rows), default=0) for n in ("saved_bytes", "resident_bytes")
+    )
     for row in rows:
         if row.status != OK:
             table.add_row(row.label, _cell(row))
             continue
         time = f"{row.seconds * 1e3:.0f} ±{row.spread / row.seconds / 2:.0%}"
-        saved = f"{row.saved_bytes / 2**20:.0f} MiB ({row.saved_bytes / largest:.0%})"
+        sizes = _size(row.saved_bytes, saved), _size(row.resident_bytes, resident)
         times = "" if row.peer == base_of(row.kind) or row.speedup is None else factor(row.speedup)
-        table.add_row(row.label, time, times, saved, f"{row.error:.1e}")
+        table.add_row(row.label, time, times, *sizes, f"{row.error:.1e}")
     return table
+
+
+def _size(size: int | None, largest: int) -> str:
+    return "" if size is None else f"{size / 2**20:.0f} MiB ({size / largest:.0%})"
 
 
 def _summary_table(lines: list[Summary]) -> RenderableType:

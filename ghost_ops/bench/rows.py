@@ -37,6 +37,7 @@ class Row:
         speedups: the same for each of ours that was timed beside it, by name.
         flops, bytes, roof, share: the work, the least seconds for it on this machine, roof over seconds.
         saved_bytes: of a training step: what autograd keeps for the backward.
+        resident_bytes: of a training step: what it adds to the peak resident memory of a process.
         dtype: of the products.
         agreement: of a bfloat16 net: the share of images whose largest logit is the one of float32.
     """
@@ -61,6 +62,7 @@ class Row:
     roof: float | None = None
     share: float | None = None
     saved_bytes: int | None = None
+    resident_bytes: int | None = None
     speedups: dict[str, float] = field(default_factory=dict)
     dtype: str = "float32"
     agreement: float | None = None

@@ -12,11 +12,12 @@ from ghost_ops.bench.cases import ModuleCase, NetCase, draw_map, randomise
 from ghost_ops.bench.engines import PEERS
 from ghost_ops.bench.peers import FROZEN, OURS, Built, Peer, fold
 from ghost_ops.bench.report import render, to_json
+from ghost_ops.bench.resident import add_resident
 from ghost_ops.bench.roofline import Limits
 from ghost_ops.bench.rows import FAILED, MISSING, OK, WRONG, Row, error_of, relate
 from ghost_ops.bench.run import new_report, run_case
 from ghost_ops.bench.summary import summarise
-from ghost_ops.bench.training import STEPS, TrainCase, gradients, run_training
+from ghost_ops.bench.training import OURS_LOW, STEPS, TrainCase, gradients, run_training
 from ghost_ops.surgery.saved import saved_bytes
 
 CASE = ModuleCase(8, 24, 7)
@@ -213,6 +214,16 @@ def test_training_step():
     net, (x, labels) = case.build().double(), case.batch(4)
     loss_and_gradients = gradients(net, net, x.double(), labels)
     assert loss_and_gradients.numel() == 1 + sum(p.numel() for p in net.parameters())
+
+
+def test_peak_memory_of_a_step():
+    case = TrainCase(side=64)
+    rows = run_training(case, 8, 1, {"eager", OURS, OURS_LOW}, rounds=1)
+    rows = {row.peer: row for row in add_resident(rows, case, lambda what: None)}
+    assert rows[OURS_LOW].saved_bytes < rows[OURS].saved_bytes < rows["eager"].saved_bytes
+    for row in rows.values():
+        assert row.status == OK, row.reason
+        assert row.resident_bytes >= row.saved_bytes > 0
 
 
 def test_a_wrong_gradient_has_no_speed(monkeypatch):

@@ -30,7 +30,7 @@ def resident_bytes(name: str, case: TrainCase, batch: int, threads: int) -> int:
 
 
 def add_resident(rows: list[Row], case: TrainCase, on_step: Callable[[str], None]) -> list[Row]:
-    """Fills in ``resident_bytes`` of the rows of ``run_training`` that have a time; where there is no Linux, nothing."""
+    """Fills in ``resident_bytes`` of the rows of ``run_training`` that have a time; on Linux alone."""
     if not Path("/proc/self/clear_refs").exists():
         return rows
     for row in rows:

@@ -114,7 +114,7 @@ class _Tracer(fx.Tracer):
         self.whole = {finding.module for finding in survey(net)}
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        known = isinstance(module, (Wrapper, FrozenProgram)) or module in self.whole
+        known = isinstance(module, (Wrapper, FrozenProgram, SyncBatchNorm)) or module in self.whole
         return known or is_hooked(module) or super().is_leaf_module(module, path)
 
 

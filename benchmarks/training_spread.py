@@ -8,6 +8,7 @@ which changes no sum but its order, by the memory format and by the number of th
 Measures, of two runs a and b from the same start w0 over the same batches:
 
 - curve: the root mean square, over the steps, of the difference of their losses;
+- early: the same over the first ten steps, while differences still grow;
 - weights: |w_a - w_b| / |w_b - w0| at the end, over all parameters.
 
 (a) A run's place is its median distance to the plain runs other than itself. Fused training is within the spread if
@@ -97,8 +98,10 @@ def _flat(net: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().double().flatten() for p in net.parameters()])
 
 
+EARLY = 10  # steps
 MEASURES = {
     "curve": lambda a, b: float((a.losses - b.losses).square().mean().sqrt()),
+    "early": lambda a, b: float((a.losses - b.losses)[:EARLY].square().mean().sqrt()),
     "weights": lambda a, b: float((a.weights - b.weights).norm() / (b.weights - b.start).norm()),
 }
 

@@ -57,7 +57,9 @@ class Probe:
         for child in self.copy.modules():
             if isinstance(child, _NORMS):
                 child.momentum = 0.0  # runs in training leave the running statistics alone
-            if isinstance(child, nn.SyncBatchNorm):  # in training it refuses the CPU; the results are those of BatchNorm2d
+            if isinstance(
+                child, nn.SyncBatchNorm
+            ):  # in training it refuses the CPU; the results are those of BatchNorm2d
                 child.__class__ = nn.BatchNorm2d
         convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
         side = 4 + max((max(c.dilation) * (max(c.kernel_size) - 1) for c in convs), default=0)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..backends import native
-from ..nn import FusedGhostBottleneck, FusedGhostModule
+from ..nn import FusedGhostBottleneck, FusedGhostModule, SyncBatchNorm
 from ..nn._program import Builder, Dense
 from ..nn._structure import Structure, Unfusable, is_hooked
 from ..nn._wrapper import Wrapper

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..backends.reference.ghost_module import fold
 from ._running_statistics import update
-from ._structure import Half, Unfusable
+from ._structure import SYNCED, Half, Unfusable
 
 __all__ = ["ABSENT", "BATCH", "RUNNING", "folded", "statistics", "update"]
 
@@ -21,7 +21,7 @@ def statistics(norm: nn.Module | None) -> str:
     buffers = norm._buffers
     mean, var = buffers.get("running_mean"), buffers.get("running_var")
     if norm.training or (mean is None and var is None):
-        if isinstance(norm, nn.SyncBatchNorm):
+        if type(norm) in SYNCED:
             raise Unfusable("a SyncBatchNorm uses the statistics of all processes")
         return BATCH
     if mean is None or var is None:

@@ -25,7 +25,8 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
     nn.Hardswish: "hard_swish",
 }
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm)
+SYNCED = (nn.SyncBatchNorm, SyncBatchNorm)
+NORMS = (nn.BatchNorm2d, *SYNCED)
 _GEOMETRY_OF = itemgetter("stride", "padding", "dilation", "groups", "padding_mode")
 PLAIN_TENSORS = frozenset((torch.Tensor, nn.Parameter))
 _NO_PADDING = ((0, 0), "valid", "same")

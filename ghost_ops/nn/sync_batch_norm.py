@@ -1,4 +1,4 @@
-"""``SyncBatchNorm``: PyTorch's, on the CPU too."""
+"""``SyncBatchNorm``: BatchNorm over the batches of all processes, on the CPU too."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from torch.autograd.function import once_differentiable
 from ._running_statistics import update
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """``torch.nn.SyncBatchNorm`` that also trains on the CPU, which PyTorch's refuses.
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """``torch.nn.SyncBatchNorm`` in plain PyTorch, so that it trains on the CPU too.
 
-    Arguments, parameters, buffers, state_dict and results are PyTorch's; on other devices, in eval, and where no
-    processes are joined, its very code runs. On the CPU statistics are merged from each process's means and squared
-    deviations, weighted by its number of values, so that batches of different sizes, empty ones among them, count as
-    one (Chan, Golub and LeVeque 1983; docs/gradients.md). The gradients of weight and bias are those of the process's
-    own values, as PyTorch's are: ``DistributedDataParallel`` averages them.
+    PyTorch's refuses the CPU, and so does ``DistributedDataParallel`` of a net that holds one, for which reason this
+    class does not derive from it. Arguments, parameters, buffers, state_dict and results are the same. On a GPU
+    PyTorch's own is faster.
+
+    Statistics are merged from each process's means and squared deviations, weighted by its number of values, so that
+    batches of different sizes, empty ones among them, count as one (Chan, Golub and LeVeque 1983; docs/gradients.md).
+    The gradients of weight and bias are those of the process's own values, as PyTorch's are: DDP averages them. In
+    eval, and where no processes are joined, it is a BatchNorm.
 
     A fused Ghost module runs such layers as plain PyTorch in training, and folds them in eval.
 
@@ -27,26 +30,31 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         ValueError: one value a channel in all processes together, as ``BatchNorm2d``.
     """
 
+    def __init__(self, num_features: int, *args, process_group: object = None, **kwargs) -> None:
+        super().__init__(num_features, *args, **kwargs)
+        self.process_group = process_group
+
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: object = None) -> nn.Module:
-        """``module`` with every BatchNorm in it, PyTorch's SyncBatchNorm included, made one of these.
+        """Make every BatchNorm in ``module`` one of these, in place, PyTorch's SyncBatchNorm included; returns it.
 
-        The parameters stay the same objects. To be called before an optimizer or DDP is made, as PyTorch's.
+        Parameters and buffers stay the same objects. To be called before DDP is made, as PyTorch's.
         """
-        module = super().convert_sync_batchnorm(module, process_group)
         for child in module.modules():
-            if type(child) is nn.SyncBatchNorm:
-                child.__class__ = cls
+            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+                child.__class__, child.process_group = cls, process_group
         return module
 
+    def _check_input_dim(self, x: torch.Tensor) -> None:
+        if x.dim() < 2 or not x.shape[1]:
+            raise ValueError(f"SyncBatchNorm: expected at least 2 dimensions and one channel, got {tuple(x.shape)}")
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        joined = self.training and x.device.type == "cpu" and dist.is_available() and dist.is_initialized()
+        joined = self.training and dist.is_available() and dist.is_initialized()
         group = (self.process_group or dist.group.WORLD) if joined else None
         if group is None or dist.get_world_size(group) == 1:
-            # alone there is nothing to merge, but on the CPU PyTorch's would still refuse
-            return nn.modules.batchnorm._BatchNorm.forward(self, x) if joined else super().forward(x)
+            return super().forward(x)
         self._check_input_dim(x)
-        self._check_non_zero_input_channels(x)
         out, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.eps, group)
         with torch.no_grad():
             update(self, mean, var, count)
@@ -61,7 +69,7 @@ class _Normalise(torch.autograd.Function):
         wide = torch.promote_types(x.dtype, torch.float32)
         axes = [i for i in range(x.dim()) if i != 1]
         channels, count = x.shape[1], x.numel() // x.shape[1]
-        packed = torch.zeros(2 * channels + 1, dtype=torch.float64)
+        packed = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
         if count:
             var, mean = torch.var_mean(x.to(wide), axes, correction=0)
             packed[:channels], packed[channels:-1], packed[-1] = mean, var * count, count
@@ -91,7 +99,7 @@ class _Normalise(torch.autograd.Function):
         x, weight, mean, scale, total = ctx.saved_tensors
         g, x_hat = grad.to(mean.dtype), (x.to(mean.dtype) - mean.view(ctx.shape)) * scale.view(ctx.shape)
         own = torch.stack([g.sum(ctx.axes), (g * x_hat).sum(ctx.axes)])
-        sums = own.double()
+        sums = own.to(torch.float64, copy=True)  # reduced in place
         dist.all_reduce(sums, group=ctx.group)
         c0, c1 = (sums / total).to(mean.dtype)
         k = scale if weight is None else scale * weight

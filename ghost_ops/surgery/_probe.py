@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 
+from ..nn._structure import SYNCED
+
 TOLERANCE = 1e-9  # of float64 results that should differ by rounding alone
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _NORMS = (nn.modules.batchnorm._NormBase,)
@@ -57,9 +59,7 @@ class Probe:
         for child in self.copy.modules():
             if isinstance(child, _NORMS):
                 child.momentum = 0.0  # runs in training leave the running statistics alone
-            if isinstance(
-                child, nn.SyncBatchNorm
-            ):  # in training it refuses the CPU; the results are those of BatchNorm2d
+            if isinstance(child, SYNCED):  # the copy runs alone, and PyTorch's refuses the CPU
                 child.__class__ = nn.BatchNorm2d
         convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
         side = 4 + max((max(c.dilation) * (max(c.kernel_size) - 1) for c in convs), default=0)

@@ -20,7 +20,7 @@ from ..nn.frozen import FrozenProgram
 from .fuse import fuse
 from .recognise import survey
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.BatchNorm1d)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, nn.BatchNorm1d)
 _ACTS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.Hardswish)
 _ACT_FUNCTIONS = {F.relu: nn.ReLU, torch.relu: nn.ReLU, F.relu6: nn.ReLU6, F.silu: nn.SiLU, F.hardswish: nn.Hardswish}
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)

@@ -186,15 +186,14 @@ def measure(steps: int, seeds: int, permutations: int, side: int, threads: int, 
 def show(found: dict, console: Console) -> None:
     table = Table("measure", "plain to plain", "farthest plain", "fused", "to float64: plain", "fused", "within")
     for name, row in found["spread"].items():
-        numbers = (
-            row["plain_to_plain"]["median"], max(row["plain_places"].values()), next(iter(row["fused_places"].values())),
-            row["to_float64"]["plain"], row["to_float64"]["fused"],
-        )  # fmt: skip
+        places, exact = (list(row[f"{kind}_places"].values()) for kind in ("plain", "fused")), row["to_float64"]
+        farthest, fused = max(next(places)), next(places)[0]
+        numbers = row["plain_to_plain"]["median"], farthest, fused, exact["plain"], exact["fused"]
         table.add_row(name, *(f"{n:.3g}" for n in numbers), "yes" if row["within"] else "NO")
     console.print(table)
     accuracy = found["accuracy"]
     console.print(
-        f"accuracy, fused - plain: {accuracy['mean_difference']:+.2%} in the mean of {found['settings']['seeds']} seeds, "
+        f"accuracy, fused - plain: {accuracy['mean_difference']:+.2%} in the mean of {len(accuracy['fused'])} seeds, "
         f"allowed {accuracy['allowed']:.2%}: {'within' if accuracy['within'] else 'NOT WITHIN'}"
     )
     for threads, same in found["repeats_to_the_bit"].items():

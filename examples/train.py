@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 from training import data as images
 from training import parallel
@@ -52,7 +51,7 @@ def build(options: dict, classes: int, channels: int, steps: int, world: World) 
     net = net.to(world.device, memory_format=torch.channels_last)
     average = None
     if options["ema"]:
-        average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(options["ema"]), use_buffers=True)
+        average = parallel.average(net, options["ema"])
     if options["fsdp"]:
         model = parallel.shard(net)
         if average is not None:

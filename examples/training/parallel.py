@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ghost_ops.nn import GhostBottleneck, SyncBatchNorm
 
@@ -72,6 +74,19 @@ def shard(net: nn.Module) -> nn.Module:
         if isinstance(module, GhostBottleneck):
             fully_shard(module)
     return fully_shard(net)
+
+
+def average(net: nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average of parameters and buffers, sharded ones apart: PyTorch's takes no mixture."""
+    update = get_ema_multi_avg_fn(decay)
+
+    def update_alike(averages: list[torch.Tensor], values: list[torch.Tensor], count: torch.Tensor) -> None:
+        for sharded in (True, False):
+            alike = [pair for pair in zip(averages, values) if isinstance(pair[0], DTensor) == sharded]
+            if alike:
+                update(*map(list, zip(*alike)), count)
+
+    return AveragedModel(net, multi_avg_fn=update_alike, use_buffers=True)
 
 
 def replicate(net: nn.Module, world: World) -> nn.Module:

@@ -48,7 +48,8 @@ def build(options: dict, classes: int, channels: int, steps: int, world: World) 
         net = ghost_ops.fuse(net, **({"memory": options["memory"]} if options["memory"] else {}))
     if options["sync_bn"]:
         net = parallel.synchronise_norms(net, world)
-    net = net.to(world.device, memory_format=torch.channels_last)
+    layout = torch.contiguous_format if options["fsdp"] else torch.channels_last  # FSDP shards no other parameters
+    net = net.to(world.device, memory_format=layout)
     average = None
     if options["ema"]:
         average = parallel.average(net, options["ema"])

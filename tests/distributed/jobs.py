@@ -101,7 +101,7 @@ def train(rank: int, kind: str, setting: Setting) -> dict[str, object]:
         model = DistributedDataParallel(net)
     elif setting.wrap == "fsdp":
         model = shard(net)
-    call = torch.compile(model, backend="aot_eager") if setting.compile else model
+    call = torch.compile(model, backend="aot_eager") if setting.compile and kind == FUSED else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses, dtype = [], next(net.parameters()).dtype
     sizes = setting.batches[rank]

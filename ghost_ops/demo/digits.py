@@ -63,9 +63,9 @@ class Data:
 class SmallGhostNet(nn.Module):
     """Stem, five Ghost bottlenecks (two halve the map, two with squeeze-and-excite), pooling, classifier."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int = 10, in_chans: int = 1) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(in_chans, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         self.blocks = nn.Sequential(
             GhostBottleneck(16, 16, 16),
             GhostBottleneck(16, 48, 24, stride=2),
@@ -73,7 +73,7 @@ class SmallGhostNet(nn.Module):
             GhostBottleneck(24, 72, 40, dw_kernel_size=5, stride=2, se_ratio=0.25),
             GhostBottleneck(40, 120, 40, dw_kernel_size=5, se_ratio=0.25),
         )
-        self.classifier = nn.Linear(40, 10)
+        self.classifier = nn.Linear(40, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))

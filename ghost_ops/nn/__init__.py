@@ -8,6 +8,7 @@ from .fused_squeeze_excite import FusedSELayer, FusedSqueezeExcite
 from .ghost_module import GhostModule
 from .parts import BottleneckParts, GhostParts, SqueezeExciteParts
 from .squeeze_excite import SELayer, SqueezeExcite
+from .sync_batch_norm import SyncBatchNorm
 
 __all__ = [
     "BottleneckParts",
@@ -22,4 +23,5 @@ __all__ = [
     "SELayer",
     "SqueezeExcite",
     "SqueezeExciteParts",
+    "SyncBatchNorm",
 ]

@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 from ..backends.reference.ghost_module import fold
-from ._structure import Half, Unfusable
+from ._running_statistics import update
+from ._structure import SYNCED, Half, Unfusable
+
+__all__ = ["ABSENT", "BATCH", "RUNNING", "folded", "statistics", "update"]
 
 BATCH, RUNNING, ABSENT = "batch", "running", "absent"
 
@@ -18,7 +21,7 @@ def statistics(norm: nn.Module | None) -> str:
     buffers = norm._buffers
     mean, var = buffers.get("running_mean"), buffers.get("running_var")
     if norm.training or (mean is None and var is None):
-        if type(norm) is nn.SyncBatchNorm:
+        if type(norm) in SYNCED:
             raise Unfusable("a SyncBatchNorm uses the statistics of all processes")
         return BATCH
     if mean is None or var is None:
@@ -35,32 +38,3 @@ def folded(half: Half) -> tuple[torch.Tensor, torch.Tensor | None]:
         scale = gamma * torch.rsqrt(var + half.norm.eps)  # as ``fold``, in the fewest calls: at batch 1 they count
         return weight * scale.view(-1, 1, 1, 1), torch.addcmul(beta, mean, scale, value=-1)
     return fold(weight, bias, gamma, beta, mean, var, half.norm.eps)
-
-
-def update(norm: nn.BatchNorm2d, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
-    """Update the running statistics with those of a batch, as ``BatchNorm2d.forward`` in training does.
-
-    Args:
-        mean, var: of each channel, the variance biased.
-        count: values a channel.
-    """
-    buffers = norm._buffers
-    running = buffers["running_mean"], buffers["running_var"]
-    if not (norm.training and norm.track_running_stats):
-        return
-    tracked = buffers["num_batches_tracked"]
-    if tracked is not None:
-        tracked.add_(1)
-    if running[0] is None:
-        return
-    if norm.momentum is not None:
-        weight = norm.momentum
-    elif tracked is not None:
-        weight = 1.0 / tracked.to(mean.dtype)
-    else:
-        return
-    for old, new in zip(running, (mean, var * (count / (count - 1))), strict=True):
-        if old.dtype == new.dtype:
-            old.lerp_(new, weight)
-        else:  # half-precision buffers: rounded once, as PyTorch's kernel does
-            old.copy_(old.to(new.dtype).lerp_(new, weight))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..backends.activation import ACTIVATIONS, LEAKY_RELU, NONE, PRELU
+from .sync_batch_norm import SyncBatchNorm
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Identity: "none",
@@ -24,7 +25,8 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
     nn.Hardswish: "hard_swish",
 }
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+SYNCED = (nn.SyncBatchNorm, SyncBatchNorm)
+NORMS = (nn.BatchNorm2d, *SYNCED)
 _GEOMETRY_OF = itemgetter("stride", "padding", "dilation", "groups", "padding_mode")
 PLAIN_TENSORS = frozenset((torch.Tensor, nn.Parameter))
 _NO_PADDING = ((0, 0), "valid", "same")
@@ -142,7 +144,7 @@ class Structure:
         if conv.padding_mode != "zeros":
             raise Unfusable(f"one of its convolutions pads with mode {conv.padding_mode!r}")
         norm = None if _is_nothing(norm) else norm
-        if norm is not None and type(norm) not in _NORMS:
+        if norm is not None and type(norm) not in NORMS:
             raise Unfusable(f"one of its normalisations is a {type(norm).__name__}, not a BatchNorm2d")
         half = Half(conv, norm, act, self.activation(act), _geometry(conv))
         self.halves.append(half)
@@ -174,7 +176,7 @@ class Structure:
         chain, steps = self.leaves(paths), []
         while chain:
             conv, norm, act = chain.pop(0), None, None
-            if chain and type(chain[0]) in _NORMS:
+            if chain and type(chain[0]) in NORMS:
                 norm = chain.pop(0)
             if chain and type(chain[0]) in _ACTIVATIONS:
                 act = chain.pop(0)

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 
+from ..nn._structure import SYNCED
+
 TOLERANCE = 1e-9  # of float64 results that should differ by rounding alone
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _NORMS = (nn.modules.batchnorm._NormBase,)
@@ -49,14 +51,15 @@ class Probe:
         _check(module)
         self.generator = torch.Generator().manual_seed(0)
         self.units = tuple(units)
+        substitutes = self._substitutes(module)
         try:
-            self.copy = copy.deepcopy(module, self._substitutes(module))
+            self.copy = copy.deepcopy(module, substitutes)
         except Exception as error:
             raise Refused(f"it cannot be copied ({_first_line(error)})") from error
         for child in self.copy.modules():
             if isinstance(child, _NORMS):
                 child.momentum = 0.0  # runs in training leave the running statistics alone
-            if type(child) is nn.SyncBatchNorm:  # in training it refuses the CPU; the results are those of BatchNorm2d
+            if isinstance(child, SYNCED):  # the copy runs alone, and PyTorch's refuses the CPU
                 child.__class__ = nn.BatchNorm2d
         convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
         side = 4 + max((max(c.dilation) * (max(c.kernel_size) - 1) for c in convs), default=0)

@@ -150,8 +150,9 @@ def _recording(wrappers: dict[Wrapper, dict], saved: Saved) -> Iterator[None]:
         return run
 
     with _patching, ExitStack() as stack:
-        for cls in {type(module) for module in wrappers}:
-            stack.enter_context(mock.patch.object(cls, "forward", recorded(cls.forward)))
+        forwards = {type(module): type(module).forward for module in wrappers}  # before any is patched: of a subclass
+        for cls, forward in forwards.items():  # that inherits its forward (FSDP2 makes such) the call counts once
+            stack.enter_context(mock.patch.object(cls, "forward", recorded(forward)))
         yield
 
 

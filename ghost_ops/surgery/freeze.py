@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..backends import native
-from ..nn import FusedGhostBottleneck, FusedGhostModule
+from ..nn import FusedGhostBottleneck, FusedGhostModule, SyncBatchNorm
 from ..nn._program import Builder, Dense
 from ..nn._structure import Structure, Unfusable, is_hooked
 from ..nn._wrapper import Wrapper
@@ -20,7 +20,7 @@ from ..nn.frozen import FrozenProgram
 from .fuse import fuse
 from .recognise import survey
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.BatchNorm1d)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, nn.BatchNorm1d)
 _ACTS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.Hardswish)
 _ACT_FUNCTIONS = {F.relu: nn.ReLU, torch.relu: nn.ReLU, F.relu6: nn.ReLU6, F.silu: nn.SiLU, F.hardswish: nn.Hardswish}
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
@@ -114,7 +114,7 @@ class _Tracer(fx.Tracer):
         self.whole = {finding.module for finding in survey(net)}
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        known = isinstance(module, (Wrapper, FrozenProgram)) or module in self.whole
+        known = isinstance(module, (Wrapper, FrozenProgram, SyncBatchNorm)) or module in self.whole
         return known or is_hooked(module) or super().is_leaf_module(module, path)
 
 

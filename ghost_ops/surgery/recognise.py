@@ -24,13 +24,12 @@ from ..nn import (
     GhostParts,
     SqueezeExciteParts,
 )
-from ..nn._structure import Structure, Unfusable
+from ..nn._structure import NORMS, Structure, Unfusable
 from ..nn._wrapper import Wrapper
 from ._probe import Call, Probe, Refused, agree
 
 GHOST, SQUEEZE_EXCITE, BOTTLENECK = "Ghost module", "squeeze-and-excite", "Ghost bottleneck"
 Parts = GhostParts | SqueezeExciteParts | BottleneckParts
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # of these the forward is known: never one of ours
 
 
@@ -152,7 +151,7 @@ def _halves(calls: list[Call]) -> list[tuple[Call, Call | None, Call | None]]:
         if type(conv.module) is not nn.Conv2d:
             raise Refused(f"it also calls {conv.path!r}, a {type(conv.module).__name__}")
         empty = len(calls) > 1 and _is_nothing(calls[0].module) and not isinstance(calls[1].module, nn.Conv2d)
-        if calls and (type(calls[0].module) in _NORMS or empty):
+        if calls and (type(calls[0].module) in NORMS or empty):
             norm = calls.pop(0)
         if calls and not isinstance(calls[0].module, nn.Conv2d):
             act = calls.pop(0)
@@ -239,7 +238,7 @@ def _bottleneck(module: nn.Module, findings: dict[nn.Module, Finding]) -> Bottle
         return None
     for name, child in module.named_modules():
         inside = any(f"{name}.".startswith(f"{unit}.") for unit in units)
-        if not (inside or child._modules or type(child) in (nn.Conv2d, *_NORMS) or _is_activation(child)):
+        if not (inside or child._modules or type(child) in (nn.Conv2d, *NORMS) or _is_activation(child)):
             return None
     try:
         probe = Probe(module, _inputs(module.get_submodule(ghosts[0]), findings), units)

@@ -129,3 +129,11 @@ def test_leaves_no_trace(x):
 def test_no_module(x):
     with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got Tensor"):
         explain(x, x)
+
+
+def test_a_subclass_that_inherits_its_forward_is_counted_once(x):
+    """FSDP2 gives a module such a class; the others keep theirs."""
+    net = fuse(randomise(zoo.Net(*(zoo.YoloGhostConv(8, 8) for _ in range(7)), out=8)))
+    for block in net.blocks[1:]:
+        block.__class__ = type("Sharded", (type(block),), {})
+    assert [row.calls for row in explain(net, x).rows] == [1] * 7

@@ -1,0 +1,1 @@
+"""What ``train.py`` is made of: data, processes, and what a run leaves behind."""

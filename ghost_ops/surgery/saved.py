@@ -13,7 +13,8 @@ class Saved:
     """Counts, while ``watching``, the distinct storages that autograd saves, those of a net's own tensors left out."""
 
     def __init__(self, net: nn.Module) -> None:
-        self._own = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}
+        own = (t for t in (*net.parameters(), *net.buffers()) if type(t.data) is torch.Tensor)  # a shard has no storage
+        self._own = {t.untyped_storage().data_ptr() for t in own}
         self._spans: list[dict[int, torch.UntypedStorage]] = []  # storages are held, so that no address is used twice
 
     @contextmanager
@@ -33,7 +34,7 @@ class Saved:
 
     def _pack(self, t: torch.Tensor) -> torch.Tensor:
         storage = t.untyped_storage()
-        if storage.data_ptr() not in self._own:
+        if storage.data_ptr() not in self._own and not isinstance(t, nn.Parameter):  # one gathered from its shards
             for seen in self._spans:
                 seen[storage.data_ptr()] = storage
         return t

@@ -116,10 +116,10 @@ def test_alone_it_is_a_batch_norm():
         ours(torch.ones(3))
 
 
-def test_a_sharded_block_runs_in_one_call_in_eval(ranks):
+def test_sharded_blocks_and_modules_run_in_one_call_each_in_eval(ranks):
     for result in ranks.run(jobs.evaluate_sharded):
         torch.testing.assert_close(result["out"], result["expected"], rtol=1e-4, atol=1e-5)
-        assert result["counts"]["program_eval"] == 2 * 2, result["counts"]
+        assert result["counts"]["program_eval"] == 2 * 3, result["counts"]
 
 
 def test_a_net_that_is_sharded_already_stays_plain_and_fuse_says_why(ranks):

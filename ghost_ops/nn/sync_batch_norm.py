@@ -38,7 +38,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: object = None) -> nn.Module:
         """Make every BatchNorm in ``module`` one of these, in place, PyTorch's SyncBatchNorm included; returns it.
 
-        Parameters and buffers stay the same objects. To be called before DDP is made, as PyTorch's.
+        Parameters and buffers stay the same objects; others' subclasses of BatchNorm are left alone. To be
+        called before DDP is made, as PyTorch's.
         """
         for child in module.modules():
             if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):

@@ -29,6 +29,7 @@ from training.record import Place, Run, draw_curves, write_log
 import ghost_ops
 from ghost_ops.demo.digits import SmallGhostNet
 from ghost_ops.models import ghostnet_050, ghostnet_100, ghostnet_130
+from ghost_ops.surgery.fuse import MEMORY
 
 ARCHITECTURES = {
     "small": SmallGhostNet,
@@ -45,7 +46,7 @@ def build(options: dict, classes: int, channels: int, steps: int, world: World) 
     torch.manual_seed(options["seed"])
     net = ARCHITECTURES[options["arch"]](num_classes=classes, in_chans=channels)
     if not options["plain"]:
-        net = ghost_ops.fuse(net, **({"memory": options["memory"]} if options["memory"] else {}))
+        net = ghost_ops.fuse(net, memory=options["memory"])
     if options["sync_bn"]:
         net = parallel.synchronise_norms(net, world)
     layout = torch.contiguous_format if options["fsdp"] else torch.channels_last  # FSDP shards no other parameters
@@ -208,7 +209,7 @@ def train(options: dict, world: World, console: Console) -> None:
 @click.option("--fsdp", is_flag=True, help="Shard each bottleneck (FSDP2) instead of DDP.")
 @click.option("--compile", is_flag=True, help="torch.compile.")
 @click.option("--plain", is_flag=True, help="The unfused net.")
-@click.option("--memory", metavar="MODE", help="What ghost_ops.fuse lets blocks save for the backward.")
+@click.option("--memory", type=click.Choice(MEMORY), help="What fused blocks keep for the backward.")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Processes that load images.")
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs", help="Folder of the results.")

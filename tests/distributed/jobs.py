@@ -37,6 +37,7 @@ class Setting:
         join: within ``Join``, for numbers of batches that differ.
         accumulate: one optimizer step, at the end.
         fuse_last: after the conversion to SyncBatchNorm.
+        memory: what fused blocks keep.
     """
 
     batches: tuple[tuple[int, ...], ...] = ((3, 3), (3, 3))
@@ -47,6 +48,7 @@ class Setting:
     double: bool = False
     accumulate: bool = False
     fuse_last: bool = False
+    memory: str = "balanced"
 
 
 def make_net() -> nn.Module:
@@ -75,11 +77,11 @@ def prepare(kind: str, setting: Setting) -> nn.Module:
     """The net, converted and fused, not yet wrapped."""
     net = make_net()
     if kind == FUSED and not setting.fuse_last:
-        fuse(net)
+        fuse(net, memory=setting.memory)
     if setting.sync_bn:
         net = SyncBatchNorm.convert_sync_batchnorm(net)
     if kind == FUSED and setting.fuse_last:
-        fuse(net)
+        fuse(net, memory=setting.memory)
     return net.double() if kind == EXACT or setting.double else net
 
 

@@ -178,6 +178,7 @@ def run(
     residual: torch.Tensor | None = None,
     squeeze: bool = False,
     statistics: bool = False,
+    like: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The output and its squeeze (empty if not asked for); with ``statistics``, instead, groups' statistics of z2.
 
@@ -188,12 +189,13 @@ def run(
         scale: N x C, of x. residual: of the output.
         statistics: only y1 is written, and batch statistics of the cheap convolution are returned: groups x 3 x
             m(s - 1) counts, means and sums of squared deviations.
+        like: the map whose memory format the output takes, if not x.
     """
     n, c, height, width = x.shape
     m = c if weight is None else weight.shape[0]
     multiplier = 0 if cheap_weight is None else cheap_weight.shape[0] // m
     d = 1 if cheap_weight is None else cheap_weight.shape[-1]
-    out = launch.new_map(x, out_channels)
+    out = launch.new_map(x if like is None else like, out_channels)
     y = launch.scratch(x, m) if residual is not None and multiplier else out
     tile = tiles.single_pass(x, c, m, d)
     bands = launch.cdiv(height, tile.rows)

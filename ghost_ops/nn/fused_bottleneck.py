@@ -30,8 +30,9 @@ class FusedGhostBottleneck(Wrapper, GhostBottleneck):
     """Ghost bottleneck over the fused operators: constructor, parameters and state_dict of :class:`GhostBottleneck`.
 
     In eval without gradients the block is one call: ghost1, depthwise convolution, squeeze in passing, excitation into
-    ghost2's weights, shortcut added in passing. Otherwise (training, gradients, compilation, hooks between the parts)
-    the parts run in turn, each fused on its own.
+    ghost2's weights, shortcut added in passing. On a CUDA device the Ghost modules are a call each, in which squeeze,
+    excitation and shortcut ride. Otherwise (training, gradients, compilation, hooks between the parts) the parts run in
+    turn, each fused on its own.
 
     ``FusedGhostBottleneck.wrap(block, BottleneckParts(...))`` takes the place of somebody else's block, whose Ghost
     modules and SE layer have been wrapped before.
@@ -67,8 +68,42 @@ class FusedGhostBottleneck(Wrapper, GhostBottleneck):
         try:
             built, parameters = self._route(x)
         except Unfusable:
-            return self._plain(x)
+            return self._in_turn(x)
         return program_eval(x, parameters, built.code)
+
+    def _in_turn(self, x: torch.Tensor) -> torch.Tensor:
+        """The parts one after the other; without gradients on a device that has no ``program_eval`` but the Ghost
+        modules' operators, squeeze, excitation and shortcut ride on the Ghost modules."""
+        try:
+            plan = self._riding(x)
+        except Unfusable:
+            return self._plain(x)
+        _, ghost1, depthwise, se, ghost2, shortcut = plan
+        squeezed = se is not None and not depthwise
+        found = ghost1.run(x, return_squeeze=squeezed)
+        inner, squeeze = found if squeezed else (found, None)
+        inner = _chain(inner, depthwise)
+        excitation = None
+        if se is not None:
+            excitation = se.excitation(inner.mean((2, 3)) if squeeze is None else squeeze)
+        return ghost2.run(inner, input_scale=excitation, residual=_chain(x, shortcut))
+
+    def _riding(self, x: torch.Tensor) -> _Plan:
+        """The plan for ``_in_turn``; raises ``Unfusable`` where the children must be called."""
+        why = refuse_now() or refuse_input(x)
+        if why is not None:
+            raise Unfusable(why)
+        plan = self._current_plan()
+        _, ghost1, depthwise, se, ghost2, shortcut = plan
+        if choose("ghost_module", x).backend != "triton":
+            raise Unfusable("no kernel would take what rides")
+        if torch.is_autocast_enabled(x.device.type):
+            raise Unfusable("autocast makes of its parts and of its shortcut different dtypes")
+        halves = [t for half in (*depthwise, *shortcut) for t in half.tensors()]
+        vectors = () if se is None else se.tensors()
+        if need_grad((x, *halves, *vectors, *ghost1.tensors(), *ghost2.tensors())):
+            raise Unfusable("gradients are wanted")
+        return plan
 
     def why(self, x: torch.Tensor) -> str:
         """How the block would run on an input such as x: as one, or its parts in turn, and then why."""
@@ -77,8 +112,15 @@ class FusedGhostBottleneck(Wrapper, GhostBottleneck):
         try:
             self._route(x)
         except Unfusable as reason:
-            return f"its parts in turn: {reason}"
+            return f"its parts in turn: {reason}{self._rides(x)}"
         return f"as one block, by program_eval on {choose('program_eval', x)}"
+
+    def _rides(self, x: torch.Tensor) -> str:
+        try:
+            self._riding(x)
+        except Unfusable:
+            return ""
+        return ", but squeeze, excitation and shortcut ride on the Ghost modules"
 
     def build(self, builder: Builder, source: int) -> int:
         """Write the block's steps; returns the slot of its output. ``source`` is released.
@@ -130,3 +172,12 @@ class FusedGhostBottleneck(Wrapper, GhostBottleneck):
         if need_grad((x, *found)):
             raise Unfusable("gradients are wanted")
         return built, found
+
+
+def _chain(x: torch.Tensor, halves: list[Half]) -> torch.Tensor:
+    """Convolutions, each with what follows it, through PyTorch."""
+    for conv, norm, act, *_ in halves:
+        x = conv(x)
+        x = x if norm is None else norm(x)
+        x = x if act is None else act(x)
+    return x

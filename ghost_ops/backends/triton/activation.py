@@ -1,4 +1,4 @@
-"""Activations, gates and BatchNorms as functions of tiles; codes and derivatives are those of ``backends/activation``."""
+"""Activations, gates and BatchNorms of tiles; codes and derivatives are those of ``backends/activation.py``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def activate(z, ACT: tl.constexpr, slope):
         y = at_least(z, 0.0)
     elif ACT == RELU6:
         y = at_most(at_least(z, 0.0), 6.0)
-    elif ACT == LEAKY_RELU or ACT == PRELU:
+    elif (ACT == LEAKY_RELU) | (ACT == PRELU):
         y = tl.where(z > 0, z, z * slope)
     elif ACT == SILU:
         y = z * tl.sigmoid(z)
@@ -67,7 +67,7 @@ def derivative(z, ACT: tl.constexpr, slope):
         d = tl.where(z > 0, 1.0, 0.0)
     elif ACT == RELU6:
         d = tl.where((z > 0) & (z < 6), 1.0, 0.0)
-    elif ACT == LEAKY_RELU or ACT == PRELU:
+    elif (ACT == LEAKY_RELU) | (ACT == PRELU):
         d = tl.where(z > 0, 1.0, slope)
     elif ACT == SILU:
         s = tl.sigmoid(z)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ..activation import PRELU
-from . import launch, tiles
+from . import checks, launch, tiles
 from .gradient_kernels import cheap_gradient, input_gradient, primary_gradient, weight_gradient
 from .products import primary_product
 from .single_pass import Half
@@ -41,10 +41,12 @@ class Gradients(NamedTuple):
     scale: torch.Tensor | None = None
 
 
-def _flat(tile: tiles.Tile, per_group: int, z: torch.Tensor, m: int) -> dict:
+def _flat(tile: tiles.Tile, per_group: int, z: torch.Tensor, m: int, *maps: torch.Tensor | None) -> dict:
+    """Arguments that all of the kernels have, over the pixels of z; ``maps`` are the others that they address."""
     return {
         "H": z.shape[2], "W": z.shape[3], "M": m, "PIXELS": z.shape[0] * z.shape[2] * z.shape[3],
-        "per_group": per_group, "BP": tile.pixels, "BM": tile.channels,
+        "per_group": per_group, "WIDE": launch.is_wide(z, *maps, images=True), "BP": tile.pixels,
+        "BM": tile.channels,
     }  # fmt: skip
 
 
@@ -81,27 +83,30 @@ def through_halves(
             BatchNorm's result, and ``sums`` what the last pass needs to go through the BatchNorm too.
         grad_z: where to write; by default a map in z's memory format.
     """
+    checks.expect_module(z, None, one, cheap_weight, two, out_channels)
+    checks.expect("grad_out", grad_out, (z.shape[0], out_channels, *z.shape[2:]), z)
     n, m, height, width = z.shape
     multiplier = 0 if cheap_weight is None else cheap_weight.shape[0] // m
     made, d = m * multiplier, 1 if cheap_weight is None else cheap_weight.shape[-1]
     count = float(n * height * width)
     grad_z = launch.new_map(z, m) if grad_z is None else grad_z
     w2 = launch.vector(cheap_weight)
-    tile, per_group, groups = tiles.flat("depthwise", z, m)
+    grad_made = launch.scratch(z, made) if multiplier else None
+    tile, per_group, groups = tiles.flat("depthwise", z, m, d=d)
     blocks = launch.cdiv(m, tile.channels)
     common = {
         "z": z, **launch.strides("z", z), "grad": grad_out, **launch.strides("grad", grad_out), **one.arguments("one"),
-        "cheap_weight": w2, "D": d, "MULTIPLIER": multiplier, "UNROLL": d if d <= 3 else 1,
-        "KEPT": out_channels, **_flat(tile, per_group, z, m),
+        "cheap_weight": w2, "D": d, "MULTIPLIER": multiplier,
+        "KEPT": out_channels, **_flat(tile, per_group, z, m, grad_out, grad_z, grad_made),
     }  # fmt: skip
 
     def partial(rows: int, channels: int) -> torch.Tensor:
         return torch.empty((groups, rows, channels), dtype=torch.float32, device=z.device)
 
-    grad_made, two_sums, weights = None, None, None
+    two_sums = weights = None
     with launch.on_device_of(z):
         if multiplier:
-            grad_made, second = launch.scratch(z, made), {**common, **two.arguments("two"), "count": count}
+            second = {**common, **two.arguments("two"), "count": count}
 
             def cheap(store: torch.Tensor | None, sums: torch.Tensor | None, partials: torch.Tensor | None) -> None:
                 arguments = {**second, "grad_made": store, "two_sums": sums, "partials": partials}
@@ -144,6 +149,8 @@ def through_module(
     """Gradients from x on; ``scale`` (N x C) is the excitation of x."""
     n, c, height, width = x.shape
     m = weight.shape[0]
+    checks.expect("primary_weight", weight, (m, c, 1, 1), x)
+    checks.expect("input_scale", scale, (n, c), x)
     # With an excitation the products read a scaled copy: one pass more, on a route that only direct calls take, since
     # modules under training apply the excitation before the operator.
     seen = x if scale is None else scaled_map(x, scale)
@@ -156,7 +163,7 @@ def through_module(
         tile, per_group, groups = tiles.flat("product", x, c, m)
         arguments = {
             "grad_z": found.z, "z": z, **norm, "weight": w1, "grad_x": grad_x, **launch.strides("to", grad_x), "C": c,
-            **_flat(tile, per_group, x, m), "BK": tile.depth, "PRECISION": launch.precision(x.dtype),
+            **_flat(tile, per_group, x, m, z, grad_x), "BK": tile.depth, "PRECISION": launch.precision(x.dtype),
         }  # fmt: skip
         grid = (groups * launch.cdiv(c, tile.channels),)
         launch.run(input_gradient, grid, arguments, tile.warps, tile.stages)
@@ -169,7 +176,7 @@ def through_module(
         partials = torch.empty((groups, m, c), dtype=torch.float32, device=x.device)
         arguments = {
             "grad_z": found.z, "z": z, **norm, "x": seen, **launch.strides("x", seen), "partials": partials, "C": c,
-            **_flat(tile, per_group, x, m), "BC": tile.depth, "PRECISION": launch.precision(x.dtype),
+            **_flat(tile, per_group, x, m, z, seen), "BC": tile.depth, "PRECISION": launch.precision(x.dtype),
         }  # fmt: skip
         launch.run(weight_gradient, (groups * blocks,), arguments, tile.warps, tile.stages)
     grad_weight = partials.sum(0).view(weight.shape).to(weight.dtype)

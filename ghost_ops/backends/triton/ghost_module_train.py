@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
 from . import backward, launch, single_pass, tiles
 from .activation import activate, affine, slopes
-from .maps import depthwise, in_batch
+from .maps import depthwise, in_batch, numbers
 from .products import join, primary_product
 from .single_pass import Half
 
@@ -18,7 +17,7 @@ def cheap_half(
     out, out_n, out_c, out_h, out_w, cheap_weight,
     two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, two_slopes, two_slopes_stride, two_slope,
     H, W, M, KEPT, PIXELS, per_group, TWO_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
-    UNROLL: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """The third pass: out[:, M:] from y1 in out[:, :M], which nobody writes any more."""
     blocks = tl.cdiv(M, BM)
@@ -32,13 +31,13 @@ def cheap_half(
         scale, shift = affine(two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, made, kept)
         bent = slopes(two_slopes, two_slopes_stride, made, kept, two_slope, TWO_ACT)
         for t in range(per_group):
-            pixels = (group.to(tl.int64) * per_group + t) * BP + tl.arange(0, BP)
+            pixels = numbers(group, per_group, t, BP, WIDE)
             valid = pixels < PIXELS
             rest = pixels % (H * W)
-            places = in_batch(pixels, H, W, out_n, out_h, out_w)
+            places = in_batch(pixels, H, W, out_n, out_h, out_w, WIDE)
             z = depthwise(
                 source, places, valid, rest // W, rest % W, H, W, out_h, out_w, cheap_weight, made, kept, unused,
-                unused, unused, TWO_ACT, False, False, D, UNROLL, BP, BM, "",
+                unused, unused, TWO_ACT, False, False, D, BP, BM, "",
             )  # fmt: skip
             v = activate(z * scale[None, :] + shift[None, :], TWO_ACT, bent[None, :])
             to = out + (places[:, None] + (M + made)[None, :] * out_c)
@@ -63,11 +62,12 @@ def ghost_module_train(
     )  # fmt: skip
     cheap_mean, cheap_var = join(partials, count)
     two = none._replace(gamma=cheap_gamma, beta=cheap_beta, mean=cheap_mean, var=cheap_var, eps=cheap_eps)
-    tile, per_group, groups = tiles.flat("depthwise", x, m)
+    tile, per_group, groups = tiles.flat("depthwise", x, m, d=d)
     arguments = {
         "out": out, **launch.strides("out", out), "cheap_weight": launch.vector(cheap_weight), **two.arguments("two"),
         "H": height, "W": width, "M": m, "KEPT": out_channels, "PIXELS": count, "per_group": per_group, "D": d,
-        "MULTIPLIER": cheap_weight.shape[0] // m, "UNROLL": d if d <= 3 else 1, "BP": tile.pixels, "BM": tile.channels,
+        "MULTIPLIER": cheap_weight.shape[0] // m, "WIDE": launch.is_wide(out, images=True),
+        "BP": tile.pixels, "BM": tile.channels,
     }  # fmt: skip
     with launch.on_device_of(x):
         launch.run(cheap_half, (groups * launch.cdiv(m, tile.channels),), arguments, tile.warps, tile.stages)

@@ -1,6 +1,6 @@
-"""The kernels of ``backward``. Grids: groups of pixel tiles x blocks of channels; pixels are numbered through all images.
+"""The kernels of ``backward``. Grids: groups of pixel tiles x blocks of channels.
 
-With the sums of a BatchNorm over its batch (3 x channels: Σ g, Σ g (z - mean), PReLU's) a gradient g of the BatchNorm's
+Pixels are numbered through all images. With the sums of a BatchNorm over its batch (3 x channels: Σ g, Σ g (z - mean), PReLU's) a gradient g of the BatchNorm's
 result becomes that of z: γ r (g - Σ g / n - r² (z - mean) Σ g (z - mean) / n), r = 1 / sqrt(var + eps).
 """
 
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .activation import activate, affine, derivative, load_or, slopes
-from .maps import depthwise, in_batch, store_partial
+from .maps import depthwise, in_batch, numbers, store_partial
 
 
 @triton.jit
@@ -35,8 +35,8 @@ def cheap_gradient(
     cheap_weight,
     two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, two_slopes, two_slopes_stride, two_slope,
     two_sums, count, grad_made, partials, H, W, M, KEPT, PIXELS, per_group,
-    ONE_ACT: tl.constexpr, TWO_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr, UNROLL: tl.constexpr,
-    BP: tl.constexpr, BM: tl.constexpr,
+    ONE_ACT: tl.constexpr, TWO_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
+    WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the cheap convolution's result into ``grad_made`` (pixels x M * MULTIPLIER), its sums, or both."""
     blocks = tl.cdiv(M, BM)
@@ -58,16 +58,16 @@ def cheap_gradient(
         second = tl.zeros((BM,), tl.float32)
         third = tl.zeros((BM,), tl.float32)
         for t in range(per_group):
-            pixels = (group.to(tl.int64) * per_group + t) * BP + tl.arange(0, BP)
+            pixels = numbers(group, per_group, t, BP, WIDE)
             valid = pixels < PIXELS
             mask = valid[:, None] & wanted[None, :]
             rest = pixels % (H * W)
             z2 = depthwise(
-                source, in_batch(pixels, H, W, z_n, z_h, z_w), valid, rest // W, rest % W, H, W, z_h, z_w,
-                cheap_weight, made, wanted, one_scale, one_shift, one_bent, ONE_ACT, True, False, D, UNROLL, BP, BM, "",
+                source, in_batch(pixels, H, W, z_n, z_h, z_w, WIDE), valid, rest // W, rest % W, H, W, z_h, z_w,
+                cheap_weight, made, wanted, one_scale, one_shift, one_bent, ONE_ACT, True, False, D, BP, BM, "",
             )  # fmt: skip
             a2 = z2 * scale[None, :] + shift[None, :]
-            places = in_batch(pixels, H, W, grad_n, grad_h, grad_w)
+            places = in_batch(pixels, H, W, grad_n, grad_h, grad_w, WIDE)
             kept = mask & ((M + made) < KEPT)[None, :]
             g = tl.load(grad + (places[:, None] + (M + made)[None, :] * grad_c), mask=kept, other=0.0).to(tl.float32)
             g2 = tl.where(kept, g * derivative(a2, TWO_ACT, bent[None, :]), 0.0)
@@ -88,8 +88,8 @@ def primary_gradient(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
     cheap_weight, grad_made, grad_z, to_n, to_c, to_h, to_w, partials, weights, H, W, M, KEPT, PIXELS, per_group,
-    ONE_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr, UNROLL: tl.constexpr, TAPS: tl.constexpr,
-    BP: tl.constexpr, BM: tl.constexpr,
+    ONE_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr, TAPS: tl.constexpr,
+    WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the first BatchNorm's result (z's, without one) into ``grad_z``, its sums, the cheap weight's.
 
@@ -110,13 +110,13 @@ def primary_gradient(
     sums = tl.zeros((TAPS, BM), tl.float32)
     MADE = M * MULTIPLIER
     for t in range(per_group):
-        pixels = (group.to(tl.int64) * per_group + t) * BP + tl.arange(0, BP)
+        pixels = numbers(group, per_group, t, BP, WIDE)
         valid = pixels < PIXELS
         mask = valid[:, None] & wanted[None, :]
-        places = in_batch(pixels, H, W, z_n, z_h, z_w)
+        places = in_batch(pixels, H, W, z_n, z_h, z_w, WIDE)
         z1 = tl.load(z + (places[:, None] + channels[None, :] * z_c), mask=mask, other=0.0).to(tl.float32)
         a1 = z1 * scale[None, :] + shift[None, :]
-        places = in_batch(pixels, H, W, grad_n, grad_h, grad_w)
+        places = in_batch(pixels, H, W, grad_n, grad_h, grad_w, WIDE)
         g = tl.load(grad + (places[:, None] + channels[None, :] * grad_c), mask=mask, other=0.0).to(tl.float32)
         if MULTIPLIER > 0:
             y1 = activate(a1, ONE_ACT, bent[None, :])
@@ -125,7 +125,7 @@ def primary_gradient(
             columns = rest % W
             for q in range(MULTIPLIER):
                 made = channels * MULTIPLIER + q
-                for i in tl.range(0, D, loop_unroll_factor=UNROLL):
+                for i in range(D):
                     for j in tl.static_range(D):
                         row, column = rows + (D // 2 - i), columns + (D // 2 - j)
                         inside = valid & (row >= 0) & (row < H) & (column >= 0) & (column < W)
@@ -142,7 +142,7 @@ def primary_gradient(
         first += tl.sum(g1, axis=0)
         second += tl.sum(tl.where(mask, g1 * (z1 - center[None, :]), 0.0), axis=0)
         third += tl.sum(tl.where(mask & ~(a1 > 0), g * a1, 0.0), axis=0)
-        places = in_batch(pixels, H, W, to_n, to_h, to_w)
+        places = in_batch(pixels, H, W, to_n, to_h, to_w, WIDE)
         to = grad_z + (places[:, None] + channels[None, :] * to_c)
         tl.store(to, g1.to(grad_z.dtype.element_ty), mask=mask)
     store_partial(partials, group, channels, M, wanted, first, second, third)
@@ -171,7 +171,8 @@ def through_norm(
 @triton.jit
 def input_gradient(
     grad_z, z, sums, count, one_gamma, one_mean, one_var, one_eps, weight, grad_x, to_n, to_c, to_h, to_w,
-    H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of x: blocks are of its C channels (BM of them), products run over M."""
     blocks = tl.cdiv(C, BM)
@@ -179,7 +180,7 @@ def input_gradient(
     columns = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
     wanted = columns < C
     for t in range(per_group):
-        pixels = (group.to(tl.int64) * per_group + t) * BP + tl.arange(0, BP)
+        pixels = numbers(group, per_group, t, BP, WIDE)
         valid = pixels < PIXELS
         acc = tl.zeros((BP, BM), tl.float32)
         for k in range(0, M, BK):
@@ -192,7 +193,7 @@ def input_gradient(
             b = tl.load(at, mask=known[:, None] & wanted[None, :], other=0.0)
             kind = grad_x.dtype.element_ty
             acc = tl.dot(a.to(kind), b.to(kind), acc, input_precision=PRECISION)
-        places = in_batch(pixels, H, W, to_n, to_h, to_w)
+        places = in_batch(pixels, H, W, to_n, to_h, to_w, WIDE)
         to = grad_x + (places[:, None] + columns[None, :] * to_c)
         tl.store(to, acc.to(grad_x.dtype.element_ty), mask=valid[:, None] & wanted[None, :])
 
@@ -200,7 +201,8 @@ def input_gradient(
 @triton.jit
 def weight_gradient(
     grad_z, z, sums, count, one_gamma, one_mean, one_var, one_eps, x, x_n, x_c, x_h, x_w, partials,
-    H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    BP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the primary weight: groups x M x C partial products over pixels."""
     across = tl.cdiv(C, BC)
@@ -211,12 +213,12 @@ def weight_gradient(
     columns = (block % across) * BC + tl.arange(0, BC)
     acc = tl.zeros((BM, BC), tl.float32)
     for t in range(per_group):
-        pixels = (group.to(tl.int64) * per_group + t) * BP + tl.arange(0, BP)
+        pixels = numbers(group, per_group, t, BP, WIDE)
         valid = pixels < PIXELS
         a = through_norm(
             grad_z, z, sums, one_gamma, one_mean, one_var, one_eps, count, pixels, valid, channels, M, channels < M
         )
-        places = in_batch(pixels, H, W, x_n, x_h, x_w)
+        places = in_batch(pixels, H, W, x_n, x_h, x_w, WIDE)
         at = x + (places[:, None] + columns[None, :] * x_c)
         b = tl.load(at, mask=valid[:, None] & (columns < C)[None, :], other=0.0)
         acc = tl.dot(tl.trans(a.to(x.dtype.element_ty)), b, acc, input_precision=PRECISION)

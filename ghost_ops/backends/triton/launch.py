@@ -32,18 +32,14 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
 
 
-def reach(*tensors: torch.Tensor | None) -> int:
-    """The largest offset, in elements, within one image of these maps."""
-    found = 0
-    for t in tensors:
+def is_wide(*maps: torch.Tensor | None, images: bool = False) -> bool:
+    """Whether offsets within an image of these maps, or from image to image too, need 64 bits."""
+    for t in maps:
         if t is not None:
-            found = max(found, sum((size - 1) * abs(stride) for size, stride in zip(t.shape[1:], t.stride()[1:])))
-    return found
-
-
-def is_wide(*tensors: torch.Tensor | None) -> bool:
-    """Whether offsets within an image of these maps need 64 bits (offsets of images always have them)."""
-    return reach(*tensors) > INT32
+            first = 0 if images else 1
+            if sum((size - 1) * abs(stride) for size, stride in zip(t.shape[first:], t.stride()[first:])) > INT32:
+                return True
+    return False
 
 
 def strides(name: str, t: torch.Tensor | None) -> dict[str, int]:

@@ -21,11 +21,23 @@ def in_image(pixels, W, map_h, map_w, FLAT: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def in_batch(pixels, H, W, map_n, map_h, map_w):
+def numbers(group, per_group, t, BP: tl.constexpr, WIDE: tl.constexpr):
+    """Pixels of a group's tile t, numbered through all images."""
+    if WIDE:
+        group = group.to(tl.int64)
+    return (group * per_group + t) * BP + tl.arange(0, BP)
+
+
+@triton.jit
+def in_batch(pixels, H, W, map_n, map_h, map_w, WIDE: tl.constexpr):
     """Offsets of pixels that are numbered through all images."""
     image = pixels // (H * W)
     rest = pixels - image * (H * W)
-    return image.to(tl.int64) * map_n + (rest // W).to(tl.int64) * map_h + (rest % W).to(tl.int64) * map_w
+    row = rest // W
+    column = rest - row * W
+    if WIDE:
+        image, row, column = image.to(tl.int64), row.to(tl.int64), column.to(tl.int64)
+    return image * map_n + row * map_h + column * map_w
 
 
 @triton.jit
@@ -62,7 +74,7 @@ def product(
 @triton.jit
 def depthwise(
     y, places, valid, rows, columns, H, W, map_h, map_w, weight, made, wanted, scale, shift, slope,
-    ACT: tl.constexpr, AFFINE: tl.constexpr, TURNED: tl.constexpr, D: tl.constexpr, UNROLL: tl.constexpr,
+    ACT: tl.constexpr, AFFINE: tl.constexpr, TURNED: tl.constexpr, D: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, CACHE: tl.constexpr,
 ):  # fmt: skip
     """BP pixels x BM channels of a depthwise convolution padded by D // 2, in float32.
@@ -75,7 +87,7 @@ def depthwise(
         TURNED: with the kernel turned by 180 degrees.
     """
     acc = tl.zeros((BP, BM), tl.float32)
-    for i in tl.range(0, D, loop_unroll_factor=UNROLL):
+    for i in range(D):  # a loop: unrolled as well, rows of taps would need more registers than there are
         for j in tl.static_range(D):
             row, column = rows + (i - D // 2), columns + (j - D // 2)
             inside = valid & (row >= 0) & (row < H) & (column >= 0) & (column < W)

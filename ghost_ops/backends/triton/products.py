@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 
 from . import launch, tiles
-from .maps import in_batch, merge, product, store_partial
+from .maps import in_batch, merge, numbers, product, store_partial
 
 
 @triton.jit
 def product_kernel(
     x, x_n, x_c, x_h, x_w, weight, z, statistics, H, W, C, M, PIXELS, per_group,
-    PRECISION: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid: groups of pixel tiles x blocks of M. z (pixels x M) and the groups' statistics: either may be None."""
     blocks = tl.cdiv(M, BM)
@@ -24,9 +24,9 @@ def product_kernel(
     mean = tl.zeros((BM,), tl.float32)
     m2 = tl.zeros((BM,), tl.float32)
     for t in range(per_group):
-        pixels = (group.to(tl.int64) * per_group + t) * BP + tl.arange(0, BP)
+        pixels = numbers(group, per_group, t, BP, WIDE)
         valid = pixels < PIXELS
-        places = in_batch(pixels, H, W, x_n, x_h, x_w)
+        places = in_batch(pixels, H, W, x_n, x_h, x_w, WIDE)
         acc = product(x, places, valid, x_c, None, weight, C, channels, wanted, PRECISION, BP, BM, BK)
         if z is not None:
             to = z + (pixels[:, None] * M + channels[None, :])
@@ -49,7 +49,8 @@ def primary_product(
     arguments = {
         "x": x, **launch.strides("x", x), "weight": launch.vector(weight), "z": z, "statistics": partials, "H": height,
         "W": width, "C": c, "M": m, "PIXELS": n * height * width, "per_group": per_group,
-        "PRECISION": launch.precision(x.dtype), "BP": tile.pixels, "BM": tile.channels, "BK": tile.depth,
+        "PRECISION": launch.precision(x.dtype), "WIDE": launch.is_wide(x, z, images=True),
+        "BP": tile.pixels, "BM": tile.channels, "BK": tile.depth,
     }  # fmt: skip
     with launch.on_device_of(x):
         grid = (groups * launch.cdiv(m, tile.channels),)

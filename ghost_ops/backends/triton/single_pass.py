@@ -2,8 +2,9 @@
 
 One program makes a band of rows of one image and a block of primary channels, in two phases. First y1 for the band and
 its halo, written to memory; then, behind a barrier of the program, the cheap operation reads y1 back, from the first or
-second level of the cache. Neighbouring bands write the same halo values, bit for bit, so that no barrier across programs
-is needed and results repeat. y1 lies in the output itself, or, where a residual is added to that, in scratch memory.
+second level of the cache. Neighbouring bands write the same halo values, bit for bit, so that no barrier across
+programs is needed and results repeat. y1 lies in the output itself, or, where a residual is added to that, in scratch
+memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 
 from ..activation import PRELU
-from . import launch, tiles
+from . import checks, launch, tiles
 from .activation import activate, affine, slopes
 from .maps import depthwise, in_image, merge, product, store_partial
 
@@ -56,7 +57,7 @@ def single_pass(
     y, y_n, y_c, y_h, y_w, out, out_n, out_c, out_h, out_w, residual, residual_n, residual_c, residual_h, residual_w,
     sums, per_value, statistics, H, W, C, M, KEPT, bands, rows,
     ONE_ACT: tl.constexpr, TWO_ACT: tl.constexpr, PRODUCT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
-    FLAT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UNROLL: tl.constexpr,
+    FLAT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid: images x bands x blocks of M.
@@ -142,7 +143,7 @@ def single_pass(
                 places = in_image(pixels, W, y_h, y_w, FLAT, WIDE)
                 z = depthwise(
                     ours, places, valid, pixels // W, pixels % W, H, W, y_h, y_w, cheap_weight, made, kept, one_scale,
-                    one_shift, one_bent, ONE_ACT, False, False, D, UNROLL, BP, BM, ".cg",
+                    one_shift, one_bent, ONE_ACT, False, False, D, BP, BM, ".cg",
                 )  # fmt: skip
                 if statistics is not None:
                     count, mean, m2 = merge(count, mean, m2, z, valid)
@@ -191,8 +192,11 @@ def run(
             m(s - 1) counts, means and sums of squared deviations.
         like: the map whose memory format the output takes, if not x.
     """
+    checks.expect_module(x, weight, one, cheap_weight, two, out_channels)
     n, c, height, width = x.shape
     m = c if weight is None else weight.shape[0]
+    checks.expect("input_scale", scale, (n, c), x)
+    checks.expect("residual", residual, (n, out_channels, height, width), x)
     multiplier = 0 if cheap_weight is None else cheap_weight.shape[0] // m
     d = 1 if cheap_weight is None else cheap_weight.shape[-1]
     out = launch.new_map(x if like is None else like, out_channels)
@@ -215,7 +219,7 @@ def run(
         "H": height, "W": width, "C": c, "M": m, "KEPT": m * (1 + multiplier) if statistics else out_channels,
         "bands": bands, "rows": tile.rows, "PRODUCT": weight is not None, "D": d, "MULTIPLIER": multiplier,
         "FLAT": launch.is_flat(x, y, out, residual), "WIDE": launch.is_wide(x, y, out, residual),
-        "PRECISION": launch.precision(x.dtype), "UNROLL": d if d <= 3 else 1,
+        "PRECISION": launch.precision(x.dtype),
         "BP": tile.pixels, "BM": tile.channels, "BK": tile.depth,
     }  # fmt: skip
     with launch.on_device_of(x):

@@ -7,15 +7,15 @@ import triton
 import triton.language as tl
 
 from .. import activation as plain
-from . import launch, tiles
+from . import checks, launch, tiles
 from .activation import activate, gate_value, load_or
-from .maps import in_batch
+from .maps import in_batch, numbers
 
 
 @triton.jit
 def sums_kernel(
     x, x_n, x_c, x_h, x_w, other, other_n, other_c, other_h, other_w, sums, per_value, H, W, C,
-    BP: tl.constexpr, BM: tl.constexpr,
+    WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Grid: images x blocks of C. Sums over an image's pixels of x, or of x times ``other``."""
     blocks = tl.cdiv(C, BM)
@@ -26,10 +26,10 @@ def sums_kernel(
     for start in range(0, H * W, BP):
         pixels = start + tl.arange(0, BP)
         mask = (pixels < H * W)[:, None] & wanted[None, :]
-        places = in_batch(pixels, H, W, 0, x_h, x_w) + image * x_n
+        places = in_batch(pixels, H, W, 0, x_h, x_w, WIDE) + image * x_n
         v = tl.load(x + (places[:, None] + channels[None, :] * x_c), mask=mask, other=0.0).to(tl.float32)
         if other is not None:
-            places = in_batch(pixels, H, W, 0, other_h, other_w) + image * other_n
+            places = in_batch(pixels, H, W, 0, other_h, other_w, WIDE) + image * other_n
             at = other + (places[:, None] + channels[None, :] * other_c)
             v *= tl.load(at, mask=mask, other=0.0).to(tl.float32)
         total += v
@@ -40,22 +40,22 @@ def sums_kernel(
 @triton.jit
 def scale_kernel(
     x, x_n, x_c, x_h, x_w, logits, shift, out, out_n, out_c, out_h, out_w, H, W, C, PIXELS, per_group,
-    GATE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    GATE: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Grid: groups of pixel tiles x blocks of C. x times the gate of an image's logits, plus its ``shift``, if any."""
     blocks = tl.cdiv(C, BM)
     group = tl.program_id(0) // blocks
     channels = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
     for t in range(per_group):
-        pixels = (group.to(tl.int64) * per_group + t) * BP + tl.arange(0, BP)
+        pixels = numbers(group, per_group, t, BP, WIDE)
         mask = (pixels < PIXELS)[:, None] & (channels < C)[None, :]
         at = (pixels // (H * W))[:, None] * C + channels[None, :]
-        places = in_batch(pixels, H, W, x_n, x_h, x_w)
+        places = in_batch(pixels, H, W, x_n, x_h, x_w, WIDE)
         v = tl.load(x + (places[:, None] + channels[None, :] * x_c), mask=mask, other=0.0).to(tl.float32)
         v *= gate_value(tl.load(logits + at, mask=mask, other=0.0).to(tl.float32), GATE)
         if shift is not None:
             v += tl.load(shift + at, mask=mask, other=0.0).to(tl.float32)
-        places = in_batch(pixels, H, W, out_n, out_h, out_w)
+        places = in_batch(pixels, H, W, out_n, out_h, out_w, WIDE)
         to = out + (places[:, None] + channels[None, :] * out_c)
         tl.store(to, v.to(out.dtype.element_ty), mask=mask)
 
@@ -94,7 +94,8 @@ def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = 
     tile, _, _ = tiles.flat("depthwise", x, c)
     arguments = {
         "x": x, **launch.strides("x", x), "other": other, **launch.strides("other", other), "sums": sums,
-        "per_value": 1.0 / (height * width) if mean else 1.0, "H": height, "W": width, "C": c, "BP": tile.pixels,
+        "per_value": 1.0 / (height * width) if mean else 1.0, "H": height, "W": width, "C": c,
+        "WIDE": launch.is_wide(x, other), "BP": tile.pixels,
         "BM": tile.channels,
     }  # fmt: skip
     with launch.on_device_of(x):
@@ -113,7 +114,8 @@ def scaled_map(
     arguments = {
         "x": x, **launch.strides("x", x), "logits": launch.vector(logits), "shift": shift, "out": out,
         **launch.strides("out", out), "H": height, "W": width, "C": c, "PIXELS": n * height * width,
-        "per_group": per_group, "GATE": gate, "BP": tile.pixels, "BM": tile.channels,
+        "per_group": per_group, "GATE": gate, "WIDE": launch.is_wide(x, out, images=True),
+        "BP": tile.pixels, "BM": tile.channels,
     }  # fmt: skip
     with launch.on_device_of(x):
         launch.run(scale_kernel, (groups * launch.cdiv(c, tile.channels),), arguments, tile.warps, tile.stages)
@@ -123,6 +125,8 @@ def scaled_map(
 def _linear(v, weight, bias, act, gate=None):
     """act(v) weight' + bias, and its gate's value where a gate is given."""
     rows, (outer, inner) = v.shape[0], weight.shape
+    checks.expect("squeeze or hidden", v, (rows, inner), weight)
+    checks.expect("bias", bias, (outer,), v)
     out = torch.empty((rows, outer), dtype=v.dtype, device=v.device)
     gated = None if gate is None else torch.empty_like(out)
     tf32 = v.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32  # as torch's linear layers
@@ -158,6 +162,7 @@ def squeeze_excite_backward(
 
     Between the two passes over maps stand products of N x C vectors, which torch does: no pass more.
     """
+    checks.expect("grad_out", grad_out, tuple(x.shape), x)
     size = x.shape[2] * x.shape[3]
     squeeze, hidden, logits = squeeze.float(), hidden.float(), logits.float()
     grad_logits = plain.gate_backward(image_sums(grad_out, x), logits, gate)

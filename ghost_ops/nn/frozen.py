@@ -23,8 +23,8 @@ class FrozenProgram(nn.Module):
         steps: what to do with them.
         parts: for people: the modules that it stands for.
 
-    Shape: N x C x H x W, float32 or bfloat16 (on a CUDA device float16 too), NCHW or channels_last, of any N, H and W that the net takes, to a map in
-    the input's dtype and memory format, or to N x features.
+    Shape: N x C x H x W, float32 or bfloat16 (on a CUDA device float16 too), NCHW or channels_last, of any N, H and W
+    that the net takes, to a map in the input's dtype and memory format, or to N x features.
     """
 
     def __init__(self, packed: torch.Tensor, steps: list[int], parts: tuple[str, ...] = ()) -> None:

@@ -51,9 +51,12 @@ def reason() -> str | None:
     return _missing
 
 
-@torch.compiler.assume_constant_result
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler: seconds, for everybody.
+_capability._dynamo_marked_constant = True
 
 
 def refuse_device(device: torch.device) -> str | None:

@@ -102,14 +102,16 @@ def load_or(pointer, index, mask, default: tl.constexpr):
 
 @triton.jit
 def affine(bias, gamma, beta, mean, var, eps, channels, mask):
-    """What becomes of a convolution's result, per channel: scale and shift of its bias and the BatchNorm after it.
+    """What becomes of a convolution's result z, per channel: (z - center) * scale + shift.
 
-    With ``mean`` None there is no BatchNorm. The order of operations is that of ``reference.ghost_module.fold``.
+    That is its bias and the BatchNorm after it; with ``mean`` None there is no BatchNorm. The center is taken off first:
+    in z * scale + (beta - mean * scale) a mean that is large beside the deviation would cost digits.
     """
-    shift = load_or(bias, channels, mask, 0.0)
+    center = -load_or(bias, channels, mask, 0.0)
     scale = tl.full(channels.shape, 1.0, tl.float32)
+    shift = tl.zeros(channels.shape, tl.float32)
     if mean is not None:
-        scale = 1.0 / tl.sqrt(load_or(var, channels, mask, 1.0) + eps)
-        scale *= load_or(gamma, channels, mask, 1.0)
-        shift = (shift - load_or(mean, channels, mask, 0.0)) * scale + load_or(beta, channels, mask, 0.0)
-    return scale, shift
+        center += load_or(mean, channels, mask, 0.0)
+        scale = load_or(gamma, channels, mask, 1.0) / tl.sqrt(load_or(var, channels, mask, 1.0) + eps)
+        shift = load_or(beta, channels, mask, 0.0)
+    return center, scale, shift

@@ -28,7 +28,7 @@ def cheap_half(
     for q in range(MULTIPLIER):
         made = channels * MULTIPLIER + q
         kept = (channels < M) & (made < KEPT - M)
-        scale, shift = affine(two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, made, kept)
+        center, scale, shift = affine(two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, made, kept)
         bent = slopes(two_slopes, two_slopes_stride, made, kept, two_slope, TWO_ACT)
         for t in range(per_group):
             pixels = numbers(group, per_group, t, BP, WIDE)
@@ -37,9 +37,9 @@ def cheap_half(
             places = in_batch(pixels, H, W, out_n, out_h, out_w, WIDE)
             z = depthwise(
                 source, places, valid, rest // W, rest % W, H, W, out_h, out_w, cheap_weight, made, kept, unused,
-                unused, unused, TWO_ACT, False, False, D, BP, BM, "",
+                unused, unused, unused, TWO_ACT, False, False, D, BP, BM, "",
             )  # fmt: skip
-            v = activate(z * scale[None, :] + shift[None, :], TWO_ACT, bent[None, :])
+            v = activate((z - center[None, :]) * scale[None, :] + shift[None, :], TWO_ACT, bent[None, :])
             to = out + (places[:, None] + (M + made)[None, :] * out_c)
             tl.store(to, v.to(out.dtype.element_ty), mask=valid[:, None] & kept[None, :])
 

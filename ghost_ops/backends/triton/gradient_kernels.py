@@ -1,7 +1,8 @@
 """The kernels of ``backward``. Grids: groups of pixel tiles x blocks of channels.
 
-Pixels are numbered through all images. With the sums of a BatchNorm over its batch (3 x channels: Σ g, Σ g (z - mean), PReLU's) a gradient g of the BatchNorm's
-result becomes that of z: γ r (g - Σ g / n - r² (z - mean) Σ g (z - mean) / n), r = 1 / sqrt(var + eps).
+Pixels are numbered through all images. With the sums of a BatchNorm over its batch (3 x channels: Σ g, Σ g (z - mean),
+PReLU's) a gradient g of the BatchNorm's result becomes that of z:
+γ r (g - Σ g / n - r² (z - mean) Σ g (z - mean) / n), r = 1 / sqrt(var + eps).
 """
 
 from __future__ import annotations
@@ -43,13 +44,15 @@ def cheap_gradient(
     group = tl.program_id(0) // blocks
     channels = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
     wanted = channels < M
-    one_scale, one_shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
+    one_center, one_scale, one_shift = affine(
+        one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted
+    )
     one_bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
     source = z + channels[None, :] * z_c
     for q in range(MULTIPLIER):
         made = channels * MULTIPLIER + q
         MADE = M * MULTIPLIER
-        scale, shift = affine(two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, made, wanted)
+        middle, scale, shift = affine(two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, made, wanted)
         bent = slopes(two_slopes, two_slopes_stride, made, wanted, two_slope, TWO_ACT)
         factor, constant, linear, center = norm_coefficients(
             two_sums, two_gamma, two_mean, two_var, two_eps, count, made, MADE, wanted
@@ -64,9 +67,9 @@ def cheap_gradient(
             rest = pixels % (H * W)
             z2 = depthwise(
                 source, in_batch(pixels, H, W, z_n, z_h, z_w, WIDE), valid, rest // W, rest % W, H, W, z_h, z_w,
-                cheap_weight, made, wanted, one_scale, one_shift, one_bent, ONE_ACT, True, False, D, BP, BM, "",
+                cheap_weight, made, wanted, one_center, one_scale, one_shift, one_bent, ONE_ACT, True, False, D, BP, BM, "",
             )  # fmt: skip
-            a2 = z2 * scale[None, :] + shift[None, :]
+            a2 = (z2 - middle[None, :]) * scale[None, :] + shift[None, :]
             places = in_batch(pixels, H, W, grad_n, grad_h, grad_w, WIDE)
             kept = mask & ((M + made) < KEPT)[None, :]
             g = tl.load(grad + (places[:, None] + (M + made)[None, :] * grad_c), mask=kept, other=0.0).to(tl.float32)
@@ -100,7 +103,7 @@ def primary_gradient(
     group = tl.program_id(0) // blocks
     channels = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
     wanted = channels < M
-    scale, shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
+    middle, scale, shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
     bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
     center = load_or(one_mean, channels, wanted, 0.0)
     first = tl.zeros((BM,), tl.float32)
@@ -115,7 +118,7 @@ def primary_gradient(
         mask = valid[:, None] & wanted[None, :]
         places = in_batch(pixels, H, W, z_n, z_h, z_w, WIDE)
         z1 = tl.load(z + (places[:, None] + channels[None, :] * z_c), mask=mask, other=0.0).to(tl.float32)
-        a1 = z1 * scale[None, :] + shift[None, :]
+        a1 = (z1 - middle[None, :]) * scale[None, :] + shift[None, :]
         places = in_batch(pixels, H, W, grad_n, grad_h, grad_w, WIDE)
         g = tl.load(grad + (places[:, None] + channels[None, :] * grad_c), mask=mask, other=0.0).to(tl.float32)
         if MULTIPLIER > 0:

@@ -73,7 +73,7 @@ def product(
 
 @triton.jit
 def depthwise(
-    y, places, valid, rows, columns, H, W, map_h, map_w, weight, made, wanted, scale, shift, slope,
+    y, places, valid, rows, columns, H, W, map_h, map_w, weight, made, wanted, center, scale, shift, slope,
     ACT: tl.constexpr, AFFINE: tl.constexpr, TURNED: tl.constexpr, D: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, CACHE: tl.constexpr,
 ):  # fmt: skip
@@ -83,7 +83,7 @@ def depthwise(
         y: pointers of the tile's channels (1 x BM) in the map; ``places`` are the pixels' offsets (BP), at ``rows`` and
             ``columns``, ``valid`` which of them there are.
         weight: made channels x D x D; ``made`` are the tile's, ``wanted`` which of them there are.
-        scale, shift, slope: with AFFINE the input is ACT(y * scale + shift), within the map.
+        center, scale, shift, slope: with AFFINE the input is ACT((y - center) * scale + shift), within the map.
         TURNED: with the kernel turned by 180 degrees.
     """
     acc = tl.zeros((BP, BM), tl.float32)
@@ -95,7 +95,8 @@ def depthwise(
             offset = places + ((i - D // 2) * map_h + (j - D // 2) * map_w)
             v = tl.load(y + offset[:, None], mask=mask, other=0.0, cache_modifier=CACHE).to(tl.float32)
             if AFFINE:
-                v = tl.where(mask, activate(v * scale[None, :] + shift[None, :], ACT, slope[None, :]), 0.0)
+                a = (v - center[None, :]) * scale[None, :] + shift[None, :]
+                v = tl.where(mask, activate(a, ACT, slope[None, :]), 0.0)
             tap = i * D + j
             if TURNED:
                 tap = D * D - 1 - tap

@@ -83,7 +83,9 @@ def single_pass(
     if sums is not None:
         sums += band.to(tl.int64) * KEPT
 
-    one_scale, one_shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
+    one_center, one_scale, one_shift = affine(
+        one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted
+    )
     one_bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
     total = tl.zeros((BM,), tl.float32)
     high = tl.minimum(last + D // 2, H) * W
@@ -96,7 +98,7 @@ def single_pass(
             z = product(x, places, valid, x_c, scale, weight, C, channels, wanted, PRECISION, BP, BM, BK)
         else:
             z = tl.load(x + (places[:, None] + channels[None, :] * x_c), mask=mask, other=0.0).to(tl.float32)
-        v = activate(z * one_scale[None, :] + one_shift[None, :], ONE_ACT, one_bent[None, :])
+        v = activate((z - one_center[None, :]) * one_scale[None, :] + one_shift[None, :], ONE_ACT, one_bent[None, :])
         if MULTIPLIER == 0:
             if residual is not None:
                 at = in_image(pixels, W, residual_h, residual_w, FLAT, WIDE)
@@ -130,7 +132,9 @@ def single_pass(
         for q in range(MULTIPLIER):
             made = channels * MULTIPLIER + q
             kept = wanted & (made < KEPT - M)
-            two_scale, two_shift = affine(two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, made, kept)
+            two_center, two_scale, two_shift = affine(
+                two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, made, kept
+            )
             two_bent = slopes(two_slopes, two_slopes_stride, made, kept, two_slope, TWO_ACT)
             sum_two = tl.zeros((BM,), tl.float32)
             mean = tl.zeros((BM,), tl.float32)
@@ -142,13 +146,14 @@ def single_pass(
                 mask = valid[:, None] & kept[None, :]
                 places = in_image(pixels, W, y_h, y_w, FLAT, WIDE)
                 z = depthwise(
-                    ours, places, valid, pixels // W, pixels % W, H, W, y_h, y_w, cheap_weight, made, kept, one_scale,
-                    one_shift, one_bent, ONE_ACT, False, False, D, BP, BM, ".cg",
+                    ours, places, valid, pixels // W, pixels % W, H, W, y_h, y_w, cheap_weight, made, kept,
+                    one_center, one_scale, one_shift, one_bent, ONE_ACT, False, False, D, BP, BM, ".cg",
                 )  # fmt: skip
                 if statistics is not None:
                     count, mean, m2 = merge(count, mean, m2, z, valid)
                 else:
-                    v = activate(z * two_scale[None, :] + two_shift[None, :], TWO_ACT, two_bent[None, :])
+                    v = (z - two_center[None, :]) * two_scale[None, :] + two_shift[None, :]
+                    v = activate(v, TWO_ACT, two_bent[None, :])
                     if residual is not None:
                         at = in_image(pixels, W, residual_h, residual_w, FLAT, WIDE)
                         v += tl.load(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
@@ -76,19 +76,27 @@ def excitation(c, side, dtype, *, layout=LAST):
     squeeze_excite.squeeze_excite_backward(x, x, *vectors, *parameters, RELU, HARD_SIGMOID)
 
 
-def calls(half: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Every entry of the table through every kernel, at the shapes where its tile is largest; odd ones beside."""
-    both = (half, torch.float32)
-    for dtype in both:
-        yield f"inference, large, {dtype}", lambda d=dtype: inference(64, 64, 56, d)
-        yield f"inference, small, {dtype}", lambda d=dtype: inference(112, 336, 14, d, more=True)
-        yield f"training, large, {dtype}", lambda d=dtype: training(24, 36, 56, d)
-        yield f"training, small, {dtype}", lambda d=dtype: training(672, 80, 14, d, d=5)
-        yield f"squeeze-excite, {dtype}", lambda d=dtype: excitation(672, 14, d)
-    yield "first layer, NCHW", lambda: inference(16, 8, 112, half, layout=FIRST)
-    yield "image of 2**31 elements and more", lambda: None
-    yield "PReLU, gradients, odd channels", lambda: folded(23, 37, 33, half, d=5, act=PRELU)
-    yield "ratio 1, gradients", lambda: folded(160, 960, 7, half, cheap=False, act=HARD_SWISH)
-    yield "ratio 3, 7 x 7", lambda: training(40, 20, 28, half, d=7, multiplier=2, act=SILU)
-    yield "1 x 1 cheap kernel, float", lambda: folded(40, 20, 28, torch.float32, d=1, act=SILU)
-    yield "concatenation", lambda: concatenation(64, 40, half, d=5)
+def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
+    """Every entry of the table through every kernel, at the shapes where its tile is largest."""
+    found = []
+    for dtype in (half, torch.float32):
+        found += [
+            (f"inference, large, {dtype}", lambda d=dtype: inference(64, 64, 56, d)),
+            (f"inference, small, {dtype}", lambda d=dtype: inference(112, 336, 14, d, more=True)),
+            (f"training, large, {dtype}", lambda d=dtype: training(24, 36, 56, d)),
+            (f"training, small, {dtype}", lambda d=dtype: training(672, 80, 14, d, d=5)),
+            (f"squeeze-excite, {dtype}", lambda d=dtype: excitation(672, 14, d)),
+        ]
+    return found
+
+
+def odd(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
+    """Odd channels, ratios, cheap kernels, activations and layouts."""
+    return [
+        ("first layer, NCHW", lambda: inference(16, 8, 112, half, layout=FIRST)),
+        ("PReLU, gradients, odd channels", lambda: folded(23, 37, 33, half, d=5, act=PRELU)),
+        ("ratio 1, gradients", lambda: folded(160, 960, 7, half, cheap=False, act=HARD_SWISH)),
+        ("ratio 3, 7 x 7", lambda: training(40, 20, 28, half, d=7, multiplier=2, act=SILU)),
+        ("1 x 1 cheap kernel, float", lambda: folded(40, 20, 28, torch.float32, d=1, act=SILU)),
+        ("concatenation", lambda: concatenation(64, 40, half, d=5)),
+    ]

@@ -104,8 +104,8 @@ def load_or(pointer, index, mask, default: tl.constexpr):
 def affine(bias, gamma, beta, mean, var, eps, channels, mask):
     """What becomes of a convolution's result z, per channel: (z - center) * scale + shift.
 
-    That is its bias and the BatchNorm after it; with ``mean`` None there is no BatchNorm. The center is taken off first:
-    in z * scale + (beta - mean * scale) a mean that is large beside the deviation would cost digits.
+    That is its bias and the BatchNorm after it; with ``mean`` None there is no BatchNorm. The center is taken off
+    first: in z * scale + (beta - mean * scale) a mean that is large beside the deviation would cost digits.
     """
     center = -load_or(bias, channels, mask, 0.0)
     scale = tl.full(channels.shape, 1.0, tl.float32)

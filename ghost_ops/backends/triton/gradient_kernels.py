@@ -67,7 +67,8 @@ def cheap_gradient(
             rest = pixels % (H * W)
             z2 = depthwise(
                 source, in_batch(pixels, H, W, z_n, z_h, z_w, WIDE), valid, rest // W, rest % W, H, W, z_h, z_w,
-                cheap_weight, made, wanted, one_center, one_scale, one_shift, one_bent, ONE_ACT, True, False, D, BP, BM, "",
+                cheap_weight, made, wanted, one_center, one_scale, one_shift, one_bent, ONE_ACT, True, False, D, BP, BM,
+                "",
             )  # fmt: skip
             a2 = (z2 - middle[None, :]) * scale[None, :] + shift[None, :]
             places = in_batch(pixels, H, W, grad_n, grad_h, grad_w, WIDE)

@@ -109,14 +109,16 @@ def depthwise(
 def merge(count, mean, m2, z, valid):
     """Count, means and sums of squared deviations with those of one more tile z (Chan, Golub and LeVeque).
 
-    The tile's own deviations are from its own mean, so that nothing cancels.
+    The tile's deviations are from its own mean, so that nothing cancels; what rounding left of their sum corrects both.
     """
     fresh = tl.sum(valid.to(tl.float32), axis=0)
-    tile_mean = tl.sum(tl.where(valid[:, None], z, 0.0), axis=0) / tl.maximum(fresh, 1.0)
+    size = tl.maximum(fresh, 1.0)
+    tile_mean = tl.sum(tl.where(valid[:, None], z, 0.0), axis=0) / size
     deviation = tl.where(valid[:, None], z - tile_mean[None, :], 0.0)
+    left = tl.sum(deviation, axis=0) / size
     total = tl.maximum(count + fresh, 1.0)
-    delta = tile_mean - mean
-    m2 += tl.sum(deviation * deviation, axis=0) + delta * delta * (count * fresh / total)
+    delta = (tile_mean - mean) + left
+    m2 += tl.sum(deviation * deviation, axis=0) - fresh * left * left + delta * delta * (count * fresh / total)
     mean += delta * (fresh / total)
     return count + fresh, mean, m2
 

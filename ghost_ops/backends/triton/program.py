@@ -12,7 +12,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 
-from ..activation import LEAKY_RELU, PRELU, activate
+from ..activation import LEAKY_RELU, NONE, PRELU, activate, apply_gate
 from ..reference.program import Folded, unpack
 from ..steps import Conv, Dense, Depthwise, Excite, Ghost, Layer, Load, Pool, Step, Store, decode
 from .ghost_module import ghost_module
@@ -80,17 +80,22 @@ class _Run:
             self.maps[step.out] = out
             self.squeeze = image_sums(out, mean=True) if wanted else self.squeeze
         elif isinstance(step, Excite):
-            reduce, expand = next(self.folded), next(self.folded)
-            weights = reduce.weight.flatten(1), reduce.bias, expand.weight.flatten(1), expand.bias
-            if step.reduce.act in (LEAKY_RELU, PRELU):
-                raise ValueError("program: steps: expected an excitation without slopes")
-            self.excitation = excite(self.squeeze, *weights, step.reduce.act, step.gate)
+            self.excitation = self.excite(step)
         elif isinstance(step, Pool):
             self.features = self.squeeze
         elif isinstance(step, Dense):
-            weight, bias, slopes = next(self.folded)
-            found = F.linear(self.features, weight.flatten(1), bias)
-            self.features = activate(found, step.layer.act, step.layer.slope, slopes)
+            self.features = self.dense(self.features, step.layer)
+
+    def dense(self, v: torch.Tensor, layer: Layer) -> torch.Tensor:
+        weight, bias, slopes = next(self.folded)
+        return activate(F.linear(v, weight.flatten(1), bias), layer.act, layer.slope, slopes)
+
+    def excite(self, step: Excite) -> torch.Tensor:
+        if step.reduce.act in (LEAKY_RELU, PRELU) or step.expand.act != NONE:  # in no net: no kernel takes it
+            return apply_gate(self.dense(self.dense(self.squeeze, step.reduce), step.expand), step.gate)
+        reduce, expand = next(self.folded), next(self.folded)
+        weights = reduce.weight.flatten(1), reduce.bias, expand.weight.flatten(1), expand.bias
+        return excite(self.squeeze, *weights, step.reduce.act, step.gate)
 
     def convolve(self, x: torch.Tensor, layer: Layer, stride: int, padding: int, groups: int = 1) -> torch.Tensor:
         weight, bias, slopes = next(self.folded)

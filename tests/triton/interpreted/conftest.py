@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ghost_ops.backends import native, triton
 from ghost_ops.backends import choose as choosing  # noqa: F401  the package's function of that name hides the module
+from ghost_ops.backends import native, triton
 from ghost_ops.ops import _library
 from tests.helpers import poisoned_memory
 

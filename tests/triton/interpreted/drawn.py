@@ -16,7 +16,7 @@ DTYPES = (torch.float32, torch.float16)
 
 
 @contextmanager
-def few_tiles(pixels: int = 256) -> Iterator[None]:
+def few_tiles(pixels: int = 128) -> Iterator[None]:
     """Large tiles: an interpreter's time is that of its steps, not of their size."""
     with ExitStack() as stack:
         for kernel in tiles.KERNELS:

@@ -84,7 +84,7 @@ class GraphedNet(nn.Module):
         if not isinstance(out, torch.Tensor):
             raise TypeError(f"GraphedNet: net: expected one that returns a tensor, got a {type(out).__name__}")
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on working
             out = self.net(held)
         return _Graph(graph.replay, held, out)
 

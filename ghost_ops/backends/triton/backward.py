@@ -92,7 +92,7 @@ def through_halves(
     grad_z = launch.new_map(z, m) if grad_z is None else grad_z
     w2 = launch.vector(cheap_weight)
     grad_made = launch.scratch(z, made) if multiplier else None
-    tile, per_group, groups = tiles.flat("depthwise", z, m, d=d)
+    tile, per_group, groups = tiles.flat("depthwise", z, m)
     blocks = launch.cdiv(m, tile.channels)
     common = {
         "z": z, **launch.strides("z", z), "grad": grad_out, **launch.strides("grad", grad_out), **one.arguments("one"),

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from . import backward, launch, single_pass, tiles
 from .activation import activate, affine, slopes
-from .maps import depthwise, in_batch, numbers
+from .maps import block_of, depthwise, in_batch, numbers
 from .products import join, primary_product
 from .single_pass import Half
 
@@ -22,7 +22,7 @@ def cheap_half(
     """The third pass: out[:, M:] from y1 in out[:, :M], which nobody writes any more."""
     blocks = tl.cdiv(M, BM)
     group = tl.program_id(0) // blocks
-    channels = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
+    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
     source = out + channels[None, :] * out_c
     unused = tl.zeros((BM,), tl.float32)
     for q in range(MULTIPLIER):
@@ -37,7 +37,7 @@ def cheap_half(
             places = in_batch(pixels, H, W, out_n, out_h, out_w, WIDE)
             z = depthwise(
                 source, places, valid, rest // W, rest % W, H, W, out_h, out_w, cheap_weight, made, kept, unused,
-                unused, unused, unused, TWO_ACT, False, False, D, BP, BM, "",
+                unused, unused, unused, TWO_ACT, False, D, BP, BM, "",
             )  # fmt: skip
             v = activate((z - center[None, :]) * scale[None, :] + shift[None, :], TWO_ACT, bent[None, :])
             to = out + (places[:, None] + (M + made)[None, :] * out_c)
@@ -62,7 +62,7 @@ def ghost_module_train(
     )  # fmt: skip
     cheap_mean, cheap_var = join(partials, count)
     two = none._replace(gamma=cheap_gamma, beta=cheap_beta, mean=cheap_mean, var=cheap_var, eps=cheap_eps)
-    tile, per_group, groups = tiles.flat("depthwise", x, m, d=d)
+    tile, per_group, groups = tiles.flat("depthwise", x, m)
     arguments = {
         "out": out, **launch.strides("out", out), "cheap_weight": launch.vector(cheap_weight), **two.arguments("two"),
         "H": height, "W": width, "M": m, "KEPT": out_channels, "PIXELS": count, "per_group": per_group, "D": d,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .activation import activate, affine, derivative, load_or, slopes
-from .maps import depthwise, in_batch, numbers, store_partial
+from .maps import block_of, depthwise, in_batch, numbers, store_partial
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def cheap_gradient(
     """Gradient of the cheap convolution's result into ``grad_made`` (pixels x M * MULTIPLIER), its sums, or both."""
     blocks = tl.cdiv(M, BM)
     group = tl.program_id(0) // blocks
-    channels = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
+    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
     wanted = channels < M
     one_center, one_scale, one_shift = affine(
         one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted
@@ -67,7 +67,7 @@ def cheap_gradient(
             rest = pixels % (H * W)
             z2 = depthwise(
                 source, in_batch(pixels, H, W, z_n, z_h, z_w, WIDE), valid, rest // W, rest % W, H, W, z_h, z_w,
-                cheap_weight, made, wanted, one_center, one_scale, one_shift, one_bent, ONE_ACT, True, False, D, BP, BM,
+                cheap_weight, made, wanted, one_center, one_scale, one_shift, one_bent, ONE_ACT, True, D, BP, BM,
                 "",
             )  # fmt: skip
             a2 = (z2 - middle[None, :]) * scale[None, :] + shift[None, :]
@@ -102,7 +102,7 @@ def primary_gradient(
     """
     blocks = tl.cdiv(M, BM)
     group = tl.program_id(0) // blocks
-    channels = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
+    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
     wanted = channels < M
     middle, scale, shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
     bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
@@ -113,6 +113,8 @@ def primary_gradient(
     taps = tl.arange(0, TAPS)
     sums = tl.zeros((TAPS, BM), tl.float32)
     MADE = M * MULTIPLIER
+    ROWS: tl.constexpr = D if D <= 3 else D * D  # loops as in ``depthwise``
+    COLUMNS: tl.constexpr = D if D <= 3 else 1
     for t in range(per_group):
         pixels = numbers(group, per_group, t, BP, WIDE)
         valid = pixels < PIXELS
@@ -129,19 +131,19 @@ def primary_gradient(
             columns = rest % W
             for q in range(MULTIPLIER):
                 made = channels * MULTIPLIER + q
-                for i in range(D):
-                    for j in tl.static_range(D):
-                        row, column = rows + (D // 2 - i), columns + (D // 2 - j)
+                for i in range(ROWS):
+                    for j in tl.static_range(COLUMNS):
+                        tap = i * COLUMNS + j
+                        up, left = D // 2 - tap // D, D // 2 - tap % D
+                        row, column = rows + up, columns + left
                         inside = valid & (row >= 0) & (row < H) & (column >= 0) & (column < W)
                         near = inside[:, None] & wanted[None, :]
-                        at = pixels + (D // 2 - i) * W + (D // 2 - j)
-                        gz = tl.load(
-                            grad_made + (at[:, None] * MADE + made[None, :]), mask=near, other=0.0
-                        ).to(tl.float32)  # fmt: skip
-                        by = tl.load(cheap_weight + made * (D * D) + i * D + j, mask=wanted, other=0.0).to(tl.float32)
+                        at = grad_made + ((pixels + up * W + left)[:, None] * MADE + made[None, :])
+                        gz = tl.load(at, mask=near, other=0.0).to(tl.float32)
+                        by = tl.load(cheap_weight + made * (D * D) + tap, mask=wanted, other=0.0).to(tl.float32)
                         g += gz * by[None, :]
                         part = tl.sum(tl.where(near, gz * y1, 0.0), axis=0)
-                        sums += tl.where((taps == q * D * D + i * D + j)[:, None], part[None, :], 0.0)
+                        sums += tl.where((taps == q * D * D + tap)[:, None], part[None, :], 0.0)
         g1 = tl.where(mask, g * derivative(a1, ONE_ACT, bent[None, :]), 0.0)
         first += tl.sum(g1, axis=0)
         second += tl.sum(tl.where(mask, g1 * (z1 - center[None, :]), 0.0), axis=0)
@@ -181,7 +183,7 @@ def input_gradient(
     """Gradient of x: blocks are of its C channels (BM of them), products run over M."""
     blocks = tl.cdiv(C, BM)
     group = tl.program_id(0) // blocks
-    columns = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
+    columns = block_of(tl.program_id(0) % blocks, BM, WIDE)
     wanted = columns < C
     for t in range(per_group):
         pixels = numbers(group, per_group, t, BP, WIDE)
@@ -213,8 +215,8 @@ def weight_gradient(
     blocks = tl.cdiv(M, BM) * across
     block = tl.program_id(0) % blocks
     group = tl.program_id(0) // blocks
-    channels = (block // across) * BM + tl.arange(0, BM)
-    columns = (block % across) * BC + tl.arange(0, BC)
+    channels = block_of(block // across, BM, WIDE)
+    columns = block_of(block % across, BC, WIDE)
     acc = tl.zeros((BM, BC), tl.float32)
     for t in range(per_group):
         pixels = numbers(group, per_group, t, BP, WIDE)

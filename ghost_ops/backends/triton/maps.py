@@ -9,6 +9,15 @@ from .activation import activate
 
 
 @triton.jit
+def block_of(block, B: tl.constexpr, WIDE: tl.constexpr):
+    """The channels of a block; 64 bits where their offsets in a map may need them."""
+    channels = block * B + tl.arange(0, B)
+    if WIDE:
+        channels = channels.to(tl.int64)
+    return channels
+
+
+@triton.jit
 def in_image(pixels, W, map_h, map_w, FLAT: tl.constexpr, WIDE: tl.constexpr):
     """Offsets of an image's pixels, of either sign of FLAT (see ``launch.is_flat``)."""
     if WIDE:
@@ -57,7 +66,9 @@ def product(
         channels = k + tl.arange(0, BK)
         known = channels < C
         a = tl.load(
-            x + (places[:, None] + channels[None, :] * channel_stride), mask=valid[:, None] & known[None, :], other=0.0
+            x + (places[:, None] + channels[None, :].to(places.dtype) * channel_stride),
+            mask=valid[:, None] & known[None, :],
+            other=0.0,
         )
         if scale is not None:
             by = tl.load(scale + channels, mask=known, other=0.0).to(tl.float32)
@@ -74,8 +85,7 @@ def product(
 @triton.jit
 def depthwise(
     y, places, valid, rows, columns, H, W, map_h, map_w, weight, made, wanted, center, scale, shift, slope,
-    ACT: tl.constexpr, AFFINE: tl.constexpr, TURNED: tl.constexpr, D: tl.constexpr,
-    BP: tl.constexpr, BM: tl.constexpr, CACHE: tl.constexpr,
+    ACT: tl.constexpr, AFFINE: tl.constexpr, D: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, CACHE: tl.constexpr,
 ):  # fmt: skip
     """BP pixels x BM channels of a depthwise convolution padded by D // 2, in float32.
 
@@ -84,22 +94,24 @@ def depthwise(
             ``columns``, ``valid`` which of them there are.
         weight: made channels x D x D; ``made`` are the tile's, ``wanted`` which of them there are.
         center, scale, shift, slope: with AFFINE the input is ACT((y - center) * scale + shift), within the map.
-        TURNED: with the kernel turned by 180 degrees.
     """
     acc = tl.zeros((BP, BM), tl.float32)
-    for i in range(D):  # a loop: unrolled as well, rows of taps would need more registers than there are
-        for j in tl.static_range(D):
-            row, column = rows + (i - D // 2), columns + (j - D // 2)
+    # In loops: with all taps unrolled, each with its mask, there would be more under way than there are registers. Of
+    # 3 x 3 kernels a row of taps is.
+    ROWS: tl.constexpr = D if D <= 3 else D * D
+    COLUMNS: tl.constexpr = D if D <= 3 else 1
+    for i in range(ROWS):
+        for j in tl.static_range(COLUMNS):
+            tap = i * COLUMNS + j
+            down, right = tap // D - D // 2, tap % D - D // 2
+            row, column = rows + down, columns + right
             inside = valid & (row >= 0) & (row < H) & (column >= 0) & (column < W)
             mask = inside[:, None] & wanted[None, :]
-            offset = places + ((i - D // 2) * map_h + (j - D // 2) * map_w)
-            v = tl.load(y + offset[:, None], mask=mask, other=0.0, cache_modifier=CACHE).to(tl.float32)
+            at = y + (places + (down * map_h + right * map_w))[:, None]
+            v = tl.load(at, mask=mask, other=0.0, cache_modifier=CACHE).to(tl.float32)
             if AFFINE:
                 a = (v - center[None, :]) * scale[None, :] + shift[None, :]
                 v = tl.where(mask, activate(a, ACT, slope[None, :]), 0.0)
-            tap = i * D + j
-            if TURNED:
-                tap = D * D - 1 - tap
             by = tl.load(weight + made * (D * D) + tap, mask=wanted, other=0.0).to(tl.float32)
             acc += v * by[None, :]
     return acc

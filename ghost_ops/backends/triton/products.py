@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from . import launch, tiles
-from .maps import in_batch, merge, numbers, product, store_partial
+from .maps import block_of, in_batch, merge, numbers, product, store_partial
 
 
 @triton.jit
@@ -18,7 +18,7 @@ def product_kernel(
     """Grid: groups of pixel tiles x blocks of M. z (pixels x M) and the groups' statistics: either may be None."""
     blocks = tl.cdiv(M, BM)
     group = tl.program_id(0) // blocks
-    channels = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
+    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
     wanted = channels < M
     count = 0.0
     mean = tl.zeros((BM,), tl.float32)

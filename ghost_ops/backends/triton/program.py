@@ -6,7 +6,7 @@ call, so that nothing can be stale; only the gather's index, which depends on th
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from math import prod
 
 import torch
@@ -18,10 +18,8 @@ from ..steps import Conv, Dense, Depthwise, Excite, Ghost, Layer, Load, Pool, St
 from .ghost_module import ghost_module
 from .squeeze_excite import excite, image_sums
 
-KEPT_INDICES = 32
 
-
-@lru_cache(maxsize=KEPT_INDICES)
+@cache  # for good: captured CUDA graphs read it
 def _gather(steps: tuple[int, ...], floats: int, device: torch.device) -> tuple[torch.Tensor, tuple[tuple, ...]]:
     """Where in the packed form the folded tensors lie, one after the other, and their shapes.
 
@@ -31,7 +29,7 @@ def _gather(steps: tuple[int, ...], floats: int, device: torch.device) -> tuple[
     found = unpack(places, decode(steps))
     index = torch.cat([t.reshape(-1) for folded in found for t in folded if t is not None])
     shapes = tuple(tuple(None if t is None else tuple(t.shape) for t in folded) for folded in found)
-    return index.to(torch.int64).to(device), shapes
+    return index.to(torch.int32).to(device), shapes
 
 
 def _unpacked(packed: torch.Tensor, steps: tuple[int, ...], dtype: torch.dtype) -> list[Folded]:

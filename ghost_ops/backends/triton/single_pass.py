@@ -18,7 +18,7 @@ import triton.language as tl
 from ..activation import PRELU
 from . import checks, launch, tiles
 from .activation import activate, affine, slopes
-from .maps import depthwise, in_image, merge, product, store_partial
+from .maps import block_of, depthwise, in_image, merge, product, store_partial
 
 
 class Half(NamedTuple):
@@ -71,7 +71,7 @@ def single_pass(
     image = (band // bands).to(tl.int64)
     first = (band % bands) * rows
     last = tl.minimum(first + rows, H)
-    channels = block * BM + tl.arange(0, BM)
+    channels = block_of(block, BM, WIDE)
     wanted = channels < M
     x += image * x_n
     y += image * y_n
@@ -147,7 +147,7 @@ def single_pass(
                 places = in_image(pixels, W, y_h, y_w, FLAT, WIDE)
                 z = depthwise(
                     ours, places, valid, pixels // W, pixels % W, H, W, y_h, y_w, cheap_weight, made, kept,
-                    one_center, one_scale, one_shift, one_bent, ONE_ACT, False, False, D, BP, BM, ".cg",
+                    one_center, one_scale, one_shift, one_bent, ONE_ACT, False, D, BP, BM, ".cg",
                 )  # fmt: skip
                 if statistics is not None:
                     count, mean, m2 = merge(count, mean, m2, z, valid)

@@ -9,7 +9,7 @@ import triton.language as tl
 from .. import activation as plain
 from . import checks, launch, tiles
 from .activation import activate, gate_value, load_or
-from .maps import in_batch, numbers
+from .maps import block_of, in_batch, numbers
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def sums_kernel(
     """Grid: images x blocks of C. Sums over an image's pixels of x, or of x times ``other``."""
     blocks = tl.cdiv(C, BM)
     image = (tl.program_id(0) // blocks).to(tl.int64)
-    channels = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
+    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
     wanted = channels < C
     total = tl.zeros((BP, BM), tl.float32)
     for start in range(0, H * W, BP):
@@ -45,7 +45,7 @@ def scale_kernel(
     """Grid: groups of pixel tiles x blocks of C. x times the gate of an image's logits, plus its ``shift``, if any."""
     blocks = tl.cdiv(C, BM)
     group = tl.program_id(0) // blocks
-    channels = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
+    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
     for t in range(per_group):
         pixels = numbers(group, per_group, t, BP, WIDE)
         mask = (pixels < PIXELS)[:, None] & (channels < C)[None, :]

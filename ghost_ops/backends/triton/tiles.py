@@ -115,14 +115,9 @@ def _side(needed: int, most: int) -> int:
     return max(LEAST, min(most, 1 << (needed - 1).bit_length()))
 
 
-def _for_kernel(tile: Tile, d: int) -> Tile:
-    """Half the pixels for cheap kernels above 3 x 3: the taps of a row are under way together, each with its mask."""
-    return tile if d <= 3 else replace(tile, pixels=tile.pixels // 2)
-
-
 def single_pass(x: torch.Tensor, c: int, m: int, d: int) -> Tile:
     """Bands: the whole of a small map, so that it has no halo; else enough rows that the halo stays a small share."""
-    tile = _for_kernel(lookup("single_pass", shape_class(x), x.device), d)
+    tile = lookup("single_pass", shape_class(x), x.device)
     height, width = x.shape[2:]
     rows = height if height * width <= tile.band else max(tile.band // width, 2 * (d // 2), 1)
     pixels = _side(min(rows, height) * width, tile.pixels)
@@ -131,9 +126,9 @@ def single_pass(x: torch.Tensor, c: int, m: int, d: int) -> Tile:
     )
 
 
-def flat(kernel: str, x: torch.Tensor, channels: int, depth: int = 1, d: int = 1) -> tuple[Tile, int, int]:
+def flat(kernel: str, x: torch.Tensor, channels: int, depth: int = 1) -> tuple[Tile, int, int]:
     """Of kernels that number pixels through all images: the tile, pixel tiles a group, and groups."""
-    tile = _for_kernel(lookup(kernel, shape_class(x), x.device), d)
+    tile = lookup(kernel, shape_class(x), x.device)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     sides = {"channels": _side(channels, tile.channels), "depth": _side(depth, tile.depth)}
     tile = replace(tile, pixels=_side(max(pixels, 1), tile.pixels), **sides)

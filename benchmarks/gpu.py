@@ -285,6 +285,7 @@ def main(parts, batches, train_batches, dtypes, rounds, quick, dry, out) -> None
     if not dry and not torch.cuda.is_available():
         raise click.ClickException("no CUDA device is there; --dry-run shows on the CPU that the benchmark works")
     device, console = Device(dry), Console()
+    console = console if console.is_terminal else Console(width=180)
     batches, train_batches = (batches or BATCHES, train_batches or (32, 256)) if not dry else ((1,), (2,))
     kinds = [getattr(torch, name) for name in dtypes or (("bfloat16",) if dry else ("float16", "bfloat16"))]
     rounds, quick = (1, True) if dry else (rounds, quick)

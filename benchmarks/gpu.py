@@ -105,6 +105,7 @@ class Device:
 
 
 def compiled(net: nn.Module, mode: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    torch._dynamo.reset()
     return torch.compile(net, mode=None if mode == "default" else mode)
 
 
@@ -143,7 +144,6 @@ def run_inference(
     exact = case.build().to(device.name).double().eval()
     exact.load_state_dict({k: v.double() if v.is_floating_point() else v for k, v in net.state_dict().items()})
     rows, calls = [], {}
-    torch.compiler.reset()  # or the compiler gives up after some cases, and runs them in eager
     with torch.no_grad():
         expected = exact(few.double())
         del exact
@@ -183,7 +183,6 @@ def run_training(device: Device, batch: int, dtype: torch.dtype, rounds: int, qu
         for mode in ("default", "max-autotune-no-cudagraphs"):
             peers[f"torch.compile {mode}"] = (LAST, lambda net, mode=mode: compiled(net, mode))
     rows, calls = [], {}
-    torch.compiler.reset()
     with torch.no_grad():
         expected = float(F.cross_entropy(case.build().to(device.name).double()(images.double()), labels))
     for name, (layout, prepare) in peers.items():

@@ -57,8 +57,8 @@ def _launch(kernel, arguments: dict, warps: int, stages: int) -> Launch:
     signature, constants, divisible = [], [], []
     for parameter in kernel.params:
         name = parameter.name
-        value, special = arguments[name], not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or (special and isinstance(value, int) and value == 1):
+        value = arguments[name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
             signature.append((name, "constexpr"))
             constants.append((name, value))
         elif isinstance(value, torch.Tensor):
@@ -66,7 +66,7 @@ def _launch(kernel, arguments: dict, warps: int, stages: int) -> Launch:
             divisible.append(name)  # PyTorch allocates at multiples of 512 bytes
         elif isinstance(value, int):
             signature.append((name, "i32" if abs(value) <= launch.INT32 else "i64"))
-            if special and value % 16 == 0:
+            if value % 16 == 0:
                 divisible.append(name)
         else:
             signature.append((name, "fp32"))

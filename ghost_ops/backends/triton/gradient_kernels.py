@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .activation import activate, affine, derivative, load_or, slopes
-from .maps import COUNTS, block_of, depthwise, in_batch, numbers, store_partial
+from .maps import block_of, depthwise, in_batch, numbers, store_partial
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def norm_coefficients(sums, gamma, mean, var, eps, count, channels, CHANNELS, wa
     return factor, constant, linear, center
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit
 def cheap_gradient(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
@@ -87,7 +87,7 @@ def cheap_gradient(
             store_partial(partials, group, made, MADE, wanted, first, second, third)
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit
 def primary_gradient(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
@@ -174,7 +174,7 @@ def through_norm(
     return g
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit
 def input_gradient(
     grad_z, z, sums, count, one_gamma, one_mean, one_var, one_eps, weight, grad_x, to_n, to_c, to_h, to_w,
     H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, WIDE: tl.constexpr,
@@ -204,7 +204,7 @@ def input_gradient(
         tl.store(to, acc.to(grad_x.dtype.element_ty), mask=valid[:, None] & wanted[None, :])
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit
 def weight_gradient(
     grad_z, z, sums, count, one_gamma, one_mean, one_var, one_eps, x, x_n, x_c, x_h, x_w, partials,
     H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, WIDE: tl.constexpr,

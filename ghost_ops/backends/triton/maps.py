@@ -7,10 +7,6 @@ import triton.language as tl
 
 from .activation import activate
 
-# Sizes that no load's alignment depends on: one compiled kernel serves them all. Triton would else compile anew for a
-# size of 1 and for multiples of 16.
-COUNTS = ["H", "W", "KEPT", "PIXELS", "per_group", "bands", "rows", "groups", "total", "count", "ROWS"]
-
 
 @triton.jit
 def block_of(block, B: tl.constexpr, WIDE: tl.constexpr):

@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 
 from . import launch, tiles
-from .maps import COUNTS, block_of, in_batch, merge, numbers, product, store_partial
+from .maps import block_of, in_batch, merge, numbers, product, store_partial
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit
 def product_kernel(
     x, x_n, x_c, x_h, x_w, weight, z, statistics, H, W, C, M, PIXELS, per_group,
     PRECISION: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
@@ -58,7 +58,7 @@ def primary_product(
     return z, partials
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit
 def join_kernel(
     partials, mean_out, var_out, total, groups, CHANNELS, BG: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip

@@ -18,7 +18,7 @@ import triton.language as tl
 from ..activation import PRELU
 from . import checks, launch, tiles
 from .activation import activate, affine, slopes
-from .maps import COUNTS, block_of, depthwise, in_image, merge, product, store_partial
+from .maps import block_of, depthwise, in_image, merge, product, store_partial
 
 
 class Half(NamedTuple):
@@ -48,7 +48,7 @@ class Half(NamedTuple):
         }
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit
 def single_pass(
     x, x_n, x_c, x_h, x_w, scale, weight,
     one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,

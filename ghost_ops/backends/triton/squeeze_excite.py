@@ -9,10 +9,10 @@ import triton.language as tl
 from .. import activation as plain
 from . import checks, launch, tiles
 from .activation import activate, gate_value, load_or
-from .maps import COUNTS, block_of, in_batch, numbers
+from .maps import block_of, in_batch, numbers
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit
 def sums_kernel(
     x, x_n, x_c, x_h, x_w, other, other_n, other_c, other_h, other_w, sums, per_value, H, W, C,
     WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
@@ -37,7 +37,7 @@ def sums_kernel(
     tl.store(sums + image * C + channels, found.to(sums.dtype.element_ty), mask=wanted)
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit
 def scale_kernel(
     x, x_n, x_c, x_h, x_w, logits, shift, out, out_n, out_c, out_h, out_w, H, W, C, PIXELS, per_group,
     GATE: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
@@ -60,7 +60,7 @@ def scale_kernel(
         tl.store(to, v.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit
 def linear_kernel(
     v, weight, bias, out, gated, ROWS, INNER, OUTER, ACT: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr,
     BR: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,

@@ -4,6 +4,7 @@
 PYTHON      ?= python3
 TORCH       ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
+TRITON      ?= triton==3.7.1
 JOBS        ?= 2
 VENV        ?= .venv
 
@@ -11,7 +12,7 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/ops/schemas.inc
 
-.PHONY: demo test bench lint format clean distclean
+.PHONY: demo test bench gpu lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -19,6 +20,17 @@ demo: $(VENV)/installed-demo
 
 bench: $(VENV)/installed-bench
 	$(BIN)/ghost-ops bench
+
+# What needs a CUDA device, in one go: tests, a memory check where compute-sanitizer is found, the benchmark.
+# TORCH must name a build with CUDA: the default one of PyPI is, on Linux.
+gpu: $(VENV)/installed-test $(VENV)/installed-peers
+	$(BIN)/pytest -q -m gpu tests/gpu
+	@if command -v compute-sanitizer > /dev/null; then \
+		for tool in memcheck racecheck; do \
+			compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m tests.gpu.sanitize || exit 1; \
+		done; \
+	else echo "compute-sanitizer was not found: memory was not checked"; fi
+	$(BIN)/python benchmarks/gpu.py
 
 test: $(VENV)/installed-test $(VENV)/installed-peers
 	$(BIN)/lint-imports --no-logo
@@ -56,7 +68,8 @@ $(VENV)/installed-%: $(VENV)/torch $(SOURCES)
 	$(if $(filter test,$*),GHOST_OPS_DEV=1 $(BIN)/python setup.py -q build_ext --inplace)
 	@touch $@
 
-# What the tests compare with. torchvision would bring its own choice of torch.
+# What the tests compare with, and the Triton of that torch, which a CPU build does not bring. torchvision would bring
+# its own choice of torch.
 $(VENV)/installed-peers: $(VENV)/torch
-	$(PIP) install --no-deps "$(TORCHVISION)" timm
+	$(PIP) install --no-deps "$(TORCHVISION)" timm "$(TRITON)"
 	@touch $@

@@ -1,4 +1,5 @@
-"""HOW the operators run: ``reference`` (plain PyTorch), ``native`` (the compiled kernels), and the choice between."""
+"""HOW the operators run: ``reference`` (plain PyTorch), ``native`` (compiled kernels for CPUs), ``triton`` (kernels for
+CUDA devices), and the choice between."""
 
 from .choose import BACKENDS, Choice, choose, use_backend
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import native
+from . import native, triton
 
 CHEAP_KERNELS = (1, 3, 5, 7)
 _forced: str | None = None
@@ -19,7 +19,7 @@ _forced: str | None = None
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend that runs, and the refusals of the faster ones by name."""
+    """The backend that runs, and, by name, why the one with kernels for the device does not."""
 
     backend: str
     refusals: tuple[tuple[str, str], ...] = ()
@@ -28,9 +28,9 @@ class Choice:
         return "; ".join([self.backend, *(f"not {name}: {why}" for name, why in self.refusals)])
 
 
-def _refuse_native(op: str, device: str, dtype: torch.dtype, cheap_kernel: int | None) -> str | None:
-    if device != "cpu":
-        return f"its kernels run on the CPU, the input is on {device}"
+def _refuse_native(op: str, device: torch.device, dtype: torch.dtype, cheap_kernel: int | None) -> str | None:
+    if device.type != "cpu":
+        return f"its kernels run on the CPU, the input is on {device.type}"
     if not native.available():
         return native.reason()
     if dtype not in (torch.float32, torch.bfloat16):
@@ -40,27 +40,34 @@ def _refuse_native(op: str, device: str, dtype: torch.dtype, cheap_kernel: int |
     return None
 
 
-_REFUSALS = {"native": _refuse_native}  # fastest first
+def _refuse_triton(op: str, device: torch.device, dtype: torch.dtype, cheap_kernel: int | None) -> str | None:
+    why = triton.refuse_device(device)
+    if why is not None:
+        return why
+    if op not in triton.OPERATORS:
+        return f"it has no {op}"
+    if dtype not in triton.DTYPES:
+        return f"its kernels take float32, float16 and bfloat16, the input is {str(dtype).removeprefix('torch.')}"
+    if cheap_kernel is not None and cheap_kernel not in CHEAP_KERNELS:
+        return f"its kernels take a cheap operation of size 1, 3, 5 or 7, this one is {cheap_kernel}"
+    return None
+
+
+_REFUSALS = {"native": _refuse_native, "triton": _refuse_triton}  # each for devices of its own
 BACKENDS = (*_REFUSALS, "reference")
 
 
 @functools.lru_cache(maxsize=1024)
-def _choose(op: str, device: str, dtype: torch.dtype, cheap_kernel: int | None, forced: str | None) -> Choice:
-    if forced == "reference":
-        return Choice("reference", (("native", "the reference backend was asked for"),))
-    refusals = []
-    for name, refuse in _REFUSALS.items():
-        why = refuse(op, device, dtype, cheap_kernel)
-        if why is None:
-            return Choice(name, tuple(refusals))
-        refusals.append((name, why))
-    return Choice("reference", tuple(refusals))
+def _choose(op: str, device: torch.device, dtype: torch.dtype, cheap_kernel: int | None, forced: str | None) -> Choice:
+    name = "triton" if device.type == "cuda" else "native"
+    why = "the reference backend was asked for" if forced else _REFUSALS[name](op, device, dtype, cheap_kernel)
+    return Choice(name) if why is None else Choice("reference", ((name, why),))
 
 
 def choose(op: str, x: torch.Tensor, cheap_kernel: int | None = None) -> Choice:
     """The backend for ``op`` on an input such as x, with a cheap operation of ``cheap_kernel`` pixels a side."""
     run = _choose.__wrapped__ if torch.compiler.is_compiling() else _choose  # Dynamo warns of caches
-    return run(op, x.device.type, x.dtype, cheap_kernel, _forced)
+    return run(op, x.device, x.dtype, cheap_kernel, _forced)
 
 
 @contextmanager

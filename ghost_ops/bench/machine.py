@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..backends import BACKENDS, native
+from ..backends import BACKENDS, native, triton
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ENGINES = {name: name for name in ("onnxruntime", "openvino", "ncnn", "executorch")}  # import name: distribution
@@ -98,7 +98,7 @@ def describe() -> dict[str, object]:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            **{name: version_of(name) for name in ("timm", *ENGINES.values())},
+            **{name: version_of(name) for name in ("timm", "triton", *ENGINES.values())},
         },
     }
 
@@ -107,4 +107,15 @@ def _backend(name: str) -> str:
     """ "ready", or why it is missing."""
     if name == "native" and not native.available():
         return f"missing: {native.reason()}"
+    if name == "triton":
+        return _triton()
     return "ready"
+
+
+def _triton() -> str:
+    if not triton.available():
+        return f"missing: {triton.reason()}"
+    if not torch.cuda.is_available():
+        return "missing: no CUDA device is there"
+    why = triton.refuse_device(torch.device("cuda", torch.cuda.current_device()))
+    return "ready" if why is None else f"missing: {why}"

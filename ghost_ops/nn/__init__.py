@@ -6,6 +6,7 @@ from .fused_bottleneck import FusedGhostBottleneck
 from .fused_ghost_module import FusedGhostModule
 from .fused_squeeze_excite import FusedSELayer, FusedSqueezeExcite
 from .ghost_module import GhostModule
+from .graphed import GraphedNet
 from .parts import BottleneckParts, GhostParts, SqueezeExciteParts
 from .squeeze_excite import SELayer, SqueezeExcite
 from .sync_batch_norm import SyncBatchNorm
@@ -20,6 +21,7 @@ __all__ = [
     "GhostBottleneck",
     "GhostModule",
     "GhostParts",
+    "GraphedNet",
     "SELayer",
     "SqueezeExcite",
     "SqueezeExciteParts",

@@ -53,13 +53,13 @@ class _Recompute(torch.autograd.Function):
         ctx.plan = _, ghost1, depthwise, se, ghost2, shortcut = block._current_plan()
         y, kept1 = ghost1.keep(x)
         for half in depthwise:
-            y = _step(half, y)
+            y = half.run(y)
         if se is not None:
             y = se(y)
         out, kept2 = ghost2.keep(y)
         residual = x
         for half in shortcut:
-            residual = _step(half, residual)
+            residual = half.run(residual)
         # what the second forward must do as the first did, whatever becomes of the modules in between
         ctx.batch = {half: _batch_norm.statistics(half.norm) is BATCH for half in (*depthwise, *shortcut)}
         ctx.autocast = _autocast_now(x)
@@ -89,15 +89,8 @@ class _Recompute(torch.autograd.Function):
         return None, *([] if x.requires_grad else [None]), *grads
 
 
-def _step(half: Half, x: torch.Tensor) -> torch.Tensor:
-    for module in (half.conv, half.norm, half.act):
-        if module is not None:
-            x = module(x)
-    return x
-
-
 def _step_again(half: Half, x: torch.Tensor, batch: bool) -> torch.Tensor:
-    """``_step`` that updates nothing, with batch statistics or the running ones."""
+    """``Half.run`` that updates nothing, with batch statistics or the running ones."""
     norm, z = half.norm, half.conv(x)
     if norm is not None:
         running = (None, None) if batch else (norm.running_mean, norm.running_var)

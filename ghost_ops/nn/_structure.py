@@ -82,6 +82,13 @@ class Half(NamedTuple):
         except KeyError as name:  # sharded, pruned or otherwise computed: an attribute, but no parameter
             raise Unfusable(f"{name} of one of its children is no parameter or buffer of its own") from None
 
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        """Through its modules, one after the other."""
+        for module in (self.conv, self.norm, self.act):
+            if module is not None:
+                x = module(x)
+        return x
+
     def is_pointwise(self) -> bool:
         stride, padding, _, groups, _ = self.geometry
         one = self.conv.kernel_size == (1, 1) and stride == (1, 1)

@@ -23,8 +23,8 @@ class FrozenProgram(nn.Module):
         steps: what to do with them.
         parts: for people: the modules that it stands for.
 
-    Shape: N x C x H x W, float32 or bfloat16, NCHW or channels_last, of any N, H and W that the net takes, to a map in
-    the input's dtype and memory format, or to N x features.
+    Shape: N x C x H x W, float32 or bfloat16 (on a CUDA device float16 too), NCHW or channels_last, of any N, H and W
+    that the net takes, to a map in the input's dtype and memory format, or to N x features.
     """
 
     def __init__(self, packed: torch.Tensor, steps: list[int], parts: tuple[str, ...] = ()) -> None:
@@ -38,14 +38,18 @@ class FrozenProgram(nn.Module):
     def of(cls, built: Built, parts: tuple[str, ...] = (), dtype: torch.dtype | None = None) -> FrozenProgram:
         """Packs copies of the parameters, as they are now; rounded to ``dtype`` first."""
         tensors = [t.detach() for source in built.sources for t in source.tensors() if t is not None]
-        kept = dtype or tensors[0].dtype
-        if any(not t.is_floating_point() or t.dtype is torch.float64 for t in tensors) or kept is torch.float16:
+        kept, device = dtype or tensors[0].dtype, tensors[0].device
+        if any(not t.is_floating_point() or t.dtype is torch.float64 for t in tensors):
+            raise Unfusable("the kernels take float32 and half-precision parameters")
+        if any(t.device != device for t in tensors):
+            raise Unfusable("its parameters are on several devices")
+        if device.type not in ("cpu", "cuda"):
+            raise Unfusable(f"the kernels run on the CPU and on CUDA devices, its parameters are on {device}")
+        if kept is torch.float16 and device.type == "cpu":
             raise Unfusable("the kernels take float32 and bfloat16 parameters")
-        if not all(t.is_cpu for t in tensors):
-            raise Unfusable("the kernels run on the CPU, its parameters are elsewhere")
-        rounded = [t.to(kept).float() for t in tensors]
+        rounded = [t.to(kept).float().cpu() for t in tensors]  # packed on the CPU: the form is the same everywhere
         with torch.no_grad():
-            return cls(program_pack(rounded, built.code), built.code, parts)
+            return cls(program_pack(rounded, built.code).to(device), built.code, parts)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return program(x, self.packed, self.steps)
@@ -56,6 +60,8 @@ class FrozenProgram(nn.Module):
 
     def scratch_bytes(self, x: torch.Tensor) -> int:
         """Memory that each thread of PyTorch's keeps for calls on inputs such as x, beside input and output."""
+        if not x.is_cpu:
+            return 0
         images, _, height, width = x.shape
         return native.program_scratch(self.steps, -(-images // torch.get_num_threads()), height, width)
 

@@ -11,7 +11,7 @@ from ..backends import choose
 from . import _recompute
 from ._program import Builder
 from ._programmed import Programmed, need_grad
-from ._structure import Half, Structure, Unfusable
+from ._structure import Half, Structure, Unfusable, refuse_input, refuse_now
 from .bottleneck import GhostBottleneck
 from .fused_ghost_module import FusedGhostModule
 from .fused_squeeze_excite import FusedSqueezeExcite, _FusedSqueezeExcite
@@ -33,8 +33,9 @@ class FusedGhostBottleneck(Programmed, GhostBottleneck):
     """Ghost bottleneck over the fused operators: constructor, parameters and state_dict of :class:`GhostBottleneck`.
 
     In eval without gradients the block is one call: ghost1, depthwise convolution, squeeze in passing, excitation into
-    ghost2's weights, shortcut added in passing. Otherwise (training, gradients, compilation, hooks between the parts)
-    the parts run in turn, each fused on its own.
+    ghost2's weights, shortcut added in passing. On a CUDA device the Ghost modules are a call each, in which squeeze,
+    excitation and shortcut ride. Otherwise (training, gradients, compilation, hooks between the parts) the parts run in
+    turn, each fused on its own.
 
     ``FusedGhostBottleneck.wrap(block, BottleneckParts(...))`` takes the place of somebody else's block, whose Ghost
     modules and SE layer have been wrapped before.
@@ -74,18 +75,59 @@ class FusedGhostBottleneck(Programmed, GhostBottleneck):
         return _Plan(structure.close(), ghost1, depthwise, se, ghost2, shortcut)
 
     def _in_parts(self, x: torch.Tensor) -> torch.Tensor:
-        if self.memory != "low" or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return self._plain(x)
-        try:
-            self._check_recompute(x)
-        except Unfusable:
-            return self._plain(x)
-        return _recompute.run(self, x)
+        if self.memory == "low":
+            try:
+                self._check_recompute(x)
+            except Unfusable:
+                pass
+            else:
+                return _recompute.run(self, x)
+        return self._plain(x) if self.training else self._in_turn(x)
 
     def _check_recompute(self, x: torch.Tensor) -> None:
         if not need_grad((x, *self.parameters())):
             raise Unfusable("no gradients are wanted")
         _recompute.check(self, x)
+
+    def _in_turn(self, x: torch.Tensor) -> torch.Tensor:
+        """The parts one after the other; without gradients on a device that has no ``program_eval`` but the Ghost
+        modules' operators, squeeze, excitation and shortcut ride on the Ghost modules."""
+        try:
+            plan = self._riding(x)
+        except Unfusable:
+            return self._plain(x)
+        _, ghost1, depthwise, se, ghost2, shortcut = plan
+        squeezed = se is not None and not depthwise
+        found = ghost1.run(x, return_squeeze=squeezed)
+        inner, squeeze = found if squeezed else (found, None)
+        for half in depthwise:
+            inner = half.run(inner)
+        excitation = None
+        if se is not None:
+            excitation = se.excitation(inner.mean((2, 3)) if squeeze is None else squeeze)
+        residual = x
+        for half in shortcut:
+            residual = half.run(residual)
+        return ghost2.run(inner, input_scale=excitation, residual=residual)
+
+    def _riding(self, x: torch.Tensor) -> _Plan:
+        """The plan for ``_in_turn``; raises ``Unfusable`` where the children must be called."""
+        why = refuse_now() or refuse_input(x)
+        if why is not None:
+            raise Unfusable(why)
+        plan = self._current_plan()
+        _, ghost1, depthwise, se, ghost2, shortcut = plan
+        if choose("ghost_module", x).backend != "triton":
+            raise Unfusable("no kernel would take what rides")
+        if torch.is_autocast_enabled(x.device.type):
+            raise Unfusable("autocast makes of its parts and of its shortcut different dtypes")
+        halves = [t for half in (*depthwise, *shortcut) for t in half.tensors()]
+        vectors = () if se is None else se.tensors()
+        if need_grad((x, *halves, *vectors, *ghost1.tensors(), *ghost2.tensors())):
+            raise Unfusable("gradients are wanted")
+        return plan
 
     def why(self, x: torch.Tensor) -> str:
         """How the block would run on an input such as x: as one, or its parts in turn, and then why."""
@@ -98,7 +140,7 @@ class FusedGhostBottleneck(Programmed, GhostBottleneck):
         try:
             self._program_for(x)
         except Unfusable as reason:
-            return f"its parts in turn: {reason}"
+            return f"its parts in turn: {reason}{self._rides(x)}"
         return f"as one block, by program_eval on {choose('program_eval', x)}"
 
     def _why_not_low(self, x: torch.Tensor) -> str:
@@ -109,6 +151,13 @@ class FusedGhostBottleneck(Programmed, GhostBottleneck):
         except Unfusable as reason:
             return f", and keeps what is inside: {reason}"
         return ""
+
+    def _rides(self, x: torch.Tensor) -> str:
+        try:
+            self._riding(x)
+        except Unfusable:
+            return ""
+        return ", but squeeze, excitation and shortcut ride on the Ghost modules"
 
     def channels(self) -> int:
         return self._current_plan().ghost1.channels()

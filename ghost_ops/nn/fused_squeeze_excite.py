@@ -64,6 +64,17 @@ class _FusedSqueezeExcite(Wrapper):
             return f"plain PyTorch: {reason}"
         return f"{_OP} on {choose(_OP, x)}"
 
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        """Weight and bias of both layers; raises ``Unfusable``."""
+        plan = self._current_plan()
+        return tuple(layer._parameters.get(name) for layer in (plan.reduce, plan.expand) for name in ("weight", "bias"))
+
+    def excitation(self, squeeze: torch.Tensor) -> torch.Tensor:
+        """The gate's values, N x C, of means that are there already; without gradients."""
+        plan = self._current_plan()
+        w1, b1, w2, b2 = self.tensors()
+        return functional.excite(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
+
     def build(self, builder: Builder) -> None:
         """Write its step of a program, from the squeeze to the excitation.
 

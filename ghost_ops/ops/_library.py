@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..backends import native, reference
+from ..backends import choose, native, reference, triton
 
 NAMESPACE = "ghost_ops"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -49,6 +49,22 @@ def _as_operator(name: str) -> Callable:
     return implementation
 
 
+def _on_cuda(name: str, arguments: str) -> Callable:
+    """The Triton implementation of an operator, which hands what no kernel takes to the reference."""
+    names = [argument.split()[-1] for argument in arguments.split(")")[0].split(", ")]
+    map_index = int(name.endswith("_backward"))
+    cheap_index = names.index("cheap_weight") if "cheap_weight" in names else None
+
+    def implementation(*args):
+        cheap = None if cheap_index is None else args[cheap_index]
+        choice = choose(name, args[map_index], None if cheap is None else cheap.shape[-1])
+        if choice.backend == "reference":
+            return getattr(torch.ops.ghost_ops, f"{name}_reference").default(*args)
+        return triton.load(name)(*args)
+
+    return implementation
+
+
 def _define() -> None:
     for schema in _schemas():
         name, arguments = schema.split("(", 1)
@@ -58,6 +74,8 @@ def _define() -> None:
         _library.define(f"{name}_reference({arguments}")
         for operator in (name, f"{name}_reference"):
             _library.impl(operator, function, "CompositeExplicitAutograd")
+        if triton.available() and name in triton.OPERATORS:
+            _library.impl(name, _on_cuda(name, arguments), "CUDA")
 
 
 _define()

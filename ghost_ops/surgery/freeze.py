@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ..backends import native
+from ..backends import choose, native
 from ..nn import FusedGhostBottleneck, FusedGhostModule, SyncBatchNorm
 from ..nn._program import Builder, Dense
 from ..nn._structure import Structure, Unfusable, is_hooked
 from ..nn._wrapper import Wrapper
 from ..nn.frozen import FrozenProgram
+from ..nn.graphed import GraphedNet
 from .fuse import fuse
 from .recognise import survey
 
@@ -26,7 +27,7 @@ _ACT_FUNCTIONS = {F.relu: nn.ReLU, torch.relu: nn.ReLU, F.relu6: nn.ReLU6, F.sil
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
-def freeze(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def freeze(net: nn.Module, dtype: torch.dtype | None = None, *, cuda_graph: bool = False) -> nn.Module:
     """A copy of ``net`` for inference: BatchNorms folded, weights packed, whole runs of blocks in one operator call.
 
     Stem, Ghost modules, Ghost bottlenecks with or without stride and squeeze-and-excite, 1x1 convolutions, pooling and
@@ -40,20 +41,30 @@ def freeze(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
 
     Args:
         net: any module in eval mode; it is not changed.
-        dtype: torch.float32 or torch.bfloat16, of weights, inputs and results; None keeps that of the parameters.
-            bfloat16 rounds weights, inputs and results; in between programs compute in float32.
+        dtype: torch.float32 or torch.bfloat16, on a CUDA device torch.float16 too, of weights, inputs and results; None
+            keeps that of the parameters. On a CPU bfloat16 rounds weights, inputs and results, and in between programs
+            compute in float32; on a CUDA device maps have this dtype throughout.
+        cuda_graph: replay the whole net as a CUDA graph, one for each of the last few shapes of input
+            (:class:`ghost_ops.nn.GraphedNet`); the net must be on a CUDA device.
 
     Raises:
         TypeError: net is no ``torch.nn.Module``.
-        ValueError: net is in training mode, or a dtype that is not known.
+        ValueError: net is in training mode, a dtype that is not known, or ``cuda_graph`` of a net that is not on one
+            CUDA device.
 
     Warns:
         UserWarning: nothing was found to freeze; the copy runs as ``net`` does.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"freeze: net: expected a torch.nn.Module, got {type(net).__name__}")
-    if dtype not in (None, torch.float32, torch.bfloat16):
-        raise ValueError(f"freeze: dtype: expected None, torch.float32 or torch.bfloat16, got {dtype}")
+    devices = {t.device for t in (*net.parameters(), *net.buffers())}
+    on_cuda = len(devices) == 1 and all(device.type == "cuda" for device in devices)
+    if dtype not in (None, torch.float32, torch.bfloat16, *((torch.float16,) if on_cuda else ())):
+        wanted = "None, torch.float32 or torch.bfloat16" + (" or torch.float16" if on_cuda else "")
+        raise ValueError(f"freeze: dtype: expected {wanted}, got {dtype}")
+    if cuda_graph and not on_cuda:
+        where = ", ".join(sorted(map(str, devices))) or "no device"
+        raise ValueError(f"freeze: cuda_graph: expected a net on one CUDA device, got one on {where}")
     if net.training:
         raise ValueError("freeze: net: expected a net in eval mode (net.eval()), got one in training mode")
     with warnings.catch_warnings():
@@ -62,13 +73,22 @@ def freeze(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     if dtype is not None:
         frozen = frozen.to(dtype)
     _open(frozen)
-    reason = None if native.available() else f"its kernels are not there: {native.reason()}"
+    reason = _no_kernels(net)
     if reason is None:
         frozen = _by_graph(frozen)
     if not any(isinstance(module, FrozenProgram) for module in frozen.modules()):
         why = reason or "no Ghost module that a program computes was found"
         warnings.warn(f"freeze: nothing of this {type(net).__name__} was frozen: {why}", UserWarning, stacklevel=2)
-    return frozen
+    return GraphedNet(frozen) if cuda_graph else frozen
+
+
+def _no_kernels(net: nn.Module) -> str | None:
+    """Why no program of this net would run faster than its modules."""
+    example = next((t for t in net.parameters() if t.is_cuda), None)
+    if example is None:
+        return None if native.available() else f"its kernels are not there: {native.reason()}"
+    choice = choose("program", example)
+    return None if choice.backend != "reference" else f"its kernels do not run there: {choice.refusals[0][1]}"
 
 
 def _open(net: nn.Module) -> None:

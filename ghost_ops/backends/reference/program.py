@@ -116,7 +116,7 @@ def program_eval(x: torch.Tensor, parameters: Sequence[torch.Tensor], steps: Seq
 def program(x: torch.Tensor, packed: torch.Tensor, steps: Sequence[int]) -> torch.Tensor:
     """The same with packed parameters."""
     decoded = decode(steps)
-    return _run(x, _unpack(packed, decoded), decoded)
+    return _run(x, unpack(packed, decoded), decoded)
 
 
 # The packed form. Per layer: the weight, its bias, and the slopes of LeakyReLU or PReLU; each piece begins at a
@@ -207,7 +207,8 @@ def program_pack(parameters: Sequence[torch.Tensor], steps: Sequence[int]) -> to
     return torch.cat([_pad(piece, _up(len(piece), 16)) for piece in pieces] or [torch.zeros(0)])
 
 
-def _unpack(packed: torch.Tensor, steps: list[Step]) -> list[Folded]:
+def unpack(packed: torch.Tensor, steps: list[Step]) -> list[Folded]:
+    """The folded layers of a packed form, of any dtype."""
     at, found = 0, []
 
     def take(floats: int) -> torch.Tensor:

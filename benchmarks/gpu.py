@@ -1,0 +1,319 @@
+"""The GPU benchmark: Ghost modules, whole nets and training steps on a CUDA device, beside PyTorch at its best.
+
+Every result is compared with float64 before it is timed; peers take turns within a round (A B A B), timed by the
+device's own events; medians are reported. Writes ``<out>/<device>.json``, and ``<device>.png`` where matplotlib is.
+
+    python benchmarks/gpu.py [--part modules --part nets --part train] [--batch 256] [--dry-run]
+
+``--dry-run`` runs everything once on the CPU at a tiny size, to see that it works: it times nothing worth reading.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import ghost_ops
+from ghost_ops.bench import machine
+from ghost_ops.bench.cases import ModuleCase, NetCase, module_cases
+from ghost_ops.bench.peers import fold
+from ghost_ops.bench.training import TrainCase, saved_bytes
+from ghost_ops.nn import GraphedNet
+
+PARTS = ("modules", "nets", "train")
+BATCHES = (1, 32, 256, 1024)
+RIVALS = ("mobilenet_v3_large", "resnet18")
+TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3}  # of the largest element
+LAST = torch.channels_last
+GRAPHED_UP_TO = 1  # batch: where launches decide, both sides are CUDA graphs
+
+
+@dataclass
+class Row:
+    """One peer on one case. ``seconds`` is None where it failed, and ``note`` says why."""
+
+    part: str
+    case: str
+    batch: int
+    dtype: str
+    peer: str
+    seconds: float | None = None
+    error: float | None = None
+    peak_bytes: int | None = None
+    saved_bytes: int | None = None
+    gb_per_second: float | None = None
+    share_of_floor: float | None = None
+    speedup: float | None = None  # of ours against this peer
+    note: str = ""
+
+
+class Device:
+    """The CUDA device, or in a dry run the CPU, with what timing needs of it."""
+
+    def __init__(self, dry: bool) -> None:
+        self.dry = dry
+        self.name = "cpu" if dry else "cuda"
+        self.label = "dry run" if dry else torch.cuda.get_device_name()
+
+    def synchronize(self) -> None:
+        if not self.dry:
+            torch.cuda.synchronize()
+
+    def peak(self, call: Callable[[], object]) -> int | None:
+        """Device memory that a call takes beyond what is there before it."""
+        if self.dry:
+            return None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def seconds(self, call: Callable[[], object], number: int) -> float:
+        if self.dry:
+            start = time.perf_counter()
+            call()
+            return time.perf_counter() - start
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(number):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / number
+
+    def bandwidth(self) -> float:
+        """Bytes a second of a copy, read and written."""
+        size = 1 << (20 if self.dry else 30)
+        a, b = (torch.empty(size, dtype=torch.uint8, device=self.name) for _ in range(2))
+        b.copy_(a)
+        return 2 * size / min(self.seconds(lambda: b.copy_(a), 10) for _ in range(5))
+
+
+def compiled(net: nn.Module, mode: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    torch._dynamo.reset()
+    return torch.compile(net, mode=None if mode == "default" else mode)
+
+
+def inference_peers(case: ModuleCase | NetCase, net: nn.Module, batch: int, quick: bool) -> dict[str, Callable]:
+    """What makes of the plain net, on the device and in the dtype, a forward; ours first."""
+    graphed = batch <= GRAPHED_UP_TO and next(net.parameters()).is_cuda
+    around = GraphedNet if graphed else (lambda module: module)
+    suffix = ", CUDA graph" if graphed else ""
+    found: dict[str, Callable] = {}
+    ghost = isinstance(case, ModuleCase) or case.net.startswith("ghostnet")
+    if ghost:
+        found[f"ghost_ops.freeze{suffix}"] = lambda: around(ghost_ops.freeze(net))
+        found["ghost_ops.fuse"] = lambda: ghost_ops.fuse(copy.deepcopy(net))
+    found["eager, NCHW"] = lambda: copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    found[f"eager, channels_last{suffix}"] = lambda: around(copy.deepcopy(net).to(memory_format=LAST))
+    found[f"BN folded, channels_last{suffix}"] = lambda: around(fold(net).eval().to(memory_format=LAST))
+    if not quick:
+        modes = ("reduce-overhead", "max-autotune") if graphed else ("default", "max-autotune-no-cudagraphs")
+        for mode in modes:
+            found[f"torch.compile {mode}"] = lambda mode=mode: compiled(fold(net).eval().to(memory_format=LAST), mode)
+    return found
+
+
+def floor_bytes(case: ModuleCase | NetCase, batch: int, dtype: torch.dtype) -> int:
+    """The least that must move, in this dtype (the cases count float32)."""
+    return case.bytes(batch) * dtype.itemsize // 4
+
+
+def run_inference(
+    device: Device, part: str, case: ModuleCase | NetCase, batch: int, dtype: torch.dtype, rounds: int, quick: bool,
+    bandwidth: float,
+) -> list[Row]:  # fmt: skip
+    net = case.build().to(device.name, dtype)
+    x = case.input(batch).to(device.name, dtype).contiguous(memory_format=LAST)
+    few = x[:8]
+    exact = case.build().to(device.name).double().eval()
+    exact.load_state_dict({k: v.double() if v.is_floating_point() else v for k, v in net.state_dict().items()})
+    rows, calls = [], {}
+    with torch.no_grad():
+        expected = exact(few.double())
+        del exact
+        for name, build in inference_peers(case, net, batch, quick).items():
+            row = Row(part, case.name, batch, str(dtype).removeprefix("torch."), name)
+            rows.append(row)
+            try:
+                run, seen = build(), x.contiguous() if "NCHW" in name else x
+                result = run(seen)[:8]
+                row.error = float((result.double() - expected).abs().max() / expected.abs().max())
+                if not row.error <= TOLERANCE[dtype]:
+                    row.note = "wrong"
+                    continue
+                row.peak_bytes = device.peak(lambda run=run, seen=seen: run(seen))
+                calls[id(row)] = lambda run=run, seen=seen: run(seen)
+            except Exception as error:  # a peer's failure is a result of that peer
+                row.note = f"{type(error).__name__}: {error}"[:200]
+        size = floor_bytes(case, batch, dtype)
+        take_turns(device, rows, calls, rounds)
+        for row in rows:
+            if row.seconds:
+                row.gb_per_second = size / row.seconds / 1e9
+                row.share_of_floor = size / bandwidth / row.seconds
+    return rows
+
+
+def run_training(device: Device, batch: int, dtype: torch.dtype, rounds: int, quick: bool) -> list[Row]:
+    """Steps under autocast: zero_grad, forward, cross-entropy, backward, SGD. Compared by the loss of the first."""
+    case = TrainCase(side=64 if device.dry else 224)
+    images, labels = (t.to(device.name) for t in case.batch(batch))
+    peers = {
+        "ghost_ops.fuse, channels_last": (LAST, ghost_ops.fuse),
+        "eager, NCHW": (torch.contiguous_format, lambda net: net),
+        "eager, channels_last": (LAST, lambda net: net),
+    }
+    if not quick:
+        for mode in ("default", "max-autotune-no-cudagraphs"):
+            peers[f"torch.compile {mode}"] = (LAST, lambda net, mode=mode: compiled(net, mode))
+    rows, calls = [], {}
+    with torch.no_grad():
+        expected = float(F.cross_entropy(case.build().to(device.name).double()(images.double()), labels))
+    for name, (layout, prepare) in peers.items():
+        row = Row("train", case.name, batch, str(dtype).removeprefix("torch."), name)
+        rows.append(row)
+        net = case.build().to(device.name).to(memory_format=layout)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        x = images.contiguous(memory_format=layout)
+        try:
+            run = prepare(net)
+
+            def loss(run=run, x=x):
+                with torch.autocast(device.name, dtype):
+                    return F.cross_entropy(run(x), labels)
+
+            def step(loss=loss, optimizer=optimizer):
+                optimizer.zero_grad(set_to_none=True)
+                loss().backward()
+                optimizer.step()
+
+            row.error = abs(float(loss()) - expected) / abs(expected)
+            if not row.error <= TOLERANCE[torch.bfloat16]:
+                row.note = "wrong"
+                continue
+            row.saved_bytes = saved_bytes(loss, net)
+            step()
+            row.peak_bytes = device.peak(step)
+            calls[id(row)] = step
+        except Exception as error:
+            row.note = f"{type(error).__name__}: {error}"[:200]
+    take_turns(device, rows, calls, rounds)
+    return rows
+
+
+def take_turns(device: Device, rows: list[Row], calls: dict[int, Callable], rounds: int) -> None:
+    """Medians over rounds in which every peer has its turn; sets ours beside them."""
+    running = [row for row in rows if id(row) in calls]
+    samples: dict[int, list[float]] = {id(row): [] for row in running}
+    for row in running:
+        for _ in range(1 if device.dry else 10):
+            calls[id(row)]()
+    numbers = {id(row): max(1, int(0.05 / max(device.seconds(calls[id(row)], 3), 1e-6))) for row in running}
+    for _ in range(rounds):
+        for row in running:
+            samples[id(row)].append(device.seconds(calls[id(row)], numbers[id(row)]))
+    for row in running:
+        row.seconds = statistics.median(samples[id(row)])
+    ours = next((row for row in running if row.peer.startswith("ghost_ops")), None)
+    for row in running if ours else ():
+        row.speedup = row.seconds / ours.seconds
+
+
+def plot(rows: list[Row], path: Path, title: str) -> None:
+    """Times of every peer relative to ours: whole nets and steps by batch, modules in the geometric mean."""
+    from matplotlib.figure import Figure
+
+    groups: dict[tuple[str, str], dict[tuple[str, int], list[float]]] = {}
+    for row in rows:
+        if row.speedup:
+            peers = groups.setdefault((row.part, row.dtype), {})
+            peers.setdefault((row.peer.split(", CUDA")[0], row.batch), []).append(row.speedup)
+    if not groups:
+        return
+    figure = Figure(figsize=(6 * len(groups), 4.5), layout="constrained")
+    figure.suptitle(title)
+    for axes, ((part, dtype), peers) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items()):
+        for name in dict.fromkeys(peer for peer, _ in peers):
+            points = sorted((batch, statistics.geometric_mean(v)) for (peer, batch), v in peers.items() if peer == name)
+            axes.plot(*zip(*points), marker="o", label=name)
+        axes.set(xscale="log", xlabel="batch", ylabel="times as long as ours", title=f"{part}, {dtype}")
+        axes.axhline(1, color="black", linewidth=0.5)
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def show(rows: list[Row], console: Console) -> None:
+    table = Table("part", "case", "batch", "dtype", "peer", "ms", "x ours", "GB/s", "of floor", "peak MiB", "note")
+    for r in rows:
+        number = lambda v, form: "" if v is None else format(v, form)
+        table.add_row(
+            r.part, r.case, str(r.batch), r.dtype, r.peer, number(r.seconds and r.seconds * 1e3, ".3f"),
+            number(r.speedup, ".2f"), number(r.gb_per_second, ".0f"), number(r.share_of_floor, ".0%"),
+            number(r.peak_bytes and r.peak_bytes / 2**20, ".0f"), r.note,
+        )  # fmt: skip
+    console.print(table)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Default: all.")
+@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help=f"Default: {BATCHES}.")
+@click.option("--train-batch", "train_batches", multiple=True, type=click.IntRange(2), help="Default: 32 and 256.")
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float16", "bfloat16"]), help="Default: both.")
+@click.option("--rounds", type=click.IntRange(1), default=11, show_default=True)
+@click.option("--quick", is_flag=True, help="Without torch.compile.")
+@click.option("--dry-run", "dry", is_flag=True, help="Once, tiny, on the CPU: does it work?")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results", show_default=True)
+def main(parts, batches, train_batches, dtypes, rounds, quick, dry, out) -> None:
+    """Time ours beside PyTorch's best on a CUDA device."""
+    if not dry and not torch.cuda.is_available():
+        raise click.ClickException("no CUDA device is there; --dry-run shows on the CPU that the benchmark works")
+    device, console = Device(dry), Console()
+    console = console if console.is_terminal else Console(width=180)
+    batches, train_batches = (batches or BATCHES, train_batches or (32, 256)) if not dry else ((1,), (2,))
+    kinds = [getattr(torch, name) for name in dtypes or (("bfloat16",) if dry else ("float16", "bfloat16"))]
+    rounds, quick = (1, True) if dry else (rounds, quick)
+    bandwidth, rows = device.bandwidth(), []
+    modules = module_cases()[:2] if dry else module_cases()
+    nets = [NetCase("ghostnet_100", side=64 if dry else 224), *(() if dry else map(NetCase, RIVALS))]
+    for part, cases in (("modules", modules), ("nets", nets)):
+        for case in cases if part in (parts or PARTS) else ():
+            for batch in batches:
+                for dtype in kinds:
+                    rows += run_inference(device, part, case, batch, dtype, rounds, quick, bandwidth)
+                    show(rows[-1:], console)
+    for batch in train_batches if "train" in (parts or PARTS) else ():
+        rows += run_training(device, batch, torch.bfloat16 if dry else kinds[0], rounds, quick)
+    show(rows, console)
+    if dry:
+        return
+    name = re.sub(r"[^a-z0-9]+", "-", device.label.lower()).strip("-")
+    found = {
+        "machine": machine.describe() | {"gpu": device.label, "cuda": torch.version.cuda},
+        "copy_bytes_per_second": bandwidth, "rows": [asdict(row) for row in rows],
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(found, indent=1))
+    try:
+        plot(rows, out / f"{name}.png", device.label)
+    except ImportError:
+        console.print("matplotlib is not installed: no picture")
+
+
+if __name__ == "__main__":
+    main()

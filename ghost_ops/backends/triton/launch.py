@@ -1,0 +1,76 @@
+"""From tensors to kernel launches: strides, layouts, the device guard, and what a kernel is specialised for."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+
+INT32 = 2**31 - 1
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def on_device_of(t: torch.Tensor):
+    """Launches within the block go to t's device, on the caller's current stream there."""
+    return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
+
+
+def run(kernel, grid: tuple[int, ...], arguments: dict, warps: int, stages: int) -> None:
+    """Launch a kernel; nothing is launched over an empty grid.
+
+    The one place where kernels start: tests take the arguments here and compile them for devices that are not there.
+    """
+    if min(grid) > 0:
+        kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of float32 products: TF32 exactly where PyTorch's own convolutions would use it."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+def is_wide(*maps: torch.Tensor | None, images: bool = False) -> bool:
+    """Whether offsets within an image of these maps, or from image to image too, need 64 bits."""
+    for t in maps:
+        if t is not None:
+            first = 0 if images else 1
+            if sum((size - 1) * abs(stride) for size, stride in zip(t.shape[first:], t.stride()[first:])) > INT32:
+                return True
+    return False
+
+
+def strides(name: str, t: torch.Tensor | None) -> dict[str, int]:
+    """A map's strides as arguments: image, channel, row, column."""
+    found = (0, 0, 0, 0) if t is None else t.stride()
+    return {f"{name}_{axis}": stride for axis, stride in zip(("n", "c", "h", "w"), found)}
+
+
+def is_flat(*tensors: torch.Tensor | None) -> bool:
+    """Whether a pixel's place is its number times a stride in each of these maps: no division by the width then."""
+    return all(t is None or t.shape[2] == 1 or t.stride(2) == t.shape[3] * t.stride(3) for t in tensors)
+
+
+def new_map(like: torch.Tensor, channels: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An empty map of ``channels``, channels_last or NCHW as the operators' fakes promise it."""
+    shape, last = (like.shape[0], channels, *like.shape[2:]), torch.channels_last
+    if like.is_contiguous():
+        layout = torch.contiguous_format
+    elif like.is_contiguous(memory_format=last) or (like.stride(1) == 1 and like.shape[1] > 1):
+        layout = last
+    else:
+        layout = torch.contiguous_format
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=layout)
+
+
+def scratch(like: torch.Tensor, channels: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An empty map that only kernels see: channels_last."""
+    shape = (like.shape[0], channels, *like.shape[2:])
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def vector(t: torch.Tensor | None) -> torch.Tensor | None:
+    """A parameter whose elements follow each other, as kernels read them."""
+    return None if t is None else t.contiguous()

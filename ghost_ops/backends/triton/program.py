@@ -1,0 +1,109 @@
+"""``program`` on a device: its steps one after the other, Ghost modules and excitations by their own operators.
+
+The packed form is that of every processor (``reference/program.py``). One gather turns it into folded weights on every
+call, so that nothing can be stale; only the gather's index, which depends on the steps alone, is kept.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import prod
+
+import torch
+import torch.nn.functional as F
+
+from ..activation import LEAKY_RELU, NONE, PRELU, activate, apply_gate
+from ..reference.program import Folded, unpack
+from ..steps import Conv, Dense, Depthwise, Excite, Ghost, Layer, Load, Pool, Step, Store, decode
+from .ghost_module import ghost_module
+from .squeeze_excite import excite, image_sums
+
+
+@cache  # for good: captured CUDA graphs read it
+def _gather(steps: tuple[int, ...], floats: int, device: torch.device) -> tuple[torch.Tensor, tuple[tuple, ...]]:
+    """Where in the packed form the folded tensors lie, one after the other, and their shapes.
+
+    Channels that a Ghost module makes and drops are not in it; their index is 0, and no kernel reads them.
+    """
+    places = torch.arange(floats, dtype=torch.float64)
+    found = unpack(places, decode(steps))
+    index = torch.cat([t.reshape(-1) for folded in found for t in folded if t is not None])
+    shapes = tuple(tuple(None if t is None else tuple(t.shape) for t in folded) for folded in found)
+    return index.to(torch.int32).to(device), shapes
+
+
+def _unpacked(packed: torch.Tensor, steps: tuple[int, ...], dtype: torch.dtype) -> list[Folded]:
+    index, shapes = _gather(steps, packed.numel(), packed.device)
+    flat, at, found = packed.index_select(0, index).to(dtype), 0, []
+    for shape in (s for folded in shapes for s in folded):
+        size = 0 if shape is None else prod(shape)
+        found.append(None if shape is None else flat[at : at + size].view(shape))
+        at += size
+    return [Folded(*found[i : i + 3]) for i in range(0, len(found), 3)]
+
+
+def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Tensor:
+    """The program's result on x, N x C x H x W of float32, float16 or bfloat16, from packed parameters."""
+    steps = tuple(steps)
+    return _Run(x, decode(steps), _unpacked(packed, steps, x.dtype)).result
+
+
+class _Run:
+    """One call: the slots, the squeeze, the excitation and the features as they come to be."""
+
+    def __init__(self, x: torch.Tensor, steps: list[Step], folded: list[Folded]) -> None:
+        if not isinstance(steps[0], (Load, Conv)) or x.shape[1] != steps[0].channels:
+            raise ValueError(f"program: x: expected the {steps[0].channels} channels of the steps, got {x.shape[1]}")
+        self.maps: dict[int, torch.Tensor] = {}
+        self.squeeze = self.excitation = self.features = None
+        self.folded = iter(folded)
+        for step in steps:
+            self.take(step, x)
+        self.result = self.maps[steps[-1].source] if isinstance(steps[-1], Store) else self.features
+        if self.result is x:
+            self.result = x.clone()
+
+    def take(self, step: Step, x: torch.Tensor) -> None:
+        wanted = getattr(step, "squeeze", False)
+        if isinstance(step, Load):
+            self.maps[step.out] = x
+        elif isinstance(step, Conv):
+            self.maps[step.out] = self.convolve(x, step.layer, step.stride, step.padding)
+        elif isinstance(step, Ghost):
+            self.maps[step.out], squeeze = self.ghost(step)
+            self.squeeze = squeeze if wanted else self.squeeze
+        elif isinstance(step, Depthwise):
+            source = self.maps[step.source]
+            out = self.convolve(source, step.layer, step.stride, step.kernel // 2, step.channels)
+            self.maps[step.out] = out
+            self.squeeze = image_sums(out, mean=True) if wanted else self.squeeze
+        elif isinstance(step, Excite):
+            self.excitation = self.excite(step)
+        elif isinstance(step, Pool):
+            self.features = self.squeeze
+        elif isinstance(step, Dense):
+            self.features = self.dense(self.features, step.layer)
+
+    def dense(self, v: torch.Tensor, layer: Layer) -> torch.Tensor:
+        weight, bias, slopes = next(self.folded)
+        return activate(F.linear(v, weight.flatten(1), bias), layer.act, layer.slope, slopes)
+
+    def excite(self, step: Excite) -> torch.Tensor:
+        if step.reduce.act in (LEAKY_RELU, PRELU) or step.expand.act != NONE:  # in no net: no kernel takes it
+            return apply_gate(self.dense(self.dense(self.squeeze, step.reduce), step.expand), step.gate)
+        reduce, expand = next(self.folded), next(self.folded)
+        weights = reduce.weight.flatten(1), reduce.bias, expand.weight.flatten(1), expand.bias
+        return excite(self.squeeze, *weights, step.reduce.act, step.gate)
+
+    def convolve(self, x: torch.Tensor, layer: Layer, stride: int, padding: int, groups: int = 1) -> torch.Tensor:
+        weight, bias, slopes = next(self.folded)
+        return activate(F.conv2d(x, weight, bias, stride, padding, 1, groups), layer.act, layer.slope, slopes)
+
+    def ghost(self, step: Ghost) -> tuple[torch.Tensor, torch.Tensor]:
+        one, layer = next(self.folded), step.layer
+        cheap, second = (next(self.folded), step.cheap) if step.made else (Folded(None, None, None), Layer())
+        return ghost_module(
+            self.maps[step.source], one.weight, one.bias, cheap.weight, cheap.bias,
+            self.excitation if step.scaled else None, None if step.residual < 0 else self.maps[step.residual],
+            one.slopes, cheap.slopes, step.kept, layer.act, second.act, layer.slope, second.slope, step.squeeze,
+        )  # fmt: skip

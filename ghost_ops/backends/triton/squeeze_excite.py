@@ -1,0 +1,181 @@
+"""``squeeze_excite`` and ``excite``: sums over a map, two small products, one scaling pass."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .. import activation as plain
+from . import checks, launch, tiles
+from .activation import activate, gate_value, load_or
+from .maps import block_of, in_batch, numbers
+
+
+@triton.jit
+def sums_kernel(
+    x, x_n, x_c, x_h, x_w, other, other_n, other_c, other_h, other_w, sums, per_value, H, W, C,
+    WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Grid: images x blocks of C. Sums over an image's pixels of x, or of x times ``other``."""
+    blocks = tl.cdiv(C, BM)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
+    wanted = channels < C
+    total = tl.zeros((BP, BM), tl.float32)
+    for start in range(0, H * W, BP):
+        pixels = start + tl.arange(0, BP)
+        mask = (pixels < H * W)[:, None] & wanted[None, :]
+        places = in_batch(pixels, H, W, 0, x_h, x_w, WIDE) + image * x_n
+        v = tl.load(x + (places[:, None] + channels[None, :] * x_c), mask=mask, other=0.0).to(tl.float32)
+        if other is not None:
+            places = in_batch(pixels, H, W, 0, other_h, other_w, WIDE) + image * other_n
+            at = other + (places[:, None] + channels[None, :] * other_c)
+            v *= tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        total += v
+    found = tl.sum(total, axis=0) * per_value
+    tl.store(sums + image * C + channels, found.to(sums.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
+def scale_kernel(
+    x, x_n, x_c, x_h, x_w, logits, shift, out, out_n, out_c, out_h, out_w, H, W, C, PIXELS, per_group,
+    GATE: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Grid: groups of pixel tiles x blocks of C. x times the gate of an image's logits, plus its ``shift``, if any."""
+    blocks = tl.cdiv(C, BM)
+    group = tl.program_id(0) // blocks
+    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
+    for t in range(per_group):
+        pixels = numbers(group, per_group, t, BP, WIDE)
+        mask = (pixels < PIXELS)[:, None] & (channels < C)[None, :]
+        at = (pixels // (H * W))[:, None] * C + channels[None, :]
+        places = in_batch(pixels, H, W, x_n, x_h, x_w, WIDE)
+        v = tl.load(x + (places[:, None] + channels[None, :] * x_c), mask=mask, other=0.0).to(tl.float32)
+        v *= gate_value(tl.load(logits + at, mask=mask, other=0.0).to(tl.float32), GATE)
+        if shift is not None:
+            v += tl.load(shift + at, mask=mask, other=0.0).to(tl.float32)
+        places = in_batch(pixels, H, W, out_n, out_h, out_w, WIDE)
+        to = out + (places[:, None] + channels[None, :] * out_c)
+        tl.store(to, v.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def linear_kernel(
+    v, weight, bias, out, gated, ROWS, INNER, OUTER, ACT: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr,
+    BR: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Grid: blocks of ROWS x blocks of OUTER. out = act(v) weight' + bias, and its gate, if asked for."""
+    blocks = tl.cdiv(OUTER, BO)
+    rows = (tl.program_id(0) // blocks) * BR + tl.arange(0, BR)
+    columns = (tl.program_id(0) % blocks) * BO + tl.arange(0, BO)
+    kind = v.dtype.element_ty
+    acc = tl.zeros((BR, BO), tl.float32)
+    for k in range(0, INNER, BK):
+        inner = k + tl.arange(0, BK)
+        mask = (rows < ROWS)[:, None] & (inner < INNER)[None, :]
+        a = tl.load(v + (rows[:, None].to(tl.int64) * INNER + inner[None, :]), mask=mask, other=0.0).to(tl.float32)
+        a = tl.where(mask, activate(a, ACT, 0.0), 0.0).to(kind)
+        mask = (inner < INNER)[:, None] & (columns < OUTER)[None, :]
+        b = tl.load(weight + (columns[None, :] * INNER + inner[:, None]), mask=mask, other=0.0)
+        acc = tl.dot(a, b.to(kind), acc, input_precision=PRECISION)
+    acc += load_or(bias, columns, columns < OUTER, 0.0)[None, :]
+    at = rows[:, None].to(tl.int64) * OUTER + columns[None, :]
+    mask = (rows < ROWS)[:, None] & (columns < OUTER)[None, :]
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
+    if gated is not None:
+        tl.store(gated + at, gate_value(acc, GATE).to(out.dtype.element_ty), mask=mask)
+
+
+def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = False) -> torch.Tensor:
+    """Sums over H and W of x, or of x * other: N x C, float32; means in x's dtype."""
+    n, c, height, width = x.shape
+    sums = torch.empty((n, c), dtype=x.dtype if mean else torch.float32, device=x.device)
+    tile, _, _ = tiles.flat("depthwise", x, c)
+    arguments = {
+        "x": x, **launch.strides("x", x), "other": other, **launch.strides("other", other), "sums": sums,
+        "per_value": 1.0 / (height * width) if mean else 1.0, "H": height, "W": width, "C": c,
+        "WIDE": launch.is_wide(x, other), "BP": tile.pixels,
+        "BM": tile.channels,
+    }  # fmt: skip
+    with launch.on_device_of(x):
+        launch.run(sums_kernel, (n * launch.cdiv(c, tile.channels),), arguments, tile.warps, tile.stages)
+    return sums
+
+
+def scaled_map(
+    x: torch.Tensor, logits: torch.Tensor, gate: int = plain.IDENTITY, shift: torch.Tensor | None = None,
+    like: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """x * gate(logits) + shift, the vectors N x C, in the memory format of x (or ``like``)."""
+    n, c, height, width = x.shape
+    out = launch.new_map(x if like is None else like, c)
+    tile, per_group, groups = tiles.flat("depthwise", x, c)
+    arguments = {
+        "x": x, **launch.strides("x", x), "logits": launch.vector(logits), "shift": shift, "out": out,
+        **launch.strides("out", out), "H": height, "W": width, "C": c, "PIXELS": n * height * width,
+        "per_group": per_group, "GATE": gate, "WIDE": launch.is_wide(x, out, images=True),
+        "BP": tile.pixels, "BM": tile.channels,
+    }  # fmt: skip
+    with launch.on_device_of(x):
+        launch.run(scale_kernel, (groups * launch.cdiv(c, tile.channels),), arguments, tile.warps, tile.stages)
+    return out
+
+
+def _linear(v, weight, bias, act, gate=None):
+    """act(v) weight' + bias, and its gate's value where a gate is given."""
+    rows, (outer, inner) = v.shape[0], weight.shape
+    checks.expect("squeeze or hidden", v, (rows, inner), weight)
+    checks.expect("bias", bias, (outer,), v)
+    out = torch.empty((rows, outer), dtype=v.dtype, device=v.device)
+    gated = None if gate is None else torch.empty_like(out)
+    tf32 = v.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32  # as torch's linear layers
+    arguments = {
+        "v": launch.vector(v), "weight": launch.vector(weight), "bias": launch.vector(bias), "out": out,
+        "gated": gated, "ROWS": rows, "INNER": inner, "OUTER": outer, "ACT": act,
+        "GATE": plain.IDENTITY if gate is None else gate, "PRECISION": "tf32" if tf32 else "ieee", "BR": 16, "BO": 16,
+        "BK": 64,
+    }  # fmt: skip
+    with launch.on_device_of(v):
+        launch.run(linear_kernel, (launch.cdiv(rows, 16) * launch.cdiv(outer, 16),), arguments, warps=4, stages=2)
+    return out, gated
+
+
+def excite(squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
+    """The gate's values (N x C) of means that are there already, as a Ghost module returns them."""
+    hidden, _ = _linear(squeeze, reduce_weight, reduce_bias, plain.NONE)
+    return _linear(hidden, expand_weight, expand_bias, act, gate)[1]
+
+
+def squeeze_excite(x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
+    """The excited x, and what the backward needs: squeeze (N x C), hidden before act (N x R), logits (N x C)."""
+    squeeze = image_sums(x, mean=True)
+    hidden, _ = _linear(squeeze, reduce_weight, reduce_bias, plain.NONE)
+    logits, _ = _linear(hidden, expand_weight, expand_bias, act)
+    return scaled_map(x, logits, gate), squeeze, hidden, logits
+
+
+def squeeze_excite_backward(
+    grad_out, x, squeeze, hidden, logits, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate
+):
+    """Gradients of x, reduce weight and bias, expand weight and bias (empty where there is no bias).
+
+    Between the two passes over maps stand products of N x C vectors, which torch does: no pass more.
+    """
+    checks.expect("grad_out", grad_out, tuple(x.shape), x)
+    size = x.shape[2] * x.shape[3]
+    squeeze, hidden, logits = squeeze.float(), hidden.float(), logits.float()
+    grad_logits = plain.gate_backward(image_sums(grad_out, x), logits, gate)
+    grad_hidden, _ = plain.activate_backward(grad_logits @ expand_weight.float(), hidden, act)
+    grad_squeeze = grad_hidden @ reduce_weight.float()
+
+    def given(grad, parameter):
+        return x.new_empty(0) if parameter is None else grad.to(parameter.dtype)
+
+    return (
+        scaled_map(grad_out, logits, gate, grad_squeeze / size, like=x),
+        given(grad_hidden.T @ squeeze, reduce_weight),
+        given(grad_hidden.sum(0), reduce_bias),
+        given(grad_logits.T @ plain.activate(hidden, act), expand_weight),
+        given(grad_logits.sum(0), expand_bias),
+    )

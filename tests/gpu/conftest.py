@@ -1,0 +1,37 @@
+"""What needs a CUDA device: run by ``make gpu``; anywhere else every test here says why it is skipped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ghost_ops.backends import triton
+
+
+def _reason() -> str | None:
+    if not triton.available():
+        return triton.reason()
+    if not torch.cuda.is_available():
+        return "no CUDA device is there"
+    return triton.refuse_device(torch.device("cuda", torch.cuda.current_device()))
+
+
+REASON = _reason()
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "tests/gpu/" in item.nodeid:
+            item.add_marker(pytest.mark.gpu)
+            if REASON is not None:
+                item.add_marker(pytest.mark.skip(reason=REASON))
+
+
+@pytest.fixture(autouse=True)
+def _as_pytorch_is_compared():
+    """Products in full float32 on both sides: what TF32 costs is a test of its own."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.manual_seed(0)
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

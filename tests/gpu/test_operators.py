@@ -1,0 +1,144 @@
+"""Every operator on the device: outputs and gradients against eager PyTorch in the same dtype and float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from ghost_ops import functional, use_backend
+from ghost_ops.backends import choose
+from ghost_ops.ops._library import overload
+from tests.helpers import assert_as_accurate
+from tests.ops.cases import Case, Errors, in_layout
+from tests.ops.test_registration import CALLS
+from tests.triton.interpreted.drawn import draw, draw_squeeze_excite
+
+DEVICE = "cuda"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KINDS = ("ghost_module", "cheap_concat", "ghost_module_train", "squeeze_excite")
+CASES = 40
+
+
+def moved(case: Case, dtype: torch.dtype | None, device: str = DEVICE) -> Case:
+    """The case on the device, in another dtype if one is given; strides stay."""
+
+    def move(t):
+        there = torch.empty_strided(t.shape, t.stride(), dtype=dtype or t.dtype, device=device)
+        return there.copy_(t)
+
+    return Case({k: None if t is None else move(t) for k, t in case.tensors.items()}, case.options)
+
+
+def results(kind: str, case: Case, reference: bool, differentiable: int) -> dict[str, torch.Tensor]:
+    leaves = {k: None if t is None else t.detach().clone().requires_grad_() for k, t in case.tensors.items()}
+    with use_backend("reference" if reference else None):
+        out = getattr(functional, kind)(**leaves, **case.options)
+        outputs = [out] if isinstance(out, torch.Tensor) else list(out)
+        generator = torch.Generator().manual_seed(0)
+        grads = [torch.randn(o.shape, generator=generator).to(o) for o in outputs[:differentiable]]
+        torch.autograd.backward(outputs[:differentiable], grads)
+    found = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
+    return found | {f"gradient of {k}": t.grad for k, t in leaves.items() if t is not None}
+
+
+def check(kind: str, case: Case, dtype: torch.dtype, errors: Errors) -> None:
+    differentiable = 2 if case.options.get("return_squeeze") else 1
+    ours, plain = (results(kind, moved(case, dtype), reference, differentiable) for reference in (False, True))
+    rounded = moved(moved(case, dtype), torch.float64)
+    exact = results(kind, rounded, True, differentiable)
+    for what, result in ours.items():
+        errors.add(what, result, plain[what], exact[what])
+        coarser = torch.finfo(dtype).eps / torch.finfo(result.dtype).eps
+        assert_as_accurate(result, plain[what], exact[what], 4.0, what=f"{kind}, {what}", ulps=4 * max(coarser, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_drawn(kind, dtype):
+    errors = Errors()
+    for seed in range(CASES):
+        case = draw_squeeze_excite(seed) if kind == "squeeze_excite" else draw(kind, seed)
+        x = moved(Case({"x": next(iter(case.tensors.values()))}), dtype).tensors["x"]
+        assert choose(kind, x).backend == "triton"
+        check(kind, case, dtype, errors)
+    errors.assert_within(2.0)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape",
+    [(8, 16, 112, 112, 24), (8, 72, 28, 28, 20), (8, 960, 7, 7, 80), (8, 112, 14, 14, 336), (3, 40, 33, 17, 36)],
+)
+def test_layer_shapes_of_ghostnet(shape, dtype, layout):
+    n, c, h, w, m = shape
+    g = torch.Generator().manual_seed(0)
+    numbers = lambda *s, scale=1.0: torch.randn(s, generator=g) * scale
+    tensors = {
+        "x": in_layout(numbers(n, c, h, w) + 0.3, layout),
+        "primary_weight": numbers(m, c, 1, 1, scale=c**-0.5),
+        "primary_bias": None,
+        "primary_gamma": numbers(m, scale=0.3) + 1,
+        "primary_beta": numbers(m, scale=0.2),
+        "cheap_weight": numbers(m, 1, 3, 3, scale=1 / 3),
+        "cheap_bias": None,
+        "cheap_gamma": numbers(m, scale=0.3) + 1,
+        "cheap_beta": numbers(m, scale=0.2),
+    }
+    # SiLU: at a ReLU's kink two right results may differ by a whole gradient
+    smooth = {"act": "silu", "cheap_act": "silu"}
+    check("ghost_module_train", Case(tensors, smooth), dtype, Errors())
+    single = {k: v for k, v in tensors.items() if "gamma" not in k and "beta" not in k}
+    check("ghost_module", Case(single, smooth | {"return_squeeze": True}), dtype, Errors())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_repeats_to_the_bit(kind):
+    def once():
+        case = moved(draw_squeeze_excite(3) if kind == "squeeze_excite" else draw(kind, 4), torch.float16)
+        return results(kind, case, False, 1)
+
+    first, again = once(), once()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name):
+    call = CALLS[name](torch.randn(2, 6, 5, 7, requires_grad=True))
+    call = [a.detach().to(DEVICE).requires_grad_() if isinstance(a, torch.Tensor) else a for a in call]
+    opcheck(overload(name), tuple(call))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_no_kernel_takes_runs_on_the_reference(name):
+    args = [a.detach().to(DEVICE, torch.float64) if isinstance(a, torch.Tensor) else a for a in CALLS[name](torch.randn(2, 6, 5, 7))]  # fmt: skip # noqa: E501
+    with use_backend("reference"):
+        expected = overload(f"{name}_reference")(*args)[0]
+    torch.testing.assert_close(overload(name)(*args)[0], expected)
+
+
+def test_image_of_more_than_two_to_the_31_elements():
+    """Offsets within an image in 64 bits: 17 GB in and out, so only where there is room."""
+    if torch.cuda.mem_get_info()[0] < 40 << 30:
+        pytest.skip("less than 40 GiB of device memory are free")
+    side = 8192
+    x = torch.randn(1, 33, side, side, dtype=torch.float16, device=DEVICE).to(memory_format=torch.channels_last)
+    w1, w2 = torch.randn(16, 33, 1, 1, device=DEVICE).half(), torch.randn(16, 1, 3, 3, device=DEVICE).half()
+    out = functional.ghost_module(x, w1, None, w2, None)
+    for rows in (slice(0, 8), slice(side - 8, side)):
+        part = functional.ghost_module(x[:, :, rows].contiguous(), w1, None, w2, None)
+        inner = slice(0, 7) if rows.start == 0 else slice(1, 8)  # the cut's neighbours are not in the part
+        torch.testing.assert_close(out[:, :, rows][:, :, inner], part[:, :, inner])
+
+
+def test_tf32_where_pytorch_uses_it():
+    x, w = torch.randn(4, 256, 14, 14, device=DEVICE), torch.randn(64, 256, 1, 1, device=DEVICE)
+    exact = torch.nn.functional.conv2d(x.double(), w.double())
+    errors = {}
+    for allow in (False, True):
+        torch.backends.cudnn.allow_tf32 = allow
+        errors[allow] = float(
+            (functional.ghost_module(x, w, None, None, None, act="none") - exact).norm() / exact.norm()
+        )
+    assert errors[False] < 1e-6 < 1e-5 < errors[True] < 1e-2

@@ -1,0 +1,102 @@
+"""Calls of every operator of the Triton backend on maps of nets' layers, for compiling: nothing computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ghost_ops.backends.activation import HARD_SIGMOID, HARD_SWISH, NONE, PRELU, RELU, SILU
+from ghost_ops.backends.triton import cheap_concat, ghost_module, ghost_module_train, squeeze_excite
+
+LAST, FIRST = torch.channels_last, torch.contiguous_format
+
+
+def _empty(dtype: torch.dtype, layout: torch.memory_format):
+    def map_of(n, c, h, w):
+        return torch.empty(n, c, h, w, dtype=dtype).to(memory_format=layout)
+
+    return map_of
+
+
+def inference(c, m, side, dtype, *, layout=LAST, n=2, d=3, multiplier=1, act=RELU, more=False, own=None):
+    """``more``: excitation, residual and squeeze. ``own``: dtype of the parameters."""
+    a_map, own = _empty(dtype, layout), own or dtype
+    parameter = lambda *shape: torch.empty(shape, dtype=own)
+    made, kept = m * multiplier, m * (1 + multiplier)
+    extra = (torch.empty(n, c, dtype=dtype), a_map(n, kept, side, side)) if more else (None, None)
+    norm = lambda k: (None, parameter(k), parameter(k), parameter(k), parameter(k))
+    ghost_module.ghost_module_eval(
+        a_map(n, c, side, side), parameter(m, c, 1, 1), *norm(m), parameter(made, 1, d, d), *norm(made), *extra, None,
+        None, kept, act, act, 0.01, 0.01, 1e-5, 1e-5, more,
+    )  # fmt: skip
+
+
+def folded(c, m, side, dtype, *, layout=LAST, n=2, d=3, act=RELU, cheap=True, backward=True):
+    a_map = _empty(dtype, layout)
+    parameter = lambda *shape: torch.empty(shape, dtype=dtype)
+    kept = 2 * m if cheap else m
+    x, w1, b1 = a_map(n, c, side, side), parameter(m, c, 1, 1), parameter(m)
+    w2, b2 = (parameter(m, 1, d, d), parameter(m)) if cheap else (None, None)
+    slopes = (parameter(m), parameter(m) if cheap else None) if act == PRELU else (None, None)
+    codes = kept, act, act if cheap else NONE, 0.01, 0.01
+    ghost_module.ghost_module(x, w1, b1, w2, b2, None, None, *slopes, *codes, False)
+    if backward:
+        grad = a_map(n, kept, side, side)
+        ghost_module.ghost_module_backward(grad, x, w1, b1, w2, b2, None, *slopes, *codes)
+
+
+def training(c, m, side, dtype, *, layout=LAST, n=2, d=3, multiplier=1, act=RELU):
+    """A step as under autocast: parameters in float32."""
+    a_map, made = _empty(dtype, layout), m * multiplier
+    vector = lambda k: torch.empty(k)
+    x, w1, w2 = a_map(n, c, side, side), torch.empty(m, c, 1, 1), torch.empty(made, 1, d, d)
+    affine = [vector(m), vector(m)], [vector(made), vector(made)]
+    codes = m + made, act, act, 0.01, 0.01, 1e-5, 1e-5
+    out, *statistics = ghost_module_train.ghost_module_train(
+        x, w1, None, *affine[0], w2, None, *affine[1], None, None, *codes
+    )
+    ghost_module_train.ghost_module_train_backward(
+        out, x, w1, *affine[0], w2, *affine[1], None, None, *statistics, *codes
+    )
+
+
+def concatenation(m, side, dtype, *, d=3, layout=LAST):
+    z, w = _empty(dtype, layout)(2, m, side, side), torch.empty(m, 1, d, d, dtype=dtype)
+    codes = 2 * m, SILU, SILU, 0.01, 0.01
+    cheap_concat.cheap_concat(z, w, None, None, None, None, *codes, False)
+    cheap_concat.cheap_concat_backward(_empty(dtype, layout)(2, 2 * m, side, side), z, w, None, None, None, *codes)
+
+
+def excitation(c, side, dtype, *, layout=LAST):
+    r, x = c // 4, _empty(dtype, layout)(2, c, side, side)
+    parameters = [torch.empty(s, dtype=dtype) for s in ((r, c), (r,), (c, r), (c,))]
+    _, *vectors = squeeze_excite.squeeze_excite(x, *parameters, RELU, HARD_SIGMOID)
+    squeeze_excite.excite(vectors[0], *parameters, RELU, HARD_SIGMOID)
+    squeeze_excite.squeeze_excite_backward(x, x, *vectors, *parameters, RELU, HARD_SIGMOID)
+
+
+def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
+    """Every entry of the table through every kernel, at the shapes where its tile is largest."""
+    found = []
+    for dtype in (half, torch.float32):
+        found += [
+            (f"inference, large, {dtype}", lambda d=dtype: inference(64, 64, 56, d)),
+            (f"inference, small, {dtype}", lambda d=dtype: inference(112, 336, 14, d, more=True)),
+            (f"training, large, {dtype}", lambda d=dtype: training(24, 36, 56, d)),
+            (f"training, small, {dtype}", lambda d=dtype: training(672, 80, 14, d, d=5)),
+            (f"squeeze-excite, {dtype}", lambda d=dtype: excitation(672, 14, d)),
+        ]
+    return found
+
+
+def odd(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
+    """Odd channels, ratios, cheap kernels, activations and layouts."""
+    return [
+        ("first layer, NCHW", lambda: inference(16, 8, 112, half, layout=FIRST)),
+        ("PReLU, gradients, odd channels", lambda: folded(23, 37, 33, half, d=5, act=PRELU)),
+        ("ratio 1, gradients", lambda: folded(160, 960, 7, half, cheap=False, act=HARD_SWISH)),
+        ("ratio 3, 7 x 7", lambda: training(40, 20, 28, half, d=7, multiplier=2, act=SILU)),
+        ("1 x 1 cheap kernel, float", lambda: folded(40, 20, 28, torch.float32, d=1, act=SILU)),
+        ("concatenation", lambda: concatenation(64, 40, half, d=5)),
+    ]

@@ -1,0 +1,39 @@
+"""The operators on CPU tensors by the interpreted kernels: the whole way from the public functions, autograd included.
+
+The compiled library is left alone (GHOST_OPS_BACKEND=reference), so that the CPU's place among the operators is free.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ghost_ops.backends import choose as choosing  # noqa: F401  the package's function of that name hides the module
+from ghost_ops.backends import native, triton
+from ghost_ops.ops import _library
+from tests.helpers import poisoned_memory
+
+if native.available():
+    raise RuntimeError("set GHOST_OPS_BACKEND=reference: these tests put other kernels in the library's place")
+torch.set_num_threads(1)
+for _name in triton.OPERATORS:
+    _library._library.impl(_name, triton.load(_name), "CPU")
+
+
+def _refuse(op, device, dtype, cheap_kernel):
+    known = op in triton.OPERATORS and dtype in triton.DTYPES and cheap_kernel in (None, 1, 3, 5, 7)
+    return None if known else "it is not interpreted"
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """Interpreted kernels are chosen, and memory that they get holds NaN."""
+    import sys
+
+    module = sys.modules["ghost_ops.backends.choose"]
+    monkeypatch.setitem(module._REFUSALS, "native", _refuse)
+    module._choose.cache_clear()
+    torch.manual_seed(0)
+    with poisoned_memory(1 << 10, 1 << 12, 1 << 14, 1 << 16):
+        yield
+    module._choose.cache_clear()

@@ -1,0 +1,112 @@
+"""Drawn configurations, small enough for an interpreter, for the checks of ``tests/ops/cases.py``."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from ghost_ops.backends.activation import ACTIVATIONS
+from ghost_ops.backends.triton import tiles
+from tests.ops.cases import LAYOUTS, Case, in_layout
+
+DTYPES = (torch.float32, torch.float16)
+
+
+@contextmanager
+def few_tiles(pixels: int = 128) -> Iterator[None]:
+    """Large tiles: an interpreter's time is that of its steps, not of their size."""
+    with ExitStack() as stack:
+        for kernel in tiles.KERNELS:
+            stack.enter_context(tiles.override(kernel, pixels=pixels))
+        yield
+
+
+@contextmanager
+def many_tiles() -> Iterator[None]:
+    """Small ones: several bands, blocks and groups even of a small map."""
+    with ExitStack() as stack:
+        for kernel in tiles.KERNELS:
+            band = {"band": 20} if kernel == "single_pass" else {}
+            stack.enter_context(tiles.override(kernel, pixels=32, channels=16, depth=16, **band))
+        yield
+
+
+def draw(kind: str, seed: int) -> Case:
+    """A case of ``ghost_module``, ``cheap_concat`` or ``ghost_module_train``: always the same of a seed."""
+    rng, generator = random.Random(f"{kind} {seed}"), torch.Generator().manual_seed(seed)
+    train = kind == "ghost_module_train"
+    dtype = DTYPES[seed % 2]
+    n, h, w = rng.randint(1, 2), rng.randint(1, 9), rng.randint(1, 9)
+    if train and n * h * w < 24:
+        h, w = h + 4, w + 3
+    c, m = rng.randint(2, 24), rng.randint(1, 20)
+    multiplier = rng.choice([1, 1, 1, 2, 3])
+    k = rng.choice([1, 3, 3, 3, 5, 7]) if multiplier == 1 else rng.choice([1, 3])
+    if train and k == 1:  # its weight is a scale that the BatchNorm takes away: a gradient of rounding alone
+        k = 3
+    cheap = m * multiplier
+    out_channels = rng.choice([m + cheap, m + cheap, rng.randint(m + 1, m + cheap)])
+
+    def numbers(*shape):
+        return torch.randn(shape, generator=generator)
+
+    def parameter(*shape, scale=1.0, shift=0.0, optional=True):
+        if optional and rng.random() < 0.4:
+            return None
+        return (numbers(*shape) * scale + shift).to(rng.choice([dtype, torch.float32]))
+
+    def a_map(*shape):
+        return in_layout(numbers(*shape).to(dtype), rng.choice(LAYOUTS))
+
+    options, slopes = {"out_channels": out_channels}, {}
+    for name, channels in (("act", m), ("cheap_act", cheap)):
+        options[name] = rng.choice(ACTIVATIONS)
+        options[f"{name}_slope"] = rng.choice([0.01, 0.3])
+        prelu = options[name] == "prelu"
+        slopes[f"{name}_weight"] = numbers(rng.choice([1, channels])) * 0.3 if prelu else None
+    tensors = {"z": a_map(n, m, h, w)} if kind == "cheap_concat" else {"x": a_map(n, c, h, w)}
+    if kind != "cheap_concat":
+        tensors["primary_weight"] = parameter(m, c, 1, 1, scale=c**-0.5, optional=False)
+        tensors["primary_bias"] = parameter(m, scale=0.3)
+    if train:
+        tensors |= {"primary_gamma": parameter(m, scale=0.3, shift=1.0), "primary_beta": parameter(m, scale=0.3)}
+    tensors["cheap_weight"] = parameter(cheap, 1, k, k, scale=1.0 / k, optional=False)
+    tensors["cheap_bias"] = parameter(cheap, scale=0.3)
+    if train:
+        tensors |= {"cheap_gamma": parameter(cheap, scale=0.3, shift=1.0), "cheap_beta": parameter(cheap, scale=0.3)}
+    else:
+        tensors["residual"] = a_map(n, out_channels, h, w) if rng.random() < 0.5 else None
+        options["return_squeeze"] = rng.random() < 0.5
+    if kind == "ghost_module":
+        scale = torch.rand(n, c, generator=generator).to(dtype)
+        tensors["input_scale"] = scale if rng.random() < 0.5 else None
+        if rng.random() < 0.2:  # ratio 1
+            tensors |= {"cheap_weight": None, "cheap_bias": None}
+            slopes["cheap_act_weight"] = None
+            options |= {"out_channels": m, "cheap_act": "none"}
+            if tensors["residual"] is not None:
+                tensors["residual"] = a_map(n, m, h, w)
+    return Case(tensors | slopes, options)
+
+
+def draw_squeeze_excite(seed: int) -> Case:
+    rng, generator = random.Random(f"squeeze {seed}"), torch.Generator().manual_seed(seed)
+    dtype = DTYPES[seed % 2]
+    n, c, h, w, r = rng.randint(1, 3), rng.randint(1, 40), rng.randint(1, 12), rng.randint(1, 12), rng.randint(1, 20)
+
+    def numbers(*shape, scale):
+        return (torch.randn(shape, generator=generator) * scale).to(rng.choice([dtype, torch.float32]))
+
+    x = torch.randn((n, c, h, w), generator=generator) + 0.5
+    tensors = {
+        "x": in_layout(x.to(dtype), rng.choice(LAYOUTS)),
+        "reduce_weight": numbers(r, c, scale=c**-0.5),
+        "reduce_bias": numbers(r, scale=0.3) if rng.random() < 0.5 else None,
+        "expand_weight": numbers(c, r, scale=r**-0.5),
+        "expand_bias": numbers(c, scale=0.3) if rng.random() < 0.5 else None,
+    }
+    gate = rng.choice(["clamp", "hard_sigmoid", "sigmoid", "identity"])
+    return Case(tensors, {"act": rng.choice(["none", "relu", "relu6", "silu", "hard_swish"]), "gate": gate})

@@ -1,0 +1,158 @@
+"""What drawn cases leave out: no images, expanded maps, odd numbers, repetition, bad arguments, opcheck."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from ghost_ops import functional, use_backend
+from ghost_ops.ops._library import overload
+from tests.ops.test_registration import CALLS
+
+from .drawn import draw, few_tiles, many_tiles
+
+
+@pytest.fixture(autouse=True)
+def _few_tiles():
+    with few_tiles():
+        yield
+
+
+def leaves(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+
+
+def both(call):
+    """Results and gradients of ours and of the reference."""
+    found = []
+    for name in (None, "reference"):
+        with use_backend(name):
+            found.append(call())
+    return found
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5, 3), (2, 4, 1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_no_images_and_single_pixels(shape, layout):
+    def module():
+        w1, b1, w2, r = leaves((3, 4, 1, 1), (3,), (6, 1, 3, 3), (shape[0], 8, *shape[2:]))
+        (x,) = leaves(shape)
+        seen = x.to(memory_format=layout)
+        out, squeeze = functional.ghost_module(seen, w1, b1, w2, None, out_channels=8, residual=r, return_squeeze=True)
+        (out.sum() + squeeze.sum()).backward()
+        return [out, squeeze, x.grad, w1.grad, b1.grad, w2.grad, r.grad]
+
+    def excited():
+        x, *w = leaves(shape, (2, 4), (2,), (4, 2), (4,))
+        out = functional.squeeze_excite(x.to(memory_format=layout), *w)
+        out.sum().backward()
+        return [out, x.grad, *(t.grad for t in w)]
+
+    def trained():
+        x, w1, w2 = leaves(shape, (3, 4, 1, 1), (3, 1, 3, 3))
+        found = functional.ghost_module_train(x.to(memory_format=layout), w1, None, None, None, w2, None, None, None)
+        found.out.sum().backward()
+        return [*found, x.grad, w1.grad, w2.grad]
+
+    for call in (module, excited, *([trained] if shape[0] else [])):
+        for ours, plain in zip(*both(call), strict=True):
+            assert ours.shape == plain.shape
+            torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_expanded_maps():
+    """Strides of 0: of an input, of a residual, and of the gradient that a sum hands back."""
+
+    def call():
+        x, w1, w2, r = leaves((2, 5, 1, 7), (4, 5, 1, 1), (4, 1, 3, 3), (2, 1, 6, 7))
+        out = functional.ghost_module(
+            x.expand(2, 5, 6, 7), w1, None, w2, None, residual=r.expand(2, 8, 6, 7), act="silu"
+        )
+        out.sum().backward()
+        return [out, x.grad, w1.grad, w2.grad, r.grad]
+
+    for ours, plain in zip(*both(call), strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ghost_module", "ghost_module_train", "cheap_concat"])
+def test_repeats_to_the_bit(kind):
+    def call():
+        case = draw(kind, 4).leaves()
+        out = getattr(functional, kind)(**case.tensors, **case.options)
+        first = out if isinstance(out, torch.Tensor) else out[0]
+        first.square().sum().backward()
+        return [first, *(t.grad for t in case.tensors.values() if t is not None)]
+
+    with many_tiles():
+        assert all(torch.equal(a, b) for a, b in zip(call(), call(), strict=True))
+
+
+def test_large_mean_small_spread():
+    """Statistics around the tile's own mean: with E[z^2] - E[z]^2 in float32 nothing of this variance would be left."""
+    x = 4096 + torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    eye = torch.eye(3)[:, :, None, None]
+    for tiles in (few_tiles(), many_tiles()):
+        with tiles:
+            found = functional.ghost_module_train(x, eye, None, None, None, torch.ones(3, 1, 1, 1), None, None, None)
+        var, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+        torch.testing.assert_close(found.primary_var, var.float(), rtol=1e-4, atol=0)
+        torch.testing.assert_close(found.primary_mean, mean.float(), rtol=1.2e-7, atol=0)  # the last place
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_nan_and_infinity_pass_as_in_pytorch(value):
+    x = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    x[0, 1, 2, 3] = value
+    w1, w2 = torch.ones(3, 4, 1, 1), torch.ones(3, 1, 3, 3)
+    for act in ("none", "relu", "relu6", "leaky_relu", "silu", "hard_swish"):
+        call = lambda act=act: functional.ghost_module(x, w1, None, w2, None, act=act, cheap_act=act)
+        ours, plain = both(call)
+        torch.testing.assert_close(ours, plain, equal_nan=True)
+    found = functional.ghost_module_train(x, w1, None, None, None, w2, None, None, None)
+    assert found.out.isnan().all() and found.primary_var.isnan().all()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name):
+    x = torch.randn(2, 6, 5, 7).to(memory_format=torch.channels_last).requires_grad_()
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    opcheck(overload(name), CALLS[name](x), test_utils=tests)
+
+
+@pytest.mark.parametrize("change", [0, 1, 2, 3, 4, 5, 6])
+def test_direct_calls_refuse_what_does_not_fit(change):
+    """Below the checks of the public functions nothing is read past its end."""
+    args = list(CALLS["ghost_module"](torch.randn(2, 6, 5, 7)))
+    args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
+    shapes = [(2, 7, 5, 7), (5, 7, 1, 1), (4,), (11, 1, 3, 3), (9,), (2, 5), (2, 13, 5, 6)]
+    args[change] = torch.randn(shapes[change])
+    with pytest.raises(ValueError, match="expected"):
+        overload("ghost_module")(*args)
+
+
+def test_direct_backward_refuses_a_gradient_of_another_shape():
+    x, w1, w2 = (t.detach() for t in leaves((2, 6, 5, 7), (5, 6, 1, 1), (5, 1, 3, 3)))
+    with pytest.raises(ValueError, match="grad_out: expected shape"):
+        overload("ghost_module_backward")(
+            torch.randn(2, 10, 5, 6), x, w1, None, w2, None, None, None, None, 10, 1, 1, 0.0, 0.0
+        )
+
+
+def test_offsets_in_64_bits(monkeypatch):
+    """The route of maps that would not fit here, on small ones: the same bits."""
+    kinds = ("ghost_module", "ghost_module_train", "cheap_concat")
+
+    def call(kind):
+        case = draw(kind, 6).leaves()
+        out = getattr(functional, kind)(**case.tensors, **case.options)
+        first = out if isinstance(out, torch.Tensor) else out[0]
+        first.square().sum().backward()
+        return [first, *(t.grad for t in case.tensors.values() if t is not None)]
+
+    narrow = {kind: call(kind) for kind in kinds}
+    monkeypatch.setattr("ghost_ops.backends.triton.launch.is_wide", lambda *maps, images=False: True)
+    for kind in kinds:
+        assert all(torch.equal(a, b) for a, b in zip(narrow[kind], call(kind), strict=True))

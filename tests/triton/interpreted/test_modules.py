@@ -1,0 +1,108 @@
+"""Modules, bottlenecks and programs over the interpreted kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ghost_ops import FusedGhostBottleneck, FusedGhostModule
+from ghost_ops import nn as ghost_nn
+from ghost_ops.backends import Choice, reference, triton
+from ghost_ops.backends.steps import Conv
+from ghost_ops.backends.triton import single_pass
+from ghost_ops.nn import fused_bottleneck
+from ghost_ops.nn.frozen import FrozenProgram
+from tests.helpers import assert_as_accurate, randomise
+from tests.ops.cases import Errors
+from tests.ops.program_cases import draw_call, draw_program, mismatch
+
+from .drawn import few_tiles
+
+
+@pytest.fixture(autouse=True)
+def _few_tiles():
+    with few_tiles():
+        yield
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What rides on each single pass that runs; bottlenecks take the route of a device."""
+    seen, run = [], single_pass.run
+
+    def noting(*args, **kwargs):
+        seen.append({name for name, value in kwargs.items() if value is not None and value is not False})
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(single_pass, "run", noting)
+    on_device = lambda op, x, cheap_kernel=None: Choice("reference" if op == "program_eval" else "triton")
+    monkeypatch.setattr(fused_bottleneck, "choose", on_device)
+    return seen
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_module(train, dtype):
+    fused = randomise(FusedGhostModule(7, 13)).to(dtype).train(train)
+    plain, exact = ghost_nn.GhostModule(7, 13).to(dtype), ghost_nn.GhostModule(7, 13).double()
+    for module in (plain, exact):
+        module.load_state_dict(fused.state_dict())
+        module.train(train)
+    x = torch.randn(2, 7, 6, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.no_grad():
+        results = fused(x), plain(x), exact(x.double())
+    assert_as_accurate(*results)
+    if train:
+        for ours, other, third in zip(fused.buffers(), plain.buffers(), exact.buffers(), strict=True):
+            if ours.is_floating_point():
+                assert_as_accurate(ours, other, third)
+
+
+@pytest.mark.parametrize(("stride", "se"), [(1, 0.25), (2, 0.25), (1, 0.0)])
+def test_what_rides_in_a_bottleneck(calls, stride, se):
+    fused = randomise(FusedGhostBottleneck(6, 10, 8, stride=stride, se_ratio=se)).eval()
+    plain = ghost_nn.GhostBottleneck(6, 10, 8, stride=stride, se_ratio=se).eval()
+    plain.load_state_dict(fused.state_dict())
+    x = torch.randn(2, 6, 8, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert_as_accurate(fused(x), plain(x), plain.double()(x.double()))
+        assert "ride on the Ghost modules" in fused.why(x)
+    rides = {"squeeze"} if se and stride == 1 else set()
+    assert calls == [rides, {"residual"} | ({"scale"} if se else set())]
+
+
+def test_gradients_go_through_the_parts(calls):
+    fused = randomise(FusedGhostBottleneck(6, 10, 8, se_ratio=0.25)).eval()
+    x = torch.randn(1, 6, 4, 4, requires_grad=True)
+    fused(x).sum().backward()
+    assert x.grad is not None and not any("scale" in found for found in calls)
+
+
+def test_programs():
+    """Drawn programs, as ``freeze`` would write them, from packed parameters."""
+    errors, taken = Errors(), 0
+    for seed in range(40):
+        drawn = draw_program(seed, most_channels=20, longest=5)
+        call = draw_call(seed, torch.float32, 1)
+        if call.program.steps != drawn.steps or call.x.numel() > 20000:
+            side = max(drawn.steps[0].kernel, 6) if isinstance(drawn.steps[0], Conv) else 6
+            generator = torch.Generator().manual_seed(seed)
+            call.program = drawn
+            call.x = torch.randn((2, drawn.channels, side, side + 1), generator=generator)
+        packed = reference.program_pack([t.float() for t in call.program.parameters], call.program.code)
+        ours = triton.load("program")(call.x, packed, call.program.code)
+        assert mismatch(call, ours, "program", errors) is None
+        taken += 1
+        if taken == 12:
+            break
+    assert taken == 12
+    errors.assert_within(2.0)
+
+
+def test_frozen_bottleneck():
+    block = randomise(FusedGhostBottleneck(6, 10, 8, se_ratio=0.25)).eval()
+    frozen = FrozenProgram.of(block._built())
+    x = torch.randn(2, 6, 7, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, plain = frozen(x), reference.program(x, frozen.packed, frozen.steps)
+        assert_as_accurate(ours, plain, block.unwrap().double()(x.double()))

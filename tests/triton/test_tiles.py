@@ -1,0 +1,99 @@
+"""The tile table: its form, its choice by architecture, and what overrides it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from ghost_ops.backends.triton import tiles
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _tuning():
+    spec = importlib.util.spec_from_file_location("tune_triton", ROOT / "benchmarks/tune_triton.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_whole():
+    table = tiles.table()
+    assert set(table) == {"default", *tiles.ARCHITECTURES}
+    classes = [f"{size}/{kind}" for size in ("large", "small") for kind in ("half", "float")]
+    assert set(table["default"]) == {f"{kernel}/{shape}" for kernel in tiles.KERNELS for shape in classes}
+    for rows in table.values():
+        for tile in rows.values():
+            found = tiles.Tile(**tile)
+            for side in (found.pixels, found.channels, found.depth, found.warps):
+                assert side & (side - 1) == 0
+
+
+def test_an_architecture_may_differ_from_the_default(tmp_path, monkeypatch):
+    table = json.loads(json.dumps(tiles.table()))
+    table["sm_90"]["single_pass/small/half"] = {"pixels": 128}
+    path = tmp_path / "tiles.json"
+    path.write_text(json.dumps(table))
+    monkeypatch.setenv("GHOST_OPS_TILES", str(path))
+    x = torch.empty(1, 8, 14, 14, dtype=torch.float16)
+    for name, pixels in (("sm_90", 128), ("sm_80", 64), ("sm_75", 64)):
+        with tiles.assume(name):
+            found = tiles.single_pass(x, 112, 336, 3)
+        assert (found.pixels, found.channels, found.rows) == (pixels, 64, 14)
+
+
+def test_override():
+    x = torch.empty(1, 8, 56, 56)
+    before = tiles.single_pass(x, 24, 36, 3)
+    with tiles.override("single_pass", pixels=16, band=200):
+        inside = tiles.single_pass(x, 24, 36, 3)
+        assert (inside.pixels, inside.rows) == (16, 3)
+    assert tiles.single_pass(x, 24, 36, 3) == before
+    for kernel, sides in (("nothing", {}), ("product", {"width": 3})):
+        with pytest.raises(ValueError, match=r"tiles.override: expected"), tiles.override(kernel, **sides):
+            pass
+
+
+@pytest.mark.parametrize("side", [1, 7, 28, 29, 112, 1000])
+@pytest.mark.parametrize("d", [1, 3, 7])
+def test_bands_cover_the_map_with_a_small_halo(side, d):
+    found = tiles.single_pass(torch.empty(1, 8, side, side, device="meta"), 24, 36, d)
+    assert 1 <= found.rows <= side
+    assert found.rows == side or found.rows >= 2 * (d // 2)
+
+
+def test_groups_do_not_depend_on_the_device():
+    """Sums are joined in the same order everywhere: the split is a matter of the shape alone."""
+    for n in (0, 1, 3, 256):
+        x = torch.empty(n, 8, 56, 56, device="meta")
+        tile, per_group, groups = tiles.flat("depthwise", x, 24)
+        assert groups <= tiles.GROUPS and groups * per_group * tile.pixels >= n * 56 * 56
+
+
+def test_tuning_writes_a_table_that_is_read_again():
+    tuning, table = _tuning(), tiles.table()
+    assert json.loads(tuning.layout(table)) == table
+    assert tuning.layout(table) == Path(tiles.__file__).with_name("tiles.json").read_text()
+    for kernel, names in tuning.SIDES.items():
+        assert kernel in tiles.KERNELS
+        for tile in list(tuning.candidates(kernel))[:3]:
+            assert set(tile) == set(names)
+            with tiles.override(kernel, **tile):
+                pass
+
+
+def test_the_benchmark_works():
+    """Once through everything that can be run without a device."""
+    command = [sys.executable, "benchmarks/gpu.py", "--dry-run", "--part", "modules", "--part", "train"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "ghost_ops.freeze" in done.stdout and "ghost_ops.fuse, channels_last" in done.stdout
+    assert "Error" not in done.stdout and "wrong" not in done.stdout, done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import NamedTuple
 
 import torch
@@ -131,26 +130,20 @@ class FusedGhostBottleneck(Programmed, GhostBottleneck):
 
     def why(self, x: torch.Tensor) -> str:
         """How the block would run on an input such as x: as one, or its parts in turn, and then why."""
+        keeps = ""
         if self.memory == "low":
-            with contextlib.suppress(Unfusable):
+            try:
                 self._check_recompute(x)
                 return "its parts in turn, computed again in the backward"
+            except Unfusable as reason:
+                keeps = f", and keeps what is inside: {reason}"
         if self.training:
-            return f"its parts in turn: it is in training mode{self._why_not_low(x)}"
+            return f"its parts in turn: it is in training mode{keeps}"
         try:
             self._program_for(x)
         except Unfusable as reason:
             return f"its parts in turn: {reason}{self._rides(x)}"
         return f"as one block, by program_eval on {choose('program_eval', x)}"
-
-    def _why_not_low(self, x: torch.Tensor) -> str:
-        if self.memory != "low":
-            return ""
-        try:
-            self._check_recompute(x)
-        except Unfusable as reason:
-            return f", and keeps what is inside: {reason}"
-        return ""
 
     def _rides(self, x: torch.Tensor) -> str:
         try:

@@ -39,6 +39,21 @@ def test_eval(x):
     assert rows["blocks.2"].runs == "program_eval on native"
 
 
+def test_bytes_kept_for_the_backward():
+    x = make_map((4, 8, 12, 12))
+    saved = {}
+    for memory in ("balanced", "low"):
+        net = fuse(randomise(nn.Sequential(zoo.HuaweiBottleneck(8, 20, 8), nn.ReLU())), memory=memory)
+        row = next(row for row in explain(net.train(), x).rows if row.name == "0")
+        assert f"{row.saved / 2**20:.2f} MiB" in str(explain(net, x))
+        assert all(row.saved is None for row in explain(net.eval(), x).rows)
+        saved[memory] = row.saved
+    maps = 4 * x.numel(), 4 * x.numel() * 20 // 8  # the input; ghost1's output, which ghost2 keeps
+    vectors = 4 * 2 * (20 + 8)
+    assert maps[0] <= saved["low"] <= maps[0] + vectors
+    assert sum(maps) <= saved["balanced"] <= sum(maps) + vectors
+
+
 def test_training_step(x):
     net = fuse(make_net()).train()
     net.blocks.append(nn.Dropout(0.5))

@@ -57,17 +57,12 @@ AOTITorchError aoti_torch_empty_strided(int64_t dim, const int64_t* sizes, const
                                         int32_t device_type, int32_t device_index, AtenTensorHandle* tensor);
 
 int32_t aoti_torch_device_type_cpu();
+int32_t aoti_torch_layout_strided();
 int32_t aoti_torch_dtype_float32();
 int32_t aoti_torch_dtype_bfloat16();
 int32_t aoti_torch_dtype_float64();
 int32_t aoti_torch_dtype_float16();
 int32_t aoti_torch_dtype_int64();
-
-// Threads: torch's own pool, as torch.set_num_threads left it.
-typedef void (*ParallelFunc)(int64_t begin, int64_t end, void* context);
-AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain, ParallelFunc body, void* context);
-AOTITorchError torch_get_num_threads(uint32_t* threads);
-AOTITorchError torch_get_thread_idx(uint32_t* thread);
 
 // Operators. `fn` finds its inputs on the stack, consumes them, and leaves its outputs there.
 AOTITorchError aoti_torch_library_init_fragment(const char* ns, const char* file, uint32_t line,
@@ -80,8 +75,15 @@ AOTITorchError torch_library_impl(TorchLibraryHandle library, const char* name,
                                   void (*fn)(StableIValue* stack, uint64_t inputs, uint64_t outputs), uint64_t version);
 AOTITorchError torch_call_dispatcher(const char* op, const char* overload, StableIValue* stack, uint64_t version);
 
-// Why the last call of this thread failed; weak, since only torch 2.13 and newer have it.
+// Weak, since not every torch that we run on has them. Of 2.13 and newer: why the last call of this thread failed.
 __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+// Of 2.11 and newer: a tensor over memory of ours, which is told when nobody needs it any more.
+__attribute__((weak)) AOTITorchError torch_from_blob(void* data, int64_t dim, const int64_t* sizes,
+                                                     const int64_t* strides, int64_t offset, int32_t dtype,
+                                                     int32_t device_type, int32_t device_index,
+                                                     AtenTensorHandle* tensor, int32_t layout,
+                                                     const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
+                                                     void (*deleter)(void* data, void* context), void* context);
 }
 
 namespace ghost::abi {
@@ -221,31 +223,54 @@ inline bool Tensor::is_contiguous(Layout layout) const {
   return true;
 }
 
-/// A new CPU tensor, its elements not initialised.
-inline Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t dim, DType dtype) {
-  const auto known = std::find_if(std::begin(kDTypes), std::end(kDTypes), [=](auto& k) { return k.dtype == dtype; });
-  if (known == std::end(kDTypes)) fail("empty: a dtype that the kernels do not know");
-  AtenTensorHandle handle = nullptr;
-  check(aoti_torch_empty_strided(dim, sizes, strides, known->code(), aoti_torch_device_type_cpu(), 0, &handle),
-        "allocate a tensor");
-  return Tensor(handle);
+/// Bytes of an element.
+constexpr int64_t size_of(DType dtype) {
+  return dtype == DType::bfloat16 || dtype == DType::float16 ? 2 : dtype == DType::float32 ? 4 : 8;
 }
 
-/// The same, dense in the given order.
-inline Tensor empty(const int64_t* sizes, int64_t dim, DType dtype, Layout layout = Layout::contiguous) {
-  if (dim > kMaxDim) fail("empty: more than 8 dimensions");
-  if (layout == Layout::channels_last && dim != 4) fail("empty: channels_last takes 4 dimensions");
-  int64_t strides[kMaxDim], next = 1;
+inline int32_t code_of(DType dtype) {
+  const auto known = std::find_if(std::begin(kDTypes), std::end(kDTypes), [=](auto& k) { return k.dtype == dtype; });
+  if (known == std::end(kDTypes)) fail("a tensor of a dtype that the kernels do not know");
+  return known->code();
+}
+
+/// Strides of elements that lie densely in the given order. Returns how many elements there are, an empty dimension
+/// counted as one.
+inline int64_t dense_strides(const int64_t* sizes, int64_t dim, Layout layout, int64_t (&strides)[kMaxDim]) {
+  if (dim > kMaxDim) fail("a tensor of more than 8 dimensions");
+  if (layout == Layout::channels_last && dim != 4) fail("channels_last takes 4 dimensions");
+  int64_t next = 1;
   for (int64_t i = 0; i < dim; ++i) {
     const int64_t d = dim_from_innermost(i, dim, layout);
     strides[d] = next;
     next *= std::max<int64_t>(sizes[d], 1);
   }
-  return empty(sizes, strides, dim, dtype);
+  return next;
+}
+
+/// A new CPU tensor, its elements not initialised.
+inline Tensor empty(const int64_t* sizes, int64_t dim, DType dtype, Layout layout = Layout::contiguous) {
+  int64_t strides[kMaxDim];
+  dense_strides(sizes, dim, layout, strides);
+  AtenTensorHandle handle = nullptr;
+  check(aoti_torch_empty_strided(dim, sizes, strides, code_of(dtype), aoti_torch_device_type_cpu(), 0, &handle),
+        "allocate a tensor");
+  return Tensor(handle);
 }
 
 inline Tensor empty(std::initializer_list<int64_t> sizes, DType dtype, Layout layout = Layout::contiguous) {
   return empty(sizes.begin(), static_cast<int64_t>(sizes.size()), dtype, layout);
+}
+
+/// A CPU tensor over memory of ours; `deleter(data, context)` is called once nobody needs it. Where torch is 2.11 or
+/// newer only: `torch_from_blob` says.
+inline Tensor over(void* data, const int64_t* sizes, const int64_t* strides, int64_t dim, DType dtype,
+                   void (*deleter)(void* data, void* context), void* context) {
+  AtenTensorHandle handle = nullptr;
+  check(torch_from_blob(data, dim, sizes, strides, 0, code_of(dtype), aoti_torch_device_type_cpu(), -1, &handle,
+                        aoti_torch_layout_strided(), nullptr, 0, deleter, context),
+        "make a tensor over memory of ours");
+  return Tensor(handle);
 }
 
 // ---- Values on the dispatcher's stack: 64 bits each. A Tensor is an owned handle. None is 0, any other optional a
@@ -380,45 +405,6 @@ Result call(const char* op, const char* overload, Args&&... args) {
   } else if constexpr (!std::is_void_v<Result>) {
     return results.take<Result>();
   }
-}
-
-// ---- Threads
-
-/// Runs body(begin, end) over [0, n) on torch's threads, each getting at least `grain` (as at::parallel_for does). What
-/// the body throws comes out of this call: the first of them, once all threads are done.
-template <class Body>
-void parallel_for(int64_t n, int64_t grain, const Body& body) {
-  if (n <= 0) return;
-  if (n <= grain) return body(int64_t{0}, n);
-  struct Context {
-    const Body& body;
-    std::atomic<bool> failed{false};
-    std::exception_ptr error{};
-  } context{body};
-  const ParallelFunc run = [](int64_t begin, int64_t end, void* opaque) {
-    auto& context = *static_cast<Context*>(opaque);
-    try {
-      context.body(begin, end);
-    } catch (...) {
-      if (!context.failed.exchange(true)) context.error = std::current_exception();
-    }
-  };
-  check(torch_parallel_for(0, n, std::max<int64_t>(grain, 1), run, &context), "parallel_for");
-  if (context.error) std::rethrow_exception(context.error);
-}
-
-/// The size of torch's pool of threads.
-inline int64_t num_threads() {
-  uint32_t threads = 1;
-  check(torch_get_num_threads(&threads), "num_threads");
-  return threads;
-}
-
-/// Which of them this is, within parallel_for: 0 to num_threads() - 1.
-inline int64_t thread_index() {
-  uint32_t thread = 0;
-  check(torch_get_thread_idx(&thread), "thread_index");
-  return thread;
 }
 
 // ---- Registration

@@ -5,7 +5,7 @@
 """
 
 from . import functional, models
-from .backends import use_backend
+from .backends import empty_cache, use_backend
 from .nn import (
     FusedGhostBottleneck,
     FusedGhostModule,
@@ -27,6 +27,7 @@ __all__ = [
     "GhostModule",
     "SELayer",
     "SqueezeExcite",
+    "empty_cache",
     "explain",
     "freeze",
     "functional",

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ghost_ops.backends import native
+
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -105,7 +107,8 @@ def surrounded_by_nan(t: torch.Tensor, margin: int = 64) -> torch.Tensor:
 def poisoned_memory(*sizes: int) -> Iterator[None]:
     """Within the block, memory of about these sizes (in bytes) that malloc hands out again holds NaNs.
 
-    Finds results that are left unwritten in part. Also has ``torch.empty`` fill what it returns, where PyTorch can.
+    Finds results that are left unwritten in part. Also has ``torch.empty`` fill what it returns, where PyTorch can, and
+    the kernels what they keep for the next maps.
     """
     for size in sizes:
         blocks = [torch.full((max(size // 4, 1),), torch.nan) for _ in range(4)]
@@ -114,8 +117,10 @@ def poisoned_memory(*sizes: int) -> Iterator[None]:
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    native.poison_maps(True)
     try:
         yield
     finally:
+        native.poison_maps(False)
         torch.use_deterministic_algorithms(deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = fill

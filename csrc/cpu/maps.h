@@ -1,13 +1,10 @@
 // Maps and parameters of a call as the kernels want them: NHWC float32 rows, whatever the caller's layout and dtype.
 #pragma once
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <optional>
 
-#include "abi.h"
+#include "abi_threads.h"
 #include "isa.h"
+#include "memory.h"
 #include "scratch.h"
 
 namespace ghost {
@@ -142,22 +139,12 @@ inline abi::Layout layout_of(const abi::Tensor& x) {
   return x.stride(1) == 1 && x.size(1) > 1 ? abi::Layout::channels_last : abi::Layout::contiguous;
 }
 
-/// Asks for huge pages where a large block lies: fresh memory is mapped 4 KB at a time, at a cost above that of
-/// computing what goes there, and weights that are read once a call miss the TLB (docs/performance.md).
-inline void advise_huge_pages([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kHuge = 2 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(data), end = begin + bytes;
-  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = end / kHuge * kHuge;
-  if (last > first && last - first >= 4 * kHuge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
-
-/// A new map in x's dtype and layout.
+/// A new map in x's dtype and layout; training's, and inference's.
 inline abi::Tensor new_map(std::initializer_list<int64_t> sizes, const abi::Tensor& x) {
-  abi::Tensor t = abi::empty(sizes, x.dtype(), layout_of(x));
-  advise_huge_pages(t.data<char>(), t.numel() * (x.dtype() == abi::DType::bfloat16 ? 2 : 4));
-  return t;
+  return new_tensor(sizes, x.dtype(), layout_of(x));
+}
+inline abi::Tensor recycled_map(std::initializer_list<int64_t> sizes, const abi::Tensor& x) {
+  return recycled_tensor(sizes, x.dtype(), layout_of(x));
 }
 
 }  // namespace ghost

@@ -86,7 +86,7 @@ Tensor run(const Program& p, const float* packed, const std::vector<RawLayers>& 
   const int64_t shares = std::max<int64_t>(1, std::min({threads, kMostShares, plan.flops / kShareFlops}));
   const Step& last = p.steps.back();
   Tensor out = p.returns_features ? abi::empty({n, last.kind == Kind::dense ? last.primary : last.channels}, x.dtype())
-                                  : new_map({n, p.steps[last.in].out_channels.count(), plan.out_h, plan.out_w}, x);
+                                  : recycled_map({n, p.steps[last.in].out_channels.count(), plan.out_h, plan.out_w}, x);
   if (x.numel() == 0) return out;
   const Map from(x), to = p.returns_features ? Map() : Map(out);
   Scratch scratch;
@@ -163,10 +163,4 @@ extern "C" __attribute__((visibility("default"))) int64_t ghost_ops_cpu_program_
   } catch (const std::exception&) {
     return -1;
   }
-}
-
-// As above: memory that is about to be filled with packed weights.
-extern "C" __attribute__((visibility("default"))) void ghost_ops_cpu_advise_huge_pages(const void* data,
-                                                                                       int64_t bytes) {
-  ghost::advise_huge_pages(data, bytes);
 }

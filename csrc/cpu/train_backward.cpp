@@ -276,8 +276,7 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
 
   Tensor grad_x = new_map({t.n, t.c, t.h, t.w}, x);
   const int64_t floats = t.values() * padded(t.m);
-  Tensor through = abi::empty({floats}, abi::DType::float32);
-  advise_huge_pages(through.data<char>(), 4 * floats);
+  Tensor through = new_tensor({floats}, abi::DType::float32);
   float* transposed = scratch.floats(padded(t.c) * t.m);
   kernels().pack({dense(w1, scratch), 1, t.c, t.c, t.m, nullptr, nullptr, transposed});
   const int64_t kernel = t.cheap.kernel, taps = kernel * kernel;

@@ -2,5 +2,6 @@
 CUDA devices), and the choice between."""
 
 from .choose import BACKENDS, Choice, choose, use_backend
+from .native import empty_cache
 
-__all__ = ["BACKENDS", "Choice", "choose", "use_backend"]
+__all__ = ["BACKENDS", "Choice", "choose", "empty_cache", "use_backend"]

@@ -65,6 +65,32 @@ def in_huge_pages(t: torch.Tensor) -> torch.Tensor:
     return copy.copy_(t)
 
 
+def empty_cache() -> None:
+    """Give back the memory that is kept for the next maps of inference, as ``torch.cuda.empty_cache`` does on a GPU.
+
+    On the CPU the kernels keep memory of large outputs that nobody needs any more, since fresh memory costs more than
+    computing what goes there: never more than was once in use at the same time, and 1024 MiB at most, or what the
+    environment variable ``GHOST_OPS_KEEP_MB`` says; with 0 nothing is kept.
+    """
+    if _library is not None:
+        _library.ghost_ops_cpu_empty_cache()
+
+
+def kept_bytes() -> int:
+    """How much is kept for the next maps; 0 without the library."""
+    if _library is None:
+        return 0
+    call = _library.ghost_ops_cpu_kept_bytes
+    call.restype = ctypes.c_int64
+    return call()
+
+
+def poison_maps(on: bool) -> None:
+    """For tests: whether memory that is kept is filled with NaNs before it is used again."""
+    if _library is not None:
+        _library.ghost_ops_cpu_poison_maps(int(on))
+
+
 def _text(function: str) -> str:
     """What a function ``const char* function()`` of the library returns; empty without the library."""
     if _library is None:

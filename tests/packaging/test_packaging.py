@@ -73,7 +73,7 @@ def pure_wheel(checkout, tmp_path_factory) -> Path:
 
 def test_our_header_agrees_with_torchs(compiler, tmp_path):
     official = Path(torch.__file__).parent / "include"
-    headers = ["torch/csrc/inductor/aoti_torch/c/shim.h", "torch/csrc/stable/c/shim.h", "abi_lists.h"]
+    headers = ["torch/csrc/inductor/aoti_torch/c/shim.h", "torch/csrc/stable/c/shim.h", "abi_lists.h", "abi_threads.h"]
     for order in (headers, headers[::-1]):
         source = tmp_path / "both.cpp"
         source.write_text("".join(f"#include <{header}>\n" for header in order))
@@ -82,7 +82,7 @@ def test_our_header_agrees_with_torchs(compiler, tmp_path):
 
 
 def test_torch_2_10_has_every_function(compiler, tmp_path):
-    text = "".join((ROOT / "csrc" / name).read_text() for name in ("abi.h", "abi_lists.h"))
+    text = "".join((ROOT / "csrc" / name).read_text() for name in ("abi.h", "abi_lists.h", "abi_threads.h"))
     declared = re.findall(r"^\w+ (\w*torch_\w+)\(", text, re.MULTILINE)
     assert len(declared) > 20
     source = tmp_path / "functions.cpp"
@@ -128,7 +128,7 @@ def test_wheel_is_for_every_python(wheel):
 def test_library_exports_nothing_but_its_questions(wheel):
     library = unpack(wheel) / "ghost_ops" / "_cpu.so"
     exported = {line.split()[-1] for line in run("nm", "-D", "--defined-only", library, cwd=ROOT).splitlines()}
-    questions = {"isa", "isas", "program_scratch", "advise_huge_pages"}
+    questions = {"isa", "isas", "program_scratch", "advise_huge_pages", "empty_cache", "kept_bytes", "poison_maps"}
     assert exported == {f"ghost_ops_cpu_{name}" for name in questions}
 
 

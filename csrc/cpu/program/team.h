@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "abi.h"
+#include "abi_threads.h"
 
 namespace ghost {
 

@@ -23,120 +23,157 @@ struct Out {  // stores of one block of channels
   }
 };
 
-// 3x3, two output rows a pass: each input pixel is loaded once and feeds three columns of both rows.
-template <class V, class Lanes>
-GHOST_INLINE void two_rows_3x3(const Depthwise& d, int64_t r, int64_t c, const typename V::T* k, typename V::T bias,
-                               const Out<V, Lanes>& put) {
+// 3x3, S apart in the input: R output rows from x to end. Each input pixel is loaded once and feeds all rows and
+// columns.
+template <class V, int R, int S, class Lanes>
+GHOST_INLINE void rows_3x3(const Depthwise& d, int64_t r, int64_t x, int64_t end, int64_t c, const typename V::T* k,
+                           typename V::T bias, const Out<V, Lanes>& put) {
   using T = typename V::T;
-  const float *p0 = d.rows[r] + c, *p1 = d.rows[r + 1] + c, *p2 = d.rows[r + 2] + c, *p3 = d.rows[r + 3] + c;
-  float* out = d.out + r * d.out_row + c;
-  const int64_t step = d.in_pixel;
-  // sums of the two rows: `done` lacks the column to come, `next` has only the column before it
-  T done0 = bias, done1 = bias, next0 = bias, next1 = bias;
-  for (int64_t x = 0; x < d.width; x++, p0 += step, p1 += step, p2 += step, p3 += step) {
-    const T x0 = V::load(p0), x1 = V::load(p1), x2 = V::load(p2), x3 = V::load(p3);
-    const T v0 = V::fma(x2, k[8], V::fma(x1, k[5], V::fma(x0, k[2], done0)));
-    const T v1 = V::fma(x3, k[8], V::fma(x2, k[5], V::fma(x1, k[2], done1)));
-    done0 = V::fma(x2, k[7], V::fma(x1, k[4], V::fma(x0, k[1], next0)));
-    done1 = V::fma(x3, k[7], V::fma(x2, k[4], V::fma(x1, k[1], next1)));
-    next0 = V::fma(x2, k[6], V::fma(x1, k[3], V::fma(x0, k[0], bias)));
-    next1 = V::fma(x3, k[6], V::fma(x2, k[3], V::fma(x1, k[0], bias)));
-    if (x) {
-      put(out, v0);
-      put(out + d.out_row, v1);
-      out += d.out_pixel;
+  constexpr int kRows = (R - 1) * S + 3;
+  const int64_t step = d.in_pixel, first = x > 0 ? x * S - 1 : 0;
+  const float* p[kRows];
+#pragma GCC unroll 5
+  for (int i = 0; i < kRows; i++) p[i] = d.rows[r * S + i] + first * step + c;
+  float* out = d.out + r * d.out_row + x * d.out_pixel + c;
+  T in[kRows];
+  const auto load_column = [&] {
+#pragma GCC unroll 5
+    for (int i = 0; i < kRows; i++) in[i] = V::load(p[i]), p[i] += step;
+  };
+  const auto add_taps = [&](int j, const T* from, T* to) {
+#pragma GCC unroll 2
+    for (int q = 0; q < R; q++)
+      to[q] = V::fma(in[q * S + 2], k[6 + j], V::fma(in[q * S + 1], k[3 + j], V::fma(in[q * S], k[j], from[q])));
+  };
+  const auto put_rows = [&](const T* v) {
+#pragma GCC unroll 2
+    for (int q = 0; q < R; q++) put(out + q * d.out_row, v[q]);
+    out += d.out_pixel;
+  };
+  const T none[2] = {bias, bias};
+  T done[R], next[R], v[R];  // sums: `done` lacks the column to come, `next` has only the column before it
+#pragma GCC unroll 2
+  for (int q = 0; q < R; q++) next[q] = bias;
+  if (x > 0) load_column(), add_taps(0, none, next);
+  if constexpr (S == 1) {
+    load_column(), add_taps(1, next, done), add_taps(0, none, next);
+    for (int64_t at = x + 1; at < end; at++) {
+      load_column(), add_taps(2, done, v), add_taps(1, next, done), add_taps(0, none, next);
+      put_rows(v);
     }
+    if (end < d.width) load_column(), add_taps(2, done, done);
+    put_rows(done);
+  } else {
+    const int64_t whole = end < d.width ? end : d.in_width / 2;
+    for (int64_t at = x; at < whole; at++) {
+      load_column(), add_taps(1, next, done);
+      load_column(), add_taps(2, done, v), add_taps(0, none, next);
+      put_rows(v);
+    }
+    if (whole < end) load_column(), add_taps(1, next, done), put_rows(done);
   }
-  put(out, done0);
-  put(out + d.out_row, done1);
 }
 
-template <class V, class Lanes>
-GHOST_INLINE void one_row_3x3(const Depthwise& d, int64_t r, int64_t c, const typename V::T* k, typename V::T bias,
-                              const Out<V, Lanes>& put) {
-  using T = typename V::T;
-  const float *p0 = d.rows[r] + c, *p1 = d.rows[r + 1] + c, *p2 = d.rows[r + 2] + c;
-  float* out = d.out + r * d.out_row + c;
-  T done = bias, next = bias;
-  for (int64_t x = 0; x < d.width; x++, p0 += d.in_pixel, p1 += d.in_pixel, p2 += d.in_pixel) {
-    const T x0 = V::load(p0), x1 = V::load(p1), x2 = V::load(p2);
-    const T v = V::fma(x2, k[8], V::fma(x1, k[5], V::fma(x0, k[2], done)));
-    done = V::fma(x2, k[7], V::fma(x1, k[4], V::fma(x0, k[1], next)));
-    next = V::fma(x2, k[6], V::fma(x1, k[3], V::fma(x0, k[0], bias)));
-    if (x) {
-      put(out, v);
-      out += d.out_pixel;
-    }
-  }
-  put(out, done);
-}
-
-template <class V, class Lanes>
+// 3x3 with stride S, CV vectors of channels. With two, those of one cache line, over so few pixels that lines stay in
+// cache: pays with a stride, where there are more loads to an output.
+template <class V, int S, int CV, class Lanes>
 void block_3x3(const Depthwise& all, int64_t c, Lanes lanes) {
+  constexpr int64_t kChunk = 28;
   const Depthwise d = all;  // in registers: a store of a vector may alias the caller's struct
-  typename V::T k[9];
-#pragma GCC unroll 9
-  for (int i = 0; i < 9; i++) k[i] = V::load(d.weight + i * d.weight_row + c);
-  const typename V::T bias = d.bias ? V::load(d.bias + c) : V::zero();
   const Out<V, Lanes> put{lanes, d.relu};
-  int64_t r = 0;
-  for (; r + 2 <= d.count; r += 2) two_rows_3x3<V>(d, r, c, k, bias, put);
-  if (r < d.count) one_row_3x3<V>(d, r, c, k, bias, put);
+  const int64_t chunks = CV > 1 ? (d.width + kChunk - 1) / kChunk : 1, chunk = (d.width + chunks - 1) / chunks;
+  typename V::T k[9], bias;
+  const auto load_weights = [&](int64_t at) {
+#pragma GCC unroll 9
+    for (int j = 0; j < 9; j++) k[j] = V::load(d.weight + j * d.weight_row + at);
+    bias = d.bias ? V::load(d.bias + at) : V::zero();
+  };
+  if (CV == 1) load_weights(c);
+  for (int64_t r = 0; r < d.count; r += 2)
+    for (int64_t x = 0; x < d.width; x += chunk)
+      for (int v = 0; v < CV; v++) {
+        const int64_t at = c + v * V::lanes, end = d.width - x < chunk ? d.width : x + chunk;
+        if (CV > 1) load_weights(at);
+        if (r + 2 <= d.count)
+          rows_3x3<V, 2, S>(d, r, x, end, at, k, bias, put);
+        else
+          rows_3x3<V, 1, S>(d, r, x, end, at, k, bias, put);
+      }
 }
 
 alignas(64) constexpr float kOutside[2 * kLanes] = {};  // what a tap outside of the row reads
 
-// PX output pixels of CV vectors each, from x on, whose taps all lie within the row, or not (kEdge; then fewer may be
-// wanted, too). Each load of a weight is shared by PX pixels, and PX x CV sums hide the latency of an addition.
-template <class V, int K, int PX, int CV, bool kEdge, class Lanes>
-GHOST_INLINE void pixels(const Depthwise& d, int64_t r, int64_t x, int64_t c, int64_t stride, int64_t in_width,
-                         const typename V::T* bias, const Out<V, Lanes>& put) {
-  constexpr int P = K / 2;
+// PX output pixels from x on, S apart in the input, which must all lie within it, or need not (kEdge; then fewer may be
+// wanted, too). A row's weights are in registers, and each input pixel is loaded once for all the taps that it is
+// under.
+template <class V, int K, int S, int PX, bool kEdge, class Lanes>
+GHOST_INLINE void pixels(const Depthwise& d, int64_t r, int64_t x, int64_t c, int64_t in_width, typename V::T bias,
+                         const Out<V, Lanes>& put) {
+  constexpr int kColumns = (PX - 1) * S + K;
   using T = typename V::T;
-  const int64_t step = d.in_pixel, next = stride * step, w_row = d.weight_row, left = x * stride - P;
-  const int wanted = kEdge && d.width - x < PX ? (int)(d.width - x) : PX;
-  T sum[PX][CV];
+  const int64_t step = d.in_pixel, w_row = d.weight_row, left = x * S - K / 2;
+  T sum[PX];
 #pragma GCC unroll 8
-  for (int q = 0; q < PX; q++)
-#pragma GCC unroll 2
-    for (int v = 0; v < CV; v++) sum[q][v] = bias[v];
+  for (int q = 0; q < PX; q++) sum[q] = bias;
   for (int i = 0; i < K; i++) {
-    const float *p = d.rows[r * stride + i] + left * step + c, *w = d.weight + i * K * w_row + c;
-    for (int j = 0; j < K; j++, w += w_row, p += step) {
-      T k[CV];
-#pragma GCC unroll 2
-      for (int v = 0; v < CV; v++) k[v] = V::load(w + v * V::lanes);
+    const float *p = d.rows[r * S + i] + left * step + c, *w = d.weight + i * K * w_row + c;
+    T k[K];
+#pragma GCC unroll 7
+    for (int j = 0; j < K; j++) k[j] = V::load(w + j * w_row);
+#pragma GCC unroll 32
+    for (int at = 0; at < kColumns; at++) {
+      const T v = V::load(!kEdge || (uint64_t)(left + at) < (uint64_t)in_width ? p : kOutside);
+      p += step;
+      asm("" : "+r"(p));  // else all addresses are computed ahead, and kept on the stack
 #pragma GCC unroll 8
-      for (int q = 0; q < PX; q++) {
-        const float* from = p + q * next;
-        if (kEdge) from = (uint64_t)(left + j + q * stride) < (uint64_t)in_width ? from : kOutside;
-#pragma GCC unroll 2
-        for (int v = 0; v < CV; v++) sum[q][v] = V::fma(V::load(from + v * V::lanes), k[v], sum[q][v]);
-      }
+      for (int q = 0; q < PX; q++)
+        if (at - q * S >= 0 && at - q * S < K) sum[q] = V::fma(v, k[at - q * S], sum[q]);
     }
   }
+  const int wanted = kEdge && d.width - x < PX ? (int)(d.width - x) : PX;
 #pragma GCC unroll 8
   for (int q = 0; q < PX; q++)
-    if (!kEdge || q < wanted)
-#pragma GCC unroll 2
-      for (int v = 0; v < CV; v++) put(d.out + r * d.out_row + (x + q) * d.out_pixel + c + v * V::lanes, sum[q][v]);
+    if (!kEdge || q < wanted) put(d.out + r * d.out_row + (x + q) * d.out_pixel + c, sum[q]);
 }
 
-// Any kernel, CV vectors of channels at a time; S is the stride, 0: only known when it runs.
+// Any kernel with stride S, CV vectors of channels at a time: those of one cache line.
 template <class V, int K, int S, int CV, class Lanes>
 void block(const Depthwise& all, int64_t c, Lanes lanes) {
   const Depthwise d = all;  // as above
-  constexpr int P = K / 2, PX = 8 / CV;
-  const int64_t stride = S ? S : d.stride, in_width = S == 1 ? d.width : d.in_width;
+  constexpr int P = K / 2, PX = kRegisters >= 32 || K <= 5 ? 8 : 6;
+  const int64_t in_width = S == 1 ? d.width : d.in_width;
   typename V::T bias[CV];
   for (int v = 0; v < CV; v++) bias[v] = d.bias ? V::load(d.bias + c + v * V::lanes) : V::zero();
   const Out<V, Lanes> put{lanes, d.relu};
   for (int64_t r = 0; r < d.count; r++)
     for (int64_t x = 0; x < d.width; x += PX) {
-      if (x * stride >= P && x + PX <= d.width && (x + PX - 1) * stride + K - P <= in_width)
-        pixels<V, K, PX, CV, false>(d, r, x, c, stride, in_width, bias, put);
-      else
-        pixels<V, K, PX, CV, true>(d, r, x, c, stride, in_width, bias, put);
+      const bool within = x * S >= P && x + PX <= d.width && (x + PX - 1) * S + K - P <= in_width;
+      for (int v = 0; v < CV; v++) {
+        if (within)
+          pixels<V, K, S, PX, false>(d, r, x, c + v * V::lanes, in_width, bias[v], put);
+        else
+          pixels<V, K, S, PX, true>(d, r, x, c + v * V::lanes, in_width, bias[v], put);
+      }
+    }
+}
+
+// Any kernel with any stride.
+template <class V, int K, class Lanes>
+void block_of_any_stride(const Depthwise& all, int64_t c, Lanes lanes) {
+  const Depthwise d = all;  // as above
+  const typename V::T bias = d.bias ? V::load(d.bias + c) : V::zero();
+  const Out<V, Lanes> put{lanes, d.relu};
+  for (int64_t r = 0; r < d.count; r++)
+    for (int64_t x = 0; x < d.width; x++) {
+      typename V::T sum = bias;
+      for (int i = 0; i < K; i++)
+        for (int j = 0; j < K; j++) {
+          const int64_t at = x * d.stride + j - K / 2;
+          if (at >= 0 && at < d.in_width)
+            sum = V::fma(V::load(d.rows[r * d.stride + i] + at * d.in_pixel + c),
+                         V::load(d.weight + (i * K + j) * d.weight_row + c), sum);
+        }
+      put(d.out + r * d.out_row + x * d.out_pixel + c, sum);
     }
 }
 
@@ -180,22 +217,26 @@ void weight_grad(const DepthwiseWeightGrad& d) {
 
 template <int K, int CV, class V, class Lanes>
 GHOST_INLINE void any_stride(V, const Depthwise& d, int64_t c, Lanes lanes) {
-  if (d.stride == 2)
-    block<V, K, 2, CV>(d, c, lanes);
-  else if (d.stride == 1)
-    block<V, K, 1, CV>(d, c, lanes);
-  else
-    block<V, K, 0, CV>(d, c, lanes);
+  if (d.stride > 2) {
+    for (int v = 0; v < CV; v++) block_of_any_stride<V, K>(d, c + v * V::lanes, lanes);
+  } else if constexpr (K == 3) {
+    if (d.stride == 2)
+      block_3x3<V, 2, CV>(d, c, lanes);
+    else
+      for (int v = 0; v < CV; v++) block_3x3<V, 1, 1>(d, c + v * V::lanes, lanes);
+  } else {
+    if (d.stride == 1)
+      block<V, K, 1, CV>(d, c, lanes);
+    else
+      block<V, K, 2, CV>(d, c, lanes);
+  }
 }
 
 template <int K>
 void depthwise(const Depthwise& d) {
-  if (K == 3 && d.stride == 1) {
-    over_channels(d.channels, [&](auto v, int64_t c, auto lanes) { block_3x3<decltype(v)>(d, c, lanes); });
-    return;
-  }
+  constexpr int CV = kLanes < 16 ? 16 / kLanes : 1;
   int64_t c = 0;
-  for (; c + 2 * kLanes <= d.channels; c += 2 * kLanes) any_stride<K, 2>(Full{}, d, c, Whole<kLanes>{});
+  for (; c + CV * kLanes <= d.channels; c += CV * kLanes) any_stride<K, CV>(Full{}, d, c, Whole<kLanes>{});
   over_channels(d.channels - c, [&](auto v, int64_t more, auto lanes) { any_stride<K, 1>(v, d, c + more, lanes); });
 }
 

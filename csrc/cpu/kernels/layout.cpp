@@ -72,9 +72,22 @@ void gather(const Strided& m, int64_t rows, int64_t width, int64_t channels, flo
   for (int64_t r = 0; r < rows; r++) {
     const typename E::T* from = (const typename E::T*)m.data + r * m.row;
     float* row = to + r * to_row;
+    if (m.channel == 1 && m.pixel == channels && to_pixel == channels) {
+      for (int64_t i = 0; i < width * channels; i++) row[i] = E::read(from + i);
+      continue;
+    }
     if (m.channel == 1) {
       for (int64_t x = 0; x < width; x++)
         for (int64_t c = 0; c < channels; c++) row[x * to_pixel + c] = E::read(from + x * m.pixel + c);
+      continue;
+    }
+    if (channels == 3 && m.pixel == 1 && to_pixel == 3) {  // an image's
+      const typename E::T *red = from, *green = from + m.channel, *blue = from + 2 * m.channel;
+      for (int64_t x = 0; x < width; x++) {
+        row[3 * x] = E::read(red + x);
+        row[3 * x + 1] = E::read(green + x);
+        row[3 * x + 2] = E::read(blue + x);
+      }
       continue;
     }
     over_tiles(

@@ -26,38 +26,29 @@ void Image::store(int64_t share) {
   half(v.second_at, v.channels.first, v.channels.second);
 }
 
-/// A dense convolution as products. Rows of the image are copied, padded, a few at a time, each channel's by
-/// themselves: for each channel and row of taps, the taps are a run of columns.
+/// A dense convolution as products. Rows of the image are copied, padded, a few at a time, as NHWC: the taps of a row
+/// are a run of columns.
 void Image::conv(int64_t step, const Part& p, int64_t share) {
   const Step& t = program_.steps[step];
   const Value& out = values_[step];
   const Sized& s = plan_.steps[step];
   const Pieces at = pieces(t);
   const float* packed = packed_ + t.packed;
-  const bool dense = !x_.bf16 && x_.pixel == 1;
-  const int64_t channels = t.channels, row = s.in_w + 2 * t.padding;
-  const int64_t plane = ((kConvRows - 1) * t.stride + t.kernel) * row;
+  const int64_t channels = t.channels, row = (s.in_w + 2 * t.padding) * channels;
   float* rows = shared_ + m_.rows + share * m_.rows_of_share;
   Run runs[kMostRuns];
-  for (int64_t c = 0; c < channels; c++)
-    for (int64_t i = 0; i < t.kernel; i++) runs[c * t.kernel + i] = {c * plane + i * row, t.kernel};
+  for (int64_t i = 0; i < t.kernel; i++) runs[i] = {i * row, t.kernel * channels};
   for (int64_t y = p.row0; y < p.row1; y += kConvRows) {
     const int64_t count = std::min(kConvRows, p.row1 - y);
     const int64_t top = y * t.stride - t.padding, end = top + (count - 1) * t.stride + t.kernel;
     const int64_t first = std::max<int64_t>(top, 0), last = std::max(first, std::min(end, s.in_h));
-    std::fill(rows, rows + channels * plane, 0.f);
-    for (int64_t c = 0; c < channels; c++) {
-      float* inner = rows + c * plane + (first - top) * row + t.padding;
-      if (!dense)
-        k_.gather({x_.at(image_, first, c), x_.bf16, 1, x_.row, x_.pixel}, last - first, s.in_w, 1, inner, row, 1);
-      else
-        for (int64_t i = first; i < last; i++)
-          std::copy_n(reinterpret_cast<const float*>(x_.at(image_, i, c)), s.in_w, inner + (i - first) * row);
-    }
+    std::fill(rows, rows + (end - top) * row, 0.f);
+    k_.gather({x_.at(image_, first), x_.bf16, x_.channel, x_.row, x_.pixel}, last - first, s.in_w, channels,
+              rows + (first - top) * row + t.padding * channels, row, channels);
     for (int64_t i = 0; i < count; i++)
-      k_.pointwise({rows + i * t.stride * row, t.stride, 1, s.w, t.kernel * t.kernel * channels, t.primary,
+      k_.pointwise({rows + i * t.stride * row, t.stride * channels, 1, s.w, t.kernel * t.kernel * channels, t.primary,
                     packed + at.weight, 0, packed + at.bias, out.row(y + i), out.pixel, true, t.first.act == kRelu,
-                    false, runs, channels * t.kernel});
+                    false, runs, t.kernel});
     activate(t.first, packed + at.slopes, out.row(y), out.pixel, count * s.w, out.pixel);
   }
 }

@@ -21,7 +21,12 @@ class Packer {
       case Kind::conv: {
         const Tensor& w = weight({t.primary, t.channels, t.kernel, t.kernel});
         const float* scale = take(t.first, t.primary, base + at.bias, base + at.slopes);
-        panels(dense(w, scratch_), t.primary, t.kernel * t.kernel * t.channels, scale, base + at.weight);
+        const int64_t taps = t.kernel * t.kernel;
+        Scratch scratch;
+        float* by_tap = scratch.floats(t.primary * taps * t.channels);
+        kernels().gather({const_cast<float*>(dense(w, scratch)), false, taps, taps * t.channels, 1}, t.primary, taps,
+                         t.channels, by_tap, taps * t.channels, t.channels);
+        panels(by_tap, t.primary, taps * t.channels, scale, base + at.weight);
         break;
       }
       case Kind::ghost: {

@@ -121,7 +121,7 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: Sequence[int]) -> torc
 
 # The packed form. Per layer: the weight, its bias, and the slopes of LeakyReLU or PReLU; each piece begins at a
 # multiple of 16 floats. A product's weight lies in panels: 16 output channels (8 in the last, where no more are left)
-# for each input channel in turn. A depthwise one lies tap by tap, its channels in two halves as the map's, each padded
+# for each input channel in turn, and those for each tap in turn. A depthwise one lies tap by tap, its channels in two halves as the map's, each padded
 # to 8.
 
 
@@ -197,7 +197,7 @@ def program_pack(parameters: Sequence[torch.Tensor], steps: Sequence[int]) -> to
             slopes = torch.full((), layer.slope) if folded.slopes is None else folded.slopes.detach().float().cpu()
             slopes = slopes.expand(shape[0]) if slopes.numel() == 1 else slopes
         if lanes is None:
-            pieces.append(_panels(weight.flatten(1)))
+            pieces.append(_panels(weight.permute(0, 2, 3, 1).flatten(1)))
             vectors = [bias] if slopes is None else [bias, slopes]
         else:
             spread = lambda t: t.new_zeros(_up(width, 16)).index_copy(0, lanes, t[: len(lanes)])  # noqa: B023
@@ -221,7 +221,8 @@ def unpack(packed: torch.Tensor, steps: list[Step]) -> list[Folded]:
         out, taps = shape[0], shape[2] * shape[3]
         if lanes is None:
             columns = taps * shape[1]
-            weight = _from_panels(take(_up(out, 8) * columns), out, columns).reshape(shape)
+            by_tap = _from_panels(take(_up(out, 8) * columns), out, columns)
+            weight = by_tap.reshape(out, *shape[2:], shape[1]).permute(0, 3, 1, 2)
             spread = lambda t: t[:out]  # noqa: B023
             width = out
         else:

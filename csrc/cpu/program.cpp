@@ -3,6 +3,7 @@
 #include "maps.h"
 #include "operators.h"
 #include "program/image.h"
+#include "program/known.h"
 #include "program/pack.h"
 #include "program/team.h"
 
@@ -78,11 +79,12 @@ void together(const Call& call, const Plan& plan, int64_t begin, int64_t end) {
   }
 }
 
-Tensor run(const Program& p, const float* packed, const std::vector<RawLayers>& raw, const Tensor& x) {
+Tensor run(KnownProgram& known, const float* packed, const std::vector<RawLayers>& raw, const Tensor& x) {
+  const Program& p = known.program();
   const Checks check("program");
   check.shape("x", x, {-1, p.in_channels, -1, -1});
   const int64_t n = x.size(0), h = x.size(2), w = x.size(3), threads = abi::num_threads();
-  const Plan plan(p, h, w, 1);
+  const Plan& plan = known.plan(h, w, 1);
   const int64_t shares = std::max<int64_t>(1, std::min({threads, kMostShares, plan.flops / kShareFlops}));
   const Step& last = p.steps.back();
   Tensor out = p.returns_features ? abi::empty({n, last.kind == Kind::dense ? last.primary : last.channels}, x.dtype())
@@ -103,7 +105,7 @@ Tensor run(const Program& p, const float* packed, const std::vector<RawLayers>& 
   if (serial || shares == 1)
     alone(call, plan, apart, n);
   else if (apart < n)
-    together(call, Plan(p, h, w, shares), apart, n);
+    together(call, known.plan(h, w, shares), apart, n);
   if (p.returns_features) {
     float* result = features;
     dense(p, packed, n, row, features, scratch.floats(n * row), &result);
@@ -118,11 +120,11 @@ Tensor run(const Program& p, const float* packed, const std::vector<RawLayers>& 
 
 Tensor program(const Tensor& x, const Tensor& packed, const Ints& steps) {
   if (!all_readable(x, packed)) return abi::call<Tensor>("ghost_ops::program_reference", "", x, packed, steps);
-  const Program p = Program::parse(steps);
+  KnownProgram& known = KnownProgram::of(steps, false);
   const Checks check("program");
-  check.shape("packed", packed, {p.packed_floats});
+  check.shape("packed", packed, {known.program().packed_floats});
   Scratch scratch;
-  return run(p, dense(packed, scratch), {}, x);
+  return run(known, dense(packed, scratch), {}, x);
 }
 
 Tensor program_pack(const Tensors& parameters, const Ints& steps) {
@@ -142,11 +144,12 @@ Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& step
   bool known = readable(x);
   for (const Tensor& t : parameters) known = known && readable(t);
   if (!known) return abi::call<Tensor>("ghost_ops::program_eval_reference", "", x, parameters, steps);
-  const Program p = Program::parse(steps, x.size(0) == 1);
+  KnownProgram& program = KnownProgram::of(steps, x.size(0) == 1);
+  const Program& p = program.program();
   Scratch scratch;
   float* packed = scratch.floats(p.packed_floats);
   const std::vector<RawLayers> raw = pack_program(p, parameters, packed, scratch);
-  return run(p, packed, raw, x);
+  return run(program, packed, raw, x);
 }
 
 }  // namespace ghost

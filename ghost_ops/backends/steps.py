@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from .activation import NONE
 
-FORMAT = 1
+FORMAT = 2
 BIAS, NORM, GAMMA, BETA, SLOPES = 1, 2, 4, 8, 16
 
 

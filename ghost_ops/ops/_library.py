@@ -103,13 +103,45 @@ def refuse_double_backward(name: str) -> None:
     torch.library.register_autograd(f"{NAMESPACE}::{name}", raise_, lib=_library)
 
 
-def refuse_backward(name: str) -> None:
-    """An operator for inference alone: a backward through it is an error, not a gradient of nothing."""
+def without_gradients(name: str) -> Callable:
+    """Make operator ``name`` one for inference alone, whose backward is an error and not a gradient of nothing.
+
+    Returns the function to call it by, which passes by autograd where nothing needs a gradient.
+    """
+    operator = overload(name)
 
     def raise_(ctx, *grads):
         raise NotImplementedError(f"ghost_ops.{name} is for inference: it has no gradients")
 
     torch.library.register_autograd(f"{NAMESPACE}::{name}", raise_, lib=_library)
+
+    def call(*args):
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or _need_gradients(args):
+            return operator(*args)
+        return _below_autograd(operator, args)
+
+    return call
+
+
+def _need_gradients(args: tuple) -> bool:
+    """Whether an argument needs a gradient; in lists too."""
+    if not torch.is_grad_enabled():
+        return False
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            if a.requires_grad:
+                return True
+        elif isinstance(a, (list, tuple)) and a and isinstance(a[0], torch.Tensor) and _need_gradients(a):
+            return True
+    return False
+
+
+def _below_autograd(operator: torch._ops.OpOverload, args: tuple) -> object:
+    """The operator, past its autograd, which is written in Python and costs 10 us."""
+    if torch.is_inference_mode_enabled():
+        return operator(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*args)
 
 
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> Callable:
@@ -135,8 +167,8 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
     def call(*args):
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return operator(*args)
-        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+        if _need_gradients(args):
             return Fast.apply(*args)
-        return operator(*args)
+        return _below_autograd(operator, args)
 
     return call

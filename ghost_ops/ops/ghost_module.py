@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 
 from ..backends import choose, reference
-from ._library import differentiable, memory_format, overload, refuse_double_backward, register_fake
+from ._library import (
+    differentiable,
+    memory_format,
+    overload,
+    refuse_double_backward,
+    register_fake,
+    without_gradients,
+)
 from .checks import Checks, autocast
 
 
@@ -47,7 +54,6 @@ register_fake("ghost_module", _fake)
 register_fake("ghost_module_eval", _fake_eval)
 register_fake("ghost_module_backward", _fake_backward)
 refuse_double_backward("ghost_module_backward")
-refuse_double_backward("ghost_module_eval")
 
 
 def spread_squeeze(grad_out: torch.Tensor, grad_squeeze: torch.Tensor | None, squeezed: bool) -> torch.Tensor:
@@ -155,4 +161,4 @@ def ghost_module(
     return (out, squeeze) if return_squeeze else out
 
 
-ghost_module_eval = overload("ghost_module_eval")
+ghost_module_eval = without_gradients("ghost_module_eval")

@@ -10,7 +10,7 @@ import torch
 
 from ..backends import reference
 from ..backends.steps import decode, output_shape
-from ._library import memory_format, overload, refuse_backward, register_fake
+from ._library import memory_format, register_fake, without_gradients
 
 
 def _fake(x, _parameters, steps):
@@ -26,7 +26,5 @@ def _fake_pack(parameters, steps):
 register_fake("program", _fake)
 register_fake("program_eval", _fake)
 register_fake("program_pack", _fake_pack)
-for _name in ("program", "program_eval", "program_pack"):
-    refuse_backward(_name)
 
-program, program_pack, program_eval = (overload(name) for name in ("program", "program_pack", "program_eval"))
+program, program_pack, program_eval = (without_gradients(name) for name in ("program", "program_pack", "program_eval"))

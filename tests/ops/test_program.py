@@ -25,6 +25,7 @@ from ghost_ops.backends.steps import (
     encode,
     output_shape,
 )
+from ghost_ops.ops._library import overload
 from ghost_ops.ops.program import program, program_eval, program_pack
 from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
@@ -295,12 +296,27 @@ def test_encoding_and_back():
 def test_opcheck(features, layout):
     p, x = block(features), make_map((2, 3, 14, 15), layout=layout)
     packed = program_pack(list(p.parameters), p.code)
-    for operator, args in (
-        (program, (x, packed, p.code)),
-        (program_eval, (x, list(p.parameters), p.code)),
-        (program_pack, (list(p.parameters), p.code)),
+    for name, args in (
+        ("program", (x, packed, p.code)),
+        ("program_eval", (x, list(p.parameters), p.code)),
+        ("program_pack", (list(p.parameters), p.code)),
     ):
-        opcheck(operator, args)
+        opcheck(overload(name), args)
+
+
+def test_passing_by_autograd_is_not_passing_by_its_error():
+    p, x = block(True), make_map((1, 3, 14, 15))
+    parameters = list(p.parameters)
+    packed = program_pack(parameters, p.code)
+    for wanted in (x.clone().requires_grad_(), parameters[0].clone().requires_grad_()):
+        given = x if wanted.shape != x.shape else wanted
+        out = program_eval(given, [wanted, *parameters[1:]] if given is x else parameters, p.code)
+        with pytest.raises(NotImplementedError, match="no gradients"):
+            out.sum().backward()
+    with torch.no_grad():
+        inside = program(x, packed, p.code)
+    assert not inside.requires_grad and torch.equal(inside, program(x, packed, p.code))
+    assert not program(x, packed, p.code).requires_grad
 
 
 class Module(torch.nn.Module):

@@ -17,6 +17,7 @@ from ghost_ops.backends import native, reference
 from ghost_ops.backends.activation import LEAKY_RELU, PRELU
 from ghost_ops.backends.steps import (
     BIAS,
+    FORMAT,
     SLOPES,
     Conv,
     Dense,
@@ -72,11 +73,11 @@ def without(index: int, base=MAP):
 SMALLER = (Depthwise(0, 1, False, 8, 3, 2, PLAIN), Ghost(1, 2, 0, False, False, 8, 4, 4, 8, 3, PLAIN, PLAIN), Store(2))
 REFUSED = {
     "no list": ([], "it ends within a step"),
-    "no slots": ([1], "it ends within a step"),
-    "no steps": ([1, SLOTS], "neither a map nor features"),
-    "another format": ([2, *code(*MAP)[1:]], "its format is not 1"),
-    "no slot": ([1, 0, *code(*MAP)[2:]], "slots is 0"),
-    "slots without end": ([1, 2**40, *code(*MAP)[2:]], "slots is 1099511627776"),
+    "no slots": ([FORMAT], "it ends within a step"),
+    "no steps": ([FORMAT, SLOTS], "neither a map nor features"),
+    "another format": ([FORMAT - 1, *code(*MAP)[1:]], f"its format is not {FORMAT}"),
+    "no slot": ([FORMAT, 0, *code(*MAP)[2:]], "slots is 0"),
+    "slots without end": ([FORMAT, 2**40, *code(*MAP)[2:]], "slots is 1099511627776"),
     "kind too high": ([*code(*MAP[:-1]), 8, 3], "kind is 8"),
     "kind too low": ([*code(*MAP[:-1]), -1, 3], "kind is -1"),
     "one number more": ([*code(*MAP), 0], "steps after the last one"),

@@ -7,7 +7,7 @@
 namespace ghost {
 namespace {
 
-constexpr int64_t kFormat = 1;
+constexpr int64_t kFormat = 2;
 
 [[noreturn]] void refuse(const std::string& why) {
   throw std::runtime_error("ghost_ops.program: steps: expected a list that ghost_ops wrote: " + why);

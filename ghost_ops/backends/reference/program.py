@@ -121,8 +121,8 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: Sequence[int]) -> torc
 
 # The packed form. Per layer: the weight, its bias, and the slopes of LeakyReLU or PReLU; each piece begins at a
 # multiple of 16 floats. A product's weight lies in panels: 16 output channels (8 in the last, where no more are left)
-# for each input channel in turn, and those for each tap in turn. A depthwise one lies tap by tap, its channels in two halves as the map's, each padded
-# to 8.
+# for each input channel in turn, and those for each tap in turn. A depthwise one lies tap by tap, its channels in two
+# halves as the map's, each padded to 8.
 
 
 def _up(n: int, to: int) -> int:

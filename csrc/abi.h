@@ -62,6 +62,7 @@ int32_t aoti_torch_dtype_bfloat16();
 int32_t aoti_torch_dtype_float64();
 int32_t aoti_torch_dtype_float16();
 int32_t aoti_torch_dtype_int64();
+int32_t aoti_torch_dtype_int32();
 
 // Threads: torch's own pool, as torch.set_num_threads left it.
 typedef void (*ParallelFunc)(int64_t begin, int64_t end, void* context);
@@ -100,18 +101,17 @@ inline void check(AOTITorchError error, const char* what) {
 
 // ---- Tensors
 
-enum class DType { float32, bfloat16, float64, float16, int64, other };
+enum class DType { float32, bfloat16, float64, float16, int64, int32, other };
 
 /// Their codes in torch, which only torch knows: functions, not numbers.
 struct KnownDType {
   DType dtype;
   int32_t (*code)();
 };
-inline constexpr KnownDType kDTypes[] = {{DType::float32, aoti_torch_dtype_float32},
-                                         {DType::bfloat16, aoti_torch_dtype_bfloat16},
-                                         {DType::float64, aoti_torch_dtype_float64},
-                                         {DType::float16, aoti_torch_dtype_float16},
-                                         {DType::int64, aoti_torch_dtype_int64}};
+inline constexpr KnownDType kDTypes[] = {
+    {DType::float32, aoti_torch_dtype_float32}, {DType::bfloat16, aoti_torch_dtype_bfloat16},
+    {DType::float64, aoti_torch_dtype_float64}, {DType::float16, aoti_torch_dtype_float16},
+    {DType::int64, aoti_torch_dtype_int64},     {DType::int32, aoti_torch_dtype_int32}};
 
 /// The order of the dimensions in memory: NCHW (any number of dimensions), or NHWC (four).
 enum class Layout { contiguous, channels_last };

@@ -16,7 +16,7 @@ inline const char* wrong(const Block& b, int64_t matrices, int64_t vectors) {
   for (int n : {b.channels, b.primary2, b.kept2})
     if (!within(n, 1, kMost)) return "channels";
   const int made2 = b.kept2 - b.primary2;
-  if (!within(b.multiplier2, 0, kMost) || !within(made2, 0, b.primary2 * b.multiplier2) ||
+  if (!within(b.multiplier2, 0, 64) || !within(made2, 0, b.primary2 * b.multiplier2) ||
       (b.multiplier2 > 0) != (made2 > 0))
     return "the channels kept of the second module";
   if (!odd(b.cheap_kernel2) || !within(b.stride, 1, 64)) return "a kernel or stride";

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-EMULATOR = Path(__file__).with_name("emulator")
+CUDA, EMULATOR = ROOT / "csrc" / "cuda", Path(__file__).with_name("emulator")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 H200 = (132, 227 << 10)  # processors, bytes of shared memory a block
 FLAGS = (
@@ -23,26 +23,41 @@ FLAGS = (
 ).split()
 
 
-@functools.cache
-def library() -> ctypes.CDLL:
-    """The emulator, built once for its sources."""
+def _build(name: str, sources: list[Path], *flags: str) -> Path:
+    """A library of the emulator, built once for its sources."""
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("g++")
     if compiler is None:
         pytest.skip("the emulator needs a C++ compiler")
-    headers = sorted((ROOT / "csrc" / "cuda").glob("*.h"))
-    sources = sorted(EMULATOR.glob("*.cpp"))
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in (*headers, *sources, *EMULATOR.glob("*.h"))))
-    built = ROOT / "build" / "emulator" / f"{digest.hexdigest()[:16]}.so"
+    read = sorted([*CUDA.glob("*"), *EMULATOR.glob("*"), *(ROOT / "csrc").glob("abi*.h")])
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in read) + " ".join([*FLAGS, *flags]).encode())
+    built = ROOT / "build" / "emulator" / f"{name}.{digest.hexdigest()[:16]}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         own = built.with_suffix(f".{os.getpid()}")
         include = [f"-I{ROOT / 'csrc'}", f"-I{EMULATOR}"]
-        subprocess.run([compiler, *FLAGS, *include, *map(str, sources), "-o", str(own)], check=True)
+        subprocess.run([compiler, *FLAGS, *flags, *include, *map(str, sources), "-o", str(own)], check=True)
         own.replace(built)
-    found = ctypes.CDLL(str(built))
+    return built
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The kernels and the planner, by pointers."""
+    sources = [EMULATOR / "emulator.cpp", EMULATOR / "calls.cpp", CUDA / "questions.cpp"]
+    found = ctypes.CDLL(str(_build("kernels", sources)))
     for name in ("run", "gather"):
         getattr(found, f"ghost_emulated_{name}").restype = ctypes.c_char_p
     return found
+
+
+@functools.cache
+def load_operators() -> ctypes.CDLL:
+    """Registers the operators of ``_cuda.so`` for tensors of the CPU, run by the emulator on what would be an H200."""
+    sources = [EMULATOR / "emulator.cpp", EMULATOR / "operators.cpp", CUDA / "operators.cpp", CUDA / "questions.cpp"]
+    flags = ["-fvisibility=hidden", "-Wl,-Bsymbolic", '-DGHOST_DISPATCH_KEY="CPU"']
+    built = str(_build("operators", sources, *flags))
+    torch.ops.load_library(built)
+    return ctypes.CDLL(built)
 
 
 def _ints(values: list[int]) -> ctypes.Array:
@@ -54,19 +69,14 @@ def plan(
     tile: tuple[int, int, int, bool] | None = None,
 ) -> list[int] | None:  # fmt: skip
     """The planner's numbers, or those of a tile (height, width, threads, kept); None where nothing fits."""
-    assert len(block) == library().ghost_emulated_numbers(0)
-    found = _ints([0] * library().ghost_emulated_numbers(1))
-    tile = tile or (0, 0, 0, False)
-    images64 = ctypes.c_int64(images)
-    ok = library().ghost_emulated_plan(_ints(block), dtype.itemsize, images64, *device, *map(int, tile), found)
+    lib = library()
+    assert len(block) == lib.ghost_ops_cuda_numbers(0)
+    found = _ints([0] * lib.ghost_ops_cuda_numbers(1))
+    if tile is None:
+        ok = lib.ghost_ops_cuda_plan(_ints(block), dtype.itemsize, ctypes.c_int64(images), *device, found)
+    else:
+        ok = lib.ghost_emulated_plan(_ints(block), dtype.itemsize, device[1], *map(int, tile), found)
     return list(found) if ok else None
-
-
-def traffic(block: list[int], plan: list[int], dtype: torch.dtype, images: int = 1) -> tuple[int, int]:
-    """Bytes that the fused block moves, and its modules one by one."""
-    found = (ctypes.c_int64 * 2)()
-    library().ghost_emulated_traffic(_ints(block), _ints(plan), dtype.itemsize, ctypes.c_int64(images), found)
-    return found[0], found[1]
 
 
 def _pointer(t: torch.Tensor | None) -> ctypes.c_void_p:

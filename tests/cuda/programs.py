@@ -71,8 +71,8 @@ class Emulator:
 def draw_bottleneck(rng: random.Random, most: int = 40) -> tuple[list[Step], int]:
     """The steps of a bottleneck of any kind, and its stride."""
 
-    def layer(acts=range(len(ACTIVATIONS))):
-        act = rng.choice([NONE, RELU, *acts])
+    def layer(acts=None):
+        act = rng.choice([NONE, RELU, *(range(len(ACTIVATIONS)) if acts is None else acts)])
         parts = rng.choice([0, BIAS, NORM, BN, BIAS | BN]) | (SLOPES if act == PRELU else 0)
         return Layer(parts, 1e-5, act, 0.2 if act == LEAKY_RELU else 0.0)
 

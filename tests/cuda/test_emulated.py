@@ -7,11 +7,12 @@ import torch
 
 from ghost_ops.backends import reference
 from ghost_ops.backends.cuda.program import program
+from ghost_ops.backends.steps import Excite, Ghost, Layer, Load, Store
 from tests.cuda import emulate
 from tests.cuda.programs import Emulator, draw_block
 from tests.helpers import assert_as_accurate, surrounded_by_nan
 from tests.ops.cases import Errors, in_layout
-from tests.ops.program_cases import draw_program
+from tests.ops.program_cases import draw_program, make_program
 
 TILES = (None, (4, 4, 256, False), (5, 3, 512, False), (64, 64, 512, False), (64, 64, 256, True))
 ORDERS = (0, 1, 2)
@@ -72,3 +73,42 @@ def test_the_order_of_threads_does_not_matter(tile, dtype):
         p, x = draw_block(seed + 100)
         results = [ours(p, x.to(dtype), Emulator(order, tile)) for order in (*ORDERS, 3)]
         assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+BARRIERS = [
+    (header.name, number)
+    for header in sorted(emulate.CUDA.glob("*.h"))
+    for number, line in enumerate(header.read_text().splitlines(), 1)
+    if header.name != "device.h" and "sync_block();" in line
+]
+
+
+def telling_cases() -> list:
+    """Programs that between them come by every barrier: bottlenecks with an excitation and without, Ghost modules."""
+    blocks = [draw_block(seed) for seed in range(100, 130)]
+    excited = [any(isinstance(step, Excite) for step in p.steps) for p, _ in blocks]
+    alone = draw_program(4), draw_program(8)
+    found = [case for case, has in zip(blocks, excited) if has][:5] + [c for c, has in zip(blocks, excited) if not has][
+        :3
+    ]
+    wide = make_program(  # whose second module is so wide that it lies over the chunk that it was made of
+        Load(0, 8, True), Ghost(0, 1, -1, False, False, 8, 32, 32, 64, 3, Layer(), Layer()),
+        Ghost(1, 2, -1, False, False, 64, 120, 120, 240, 3, Layer(), Layer()), Store(2),
+    )  # fmt: skip
+    maps = [(p, torch.randn(1, p.channels, 9, 11)) for p in (wide, *alone)]
+    return [(p, x, tile) for p, x in maps + found for tile in (TILES[4], TILES[1], TILES[3])]
+
+
+@pytest.mark.parametrize(("file", "line"), BARRIERS)
+def test_every_barrier_is_missed(file, line):
+    """Without any one of them some order of the threads makes another result: none is idle, and the test above sees."""
+    lib = emulate.library()
+    for p, x, tile in telling_cases():
+        right = ours(p, x, Emulator(0, tile))
+        lib.ghost_emulated_leave_out(file.encode(), line)
+        try:
+            if any(not torch.equal(ours(p, x, Emulator(order, tile)), right) for order in ORDERS):
+                return
+        finally:
+            lib.ghost_emulated_leave_out(b"", 0)
+    pytest.fail(f"nothing changes without the barrier in {file}:{line}")

@@ -59,7 +59,7 @@ def _state_dies(later: list[Step]) -> bool:
     """Whether nobody reads the squeeze and the excitation."""
     squeezed = excited = False
     for step in later:
-        if isinstance(step, (Excite, Pool)) and not squeezed or getattr(step, "scaled", False) and not excited:
+        if (isinstance(step, (Excite, Pool)) and not squeezed) or (getattr(step, "scaled", False) and not excited):
             return False
         squeezed |= bool(getattr(step, "squeeze", False))
         excited |= isinstance(step, Excite)

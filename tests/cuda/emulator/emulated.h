@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <string>
 
 #define GHOST_DEVICE inline
 
@@ -31,6 +32,13 @@ struct Exchange {
   float values[kWarp];
   uint32_t a[kWarp][4], b[kWarp][2];
 };
+
+/// A barrier of the kernels that does nothing, to see that tests notice.
+struct Place {
+  std::string file;
+  int line;
+};
+extern Place left_out;
 
 extern int thread, threads;
 extern int64_t block;
@@ -55,7 +63,10 @@ const char* run(int64_t blocks, int threads, int shared, Order order, uint32_t s
 inline int thread() { return emulated::thread; }
 inline int threads() { return emulated::threads; }
 inline int64_t block() { return emulated::block; }
-inline void sync_block() { emulated::wait_for_block(); }
+inline void sync_block(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  const auto& skip = emulated::left_out;
+  if (line != skip.line || !std::string(file).ends_with(skip.file)) emulated::wait_for_block();
+}
 
 inline float shuffle_xor(float value, int mask) {
   auto& e = emulated::exchange();

@@ -15,6 +15,7 @@ namespace ghost::cuda::emulated {
 
 int thread, threads;
 int64_t block;
+Place left_out{"", 0};
 
 namespace {
 

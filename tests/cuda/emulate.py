@@ -29,7 +29,9 @@ def _build(name: str, sources: list[Path], *flags: str) -> Path:
     if compiler is None:
         pytest.skip("the emulator needs a C++ compiler")
     read = sorted([*CUDA.glob("*"), *EMULATOR.glob("*"), *(ROOT / "csrc").glob("abi*.h")])
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in read) + " ".join([*FLAGS, *flags]).encode())
+    digest = hashlib.sha256(
+        b"".join(p.read_bytes() for p in read) + " ".join([*FLAGS, *flags, *map(str, sources)]).encode()
+    )
     built = ROOT / "build" / "emulator" / f"{name}.{digest.hexdigest()[:16]}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +57,7 @@ def load_operators() -> ctypes.CDLL:
     """Registers the operators of ``_cuda.so`` for tensors of the CPU, run by the emulator on what would be an H200."""
     sources = [EMULATOR / "emulator.cpp", EMULATOR / "operators.cpp", CUDA / "operators.cpp", CUDA / "questions.cpp"]
     flags = ["-fvisibility=hidden", "-Wl,-Bsymbolic", '-DGHOST_DISPATCH_KEY="CPU"']
+    sources.append(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
     built = str(_build("operators", sources, *flags))
     torch.ops.load_library(built)
     return ctypes.CDLL(built)

@@ -42,12 +42,15 @@ class Emulator:
     def gather(self, packed, index, matrices, like):
         return emulate.gather(packed, index, matrices, like.dtype, self.order)
 
-    def _plan(self, block: Block, x: torch.Tensor) -> tuple[list[int], list[int]]:
-        numbers = block.numbers(*x.shape[2:])
+    def find(self, numbers, dtype, images, device):
         found = None
         if self.tile is not None:
-            found = emulate.plan(numbers, x.dtype, x.shape[0], self.device, self.tile)
-        found = found or emulate.plan(numbers, x.dtype, x.shape[0], self.device)
+            found = emulate.plan(list(numbers), dtype, images, self.device, self.tile)
+        return found or emulate.plan(list(numbers), dtype, images, self.device)
+
+    def _plan(self, block: Block, x: torch.Tensor) -> tuple[list[int], list[int]]:
+        numbers = block.numbers(*x.shape[2:])
+        found = self.find(numbers, x.dtype, x.shape[0], x.device)
         assert found is not None, "no plan fits"
         self.plans.append((block, found))
         return numbers, found
@@ -64,7 +67,8 @@ class Emulator:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        with mock.patch.multiple(launch, gather=self.gather, bottleneck=self.bottleneck, module=self.module):
+        own = {name: getattr(self, name) for name in ("find", "gather", "bottleneck", "module")}
+        with mock.patch.multiple(launch, **own):
             yield
 
 

@@ -22,11 +22,13 @@ class Call:
     """One or more steps.
 
     Attributes:
+        at: place of the first of them in the program.
         steps: that it computes.
         block: what the kernel is told; None where PyTorch runs the step.
         plain: of a step that PyTorch runs: place, shape of its tensors among the matrices, None where there is none.
     """
 
+    at: int
     steps: tuple[Step, ...]
     block: Block | None = None
     plain: tuple[tuple[tuple[int, tuple[int, ...]] | None, ...], ...] = ()
@@ -124,29 +126,37 @@ def _parts(steps: list[Step], folded: list[list[Folded]]) -> Parts:
     return Parts(pairs[0], pairs[-1], **middle)
 
 
-def build(steps: list[Step], folded: list[Folded], half: bool) -> tuple[list[Call], Weights]:
-    """The calls, and their weights: of the same kind as the folded layers, whose zeros stand for zeros."""
+def build(steps: list[Step], folded: list[Folded], half: bool, apart: frozenset[int]) -> tuple[list[Call], Weights]:
+    """The calls, and their weights: of the same kind as the folded layers, whose zeros stand for zeros. No bottleneck
+    begins at the steps ``apart``."""
     rest, w, calls, at = iter(folded), Weights(half), [], 0
     own = [[next(rest) for _ in layers(step)] for step in steps]
     while at < len(steps):
-        count = find_bottleneck(steps, at)
+        count = 0 if at in apart else find_bottleneck(steps, at)
         if count:
-            calls.append(Call(tuple(steps[at : at + count]), bottleneck(w, _parts(steps[at : at + count], own[at:]))))
+            calls.append(
+                Call(at, tuple(steps[at : at + count]), bottleneck(w, _parts(steps[at : at + count], own[at:])))
+            )
         elif isinstance(steps[at], Ghost):
-            calls.append(Call((steps[at],), module(w, steps[at], own[at][0], own[at][1] if steps[at].made else None)))
+            calls.append(
+                Call(at, (steps[at],), module(w, steps[at], own[at][0], own[at][1] if steps[at].made else None))
+            )
         else:
             plain = tuple(tuple(t if t is None else (w.plain(t), tuple(t.shape)) for t in f) for f in own[at])
-            calls.append(Call((steps[at],), None, plain))
+            calls.append(Call(at, (steps[at],), None, plain))
         at += max(count, 1)
     return calls, w
 
 
 @cache  # for good: captured CUDA graphs read the index
-def calls_of(steps: tuple[int, ...], floats: int, half: bool, device: torch.device) -> Calls:
-    """The calls of a program whose packed form is so long, in half precision or float32."""
+def calls_of(
+    steps: tuple[int, ...], floats: int, half: bool, device: torch.device, apart: frozenset[int] = frozenset()
+) -> Calls:
+    """The calls of a program whose packed form is so long, in half precision or float32. No bottleneck begins at the
+    steps ``apart``."""
     decoded = decode(steps)
     places = torch.arange(1, floats + 1, dtype=torch.float64)
-    calls, w = build(decoded, unpack(places, decoded, (LEAKY_RELU, PRELU)), half)
+    calls, w = build(decoded, unpack(places, decoded, (LEAKY_RELU, PRELU)), half, apart)
     matrices, vectors = w.buffers()
     index = (torch.cat([matrices, vectors]) - 1).to(torch.int32)
     return Calls(tuple(calls), index.to(device), matrices.numel())

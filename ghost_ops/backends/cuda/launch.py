@@ -10,16 +10,7 @@ import torch
 from . import plan
 from .weights import Block
 
-
-class NoPlan(Exception):
-    """No tile of a block fits the device."""
-
-
-def _numbers(block: Block, x: torch.Tensor) -> list[int]:
-    numbers = block.numbers(*x.shape[2:])
-    if plan.find(tuple(numbers), x.dtype, x.shape[0], x.device) is None:
-        raise NoPlan
-    return numbers
+find = plan.find
 
 
 def gather(
@@ -31,21 +22,15 @@ def gather(
 
 
 def bottleneck(x: torch.Tensor, matrices: torch.Tensor, vectors: torch.Tensor, block: Block) -> torch.Tensor:
-    """A bottleneck on x, channels_last.
-
-    Raises:
-        NoPlan: it does not fit the device.
-    """
-    return torch.ops.ghost_ops._cuda_bottleneck(x, matrices, vectors, _numbers(block, x))
+    """A bottleneck on x, channels_last; ``find`` must know a plan for it."""
+    return torch.ops.ghost_ops._cuda_bottleneck(x, matrices, vectors, block.numbers(*x.shape[2:]))
 
 
 def module(
     x: torch.Tensor, matrices: torch.Tensor, vectors: torch.Tensor, block: Block, scale: torch.Tensor | None,
     residual: torch.Tensor | None, squeeze: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """A Ghost module on x and a residual, both channels_last: its output, and its squeeze if that is wanted.
-
-    Raises:
-        NoPlan: it does not fit the device.
-    """
-    return torch.ops.ghost_ops._cuda_module(x, matrices, vectors, scale, residual, _numbers(block, x), squeeze)
+    """A Ghost module on x and a residual, both channels_last: its output, and its squeeze if that is wanted. ``find``
+    must know a plan for it."""
+    numbers = block.numbers(*x.shape[2:])
+    return torch.ops.ghost_ops._cuda_module(x, matrices, vectors, scale, residual, numbers, squeeze)

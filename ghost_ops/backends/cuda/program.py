@@ -6,6 +6,7 @@ Maps are channels_last throughout, whatever the input; the result has the input'
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -13,8 +14,10 @@ from ..reference.program import Folded
 from ..steps import Conv, Depthwise, Ghost, Load, Step, decode
 from ..walk import Walk
 from . import launch, plan
-from .calls import Call, calls_of
+from .calls import Call, Calls, calls_of
 from .elsewhere import elsewhere, memory_format
+
+Find = Callable[[tuple[int, ...], torch.dtype, int, torch.device], object]
 
 
 def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Tensor:
@@ -24,58 +27,79 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Te
         ValueError: x has other channels, or the packed form another length, than the steps say.
     """
     code = tuple(steps)
-    calls = calls_of(code, packed.numel(), x.dtype != torch.float32, x.device)
-    last = x.contiguous(memory_format=torch.channels_last)
-    try:
-        buffers = launch.gather(packed.contiguous(), calls.index, calls.matrices, last)
-        result = _Run(last, decode(code), calls.calls, *buffers).result
-    except launch.NoPlan:
+    calls = fitting(code, packed.numel(), tuple(x.shape), x.dtype, x.device, launch.find)
+    if calls is None:
         return elsewhere("program", x, packed, steps)
-    if result.dim() < 4:
-        return result.contiguous()
-    result = result.clone() if result is x else result
-    return result.contiguous(memory_format=memory_format(x))
+    last = x.contiguous(memory_format=torch.channels_last)
+    buffers = launch.gather(packed.contiguous(), calls.index, calls.matrices, last)
+    result = _Run(last, decode(code), calls.calls, *buffers).result
+    return result.contiguous(memory_format=memory_format(x) if result.dim() == 4 else torch.contiguous_format)
 
 
-def describe(
-    x: torch.Tensor, packed: torch.Tensor, steps: list[int], find: Callable = plan.find
-) -> list[tuple[str, plan.Plan | None]]:
-    """Of every kernel call on such an input: what it is, and its plan (None: it does not fit)."""
-    code = tuple(steps)
+@lru_cache(maxsize=256)
+def fitting(
+    code: tuple[int, ...], floats: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, find: Find
+) -> Calls | None:
+    """The calls of a program on such an input: a bottleneck as one where a tile of it fits the device, else step by step.
+    None where a Ghost module does not fit."""
+    apart: frozenset[int] = frozenset()
+    while True:
+        calls = calls_of(code, floats, dtype != torch.float32, device, apart)
+        missing = [call for call, _, found in planned(calls, shape, dtype, device, find) if found is None]
+        if not missing:
+            return calls
+        if not missing[0].block.primary:
+            return None
+        apart |= {missing[0].at}
+
+
+def planned(
+    calls: Calls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, find: Find
+) -> list[tuple[Call, tuple[int, int], object]]:
+    """Of every kernel call on an input of this shape: the size of its map, and what ``find`` says of it."""
     sizes: dict[int, tuple[int, int]] = {}
     found = []
-    for call in calls_of(code, packed.numel(), x.dtype != torch.float32, x.device).calls:
-        first, last = call.steps[0], call.steps[-1]
-        if call.block is not None:
-            size = sizes[first.source]
-            what = "bottleneck" if call.block.primary else "Ghost module" if first.made else "1x1 convolution"
-            numbers = tuple(call.block.numbers(*size))
-            name = f"{what} {first.channels} to {last.kept} on {size[0]} x {size[1]}"
-            found.append((name, find(numbers, x.dtype, x.shape[0], x.device)))
-        elif isinstance(first, Load):
-            size = tuple(x.shape[2:])
-        elif isinstance(first, Conv):
-            size = tuple((n + 2 * first.padding - first.kernel) // first.stride + 1 for n in x.shape[2:])
-        elif isinstance(first, Depthwise):
-            size = sizes[first.source]
-        else:
+    for call in calls.calls:
+        step, stride, size = call.steps[0], 1, tuple(shape[2:])
+        if isinstance(step, Conv):
+            sizes[step.out] = tuple((n + 2 * step.padding - step.kernel) // step.stride + 1 for n in size)
             continue
-        stride = call.block.stride if call.block is not None else first.stride if isinstance(first, Depthwise) else 1
-        sizes[last.out] = tuple((n - 1) // stride + 1 for n in size)
+        if isinstance(step, (Ghost, Depthwise)):
+            size = sizes[step.source]
+            stride = call.block.stride if call.block is not None else step.stride
+        elif not isinstance(step, Load):
+            continue
+        if call.block is not None:
+            found.append((call, size, find(tuple(call.block.numbers(*size)), dtype, shape[0], device)))
+        sizes[call.steps[-1].out] = tuple((n - 1) // stride + 1 for n in size)
     return found
 
 
-def summary(x: torch.Tensor, packed: torch.Tensor, steps: list[int], find: Callable = plan.find) -> str:
+def describe(
+    x: torch.Tensor, packed: torch.Tensor, steps: list[int], find: Find = plan.find
+) -> list[tuple[str, plan.Plan]] | None:
+    """Of every kernel call on such an input: what it is, and its plan. None where the program runs elsewhere."""
+    calls = fitting(tuple(steps), packed.numel(), tuple(x.shape), x.dtype, x.device, find)
+    if calls is None:
+        return None
+    found = []
+    for call, (height, width), p in planned(calls, x.shape, x.dtype, x.device, find):
+        first, last = call.steps[0], call.steps[-1]
+        kind = "bottleneck" if call.block.primary else "Ghost module" if first.made else "1x1 convolution"
+        found.append((f"{kind} {first.channels} to {last.kept} on {height} x {width}", p))
+    return found
+
+
+def summary(x: torch.Tensor, packed: torch.Tensor, steps: list[int], find: Find = plan.find) -> str:
     """In words: the kernels of a program on such an input, and the bytes that its bottlenecks do not move."""
     calls = describe(x, packed, steps, find)
-    missing = [name for name, found in calls if found is None]
-    if missing:
-        return f"in fact on the next backend, since no tile fits the device: {missing[0]}"
+    if calls is None:
+        return "in fact on the next backend, since no tile of a Ghost module fits the device"
     blocks = [(name, found) for name, found in calls if name.startswith("bottleneck")]
     fused, by_module = (sum(getattr(f, k) for _, f in calls) / 1e6 for k in ("fused", "by_module"))
-    said = [f"{len(blocks)} bottlenecks and {len(calls) - len(blocks)} other kernels move {fused:.1f} MB, by module it "
-            f"would be {by_module:.1f} MB"]  # fmt: skip
-    return ", ".join([*said, *(f"{name}: {found}" for name, found in blocks)])
+    counts = f"{len(blocks)} bottlenecks and {len(calls) - len(blocks)} other kernels"
+    moved = f"move {fused:.1f} MB, by module it would be {by_module:.1f} MB"
+    return ", ".join([f"{counts} {moved}", *(f"{name}: {found}" for name, found in blocks)])
 
 
 class _Run(Walk):

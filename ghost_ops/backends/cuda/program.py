@@ -40,7 +40,7 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Te
 def fitting(
     code: tuple[int, ...], floats: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, find: Find
 ) -> Calls | None:
-    """The calls of a program on such an input: a bottleneck as one where a tile of it fits the device, else step by step.
+    """The calls of a program on such an input. A bottleneck of which no tile fits the device is a call for each step;
     None where a Ghost module does not fit."""
     apart: frozenset[int] = frozenset()
     while True:

@@ -53,15 +53,17 @@ struct Tile {
                  after(a, b.first, first));
     sync_block();
     const int made = b.chunk * b.multiplier;
-    const float* cheap = b.multiplier ? a.vectors + b.cheap.weight : nullptr;
-    const After after_cheap = b.multiplier ? after(a, b.cheap, index * made) : After{};
-    expand(expanded, wide_row, r.expanded, primary, narrow_row, r.x, b,
-           cheap + index * b.cheap_kernel * b.cheap_kernel * made, after_cheap, b.kernel ? nullptr : scale);
+    const float* const own = b.kernel ? nullptr : scale;
+    copy_primary(expanded, wide_row, r.expanded, primary, narrow_row, r.x, b.chunk, own);
+    if (made)
+      depthwise(expanded + b.chunk, wide_row, r.expanded, primary, narrow_row, r.x, b.chunk, b.multiplier, b.chunk,
+                b.cheap_kernel, 1, a.vectors + b.cheap.weight + index * b.cheap_kernel * b.cheap_kernel * made,
+                after(a, b.cheap, index * made), own ? own + b.chunk : nullptr);
     sync_block();
     if (b.kernel) {
-      depthwise(last, wide_row, r.inner, expanded, wide_row, r.expanded, all, b.kernel, b.stride,
-                a.vectors + b.depthwise.weight + index * b.kernel * b.kernel * all, all,
-                after(a, b.depthwise, index * all), scale);
+      depthwise(last, wide_row, r.inner, expanded, wide_row, r.expanded, all, 1, 0, b.kernel, b.stride,
+                a.vectors + b.depthwise.weight + index * b.kernel * b.kernel * all, after(a, b.depthwise, index * all),
+                scale);
       sync_block();
     }
     return last;

@@ -8,7 +8,7 @@ constexpr int kRows = 16, kColumns = 8, kDepth = 16;  // of a warp's product
 constexpr int kWeightTile = kDepth * kColumns;        // weights that one product reads
 constexpr int kModuleChunk = 32;                      // primary channels that a Ghost module alone has at once
 constexpr int kOwnBytes = 128;                        // of shared memory, before what a plan lays out
-constexpr int kProjectRows = 2, kProjectColumns = 5;  // products that a warp keeps of the second convolution
+constexpr int kProjectRows = 2, kProjectColumns = 4;  // products that a warp keeps of the second convolution
 
 GHOST_HOST_DEVICE int cdiv(int a, int b) { return (a + b - 1) / b; }
 GHOST_HOST_DEVICE int up(int n, int to) { return cdiv(n, to) * to; }

@@ -9,10 +9,10 @@
 
 namespace ghost::cuda {
 
-/// Columns of a fragment of results that a lane holds: two of each of two rows, 8 rows apart.
 GHOST_DEVICE int lane() { return thread() & 31; }
 GHOST_DEVICE int warp() { return thread() >> 5; }
 GHOST_DEVICE int warps() { return threads() >> 5; }
+/// Of a product's result a lane holds four elements: two neighbouring columns of two rows, 8 rows apart.
 GHOST_DEVICE int fragment_row(int i) { return (lane() >> 2) + 8 * (i >> 1); }
 GHOST_DEVICE int fragment_column() { return 2 * (lane() & 3); }
 

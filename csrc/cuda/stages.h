@@ -64,52 +64,107 @@ GHOST_DEVICE void taps(float (&sum)[2], const T* in, int stride, const Region& r
   }
 }
 
-/// A chunk of the expanded map, primary channels and then the cheap ones, from a chunk of primary channels. `scale`:
-/// the chunk's lanes of the excitation, if it is applied here.
+constexpr int kStrip = 2;  // rows that a thread makes at once, one under another: most of what one reads the next does
+
+/// The same for kStrip rows, of size D and stride S; `y` is the first row that is read.
+template <int D, int S, class T>
+GHOST_DEVICE void strip(float (&sum)[kStrip][2], const T* in, int stride, const Region& region, int y, int x,
+                        const float* weight, int taps_apart) {
+  constexpr int kReads = (kStrip - 1) * S + D;
+  const int down = region.across.size() * stride;
+#pragma unroll 1
+  for (int dx = 0; dx < D; dx++) {
+    const int column = x + dx;
+    if (column < region.across.begin || column >= region.across.end) continue;
+    const T* at = in + (y - region.down.begin) * down + (column - region.across.begin) * stride;
+    float v[kReads][2] = {};
+#pragma unroll
+    for (int r = 0; r < kReads; r++)
+      if (y + r >= region.down.begin && y + r < region.down.end) load_pair(v[r], at + r * down);
+#pragma unroll
+    for (int dy = 0; dy < D; dy++) {
+      const auto w = constant(reinterpret_cast<const Pair<float>*>(weight + (dy * D + dx) * taps_apart));
+#pragma unroll
+      for (int o = 0; o < kStrip; o++) {
+        sum[o][0] += v[o * S + dy][0] * w.first;
+        sum[o][1] += v[o * S + dy][1] * w.second;
+      }
+    }
+  }
+}
+
+/// What follows the sums of a strip: bias, activation, excitation; `rows` of them are there, `down` apart.
 template <class T>
-GHOST_DEVICE void expand(T* out, int out_stride, const Region& to, const T* in, int in_stride, const Region& from,
-                         const Block& b, const float* weight, const After& after, const float* scale) {
-  const int pairs = b.chunk / 2, across = to.across.size(), halo = b.cheap_kernel / 2;
+GHOST_DEVICE void store_strip(T* out, int down, const float (&sum)[kStrip][2], int rows, const After& after,
+                              int channel, const float* scale) {
+  const auto bias = constant(reinterpret_cast<const Pair<float>*>(after.bias + channel));
+  const bool simple = after.act <= kRelu;
+#pragma unroll
+  for (int o = 0; o < kStrip; o++) {
+    if (o >= rows) continue;
+    float first = sum[o][0] + bias.first, second = sum[o][1] + bias.second;
+    if (after.act == kRelu) first = relu(first), second = relu(second);
+    if (simple && scale) first = widen(narrow<T>(first)) * scale[0], second = widen(narrow<T>(second)) * scale[1];
+    store_pair(out + o * down, first, second);
+  }
+  if (simple) return;
+#pragma unroll 1  // as in store
+  for (int o = 0; o < least(rows, kStrip); o++) {
+    float v[2];
+    load_pair(v, out + o * down);
+    for (int j = 0; j < 2; j++) {
+      v[j] = activate(v[j], after, channel + j);
+      if (scale) v[j] = widen(narrow<T>(v[j])) * scale[j];
+    }
+    store_pair(out + o * down, v[0], v[1]);
+  }
+}
+
+/// The primary channels of a chunk, as the first lanes of a chunk of the expanded map.
+template <class T>
+GHOST_DEVICE void copy_primary(T* out, int out_stride, const Region& to, const T* in, int in_stride, const Region& from,
+                               int chunk, const float* scale) {
+  const int pairs = chunk / 2, across = to.across.size();
 #pragma unroll 1
   for (int i = thread(); i < to.pixels() * pairs; i += threads()) {
     const int p = i / pairs, c = i % pairs * 2, y = to.down.begin + p / across, x = to.across.begin + p % across;
     float v[2];
     load_pair(v, in + ((y - from.down.begin) * from.across.size() + x - from.across.begin) * in_stride + c);
-    T* row = out + p * out_stride + c;
     if (scale) v[0] *= scale[c], v[1] *= scale[c + 1];
-    store_pair(row, v[0], v[1]);
-#pragma unroll 1
-    for (int q = 0; q < b.multiplier; q++) {
-      const int at = q * b.chunk + c;
-      float sum[2] = {};
-      taps(sum, in + c, in_stride, from, y - halo, x - halo, b.cheap_kernel, weight + at, b.chunk * b.multiplier);
-      for (int j = 0; j < 2; j++) {
-        v[j] = finish(sum[j], after, at + j);
-        if (scale) v[j] = widen(narrow<T>(v[j])) * scale[b.chunk + at + j];
-      }
-      store_pair(row + (1 + q) * b.chunk, v[0], v[1]);
-    }
+    store_pair(out + p * out_stride + c, v[0], v[1]);
   }
 }
 
-/// A depthwise convolution of `lanes` lanes, from rows to rows.
+/// A depthwise convolution of `lanes` lanes, from rows to rows. `spread`: each lane that is read makes as many that are
+/// written, `apart` lanes from each other.
 template <class T>
 GHOST_DEVICE void depthwise(T* out, int out_stride, const Region& to, const T* in, int in_stride, const Region& from,
-                            int lanes, int kernel, int stride, const float* weight, int taps_apart, const After& after,
-                            const float* scale) {
-  const int pairs = lanes / 2, across = to.across.size();
+                            int lanes, int spread, int apart, int kernel, int stride, const float* weight,
+                            const After& after, const float* scale) {
+  const int pairs = lanes / 2, across = to.across.size(), strips = cdiv(to.down.size(), kStrip);
+  const int taps_apart = lanes * spread, down = across * out_stride;
 #pragma unroll 1
-  for (int i = thread(); i < to.pixels() * pairs; i += threads()) {
-    const int p = i / pairs, c = i % pairs * 2;
-    const int y = (to.down.begin + p / across) * stride - kernel / 2;
-    const int x = (to.across.begin + p % across) * stride - kernel / 2;
-    float v[2] = {};
-    taps(v, in + c, in_stride, from, y, x, kernel, weight + c, taps_apart);
-    for (int j = 0; j < 2; j++) {
-      v[j] = finish(v[j], after, c + j);
-      if (scale) v[j] = widen(narrow<T>(v[j])) * scale[c + j];
+  for (int i = thread(); i < strips * across * pairs; i += threads()) {
+    const int place = i / pairs, c = i % pairs * 2, first = place / across * kStrip;
+    const int y = (to.down.begin + first) * stride - kernel / 2;
+    const int x = (to.across.begin + place % across) * stride - kernel / 2;
+    T* const column = out + (first * across + place % across) * out_stride + c;
+#pragma unroll 1
+    for (int q = 0; q < spread; q++) {
+      const int lane = q * apart + c;
+      float sum[kStrip][2] = {};
+      if (kernel == 3 && stride == 1)
+        strip<3, 1>(sum, in + c, in_stride, from, y, x, weight + lane, taps_apart);
+      else if (kernel == 3 && stride == 2)
+        strip<3, 2>(sum, in + c, in_stride, from, y, x, weight + lane, taps_apart);
+      else if (kernel == 5 && stride == 2)
+        strip<5, 2>(sum, in + c, in_stride, from, y, x, weight + lane, taps_apart);
+      else
+#pragma unroll
+        for (int o = 0; o < kStrip; o++)
+          taps(sum[o], in + c, in_stride, from, y + o * stride, x, kernel, weight + lane, taps_apart);
+      store_strip(column + q * apart, down, sum, to.down.size() - first, after, lane, scale ? scale + lane : nullptr);
     }
-    store_pair(out + p * out_stride + c, v[0], v[1]);
   }
 }
 

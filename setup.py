@@ -5,8 +5,10 @@ backend runs. torch is not needed to build: csrc/abi.h declares what the library
 
 Environment variables:
   GHOST_OPS_NATIVE  0 leaves the kernels out; 1 makes it an error that they cannot be built
+  GHOST_OPS_CUDA    0 leaves the CUDA kernels out; 1 makes it an error that they cannot be built. They are built
+                    where nvcc is found, for TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX") or all of ours that nvcc knows
   GHOST_OPS_DEV     1 also builds ghost_ops/_kernels, which hands the bare kernels to tests and microbenchmarks
-  CXX, CC, CXXFLAGS, LDFLAGS, MAX_JOBS  as usual
+  CXX, CC, CXXFLAGS, LDFLAGS, CUDA_HOME, MAX_JOBS  as usual
 """
 
 import os
@@ -34,6 +36,11 @@ KERNEL = "-fno-exceptions -fno-rtti -fno-threadsafe-statics".split()
 X86_64_V2 = "-mcx16 -msahf -mpopcnt -msse3 -mssse3 -msse4.1 -msse4.2".split()
 X86_64_V3 = [*X86_64_V2, *"-mavx -mavx2 -mbmi -mbmi2 -mf16c -mfma".split()]
 X86_64_V4 = [*X86_64_V3, *"-mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl -mprefer-vector-width=512".split()]
+
+
+CUDA_ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0 12.0"
+CUDA_DTYPES = "float32", "float16", "bfloat16"  # csrc/cuda/kernels.cu is compiled for each
+CUDA = "-O3 -std=c++17 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall".split()
 
 
 class Unable(Exception):
@@ -79,6 +86,57 @@ def why_not_native() -> str | None:
     return None
 
 
+@cache
+def nvcc() -> list[str]:
+    """The CUDA compiler's command: CUDA_HOME's, else what the machine has; CXX compiles the host's side."""
+    home = os.environ.get("CUDA_HOME")
+    found = shutil.which(str(Path(home) / "bin" / "nvcc")) if home else shutil.which("nvcc")
+    if found is None and not home:
+        found = shutil.which("/usr/local/cuda/bin/nvcc")
+    if found is None:
+        raise Unable("there is no nvcc" + (f" in CUDA_HOME={home}" if home else ""))
+    host = [f"-ccbin={compiler()[0]}"] if os.environ.get("CXX") else []
+    probe = subprocess.run([found, *host, "-E", "-x", "cu", "/dev/null"], capture_output=True, text=True)
+    if probe.returncode:
+        said = (probe.stderr.strip() or "it does not run").splitlines()
+        raise Unable(f"{found} does not work with the C++ compiler: {said[-1]}")
+    return [found, *host]
+
+
+@cache
+def architectures() -> list[str]:
+    """nvcc's names: sm_90 and the like for machine code, compute_120 for PTX, which later devices compile."""
+    listed = subprocess.run([nvcc()[0], "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    wish = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    found = []
+    for name in wish or CUDA_ARCHITECTURES.split():
+        matched = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
+        if not matched:
+            raise Unable(f'TORCH_CUDA_ARCH_LIST: expected numbers such as "8.0;9.0+PTX", got {name!r}')
+        number = "".join(matched.group(1, 2, 3))
+        if f"compute_{number.rstrip('af')}" in listed and int(matched[1]) >= 8:
+            found += [f"sm_{number}", *([f"compute_{number}"] if matched[4] else [])]
+        elif wish:
+            raise Unable(f"TORCH_CUDA_ARCH_LIST: {name}: the kernels need 8.0 or newer, and an nvcc that knows it")
+    if not found:
+        raise Unable(f"{nvcc()[0]} knows none of the architectures {CUDA_ARCHITECTURES}")
+    return found if wish else [*found, found[-1].replace("sm_", "compute_")]
+
+
+def why_not_cuda() -> str | None:
+    """Why this build leaves the CUDA kernels out; None where it builds them."""
+    wish = os.environ.get("GHOST_OPS_CUDA")
+    if wish == "0":
+        return "GHOST_OPS_CUDA=0"
+    try:
+        architectures()
+    except Unable as error:
+        if wish == "1":
+            sys.exit(f"ghost_ops: GHOST_OPS_CUDA=1, and the CUDA kernels cannot be built: {error}")
+        return str(error)
+    return None
+
+
 class Ninja:
     """A build.ninja in the making. Paths are relative to the repository, where ninja runs."""
 
@@ -86,12 +144,21 @@ class Ninja:
         self.folder = folder
         self.text = f"""builddir = {folder}
 cxx = {_quote(compiler())}
+nvcc = {_quote([] if why_not_cuda() else nvcc())}
 ldflags = {_quote(shlex.split(os.environ.get("LDFLAGS", "")))}
 rule compile
   command = $cxx $flags -MMD -MF $out.d -c $in -o $out
   depfile = $out.d
   deps = gcc
   description = compile $out
+rule nvcc
+  command = $nvcc $flags -MD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = compile $out
+rule link_cuda
+  command = $nvcc -shared -cudart static '-Xcompiler=-Wl\\,--no-as-needed' -o $out $in $flags
+  description = link $out
 rule link
   command = $cxx -shared $ldflags -Wl,--no-as-needed -o $out $in $flags
   description = link $out
@@ -108,6 +175,15 @@ rule link
     def link(self, name: str, inputs: list[Path]) -> Path:
         return self._build(name, "link", inputs, [f"-Wl,--version-script={CSRC / 'exports.map'}"])
 
+    def compile_cuda(self, source: Path, variant: str = "", flags: tuple[str, ...] = ()) -> Path:
+        output = f"{source.relative_to(CSRC).with_suffix('')}{variant}.o"
+        virtual = lambda name: name.replace("sm_", "compute_")
+        codes = [f"-gencode=arch={virtual(name)},code={name}" for name in architectures()]
+        return self._build(output, "nvcc", [source], [*CUDA, *codes, *flags])
+
+    def link_cuda(self, name: str, inputs: list[Path]) -> Path:
+        return self._build(name, "link_cuda", inputs, ["-Xlinker", f"--version-script={CSRC / 'exports.map'}"])
+
     def stub(self, name: str) -> Path:
         """An empty library of that name: linking against it makes ours ask the loader for the real one."""
         return self._build(name, "link", [], ["-nostdlib", f"-Wl,-soname,{name}", "-x", "c", "/dev/null"])
@@ -122,7 +198,10 @@ rule link
             fcntl.flock(lock, fcntl.LOCK_EX)
             (self.folder / "build.ninja").write_text(self.text)
             if subprocess.run([*ninja, "-f", self.folder / "build.ninja", *jobs]).returncode:
-                sys.exit("ghost_ops: the kernels do not compile (GHOST_OPS_NATIVE=0 installs without them)")
+                sys.exit(
+                    "ghost_ops: the kernels do not compile (GHOST_OPS_NATIVE=0 installs without them, GHOST_OPS_CUDA=0 "
+                    "without those for CUDA)"
+                )
 
 
 def _quote(words: list) -> str:
@@ -140,7 +219,16 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
     host = [*sets["baseline"], *(f"-DGHOST_HAS_{isa.upper()}" for isa in sets if isa != "baseline")]
     sources = [s for folder in (".", "cpu", "cpu/program") for s in CSRC.glob(f"{folder}/*.cpp")]
     operators = [ninja.compile(source, host) for source in sorted(sources)]
-    libraries = [ninja.link("_cpu.so", [*operators, *kernels, ninja.stub("libtorch_cpu.so")])]
+    torch_cpu = ninja.stub("libtorch_cpu.so")
+    libraries = [ninja.link("_cpu.so", [*operators, *kernels, torch_cpu])]
+    if why_not_cuda() is None:
+        objects = [ninja.compile(source, host) for source in sorted(CSRC.glob("cuda/*.cpp"))]
+        objects += [
+            ninja.compile_cuda(CSRC / "cuda/kernels.cu", f".{dtype}", (f"-DGHOST_DTYPE={dtype}",))
+            for dtype in CUDA_DTYPES
+        ]
+        objects.append(ninja.compile_cuda(CSRC / "cuda/limits.cu"))
+        libraries.append(ninja.link_cuda("_cuda.so", [*objects, torch_cpu, ninja.stub("libtorch_cuda.so")]))
 
     dev_sources = sorted(CSRC.glob("dev/*.cpp"))
     if os.environ.get("GHOST_OPS_DEV") == "1" and dev_sources:
@@ -168,9 +256,15 @@ class BuildNative(build_ext):
         base = self.get_finalized_command("build").build_base  # not build_temp, which an editable install moves
         ninja = Ninja(Path(base) / f"native-{sysconfig.get_platform()}")
         self.built = describe_build(ninja)
+        why = why_not_cuda()
+        cuda = (
+            f"CUDA kernels left out: {why}" if why else f"CUDA kernels for {', '.join(architectures())} by {nvcc()[0]}"
+        )
+        print(f"ghost_ops: building kernels for {', '.join(instruction_sets())}; {cuda}", file=sys.stderr)
         ninja.run()
         to = PACKAGE if self.inplace or self.editable_mode else Path(self.build_lib) / PACKAGE
         to.mkdir(parents=True, exist_ok=True)
+        (to / "_cuda.so").unlink(missing_ok=True)  # of a build that had it
         for library in self.built:  # replaced, not overwritten: a process that has loaded the old one keeps it
             os.replace(shutil.copy2(library, to / f"{library.name}.new"), to / library.name)
 

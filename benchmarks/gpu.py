@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import nn
 
 import ghost_ops
+from ghost_ops.backends import choose
 from ghost_ops.bench import machine
 from ghost_ops.bench.cases import ModuleCase, NetCase, module_cases
 from ghost_ops.bench.peers import fold
@@ -109,6 +110,19 @@ def compiled(net: nn.Module, mode: str) -> Callable[[torch.Tensor], torch.Tensor
     return torch.compile(net, mode=None if mode == "default" else mode)
 
 
+def by_backend(name: str, run: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """``run`` with this backend first; raises where it does not come first on this machine."""
+
+    def called(x: torch.Tensor) -> torch.Tensor:
+        with ghost_ops.use_backend(name):
+            choice = choose("program", x)
+            if choice.backend != name:
+                raise RuntimeError(str(choice))
+            return run(x)
+
+    return called
+
+
 def inference_peers(case: ModuleCase | NetCase, net: nn.Module, batch: int, quick: bool) -> dict[str, Callable]:
     """What makes of the plain net, on the device and in the dtype, a forward; ours first."""
     graphed = batch <= GRAPHED_UP_TO and next(net.parameters()).is_cuda
@@ -118,6 +132,7 @@ def inference_peers(case: ModuleCase | NetCase, net: nn.Module, batch: int, quic
     ghost = isinstance(case, ModuleCase) or case.net.startswith("ghostnet")
     if ghost:
         found[f"ghost_ops.freeze{suffix}"] = lambda: around(ghost_ops.freeze(net))
+        found[f"ghost_ops.freeze, CUDA C++{suffix}"] = lambda: by_backend("cuda", around(ghost_ops.freeze(net)))
         found["ghost_ops.fuse"] = lambda: ghost_ops.fuse(copy.deepcopy(net))
     found["eager, NCHW"] = lambda: copy.deepcopy(net).to(memory_format=torch.contiguous_format)
     found[f"eager, channels_last{suffix}"] = lambda: around(copy.deepcopy(net).to(memory_format=LAST))

@@ -63,6 +63,7 @@ int32_t aoti_torch_dtype_bfloat16();
 int32_t aoti_torch_dtype_float64();
 int32_t aoti_torch_dtype_float16();
 int32_t aoti_torch_dtype_int64();
+int32_t aoti_torch_dtype_int32();
 
 // Operators. `fn` finds its inputs on the stack, consumes them, and leaves its outputs there.
 AOTITorchError aoti_torch_library_init_fragment(const char* ns, const char* file, uint32_t line,
@@ -102,18 +103,17 @@ inline void check(AOTITorchError error, const char* what) {
 
 // ---- Tensors
 
-enum class DType { float32, bfloat16, float64, float16, int64, other };
+enum class DType { float32, bfloat16, float64, float16, int64, int32, other };
 
 /// Their codes in torch, which only torch knows: functions, not numbers.
 struct KnownDType {
   DType dtype;
   int32_t (*code)();
 };
-inline constexpr KnownDType kDTypes[] = {{DType::float32, aoti_torch_dtype_float32},
-                                         {DType::bfloat16, aoti_torch_dtype_bfloat16},
-                                         {DType::float64, aoti_torch_dtype_float64},
-                                         {DType::float16, aoti_torch_dtype_float16},
-                                         {DType::int64, aoti_torch_dtype_int64}};
+inline constexpr KnownDType kDTypes[] = {
+    {DType::float32, aoti_torch_dtype_float32}, {DType::bfloat16, aoti_torch_dtype_bfloat16},
+    {DType::float64, aoti_torch_dtype_float64}, {DType::float16, aoti_torch_dtype_float16},
+    {DType::int64, aoti_torch_dtype_int64},     {DType::int32, aoti_torch_dtype_int32}};
 
 /// The order of the dimensions in memory: NCHW (any number of dimensions), or NHWC (four).
 enum class Layout { contiguous, channels_last };
@@ -225,7 +225,9 @@ inline bool Tensor::is_contiguous(Layout layout) const {
 
 /// Bytes of an element.
 constexpr int64_t size_of(DType dtype) {
-  return dtype == DType::bfloat16 || dtype == DType::float16 ? 2 : dtype == DType::float32 ? 4 : 8;
+  return dtype == DType::bfloat16 || dtype == DType::float16 ? 2
+         : dtype == DType::float32 || dtype == DType::int32  ? 4
+                                                             : 8;
 }
 
 inline int32_t code_of(DType dtype) {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import native, triton
+from . import cuda, native, triton
 
 CHEAP_KERNELS = (1, 3, 5, 7)
 _forced: str | None = None
@@ -19,7 +19,7 @@ _forced: str | None = None
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend that runs, and, by name, why the one with kernels for the device does not."""
+    """The backend that runs, and, by name, why those before it do not."""
 
     backend: str
     refusals: tuple[tuple[str, str], ...] = ()
@@ -53,15 +53,36 @@ def _refuse_triton(op: str, device: torch.device, dtype: torch.dtype, cheap_kern
     return None
 
 
-_REFUSALS = {"native": _refuse_native, "triton": _refuse_triton}  # each for devices of its own
+def _refuse_cuda(op: str, device: torch.device, dtype: torch.dtype, cheap_kernel: int | None) -> str | None:
+    why = cuda.refuse_device(device)
+    if why is not None:
+        return why
+    if op not in cuda.OPERATORS:
+        return f"it has no {op}"
+    if dtype not in cuda.DTYPES:
+        return f"its kernels take float32, float16 and bfloat16, the input is {str(dtype).removeprefix('torch.')}"
+    if cheap_kernel is not None and cheap_kernel not in CHEAP_KERNELS:
+        return f"its kernels take a cheap operation of size 1, 3, 5 or 7, this one is {cheap_kernel}"
+    return None
+
+
+_REFUSALS = {"native": _refuse_native, "cuda": _refuse_cuda, "triton": _refuse_triton}
 BACKENDS = (*_REFUSALS, "reference")
 
 
 @functools.lru_cache(maxsize=1024)
 def _choose(op: str, device: torch.device, dtype: torch.dtype, cheap_kernel: int | None, forced: str | None) -> Choice:
-    name = "triton" if device.type == "cuda" else "native"
-    why = "the reference backend was asked for" if forced else _REFUSALS[name](op, device, dtype, cheap_kernel)
-    return Choice(name) if why is None else Choice("reference", ((name, why),))
+    names = ["triton"] if device.type == "cuda" else ["native"]
+    if cuda.is_wanted(device, forced):
+        names.insert(0, "cuda")
+    refusals = []
+    for name in names:
+        asked = forced == "reference"
+        why = "the reference backend was asked for" if asked else _REFUSALS[name](op, device, dtype, cheap_kernel)
+        if why is None:
+            return Choice(name, tuple(refusals))
+        refusals.append((name, why))
+    return Choice("reference", tuple(refusals))
 
 
 def choose(op: str, x: torch.Tensor, cheap_kernel: int | None = None) -> Choice:
@@ -72,10 +93,11 @@ def choose(op: str, x: torch.Tensor, cheap_kernel: int | None = None) -> Choice:
 
 @contextmanager
 def use_backend(name: str | None):
-    """Within the block, ``"reference"`` runs everything in plain PyTorch; None chooses as usual. Not per thread."""
+    """Within the block, ``"reference"`` runs everything in plain PyTorch; ``"cuda"`` and ``"triton"`` come first where
+    they take an input on a CUDA device; None chooses as usual. Not per thread."""
     global _forced
-    if name not in (None, "reference"):
-        raise ValueError(f"ghost_ops.use_backend: name: expected 'reference' or None, got {name!r}")
+    if name not in (None, "reference", "cuda", "triton"):
+        raise ValueError(f"ghost_ops.use_backend: name: expected 'reference', 'cuda', 'triton' or None, got {name!r}")
     previous, _forced = _forced, name
     try:
         yield

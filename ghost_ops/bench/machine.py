@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..backends import BACKENDS, native, triton
+from ..backends import BACKENDS, cuda, native, triton
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ENGINES = {name: name for name in ("onnxruntime", "openvino", "ncnn", "executorch")}  # import name: distribution
@@ -109,7 +109,18 @@ def _backend(name: str) -> str:
         return f"missing: {native.reason()}"
     if name == "triton":
         return _triton()
+    if name == "cuda":
+        return _cuda()
     return "ready"
+
+
+def _cuda() -> str:
+    if not cuda.available():
+        return f"missing: {cuda.reason()}"
+    why = cuda.refuse_device(torch.device("cuda", torch.cuda.current_device()))
+    if why is not None:
+        return f"missing: {why}"
+    return "ready" if cuda.WISH == "cuda" else "ready, off until GHOST_OPS_GPU=cuda"
 
 
 def _triton() -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..backends import choose, native
+from ..backends.cuda.program import summary
 from ..backends.steps import Store, decode
 from ..ops.program import program, program_pack
 from ._program import Built
@@ -56,7 +57,8 @@ class FrozenProgram(nn.Module):
 
     def why(self, x: torch.Tensor) -> str:
         """Which backend runs it on an input such as x, and why not a faster one."""
-        return f"program on {choose('program', x)}"
+        choice = choose("program", x)
+        return f"program on {choice}" + (f"; {summary(x, self.packed, self.steps)}" if choice.backend == "cuda" else "")
 
     def scratch_bytes(self, x: torch.Tensor) -> int:
         """Memory that each thread of PyTorch's keeps for calls on inputs such as x, beside input and output."""

@@ -118,7 +118,7 @@ class FusedGhostBottleneck(Programmed, GhostBottleneck):
             raise Unfusable(why)
         plan = self._current_plan()
         _, ghost1, depthwise, se, ghost2, shortcut = plan
-        if choose("ghost_module", x).backend != "triton":
+        if choose("ghost_module", x).backend not in ("cuda", "triton"):
             raise Unfusable("no kernel would take what rides")
         if torch.is_autocast_enabled(x.device.type):
             raise Unfusable("autocast makes of its parts and of its shortcut different dtypes")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..backends import choose, native, reference, triton
+from ..backends import choose, cuda, native, reference, triton
 
 NAMESPACE = "ghost_ops"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -50,7 +50,7 @@ def _as_operator(name: str) -> Callable:
 
 
 def _on_cuda(name: str, arguments: str) -> Callable:
-    """The Triton implementation of an operator, which hands what no kernel takes to the reference."""
+    """An operator on a CUDA device: by the backend that is chosen there, the reference where no kernel takes it."""
     names = [argument.split()[-1] for argument in arguments.split(")")[0].split(", ")]
     map_index = int(name.endswith("_backward"))
     cheap_index = names.index("cheap_weight") if "cheap_weight" in names else None
@@ -60,7 +60,7 @@ def _on_cuda(name: str, arguments: str) -> Callable:
         choice = choose(name, args[map_index], None if cheap is None else cheap.shape[-1])
         if choice.backend == "reference":
             return getattr(torch.ops.ghost_ops, f"{name}_reference").default(*args)
-        return triton.load(name)(*args)
+        return (cuda if choice.backend == "cuda" else triton).load(name)(*args)
 
     return implementation
 
@@ -74,7 +74,7 @@ def _define() -> None:
         _library.define(f"{name}_reference({arguments}")
         for operator in (name, f"{name}_reference"):
             _library.impl(operator, function, "CompositeExplicitAutograd")
-        if triton.available() and name in triton.OPERATORS:
+        if (triton.available() and name in triton.OPERATORS) or (cuda.could_load() and name in cuda.OPERATORS):
             _library.impl(name, _on_cuda(name, arguments), "CUDA")
 
 

@@ -71,24 +71,27 @@ def pure_wheel(checkout, tmp_path_factory) -> Path:
     return build_wheel(checkout, tmp_path_factory.mktemp("pure"), GHOST_OPS_NATIVE="0")
 
 
+OUR_HEADERS = ["abi.h", "abi_lists.h", "abi_threads.h", "cuda/abi_cuda.h"]
+
+
 def test_our_header_agrees_with_torchs(compiler, tmp_path):
     official = Path(torch.__file__).parent / "include"
-    headers = ["torch/csrc/inductor/aoti_torch/c/shim.h", "torch/csrc/stable/c/shim.h", "abi_lists.h", "abi_threads.h"]
+    headers = ["torch/csrc/inductor/aoti_torch/c/shim.h", "torch/csrc/stable/c/shim.h", *OUR_HEADERS[1:]]
     for order in (headers, headers[::-1]):
         source = tmp_path / "both.cpp"
         source.write_text("".join(f"#include <{header}>\n" for header in order))
-        flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
+        flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-DUSE_CUDA", f"-I{ROOT / 'csrc'}"]
         run(compiler, *flags, f"-isystem{official}", source, cwd=tmp_path)
 
 
 def test_torch_2_10_has_every_function(compiler, tmp_path):
-    text = "".join((ROOT / "csrc" / name).read_text() for name in ("abi.h", "abi_lists.h", "abi_threads.h"))
+    text = "".join((ROOT / "csrc" / name).read_text() for name in OUR_HEADERS)
     declared = re.findall(r"^\w+ (\w*torch_\w+)\(", text, re.MULTILINE)
     assert len(declared) > 20
     source = tmp_path / "functions.cpp"
     uses = "".join(f"auto use_{name} = &{name};\n" for name in declared)
     source.write_text(f"#include <torch/csrc/stable/c/shim.h>\n{uses}")
-    flags = ["-std=c++17", "-fsyntax-only", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    flags = ["-std=c++17", "-fsyntax-only", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     run(compiler, *flags, f"-isystem{Path(torch.__file__).parent / 'include'}", source, cwd=tmp_path)
 
 
@@ -130,6 +133,44 @@ def test_library_exports_nothing_but_its_questions(wheel):
     exported = {line.split()[-1] for line in run("nm", "-D", "--defined-only", library, cwd=ROOT).splitlines()}
     questions = {"isa", "isas", "program_scratch", "advise_huge_pages", "empty_cache", "kept_bytes", "poison_maps"}
     assert exported == {f"ghost_ops_cpu_{name}" for name in questions}
+
+
+def test_cuda_library_brings_its_runtime_and_shows_nothing_else(wheel):
+    """It is in the wheel where nvcc is found, and asks the loader for torch's libraries, not for CUDA's."""
+    library = unpack(wheel) / "ghost_ops" / "_cuda.so"
+    if shutil.which("nvcc") is None:
+        assert not library.exists()
+        pytest.skip("nvcc was not found: NO CUDA LIBRARY WAS BUILT")
+    needed = re.findall(r"NEEDED.*\[(.+)\]", run("readelf", "-d", library, cwd=ROOT))
+    assert {"libtorch_cpu.so", "libtorch_cuda.so"} <= set(needed)
+    assert not any("cudart" in name or "libcuda.so" in name for name in needed), needed
+    exported = {line.split()[-1] for line in run("nm", "-D", "--defined-only", library, cwd=ROOT).splitlines()}
+    assert exported == {f"ghost_ops_cuda_{name}" for name in ("numbers", "plan", "traffic")}
+
+
+def test_the_build_says_what_it_makes_for_cuda(checkout, compiler):
+    """Without running a compiler: what setup.py decides, and what it refuses."""
+    script = """if True:
+        import sys
+        sys.argv = ["setup.py", "--version"]
+        exec(open("setup.py").read())
+        print(why_not_cuda() or " ".join(architectures()))
+    """
+    decide = lambda **wish: run(sys.executable, "-c", script, cwd=checkout, **wish).splitlines()[-1]
+    assert decide(GHOST_OPS_CUDA="0") == "GHOST_OPS_CUDA=0"
+    assert decide(CUDA_HOME="/nowhere") == "there is no nvcc in CUDA_HOME=/nowhere"
+    with pytest.raises(
+        AssertionError, match="GHOST_OPS_CUDA=1, and the CUDA kernels cannot be built: there is no nvcc"
+    ):
+        decide(CUDA_HOME="/nowhere", GHOST_OPS_CUDA="1")
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc was not found")
+    assert decide(TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX") == "sm_80 sm_90 compute_90"
+    assert decide(TORCH_CUDA_ARCH_LIST="9.0a") == "sm_90a"
+    assert "expected numbers such as" in decide(TORCH_CUDA_ARCH_LIST="Hopper")
+    assert "7.5: the kernels need 8.0 or newer" in decide(TORCH_CUDA_ARCH_LIST="7.5 8.0")
+    names = decide().split()
+    assert names[-1].startswith("compute_") and set(names) >= {"sm_80", "sm_90"}
 
 
 def test_objects_of_an_instruction_set_hold_no_shared_code(wheel, checkout):

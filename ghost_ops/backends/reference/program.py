@@ -207,8 +207,8 @@ def program_pack(parameters: Sequence[torch.Tensor], steps: Sequence[int]) -> to
     return torch.cat([_pad(piece, _up(len(piece), 16)) for piece in pieces] or [torch.zeros(0)])
 
 
-def unpack(packed: torch.Tensor, steps: list[Step]) -> list[Folded]:
-    """The folded layers of a packed form, of any dtype."""
+def unpack(packed: torch.Tensor, steps: list[Step], kinds: tuple[int, ...] = (PRELU,)) -> list[Folded]:
+    """The folded layers of a packed form, of any dtype; with slopes where the activation is of these kinds."""
     at, found = 0, []
 
     def take(floats: int) -> torch.Tensor:
@@ -232,7 +232,7 @@ def unpack(packed: torch.Tensor, steps: list[Step]) -> list[Folded]:
             spread = lambda t: _pad(t[lanes], out)  # noqa: B023
         bias = spread(take(_up(width, 16)))
         slopes = spread(take(_up(width, 16))) if layer.act in (LEAKY_RELU, PRELU) else None
-        found.append(Folded(weight, bias, slopes if layer.act == PRELU else None))
+        found.append(Folded(weight, bias, slopes if layer.act in kinds else None))
     if at != packed.numel():
         raise ValueError(f"program: packed: expected {at} elements, got {packed.numel()}")
     return found

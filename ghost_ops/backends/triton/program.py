@@ -10,11 +10,11 @@ from functools import cache
 from math import prod
 
 import torch
-import torch.nn.functional as F
 
-from ..activation import LEAKY_RELU, NONE, PRELU, activate, apply_gate
+from ..activation import LEAKY_RELU, NONE, PRELU
 from ..reference.program import Folded, unpack
-from ..steps import Conv, Dense, Depthwise, Excite, Ghost, Layer, Load, Pool, Step, Store, decode
+from ..steps import Excite, Ghost, Layer, decode
+from ..walk import Walk
 from .ghost_module import ghost_module
 from .squeeze_excite import excite, image_sums
 
@@ -45,59 +45,19 @@ def _unpacked(packed: torch.Tensor, steps: tuple[int, ...], dtype: torch.dtype) 
 def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Tensor:
     """The program's result on x, N x C x H x W of float32, float16 or bfloat16, from packed parameters."""
     steps = tuple(steps)
-    return _Run(x, decode(steps), _unpacked(packed, steps, x.dtype)).result
+    return _Run(x, decode(steps), iter(_unpacked(packed, steps, x.dtype))).result
 
 
-class _Run:
-    """One call: the slots, the squeeze, the excitation and the features as they come to be."""
-
-    def __init__(self, x: torch.Tensor, steps: list[Step], folded: list[Folded]) -> None:
-        if not isinstance(steps[0], (Load, Conv)) or x.shape[1] != steps[0].channels:
-            raise ValueError(f"program: x: expected the {steps[0].channels} channels of the steps, got {x.shape[1]}")
-        self.maps: dict[int, torch.Tensor] = {}
-        self.squeeze = self.excitation = self.features = None
-        self.folded = iter(folded)
-        for step in steps:
-            self.take(step, x)
-        self.result = self.maps[steps[-1].source] if isinstance(steps[-1], Store) else self.features
-        if self.result is x:
-            self.result = x.clone()
-
-    def take(self, step: Step, x: torch.Tensor) -> None:
-        wanted = getattr(step, "squeeze", False)
-        if isinstance(step, Load):
-            self.maps[step.out] = x
-        elif isinstance(step, Conv):
-            self.maps[step.out] = self.convolve(x, step.layer, step.stride, step.padding)
-        elif isinstance(step, Ghost):
-            self.maps[step.out], squeeze = self.ghost(step)
-            self.squeeze = squeeze if wanted else self.squeeze
-        elif isinstance(step, Depthwise):
-            source = self.maps[step.source]
-            out = self.convolve(source, step.layer, step.stride, step.kernel // 2, step.channels)
-            self.maps[step.out] = out
-            self.squeeze = image_sums(out, mean=True) if wanted else self.squeeze
-        elif isinstance(step, Excite):
-            self.excitation = self.excite(step)
-        elif isinstance(step, Pool):
-            self.features = self.squeeze
-        elif isinstance(step, Dense):
-            self.features = self.dense(self.features, step.layer)
-
-    def dense(self, v: torch.Tensor, layer: Layer) -> torch.Tensor:
-        weight, bias, slopes = next(self.folded)
-        return activate(F.linear(v, weight.flatten(1), bias), layer.act, layer.slope, slopes)
-
+class _Run(Walk):
     def excite(self, step: Excite) -> torch.Tensor:
         if step.reduce.act in (LEAKY_RELU, PRELU) or step.expand.act != NONE:  # in no net: no kernel takes it
-            return apply_gate(self.dense(self.dense(self.squeeze, step.reduce), step.expand), step.gate)
+            return super().excite(step)
         reduce, expand = next(self.folded), next(self.folded)
         weights = reduce.weight.flatten(1), reduce.bias, expand.weight.flatten(1), expand.bias
         return excite(self.squeeze, *weights, step.reduce.act, step.gate)
 
-    def convolve(self, x: torch.Tensor, layer: Layer, stride: int, padding: int, groups: int = 1) -> torch.Tensor:
-        weight, bias, slopes = next(self.folded)
-        return activate(F.conv2d(x, weight, bias, stride, padding, 1, groups), layer.act, layer.slope, slopes)
+    def mean(self, x: torch.Tensor) -> torch.Tensor:
+        return image_sums(x, mean=True)
 
     def ghost(self, step: Ghost) -> tuple[torch.Tensor, torch.Tensor]:
         one, layer = next(self.folded), step.layer

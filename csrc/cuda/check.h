@@ -1,0 +1,65 @@
+// Whether a block's numbers can be computed with: before any kernel reads by them.
+#pragma once
+#include <initializer_list>
+
+#include "plan.h"
+
+namespace ghost::cuda {
+
+/// What is wrong with a block whose parameters lie in buffers of these lengths; null where nothing is.
+inline const char* wrong(const Block& b, int64_t matrices, int64_t vectors) {
+  constexpr int kMost = 1 << 16;
+  const auto within = [](int n, int low, int high) { return low <= n && n <= high; };
+  const auto odd = [&](int kernel) { return within(kernel, 1, 7) && kernel % 2 == 1; };
+  if (!within(b.height, 1, kMost) || !within(b.width, 1, kMost))
+    return "a map of no pixels, or of more than 65536 a side";
+  for (int n : {b.channels, b.primary2, b.kept2})
+    if (!within(n, 1, kMost)) return "channels";
+  const int made2 = b.kept2 - b.primary2;
+  if (!within(b.multiplier2, 0, 64) || !within(made2, 0, b.primary2 * b.multiplier2) ||
+      (b.multiplier2 > 0) != (made2 > 0))
+    return "the channels kept of the second module";
+  if (!odd(b.cheap_kernel2) || !within(b.stride, 1, 64)) return "a kernel or stride";
+  if (b.primary) {
+    if (!within(b.primary, 1, kMost) || !within(b.multiplier, 0, 7)) return "the channels of the first module";
+    if (b.chunk != 16 && b.chunk != 32) return "a chunk";
+    if (!odd(b.cheap_kernel) || (b.kernel && !odd(b.kernel)) || (b.shortcut > 0 && !odd(b.shortcut))) return "a kernel";
+    if (!within(b.hidden, 0, kMost) || !within(b.gate, 0, 3) || b.shortcut < -1) return "an excitation or shortcut";
+    if (!b.kernel && b.stride > 1 && b.shortcut <= 0) return "a stride without a convolution that has it";
+    if (b.shortcut == 0 && (b.stride > 1 || b.channels != b.kept2)) return "a shortcut of another shape";
+  } else if (b.stride != 1 || b.kernel || b.hidden) {
+    return "a module alone that has more than a module";
+  }
+  struct Piece {
+    const Conv& conv;
+    bool there, is_matrix;
+    int64_t weight, channels;
+  };
+  const int64_t lane = b.primary ? lanes(b) : 0, depth = b.primary ? lane : b.channels;
+  const auto matrix = [](int64_t out, int64_t in) { return (out + 7) / 8 * 8 * ((in + 15) / 16 * 16); };
+  const auto taps = [](int kernel, int64_t channels) { return int64_t{kernel} * kernel * channels; };
+  const int64_t first = b.primary ? int64_t{chunks(b)} * b.chunk : 0, wide2 = up(b.primary2, kColumns);
+  for (const Piece& p : std::initializer_list<Piece>{
+           {b.first, b.primary > 0, true, matrix(first, b.channels), first},
+           {b.cheap, b.multiplier > 0, false, taps(b.cheap_kernel, first * b.multiplier), first * b.multiplier},
+           {b.depthwise, b.kernel > 0, false, taps(b.kernel, lane), lane},
+           {b.reduce, b.hidden > 0, false, lane * b.hidden, b.hidden},
+           {b.expand, b.hidden > 0, false, lane * b.hidden, lane},
+           {b.second, true, true, matrix(b.primary2, depth), wide2},
+           {b.cheap2, made2 > 0, false, taps(b.cheap_kernel2, made2), made2},
+           {b.shortcut_depthwise, b.shortcut > 0, false, taps(b.shortcut, b.channels), b.channels},
+           {b.shortcut_pointwise, b.shortcut > 0, true, matrix(b.kept2, b.channels), up(b.kept2, kColumns)}}) {
+    if (!p.there) continue;
+    const auto fits = [&](int64_t at, int64_t count, int64_t all, int to) {
+      return at >= 0 && at % to == 0 && at + count <= all;
+    };
+    if (!fits(p.conv.weight, p.weight, p.is_matrix ? matrices : vectors, p.is_matrix ? kWeightTile : 2) ||
+        !fits(p.conv.bias, p.channels, vectors, 2) || !within(p.conv.act, 0, 6) ||
+        (p.conv.slopes != -1 && !fits(p.conv.slopes, p.channels, vectors, 2)))
+      return "parameters outside of their buffers";
+    if ((p.conv.act == 3 || p.conv.act == 4) && p.conv.slopes < 0) return "an activation without its slopes";
+  }
+  return nullptr;
+}
+
+}  // namespace ghost::cuda

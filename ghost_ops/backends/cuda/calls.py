@@ -1,0 +1,162 @@
+"""A program's steps as calls of the kernels of ``csrc/cuda``: bottlenecks, Ghost modules, and steps that PyTorch runs.
+
+What depends on the steps alone is worked out once: the calls, and where in the packed form each number lies that the
+kernels read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from ..activation import LEAKY_RELU, PRELU
+from ..reference.program import Folded, unpack
+from ..steps import Depthwise, Excite, Ghost, Pool, Step, decode, layers
+from .weights import Block, Parts, Weights, bottleneck, module
+
+
+@dataclass(frozen=True)
+class Call:
+    """One or more steps.
+
+    Attributes:
+        at: place of the first of them in the program.
+        steps: that it computes.
+        block: what the kernel is told; None where PyTorch runs the step.
+        plain: of a step that PyTorch runs: place, shape of its tensors among the matrices, None where there is none.
+    """
+
+    at: int
+    steps: tuple[Step, ...]
+    block: Block | None = None
+    plain: tuple[tuple[tuple[int, tuple[int, ...]] | None, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Calls:
+    """All of a program, and of every number in the kernels' two buffers its place in the packed form (-1: zero)."""
+
+    calls: tuple[Call, ...]
+    index: torch.Tensor
+    matrices: int
+
+
+def _reads(step: Step) -> set[int]:
+    return {getattr(step, name) for name in ("source", "residual") if getattr(step, name, -1) >= 0}
+
+
+def _dies(slot: int, later: list[Step]) -> bool:
+    """Whether nobody reads what is in a slot."""
+    for step in later:
+        if slot in _reads(step):
+            return False
+        if getattr(step, "out", -1) == slot:
+            return True
+    return True
+
+
+def _state_dies(later: list[Step]) -> bool:
+    """Whether nobody reads the squeeze and the excitation."""
+    squeezed = excited = False
+    for step in later:
+        if (isinstance(step, (Excite, Pool)) and not squeezed) or (getattr(step, "scaled", False) and not excited):
+            return False
+        squeezed |= bool(getattr(step, "squeeze", False))
+        excited |= isinstance(step, Excite)
+    return True
+
+
+def find_bottleneck(steps: list[Step], at: int) -> int:
+    """How many steps from ``at`` on are a bottleneck that one kernel computes; 0 where they are none."""
+    rest = steps[at:]
+    one = rest[0]
+    if not isinstance(one, Ghost) or one.scaled or one.residual >= 0:
+        return 0
+    taken, inner, squeezed, stride = 1, one, one.squeeze, 1
+
+    def next_is(kind: type) -> bool:
+        return taken < len(rest) and isinstance(rest[taken], kind)
+
+    if next_is(Depthwise) and rest[taken].source == one.out and not squeezed:
+        inner, taken = rest[taken], taken + 1
+        squeezed, stride = inner.squeeze, inner.stride
+    if squeezed != next_is(Excite):
+        return 0
+    taken += squeezed
+    shortcut = rest[taken : taken + 2] if next_is(Depthwise) else []
+    taken += len(shortcut)
+    if not next_is(Ghost):
+        return 0
+    two, later = rest[taken], rest[taken + 1 :]
+    residuals = [-1] if stride > 1 or one.channels != two.kept else [-1, one.source]
+    if shortcut:
+        if not _is_shortcut(shortcut, one.source, stride):
+            return 0
+        residuals = [shortcut[1].out]
+    if two.source != inner.out or two.residual not in residuals or two.scaled != squeezed or two.squeeze:
+        return 0
+    # nobody overwrites what is still to be read, or reads afterwards what a kernel does not write
+    between = [step.out for step in shortcut]
+    reads_x_again = bool(shortcut) or two.residual == one.source
+    if inner.out in between or (reads_x_again and one.source in (one.out, inner.out)):
+        return 0
+    unwritten = {one.out, inner.out, *between} - {two.out}
+    return taken + 1 if _state_dies(later) and all(_dies(slot, later) for slot in unwritten) else 0
+
+
+def _is_shortcut(steps: list[Step], source: int, stride: int) -> bool:
+    if len(steps) < 2 or not isinstance(steps[1], Ghost):
+        return False
+    first, second = steps
+    alone = not (first.squeeze or second.scaled or second.squeeze or second.made or second.residual >= 0)
+    return alone and first.source == source and first.stride == stride and second.source == first.out
+
+
+def _parts(steps: list[Step], folded: list[list[Folded]]) -> Parts:
+    pairs = list(zip(steps, folded))
+    middle, at = {}, 1
+    if isinstance(steps[at], Depthwise) and steps[at].source == steps[0].out:
+        middle["depthwise"], at = pairs[at], at + 1
+    if isinstance(steps[at], Excite):
+        middle["excite"], at = pairs[at], at + 1
+    if isinstance(steps[at], Depthwise):
+        middle["shortcut"] = pairs[at], pairs[at + 1]
+    return Parts(pairs[0], pairs[-1], **middle)
+
+
+def build(steps: list[Step], folded: list[Folded], half: bool, apart: frozenset[int]) -> tuple[list[Call], Weights]:
+    """The calls, and their weights: of the same kind as the folded layers, whose zeros stand for zeros. No bottleneck
+    begins at the steps ``apart``."""
+    rest, w, calls, at = iter(folded), Weights(half), [], 0
+    own = [[next(rest) for _ in layers(step)] for step in steps]
+    while at < len(steps):
+        count = 0 if at in apart else find_bottleneck(steps, at)
+        if count:
+            calls.append(
+                Call(at, tuple(steps[at : at + count]), bottleneck(w, _parts(steps[at : at + count], own[at:])))
+            )
+        elif isinstance(steps[at], Ghost):
+            calls.append(
+                Call(at, (steps[at],), module(w, steps[at], own[at][0], own[at][1] if steps[at].made else None))
+            )
+        else:
+            plain = tuple(tuple(t if t is None else (w.plain(t), tuple(t.shape)) for t in f) for f in own[at])
+            calls.append(Call(at, (steps[at],), None, plain))
+        at += max(count, 1)
+    return calls, w
+
+
+@cache  # for good: captured CUDA graphs read the index
+def calls_of(
+    steps: tuple[int, ...], floats: int, half: bool, device: torch.device, apart: frozenset[int] = frozenset()
+) -> Calls:
+    """The calls of a program whose packed form is so long, in half precision or float32. No bottleneck begins at the
+    steps ``apart``."""
+    decoded = decode(steps)
+    places = torch.arange(1, floats + 1, dtype=torch.float64)
+    calls, w = build(decoded, unpack(places, decoded, (LEAKY_RELU, PRELU)), half, apart)
+    matrices, vectors = w.buffers()
+    index = (torch.cat([matrices, vectors]) - 1).to(torch.int32)
+    return Calls(tuple(calls), index.to(device), matrices.numel())

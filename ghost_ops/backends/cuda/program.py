@@ -1,0 +1,137 @@
+"""``program`` by the kernels of ``csrc/cuda``: a bottleneck is one call, so is a Ghost module outside of one.
+
+Maps are channels_last throughout, whatever the input; the result has the input's memory format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+
+from ..reference.program import Folded
+from ..steps import Conv, Depthwise, Ghost, Load, Step, decode
+from ..walk import Walk
+from . import launch, plan
+from .calls import Call, Calls, calls_of
+from .elsewhere import elsewhere, memory_format
+
+Find = Callable[[tuple[int, ...], torch.dtype, int, torch.device], object]
+
+
+def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Tensor:
+    """The program's result on x, N x C x H x W of float32, float16 or bfloat16, from packed parameters.
+
+    Raises:
+        ValueError: x has other channels, or the packed form another length, than the steps say.
+    """
+    code = tuple(steps)
+    calls = fitting(code, packed.numel(), tuple(x.shape), x.dtype, x.device, launch.find)
+    if calls is None:
+        return elsewhere("program", x, packed, steps)
+    last = x.contiguous(memory_format=torch.channels_last)
+    buffers = launch.gather(packed.contiguous(), calls.index, calls.matrices, last)
+    result = _Run(last, decode(code), calls.calls, *buffers).result
+    return result.contiguous(memory_format=memory_format(x) if result.dim() == 4 else torch.contiguous_format)
+
+
+@lru_cache(maxsize=256)
+def fitting(
+    code: tuple[int, ...], floats: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, find: Find
+) -> Calls | None:
+    """The calls of a program on such an input. A bottleneck of which no tile fits the device is a call for each step;
+    None where a Ghost module does not fit."""
+    apart: frozenset[int] = frozenset()
+    while True:
+        calls = calls_of(code, floats, dtype != torch.float32, device, apart)
+        missing = [call for call, _, found in planned(calls, shape, dtype, device, find) if found is None]
+        if not missing:
+            return calls
+        if not missing[0].block.primary:
+            return None
+        apart |= {missing[0].at}
+
+
+def planned(
+    calls: Calls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, find: Find
+) -> list[tuple[Call, tuple[int, int], object]]:
+    """Of every kernel call on an input of this shape: the size of its map, and what ``find`` says of it."""
+    sizes: dict[int, tuple[int, int]] = {}
+    found = []
+    for call in calls.calls:
+        step, stride, size = call.steps[0], 1, tuple(shape[2:])
+        if isinstance(step, Conv):
+            sizes[step.out] = tuple((n + 2 * step.padding - step.kernel) // step.stride + 1 for n in size)
+            continue
+        if isinstance(step, (Ghost, Depthwise)):
+            size = sizes[step.source]
+            stride = call.block.stride if call.block is not None else step.stride
+        elif not isinstance(step, Load):
+            continue
+        if call.block is not None:
+            found.append((call, size, find(tuple(call.block.numbers(*size)), dtype, shape[0], device)))
+        sizes[call.steps[-1].out] = tuple((n - 1) // stride + 1 for n in size)
+    return found
+
+
+def describe(
+    x: torch.Tensor, packed: torch.Tensor, steps: list[int], find: Find = plan.find
+) -> list[tuple[str, plan.Plan]] | None:
+    """Of every kernel call on such an input: what it is, and its plan. None where the program runs elsewhere."""
+    calls = fitting(tuple(steps), packed.numel(), tuple(x.shape), x.dtype, x.device, find)
+    if calls is None:
+        return None
+    found = []
+    for call, (height, width), p in planned(calls, x.shape, x.dtype, x.device, find):
+        first, last = call.steps[0], call.steps[-1]
+        kind = "bottleneck" if call.block.primary else "Ghost module" if first.made else "1x1 convolution"
+        found.append((f"{kind} {first.channels} to {last.kept} on {height} x {width}", p))
+    return found
+
+
+def summary(x: torch.Tensor, packed: torch.Tensor, steps: list[int], find: Find = plan.find) -> str:
+    """In words: the kernels of a program on such an input, and the bytes that its bottlenecks do not move."""
+    calls = describe(x, packed, steps, find)
+    if calls is None:
+        return "in fact on the next backend, since no tile of a Ghost module fits the device"
+    blocks = [(name, found) for name, found in calls if name.startswith("bottleneck")]
+    fused, by_module = (sum(getattr(f, k) for _, f in calls) / 1e6 for k in ("fused", "by_module"))
+    counts = f"{len(blocks)} bottlenecks and {len(calls) - len(blocks)} other kernels"
+    moved = f"move {fused:.1f} MB, by module it would be {by_module:.1f} MB"
+    return ", ".join([f"{counts} {moved}", *(f"{name}: {found}" for name, found in blocks)])
+
+
+class _Run(Walk):
+    def __init__(self, x, steps: list[Step], calls: tuple[Call, ...], matrices, vectors) -> None:
+        self.calls, self.matrices, self.vectors = calls, matrices, vectors
+        super().__init__(x, steps, iter(()))
+
+    def walk(self, x: torch.Tensor) -> None:
+        for call in self.calls:
+            last = call.steps[-1]
+            if call.block is None:
+                self.folded = iter([self._folded(entry) for entry in call.plain])
+                (step,) = call.steps
+                self.take(step, x)
+            elif call.block.primary:
+                source = self.maps[call.steps[0].source]
+                self.maps[last.out] = launch.bottleneck(source, self.matrices, self.vectors, call.block)
+            else:
+                self.block = call.block
+                self.take(last, x)
+
+    def _folded(self, entry) -> Folded:
+        def view(place):
+            at, shape = place
+            size = torch.Size(shape).numel()
+            return self.matrices[at : at + size].view(shape)
+
+        return Folded(*(None if place is None else view(place) for place in entry))
+
+    def ghost(self, step: Ghost) -> tuple[torch.Tensor, torch.Tensor | None]:
+        scale = self.excitation if step.scaled else None
+        residual = None if step.residual < 0 else self.maps[step.residual]
+        return launch.module(
+            self.maps[step.source], self.matrices, self.vectors, self.block, scale, residual, step.squeeze
+        )

@@ -1,0 +1,199 @@
+"""Where kernels of ``csrc/cuda`` find their parameters: the order of weights, and what a kernel is told of a block.
+
+Everything here works on tensors of any kind: on parameters themselves, or on their places in the packed form of a
+program, from which one gather then makes what the kernels read. A place of 0 stands for a zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from ..activation import NONE
+from ..reference.program import Folded
+from ..steps import Depthwise, Excite, Ghost, Layer
+
+NO_CONV = (-1, -1, -1, 0)
+
+
+def _up(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+@dataclass
+class Block:
+    """What ``csrc/cuda/shape.h`` calls so, in its order; a convolution is four numbers."""
+
+    height: int = 0
+    width: int = 0
+    channels: int = 0
+    primary: int = 0
+    multiplier: int = 0
+    cheap_kernel: int = 1
+    chunk: int = 0
+    kernel: int = 0
+    stride: int = 1
+    hidden: int = 0
+    gate: int = 0
+    primary2: int = 0
+    multiplier2: int = 0
+    kept2: int = 0
+    cheap_kernel2: int = 1
+    shortcut: int = -1
+    first: tuple = NO_CONV
+    cheap: tuple = NO_CONV
+    depthwise: tuple = NO_CONV
+    reduce: tuple = NO_CONV
+    expand: tuple = NO_CONV
+    second: tuple = NO_CONV
+    cheap2: tuple = NO_CONV
+    shortcut_depthwise: tuple = NO_CONV
+    shortcut_pointwise: tuple = NO_CONV
+
+    def numbers(self, height: int, width: int) -> list[int]:
+        """As an operator takes them, for a map of this size."""
+        values = [height, width, *list(vars(self).values())[2:]]
+        return [n for value in values for n in (value if isinstance(value, tuple) else (value,))]
+
+
+def tiles(weight: torch.Tensor, half: bool) -> torch.Tensor:
+    """O x I, as ``csrc/cuda/products.h`` reads it: tiles of 16 inputs x 8 outputs, all outputs of 16 inputs first."""
+    out, depth = weight.shape
+    weight = F.pad(weight, (0, _up(depth, 16) - depth, 0, _up(out, 8) - out))
+    if half:  # the order of the lanes: output, then pairs of inputs, both pairs of a lane together
+        return weight.view(-1, 8, _up(depth, 16) // 16, 2, 4, 2).permute(2, 0, 1, 4, 3, 5).reshape(-1)
+    return weight.view(-1, 8, _up(depth, 16) // 16, 16).permute(2, 0, 3, 1).reshape(-1)
+
+
+@dataclass
+class Weights:
+    """The two buffers of the kernels in the making: matrices, in the dtype of the maps, and vectors, in float32."""
+
+    half: bool
+    matrices: list[torch.Tensor] = field(default_factory=list)
+    vectors: list[torch.Tensor] = field(default_factory=list)
+    _ends: list[int] = field(default_factory=lambda: [0, 0])
+
+    def _add(self, which: int, t: torch.Tensor, to: int) -> int:
+        at = self._ends[which]
+        t = F.pad(t.reshape(-1), (0, _up(t.numel(), to) - t.numel()))
+        (self.matrices, self.vectors)[which].append(t)
+        self._ends[which] += t.numel()
+        return at
+
+    def plain(self, t: torch.Tensor) -> int:
+        """A tensor as it is, among the matrices; returns its place."""
+        return self._add(0, t, 128)
+
+    def matrix(self, weight: torch.Tensor) -> int:
+        return self._add(0, tiles(weight, self.half), 128)
+
+    def vector(self, t: torch.Tensor) -> int:
+        return self._add(1, t, 16)
+
+    def conv(self, weight: int, folded: Folded, layer: Layer, order=lambda t: t) -> tuple[int, int, int, int]:
+        """Four numbers for ``Block``; ``order`` puts a vector of channels into the kernels' order."""
+        slopes = None if folded.slopes is None else folded.slopes.expand(folded.weight.shape[0])
+        bias = folded.weight.new_zeros(folded.weight.shape[0]) if folded.bias is None else folded.bias
+        return (
+            weight, self.vector(order(bias)), -1 if slopes is None else self.vector(order(slopes)), layer.act
+        )  # fmt: skip
+
+    def taps(self, folded: Folded, order=lambda t: t) -> int:
+        """A depthwise weight, tap by tap."""
+        return self.vector(torch.stack([order(tap) for tap in folded.weight.flatten(1).t()]))
+
+    def buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both, of the dtype that went in; one element each where nothing did."""
+        empty = torch.zeros(128)
+        return torch.cat(self.matrices or [empty]), torch.cat(self.vectors or [empty])
+
+
+def _pick(t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Elements of the last dimension; zero where the index is -1."""
+    return F.pad(t, (1, 0))[..., (index + 1).to(t.device)]
+
+
+def chunk_of(primary: int) -> int:
+    """Primary channels of an expanded map that are made at once."""
+    return 16 if primary <= 16 else 32
+
+
+def lane_channels(primary: int, multiplier: int, kept: int, chunk: int) -> torch.Tensor:
+    """Chunks x (1 + multiplier) x chunk: the channel of the expanded map in every lane, -1 where there is none."""
+    channel = torch.arange(_up(primary, chunk)).view(-1, 1, chunk).repeat(1, 1 + multiplier, 1)
+    missing = channel >= primary
+    for q in range(multiplier):
+        channel[:, 1 + q] = primary + channel[:, 1 + q] * multiplier + q
+    return channel.masked_fill(missing | (channel >= kept), -1)
+
+
+def add_module(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> dict:
+    """A Ghost module's own fields of ``Block``: as the second one of a bottleneck, or alone."""
+    found = {
+        "primary2": step.primary, "multiplier2": step.made // step.primary, "kept2": step.kept,
+        "cheap_kernel2": step.kernel, "second": w.conv(w.matrix(first.weight.flatten(1)), first, step.layer),
+    }  # fmt: skip
+    if cheap is not None:
+        kept = step.kept - step.primary
+        found["cheap2"] = w.conv(w.taps(cheap, lambda t: t[:kept]), cheap, step.cheap, lambda t: t[:kept])
+    return found
+
+
+def module(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> Block:
+    """A Ghost module, or with ``made`` 0 a 1x1 convolution, alone."""
+    return Block(channels=step.channels, **add_module(w, step, first, cheap))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The steps of a bottleneck, each with the folded layers that it has."""
+
+    one: tuple[Ghost, list[Folded]]
+    two: tuple[Ghost, list[Folded]]
+    depthwise: tuple[Depthwise, list[Folded]] | None = None
+    excite: tuple[Excite, list[Folded]] | None = None
+    shortcut: tuple[tuple[Depthwise, list[Folded]], tuple[Ghost, list[Folded]]] | None = None
+
+
+def bottleneck(w: Weights, parts: Parts) -> Block:
+    """A Ghost bottleneck. Source: Han et al. 2020 (GhostNet, arXiv 1911.11907), section 3.2."""
+    one, layers = parts.one
+    m, multiplier, chunk = one.primary, one.made // one.primary, chunk_of(one.primary)
+    channels = lane_channels(m, multiplier, one.kept, chunk)
+    lanes, primary = channels.flatten(), channels[:, 0].flatten()
+    b = Block(channels=one.channels, primary=m, multiplier=multiplier, cheap_kernel=one.kernel, chunk=chunk)
+    in_primary = lambda t: _pick(t, primary)
+    weight = w.matrix(_pick(layers[0].weight.flatten(1).t(), primary).t())
+    b.first = w.conv(weight, layers[0], one.layer, in_primary)
+    if multiplier:
+        made = torch.where(channels[:, 1:] < 0, -1, channels[:, 1:] - m)  # chunks x multiplier x chunk
+        taps = _pick(layers[1].weight.flatten(1).t(), made)  # taps x the same
+        b.cheap = w.conv(w.vector(taps.transpose(0, 1)), layers[1], one.cheap, lambda t: _pick(t, made))
+    in_lanes = lambda t: _pick(t, lanes)
+    if parts.depthwise is not None:
+        step, (folded,) = parts.depthwise
+        b.kernel, b.stride = step.kernel, step.stride
+        taps = _pick(folded.weight.flatten(1).t(), channels.flatten(1))  # taps x chunks x lanes of one
+        b.depthwise = w.conv(w.vector(taps.transpose(0, 1)), folded, step.layer, in_lanes)
+    if parts.excite is not None:
+        step, (reduce, expand) = parts.excite
+        b.hidden, b.gate = step.hidden, step.gate
+        b.reduce = w.conv(w.vector(in_lanes(reduce.weight.flatten(1))), reduce, step.reduce)
+        b.expand = w.conv(w.vector(in_lanes(expand.weight.flatten(1).t())), expand, step.expand, in_lanes)
+    two, layers = parts.two
+    ordered = layers[0]._replace(weight=in_lanes(layers[0].weight.flatten(1)))
+    for name, value in add_module(w, two, ordered, layers[1] if two.made else None).items():
+        setattr(b, name, value)
+    b.shortcut = 0 if two.residual >= 0 else -1
+    if parts.shortcut is not None:
+        (step, (folded,)), (pointwise, (last,)) = parts.shortcut
+        b.shortcut, b.stride = step.kernel, step.stride
+        b.shortcut_depthwise = w.conv(w.taps(folded), folded, step.layer)
+        b.shortcut_pointwise = w.conv(w.matrix(last.weight.flatten(1)), last, pointwise.layer)
+    return b
+
+
+assert NONE == 0  # an activation that is not there

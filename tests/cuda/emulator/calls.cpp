@@ -1,0 +1,43 @@
+// The kernels of csrc/cuda in the emulator, for Python (tests/cuda/emulate.py): with any tile, in any order of threads.
+#include "cuda/plan.h"
+#include "run.h"
+
+using namespace ghost::cuda;
+
+namespace {
+
+template <class Launch>
+const char* any(int dtype, const Launch& call, int order) {
+  return dtype == 0 ? run<float>(call, order) : dtype == 1 ? run<float16>(call, order) : run<bfloat16>(call, order);
+}
+
+}  // namespace
+
+extern "C" {
+
+/// A plan for this tile; 1 where there is one that fits.
+int ghost_emulated_plan(const Block* block, int element, int shared, int tile_height, int tile_width, int threads,
+                        int kept, Plan* plan) {
+  const auto found = plan_of_tile(*block, element, tile_height, tile_width, threads, kept);
+  if (found) *plan = *found;
+  return found.has_value() && plan->shared <= shared;
+}
+
+/// dtype: 0 float32, 1 float16, 2 bfloat16. Returns null or what went wrong.
+const char* ghost_emulated_run(const Block* b, const Plan* p, int dtype, int64_t images, const void* x,
+                               const void* matrices, const float* vectors, void* out, float* sums, void* squeeze,
+                               const void* residual, const void* scale, int vectors_of_x, int order) {
+  const Call call{*b,   *p,      images,   x,     matrices,          vectors, out,
+                  sums, squeeze, residual, scale, vectors_of_x != 0, nullptr};
+  return any(dtype, call, order);
+}
+
+const char* ghost_emulated_gather(int dtype, void* matrices, float* vectors, const float* packed, const int32_t* index,
+                                  int64_t count, int64_t all, int order) {
+  const Gather call{matrices, vectors, packed, index, count, all, nullptr};
+  return any(dtype, call, order);
+}
+
+/// Leaves out the barrier in this line of this file; a line of 0: none.
+void ghost_emulated_leave_out(const char* file, int line) { emulated::left_out = {file, line}; }
+}

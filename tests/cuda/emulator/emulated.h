@@ -1,0 +1,144 @@
+// A CUDA block on the CPU, for tests: what csrc/cuda/device.h asks of a device, each thread a fiber.
+//
+// A fiber runs until it comes to a barrier of its block or warp; who runs next is decided by an order that the test
+// picks, so that a barrier that is missing is likely to show as another result. Products of a warp exchange fragments
+// as the PTX ISA lays them out. It shows what kernels compute, not what a device does: no caches, no memory model, no
+// timing.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <string>
+
+#define GHOST_DEVICE inline
+
+namespace ghost::cuda {
+
+struct float16 {
+  uint16_t bits;
+};
+struct bfloat16 {
+  uint16_t bits;
+};
+
+namespace emulated {
+
+constexpr int kWarp = 32;
+
+/// What lanes lay before their warp.
+struct Exchange {
+  const void* rows[kWarp];
+  float values[kWarp];
+  uint32_t a[kWarp][4], b[kWarp][2];
+};
+
+/// A barrier of the kernels that does nothing, to see that tests notice.
+struct Place {
+  std::string file;
+  int line;
+};
+extern Place left_out;
+
+extern int thread, threads;
+extern int64_t block;
+
+/// Returns once every thread of the block, or of the warp, has come to it.
+void wait_for_block();
+/// The same for the warp; and the warp's exchange, another one each time of two, so that who is late reads what was
+/// meant for it.
+void wait_for_warp();
+Exchange& exchange();
+
+enum Order { kForward, kBackward, kRandom };
+
+/// Runs a kernel over a grid. Shared memory is full of NaNs before every block.
+///
+/// Returns null, or what went wrong: threads that wait for each other for good, or a write beside shared memory.
+const char* run(int64_t blocks, int threads, int shared, Order order, uint32_t seed,
+                const std::function<void(unsigned char*)>& kernel);
+
+}  // namespace emulated
+
+inline int thread() { return emulated::thread; }
+inline int threads() { return emulated::threads; }
+inline int64_t block() { return emulated::block; }
+inline void sync_block(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  const auto& skip = emulated::left_out;
+  if (line != skip.line || !std::string(file).ends_with(skip.file)) emulated::wait_for_block();
+}
+
+inline float shuffle_xor(float value, int mask) {
+  auto& e = emulated::exchange();
+  e.values[thread() & 31] = value;
+  emulated::wait_for_warp();
+  return e.values[(thread() & 31) ^ mask];
+}
+
+template <class V>
+V constant(const V* p) {
+  return *p;
+}
+
+inline float widen(float v) { return v; }
+inline float widen(float16 v) {
+  _Float16 half;
+  std::memcpy(&half, &v, 2);
+  return static_cast<float>(half);
+}
+inline float widen(bfloat16 v) {
+  const uint32_t bits = uint32_t{v.bits} << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+template <class T>
+T narrow(float v);
+template <>
+inline float narrow<float>(float v) {
+  return v;
+}
+template <>
+inline float16 narrow<float16>(float v) {
+  const _Float16 half = static_cast<_Float16>(v);
+  float16 out;
+  std::memcpy(&out, &half, 2);
+  return out;
+}
+template <>
+inline bfloat16 narrow<bfloat16>(float v) {
+  if (std::isnan(v)) return {0x7fff};
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+inline float exponential(float v) { return std::exp(v); }
+
+inline void load_matrices(uint32_t (&a)[4], const void* row) {
+  auto& e = emulated::exchange();
+  const int lane = thread() & 31;
+  e.rows[lane] = row;
+  emulated::wait_for_warp();
+  for (int i = 0; i < 4; i++) std::memcpy(&a[i], static_cast<const char*>(e.rows[8 * i + lane / 4]) + lane % 4 * 4, 4);
+}
+
+template <class T>
+void multiply_add(T, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  auto& e = emulated::exchange();
+  const int lane = thread() & 31;
+  std::memcpy(e.a[lane], a, sizeof a), std::memcpy(e.b[lane], b, sizeof b);
+  emulated::wait_for_warp();
+  const auto half = [](uint32_t bits, int i) { return widen(T{static_cast<uint16_t>(bits >> 16 * i)}); };
+  for (int i = 0; i < 4; i++) {
+    const int row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; k++) {
+      const int group = k % 8 / 2;
+      c[i] +=
+          half(e.a[row % 8 * 4 + group][row / 8 + 2 * (k / 8)], k % 2) * half(e.b[column * 4 + group][k / 8], k % 2);
+    }
+  }
+}
+
+}  // namespace ghost::cuda

@@ -1,0 +1,141 @@
+// The fibers behind emulated.h: stacks by ucontext, switches by setjmp, which costs no system call.
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "emulated.h"
+
+namespace ghost::cuda::emulated {
+
+int thread, threads;
+int64_t block;
+Place left_out{"", 0};
+
+namespace {
+
+constexpr size_t kStack = 64 << 10, kMargin = 4096;
+
+enum class State { ready, at_block, at_warp, done };
+
+struct Fiber {
+  ucontext_t start;
+  jmp_buf at;
+  State state;
+  bool begun;
+};
+
+struct Warp {
+  int waiting = 0, round = 0;
+  Exchange exchange[2];
+};
+
+std::vector<Fiber> fibers;
+std::vector<Warp> the_warps;
+int waiting, alive;
+jmp_buf scheduler;
+size_t turn;  // of the scheduler, which longjmp must not roll back
+bool moved;
+unsigned char* shared;
+const std::function<void(unsigned char*)>* body;
+
+void leave(State state) {
+  Fiber& fiber = fibers[thread];
+  fiber.state = state;
+  if (_setjmp(fiber.at) == 0) _longjmp(scheduler, 1);
+}
+
+void release_block_if_complete() {
+  if (waiting < alive) return;
+  waiting = 0;
+  for (int i = 0; i < threads; i++)
+    if (fibers[i].state == State::at_block) fibers[i].state = State::ready;
+}
+
+void enter() {
+  (*body)(shared);
+  alive--;
+  fibers[thread].state = State::done;
+  if (waiting) release_block_if_complete();
+  _longjmp(scheduler, 1);
+}
+
+bool run_block(const std::vector<int>& order, std::vector<unsigned char>& stacks) {
+  waiting = 0, alive = threads;
+  the_warps.assign(threads / kWarp, Warp{});
+  for (int i = 0; i < threads; i++) {
+    Fiber& fiber = fibers[i];
+    fiber.state = State::ready, fiber.begun = false;
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = stacks.data() + i * kStack, fiber.start.uc_stack.ss_size = kStack;
+    makecontext(&fiber.start, enter, 0);
+  }
+  while (alive) {
+    moved = false;
+    for (turn = 0; turn < order.size(); turn++) {
+      Fiber& fiber = fibers[order[turn]];
+      if (fiber.state != State::ready) continue;
+      moved = true;
+      thread = order[turn];
+      if (_setjmp(scheduler) == 0) {
+        if (fiber.begun) _longjmp(fiber.at, 1);
+        fiber.begun = true;
+        setcontext(&fiber.start);
+      }
+    }
+    if (!moved) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+void wait_for_block() {
+  waiting++;
+  fibers[thread].state = State::at_block;
+  release_block_if_complete();
+  leave(fibers[thread].state);
+}
+
+void wait_for_warp() {
+  Warp& warp = the_warps[thread / kWarp];
+  if (++warp.waiting < kWarp) return leave(State::at_warp);
+  warp.waiting = 0, warp.round ^= 1;
+  const int first = thread / kWarp * kWarp;
+  for (int i = first; i < first + kWarp; i++)
+    if (fibers[i].state == State::at_warp) fibers[i].state = State::ready;
+}
+
+Exchange& exchange() {
+  Warp& warp = the_warps[thread / kWarp];
+  return warp.exchange[warp.round];
+}
+
+const char* run(int64_t blocks, int count, int bytes, Order order, uint32_t seed,
+                const std::function<void(unsigned char*)>& kernel) {
+  threads = count, body = &kernel;
+  fibers.resize(count);
+  std::vector<unsigned char> stacks(count * kStack);
+  std::vector<unsigned char> memory(bytes + 2 * kMargin + 128);
+  shared = memory.data() + kMargin + (128 - (reinterpret_cast<uintptr_t>(memory.data()) + kMargin) % 128) % 128;
+  std::vector<int> turns(count);
+  std::iota(turns.begin(), turns.end(), 0);
+  if (order == kBackward) std::reverse(turns.begin(), turns.end());
+  std::mt19937 random(seed);
+  for (block = 0; block < blocks; block++) {
+    if (order == kRandom) std::shuffle(turns.begin(), turns.end(), random);
+    std::fill(memory.begin(), memory.end(), 0xff);
+    if (!run_block(turns, stacks)) return "threads wait at different barriers";
+    const auto untouched = [](unsigned char c) { return c == 0xff; };
+    if (!std::all_of(memory.data(), shared, untouched) || !std::all_of(shared + bytes, &*memory.end(), untouched))
+      return "a write beside shared memory";
+  }
+  return nullptr;
+}
+
+}  // namespace ghost::cuda::emulated

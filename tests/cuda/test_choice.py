@@ -1,0 +1,96 @@
+"""When the CUDA C++ kernels run, as on a machine with a device: only where they were asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ghost_ops.backends import Choice, choose, cuda, triton, use_backend
+from ghost_ops.bench import machine
+from ghost_ops.ops import _library
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """As on a machine with an H100, the library and Triton."""
+    clear = sys.modules["ghost_ops.backends.choose"]._choose.cache_clear
+    for package in (cuda, triton):
+        monkeypatch.setattr(package, "_missing", None)
+        monkeypatch.setattr(package, "_capability", lambda index: (9, 0))
+    monkeypatch.setattr(cuda, "_load", lambda: (object(), None))
+    clear()
+    yield
+    clear()
+
+
+def on_cuda(dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    with FakeTensorMode():
+        return torch.empty(2, 8, 4, 4, dtype=dtype, device="cuda")
+
+
+def test_triton_is_the_default(device):
+    assert not cuda.FASTER_ON, "a device was measured: this test, README and docs/architecture.md must know"
+    for op in cuda.OPERATORS:
+        assert choose(op, on_cuda(), 3) == Choice("triton")
+
+
+def test_asked_for(device, monkeypatch):
+    with use_backend("cuda"):
+        for op in cuda.OPERATORS:
+            assert choose(op, on_cuda(), 3) == Choice("cuda")
+        assert choose("squeeze_excite", on_cuda()) == Choice("triton", (("cuda", "it has no squeeze_excite"),))
+        found = str(choose("ghost_module", on_cuda(torch.float64), 3))
+        assert found.startswith("reference; not cuda: its kernels take float32") and "not triton" in found
+        assert choose("program", torch.empty(1, 3, 4, 4)).backend in ("native", "reference")
+    assert choose("program", on_cuda()) == Choice("triton")
+    monkeypatch.setattr(cuda, "WISH", "cuda")
+    sys.modules["ghost_ops.backends.choose"]._choose.cache_clear()
+    assert choose("program", on_cuda()) == Choice("cuda")
+    with use_backend("triton"):
+        assert choose("program", on_cuda()) == Choice("triton")
+    with use_backend("reference"):
+        assert choose("program", on_cuda()).backend == "reference"
+
+
+def test_where_it_was_measured_to_be_faster(device, monkeypatch):
+    monkeypatch.setattr(cuda, "FASTER_ON", frozenset({(9, 0)}))
+    assert choose("program", on_cuda()) == Choice("cuda")
+
+
+def test_calls_go_where_the_choice_says(monkeypatch):
+    ran = []
+    monkeypatch.setattr(_library, "choose", lambda op, x, kernel=None: Choice(ran[0]))
+    for name, package in (("cuda", cuda), ("triton", triton)):
+        ran[:] = [name]
+        monkeypatch.setattr(package, "load", lambda op, name=name: lambda *args: ran.append((name, op)))
+        _library._on_cuda("program", "Tensor x, Tensor packed, int[] steps) -> Tensor")(torch.empty(1), None, [])
+        assert ran[1:] == [(name, "program")]
+
+
+def test_a_wrong_wish_is_an_error():
+    run = lambda wish: subprocess.run(
+        [sys.executable, "-c", "import ghost_ops"], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "GHOST_OPS_GPU": wish},
+    )  # fmt: skip
+    assert run("cuda").returncode == 0
+    assert "GHOST_OPS_GPU: expected 'cuda' or 'triton', got 'vulkan'" in run("vulkan").stderr
+
+
+def test_info_says_why(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert machine._backend("cuda") == "ready, off until GHOST_OPS_GPU=cuda"
+    monkeypatch.setattr(cuda, "_load", lambda: (None, "no CUDA device is there"))
+    assert machine._backend("cuda") == "missing: no CUDA device is there"
+    with (
+        pytest.raises(ValueError, match="expected 'reference', 'cuda', 'triton' or None, got 'metal'"),
+        use_backend("metal"),
+    ):
+        pass

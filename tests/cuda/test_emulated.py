@@ -1,0 +1,114 @@
+"""Whole kernels on the CPU: what they compute, in every order of threads, against float64 and PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ghost_ops.backends import reference
+from ghost_ops.backends.cuda.program import program
+from ghost_ops.backends.steps import Excite, Ghost, Layer, Load, Store
+from tests.cuda import emulate
+from tests.cuda.programs import Emulator, draw_block
+from tests.helpers import assert_as_accurate, surrounded_by_nan
+from tests.ops.cases import Errors, in_layout
+from tests.ops.program_cases import draw_program, make_program
+
+TILES = (None, (4, 4, 256, False), (5, 3, 512, False), (64, 64, 512, False), (64, 64, 256, True))
+ORDERS = (0, 1, 2)
+
+
+@pytest.fixture(autouse=True)
+def _quick(one_thread):
+    emulate.library()
+
+
+def check(found, p, x, errors: Errors | None = None, what: str = "a program") -> None:
+    """As PyTorch in the same dtype, with the same parameters."""
+    packed = reference.program_pack([t.to(x.dtype).float() for t in p.parameters], p.code)
+    plain, exact = (reference.program(v, packed.to(v.dtype), p.code) for v in (x, x.double()))
+    if errors is not None:
+        errors.add(what, found, plain, exact)
+    assert_as_accurate(found, plain, exact, 4.0, what=f"{what}: {p.steps} on {tuple(x.shape)}", ulps=8)
+
+
+def ours(p, x, emulator: Emulator) -> torch.Tensor:
+    packed = reference.program_pack([t.to(x.dtype).float() for t in p.parameters], p.code)
+    with emulator.running():
+        return program(surrounded_by_nan(x), packed, p.code)
+
+
+@pytest.mark.parametrize("dtype", emulate.DTYPES)
+def test_drawn_bottlenecks(dtype):
+    """Each is one kernel call; every tile makes the same but for the order of the sums of an excitation."""
+    errors = Errors()
+    for seed in range(50):
+        p, x = draw_block(seed)
+        emulator = Emulator(order=seed % 3, tile=TILES[seed % len(TILES)])
+        found = ours(p, x.to(dtype), emulator)
+        assert len(emulator.plans) == 1 and emulator.plans[0][0].primary, p.steps
+        check(found, p, x.to(dtype), errors)
+    errors.assert_within(2.0)
+
+
+@pytest.mark.parametrize("dtype", emulate.DTYPES)
+def test_drawn_programs(dtype):
+    """Steps of all kinds in any order: bottlenecks found in them or not, Ghost modules, what PyTorch runs."""
+    for seed in range(25):
+        p = draw_program(seed)
+        x = torch.randn(1 + seed % 2, p.channels, 9, 11, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        x = in_layout(x, "channels_last" if seed % 2 else "nchw")
+        found = ours(p, x, Emulator(order=seed % 3, tile=TILES[seed % 3]))
+        assert found.dim() == 2 or found.is_contiguous(
+            memory_format=torch.channels_last if seed % 2 else torch.contiguous_format
+        )
+        check(found, p, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("tile", TILES[1:])
+def test_the_order_of_threads_does_not_matter(tile, dtype):
+    """A barrier that is missing would let one thread read what another has not written, or has overwritten."""
+    for seed in range(4):
+        p, x = draw_block(seed + 100)
+        results = [ours(p, x.to(dtype), Emulator(order, tile)) for order in (*ORDERS, 3)]
+        assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+BARRIERS = [
+    (header.name, number)
+    for header in sorted(emulate.CUDA.glob("*.h"))
+    for number, line in enumerate(header.read_text().splitlines(), 1)
+    if header.name != "device.h" and "sync_block();" in line
+]
+
+
+def telling_cases() -> list:
+    """Programs that between them come by every barrier: bottlenecks with an excitation and without, Ghost modules."""
+    blocks = [draw_block(seed) for seed in range(100, 130)]
+    excited = [any(isinstance(step, Excite) for step in p.steps) for p, _ in blocks]
+    alone = draw_program(4), draw_program(8)
+    found = [case for case, has in zip(blocks, excited) if has][:5] + [c for c, has in zip(blocks, excited) if not has][
+        :3
+    ]
+    wide = make_program(  # whose second module is so wide that it lies over the chunk that it was made of
+        Load(0, 8, True), Ghost(0, 1, -1, False, False, 8, 32, 32, 64, 3, Layer(), Layer()),
+        Ghost(1, 2, -1, False, False, 64, 120, 120, 240, 3, Layer(), Layer()), Store(2),
+    )  # fmt: skip
+    maps = [(p, torch.randn(1, p.channels, 9, 11)) for p in (wide, *alone)]
+    return [(p, x, tile) for p, x in maps + found for tile in (TILES[4], TILES[1], TILES[3])]
+
+
+@pytest.mark.parametrize(("file", "line"), BARRIERS)
+def test_every_barrier_is_missed(file, line):
+    """Without any one of them some order of the threads makes another result: none is idle, and the test above sees."""
+    lib = emulate.library()
+    for p, x, tile in telling_cases():
+        right = ours(p, x, Emulator(0, tile))
+        lib.ghost_emulated_leave_out(file.encode(), line)
+        try:
+            if any(not torch.equal(ours(p, x, Emulator(order, tile)), right) for order in ORDERS):
+                return
+        finally:
+            lib.ghost_emulated_leave_out(b"", 0)
+    pytest.fail(f"nothing changes without the barrier in {file}:{line}")

@@ -1,0 +1,186 @@
+"""The operators of ``_cuda.so`` on tensors of the CPU, run by the emulator: what lies between Python and kernels."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import ghost_ops
+from ghost_ops.backends import cuda, reference
+from ghost_ops.backends.cuda import launch, plan
+from ghost_ops.backends.cuda.ghost_module import ghost_module
+from ghost_ops.backends.cuda.program import describe, fitting, program, summary
+from ghost_ops.backends.cuda.weights import Block
+from tests.cuda import emulate
+from tests.cuda.programs import draw_block
+from tests.helpers import assert_as_accurate, make_map, poisoned_memory, randomise
+from tests.ops.cases import Errors
+from tests.ops.program_cases import draw_program
+from tests.triton.interpreted.drawn import draw
+
+LAST = torch.channels_last
+
+
+@pytest.fixture(autouse=True)
+def _emulated(one_thread, monkeypatch):
+    """As on a machine with an H200: the very functions of the package, down to the dispatcher and C++."""
+    library = emulate.load_operators()
+    monkeypatch.setattr(plan, "library", lambda: library)
+    monkeypatch.setattr(plan, "limits", lambda device: emulate.H200)
+    clear()
+    yield
+    clear()
+
+
+def clear() -> None:
+    plan.find.cache_clear()
+    fitting.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", emulate.DTYPES)
+def test_programs(dtype):
+    for seed in range(12):
+        p, x = draw_block(seed + 50) if seed % 2 else (draw_program(seed + 50), None)
+        x = make_map((2, p.channels, 9, 8), dtype, "channels_last", seed) if x is None else x.to(dtype)
+        packed = reference.program_pack([t.to(dtype).float() for t in p.parameters], p.code)
+        plain, exact = (reference.program(v, packed.to(v.dtype), p.code) for v in (x, x.double()))
+        with poisoned_memory():
+            found = program(x, packed, p.code)
+        assert_as_accurate(found, plain, exact, 4.0, what=f"{p.steps}", ulps=8)
+
+
+@pytest.mark.parametrize("dtype", emulate.DTYPES)
+def test_ghost_module(dtype):
+    errors = Errors()
+    for seed in range(20):
+        case = draw("ghost_module", seed)
+        tensors = {k: None if t is None else t.to(dtype) for k, t in case.tensors.items()}
+        for name in ("x", "residual"):
+            if tensors.get(name) is not None:
+                tensors[name] = tensors[name].contiguous(memory_format=LAST)
+        call = _arguments(tensors, case.options)
+        found = ghost_module(*call)
+        double = [t.double() if isinstance(t, torch.Tensor) else t for t in call]
+        plain, exact = reference.ghost_module(*call), reference.ghost_module(*double)
+        for what, ours, p, e in zip(("output", "squeeze"), found, plain, exact):
+            if ours.numel():
+                errors.add(what, ours, p, e)
+                assert_as_accurate(ours, p, e, 4.0, what=f"{what} of {case}", ulps=8)
+    errors.assert_within(2.0)
+
+
+def _arguments(tensors: dict, options: dict) -> tuple:
+    """As the public function hands them to the operator."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        from ghost_ops.ops import ghost_module as public
+
+        def record(*args):
+            seen.append(args)
+            return args[0], args[0]
+
+        patch.setattr(public, "_call", record)
+        patch.setattr(public.reference, "ghost_module", record)
+        public.ghost_module(**tensors, **options)
+    return seen[0]
+
+
+def test_a_whole_net_at_its_own_size():
+    """GhostNet-050 at 64 x 64, frozen: sixteen bottlenecks, each one call."""
+    net = randomise(ghost_ops.models.ghostnet_050()).eval()
+    frozen = next(m for m in ghost_ops.freeze(net).modules() if isinstance(m, ghost_ops.nn.FrozenProgram))
+    x = make_map((1, 3, 64, 64), torch.float32, "channels_last")
+    found = describe(x, frozen.packed, frozen.steps)
+    assert sum(name.startswith("bottleneck") for name, _ in found) == 16
+    assert all(isinstance(p, plan.Plan) for _, p in found)
+    said = summary(x, frozen.packed, frozen.steps)
+    assert re.match(r"16 bottlenecks and \d+ other kernels move [\d.]+ MB, by module it would be [\d.]+ MB", said)
+    with torch.no_grad():
+        assert_as_accurate(
+            program(x, frozen.packed, frozen.steps), net(x), net.double()(x.double()), ulps=64, what="the net"
+        )
+
+
+def test_no_images():
+    p, x = draw_block(3)
+    packed = reference.program_pack(p.parameters, p.code)
+    assert program(x[:0], packed, p.code).shape[0] == 0
+
+
+def test_what_does_not_fit_runs_elsewhere(monkeypatch):
+    """First the modules of a bottleneck one by one, then all on the next backend."""
+    seed = next(s for s in range(100) if len(draw_block(s)[0].steps) == 7 and draw_block(s)[0].channels > 16)
+    p, x = draw_block(seed)
+    packed = reference.program_pack(p.parameters, p.code)
+    expected = program(x, packed, p.code)
+    assert [name.split()[0] for name, _ in describe(x, packed, p.code)] == ["bottleneck"]
+    (_, whole) = describe(x, packed, p.code)[0]
+    seen = set()
+    for shared in range(whole.shared, 0, -256):
+        monkeypatch.setattr(plan, "limits", lambda device, shared=shared: (132, shared))
+        clear()
+        found = describe(x, packed, p.code)
+        kinds = None if found is None else tuple(name.split()[0] for name, _ in found)
+        if kinds not in seen:
+            seen.add(kinds)
+            if kinds is None or len(kinds) > 1:
+                out = reference.program(x, packed, p.code) if kinds is None else _by_step(x, packed, p.code, found)
+                torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    assert None in seen and any(kinds and len(kinds) > 1 for kinds in seen)
+    assert summary(x, packed, p.code) == "in fact on the next backend, since no tile of a Ghost module fits the device"
+    torch.testing.assert_close(program(x, packed, p.code), expected, rtol=1e-4, atol=1e-4)
+    w, cheap = torch.randn(4, 3, 1, 1), torch.randn(4, 1, 3, 3)
+    x = make_map((1, 3, 5, 5), layout="channels_last")
+    arguments = (x, w, None, cheap, None, None, None, None, None, 8, 1, 1, 0.0, 0.0, False)
+    torch.testing.assert_close(ghost_module(*arguments)[0], reference.ghost_module(*arguments)[0])
+
+
+def _by_step(x, packed, code, found):
+    """The kernels themselves plan for an H200: what matters here is which of them are called."""
+    assert all(name.split()[0] != "bottleneck" for name, _ in found)
+    return program(x, packed, code)
+
+
+def test_bad_input_is_an_error_before_a_kernel_runs():
+    """The private operators, called with what the package would never hand them."""
+    p, x = draw_block(3)
+    packed = reference.program_pack(p.parameters, p.code)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "bottleneck", lambda *args: seen.append(args) or args[0])
+        program(x, packed, p.code)
+    ((x, matrices, vectors, block),) = seen
+    numbers = block.numbers(*x.shape[2:])
+    call = torch.ops.ghost_ops._cuda_bottleneck
+
+    def changed(**fields: object) -> list[int]:
+        values = {**vars(block), "height": x.shape[2], "width": x.shape[3], **fields}
+        return Block(**values).numbers(values["height"], values["width"])
+
+    call(x, matrices, vectors, numbers)
+    for arguments, message in (
+        ((x.contiguous() if x.numel() > x.shape[1] else x.double(), matrices, vectors, numbers), "x: a map|expected a"),
+        ((x, matrices.half(), vectors, numbers), "matrices: as dense as x, in its dtype"),
+        ((x, matrices, vectors.double(), numbers), "vectors: dense float32"),
+        ((x, matrices[:-1], vectors, numbers), "parameters outside of their buffers"),
+        ((x, matrices, vectors[:-16], numbers), "parameters outside of their buffers"),
+        ((x, matrices, vectors, numbers[:-1]), "a block that ghost_ops wrote"),
+        ((x, matrices, vectors, [2**40, *numbers[1:]]), "32 bits"),
+        ((x, matrices, vectors, changed(height=0)), "a map of no pixels"),
+        ((x, matrices, vectors, changed(height=x.shape[2] + 1)), "x: a map of the block's sizes"),
+        ((x, matrices, vectors, changed(cheap_kernel=2)), "a kernel"),
+        ((x, matrices, vectors, changed(chunk=24)), "a chunk"),
+        ((x, matrices, vectors, changed(kept2=10**4)), "the channels kept"),
+        ((x, matrices, vectors, changed(primary=0, kernel=3)), "more than a module|a bottleneck"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call(*arguments)
+
+
+def test_the_loader_says_why():
+    if torch.version.cuda is None:
+        assert not cuda.could_load() and not cuda.available()
+        assert cuda.reason() == "this PyTorch was built without CUDA"
+    assert cuda.refuse_device(torch.device("cpu")) == "its kernels run on CUDA devices, the input is on cpu"

@@ -125,14 +125,16 @@ def by_backend(name: str, run: Callable[[torch.Tensor], torch.Tensor]) -> Callab
 
 def inference_peers(case: ModuleCase | NetCase, net: nn.Module, batch: int, quick: bool) -> dict[str, Callable]:
     """What makes of the plain net, on the device and in the dtype, a forward; ours first."""
-    graphed = batch <= GRAPHED_UP_TO and next(net.parameters()).is_cuda
+    on_device = next(net.parameters()).is_cuda  # not in a dry run
+    graphed = batch <= GRAPHED_UP_TO and on_device
     around = GraphedNet if graphed else (lambda module: module)
     suffix = ", CUDA graph" if graphed else ""
     found: dict[str, Callable] = {}
     ghost = isinstance(case, ModuleCase) or case.net.startswith("ghostnet")
     if ghost:
         found[f"ghost_ops.freeze{suffix}"] = lambda: around(ghost_ops.freeze(net))
-        found[f"ghost_ops.freeze, CUDA C++{suffix}"] = lambda: by_backend("cuda", around(ghost_ops.freeze(net)))
+        if on_device:
+            found[f"ghost_ops.freeze, CUDA C++{suffix}"] = lambda: by_backend("cuda", around(ghost_ops.freeze(net)))
         found["ghost_ops.fuse"] = lambda: ghost_ops.fuse(copy.deepcopy(net))
     found["eager, NCHW"] = lambda: copy.deepcopy(net).to(memory_format=torch.contiguous_format)
     found[f"eager, channels_last{suffix}"] = lambda: around(copy.deepcopy(net).to(memory_format=LAST))

@@ -14,7 +14,8 @@ ODD = ("sm_90",)  # where the odd shapes are compiled too
 
 
 @pytest.mark.parametrize(
-    ("architecture", "half"), [("sm_80", torch.float16), ("sm_89", torch.float16), ("sm_90", torch.bfloat16), ("sm_100", torch.bfloat16)]
+    ("architecture", "half"),
+    [("sm_80", torch.float16), ("sm_89", torch.float16), ("sm_90", torch.bfloat16), ("sm_100", torch.bfloat16)],
 )
 def test_no_spills_and_shared_memory_within_the_limit(architecture, half, record_property):
     launches: dict[aot.Launch, str] = {}

@@ -145,9 +145,14 @@ abi::Tensor recycled_tensor(std::initializer_list<int64_t> sizes, abi::DType dty
   if (bytes < kLeast || is_empty || !torch_from_blob) return new_tensor(sizes, dtype, layout);
   std::unique_ptr<Block> block = Kept::all().take(bytes);
   const auto give = [](void*, void* block) { Kept::all().give(std::unique_ptr<Block>(static_cast<Block*>(block))); };
-  abi::Tensor t = abi::over(block->data.get(), sizes.begin(), strides, dim, dtype, give, block.get());
-  block.release();
-  return t;
+  try {
+    abi::Tensor t = abi::over(block->data.get(), sizes.begin(), strides, dim, dtype, give, block.get());
+    block.release();
+    return t;
+  } catch (...) {
+    Kept::all().give(std::move(block));
+    throw;
+  }
 }
 
 void advise_huge_pages([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {

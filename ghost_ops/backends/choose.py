@@ -6,8 +6,10 @@ One predicate per backend: None where it takes the configuration, else its refus
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 
@@ -40,33 +42,25 @@ def _refuse_native(op: str, device: torch.device, dtype: torch.dtype, cheap_kern
     return None
 
 
-def _refuse_triton(op: str, device: torch.device, dtype: torch.dtype, cheap_kernel: int | None) -> str | None:
-    why = triton.refuse_device(device)
-    if why is not None:
-        return why
-    if op not in triton.OPERATORS:
-        return f"it has no {op}"
-    if dtype not in triton.DTYPES:
-        return f"its kernels take float32, float16 and bfloat16, the input is {str(dtype).removeprefix('torch.')}"
-    if cheap_kernel is not None and cheap_kernel not in CHEAP_KERNELS:
-        return f"its kernels take a cheap operation of size 1, 3, 5 or 7, this one is {cheap_kernel}"
-    return None
+def _refuse_on_cuda(kernels: ModuleType) -> Callable[..., str | None]:
+    """Why a package of kernels for CUDA devices does not take a configuration."""
+
+    def refuse(op: str, device: torch.device, dtype: torch.dtype, cheap_kernel: int | None) -> str | None:
+        why = kernels.refuse_device(device)
+        if why is not None:
+            return why
+        if op not in kernels.OPERATORS:
+            return f"it has no {op}"
+        if dtype not in kernels.DTYPES:
+            return f"its kernels take float32, float16 and bfloat16, the input is {str(dtype).removeprefix('torch.')}"
+        if cheap_kernel is not None and cheap_kernel not in CHEAP_KERNELS:
+            return f"its kernels take a cheap operation of size 1, 3, 5 or 7, this one is {cheap_kernel}"
+        return None
+
+    return refuse
 
 
-def _refuse_cuda(op: str, device: torch.device, dtype: torch.dtype, cheap_kernel: int | None) -> str | None:
-    why = cuda.refuse_device(device)
-    if why is not None:
-        return why
-    if op not in cuda.OPERATORS:
-        return f"it has no {op}"
-    if dtype not in cuda.DTYPES:
-        return f"its kernels take float32, float16 and bfloat16, the input is {str(dtype).removeprefix('torch.')}"
-    if cheap_kernel is not None and cheap_kernel not in CHEAP_KERNELS:
-        return f"its kernels take a cheap operation of size 1, 3, 5 or 7, this one is {cheap_kernel}"
-    return None
-
-
-_REFUSALS = {"native": _refuse_native, "cuda": _refuse_cuda, "triton": _refuse_triton}
+_REFUSALS = {"native": _refuse_native, "cuda": _refuse_on_cuda(cuda), "triton": _refuse_on_cuda(triton)}
 BACKENDS = (*_REFUSALS, "reference")
 
 

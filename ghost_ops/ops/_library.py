@@ -13,6 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..backends import choose, cuda, native, reference, triton
+from ..backends.layout import memory_format
 
 NAMESPACE = "ghost_ops"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -21,15 +22,6 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 def _schemas() -> list[str]:
     text = Path(__file__).with_name("schemas.inc").read_text()
     return [line for line in text.splitlines() if "->" in line]
-
-
-def memory_format(x: torch.Tensor) -> torch.memory_format:
-    """The layout of the maps that an operator makes from x: channels_last where x is, an ambiguous x counts as NCHW."""
-    if x.is_contiguous():
-        return torch.contiguous_format
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format
 
 
 def _as_operator(name: str) -> Callable:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 
@@ -13,7 +11,7 @@ from ghost_ops.backends import choose, cuda, reference
 from ghost_ops.backends.cuda.program import describe
 from ghost_ops.nn import FrozenProgram
 from tests.cuda.programs import draw_block
-from tests.gpu.test_running import DEVICE, net_and_images
+from tests.gpu.test_running import DEVICE, assert_threads_agree, net_and_images
 from tests.helpers import assert_as_accurate, make_map
 from tests.ops.cases import Errors
 from tests.ops.program_cases import draw_program
@@ -115,26 +113,7 @@ def test_graph_capture_and_the_callers_stream():
 
 def test_threads_at_once():
     net, x = net_and_images(dtype=torch.float16)
-    frozen = ghost_ops.freeze(net)
-    inputs = [x, x.flip(0), x * 0.5, -x]
-    with torch.no_grad():
-        expected = [frozen(v) for v in inputs]
-    torch.cuda.synchronize()
-    found: list = [None] * len(inputs)
-
-    def work(i: int) -> None:
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream), torch.no_grad():
-            for _ in range(20):
-                found[i] = frozen(inputs[i])
-        stream.synchronize()
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert_threads_agree(ghost_ops.freeze(net), [x, x.flip(0), x * 0.5, -x])
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")

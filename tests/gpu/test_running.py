@@ -125,10 +125,8 @@ def test_the_callers_stream():
     assert torch.equal(out, expected)
 
 
-def test_two_streams_and_threads_at_once():
-    net, x = net_and_images()
-    frozen = ghost_ops.freeze(net)
-    inputs = [x, x.flip(0), x * 0.5, -x]
+def assert_threads_agree(frozen, inputs: list[torch.Tensor]) -> None:
+    """Threads with a stream each, all at once over one frozen net, get what one alone gets."""
     with torch.no_grad():
         expected = [frozen(v) for v in inputs]
     torch.cuda.synchronize()
@@ -147,6 +145,11 @@ def test_two_streams_and_threads_at_once():
     for thread in threads:
         thread.join()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_two_streams_and_threads_at_once():
+    net, x = net_and_images()
+    assert_threads_agree(ghost_ops.freeze(net), [x, x.flip(0), x * 0.5, -x])
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")

@@ -10,12 +10,13 @@ from functools import lru_cache
 
 import torch
 
+from ..layout import memory_format
 from ..reference.program import Folded
 from ..steps import Conv, Depthwise, Ghost, Load, Step, decode
 from ..walk import Walk
 from . import launch, plan
 from .calls import Call, Calls, calls_of
-from .elsewhere import elsewhere, memory_format
+from .elsewhere import elsewhere
 
 Find = Callable[[tuple[int, ...], torch.dtype, int, torch.device], object]
 

@@ -6,6 +6,8 @@ from contextlib import nullcontext
 
 import torch
 
+from ..layout import memory_format
+
 INT32 = 2**31 - 1
 
 
@@ -55,14 +57,8 @@ def is_flat(*tensors: torch.Tensor | None) -> bool:
 
 def new_map(like: torch.Tensor, channels: int, dtype: torch.dtype | None = None) -> torch.Tensor:
     """An empty map of ``channels``, channels_last or NCHW as the operators' fakes promise it."""
-    shape, last = (like.shape[0], channels, *like.shape[2:]), torch.channels_last
-    if like.is_contiguous():
-        layout = torch.contiguous_format
-    elif like.is_contiguous(memory_format=last) or (like.stride(1) == 1 and like.shape[1] > 1):
-        layout = last
-    else:
-        layout = torch.contiguous_format
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=layout)
+    shape = (like.shape[0], channels, *like.shape[2:])
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format(like))
 
 
 def scratch(like: torch.Tensor, channels: int, dtype: torch.dtype | None = None) -> torch.Tensor:

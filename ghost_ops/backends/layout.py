@@ -1,0 +1,14 @@
+"""The layout of the maps that operators make."""
+
+from __future__ import annotations
+
+import torch
+
+
+def memory_format(x: torch.Tensor) -> torch.memory_format:
+    """The layout of the maps that an operator makes from x: channels_last where x is, an ambiguous x counts as NCHW."""
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format

@@ -48,18 +48,29 @@ inline void prefetch_next_rows(const Map& m, int64_t image, int64_t y, int64_t c
   for (; p < last; p += 64) __builtin_prefetch(p, 0, 2);
 }
 
+/// The same rows for a product over those before to fetch on the way, rather than all at once.
+constexpr int64_t kRowsAhead = 64;  // bytes a column of A: more than the widest tile of rows needs
+inline Ahead next_rows(const Map& m, int64_t image, int64_t y, int64_t count) {
+  if (!m.direct) return {};
+  return {m.at(image, y + count), m.at(image, std::min(m.h, y + 2 * count)), kRowsAhead};
+}
+
 /// `channels` channels, from the first given, of rows y to y + count: in place where they can be, else converted into
 /// scratch of rows_scratch(m, count) floats.
-inline Rows read_rows(const Map& m, int64_t image, int64_t y, int64_t count, float* scratch, int64_t first,
-                      int64_t channels) {
+inline Rows rows_of(const Map& m, int64_t image, int64_t y, int64_t count, float* scratch, int64_t first,
+                    int64_t channels) {
   char* from = m.at(image, y, first);
-  if (m.direct) {
-    prefetch_next_rows(m, image, y, count);
-    return {reinterpret_cast<float*>(from), m.pixel};
-  }
+  if (m.direct) return {reinterpret_cast<float*>(from), m.pixel};
   const int64_t pixel = padded(channels);
   kernels().gather({from, m.bf16, m.channel, m.row, m.pixel}, count, m.w, channels, scratch, m.w * pixel, pixel);
   return {scratch, pixel};
+}
+
+/// The same, and asks for the rows that come next.
+inline Rows read_rows(const Map& m, int64_t image, int64_t y, int64_t count, float* scratch, int64_t first,
+                      int64_t channels) {
+  if (m.direct) prefetch_next_rows(m, image, y, count);
+  return rows_of(m, image, y, count, scratch, first, channels);
 }
 
 inline Rows read_rows(const Map& m, int64_t image, int64_t y, int64_t count, float* scratch) {

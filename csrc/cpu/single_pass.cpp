@@ -36,12 +36,13 @@ class Band {
  private:
   void make_y1(int64_t y, int64_t count) {
     const int64_t w = p_.out.w, pixel = padded(p_.m), pixels = count * w;
-    const Rows x = read_rows(p_.x, image_, y, count, x_rows_);
+    const Rows x = rows_of(p_.x, image_, y, count, x_rows_, 0, p_.x.c);
+    Ahead ahead = next_rows(p_.x, image_, y, count);
     float* to = y1_.row(y);
     const Affine act{nullptr, nullptr, p_.act, p_.slope};
     if (panels_) {
-      k_.pointwise(
-          {x.data, x.pixel, 1, pixels, p_.x.c, p_.m, panels_, 0, p_.bias, to, pixel, true, p_.act == kRelu, false});
+      k_.pointwise({x.data, x.pixel, 1, pixels, p_.x.c, p_.m, panels_, 0, p_.bias, to, pixel, true, p_.act == kRelu,
+                    false, nullptr, 0, &ahead});
       if (p_.act != kNone && p_.act != kRelu) k_.affine(to, pixel, act, to, pixel, pixels, p_.m);
     } else {
       k_.affine(x.data, x.pixel, act, to, pixel, pixels, p_.m);

@@ -30,11 +30,12 @@ int64_t Trained::bands() const {
 
 Rows Trained::z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const {
   if (z) return {z + ((image * h + y) * w) * z_pixel, z_pixel};
-  return product(read_rows(x, image, y, count, x_scratch), count, to);
+  return product(rows_of(x, image, y, count, x_scratch, 0, c), count, to, next_rows(x, image, y, count));
 }
 
-Rows Trained::product(const Rows& x, int64_t count, float* to) const {
-  kernels().pointwise({x.data, x.pixel, 1, count * w, c, m, panels, 0, nullptr, to, padded(m), true, false, false});
+Rows Trained::product(const Rows& x, int64_t count, float* to, Ahead ahead) const {
+  kernels().pointwise(
+      {x.data, x.pixel, 1, count * w, c, m, panels, 0, nullptr, to, padded(m), true, false, false, nullptr, 0, &ahead});
   return {to, padded(m)};
 }
 

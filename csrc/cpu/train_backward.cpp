@@ -207,8 +207,11 @@ void primary_gradients(const Backward& b) {
           *grad_x_rows = own.floats(rows_scratch(b.grad_x, b.step()));
     for (int64_t y = begin; y < end; y += b.step()) {
       const int64_t count = std::min(b.step(), end - y), pixels = count * t.w;
-      const Rows x = read_rows(t.x, image, y, count, x_rows), g = read_rows(b.grad_out, image, y, count, grad, 0, t.m);
-      const Rows z1 = t.z ? t.z1_rows(image, y, count, nullptr, nullptr) : t.product(x, count, z);
+      const Rows x = rows_of(t.x, image, y, count, x_rows, 0, t.c);
+      const Rows g = read_rows(b.grad_out, image, y, count, grad, 0, t.m);
+      if (t.z) prefetch_next_rows(t.x, image, y, count);
+      const Rows z1 =
+          t.z ? t.z1_rows(image, y, count, nullptr, nullptr) : t.product(x, count, z, next_rows(t.x, image, y, count));
       NormBackward call = b.norm1.call(pixels, t.m, z1, g);
       call.grad_too = b.through_rows(image, y).data, call.grad_too_pixel = pixel;
       b.norm1.write(call, grad_z1, pixel);

@@ -14,10 +14,12 @@ constexpr bool kMany = kRegisters >= 32;
 constexpr bool kTails = kLanes > 8;  // vectors of 8 for the columns that are left of a multiple of 16
 using Tail = Vec<kTails ? 8 : kLanes>;
 
-// Rows of a register tile that is `vectors` wide: what the registers hold beside B and a broadcast.
-constexpr int tile_rows(int vectors) {
-  const int rows = (kRegisters - 1 - vectors) / vectors;
+// Rows of a register tile of so many vectors, whole and half ones: what the registers hold beside B and a broadcast. Of
+// half a vector 14 are enough to hide the latency of a sum, and more would keep their addresses on the stack.
+constexpr int tile_rows(int whole, int half) {
+  const int vectors = whole + half, rows = (kRegisters - 1 - vectors) / vectors;
   if (!kMany) return rows >= 12 ? 12 : rows;
+  if (!whole) return 14;
   return rows >= 28 ? 28 : rows >= 14 ? 14 : rows >= 8 ? 8 : rows;
 }
 
@@ -59,9 +61,8 @@ template <int MR, int NV, int NH, bool kTight>
 __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t limit, const Streams& b, const float* bias,
                                         float* c, int64_t c_row) {
   constexpr int kColumns = NV * kLanes + NH * 8, kStreams = (kColumns + kPanel - 1) / kPanel;
-  // a quarter of a line for each column of A: together about as much as the weights that they are multiplied with
-  const char* ahead = g.ahead ? g.ahead->at : (const char*)b.at[0];
-  const int64_t ahead_step = g.ahead && ahead < g.ahead->end ? g.ahead->step / 4 : 0;
+  const char* ahead = g.ahead && g.ahead->at ? g.ahead->at : (const char*)b.at[0];
+  const int64_t ahead_step = g.ahead && ahead < g.ahead->end ? g.ahead->step : 0;
   const int64_t a_row = g.a_row, a_col = kTight ? 1 : g.a_col, row0 = kTight ? tight_row(0, kColumns) : b.row[0],
                 row1 = kTight ? tight_row(1, kColumns) : b.row[1], row2 = kTight ? tight_row(2, kColumns) : b.row[2];
   for (; row + MR <= limit; row += MR) {
@@ -138,7 +139,7 @@ GHOST_INLINE void column(const Block& g, int64_t row, const Streams& b, const fl
 
 template <int NV, int NH>
 void column_of(const Block& g, const Streams& b, const float* bias, float* c, int64_t c_row) {
-  constexpr int kRows = tile_rows(NV + NH);
+  constexpr int kRows = tile_rows(NV, NH);
   if (is_tight(g, b.packed))
     column<kRows, NV, NH, true>(g, 0, b, bias, c, c_row);
   else

@@ -267,15 +267,22 @@ void Image::means(const float* sums, int64_t shares, int64_t channels, int64_t a
   }
 }
 
-/// The weights after a step's, for products to fetch on the way: at batch 1 all of a net's come from memory.
-Ahead* Image::ahead_of(const Step& t, int64_t share) {
+/// What products fetch on the way: the rows of the caller's map that come next, or else the weights after a step's, as
+/// at batch 1 all of a net's come from memory: a quarter of a line a column is about as much as a product reads itself.
+Ahead* Image::ahead_of(const Step& t, int64_t y, int64_t count, int64_t share) {
   Ahead& a = ahead_[share];
+  const Value& x = values_[t.in];
+  if (!x.is_padded) {
+    const int64_t end = std::min(x.h, y + 2 * count);
+    a = {reinterpret_cast<const char*>(x.row(y + count)), reinterpret_cast<const char*>(x.row(end)), kRowsAhead};
+    return &a;
+  }
   const float *here = packed_ + t.packed + pieces(t).end, *end = packed_ + program_.packed_floats;
   const char* from = reinterpret_cast<const char*>(here) + 64 * share;
   if (!alone_) return nullptr;  // others under way use the same weights
   if (a.at < from) a.at = from;
   a.end = reinterpret_cast<const char*>(std::min(end, here + kAheadFloats));
-  a.step = 64 * plan_.shares;
+  a.step = 16 * plan_.shares;
   return &a;
 }
 
@@ -290,7 +297,7 @@ void Image::make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, co
   const bool room = y1.is_padded || p.c1 % 8 == 0 || (t.made && p.c1 - p.c0 == t.primary);
   k_.pointwise({x.row(y), x.pixel, 1, pixels, t.channels, p.c1 - p.c0, panels + p.c0 * t.channels, 0,
                 packed + at.bias + p.c0, to, y1.pixel, room, t.first.act == kRelu, false, runs, run_count,
-                ahead_of(t, share)});
+                ahead_of(t, y, count, share)});
   activate(t.first, packed + at.slopes + p.c0, to, y1.pixel, pixels, y1.width_of(p.c1 - p.c0));
   if (t.multiplier() > 1)
     expand_channels(to, y1.pixel, shared_ + m_.expanded + y * y1.w * by_eight(t.kept()), by_eight(t.kept()), pixels,

@@ -52,7 +52,7 @@ class Image {
   void ghost(const Step& t, int64_t step, int64_t phase, int64_t share);
   Value y1_of(const Step& t, const Value& out) const;
   void scale(const Step& t, const Part& p);
-  Ahead* ahead_of(const Step& t, int64_t share);
+  Ahead* ahead_of(const Step& t, int64_t y, int64_t count, int64_t share);
   void make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, const Part& p, int64_t share);
   void finish(const Step& t, const Value& y1, const Value& out, int64_t y, int64_t count, const Part& p, float* sums);
   void add_residual(const Value& residual, const float* from, int64_t from_pixel, float* to, const Value& out,

@@ -13,8 +13,8 @@ class Band {
     const int64_t h = p_.out.h, w = p_.out.w, halo = p_.cheap.halo();
     const int64_t top = std::max<int64_t>(0, begin - halo), bottom = std::min(h, end + halo);
     step_ = step_rows(w, bottom - top);
-    y1_ = RowRing(top, step_, 2 * halo, h, w, padded(p_.m), scratch_);
-    if (p_.cheap.expands()) expanded_ = RowRing(top, step_, 2 * halo, h, w, padded(p_.cheap.channels), scratch_);
+    y1_ = RowRing(top, step_, 2 * halo, h, w, by_eight(p_.m), scratch_);
+    if (p_.cheap.expands()) expanded_ = RowRing(top, step_, 2 * halo, h, w, by_eight(p_.cheap.channels), scratch_);
     const int64_t most = step_ + 2 * halo;  // rows of output that one step may release
     x_rows_ = scratch_.floats(rows_scratch(p_.x, step_));
     out_rows_ = scratch_.floats(rows_scratch(p_.out, most));
@@ -35,7 +35,7 @@ class Band {
 
  private:
   void make_y1(int64_t y, int64_t count) {
-    const int64_t w = p_.out.w, pixel = padded(p_.m), pixels = count * w;
+    const int64_t w = p_.out.w, pixel = by_eight(p_.m), pixels = count * w;
     const Rows x = rows_of(p_.x, image_, y, count, x_rows_, 0, p_.x.c);
     Ahead ahead = next_rows(p_.x, image_, y, count);
     float* to = y1_.row(y);
@@ -48,7 +48,7 @@ class Band {
       k_.affine(x.data, x.pixel, act, to, pixel, pixels, p_.m);
     }
     if (p_.cheap.expands())
-      expand_channels(to, pixel, expanded_.row(y), padded(p_.cheap.channels), pixels, p_.cheap.channels,
+      expand_channels(to, pixel, expanded_.row(y), by_eight(p_.cheap.channels), pixels, p_.cheap.channels,
                       p_.cheap.multiplier);
   }
 
@@ -57,7 +57,7 @@ class Band {
     const Rows out = rows_to_write(p_.out, image_, y, out_rows_);
     const Affine copy{nullptr, nullptr, kNone, nullptr};
     for (int64_t i = 0; i < count; i++)
-      k_.affine(y1_.row(y + i), padded(p_.m), copy, out.data + i * w * out.pixel, out.pixel, w, p_.m);
+      k_.affine(y1_.row(y + i), by_eight(p_.m), copy, out.data + i * w * out.pixel, out.pixel, w, p_.m);
     if (p_.cheap.channels) {
       const Cheap& d = p_.cheap;
       const RowRing& ring = d.expands() ? expanded_ : y1_;
@@ -66,7 +66,7 @@ class Band {
       for (int64_t i = 0; i < count; i += kMostRows - 8) {
         const int64_t some = std::min<int64_t>(count - i, kMostRows - 8);
         ring.window(y + i, some, d.halo(), rows);
-        k_.depthwise({rows, padded(d.expands() ? d.channels : p_.m), some, w, d.channels, d.kernel, d.weight,
+        k_.depthwise({rows, by_eight(d.expands() ? d.channels : p_.m), some, w, d.channels, d.kernel, d.weight,
                       d.weight_row, d.bias, y2 + i * w * out.pixel, w * out.pixel, out.pixel, p_.cheap_act == kRelu});
       }
       if (p_.cheap_act != kNone && p_.cheap_act != kRelu)

@@ -34,9 +34,9 @@ Rows Trained::z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch,
 }
 
 Rows Trained::product(const Rows& x, int64_t count, float* to, Ahead ahead) const {
-  kernels().pointwise(
-      {x.data, x.pixel, 1, count * w, c, m, panels, 0, nullptr, to, padded(m), true, false, false, nullptr, 0, &ahead});
-  return {to, padded(m)};
+  kernels().pointwise({x.data, x.pixel, 1, count * w, c, m, panels, 0, nullptr, to, by_eight(m), true, false, false,
+                       nullptr, 0, &ahead});
+  return {to, by_eight(m)};
 }
 
 PrimaryRows::PrimaryRows(const Trained& t, int64_t image, int64_t begin, int64_t end, int64_t reach, int64_t step,
@@ -47,22 +47,22 @@ PrimaryRows::PrimaryRows(const Trained& t, int64_t image, int64_t begin, int64_t
       bottom_(std::min(t.h, end + reach)),
       step_(step),
       keep_z1_(keep_z1 && !t.z) {
-  if (keep_z1_) z_ = RowRing(next_, step, span, t.h, t.w, padded(t.m), scratch);
-  y1_ = RowRing(next_, step, span, t.h, t.w, padded(t.m), scratch);
-  if (t.cheap.expands()) expanded_ = RowRing(next_, step, span, t.h, t.w, padded(t.cheap.channels), scratch);
+  if (keep_z1_) z_ = RowRing(next_, step, span, t.h, t.w, by_eight(t.m), scratch);
+  y1_ = RowRing(next_, step, span, t.h, t.w, by_eight(t.m), scratch);
+  if (t.cheap.expands()) expanded_ = RowRing(next_, step, span, t.h, t.w, by_eight(t.cheap.channels), scratch);
   x_scratch_ = scratch.floats(rows_scratch(t.x, step));
 }
 
 void PrimaryRows::ensure(int64_t limit) {
   const Kernels& k = kernels();
   for (limit = std::min(limit, bottom_); next_ < limit;) {
-    const int64_t count = std::min(step_, bottom_ - next_), pixels = count * t_.w, pixel = padded(t_.m);
+    const int64_t count = std::min(step_, bottom_ - next_), pixels = count * t_.w, pixel = by_eight(t_.m);
     float *y1 = y1_.row(next_), *z = keep_z1_ ? z_.row(next_) : y1;
     if (t_.fill) z = t_.fill + (image_ * t_.h + next_) * t_.w * pixel;
     const Rows rows = t_.z1_rows(image_, next_, count, x_scratch_, z);
     k.affine(rows.data, rows.pixel, t_.primary.affine(), y1, pixel, pixels, t_.m);
     if (t_.cheap.expands())
-      expand_channels(y1, pixel, expanded_.row(next_), padded(t_.cheap.channels), pixels, t_.cheap.channels,
+      expand_channels(y1, pixel, expanded_.row(next_), by_eight(t_.cheap.channels), pixels, t_.cheap.channels,
                       t_.cheap.multiplier);
     next_ += count;
   }
@@ -70,7 +70,7 @@ void PrimaryRows::ensure(int64_t limit) {
 
 int64_t PrimaryRows::window(int64_t y, int64_t count, const float** rows) const {
   (t_.cheap.expands() ? expanded_ : y1_).window(y, count, t_.cheap.halo(), rows);
-  return padded(t_.cheap.expands() ? t_.cheap.channels : t_.m);
+  return by_eight(t_.cheap.expands() ? t_.cheap.channels : t_.m);
 }
 
 Trained trained(const TrainArguments& a, Scratch& scratch) {

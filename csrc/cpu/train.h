@@ -33,7 +33,7 @@ struct Trained {
   // z1, where it is kept rather than computed again from x: [n][h][w] pixels of z_pixel floats
   float* z = nullptr;
   int64_t z_pixel = 0;
-  float* fill = nullptr;  // where PrimaryRows puts the z1 that it makes, for later passes: pixels of padded(m) floats
+  float* fill = nullptr;  // where PrimaryRows puts the z1 that it makes, for later passes: pixels of by_eight(m) floats
 
   int64_t values() const { return n * h * w; }
   int64_t groups() const;
@@ -61,7 +61,7 @@ struct Trained {
     });
   }
 
-  /// Rows of z1: kept ones in place, else the product of x's rows, in `to` (count * w pixels of padded(m)).
+  /// Rows of z1: kept ones in place, else the product of x's rows, in `to` (count * w pixels of by_eight(m)).
   Rows z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const;
   /// z1 of these rows of x.
   Rows product(const Rows& x, int64_t count, float* to, Ahead ahead = {}) const;
@@ -74,7 +74,9 @@ class PrimaryRows {
   PrimaryRows(const Trained& t, int64_t image, int64_t begin, int64_t end, int64_t reach, int64_t step, int64_t span,
               bool keep_z1, Scratch& scratch);
   void ensure(int64_t limit);  // all rows below it are made
-  Rows z1(int64_t y) const { return t_.z ? t_.z1_rows(image_, y, 1, nullptr, nullptr) : Rows{z_.row(y), padded(t_.m)}; }
+  Rows z1(int64_t y) const {
+    return t_.z ? t_.z1_rows(image_, y, 1, nullptr, nullptr) : Rows{z_.row(y), by_eight(t_.m)};
+  }
   float* y1(int64_t y) const { return y1_.row(y); }
   /// Input rows of the cheap operation for output rows y to y + count, and their pixel stride.
   int64_t window(int64_t y, int64_t count, const float** rows) const;

@@ -77,7 +77,7 @@ struct Backward {
   int64_t step() const { return step_rows(t.w, t.h); }
   /// Rows of `through`, from row y on.
   Rows through_rows(int64_t image, int64_t y) const {
-    return {through + (image * t.h + y) * t.w * padded(t.m), padded(t.m)};
+    return {through + (image * t.h + y) * t.w * by_eight(t.m), by_eight(t.m)};
   }
   float* w1_of(int64_t group) const { return grad_w1 + group * t.c * padded(t.m); }
   float* w2_of(int64_t group) const { return grad_w2 + group * taps() * sum_floats(kept); }
@@ -86,7 +86,7 @@ struct Backward {
 /// z2 of rows y to y + count.
 Rows cheap_product(const Trained& t, const PrimaryRows& primary, int64_t y, int64_t count, float* z2) {
   const float* rows[kMostRows];
-  const int64_t in_pixel = primary.window(y, count, rows), pixel = padded(t.cheap.channels);
+  const int64_t in_pixel = primary.window(y, count, rows), pixel = by_eight(t.cheap.channels);
   kernels().depthwise({rows, in_pixel, count, t.w, t.cheap.channels, t.cheap.kernel, t.cheap.weight, t.cheap.weight_row,
                        nullptr, z2, t.w * pixel, pixel, false});
   return {z2, pixel};
@@ -98,7 +98,7 @@ void cheap_norm_sums(const Backward& b) {
   t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
     PrimaryRows primary(t, image, begin, end, halo, step, step + 2 * halo, false, own);
-    float *z2 = own.floats(step * t.w * padded(b.kept)), *grad = own.floats(rows_scratch(b.grad_out, step));
+    float *z2 = own.floats(step * t.w * by_eight(b.kept)), *grad = own.floats(rows_scratch(b.grad_out, step));
     for (int64_t y = begin; y < end; y += step) {
       const int64_t count = std::min(step, end - y);
       primary.ensure(y + count + halo);
@@ -121,22 +121,22 @@ class CheapGradient {
         bottom_(std::min(b.t.h, end + halo_)),
         // the window of the first product lies behind that of the second, each a step late
         primary_(b.t, image, begin, end, 2 * halo_, step_, 2 * step_ + 3 * halo_, true, scratch),
-        grad_z2_(next_, step_, step_ + 2 * halo_, b.t.h, b.t.w, padded(b.kept), scratch),
-        z2_(scratch.floats(step_ * b.t.w * padded(b.kept))),
+        grad_z2_(next_, step_, step_ + 2 * halo_, b.t.h, b.t.w, by_eight(b.kept), scratch),
+        z2_(scratch.floats(step_ * b.t.w * by_eight(b.kept))),
         grad_(scratch.floats(rows_scratch(b.grad_out, step_))),
-        through_(scratch.floats(step_ * b.t.w * padded(b.kept))) {}
+        through_(scratch.floats(step_ * b.t.w * by_eight(b.kept))) {}
 
   /// The gradient of y1's rows y to y + count, a step at the most, as the sum of two.
   std::pair<Rows, Rows> grad_y1(int64_t y, int64_t count) {
     const Trained& t = b_.t;
     make_grad_z2(y + count + halo_);
-    const int64_t pixels = count * t.w, cheap_pixel = padded(b_.kept);
+    const int64_t pixels = count * t.w, cheap_pixel = by_eight(b_.kept);
     const Rows g = read_rows(b_.grad_out, image_, y, count, grad_, 0, t.m);
     const float* rows[kMostRows];
     grad_z2_.window(y, count, halo_, rows);
     const Rows through = b_.through_rows(image_, y);
     const bool direct = b_.kept == t.m && !t.cheap.expands();
-    kernels().depthwise({rows, cheap_pixel, count, t.w, b_.kept, t.cheap.kernel, b_.flipped, cheap_pixel, nullptr,
+    kernels().depthwise({rows, cheap_pixel, count, t.w, b_.kept, t.cheap.kernel, b_.flipped, padded(b_.kept), nullptr,
                          direct ? through.data : through_, t.w * cheap_pixel, cheap_pixel, false});
     if (!direct) {
       std::fill(through.data, through.data + pixels * through.pixel, 0.f);
@@ -148,7 +148,7 @@ class CheapGradient {
   /// After grad_y1 of the same rows.
   void add_weight_gradient(int64_t group, int64_t y, int64_t count) const {
     const float* rows[kMostRows];
-    const int64_t in_pixel = primary_.window(y, count, rows), pixel = padded(b_.kept);
+    const int64_t in_pixel = primary_.window(y, count, rows), pixel = by_eight(b_.kept);
     for (int64_t i = 0; i < count; i++)  // a row at a time: rows of a ring are not dense
       kernels().depthwise_weight_grad({rows + i, in_pixel, 1, b_.t.w, b_.kept, b_.t.cheap.kernel, grad_z2_.row(y + i),
                                        b_.t.w * pixel, pixel, b_.w2_of(group)});
@@ -170,7 +170,7 @@ class CheapGradient {
       primary_.ensure(next_ + count + halo_);
       const Rows z = cheap_product(t, primary_, next_, count, z2_);
       const Rows g = read_rows(b_.grad_out, image_, next_, count, grad_, t.m, b_.kept);
-      b_.norm2.write(b_.norm2.call(count * t.w, b_.kept, z, g), grad_z2_.row(next_), padded(b_.kept));
+      b_.norm2.write(b_.norm2.call(count * t.w, b_.kept, z, g), grad_z2_.row(next_), by_eight(b_.kept));
       next_ += count;
     }
   }
@@ -200,7 +200,7 @@ void primary_gradients(const Backward& b) {
   const Kernels& k = kernels();
   t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
-    const int64_t pixel = padded(t.m), floats = b.step() * t.w * pixel;
+    const int64_t pixel = by_eight(t.m), floats = b.step() * t.w * pixel;
     float *z = own.floats(t.z ? 0 : floats), *grad_z1 = own.floats(floats),
           *grad = own.floats(rows_scratch(b.grad_out, b.step()));
     float *x_rows = own.floats(rows_scratch(t.x, b.step())),
@@ -229,7 +229,7 @@ void primary_gradients(const Backward& b) {
 /// scratch that it takes stays small.
 bool worth_keeping_z1(const Trained& t) {
   constexpr int64_t kMost = 4 << 20;  // floats
-  return 2 * t.product_cost() > 4 * t.m && t.values() * padded(t.m) <= kMost;
+  return 2 * t.product_cost() > 4 * t.m && t.values() * by_eight(t.m) <= kMost;
 }
 
 /// A gradient in its parameter's dtype, or an empty tensor where there is none.
@@ -278,7 +278,7 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
   t.cheap.channels = kept;
 
   Tensor grad_x = new_map({t.n, t.c, t.h, t.w}, x);
-  const int64_t floats = t.values() * padded(t.m);
+  const int64_t floats = t.values() * by_eight(t.m);
   Tensor through = new_tensor({floats}, abi::DType::float32);
   float* transposed = scratch.floats(padded(t.c) * t.m);
   kernels().pack({dense(w1, scratch), 1, t.c, t.c, t.m, nullptr, nullptr, transposed});
@@ -301,7 +301,7 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
   float *gamma2_grad = f(made), *beta2_grad = f(made), *slope2_grad = f(made);
   if (t.bands() == 1 && worth_keeping_z1(t)) b.t.fill = scratch.floats(floats);
   cheap_norm_sums(b);
-  b.t.z = std::exchange(b.t.fill, nullptr), b.t.z_pixel = padded(t.m);
+  b.t.z = std::exchange(b.t.fill, nullptr), b.t.z_pixel = by_eight(t.m);
   b.norm2.finish(kept, t.values(), gamma2_grad, beta2_grad, slope2_grad);
   primary_norm_sums(b);
   b.norm1.finish(t.m, t.values(), gamma1_grad, beta1_grad, slope1_grad);

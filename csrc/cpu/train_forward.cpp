@@ -61,7 +61,7 @@ void primary_statistics(const Trained& t, Scratch& scratch, bool keep) {
   source.z = nullptr;
   t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
-    float *x = own.floats(rows_scratch(t.x, step)), *z = own.floats(step * t.w * padded(t.m));
+    float *x = own.floats(rows_scratch(t.x, step)), *z = own.floats(step * t.w * by_eight(t.m));
     for (int64_t y = begin; y < end; y += step) {
       const int64_t count = std::min(step, end - y), pixels = count * t.w;
       const Rows rows = source.z1_rows(image, y, count, x, z);
@@ -81,7 +81,7 @@ class StoredRows {
       : t_(t), out_(out), image_(image), zeros_(scratch.zeros(t.w * out.pixel)) {}
   /// The kernels read whole vectors of a pixel: beyond m channels, never beyond the pixel.
   static bool serves(const Trained& t, const Map& out) {
-    return out.direct && !t.cheap.expands() && padded(t.m) <= out.c;
+    return out.direct && !t.cheap.expands() && by_eight(t.m) <= out.c;
   }
   float* row(int64_t y) const { return reinterpret_cast<float*>(out_.at(image_, y, 0)); }
   int64_t window(int64_t y, int64_t count, const float** rows) const {
@@ -99,7 +99,7 @@ class StoredRows {
 
 /// y1 is made in rings and copied into the output: any layout, any bands.
 void write_y1_by_rings(const Trained& t, const Map& out, Moments& moments) {
-  const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo(), pixel = padded(t.cheap.channels);
+  const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo(), pixel = by_eight(t.cheap.channels);
   t.for_units(true, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
     PrimaryRows primary(t, image, begin, end, halo, step, step + 2 * halo, false, own);
@@ -110,7 +110,7 @@ void write_y1_by_rings(const Trained& t, const Map& out, Moments& moments) {
       primary.ensure(y + count + halo);
       const Rows to = rows_to_write(out, image, y, out_rows, 0, t.m);
       for (int64_t i = 0; i < count; i++)
-        kernels().affine(primary.y1(y + i), padded(t.m), {nullptr, nullptr, kNone, nullptr},
+        kernels().affine(primary.y1(y + i), by_eight(t.m), {nullptr, nullptr, kNone, nullptr},
                          to.data + i * t.w * to.pixel, to.pixel, t.w, t.m);
       finish_rows(out, image, y, count, to, 0, t.m);
       const int64_t in_pixel = primary.window(y, count, rows);
@@ -123,11 +123,11 @@ void write_y1_by_rings(const Trained& t, const Map& out, Moments& moments) {
 
 /// y1 is made in the output: whole images, whose halo no other thread makes.
 void write_y1_in_place(const Trained& t, const Map& out, Moments& moments) {
-  const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo(), pixel = padded(t.cheap.channels);
+  const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo(), pixel = by_eight(t.cheap.channels);
   t.for_units(true, [&](int64_t group, int64_t image, int64_t, int64_t) {
     Scratch own;
     const StoredRows y1(t, out, image, own);
-    float *x = own.floats(rows_scratch(t.x, step)), *z1 = own.floats(t.z ? 0 : step * t.w * padded(t.m));
+    float *x = own.floats(rows_scratch(t.x, step)), *z1 = own.floats(t.z ? 0 : step * t.w * by_eight(t.m));
     float* z2 = own.floats(step * t.w * pixel);
     const float* rows[kMostStep + 6];
     for (int64_t y = 0, made = 0; y < t.h; y += step) {

@@ -1,6 +1,6 @@
 // The torch-free CPU kernels: one table of functions per instruction set, over float32 rows in NHWC order.
 //
-// A row is `width` pixels of `channels` floats. Scratch rows are padded to padded(channels) floats a pixel; lanes past
+// A row is `width` pixels of `channels` floats. Scratch rows have by_eight(channels) floats a pixel or more; lanes past
 // the channels hold anything and are never stored to a caller's tensor. Nothing here allocates or throws.
 #pragma once
 #include <cstdint>

@@ -56,14 +56,14 @@ class Kept {
     return *kept;
   }
 
-  std::unique_ptr<Block> take(int64_t bytes) {
+  /// A block of at least `bytes`; of those that are kept, one of `most` at the most.
+  std::unique_ptr<Block> take(int64_t bytes, int64_t most) {
     std::unique_ptr<Block> found;
     Blocks surplus;  // freed after the lock
     if (const std::unique_lock lock{mutex_, std::try_to_lock}) {
       auto best = blocks_.end();
       for (auto b = blocks_.begin(); b != blocks_.end(); ++b)
-        if ((*b)->bytes >= bytes && (*b)->bytes <= bytes + bytes / 4 &&
-            (best == blocks_.end() || (*b)->bytes <= (*best)->bytes))
+        if ((*b)->bytes >= bytes && (*b)->bytes <= most && (best == blocks_.end() || (*b)->bytes <= (*best)->bytes))
           best = b;
       if (best != blocks_.end()) {
         found = std::move(*best);
@@ -137,13 +137,15 @@ abi::Tensor new_tensor(std::initializer_list<int64_t> sizes, abi::DType dtype, a
   return t;
 }
 
-abi::Tensor recycled_tensor(std::initializer_list<int64_t> sizes, abi::DType dtype, abi::Layout layout) {
+namespace {
+
+abi::Tensor recycled(std::initializer_list<int64_t> sizes, abi::DType dtype, abi::Layout layout, bool any_size) {
   const int64_t dim = static_cast<int64_t>(sizes.size());
   int64_t strides[abi::kMaxDim];
   const int64_t bytes = abi::dense_strides(sizes.begin(), dim, layout, strides) * abi::size_of(dtype);
   const bool is_empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
   if (bytes < kLeast || is_empty || !torch_from_blob) return new_tensor(sizes, dtype, layout);
-  std::unique_ptr<Block> block = Kept::all().take(bytes);
+  std::unique_ptr<Block> block = Kept::all().take(bytes, any_size ? INT64_MAX : bytes + bytes / 4);
   const auto give = [](void*, void* block) { Kept::all().give(std::unique_ptr<Block>(static_cast<Block*>(block))); };
   try {
     abi::Tensor t = abi::over(block->data.get(), sizes.begin(), strides, dim, dtype, give, block.get());
@@ -153,6 +155,16 @@ abi::Tensor recycled_tensor(std::initializer_list<int64_t> sizes, abi::DType dty
     Kept::all().give(std::move(block));
     throw;
   }
+}
+
+}  // namespace
+
+abi::Tensor recycled_tensor(std::initializer_list<int64_t> sizes, abi::DType dtype, abi::Layout layout) {
+  return recycled(sizes, dtype, layout, false);
+}
+
+abi::Tensor recycled_floats(int64_t count) {
+  return recycled({count}, abi::DType::float32, abi::Layout::contiguous, true);
 }
 
 void advise_huge_pages([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {

@@ -16,6 +16,9 @@ abi::Tensor new_tensor(std::initializer_list<int64_t> sizes, abi::DType dtype,
 /// than computing what goes there (docs/architecture.md, Memory).
 abi::Tensor recycled_tensor(std::initializer_list<int64_t> sizes, abi::DType dtype, abi::Layout layout);
 
+/// The same for what an operator needs while it runs: whatever block is large enough will do.
+abi::Tensor recycled_floats(int64_t count);
+
 /// Asks for huge pages where a large block lies: fresh memory is mapped 4 KB at a time, and weights that are read once
 /// a call miss the TLB (docs/performance.md).
 void advise_huge_pages(const void* data, int64_t bytes);

@@ -41,7 +41,7 @@ struct Trained {
 
   /// Cost of a pixel of z1 from x, in floats moved: x's, and the products' at a core's rate over its bandwidth.
   int64_t product_cost() const {
-    constexpr int64_t kProductsPerFloatMoved = 25;
+    constexpr int64_t kProductsPerFloatMoved = 12;
     return c + c * m / kProductsPerFloatMoved;
   }
 

@@ -122,36 +122,71 @@ void scale_maps(const Map& x, const float* scale, const float* shift, int64_t pa
   });
 }
 
-/// y = W x + bias, the rows of large W on several threads.
-void layer(const float* w, int64_t rows, int64_t columns, const float* x, const float* bias, float* y) {
-  const int64_t grain = std::max<int64_t>(1, kSerialFlops / 16 / columns);
-  abi::parallel_for(rows, grain, [&](int64_t begin, int64_t end) {
-    kernels().matvec(w + begin * columns, end - begin, columns, x, bias ? bias + begin : nullptr, y + begin);
+/// Shares of a product's columns, whole panels each, on several threads where it is worth it: body(first, count).
+template <class Body>
+void for_columns(int64_t rows, int64_t k, int64_t columns, const Body& body) {
+  const int64_t grain = std::max<int64_t>(1, kSerialFlops / std::max<int64_t>(1, 2 * rows * k * kPanel));
+  abi::parallel_for(padded(columns) / kPanel, grain, [&](int64_t begin, int64_t end) {
+    body(begin * kPanel, std::min(columns, end * kPanel) - begin * kPanel);
   });
 }
 
-/// One image: the hidden layer before and after act, the logits, the gate's values. `active` may be `hidden`, and
-/// `gates` `logits`, where the earlier values are not wanted.
-void excitation(const Weights& w, int64_t act, int64_t gate, const float* squeeze, float* hidden, float* active,
-                float* logits, float* gates) {
-  layer(w.reduce, w.r, w.c, squeeze, w.reduce_bias, hidden);
-  for (int64_t r = 0; r < w.r; r++) active[r] = act_of(act, hidden[r]);
-  layer(w.expand, w.c, w.r, active, w.expand_bias, logits);
-  for (int64_t c = 0; c < w.c; c++) gates[c] = gate_of(gate, logits[c]);
+/// Y = X W^T + bias: a layer of all images, W of columns x k. Few images are multiplied one by one, as packing W would
+/// cost more.
+void layer(const float* x, int64_t images, int64_t k, const float* w, int64_t columns, const float* bias, float* y,
+           int64_t y_row) {
+  constexpr int64_t kFew = 4;
+  if (images < kFew) {
+    for (int64_t i = 0; i < images; i++)
+      for_columns(1, k, columns, [&](int64_t c0, int64_t count) {
+        kernels().matvec(w + c0 * k, count, k, x + i * k, bias ? bias + c0 : nullptr, y + i * y_row + c0);
+      });
+    return;
+  }
+  Scratch scratch;
+  float* panels = scratch.floats(panel_floats(columns, k));
+  const float* padded_bias = bias ? padded_copy(bias, columns, scratch) : nullptr;
+  for_columns(images, k, columns, [&](int64_t c0, int64_t count) {
+    float* mine = panels + c0 * k;
+    kernels().pack({w + c0 * k, k, 1, count, k, nullptr, nullptr, mine});
+    kernels().pointwise({x, k, 1, images, k, count, mine, 0, bias ? padded_bias + c0 : nullptr, y + c0, y_row,
+                         count % 8 == 0, false, false});
+  });
 }
 
-/// C[rows][n] = A[rows][k] B[k][n], all rows of B and C padded.
-void product(const float* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t k, const float* b, int64_t n, float* c,
-             int64_t c_row) {
-  kernels().pointwise({a, a_row, a_col, rows, k, n, b, padded(n), nullptr, c, c_row, true, false, false});
+/// Y = X W, the backward of a layer: X of images x rows, its rows x_row apart, W of rows x columns.
+void layer_backward(const float* x, int64_t x_row, int64_t images, const float* w, int64_t rows, int64_t columns,
+                    float* y, int64_t y_row) {
+  Scratch scratch;
+  if (columns % 8 != 0) {  // the kernel reads whole vectors of W
+    float* wide = scratch.floats(rows * by_eight(columns));
+    for (int64_t r = 0; r < rows; r++) std::copy_n(w + r * columns, columns, wide + r * by_eight(columns));
+    w = wide;
+  }
+  for_columns(images, rows, columns, [&](int64_t c0, int64_t count) {
+    kernels().pointwise(
+        {x, x_row, 1, images, rows, count, w + c0, by_eight(columns), nullptr, y + c0, y_row, true, false, false});
+  });
 }
 
-/// A dense matrix turned, for products with its columns.
-const float* transposed(const float* w, int64_t rows, int64_t columns, Scratch& scratch) {
-  float* out = scratch.floats(rows * columns);
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t c = 0; c < columns; c++) out[c * rows + r] = w[r * columns + c];
-  return out;
+/// What an excitation is made of, image by image: the hidden layer before and after act, the logits, the gate's values,
+/// whose rows lie gate_row apart. `active` may be `hidden`, and `gates` `logits`, where the earlier values are not
+/// wanted.
+void excitation(const Weights& w, int64_t images, int64_t act, int64_t gate, const float* squeeze, float* hidden,
+                float* active, float* logits, float* gates, int64_t gate_row) {
+  layer(squeeze, images, w.c, w.reduce, w.r, w.reduce_bias, hidden, w.r);
+  for (int64_t i = 0; i < images * w.r; i++) active[i] = act_of(act, hidden[i]);
+  layer(active, images, w.r, w.expand, w.c, w.expand_bias, logits, w.c);
+  for (int64_t i = 0; i < images; i++)
+    for (int64_t c = 0; c < w.c; c++) gates[i * gate_row + c] = gate_of(gate, logits[i * w.c + c]);
+}
+
+/// C[rows][n] = sum over k images of A[k][rows] B[k][n], the gradient of a weight; A's, B's and C's rows are padded.
+void weight_gradient(const float* a, int64_t rows, int64_t images, const float* b, int64_t n, float* c) {
+  for_columns(rows, images, n, [&](int64_t c0, int64_t count) {
+    kernels().pointwise(
+        {a, 1, padded(rows), rows, images, count, b + c0, padded(n), nullptr, c + c0, padded(n), true, false, false});
+  });
 }
 
 /// A matrix with padded rows made dense, in place.
@@ -174,13 +209,11 @@ Four squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const
   Tensor out = new_map({x.size(0), w.c, x.size(2), x.size(3)}, x);
   const Map from(x), to(out);
   const int64_t n = from.n, pad = padded(w.c);
-  float *squeeze = scratch.floats(n * w.c), *hidden = scratch.floats(n * w.r), *active = scratch.floats(w.r);
+  float *squeeze = scratch.floats(n * w.c), *hidden = scratch.floats(n * w.r), *active = scratch.floats(n * w.r);
   float *logits = scratch.floats(n * w.c), *scale = scratch.zeros(n * pad);
   reduce_maps(from, nullptr, squeeze);
-  for (int64_t i = 0; i < n; i++) {
-    for (int64_t c = 0; c < w.c; c++) squeeze[i * w.c + c] /= static_cast<float>(from.h * from.w);
-    excitation(w, act, gate, squeeze + i * w.c, hidden + i * w.r, active, logits + i * w.c, scale + i * pad);
-  }
+  for (int64_t i = 0; i < n * w.c; i++) squeeze[i] /= static_cast<float>(from.h * from.w);
+  excitation(w, n, act, gate, squeeze, hidden, active, logits, scale, pad);
   scale_maps(from, scale, nullptr, pad, to);
   return {std::move(out), result(squeeze, {n, w.c}, dtype), result(hidden, {n, w.r}, dtype),
           result(logits, {n, w.c}, dtype)};
@@ -195,12 +228,8 @@ Tensor excite(const Tensor& squeeze, const Tensor& w3, const Optional& b3, const
   check.shape("squeeze", squeeze, {-1, -1});
   const int64_t n = squeeze.size(0);
   const Weights w = weights(check, squeeze.size(1), w3, b3, w4, b4, act, gate, scratch);
-  const float* s = dense(squeeze, scratch);
-  float *hidden = scratch.floats(w.r), *values = scratch.floats(n * w.c);
-  for (int64_t i = 0; i < n; i++) {
-    float* value = values + i * w.c;
-    excitation(w, act, gate, s + i * w.c, hidden, hidden, value, value);
-  }
+  float *hidden = scratch.floats(n * w.r), *values = scratch.floats(n * w.c);
+  excitation(w, n, act, gate, dense(squeeze, scratch), hidden, hidden, values, values, w.c);
   return result(values, {n, w.c}, squeeze.dtype());
 }
 
@@ -239,17 +268,17 @@ Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tens
     }
     for (int64_t r = 0; r < w.r; r++) active[i * hidden_pad + r] = act_of(act, h[i * w.r + r]);
   }
-  const float *expand = transposed(w.expand, w.c, w.r, scratch), *reduce = transposed(w.reduce, w.r, w.c, scratch);
-  for (int64_t i = 0; i < n; i++) {
-    float* hidden_grad = grad_hidden + i * hidden_pad;
-    kernels().matvec(expand, w.r, w.c, grad_logits + i * pad, nullptr, hidden_grad);
-    for (int64_t r = 0; r < w.r; r++) hidden_grad[r] = act_backward(act, hidden_grad[r], h[i * w.r + r]);
-    kernels().matvec(reduce, w.c, w.r, hidden_grad, nullptr, shift + i * pad);
-  }
+  layer_backward(grad_logits, pad, n, w.expand, w.c, w.r, grad_hidden, hidden_pad);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t r = 0; r < w.r; r++) {
+      float& g = grad_hidden[i * hidden_pad + r];
+      g = act_backward(act, g, h[i * w.r + r]);
+    }
+  layer_backward(grad_hidden, hidden_pad, n, w.reduce, w.r, w.c, shift, pad);
   for (int64_t i = 0; i < n * pad; i++) shift[i] /= static_cast<float>(from.h * from.w);
   float *grad_w3 = scratch.floats(w.r * pad), *grad_w4 = scratch.floats(w.c * hidden_pad);
-  product(grad_hidden, 1, hidden_pad, w.r, n, means, w.c, grad_w3, pad);
-  product(grad_logits, 1, pad, w.c, n, active, w.r, grad_w4, hidden_pad);
+  weight_gradient(grad_hidden, w.r, n, means, w.c, grad_w3);
+  weight_gradient(grad_logits, w.c, n, active, w.r, grad_w4);
   scale_maps(grad, scale, shift, pad, to);
   const auto bias = [&](const Optional& b, const float* g, int64_t row, int64_t count) {
     if (!b) return abi::empty({0}, dtype);

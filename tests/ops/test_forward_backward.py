@@ -27,7 +27,7 @@ def test_ghost_modules(kind):
 
 
 def draw_squeeze_excite(draw) -> Case:
-    n, c, h, w = (draw(st.integers(1, most)) for most in (4, 80, 40, 40))
+    n, c, h, w = (draw(st.integers(1, most)) for most in (9, 80, 40, 40))
     r = draw(st.integers(1, 24))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     dtype = draw(st.sampled_from(DTYPES))

@@ -149,9 +149,11 @@ class CheapGradient {
   void add_weight_gradient(int64_t group, int64_t y, int64_t count) const {
     const float* rows[kMostRows];
     const int64_t in_pixel = primary_.window(y, count, rows), pixel = padded(b_.kept);
-    for (int64_t i = 0; i < count; i++)  // a row at a time: rows of a ring are not dense
-      kernels().depthwise_weight_grad({rows + i, in_pixel, 1, b_.t.w, b_.kept, b_.t.cheap.kernel, grad_z2_.row(y + i),
-                                       b_.t.w * pixel, pixel, b_.w2_of(group)});
+    for (int64_t i = 0; i < count; i++) {
+      const float* g = grad_z2_.row(y + i);
+      kernels().depthwise_weight_grad(
+          {rows + i, in_pixel, 1, b_.t.w, b_.kept, b_.t.cheap.kernel, &g, pixel, b_.w2_of(group)});
+    }
   }
 
   /// What the primary's BatchNorm backward reads of row y, the i-th of the last grad_y1.

@@ -73,7 +73,7 @@ class ImageRows {
     for (limit = std::min(limit, bottom_); next_ < limit; next_ += step_) {
       const int64_t count = std::min(step_, bottom_ - next_);
       if (direct_)
-        prefetch_next_rows(m_, image_, next_, count);
+        fetch_rows(m_, image_, next_, count);
       else
         kernels().gather({m_.at(image_, next_), m_.bf16, m_.channel, m_.row, m_.pixel}, count, m_.w, m_.c,
                          ring_.row(next_), m_.w * pixel_, pixel_);

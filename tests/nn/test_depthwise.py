@@ -117,12 +117,10 @@ def test_what_acts_when_the_convolutions_are_called(change, calls):
     x = map_for(module)
     module(x)
     calls.clear()
-    for path in ("conv_dw", "shortcut.0"):
-        CHANGES[change](module, path)
     plain = plain_twin(module)
     for m in (module, plain):
         for path in ("conv_dw", "shortcut.0"):
-            assert type(m.get_submodule(path)) in (nn.Conv2d, type(module.get_submodule(path)))
+            CHANGES[change](m, path)
     ours, eager = (run(m, x, True) for m in (module, plain))
     assert not calls and BY not in module.why(x)
     for what in ours:
@@ -135,8 +133,11 @@ def test_geometry_that_changes_is_noticed(calls):
     module(x)
     for path in ("conv_dw", "shortcut.0"):
         module.get_submodule(path).stride = (3, 3)
-    assert module(x).shape[2:] == (3, 3) and calls == [2, 2, 3, 3]
-    assert_agree(module, x)
+    plain = plain_twin(module)
+    ours, eager = (run(m, x, True) for m in (module, plain))
+    assert ours["output"].shape[2:] == (3, 3) and calls == [2, 2, 3, 3]
+    for what in ours:
+        torch.testing.assert_close(ours[what], eager[what], rtol=1e-3, atol=1e-4, msg=what)
 
 
 def test_a_global_hook_is_called(calls):
@@ -157,7 +158,7 @@ def test_biases(calls):
         conv = nn.Conv2d(old.in_channels, old.in_channels, 5, 2, 2, groups=old.in_channels)
         owner._modules[path] = randomise(conv, 3)
     for module.memory in ("balanced", "low"):
-        assert_agree(module, map_for(module), calls=2)
+        assert_agree(module, make_map((3, 8, 17, 14)), calls=2)
     assert len(calls) >= 8
 
 

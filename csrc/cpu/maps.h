@@ -48,9 +48,9 @@ inline void prefetch_next_rows(const Map& m, int64_t image, int64_t y, int64_t c
   for (; p < last; p += 64) __builtin_prefetch(p, 0, 2);
 }
 
-/// Loads a word of every line of rows y to y + count, in order, so that the hardware foresees the rest: it does not see
-/// a stream in prefetches, nor in a block of channels at a time. Where a pixel is one line the kernels' own reads are
-/// one.
+/// Loads a word of every line of rows y to y + count, in order: a stream that the hardware foresees, where it does not
+/// foresee a block of channels at a time, nor, as it was measured, follow prefetches. Where a pixel is one line the
+/// kernels' own reads are such a stream.
 inline void fetch_rows(const Map& m, int64_t image, int64_t y, int64_t count) {
   constexpr int64_t kLine = 64;
   if (m.pixel * 4 <= kLine) return;

@@ -29,6 +29,8 @@ abi::Library& implement() {
   library.impl("excite", abi::boxed<excite>);
   library.impl("squeeze_excite_backward", abi::boxed<squeeze_excite_backward>);
   library.impl("cheap_concat", abi::boxed<cheap_concat>);
+  library.impl("depthwise", abi::boxed<depthwise>);
+  library.impl("depthwise_backward", abi::boxed<depthwise_backward>);
   library.impl("program", abi::boxed<program>);
   library.impl("program_pack", abi::boxed<program_pack>);
   library.impl("program_eval", abi::boxed<program_eval>);

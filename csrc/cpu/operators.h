@@ -12,6 +12,7 @@ using Optional = std::optional<Tensor>;
 using Ints = std::vector<int64_t>;
 using Tensors = std::vector<Tensor>;
 using Two = std::tuple<Tensor, Tensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Eight = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -60,6 +61,11 @@ Tensor excite(const Tensor& squeeze, const Tensor& reduce_weight, const Optional
 Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tensor& squeeze, const Tensor& hidden,
                              const Tensor& logits, const Tensor& reduce_weight, const Optional& reduce_bias,
                              const Tensor& expand_weight, const Optional& expand_bias, int64_t act, int64_t gate);
+
+Tensor depthwise(const Tensor& x, const Tensor& weight, const Optional& bias, int64_t stride);
+
+Three depthwise_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight, const Optional& bias,
+                         int64_t stride, bool input_wanted, bool weight_wanted);
 
 Tensor program(const Tensor& x, const Tensor& packed, const Ints& steps);
 

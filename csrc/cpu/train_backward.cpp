@@ -148,10 +148,11 @@ class CheapGradient {
   /// After grad_y1 of the same rows.
   void add_weight_gradient(int64_t group, int64_t y, int64_t count) const {
     const float* rows[kMostRows];
+    const float* grads[kMostRows];
     const int64_t in_pixel = primary_.window(y, count, rows), pixel = by_eight(b_.kept);
-    for (int64_t i = 0; i < count; i++)  // a row at a time: rows of a ring are not dense
-      kernels().depthwise_weight_grad({rows + i, in_pixel, 1, b_.t.w, b_.kept, b_.t.cheap.kernel, grad_z2_.row(y + i),
-                                       b_.t.w * pixel, pixel, b_.w2_of(group)});
+    for (int64_t i = 0; i < count; i++) grads[i] = grad_z2_.row(y + i);
+    kernels().depthwise_weight_grad(
+        {rows, in_pixel, count, b_.t.w, b_.kept, b_.t.cheap.kernel, grads, pixel, b_.w2_of(group)});
   }
 
   /// What the primary's BatchNorm backward reads of row y, the i-th of the last grad_y1.
@@ -209,7 +210,7 @@ void primary_gradients(const Backward& b) {
       const int64_t count = std::min(b.step(), end - y), pixels = count * t.w;
       const Rows x = rows_of(t.x, image, y, count, x_rows, 0, t.c);
       const Rows g = read_rows(b.grad_out, image, y, count, grad, 0, t.m);
-      if (t.z) prefetch_next_rows(t.x, image, y, count);
+      if (t.z) fetch_rows(t.x, image, y, count);
       const Rows z1 =
           t.z ? t.z1_rows(image, y, count, nullptr, nullptr) : t.product(x, count, z, next_rows(t.x, image, y, count));
       NormBackward call = b.norm1.call(pixels, t.m, z1, g);

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <cmath>
 #include <new>
 #include <string>
 #include <vector>
@@ -127,6 +128,35 @@ Array depthwise(const std::string& isa, Array x, Array w, Array bias, bool relu,
   return out;
 }
 
+/// Gradients of x and of w for one of the result, `grad`: the library's two kernels on the same rows.
+py::tuple depthwise_backward(const std::string& isa, Array grad, Array x, Array w, int64_t stride) {
+  expect(stride > 1, "stride: expected at least 2");
+  expect(grad.ndim() == 3 && x.ndim() == 3 && w.ndim() == 3, "expected grad and x of H x W x C, w of C x k x k");
+  const int64_t height = x.shape(0), width = x.shape(1), c = x.shape(2), size = w.shape(1), half = size / 2;
+  const Floats none(c);
+  DepthwiseCall call(isa, x.data(), height, width, c, w.data(), size, none.data(), false, stride);
+  expect(w.shape(0) == c && w.shape(2) == size && grad.shape(0) == call.out_h && grad.shape(1) == call.out_w &&
+             grad.shape(2) == c,
+         "grad: expected the shape of the convolution's result");
+  const int64_t pixel = call.pixel, taps = size * size, floats = ghost::sum_floats(c);
+  Floats g(call.out_h * call.out_w * pixel, NAN), sums(taps * floats);
+  for (int64_t i = 0; i < call.out_h * call.out_w; i++) std::copy_n(grad.data() + i * c, c, g.begin() + i * pixel);
+  std::vector<const float*> grads, rows;
+  for (int64_t y = 0; y < call.out_h; y++) grads.push_back(g.data() + y * call.out_w * pixel);
+  for (int64_t y = -(half / stride); y <= (height + half) / stride; y++)
+    rows.push_back(y < 0 || y >= call.out_h ? nullptr : grads[y]);
+  Array grad_x({height, width, c}), grad_w({c, size, size});
+  std::fill_n(grad_x.mutable_data(), grad_x.size(), NAN);
+  call.k.depthwise_input_grad({rows.data(), pixel, call.out_w, height, width, c, size, stride, call.weight.data(),
+                               pixel, grad_x.mutable_data(), width * c, c});
+  call.k.depthwise_weight_grad(
+      {call.rows.data(), pixel, call.out_h, call.out_w, c, size, grads.data(), pixel, sums.data(), stride, width});
+  for (int64_t j = 0; j < c; j++)
+    for (int64_t t = 0; t < taps; t++)
+      grad_w.mutable_data()[j * taps + t] = static_cast<float>(ghost::sum_of(&sums[t * floats + j], c));
+  return py::make_tuple(grad_x, grad_w);
+}
+
 Floats numbers(int64_t n) {
   Floats v(n);
   for (int64_t i = 0; i < n; i++) v[i] = static_cast<float>((i * 2654435761u) % 1000) / 1000.f - 0.5f;
@@ -180,6 +210,8 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("depthwise", &depthwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
         py::arg("stride") = 1,
         "Depthwise convolution of x (H x W x C) with w (C x k x k), zero padding k // 2, plus bias.");
+  m.def("depthwise_backward", &depthwise_backward, py::arg("isa"), py::arg("grad"), py::arg("x"), py::arg("w"),
+        py::arg("stride"), "Gradients of x (H x W x C) and w (C x k x k) of a strided depthwise convolution.");
   m.def("time_pointwise", &time_pointwise, py::arg("isa"), py::arg("m"), py::arg("c"), py::arg("n"),
         py::arg("seconds") = 0.1, "Seconds per call of an M x C by C x N product.");
   m.def("time_depthwise", &time_depthwise, py::arg("isa"), py::arg("h"), py::arg("w"), py::arg("c"), py::arg("kernel"),

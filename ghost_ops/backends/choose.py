@@ -38,7 +38,8 @@ def _refuse_native(op: str, device: torch.device, dtype: torch.dtype, cheap_kern
     if dtype not in (torch.float32, torch.bfloat16):
         return f"its kernels take float32 and bfloat16, the input is {str(dtype).removeprefix('torch.')}"
     if cheap_kernel is not None and cheap_kernel not in CHEAP_KERNELS:
-        return f"its kernels take a cheap operation of size 1, 3, 5 or 7, this one is {cheap_kernel}"
+        what = "depthwise convolution" if op == "depthwise" else "cheap operation"
+        return f"its kernels take a {what} of size 1, 3, 5 or 7, this one is {cheap_kernel}"
     return None
 
 
@@ -80,7 +81,7 @@ def _choose(op: str, device: torch.device, dtype: torch.dtype, cheap_kernel: int
 
 
 def choose(op: str, x: torch.Tensor, cheap_kernel: int | None = None) -> Choice:
-    """The backend for ``op`` on an input such as x, with a cheap operation of ``cheap_kernel`` pixels a side."""
+    """The backend for ``op`` on an input such as x, with a depthwise kernel of ``cheap_kernel`` pixels a side."""
     run = _choose.__wrapped__ if torch.compiler.is_compiling() else _choose  # Dynamo warns of caches
     return run(op, x.device, x.dtype, cheap_kernel, _forced)
 

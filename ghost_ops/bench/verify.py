@@ -167,8 +167,15 @@ class _Draw:
         gate = self.random.choice(["clamp", "hard_sigmoid", "sigmoid", "identity"])
         return Drawn("squeeze_excite", tensors, {"act": _names(self.random, "prelu", "leaky_relu"), "gate": gate})
 
+    def depthwise(self) -> Drawn:
+        channels, size = self.random.randint(1, 48), self.random.choice([1, 3, 5, 7])
+        tensors = {"x": self.map(channels), "weight": self.normal(channels, 1, size, size, scale=1 / size)}
+        bias = self.sometimes(lambda: self.normal(channels, scale=0.3))
+        tensors |= {} if bias is None else {"bias": bias}
+        return Drawn("depthwise", tensors, {"stride": self.random.choice([1, 2, 2, 3])})
 
-OPERATORS = ("ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "squeeze_excite")
+
+OPERATORS = ("ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "squeeze_excite", "depthwise")
 FORWARD_ONLY = ("ghost_module_eval",)
 
 
@@ -187,7 +194,7 @@ def _call(drawn: Drawn, tensors: Tensors) -> tuple[torch.Tensor, ...]:
         run = operators.ghost_module_eval if native else operators.ghost_module_eval_reference
         return run(t["x"], *halves[0], *halves[1], None, None, *prelu, *last)[:1]
     arguments = dict(tensors)
-    if drawn.operator != "squeeze_excite":
+    if drawn.operator not in ("squeeze_excite", "depthwise"):
         for name in ("primary_bias", "cheap_bias", "cheap_weight")[drawn.operator == "cheap_concat" :]:
             arguments.setdefault(name, None)
     result = getattr(functional, drawn.operator)(**arguments, **drawn.options)
@@ -299,7 +306,8 @@ def _outcome(calls: list[Drawn], dtype: torch.dtype, layout: str, direction: str
         ours = evaluate(drawn, dtype, layout, backward)
         eager = evaluate(drawn, dtype, layout, backward, "reference")
         exact = evaluate(drawn, torch.float64, layout, backward, "reference")
-        kernel = drawn.tensors["cheap_weight"].shape[-1] if "cheap_weight" in drawn.tensors else None
+        weight = drawn.tensors.get("weight", drawn.tensors.get("cheap_weight"))
+        kernel = None if weight is None else weight.shape[-1]
         x = drawn.tensors["z" if drawn.operator == "cheap_concat" else "x"].to(dtype)
         backends.add(choose(drawn.operator, x, kernel).backend)
         for name, result in ours.items():

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from ..ops.ghost_module_train import TrainResult
-from . import _batch_norm
+from . import _batch_norm, _depthwise
 from ._batch_norm import BATCH
 from ._structure import Half, Unfusable, refuse_autocast, refuse_input, refuse_now
 
@@ -53,13 +53,13 @@ class _Recompute(torch.autograd.Function):
         ctx.plan = _, ghost1, depthwise, se, ghost2, shortcut = block._current_plan()
         y, kept1 = ghost1.keep(x)
         for half in depthwise:
-            y = half.run(y)
+            y = _depthwise.run(half, y)
         if se is not None:
             y = se(y)
         out, kept2 = ghost2.keep(y)
         residual = x
         for half in shortcut:
-            residual = half.run(residual)
+            residual = _depthwise.run(half, residual)
         # what the second forward must do as the first did, whatever becomes of the modules in between
         ctx.batch = {half: _batch_norm.statistics(half.norm) is BATCH for half in (*depthwise, *shortcut)}
         ctx.autocast = _autocast_now(x)
@@ -90,8 +90,8 @@ class _Recompute(torch.autograd.Function):
 
 
 def _step_again(half: Half, x: torch.Tensor, batch: bool) -> torch.Tensor:
-    """``Half.run`` that updates nothing, with batch statistics or the running ones."""
-    norm, z = half.norm, half.conv(x)
+    """``_depthwise.run`` that updates nothing, with batch statistics or the running ones."""
+    norm, z = half.norm, _depthwise.convolve(half, x)
     if norm is not None:
         running = (None, None) if batch else (norm.running_mean, norm.running_var)
         z = F.batch_norm(z, *running, norm.weight, norm.bias, batch, 0.0, norm.eps)

@@ -82,13 +82,6 @@ class Half(NamedTuple):
         except KeyError as name:  # sharded, pruned or otherwise computed: an attribute, but no parameter
             raise Unfusable(f"{name} of one of its children is no parameter or buffer of its own") from None
 
-    def run(self, x: torch.Tensor) -> torch.Tensor:
-        """Through its modules, one after the other."""
-        for module in (self.conv, self.norm, self.act):
-            if module is not None:
-                x = module(x)
-        return x
-
     def is_pointwise(self) -> bool:
         stride, padding, _, groups, _ = self.geometry
         one = self.conv.kernel_size == (1, 1) and stride == (1, 1)
@@ -101,6 +94,14 @@ class Half(NamedTuple):
         same = padding in ((height // 2, width // 2), "same") and (dilation == (1, 1) or height == 1)
         square = height == width and height % 2 == 1
         return square and same and stride == (1, 1) and groups == conv.in_channels == channels
+
+    def is_depthwise(self) -> bool:
+        """A filter for each channel, square, with one stride, padded by half its size."""
+        (height, width), conv = self.conv.kernel_size, self.conv
+        stride, padding, dilation, groups, _ = self.geometry
+        half = padding == (height // 2, width // 2) or (padding == "same" and height % 2 == 1)
+        regular = height == width and stride[0] == stride[1] and (dilation == (1, 1) or height == 1)
+        return half and regular and groups == conv.in_channels == conv.out_channels
 
 
 class Structure:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 
 from ..backends import choose
-from . import _recompute
+from . import _depthwise, _recompute
 from ._program import Builder
 from ._programmed import Programmed, need_grad
-from ._structure import Half, Structure, Unfusable, refuse_input, refuse_now
+from ._structure import Half, Structure, Unfusable, refuse_autocast, refuse_input, refuse_now
 from .bottleneck import GhostBottleneck
 from .fused_ghost_module import FusedGhostModule
 from .fused_squeeze_excite import FusedSqueezeExcite, _FusedSqueezeExcite
@@ -75,7 +75,7 @@ class FusedGhostBottleneck(Programmed, GhostBottleneck):
 
     def _in_parts(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():
-            return self._plain(x)
+            return self._one_by_one(x)
         if self.memory == "low":
             try:
                 self._check_recompute(x)
@@ -83,7 +83,32 @@ class FusedGhostBottleneck(Programmed, GhostBottleneck):
                 pass
             else:
                 return _recompute.run(self, x)
-        return self._plain(x) if self.training else self._in_turn(x)
+        return self._one_by_one(x) if self.training else self._in_turn(x)
+
+    def _one_by_one(self, x: torch.Tensor) -> torch.Tensor:
+        """The parts one after the other, each called as it stands but for depthwise convolutions, which have an
+        operator of their own."""
+        try:
+            _, ghost1, depthwise, se, ghost2, shortcut = self._with_depthwise(x)
+        except Unfusable:
+            return self._plain(x)
+        inner = ghost1(x)
+        for half in depthwise:
+            inner = _depthwise.run(half, inner)
+        out, residual = ghost2(inner if se is None else se(inner)), x
+        for half in shortcut:
+            residual = _depthwise.run(half, residual)
+        return out + residual
+
+    def _with_depthwise(self, x: torch.Tensor) -> _Plan:
+        """The plan for ``_one_by_one``; raises ``Unfusable`` where plain PyTorch does the same or must be called."""
+        why = refuse_now() or (None if torch.compiler.is_compiling() else refuse_input(x)) or refuse_autocast(x)
+        if why is not None:
+            raise Unfusable(why)
+        plan = self._current_plan()
+        if not any(_depthwise.serves(half, x) for half in (*plan.depthwise, *plan.shortcut)):
+            raise Unfusable("no operator takes one of its convolutions")
+        return plan
 
     def _check_recompute(self, x: torch.Tensor) -> None:
         if not need_grad((x, *self.parameters())):
@@ -96,19 +121,19 @@ class FusedGhostBottleneck(Programmed, GhostBottleneck):
         try:
             plan = self._riding(x)
         except Unfusable:
-            return self._plain(x)
+            return self._one_by_one(x)
         _, ghost1, depthwise, se, ghost2, shortcut = plan
         squeezed = se is not None and not depthwise
         found = ghost1.run(x, return_squeeze=squeezed)
         inner, squeeze = found if squeezed else (found, None)
         for half in depthwise:
-            inner = half.run(inner)
+            inner = _depthwise.run(half, inner)
         excitation = None
         if se is not None:
             excitation = se.excitation(inner.mean((2, 3)) if squeeze is None else squeeze)
         residual = x
         for half in shortcut:
-            residual = half.run(residual)
+            residual = _depthwise.run(half, residual)
         return ghost2.run(inner, input_scale=excitation, residual=residual)
 
     def _riding(self, x: torch.Tensor) -> _Plan:
@@ -130,20 +155,33 @@ class FusedGhostBottleneck(Programmed, GhostBottleneck):
 
     def why(self, x: torch.Tensor) -> str:
         """How the block would run on an input such as x: as one, or its parts in turn, and then why."""
-        keeps = ""
+        keeps, (runs, slower) = "", self._why_depthwise(x)
         if self.memory == "low":
             try:
                 self._check_recompute(x)
-                return "its parts in turn, computed again in the backward"
+                return f"its parts in turn, computed again in the backward{runs}{slower}"
             except Unfusable as reason:
                 keeps = f", and keeps what is inside: {reason}"
         if self.training:
-            return f"its parts in turn: it is in training mode{keeps}"
+            return f"its parts in turn{runs}: it is in training mode{keeps}{slower}"
         try:
             self._program_for(x)
         except Unfusable as reason:
-            return f"its parts in turn: {reason}{self._rides(x)}"
+            rides = self._rides(x)
+            return f"its parts in turn: {reason}{rides}" if rides else f"its parts in turn{runs}: {reason}{slower}"
         return f"as one block, by program_eval on {choose('program_eval', x)}"
+
+    def _why_depthwise(self, x: torch.Tensor) -> tuple[str, str]:
+        """What runs the depthwise convolutions between its parts, and why nothing faster does; for ``why``."""
+        try:
+            plan = self._current_plan()
+        except Unfusable:
+            return "", ""
+        runs, reason = _depthwise.why((*plan.depthwise, *plan.shortcut), x)
+        return (
+            "" if runs is None else f", {runs}",
+            "" if reason is None else f"; its depthwise convolutions are plain PyTorch: {reason}",
+        )
 
     def _rides(self, x: torch.Tensor) -> str:
         try:

@@ -71,6 +71,20 @@ class Checks:
             self.fail("cheap_weight", f"a positive multiple of the {m} primary channels first", _shape(weight))
         return channels
 
+    def depthwise(self, weight: object, x: torch.Tensor) -> int:
+        """The weight of a depthwise convolution of x, one filter a channel; returns the size of its kernel."""
+        self.parameter("weight", weight, (x.shape[1], 1, None, None), x)
+        height, width = weight.shape[2:]
+        if height != width or height < 1:
+            self.fail("weight", "a square kernel", _shape(weight))
+        return height
+
+    def stride(self, value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.fail("stride", "an int", repr(value), TypeError)
+        if value < 1:
+            self.fail("stride", "at least 1", value)
+
     def out_channels(self, value: object, m: int, total: int) -> int:
         """Between the primary channels (one more where there is a cheap operation) and all channels."""
         least = m if total == m else m + 1

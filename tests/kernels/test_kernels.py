@@ -54,6 +54,29 @@ def test_depthwise_every_tail(isa, k, stride):
             np.testing.assert_allclose(ours, exact[::stride, ::stride], rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("stride", [2, 3, 5])
+@pytest.mark.parametrize("k", [1, 3, 5, 7])
+def test_depthwise_backward_every_tail(isa, k, stride):
+    for c in (1, 3, 4, 5, 8, 9, 12, 16, 17, 20, 24, 31, 36):
+        for h, w in ((1, 1), (1, 9), (2, 2), (3, 1), (5, 21), (4, 8), (7, 40)):
+            x, taps = numbers(h, w, c, seed=c), numbers(c, k, k, seed=h)
+            grad = numbers(-(-h // stride), -(-w // stride), c, seed=w)
+            spread = np.zeros((h, w, c))
+            spread[::stride, ::stride] = grad
+            pad = ((k // 2,) * 2, (k // 2,) * 2, (0, 0))
+            spread, around = np.pad(spread, pad), np.pad(x.astype(np.float64), pad)
+            inner = spread[k // 2 : k // 2 + h, k // 2 : k // 2 + w]
+            exact_x, exact_w = np.zeros((h, w, c)), np.zeros((c, k, k))
+            for i in range(k):
+                for j in range(k):
+                    exact_w[:, i, j] = (inner * around[i : i + h, j : j + w]).sum((0, 1))
+                    exact_x += spread[k - 1 - i : k - 1 - i + h, k - 1 - j : k - 1 - j + w] * taps[:, i, j]
+            grad_x, grad_w = kernels.depthwise_backward(isa, grad, x, taps, stride)
+            np.testing.assert_allclose(grad_x, exact_x, rtol=0, atol=2e-5)
+            np.testing.assert_allclose(grad_w, exact_w, rtol=0, atol=5e-5)
+
+
 def test_instruction_sets_agree_with_the_library():
     assert tuple(LIBRARY_ISAS) == tuple(native.isas())
     assert "baseline" in LIBRARY_ISAS
@@ -76,11 +99,13 @@ for dtype in (torch.float32, torch.bfloat16):
                 torch.manual_seed(1)
                 x = torch.randn(3, 20, 13, 17).to(dtype).to(memory_format=layout).requires_grad_()
                 w1, w2 = torch.randn(12, 20, 1, 1, requires_grad=True), torch.randn(24, 1, 3, 3, requires_grad=True)
+                w3 = torch.randn(36, 1, 5, 5).div(5).requires_grad_()
                 t = F.ghost_module_train(x, w1, None, None, None, w2, None, None, None, out_channels=31, act=act)
                 y = F.ghost_module(x, w1, None, w2, None, act=act, cheap_act=act)
                 s = F.squeeze_excite(y, w1[:, :, 0, 0].new_ones(5, 36) / 9, None, torch.ones(36, 5) / 9, None)
-                (t.out.float().square().sum() + s.float().sum()).backward()
-                return [t.out, t.primary_var, t.cheap_mean, y, s, x.grad, w1.grad, w2.grad]
+                d = F.depthwise(s, w3, stride=2)
+                (t.out.float().square().sum() + s.float().sum() + d.float().square().sum()).backward()
+                return [t.out, t.primary_var, t.cheap_mean, y, s, d, x.grad, w1.grad, w2.grad, w3.grad]
             ours = run()
             with use_backend("reference"):
                 plain = run()

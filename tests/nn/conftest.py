@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ghost_ops.backends import Choice, native
-from ghost_ops.nn import _programmed, fused_bottleneck, fused_ghost_module, fused_squeeze_excite
+from ghost_ops.nn import _depthwise, _programmed, fused_bottleneck, fused_ghost_module, fused_squeeze_excite
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +14,7 @@ def fused_routes(monkeypatch):
             known = cheap_kernel in (None, 1, 3, 5, 7) and x.dtype in (torch.float32, torch.bfloat16)
             return Choice("native" if known and x.device.type == "cpu" else "reference")
 
-        for module in (_programmed, fused_bottleneck, fused_ghost_module, fused_squeeze_excite):
+        for module in (_depthwise, _programmed, fused_bottleneck, fused_ghost_module, fused_squeeze_excite):
             monkeypatch.setattr(module, "choose", choose)
     torch.manual_seed(0)
 

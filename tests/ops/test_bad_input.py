@@ -36,6 +36,10 @@ def excite(**changes):
     return F.squeeze_excite(**({"x": x} | gate | changes))
 
 
+def depthwise(**changes):
+    return F.depthwise(**({"x": x, "weight": torch.randn(6, 1, 3, 3), "bias": None, "stride": 2} | changes))
+
+
 REFUSED = [
     (module, {"x": [1.0]}, TypeError, "x: expected a tensor, got list"),
     (module, {"x": x[0]}, ValueError, "x: expected 4 dimensions .*, got 3 \\(6x5x7\\)"),
@@ -81,6 +85,19 @@ REFUSED = [
     (excite, {"gate": "relu"}, ValueError, "gate: expected one of clamp, hard_sigmoid"),
     (excite, {"act": "prelu"}, ValueError, "act: expected an activation without slopes"),
     (excite, {"x": x.double()}, TypeError, "reduce_weight: expected the dtype of x"),
+    (depthwise, {"x": None}, TypeError, "x: expected a tensor, got NoneType"),
+    (depthwise, {"x": x[0]}, ValueError, "x: expected 4 dimensions"),
+    (depthwise, {"x": x[:, :, :, :0]}, ValueError, "x: expected at least one row and column"),
+    (depthwise, {"x": x[:, :5]}, ValueError, "weight: expected shape 5x1xanyxany, got 6x1x3x3"),
+    (depthwise, {"weight": torch.randn(6, 2, 3, 3)}, ValueError, "weight: expected shape 6x1xanyxany"),
+    (depthwise, {"weight": torch.randn(12, 1, 3, 3)}, ValueError, "weight: expected shape 6x1xanyxany"),
+    (depthwise, {"weight": torch.randn(6, 1, 3, 5)}, ValueError, "weight: expected a square kernel, got 6x1x3x5"),
+    (depthwise, {"weight": torch.randn(6, 1, 0, 0)}, ValueError, "weight: expected a square kernel"),
+    (depthwise, {"weight": torch.randn(6, 1, 3, 3).double()}, TypeError, "weight: expected the dtype of x"),
+    (depthwise, {"bias": torch.randn(5)}, ValueError, "bias: expected shape 6, got 5"),
+    (depthwise, {"stride": 0}, ValueError, "stride: expected at least 1, got 0"),
+    (depthwise, {"stride": (2, 2)}, TypeError, "stride: expected an int, got \\(2, 2\\)"),
+    (depthwise, {"stride": True}, TypeError, "stride: expected an int, got True"),
 ]
 
 
@@ -91,12 +108,12 @@ def test_refused(call, changes, error, message, backend):
         call(**changes)
 
 
-@pytest.mark.parametrize("call", [module, concat, excite])
+@pytest.mark.parametrize("call", [module, concat, excite, depthwise])
 def test_an_empty_batch_gives_an_empty_result(call):
     argument = "z" if call is concat else "x"
     empty = torch.randn(0, 4 if call is concat else 6, 5, 7, requires_grad=True)
     out = call(**{argument: empty})
-    assert out.shape == (0, out.shape[1], 5, 7) and out.shape[1] > 0
+    assert out.shape == (0, out.shape[1], *((3, 4) if call is depthwise else (5, 7))) and out.shape[1] > 0
     out.sum().backward()
     assert empty.grad.shape == empty.shape
 

@@ -102,7 +102,7 @@ def test_the_kernels_are_what_is_tested():
     if not native.available():
         pytest.skip(f"no compiled library: {native.reason()}")
     for dtype in DTYPES:
-        for op in ("ghost_module", "ghost_module_train", "cheap_concat", "squeeze_excite"):
+        for op in ("ghost_module", "ghost_module_train", "cheap_concat", "squeeze_excite", "depthwise"):
             assert choose(op, torch.empty(1, dtype=dtype), 3).backend == "native"
 
 

@@ -29,7 +29,14 @@ CALLS = {
     ),
     "cheap_concat": lambda x: (x, r(6, 1, 5, 5), r(6), None, None, None, 11, 0, 6, 0.1, 0.1, False),
     "squeeze_excite": lambda x: (x, r(3, 6), r(3), r(6, 3), r(6), 1, 0),
+    "depthwise": lambda x: (x, r(6, 1, 3, 3), r(6), 2),
 }  # fmt: skip
+
+
+def results(name, args, of=overload):
+    """What an operator returns, as a tuple."""
+    out = of(name)(*args)
+    return (out,) if isinstance(out, torch.Tensor) else tuple(out)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -45,16 +52,16 @@ def test_operators_take_what_no_kernel_takes(name, dtype):
     """Called directly, on a dtype that the kernels leave to the reference."""
     args = CALLS[name](torch.randn(2, 6, 5, 7))
     args = [a.detach().to(dtype) if isinstance(a, torch.Tensor) else a for a in args]
-    out = overload(name)(*args)[0]
+    out = results(name, args)[0]
     with ghost_ops.use_backend("reference"):
-        expected = getattr(ghost_ops.backends.reference, name)(*args)[0]
+        expected = results(name, args, lambda name: getattr(reference, name))[0]
     torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_double_backward_is_refused(name):
     x = r(2, 6, 5, 7)
-    for out in (overload(name)(*CALLS[name](x))[0],):
+    for out in results(name, CALLS[name](x))[:1]:
         (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
         with pytest.raises((NotImplementedError, RuntimeError), match=r"cannot be differentiated|once_differentiable"):
             grad.sum().backward()
@@ -113,7 +120,7 @@ def test_gradcheck_of_the_explicit_backward(name):
         full = list(args)
         for i, t in zip(leaves, tensors, strict=True):
             full[i] = t
-        out = overload(name)(*full)
+        out = results(name, full)
         return out[:2] if name == "ghost_module" else out[:1]
 
     assert torch.autograd.gradcheck(f, [args[i] for i in leaves])
@@ -122,14 +129,16 @@ def test_gradcheck_of_the_explicit_backward(name):
 class Both(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.w = torch.nn.ParameterList([r(5, 6, 1, 1), r(5), r(5), r(5, 1, 3, 3), r(5), r(5), r(3, 9), r(9, 3)])
+        self.w = torch.nn.ParameterList(
+            [r(5, 6, 1, 1), r(5), r(5), r(5, 1, 3, 3), r(5), r(5), r(3, 9), r(9, 3), r(9, 1, 5, 5)]
+        )
 
     def forward(self, x):
-        w1, g1, b1, w2, g2, b2, w3, w4 = self.w
+        w1, g1, b1, w2, g2, b2, w3, w4, w5 = self.w
         y = F.ghost_module_train(x, w1, None, g1, b1, w2, None, g2, b2, out_channels=9).out
         y = F.squeeze_excite(y, w3, None, w4, None)
         z, s = F.ghost_module(x, w1, None, w2, b2, out_channels=9, residual=y, return_squeeze=True)
-        return z * s[:, :, None, None]
+        return F.depthwise(z * s[:, :, None, None], w5, stride=2)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -155,7 +164,9 @@ def test_compile_fullgraph(dynamic):
 def test_export_keeps_the_operators():
     program = torch.export.export(Both(), (torch.randn(2, 6, 5, 7),))
     called = {str(n.target) for n in program.graph.nodes if "ghost_ops" in str(n.target)}
-    assert called == {f"ghost_ops.{name}.default" for name in ("ghost_module_train", "squeeze_excite", "ghost_module")}
+    assert called == {
+        f"ghost_ops.{name}.default" for name in ("ghost_module_train", "squeeze_excite", "ghost_module", "depthwise")
+    }
 
 
 def test_autocast():
@@ -164,8 +175,10 @@ def test_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         out = F.ghost_module(x, w1, None, w2, None, residual=torch.randn(2, 10, 5, 7))
         trained = F.ghost_module_train(x, w1, None, None, None, w2, None, None, None)
-    assert out.dtype == trained.out.dtype == torch.bfloat16 and trained.primary_mean.dtype == torch.float32
-    (out.float().sum() + trained.out.float().square().sum()).backward()
+        deep = F.depthwise(trained.out[:, :5], w2, stride=2)
+    assert out.dtype == trained.out.dtype == deep.dtype == torch.bfloat16
+    assert trained.primary_mean.dtype == torch.float32
+    (deep.float().sum() + out.float().sum() + trained.out.float().square().sum()).backward()
     assert {t.grad.dtype for t in (x, w1, w2)} == {torch.float32}
 
 

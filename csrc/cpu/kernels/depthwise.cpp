@@ -1,12 +1,10 @@
 // Depthwise convolutions: channels across the lanes, weights in registers or a cache line away.
 #include "kernels.h"
 #include "simd.h"
-#include "sums.h"
 
 namespace {
 
 using ghost::Depthwise;
-using ghost::DepthwiseWeightGrad;
 using ghost::padded;
 
 template <class V, class Lanes>
@@ -177,44 +175,6 @@ void block_of_any_stride(const Depthwise& all, int64_t c, Lanes lanes) {
     }
 }
 
-// Gradient of one row of taps (i, 0..K-1): the sums over a call stay in registers, so long sums are taken in two
-// levels.
-template <class V, int K, class Lanes>
-GHOST_INLINE void weight_grad_taps(const DepthwiseWeightGrad d, int i, int64_t c, Lanes lanes) {
-  constexpr int P = K / 2;
-  using T = typename V::T;
-  T sum[K];
-#pragma GCC unroll 7
-  for (int j = 0; j < K; j++) sum[j] = V::zero();
-  for (int64_t r = 0; r < d.count; r++) {
-    const float *in = d.rows[r + i] + c, *g = d.g + r * d.g_row + c;
-    for (int64_t x = 0; x < d.width; x++, g += d.g_pixel) {
-      const T grad = V::load(g);
-      if (x >= P && x + P < d.width) {
-#pragma GCC unroll 7
-        for (int j = 0; j < K; j++) sum[j] = V::fma(grad, V::load(in + (x + j - P) * d.in_pixel), sum[j]);
-      } else {
-#pragma GCC unroll 7
-        for (int j = 0; j < K; j++) {
-          const int64_t at = x + j - P;
-          if (at >= 0 && at < d.width) sum[j] = V::fma(grad, V::load(in + at * d.in_pixel), sum[j]);
-        }
-      }
-    }
-  }
-  float* out = d.grad + i * K * ghost::sum_floats(d.channels);
-#pragma GCC unroll 7
-  for (int j = 0; j < K; j++, out += ghost::sum_floats(d.channels))
-    add_to<V>(out, d.channels, c, Sum<V>{sum[j], V::zero()}, lanes);
-}
-
-template <int K>
-void weight_grad(const DepthwiseWeightGrad& d) {
-  over_channels(d.channels, [&](auto v, int64_t c, auto lanes) {
-    for (int i = 0; i < K; i++) weight_grad_taps<decltype(v), K>(d, i, c, lanes);
-  });
-}
-
 template <int K, int CV, class V, class Lanes>
 GHOST_INLINE void any_stride(V, const Depthwise& d, int64_t c, Lanes lanes) {
   if (d.stride > 2) {
@@ -253,18 +213,5 @@ extern "C" void GHOST_SYMBOL(depthwise)(const Depthwise& d) {
       return depthwise<5>(d);
     default:
       return depthwise<7>(d);
-  }
-}
-
-extern "C" void GHOST_SYMBOL(depthwise_weight_grad)(const DepthwiseWeightGrad& d) {
-  switch (d.kernel) {
-    case 1:
-      return weight_grad<1>(d);
-    case 3:
-      return weight_grad<3>(d);
-    case 5:
-      return weight_grad<5>(d);
-    default:
-      return weight_grad<7>(d);
   }
 }

@@ -82,13 +82,26 @@ struct Depthwise {
   int64_t in_width = 0;  // pixels of an input row, with a stride above 1; with 1 it is `width`
 };
 
-// grad[tap][channel] += sum over pixels of g times the input shifted by the tap.
+// grad[tap][channel] += sum over pixels of g times the input under the tap.
 struct DepthwiseWeightGrad {
-  const float* const* rows;  // count + kernel - 1 input rows, as in Depthwise
+  const float* const* rows;  // (count - 1) * stride + kernel input rows, as in Depthwise
   int64_t in_pixel, count, width, channels, kernel;
-  const float* g;
-  int64_t g_row, g_pixel;
+  const float* const* g;  // `count` rows of `width` pixels
+  int64_t g_pixel;
   float* grad;  // [kernel * kernel] sums of sum_floats(channels)
+  int64_t stride = 1;
+  int64_t in_width = 0;  // as in Depthwise
+};
+
+// Gradient of a depthwise convolution's input, with a stride above 1: `count` rows of `width` pixels, the first of them
+// under the centre of an output row.
+struct DepthwiseInputGrad {
+  const float* const* rows;  // the output's gradient, from kernel / 2 / stride rows before that one on; null: no row
+  int64_t g_pixel, g_width, count, width, channels, kernel, stride;
+  const float* weight;  // as in Depthwise
+  int64_t weight_row;
+  float* out;
+  int64_t out_row, out_pixel;  // only `channels` floats of a pixel are written
 };
 
 // Per-channel coefficients of an activation after an affine map: y = act(z * scale + shift). All padded(channels).
@@ -138,6 +151,7 @@ struct Kernels {
   void (*fold)(const Fold&);
   void (*depthwise)(const Depthwise&);
   void (*depthwise_weight_grad)(const DepthwiseWeightGrad&);
+  void (*depthwise_input_grad)(const DepthwiseInputGrad&);
   // y = act(z * scale + shift), `channels` floats a pixel written
   void (*affine)(const float* z, int64_t z_pixel, const Affine&, float* y, int64_t y_pixel, int64_t pixels,
                  int64_t channels);

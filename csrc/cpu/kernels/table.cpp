@@ -10,6 +10,7 @@ void GHOST_SYMBOL(pack)(const ghost::Pack&);
 void GHOST_SYMBOL(fold)(const ghost::Fold&);
 void GHOST_SYMBOL(depthwise)(const ghost::Depthwise&);
 void GHOST_SYMBOL(depthwise_weight_grad)(const ghost::DepthwiseWeightGrad&);
+void GHOST_SYMBOL(depthwise_input_grad)(const ghost::DepthwiseInputGrad&);
 void GHOST_SYMBOL(affine)(const float*, int64_t, const ghost::Affine&, float*, int64_t, int64_t, int64_t);
 void GHOST_SYMBOL(add)(const float*, int64_t, const float*, int64_t, float*, int64_t, int64_t, int64_t);
 void GHOST_SYMBOL(scale_panels)(const float*, const float*, int64_t, int64_t, float*);
@@ -31,6 +32,7 @@ const ghost::Kernels GHOST_SYMBOL(kernels) = {
     GHOST_SYMBOL(fold),
     GHOST_SYMBOL(depthwise),
     GHOST_SYMBOL(depthwise_weight_grad),
+    GHOST_SYMBOL(depthwise_input_grad),
     GHOST_SYMBOL(affine),
     GHOST_SYMBOL(add),
     GHOST_SYMBOL(scale_panels),

@@ -1,0 +1,68 @@
+"""``depthwise``: a depthwise convolution, such as the strided ones of a Ghost bottleneck in training."""
+
+from __future__ import annotations
+
+import torch
+
+from ..backends import choose, reference
+from ..backends.layout import memory_format
+from ._library import differentiable, overload, refuse_double_backward, register_fake
+from .checks import Checks, autocast
+from .ghost_module import fake_gradient, fake_map
+
+
+def _fake(x, weight, bias, stride):
+    sides = ((x.shape[i] + 2 * (weight.shape[i] // 2) - weight.shape[i]) // stride + 1 for i in (2, 3))
+    return x.new_empty(x.shape[0], x.shape[1], *sides).to(memory_format=memory_format(x))
+
+
+def _fake_backward(grad_out, x, weight, bias, stride, input_wanted, weight_wanted):
+    grad_x = fake_map(x) if input_wanted else x.new_empty(0)
+    return grad_x, fake_gradient(weight if weight_wanted else None, x), fake_gradient(bias, x)
+
+
+register_fake("depthwise", _fake)
+register_fake("depthwise_backward", _fake_backward)
+refuse_double_backward("depthwise_backward")
+
+
+def _setup(ctx, inputs, output):
+    x, weight, bias, ctx.stride = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _backward(ctx, grad_out):
+    x, weight, bias = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    bias = bias if wanted[2] else None
+    grads = overload("depthwise_backward")(grad_out, x, weight, bias, ctx.stride, wanted[0], wanted[1])
+    return *(g if w else None for g, w in zip(grads, wanted)), None
+
+
+_call = differentiable("depthwise", _setup, _backward)
+
+
+def depthwise(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, stride: int = 1
+) -> torch.Tensor:
+    """Depthwise convolution padded by half its kernel: each channel with a filter of its own.
+
+    As ``F.conv2d(x, weight, bias, stride, padding=K // 2, groups=C)``, in x's memory format.
+
+    Args:
+        x: N x C x H x W, any floating dtype, NCHW or channels_last.
+        weight: C x 1 x K x K; K of 1, 3, 5 and 7 have kernels.
+        bias: C, or None.
+        stride: of both axes, at least 1.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    (x,) = autocast(x)
+    check = Checks("depthwise")
+    check.map("x", x)
+    kernel = check.depthwise(weight, x)
+    check.optional("bias", bias, (x.shape[1],), x)
+    check.stride(stride)
+    native = choose("depthwise", x, kernel).backend != "reference"
+    return (_call if native else reference.depthwise)(x, weight, bias, stride)

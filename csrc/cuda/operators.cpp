@@ -74,8 +74,7 @@ Plan plan_for(const Block& b, int element, int64_t images, int32_t device) {
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
   const auto plan = make_plan(b, element, images, limits);
-  if (!plan) fail("no tile of this block fits the shared memory of the device");
-  if (images * plan->tiles() > INT32_MAX) fail("more tiles than a launch takes");
+  if (!plan) fail("no tile of this block fits the shared memory of the device, or a launch");
   if (known.size() >= kMost) known.clear();
   return known[key] = *plan;
 }

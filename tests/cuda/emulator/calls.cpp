@@ -23,6 +23,18 @@ int ghost_emulated_plan(const Block* block, int element, int shared, int tile_he
   return found.has_value() && plan->shared <= shared;
 }
 
+/// How many of a plan's tiles need more pixels of a map than shared memory was laid out for.
+int ghost_emulated_tiles_too_large(const Block* block, const Plan* plan) {
+  const Regions most = largest(*block, *plan);
+  int count = 0;
+  for (int tile = 0; tile < plan->tiles(); tile++) {
+    const Regions r = regions(*block, *plan, tile, false);
+    count += r.x.pixels() > most.x.pixels() || r.expanded.pixels() > most.expanded.pixels() ||
+             r.inner.pixels() > most.inner.pixels() || r.out.pixels() > most.out.pixels();
+  }
+  return count;
+}
+
 /// dtype: 0 float32, 1 float16, 2 bfloat16. Returns null or what went wrong.
 const char* ghost_emulated_run(const Block* b, const Plan* p, int dtype, int64_t images, const void* x,
                                const void* matrices, const float* vectors, void* out, float* sums, void* squeeze,

@@ -17,6 +17,7 @@ struct Call {
   const void *residual, *scale;
   bool vectors_of_x;  // x may be read 16 bytes at a time
   void* stream;
+  int32_t most_shared;  // bytes that a thread block may have on this device
 };
 
 struct Gather {

@@ -103,6 +103,21 @@ def test_a_whole_net_at_its_own_size():
         )
 
 
+@pytest.mark.parametrize("dtype", emulate.DTYPES)
+def test_maps_that_begin_anywhere(dtype):
+    """Views, whose first element no vector of 16 bytes begins at."""
+    for seed in (s for s in range(200) if draw_block(s)[0].channels % 8 == 0):
+        p, x = draw_block(seed)
+        packed = reference.program_pack(p.parameters, p.code)
+        x = x.to(dtype).contiguous(memory_format=LAST)
+        memory = torch.full((x.numel() + 64,), torch.nan, dtype=dtype)
+        view = memory.as_strided(x.shape, x.stride(), 33 - memory.data_ptr() // dtype.itemsize % 32).copy_(x)
+        assert view.data_ptr() % 16 != 0
+        assert torch.equal(program(view, packed, p.code), program(x, packed, p.code))
+        if seed > 20:
+            break
+
+
 def test_no_images():
     p, x = draw_block(3)
     packed = reference.program_pack(p.parameters, p.code)
@@ -164,6 +179,8 @@ def test_bad_input_is_an_error_before_a_kernel_runs():
         ((x.contiguous() if x.numel() > x.shape[1] else x.double(), matrices, vectors, numbers), "x: a map|expected a"),
         ((x, matrices.half(), vectors, numbers), "matrices: as dense as x, in its dtype"),
         ((x, matrices, vectors.double(), numbers), "vectors: dense float32"),
+        ((x, torch.cat([matrices[:1], matrices])[1:], vectors, numbers), "parameters that begin at 16 bytes"),
+        ((x, matrices, torch.cat([vectors[:1], vectors])[1:], numbers), "parameters that begin at 16 bytes"),
         ((x, matrices[:-1], vectors, numbers), "parameters outside of their buffers"),
         ((x, matrices, vectors[:-16], numbers), "parameters outside of their buffers"),
         ((x, matrices, vectors, numbers[:-1]), "a block that ghost_ops wrote"),
@@ -172,6 +189,7 @@ def test_bad_input_is_an_error_before_a_kernel_runs():
         ((x, matrices, vectors, changed(height=x.shape[2] + 1)), "x: a map of the block's sizes"),
         ((x, matrices, vectors, changed(cheap_kernel=2)), "a kernel"),
         ((x, matrices, vectors, changed(chunk=24)), "a chunk"),
+        ((x, matrices, vectors, changed(kernel=0, stride=2)), "a stride without a convolution"),
         ((x, matrices, vectors, changed(kept2=10**4)), "the channels kept"),
         ((x, matrices, vectors, changed(primary=0, kernel=3)), "more than a module|a bottleneck"),
     ):

@@ -40,7 +40,7 @@ const char* ghost_emulated_run(const Block* b, const Plan* p, int dtype, int64_t
                                const void* matrices, const float* vectors, void* out, float* sums, void* squeeze,
                                const void* residual, const void* scale, int vectors_of_x, int order) {
   const Call call{*b,   *p,      images,   x,     matrices,          vectors, out,
-                  sums, squeeze, residual, scale, vectors_of_x != 0, nullptr};
+                  sums, squeeze, residual, scale, vectors_of_x != 0, nullptr, 0};
   return any(dtype, call, order);
 }
 

@@ -75,6 +75,11 @@ def test_the_order_of_threads_does_not_matter(tile, dtype):
         assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+def test_threads_that_part_are_an_error():
+    parted = emulate.library().ghost_emulated_parted
+    assert [parted(warps) for warps in (0, 1)] == [b"threads wait at different barriers"] * 2
+
+
 BARRIERS = [
     (header.name, number)
     for header in sorted(emulate.CUDA.glob("*.h"))

@@ -51,5 +51,20 @@ const char* ghost_emulated_gather(int dtype, void* matrices, float* vectors, con
 }
 
 /// Leaves out the barrier in this line of this file; a line of 0: none.
-void ghost_emulated_leave_out(const char* file, int line) { emulated::left_out = {file, line}; }
+void ghost_emulated_leave_out(const char* file, int line) {
+  emulated::left_out_file = file, emulated::left_out_line = line;
+}
+
+/// What the emulator says of a block whose odd threads, or the odd lanes of whose warps, part from the others.
+const char* ghost_emulated_parted(int warps) {
+  return emulated::run(1, 64, 0, emulated::kForward, 0, [=](unsigned char*) {
+    if (warps) {
+      thread() % 2 ? sync_warp() : static_cast<void>(shuffle_xor(1.f, 1));
+    } else if (thread() % 2) {
+      sync_block();
+    } else {
+      sync_block();
+    }
+  });
+}
 }

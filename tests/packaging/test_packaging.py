@@ -168,7 +168,9 @@ def test_the_build_says_what_it_makes_for_cuda(checkout, compiler):
     assert decide(TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX") == "sm_80 sm_90 compute_90"
     assert decide(TORCH_CUDA_ARCH_LIST="9.0a") == "sm_90a"
     assert "expected numbers such as" in decide(TORCH_CUDA_ARCH_LIST="Hopper")
-    assert "7.5: the kernels need 8.0 or newer" in decide(TORCH_CUDA_ARCH_LIST="7.5 8.0")
+    assert decide(TORCH_CUDA_ARCH_LIST="7.5 8.0 8.0+PTX") == "sm_80 compute_80"
+    assert "need 8.0 or newer, and 7.0 7.5 has none" in decide(TORCH_CUDA_ARCH_LIST="7.0;7.5")
+    assert decide(TORCH_CUDA_ARCH_LIST="8.0;99.0").endswith("does not know 99.0")
     names = decide().split()
     assert names[-1].startswith("compute_") and set(names) >= {"sm_80", "sm_90"}
 

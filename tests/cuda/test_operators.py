@@ -6,9 +6,11 @@ import re
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ghost_ops
 from ghost_ops.backends import cuda, reference
+from ghost_ops.backends.activation import LEAKY_RELU, NONE
 from ghost_ops.backends.cuda import launch, plan
 from ghost_ops.backends.cuda.ghost_module import ghost_module
 from ghost_ops.backends.cuda.program import describe, fitting, program, summary
@@ -71,6 +73,28 @@ def test_ghost_module(dtype):
     errors.assert_within(2.0)
 
 
+def test_a_ghost_module_is_few_launches():
+    """Its parameters one after the other, the gather, the kernel; and the slope of a LeakyReLU is not rounded to the
+    maps' dtype."""
+    x = make_map((2, 16, 5, 6), torch.bfloat16, "channels_last")
+    w, bias, cheap = (torch.randn(shape).bfloat16() for shape in ((8, 16, 1, 1), (8,), (8, 1, 3, 3)))
+    seen, vectors = [], []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.name().split("::")[1])
+            if func.name() == "ghost_ops::_cuda_module":
+                vectors.append(args[2])
+            return func(*args, **(kwargs or {}))
+
+    for _ in range(2):
+        seen.clear()
+        with Record():
+            ghost_module(x, w, bias, cheap, None, *[None] * 4, 16, LEAKY_RELU, NONE, 0.01, 0.0, False)
+    assert [name for name in seen if "view" not in name] == ["full", "cat", "_cuda_gather", "_cuda_module"]
+    assert (vectors[0] == torch.tensor(0.01)).sum() == 8
+
+
 def _arguments(tensors: dict, options: dict) -> tuple:
     """As the public function hands them to the operator."""
     seen = []
@@ -116,6 +140,13 @@ def test_maps_that_begin_anywhere(dtype):
         assert torch.equal(program(view, packed, p.code), program(x, packed, p.code))
         if seed > 20:
             break
+
+
+def test_parameters_in_half_precision():
+    """A frozen net that was converted itself, ``frozen.half()``."""
+    p, x = draw_block(3)
+    x, packed = x.half(), reference.program_pack(p.parameters, p.code).half()
+    assert torch.equal(program(x, packed, p.code), program(x, packed.float(), p.code))
 
 
 def test_no_images():

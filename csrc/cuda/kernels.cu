@@ -83,9 +83,14 @@ const char* run_gather(const Gather& g) {
   return text(cudaGetLastError());
 }
 
+const char* refuse() {
+  cudaFuncAttributes found;
+  return text(cudaFuncGetAttributes(&found, bottleneck_kernel));
+}
+
 }  // namespace
 
 extern const Kernels GHOST_NAME(kernels_, GHOST_DTYPE);
-const Kernels GHOST_NAME(kernels_, GHOST_DTYPE) = {run_bottleneck, run_module, run_gather};
+const Kernels GHOST_NAME(kernels_, GHOST_DTYPE) = {run_bottleneck, run_module, run_gather, refuse};
 
 }  // namespace ghost::cuda

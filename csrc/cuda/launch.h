@@ -29,9 +29,10 @@ struct Gather {
   void* stream;
 };
 
-/// The kernels of a dtype. Each returns null or why it could not be launched.
+/// The kernels of a dtype. Each returns null or why it could not be launched; `refuse` says, without a launch, why none
+/// could be on the current device.
 struct Kernels {
-  const char* (*bottleneck)(const Call&), *(*module)(const Call&), *(*gather)(const Gather&);
+  const char* (*bottleneck)(const Call&), *(*module)(const Call&), *(*gather)(const Gather&), *(*refuse)();
 };
 extern const Kernels kernels_float32, kernels_float16, kernels_bfloat16;
 

@@ -58,10 +58,13 @@ Exchange& exchange();
 
 enum Order { kForward, kBackward, kRandom };
 
+/// What a thread is about to read must lie in shared memory.
+void expect_shared(const void* begin, int bytes);
+
 /// Runs a kernel over a grid; kRandom is another order after every barrier. Shared memory is full of NaNs before every
 /// block.
 ///
-/// Returns null, or what went wrong: threads that wait at different barriers, or a write beside shared memory.
+/// Returns null, or what went wrong: threads that wait at different barriers, or a read or write beside shared memory.
 const char* run(int64_t blocks, int threads, int shared, Order order, uint32_t seed,
                 const std::function<void(unsigned char*)>& kernel);
 
@@ -128,6 +131,7 @@ inline void load_matrices(uint32_t (&a)[4], const void* row) {
   auto& e = emulated::exchange();
   const int lane = thread() & 31;
   e.rows[lane] = row;
+  emulated::expect_shared(row, 16);
   emulated::wait_for_warp(emulated::Meeting::load);
   for (int i = 0; i < 4; i++) std::memcpy(&a[i], static_cast<const char*>(e.rows[8 * i + lane / 4]) + lane % 4 * 4, 4);
 }

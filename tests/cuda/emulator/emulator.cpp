@@ -45,6 +45,8 @@ size_t turn;  // of the scheduler, which longjmp must not roll back
 bool moved, parted;
 Place meeting;  // where the first of the threads that wait has come to
 unsigned char* shared;
+int shared_bytes;
+bool outside;
 const std::function<void(unsigned char*)>* body;
 
 void leave(State state) {
@@ -118,6 +120,11 @@ void wait_for_warp(Meeting what) {
     if (fibers[i].state == State::at_warp) fibers[i].state = State::ready;
 }
 
+void expect_shared(const void* begin, int bytes) {
+  const auto* at = static_cast<const unsigned char*>(begin);
+  outside |= at < shared || at + bytes > shared + shared_bytes;
+}
+
 Exchange& exchange() {
   Warp& warp = the_warps[thread / kWarp];
   return warp.exchange[warp.round];
@@ -125,7 +132,7 @@ Exchange& exchange() {
 
 const char* run(int64_t blocks, int count, int bytes, Order order, uint32_t seed,
                 const std::function<void(unsigned char*)>& kernel) {
-  threads = count, body = &kernel;
+  threads = count, body = &kernel, shared_bytes = bytes, outside = false;
   fibers.resize(count);
   std::vector<unsigned char> stacks(count * kStack);
   std::vector<unsigned char> memory(bytes + 2 * kMargin + 128);
@@ -137,6 +144,7 @@ const char* run(int64_t blocks, int count, int bytes, Order order, uint32_t seed
   for (block = 0; block < blocks; block++) {
     std::fill(memory.begin(), memory.end(), 0xff);
     if (!run_block(turns, order == kRandom ? &random : nullptr, stacks)) return "threads wait at different barriers";
+    if (outside) return "a read beside shared memory";
     const auto untouched = [](unsigned char c) { return c == 0xff; };
     if (!std::all_of(memory.data(), shared, untouched) || !std::all_of(shared + bytes, &*memory.end(), untouched))
       return "a write beside shared memory";

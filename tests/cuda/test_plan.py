@@ -86,6 +86,14 @@ def test_shared_memory_holds_every_tile():
                 assert library.ghost_emulated_tiles_too_large(*numbers) == 0, (height, kernel, stride, cheap, cheap2)
 
 
+def test_eight_rows_of_shared_memory_share_no_bank():
+    """Of ldmatrix 16 bytes each, of float32 products four elements."""
+    for lanes, element in itertools.product(range(1, 1000), (2, 4)):
+        stride = emulate.library().ghost_emulated_row(lanes, element)
+        assert stride >= lanes and stride * element % 16 == 0
+        assert len({row * stride * element // 16 % 8 for row in range(8)}) == 8
+
+
 def test_maps_and_batches_that_32_bits_do_not_count():
     """Pixels of a tile, tiles of an image, blocks of a launch."""
     for side in (46_341, 50_000, 65_536):

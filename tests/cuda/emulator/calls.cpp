@@ -23,6 +23,9 @@ int ghost_emulated_plan(const Block* block, int element, int shared, int tile_he
   return found.has_value() && plan->shared <= shared;
 }
 
+/// Elements from one row of shared memory to the next.
+int ghost_emulated_row(int lanes, int element) { return row(lanes, element); }
+
 /// How many of a plan's tiles need more pixels of a map than shared memory was laid out for.
 int ghost_emulated_tiles_too_large(const Block* block, const Plan* plan) {
   const Regions most = largest(*block, *plan);

@@ -297,6 +297,8 @@ class Wheel(bdist_wheel):
 
 left_out = why_not_native()
 if left_out and not {"egg_info", "dist_info", "sdist"} & set(sys.argv):
+    if os.environ.get("GHOST_OPS_CUDA") == "1":
+        sys.exit(f"ghost_ops: GHOST_OPS_CUDA=1, and all compiled kernels are left out: {left_out}")
     print(f"ghost_ops: the compiled kernels are left out: {left_out}", file=sys.stderr)
 setup(
     ext_modules=[] if left_out else [Extension("ghost_ops._cpu", sources=[])],

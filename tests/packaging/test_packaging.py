@@ -164,6 +164,8 @@ def test_the_build_says_what_it_makes_for_cuda(checkout, compiler):
         AssertionError, match="GHOST_OPS_CUDA=1, and the CUDA kernels cannot be built: there is no nvcc"
     ):
         decide(CUDA_HOME="/nowhere", GHOST_OPS_CUDA="1")
+    with pytest.raises(AssertionError, match="GHOST_OPS_CUDA=1, and all compiled kernels are left out"):
+        decide(GHOST_OPS_NATIVE="0", GHOST_OPS_CUDA="1")
     if NVCC is None:
         pytest.skip("nvcc was not found")
     assert decide(TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX") == "sm_80 sm_90 compute_90"

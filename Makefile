@@ -26,7 +26,7 @@ bench: $(VENV)/installed-bench
 gpu: $(VENV)/installed-test $(VENV)/installed-peers
 	$(BIN)/pytest -q -m gpu tests/gpu
 	@if command -v compute-sanitizer > /dev/null; then \
-		for tool in memcheck racecheck; do \
+		for tool in memcheck racecheck synccheck; do \
 			compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m tests.gpu.sanitize || exit 1; \
 		done; \
 	else echo "compute-sanitizer was not found: memory was not checked"; fi

@@ -114,12 +114,17 @@ def architectures() -> list[str]:
         if not matched:
             raise Unable(f'TORCH_CUDA_ARCH_LIST: expected numbers such as "8.0;9.0+PTX", got {name!r}')
         number = "".join(matched.group(1, 2, 3))
-        if f"compute_{number.rstrip('af')}" in listed and int(matched[1]) >= 8:
+        if int(matched[1]) < 8:  # the list is often everybody's; on such devices other backends run
+            continue
+        if f"compute_{number.rstrip('af')}" in listed:
             found += [f"sm_{number}", *([f"compute_{number}"] if matched[4] else [])]
         elif wish:
-            raise Unable(f"TORCH_CUDA_ARCH_LIST: {name}: the kernels need 8.0 or newer, and an nvcc that knows it")
+            raise Unable(f"TORCH_CUDA_ARCH_LIST: {nvcc()[0]} does not know {name}")
+    if not found and wish:
+        raise Unable(f"TORCH_CUDA_ARCH_LIST: the kernels need 8.0 or newer, and {' '.join(wish)} has none")
     if not found:
         raise Unable(f"{nvcc()[0]} knows none of the architectures {CUDA_ARCHITECTURES}")
+    found = list(dict.fromkeys(found))
     return found if wish else [*found, found[-1].replace("sm_", "compute_")]
 
 
@@ -292,6 +297,8 @@ class Wheel(bdist_wheel):
 
 left_out = why_not_native()
 if left_out and not {"egg_info", "dist_info", "sdist"} & set(sys.argv):
+    if os.environ.get("GHOST_OPS_CUDA") == "1":
+        sys.exit(f"ghost_ops: GHOST_OPS_CUDA=1, and all compiled kernels are left out: {left_out}")
     print(f"ghost_ops: the compiled kernels are left out: {left_out}", file=sys.stderr)
 setup(
     ext_modules=[] if left_out else [Extension("ghost_ops._cpu", sources=[])],

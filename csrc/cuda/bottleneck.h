@@ -81,7 +81,7 @@ struct Tile {
     if (!sums) sums = a.sums + block() / count * count * lanes(b);
     float *means = at<float>(plan.means_at), *scale = at<float>(plan.scale_at);
     const int all = lanes(b);
-    const float pixels = static_cast<float>(out_height(b) * out_width(b));
+    const float pixels = static_cast<float>(int64_t{out_height(b)} * out_width(b));
 #pragma unroll 1
     for (int l = thread(); l < all; l += threads()) {
       float sum = 0.f;

@@ -25,7 +25,7 @@ inline const char* wrong(const Block& b, int64_t matrices, int64_t vectors) {
     if (b.chunk != 16 && b.chunk != 32) return "a chunk";
     if (!odd(b.cheap_kernel) || (b.kernel && !odd(b.kernel)) || (b.shortcut > 0 && !odd(b.shortcut))) return "a kernel";
     if (!within(b.hidden, 0, kMost) || !within(b.gate, 0, 3) || b.shortcut < -1) return "an excitation or shortcut";
-    if (!b.kernel && b.stride > 1 && b.shortcut <= 0) return "a stride without a convolution that has it";
+    if (!b.kernel && b.stride > 1) return "a stride without a convolution that has it";
     if (b.shortcut == 0 && (b.stride > 1 || b.channels != b.kept2)) return "a shortcut of another shape";
   } else if (b.stride != 1 || b.kernel || b.hidden) {
     return "a module alone that has more than a module";

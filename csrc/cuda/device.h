@@ -27,6 +27,9 @@ GHOST_DEVICE int64_t block() { return blockIdx.x; }
 /// Waits for all threads of the block; what they wrote to memory before is seen by all after.
 GHOST_DEVICE void sync_block() { __syncthreads(); }
 
+/// Brings the lanes of a warp together again, which what follows asks of them: ldmatrix, mma.
+GHOST_DEVICE void sync_warp() { __syncwarp(); }
+
 GHOST_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 /// A value of memory that nothing writes while the kernel runs.

@@ -35,12 +35,16 @@ __global__ void gather_kernel(T* matrices, float* vectors, const float* packed, 
   gather(matrices, vectors, packed, index, count, all);
 }
 
-const char* text(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+const char* text(cudaError_t error) {
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // else the next launch would be told of it again
+  return cudaGetErrorString(error);
+}
 
 const char* start(void (*kernel)(Block, Plan, Arguments<T>), const Call& call, Phase phase) {
   const Plan& plan = call.plan;
-  if (plan.shared > kOwnShared) {
-    const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared);
+  if (plan.shared > kOwnShared) {  // by always the same number: threads that launch at once must not lower it
+    const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, call.most_shared);
     if (error != cudaSuccess) return text(error);
   }
   const Arguments<T> a{static_cast<const T*>(call.x),
@@ -79,9 +83,14 @@ const char* run_gather(const Gather& g) {
   return text(cudaGetLastError());
 }
 
+const char* refuse() {
+  cudaFuncAttributes found;
+  return text(cudaFuncGetAttributes(&found, bottleneck_kernel));
+}
+
 }  // namespace
 
 extern const Kernels GHOST_NAME(kernels_, GHOST_DTYPE);
-const Kernels GHOST_NAME(kernels_, GHOST_DTYPE) = {run_bottleneck, run_module, run_gather};
+const Kernels GHOST_NAME(kernels_, GHOST_DTYPE) = {run_bottleneck, run_module, run_gather, refuse};
 
 }  // namespace ghost::cuda

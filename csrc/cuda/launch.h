@@ -17,6 +17,7 @@ struct Call {
   const void *residual, *scale;
   bool vectors_of_x;  // x may be read 16 bytes at a time
   void* stream;
+  int32_t most_shared;  // bytes that a thread block may have on this device
 };
 
 struct Gather {
@@ -28,9 +29,10 @@ struct Gather {
   void* stream;
 };
 
-/// The kernels of a dtype. Each returns null or why it could not be launched.
+/// The kernels of a dtype. Each returns null or why it could not be launched; `refuse` says, without a launch, why none
+/// could be on the current device.
 struct Kernels {
-  const char* (*bottleneck)(const Call&), *(*module)(const Call&), *(*gather)(const Gather&);
+  const char* (*bottleneck)(const Call&), *(*module)(const Call&), *(*gather)(const Gather&), *(*refuse)();
 };
 extern const Kernels kernels_float32, kernels_float16, kernels_bfloat16;
 

@@ -74,8 +74,7 @@ Plan plan_for(const Block& b, int element, int64_t images, int32_t device) {
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
   const auto plan = make_plan(b, element, images, limits);
-  if (!plan) fail("no tile of this block fits the shared memory of the device");
-  if (images * plan->tiles() > INT32_MAX) fail("more tiles than a launch takes");
+  if (!plan) fail("no tile of this block fits the shared memory of the device, or a launch");
   if (known.size() >= kMost) known.clear();
   return known[key] = *plan;
 }
@@ -94,8 +93,10 @@ Block block_of(const Numbers& list, const Tensor& x, const Tensor& matrices, con
   expect(x.size(1) == b.channels && x.size(2) == b.height && x.size(3) == b.width, "x: a map of the block's sizes");
   expect(matrices.dtype() == x.dtype() && matrices.is_contiguous(), "matrices: as dense as x, in its dtype");
   expect(vectors.dtype() == DType::float32 && vectors.is_contiguous(), "vectors: dense float32");
-  for (const Tensor* t : {&matrices, &vectors})
+  for (const Tensor* t : {&matrices, &vectors}) {
     expect(abi::cuda_device(*t, "parameters") == abi::cuda_device(x, "x"), "parameters on the device of x");
+    expect(reinterpret_cast<uintptr_t>(t->data<const char>()) % 16 == 0, "parameters that begin at 16 bytes");
+  }
   return b;
 }
 
@@ -109,6 +110,7 @@ Call call_for(const Block& b, const Tensor& x, const Tensor& matrices, const Ten
   call.vectors = vectors.data<const float>();
   call.vectors_of_x = b.channels * element % 16 == 0 && reinterpret_cast<uintptr_t>(call.x) % 16 == 0;
   call.stream = abi::cuda_stream(device);
+  call.most_shared = device_limits(device).shared;
   return call;
 }
 

@@ -21,20 +21,19 @@ struct Traffic {
   int64_t fused, by_module;
 };
 
+constexpr int kMostPixels = 1 << 14;  // of a tile: no shared memory holds more, and 32 bits count what it reads
 constexpr int kMostThreads = 512, kTiles[] = {56, 28, 16, 14, 12, 10, 8, 7, 6, 5, 4},
               kLastResort[] = {3, 2, 1};  // where nothing larger fits
 
-/// Largest regions of any tile; edges only make them smaller.
+/// Largest regions of any tile. What a tile needs down depends on its place down alone, and so across.
 inline Regions largest(const Block& b, const Plan& p, bool alone = false) {
   Regions found{};
   const auto widen = [](Span& a, Span s) { a = {0, std::max(a.size(), s.size())}; };
   const auto join = [&](Region& a, const Region& r) { widen(a.down, r.down), widen(a.across, r.across); };
-  for (int down : {0, 1, p.tiles_down / 2, p.tiles_down - 1}) {
-    for (int across : {0, 1, p.tiles_across / 2, p.tiles_across - 1}) {
-      if (down >= p.tiles_down || across >= p.tiles_across) continue;
-      const Regions r = regions(b, p, down * p.tiles_across + across, alone);
-      join(found.out, r.out), join(found.inner, r.inner), join(found.expanded, r.expanded), join(found.x, r.x);
-    }
+  for (int i = 0; i < std::max(p.tiles_down, p.tiles_across); i++) {
+    const int down = std::min(i, p.tiles_down - 1), across = std::min(i, p.tiles_across - 1);
+    const Regions r = regions(b, p, down * p.tiles_across + across, alone);
+    join(found.out, r.out), join(found.inner, r.inner), join(found.expanded, r.expanded), join(found.x, r.x);
   }
   return found;
 }
@@ -107,11 +106,13 @@ inline int arrange(const Block& b, const Plan& p) {
   return 0;
 }
 
-/// The plan with this tile; none where the threads do not hold its sums, or nothing could be kept.
+/// The plan with this tile; none where it is too large, the threads do not hold its sums, or nothing could be kept.
 inline std::optional<Plan> plan_of_tile(const Block& b, int element, int height, int width, int threads, bool kept) {
   Plan p{};
   p.tile_height = std::min(height, out_height(b)), p.tile_width = std::min(width, out_width(b));
   p.tiles_down = cdiv(out_height(b), p.tile_height), p.tiles_across = cdiv(out_width(b), p.tile_width);
+  if (int64_t{p.tile_height} * p.tile_width > kMostPixels) return std::nullopt;
+  if (int64_t{p.tiles_down} * p.tiles_across > INT32_MAX) return std::nullopt;
   p.threads = threads, p.kept = kept, p.launches = b.hidden && p.tiles() > 1 ? 2 : 1;
   p.columns = b.primary ? arrange(b, p) : 1;
   if (!p.columns || (kept && (!b.hidden || p.tiles() > 1))) return std::nullopt;
@@ -119,7 +120,7 @@ inline std::optional<Plan> plan_of_tile(const Block& b, int element, int height,
   return p;
 }
 
-/// The plan for so many images; none where no tile fits the device.
+/// The plan for so many images; none where no tile fits the device, or a launch.
 inline std::optional<Plan> make_plan(const Block& b, int element, int64_t images, const Device& device) {
   std::optional<Plan> best;
   double least_time = 0;
@@ -128,6 +129,7 @@ inline std::optional<Plan> make_plan(const Block& b, int element, int64_t images
     const auto p = plan_of_tile(b, element, tile_height, tile_width, threads, kept);
     if (!p || p->shared > device.shared) return;
     const double blocks = double(images) * p->tiles(), each = std::ceil(blocks / device.processors);
+    if (blocks > INT32_MAX) return;  // more than a launch takes
     const int resident = std::min({device.shared / p->shared, 2 * kMostThreads / threads, 4});
     const double sharing = std::clamp(each, 1.0, double(resident)), rounds = std::ceil(each / sharing);
     const double speed = std::min(1.0, threads * sharing / kMostThreads);  // of a processor with so many threads
@@ -149,11 +151,13 @@ inline std::optional<Plan> make_plan(const Block& b, int element, int64_t images
 /// Bytes of the fused block, halos counted as often as they are read, and of the same module by module.
 inline Traffic traffic(const Block& b, const Plan& p, int element, int64_t images) {
   const int64_t in = int64_t{b.height} * b.width, out = int64_t{out_height(b)} * out_width(b);
-  int64_t read = 0, squeeze = 0;
-  for (int tile = 0; tile < p.tiles(); tile++) {
-    read += regions(b, p, tile, false).x.pixels();
-    if (p.launches == 2) squeeze += regions(b, p, tile, true).x.pixels();
-  }
+  const auto read_by_tiles = [&](bool alone) {
+    int64_t down = 0, across = 0;
+    for (int i = 0; i < p.tiles_down; i++) down += regions(b, p, i * p.tiles_across, alone).x.down.size();
+    for (int i = 0; i < p.tiles_across; i++) across += regions(b, p, i, alone).x.across.size();
+    return down * across;
+  };
+  const int64_t read = read_by_tiles(false), squeeze = p.launches == 2 ? read_by_tiles(true) : 0;
   Traffic t{};
   t.fused = images * element * ((read + squeeze) * b.channels + out * b.kept2);
   t.by_module = images * element * in * b.channels;

@@ -40,6 +40,7 @@ GHOST_DEVICE void store_pair(T* to, float first, float second) {
 template <class T, int M, int N>
 GHOST_DEVICE void accumulate(float (&acc)[M][N][4], const T* a, int stride, int row, int rows, const T* weight,
                              int tiles_a_step, int count, int steps) {
+  if constexpr (sizeof(T) == 2) sync_warp();
 #pragma unroll 1  // registers are short
   for (int k = 0; k < steps; k++, weight += int64_t{tiles_a_step} * kWeightTile) {
     if constexpr (sizeof(T) == 2) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ class Walk:
     A backend says how a Ghost module runs, and where it can do better than PyTorch, an excitation and a mean.
     """
 
-    def __init__(self, x: torch.Tensor, steps: list[Step], folded: Iterator[Folded]) -> None:
+    def __init__(self, x: torch.Tensor, steps: Sequence[Step], folded: Iterator[Folded]) -> None:
         if not isinstance(steps[0], (Load, Conv)) or x.shape[1] != steps[0].channels:
             raise ValueError(f"program: x: expected the {steps[0].channels} channels of the steps, got {x.shape[1]}")
         self.maps: dict[int, torch.Tensor] = {}

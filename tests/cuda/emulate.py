@@ -47,7 +47,7 @@ def library() -> ctypes.CDLL:
     """The kernels and the planner, by pointers."""
     sources = [EMULATOR / "emulator.cpp", EMULATOR / "calls.cpp", CUDA / "questions.cpp"]
     found = ctypes.CDLL(str(_build("kernels", sources)))
-    for name in ("run", "gather"):
+    for name in ("run", "gather", "parted"):
         getattr(found, f"ghost_emulated_{name}").restype = ctypes.c_char_p
     return found
 

@@ -26,6 +26,7 @@ def device(monkeypatch):
         monkeypatch.setattr(package, "_missing", None)
         monkeypatch.setattr(package, "_capability", lambda index: (9, 0))
     monkeypatch.setattr(cuda, "_load", lambda: (object(), None))
+    monkeypatch.setattr(cuda, "_refusal", lambda index: None)
     clear()
     yield
     clear()
@@ -58,6 +59,14 @@ def test_asked_for(device, monkeypatch):
         assert choose("program", on_cuda()) == Choice("triton")
     with use_backend("reference"):
         assert choose("program", on_cuda()).backend == "reference"
+
+
+def test_a_device_that_the_library_was_not_built_for(device, monkeypatch):
+    """Or whose driver is older than the runtime within: then the next backend runs, and is no error."""
+    why = "its kernels do not run on this device: no kernel image is available for execution on the device"
+    monkeypatch.setattr(cuda, "_refusal", lambda index: why)
+    with use_backend("cuda"):
+        assert choose("program", on_cuda()) == Choice("triton", (("cuda", why),))
 
 
 def test_where_it_was_measured_to_be_faster(device, monkeypatch):

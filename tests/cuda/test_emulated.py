@@ -7,7 +7,7 @@ import torch
 
 from ghost_ops.backends import reference
 from ghost_ops.backends.cuda.program import program
-from ghost_ops.backends.steps import Excite, Ghost, Layer, Load, Store
+from ghost_ops.backends.steps import Depthwise, Excite, Ghost, Layer, Load, Store
 from tests.cuda import emulate
 from tests.cuda.programs import Emulator, draw_block
 from tests.helpers import assert_as_accurate, surrounded_by_nan
@@ -73,6 +73,24 @@ def test_the_order_of_threads_does_not_matter(tile, dtype):
         p, x = draw_block(seed + 100)
         results = [ours(p, x.to(dtype), Emulator(order, tile)) for order in (*ORDERS, 3)]
         assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("dtype", emulate.DTYPES)
+def test_a_second_module_that_needs_the_most_shared_memory(dtype):
+    """Few expanded channels, many of the output: what follows the last chunk is larger than all before."""
+    p = make_program(
+        Load(0, 8, True), Ghost(0, 1, -1, False, False, 8, 2, 2, 4, 3, Layer(), Layer()),
+        Depthwise(0, 2, False, 8, 3, 1, Layer()), Ghost(2, 3, -1, False, False, 8, 100, 0, 100, 1, Layer(), None),
+        Ghost(1, 4, 3, False, False, 4, 50, 50, 100, 3, Layer(), Layer()), Store(4),
+    )  # fmt: skip
+    emulator, x = Emulator(), torch.randn(1, 8, 5, 7).to(dtype)
+    check(ours(p, x, emulator), p, x)
+    assert len(emulator.plans) == 1 and emulator.plans[0][0].primary
+
+
+def test_threads_that_part_are_an_error():
+    parted = emulate.library().ghost_emulated_parted
+    assert [parted(warps) for warps in (0, 1)] == [b"threads wait at different barriers"] * 2
 
 
 BARRIERS = [

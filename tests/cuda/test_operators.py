@@ -6,9 +6,11 @@ import re
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ghost_ops
 from ghost_ops.backends import cuda, reference
+from ghost_ops.backends.activation import LEAKY_RELU, NONE
 from ghost_ops.backends.cuda import launch, plan
 from ghost_ops.backends.cuda.ghost_module import ghost_module
 from ghost_ops.backends.cuda.program import describe, fitting, program, summary
@@ -71,6 +73,28 @@ def test_ghost_module(dtype):
     errors.assert_within(2.0)
 
 
+def test_a_ghost_module_is_few_launches():
+    """Its parameters one after the other, the gather, the kernel; and the slope of a LeakyReLU is not rounded to the
+    maps' dtype."""
+    x = make_map((2, 16, 5, 6), torch.bfloat16, "channels_last")
+    w, bias, cheap = (torch.randn(shape).bfloat16() for shape in ((8, 16, 1, 1), (8,), (8, 1, 3, 3)))
+    seen, vectors = [], []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.name().split("::")[1])
+            if func.name() == "ghost_ops::_cuda_module":
+                vectors.append(args[2])
+            return func(*args, **(kwargs or {}))
+
+    for _ in range(2):
+        seen.clear()
+        with Record():
+            ghost_module(x, w, bias, cheap, None, *[None] * 4, 16, LEAKY_RELU, NONE, 0.01, 0.0, False)
+    assert [name for name in seen if "view" not in name] == ["full", "cat", "_cuda_gather", "_cuda_module"]
+    assert (vectors[0] == torch.tensor(0.01)).sum() == 8
+
+
 def _arguments(tensors: dict, options: dict) -> tuple:
     """As the public function hands them to the operator."""
     seen = []
@@ -101,6 +125,28 @@ def test_a_whole_net_at_its_own_size():
         assert_as_accurate(
             program(x, frozen.packed, frozen.steps), net(x), net.double()(x.double()), ulps=64, what="the net"
         )
+
+
+@pytest.mark.parametrize("dtype", emulate.DTYPES)
+def test_maps_that_begin_anywhere(dtype):
+    """Views, whose first element no vector of 16 bytes begins at."""
+    for seed in (s for s in range(200) if draw_block(s)[0].channels % 8 == 0):
+        p, x = draw_block(seed)
+        packed = reference.program_pack(p.parameters, p.code)
+        x = x.to(dtype).contiguous(memory_format=LAST)
+        memory = torch.full((x.numel() + 64,), torch.nan, dtype=dtype)
+        view = memory.as_strided(x.shape, x.stride(), 33 - memory.data_ptr() // dtype.itemsize % 32).copy_(x)
+        assert view.data_ptr() % 16 != 0
+        assert torch.equal(program(view, packed, p.code), program(x, packed, p.code))
+        if seed > 20:
+            break
+
+
+def test_parameters_in_half_precision():
+    """A frozen net that was converted itself, ``frozen.half()``."""
+    p, x = draw_block(3)
+    x, packed = x.half(), reference.program_pack(p.parameters, p.code).half()
+    assert torch.equal(program(x, packed, p.code), program(x, packed.float(), p.code))
 
 
 def test_no_images():
@@ -164,6 +210,8 @@ def test_bad_input_is_an_error_before_a_kernel_runs():
         ((x.contiguous() if x.numel() > x.shape[1] else x.double(), matrices, vectors, numbers), "x: a map|expected a"),
         ((x, matrices.half(), vectors, numbers), "matrices: as dense as x, in its dtype"),
         ((x, matrices, vectors.double(), numbers), "vectors: dense float32"),
+        ((x, torch.cat([matrices[:1], matrices])[1:], vectors, numbers), "parameters that begin at 16 bytes"),
+        ((x, matrices, torch.cat([vectors[:1], vectors])[1:], numbers), "parameters that begin at 16 bytes"),
         ((x, matrices[:-1], vectors, numbers), "parameters outside of their buffers"),
         ((x, matrices, vectors[:-16], numbers), "parameters outside of their buffers"),
         ((x, matrices, vectors, numbers[:-1]), "a block that ghost_ops wrote"),
@@ -172,6 +220,7 @@ def test_bad_input_is_an_error_before_a_kernel_runs():
         ((x, matrices, vectors, changed(height=x.shape[2] + 1)), "x: a map of the block's sizes"),
         ((x, matrices, vectors, changed(cheap_kernel=2)), "a kernel"),
         ((x, matrices, vectors, changed(chunk=24)), "a chunk"),
+        ((x, matrices, vectors, changed(kernel=0, stride=2)), "a stride without a convolution"),
         ((x, matrices, vectors, changed(kept2=10**4)), "the channels kept"),
         ((x, matrices, vectors, changed(primary=0, kernel=3)), "more than a module|a bottleneck"),
     ):

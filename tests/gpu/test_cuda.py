@@ -116,6 +116,22 @@ def test_threads_at_once():
     assert_threads_agree(ghost_ops.freeze(net), [x, x.flip(0), x * 0.5, -x])
 
 
+def test_threads_with_thread_blocks_of_all_sizes():
+    """What a launch may have of shared memory is an attribute of the kernel, which all threads set."""
+    net, x = net_and_images(side=224, dtype=torch.float16)
+    assert_threads_agree(ghost_ops.freeze(net), [x, x[:, :, :65, :49], x[:, :, :160, :160], x[:1, :, :33, :33]])
+
+
+def test_maps_that_begin_anywhere():
+    for seed in range(20):
+        p, x = draw_block(seed)
+        x = x.to(DEVICE, torch.float16).contiguous(memory_format=LAST)
+        memory, packed = torch.empty(x.numel() + 1, device=DEVICE, dtype=x.dtype), packed_of(p, torch.float16)
+        view = memory[1:].as_strided(x.shape, x.stride()).copy_(x)
+        ours = [torch.ops.ghost_ops.program(v, packed, p.code) for v in (view, x)]
+        assert torch.equal(*ours)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
 def test_another_device_than_the_current_one():
     p, x = draw_block(2)

@@ -71,6 +71,7 @@ def pure_wheel(checkout, tmp_path_factory) -> Path:
     return build_wheel(checkout, tmp_path_factory.mktemp("pure"), GHOST_OPS_NATIVE="0")
 
 
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")  # where setup.py looks
 OUR_HEADERS = ["abi.h", "abi_lists.h", "abi_threads.h", "cuda/abi_cuda.h"]
 
 
@@ -138,14 +139,14 @@ def test_library_exports_nothing_but_its_questions(wheel):
 def test_cuda_library_brings_its_runtime_and_shows_nothing_else(wheel):
     """It is in the wheel where nvcc is found, and asks the loader for torch's libraries, not for CUDA's."""
     library = unpack(wheel) / "ghost_ops" / "_cuda.so"
-    if shutil.which("nvcc") is None:
+    if NVCC is None:
         assert not library.exists()
         pytest.skip("nvcc was not found: NO CUDA LIBRARY WAS BUILT")
     needed = re.findall(r"NEEDED.*\[(.+)\]", run("readelf", "-d", library, cwd=ROOT))
     assert {"libtorch_cpu.so", "libtorch_cuda.so"} <= set(needed)
     assert not any("cudart" in name or "libcuda.so" in name for name in needed), needed
     exported = {line.split()[-1] for line in run("nm", "-D", "--defined-only", library, cwd=ROOT).splitlines()}
-    assert exported == {f"ghost_ops_cuda_{name}" for name in ("numbers", "plan", "traffic")}
+    assert exported == {f"ghost_ops_cuda_{name}" for name in ("numbers", "plan", "refuses", "traffic")}
 
 
 def test_the_build_says_what_it_makes_for_cuda(checkout, compiler):
@@ -163,12 +164,16 @@ def test_the_build_says_what_it_makes_for_cuda(checkout, compiler):
         AssertionError, match="GHOST_OPS_CUDA=1, and the CUDA kernels cannot be built: there is no nvcc"
     ):
         decide(CUDA_HOME="/nowhere", GHOST_OPS_CUDA="1")
-    if shutil.which("nvcc") is None:
+    with pytest.raises(AssertionError, match="GHOST_OPS_CUDA=1, and all compiled kernels are left out"):
+        decide(GHOST_OPS_NATIVE="0", GHOST_OPS_CUDA="1")
+    if NVCC is None:
         pytest.skip("nvcc was not found")
     assert decide(TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX") == "sm_80 sm_90 compute_90"
     assert decide(TORCH_CUDA_ARCH_LIST="9.0a") == "sm_90a"
     assert "expected numbers such as" in decide(TORCH_CUDA_ARCH_LIST="Hopper")
-    assert "7.5: the kernels need 8.0 or newer" in decide(TORCH_CUDA_ARCH_LIST="7.5 8.0")
+    assert decide(TORCH_CUDA_ARCH_LIST="7.5 8.0 8.0+PTX") == "sm_80 compute_80"
+    assert "need 8.0 or newer, and 7.0 7.5 has none" in decide(TORCH_CUDA_ARCH_LIST="7.0;7.5")
+    assert decide(TORCH_CUDA_ARCH_LIST="8.0;99.0").endswith("does not know 99.0")
     names = decide().split()
     assert names[-1].startswith("compute_") and set(names) >= {"sm_80", "sm_90"}
 

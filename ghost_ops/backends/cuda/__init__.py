@@ -87,7 +87,21 @@ def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-for _constant in (available, reason, _capability):
+@functools.cache
+def _asked(index: int) -> str | None:
+    refuses = library().ghost_ops_cuda_refuses
+    refuses.restype = ctypes.c_char_p
+    with torch.cuda.device(index):
+        why = refuses()
+    return None if why is None else f"its kernels do not run on this device: {why.decode()}"
+
+
+def _refusal(index: int) -> str | None:
+    """Why the library cannot launch on a device: it has nothing for its architecture, or needs a newer driver."""
+    return _asked(index)
+
+
+for _constant in (available, reason, _capability, _refusal):
     _constant._dynamo_marked_constant = True  # as in the package for Triton
 
 
@@ -105,10 +119,11 @@ def refuse_device(device: torch.device) -> str | None:
         return f"its kernels run on CUDA devices, the input is on {device.type}"
     if not available():
         return reason()
-    major, minor = _capability(-1 if device.index is None else device.index)
+    index = -1 if device.index is None else device.index  # -1: the current one
+    major, minor = _capability(index)
     if (major, minor) < LEAST_CAPABILITY:
         return f"its kernels need compute capability 8.0 or more, this device has {major}.{minor}"
-    return None
+    return _refusal(index)
 
 
 @functools.cache

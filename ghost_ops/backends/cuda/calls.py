@@ -36,8 +36,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Calls:
-    """All of a program, and of every number in the kernels' two buffers its place in the packed form (-1: zero)."""
+    """All of a program, its steps, and of every number in the kernels' two buffers its place in the packed form (-1:
+    zero)."""
 
+    steps: tuple[Step, ...]
     calls: tuple[Call, ...]
     index: torch.Tensor
     matrices: int
@@ -127,8 +129,7 @@ def _parts(steps: list[Step], folded: list[list[Folded]]) -> Parts:
 
 
 def build(steps: list[Step], folded: list[Folded], half: bool, apart: frozenset[int]) -> tuple[list[Call], Weights]:
-    """The calls, and their weights: of the same kind as the folded layers, whose zeros stand for zeros. No bottleneck
-    begins at the steps ``apart``."""
+    """The calls, and their weights, places as the folded layers are. No bottleneck begins at the steps ``apart``."""
     rest, w, calls, at = iter(folded), Weights(half), [], 0
     own = [[next(rest) for _ in layers(step)] for step in steps]
     while at < len(steps):
@@ -157,6 +158,5 @@ def calls_of(
     decoded = decode(steps)
     places = torch.arange(1, floats + 1, dtype=torch.float64)
     calls, w = build(decoded, unpack(places, decoded, (LEAKY_RELU, PRELU)), half, apart)
-    matrices, vectors = w.buffers()
-    index = (torch.cat([matrices, vectors]) - 1).to(torch.int32)
-    return Calls(tuple(calls), index.to(device), matrices.numel())
+    index, matrices = w.index()
+    return Calls(tuple(decoded), tuple(calls), index.to(device), matrices)

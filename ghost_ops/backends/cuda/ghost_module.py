@@ -1,6 +1,9 @@
-"""``ghost_module``: one kernel, with excitation, residual and squeeze on the way."""
+"""``ghost_module``: one kernel, with excitation, residual and squeeze on the way, after a gather of its weights."""
 
 from __future__ import annotations
+
+from functools import cache
+from math import prod
 
 import torch
 
@@ -9,12 +12,24 @@ from ..reference.program import Folded
 from ..steps import Ghost, Layer
 from . import launch
 from .elsewhere import elsewhere
-from .weights import Weights, module
+from .weights import Block, Weights, module
+
+Shapes = tuple[tuple[int, ...] | None, ...]
 
 
-def _folded(weight: torch.Tensor, bias, act: int, slope: float, act_weight) -> Folded:
-    slopes = weight.new_full((weight.shape[0],), slope) if act == LEAKY_RELU else act_weight
-    return Folded(*(None if t is None else t.float() for t in (weight, bias, slopes)))
+@cache  # for good: captured CUDA graphs read the index
+def _block_of(step: Ghost, shapes: Shapes, half: bool, device: torch.device) -> tuple[Block, torch.Tensor, int]:
+    """What the kernel is told, the index of its weights in parameters that lie one after the other, and how many of
+    these are matrices. The shapes are those of weight, bias and slopes of both convolutions."""
+    at, places = 1, []
+    for shape in shapes:
+        size = 0 if shape is None else prod(shape)
+        places.append(None if shape is None else torch.arange(at, at + size, dtype=torch.float64).view(shape))
+        at += size
+    w = Weights(half)
+    block = module(w, step, Folded(*places[:3]), Folded(*places[3:]) if step.made else None)
+    index, matrices = w.index()
+    return block, index.to(device), matrices
 
 
 def ghost_module(
@@ -35,16 +50,18 @@ def ghost_module(
         made, kernel = cheap_weight.shape[0], cheap_weight.shape[-1]
     if not m <= out_channels <= m + made:
         raise ValueError(f"ghost_ops: out_channels: expected {m} to {m + made}, got {out_channels}")
-    step = Ghost(0, 1, -1, False, return_squeeze, c, m, made, out_channels, kernel, Layer(0, 0.0, act),
-                 Layer(0, 0.0, cheap_act))  # fmt: skip
-    w = Weights(x.dtype != torch.float32)
-    first = _folded(primary_weight, primary_bias, act, act_slope, act_weight)
-    cheap = None
-    if cheap_weight is not None:
-        cheap = _folded(cheap_weight, cheap_bias, cheap_act, cheap_act_slope, cheap_act_weight)
-    block = module(w, step, first, cheap)
-    matrices, vectors = w.buffers()
-    scale = None if input_scale is None else input_scale.to(x.dtype).contiguous()
+    step = Ghost(0, 1, -1, False, False, c, m, made, out_channels, kernel, Layer(act=act), Layer(act=cheap_act))
+    slopes = [
+        torch.full((1,), slope, device=x.device) if code == LEAKY_RELU else weight
+        for code, slope, weight in ((act, act_slope, act_weight), (cheap_act, cheap_act_slope, cheap_act_weight))
+    ]
+    tensors = [primary_weight, primary_bias, slopes[0]]
+    tensors += [cheap_weight, cheap_bias, slopes[1]] if made else [None] * 3
+    shapes = tuple(None if t is None else tuple(t.shape) for t in tensors)
+    block, index, matrices = _block_of(step, shapes, x.dtype != torch.float32, x.device)
     if launch.find(tuple(block.numbers(*x.shape[2:])), x.dtype, x.shape[0], x.device) is None:
         return elsewhere("ghost_module", *arguments)
-    return launch.module(x, matrices.to(x.dtype), vectors, block, scale, residual, return_squeeze)
+    parameters = torch.cat([t.reshape(-1) for t in tensors if t is not None]).float()
+    weights = launch.gather(parameters, index, matrices, x)
+    scale = None if input_scale is None else input_scale.to(x.dtype).contiguous()
+    return launch.module(x, *weights, block, scale, residual, return_squeeze)

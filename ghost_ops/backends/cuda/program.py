@@ -12,7 +12,7 @@ import torch
 
 from ..layout import memory_format
 from ..reference.program import Folded
-from ..steps import Conv, Depthwise, Ghost, Load, Step, decode
+from ..steps import Conv, Depthwise, Ghost, Load
 from ..walk import Walk
 from . import launch, plan
 from .calls import Call, Calls, calls_of
@@ -32,8 +32,8 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Te
     if calls is None:
         return elsewhere("program", x, packed, steps)
     last = x.contiguous(memory_format=torch.channels_last)
-    buffers = launch.gather(packed.contiguous(), calls.index, calls.matrices, last)
-    result = _Run(last, decode(code), calls.calls, *buffers).result
+    buffers = launch.gather(packed.float().contiguous(), calls.index, calls.matrices, last)
+    result = _Run(last, calls, *buffers).result
     return result.contiguous(memory_format=memory_format(x) if result.dim() == 4 else torch.contiguous_format)
 
 
@@ -104,9 +104,9 @@ def summary(x: torch.Tensor, packed: torch.Tensor, steps: list[int], find: Find 
 
 
 class _Run(Walk):
-    def __init__(self, x, steps: list[Step], calls: tuple[Call, ...], matrices, vectors) -> None:
-        self.calls, self.matrices, self.vectors = calls, matrices, vectors
-        super().__init__(x, steps, iter(()))
+    def __init__(self, x, calls: Calls, matrices, vectors) -> None:
+        self.calls, self.matrices, self.vectors = calls.calls, matrices, vectors
+        super().__init__(x, calls.steps, iter(()))
 
     def walk(self, x: torch.Tensor) -> None:
         for call in self.calls:

@@ -1,7 +1,7 @@
 """Where kernels of ``csrc/cuda`` find their parameters: the order of weights, and what a kernel is told of a block.
 
-Everything here works on tensors of any kind: on parameters themselves, or on their places in the packed form of a
-program, from which one gather then makes what the kernels read. A place of 0 stands for a zero.
+Everything here works on the places of parameters, in the packed form of a program or one after the other; from these
+one gather then makes what the kernels read. A place of 0 stands for a zero.
 """
 
 from __future__ import annotations
@@ -105,10 +105,12 @@ class Weights:
         """A depthwise weight, tap by tap."""
         return self.vector(torch.stack([order(tap) for tap in folded.weight.flatten(1).t()]))
 
-    def buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both, of the dtype that went in; one element each where nothing did."""
-        empty = torch.zeros(128)
-        return torch.cat(self.matrices or [empty]), torch.cat(self.vectors or [empty])
+    def index(self) -> tuple[torch.Tensor, int]:
+        """For every number of both buffers its place among the parameters, counted from 0, and -1 where it is a zero;
+        and how many of the numbers are matrices."""
+        empty = [torch.zeros(128)]
+        places = torch.cat([*(self.matrices or empty), *(self.vectors or empty)])
+        return (places - 1).to(torch.int32), self._ends[0] or 128
 
 
 def _pick(t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

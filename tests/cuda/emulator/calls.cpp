@@ -23,12 +23,27 @@ int ghost_emulated_plan(const Block* block, int element, int shared, int tile_he
   return found.has_value() && plan->shared <= shared;
 }
 
+/// Elements from one row of shared memory to the next.
+int ghost_emulated_row(int lanes, int element) { return row(lanes, element); }
+
+/// How many of a plan's tiles need more pixels of a map than shared memory was laid out for.
+int ghost_emulated_tiles_too_large(const Block* block, const Plan* plan) {
+  const Regions most = largest(*block, *plan);
+  int count = 0;
+  for (int tile = 0; tile < plan->tiles(); tile++) {
+    const Regions r = regions(*block, *plan, tile, false);
+    count += r.x.pixels() > most.x.pixels() || r.expanded.pixels() > most.expanded.pixels() ||
+             r.inner.pixels() > most.inner.pixels() || r.out.pixels() > most.out.pixels();
+  }
+  return count;
+}
+
 /// dtype: 0 float32, 1 float16, 2 bfloat16. Returns null or what went wrong.
 const char* ghost_emulated_run(const Block* b, const Plan* p, int dtype, int64_t images, const void* x,
                                const void* matrices, const float* vectors, void* out, float* sums, void* squeeze,
                                const void* residual, const void* scale, int vectors_of_x, int order) {
   const Call call{*b,   *p,      images,   x,     matrices,          vectors, out,
-                  sums, squeeze, residual, scale, vectors_of_x != 0, nullptr};
+                  sums, squeeze, residual, scale, vectors_of_x != 0, nullptr, 0};
   return any(dtype, call, order);
 }
 
@@ -39,5 +54,20 @@ const char* ghost_emulated_gather(int dtype, void* matrices, float* vectors, con
 }
 
 /// Leaves out the barrier in this line of this file; a line of 0: none.
-void ghost_emulated_leave_out(const char* file, int line) { emulated::left_out = {file, line}; }
+void ghost_emulated_leave_out(const char* file, int line) {
+  emulated::left_out_file = file, emulated::left_out_line = line;
+}
+
+/// What the emulator says of a block whose odd threads, or the odd lanes of whose warps, part from the others.
+const char* ghost_emulated_parted(int warps) {
+  return emulated::run(1, 64, 0, emulated::kForward, 0, [=](unsigned char*) {
+    if (warps) {
+      thread() % 2 ? sync_warp() : static_cast<void>(shuffle_xor(1.f, 1));
+    } else if (thread() % 2) {
+      sync_block();
+    } else {
+      sync_block();
+    }
+  });
+}
 }

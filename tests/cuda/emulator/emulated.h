@@ -1,8 +1,9 @@
 // A CUDA block on the CPU, for tests: what csrc/cuda/device.h asks of a device, each thread a fiber.
 //
 // A fiber runs until it comes to a barrier of its block or warp; who runs next is decided by an order that the test
-// picks, so that a barrier that is missing is likely to show as another result. Products of a warp exchange fragments
-// as the PTX ISA lays them out. It shows what kernels compute, not what a device does: no caches, no memory model, no
+// picks, so that a barrier that is missing is likely to show as another result. Threads that wait at different
+// barriers, and lanes of a warp at different of its operations, are an error. Products of a warp exchange fragments as
+// the PTX ISA lays them out. It shows what kernels compute, not what a device does: no caches, no memory model, no
 // timing.
 #pragma once
 #include <cmath>
@@ -10,6 +11,7 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <string_view>
 
 #define GHOST_DEVICE inline
 
@@ -33,28 +35,36 @@ struct Exchange {
   uint32_t a[kWarp][4], b[kWarp][2];
 };
 
-/// A barrier of the kernels that does nothing, to see that tests notice.
+/// A line of the kernels.
 struct Place {
-  std::string file;
+  std::string_view file;
   int line;
+  bool operator==(const Place&) const = default;
 };
-extern Place left_out;
+/// The barrier at the end of this path does nothing, to see that tests notice.
+extern std::string left_out_file;
+extern int left_out_line;
 
 extern int thread, threads;
 extern int64_t block;
 
-/// Returns once every thread of the block, or of the warp, has come to it.
-void wait_for_block();
-/// The same for the warp; and the warp's exchange, another one each time of two, so that who is late reads what was
-/// meant for it.
-void wait_for_warp();
+/// Returns once every thread of the block has come to this place.
+void wait_for_block(Place place);
+/// The same for the warp, and what its lanes do there; and the warp's exchange, another one each time of two, so that
+/// who is late reads what was meant for it.
+enum class Meeting { sync, shuffle, load, multiply };
+void wait_for_warp(Meeting what);
 Exchange& exchange();
 
 enum Order { kForward, kBackward, kRandom };
 
-/// Runs a kernel over a grid. Shared memory is full of NaNs before every block.
+/// What a thread is about to read must lie in shared memory.
+void expect_shared(const void* begin, int bytes);
+
+/// Runs a kernel over a grid; kRandom is another order after every barrier. Shared memory is full of NaNs before every
+/// block.
 ///
-/// Returns null, or what went wrong: threads that wait for each other for good, or a write beside shared memory.
+/// Returns null, or what went wrong: threads that wait at different barriers, or a read or write beside shared memory.
 const char* run(int64_t blocks, int threads, int shared, Order order, uint32_t seed,
                 const std::function<void(unsigned char*)>& kernel);
 
@@ -64,14 +74,15 @@ inline int thread() { return emulated::thread; }
 inline int threads() { return emulated::threads; }
 inline int64_t block() { return emulated::block; }
 inline void sync_block(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  const auto& skip = emulated::left_out;
-  if (line != skip.line || !std::string(file).ends_with(skip.file)) emulated::wait_for_block();
+  if (line == emulated::left_out_line && std::string_view(file).ends_with(emulated::left_out_file)) return;
+  emulated::wait_for_block({file, line});
 }
+inline void sync_warp() { emulated::wait_for_warp(emulated::Meeting::sync); }
 
 inline float shuffle_xor(float value, int mask) {
   auto& e = emulated::exchange();
   e.values[thread() & 31] = value;
-  emulated::wait_for_warp();
+  emulated::wait_for_warp(emulated::Meeting::shuffle);
   return e.values[(thread() & 31) ^ mask];
 }
 
@@ -120,7 +131,8 @@ inline void load_matrices(uint32_t (&a)[4], const void* row) {
   auto& e = emulated::exchange();
   const int lane = thread() & 31;
   e.rows[lane] = row;
-  emulated::wait_for_warp();
+  emulated::expect_shared(row, 16);
+  emulated::wait_for_warp(emulated::Meeting::load);
   for (int i = 0; i < 4; i++) std::memcpy(&a[i], static_cast<const char*>(e.rows[8 * i + lane / 4]) + lane % 4 * 4, 4);
 }
 
@@ -129,7 +141,7 @@ void multiply_add(T, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
   auto& e = emulated::exchange();
   const int lane = thread() & 31;
   std::memcpy(e.a[lane], a, sizeof a), std::memcpy(e.b[lane], b, sizeof b);
-  emulated::wait_for_warp();
+  emulated::wait_for_warp(emulated::Meeting::multiply);
   const auto half = [](uint32_t bits, int i) { return widen(T{static_cast<uint16_t>(bits >> 16 * i)}); };
   for (int i = 0; i < 4; i++) {
     const int row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;

@@ -15,7 +15,8 @@ namespace ghost::cuda::emulated {
 
 int thread, threads;
 int64_t block;
-Place left_out{"", 0};
+std::string left_out_file;
+int left_out_line;
 
 namespace {
 
@@ -32,6 +33,7 @@ struct Fiber {
 
 struct Warp {
   int waiting = 0, round = 0;
+  Meeting what;
   Exchange exchange[2];
 };
 
@@ -40,8 +42,11 @@ std::vector<Warp> the_warps;
 int waiting, alive;
 jmp_buf scheduler;
 size_t turn;  // of the scheduler, which longjmp must not roll back
-bool moved;
+bool moved, parted;
+Place meeting;  // where the first of the threads that wait has come to
 unsigned char* shared;
+int shared_bytes;
+bool outside;
 const std::function<void(unsigned char*)>* body;
 
 void leave(State state) {
@@ -65,8 +70,8 @@ void enter() {
   _longjmp(scheduler, 1);
 }
 
-bool run_block(const std::vector<int>& order, std::vector<unsigned char>& stacks) {
-  waiting = 0, alive = threads;
+bool run_block(std::vector<int>& order, std::mt19937* random, std::vector<unsigned char>& stacks) {
+  waiting = 0, alive = threads, parted = false;
   the_warps.assign(threads / kWarp, Warp{});
   for (int i = 0; i < threads; i++) {
     Fiber& fiber = fibers[i];
@@ -77,6 +82,7 @@ bool run_block(const std::vector<int>& order, std::vector<unsigned char>& stacks
   }
   while (alive) {
     moved = false;
+    if (random) std::shuffle(order.begin(), order.end(), *random);
     for (turn = 0; turn < order.size(); turn++) {
       Fiber& fiber = fibers[order[turn]];
       if (fiber.state != State::ready) continue;
@@ -90,25 +96,33 @@ bool run_block(const std::vector<int>& order, std::vector<unsigned char>& stacks
     }
     if (!moved) return false;
   }
-  return true;
+  return !parted;
 }
 
 }  // namespace
 
-void wait_for_block() {
-  waiting++;
+void wait_for_block(Place place) {
+  if (waiting++ == 0) meeting = place;
+  parted |= place != meeting;
   fibers[thread].state = State::at_block;
   release_block_if_complete();
   leave(fibers[thread].state);
 }
 
-void wait_for_warp() {
+void wait_for_warp(Meeting what) {
   Warp& warp = the_warps[thread / kWarp];
+  if (warp.waiting == 0) warp.what = what;
+  parted |= what != warp.what;
   if (++warp.waiting < kWarp) return leave(State::at_warp);
   warp.waiting = 0, warp.round ^= 1;
   const int first = thread / kWarp * kWarp;
   for (int i = first; i < first + kWarp; i++)
     if (fibers[i].state == State::at_warp) fibers[i].state = State::ready;
+}
+
+void expect_shared(const void* begin, int bytes) {
+  const auto* at = static_cast<const unsigned char*>(begin);
+  outside |= at < shared || at + bytes > shared + shared_bytes;
 }
 
 Exchange& exchange() {
@@ -118,7 +132,7 @@ Exchange& exchange() {
 
 const char* run(int64_t blocks, int count, int bytes, Order order, uint32_t seed,
                 const std::function<void(unsigned char*)>& kernel) {
-  threads = count, body = &kernel;
+  threads = count, body = &kernel, shared_bytes = bytes, outside = false;
   fibers.resize(count);
   std::vector<unsigned char> stacks(count * kStack);
   std::vector<unsigned char> memory(bytes + 2 * kMargin + 128);
@@ -128,9 +142,9 @@ const char* run(int64_t blocks, int count, int bytes, Order order, uint32_t seed
   if (order == kBackward) std::reverse(turns.begin(), turns.end());
   std::mt19937 random(seed);
   for (block = 0; block < blocks; block++) {
-    if (order == kRandom) std::shuffle(turns.begin(), turns.end(), random);
     std::fill(memory.begin(), memory.end(), 0xff);
-    if (!run_block(turns, stacks)) return "threads wait at different barriers";
+    if (!run_block(turns, order == kRandom ? &random : nullptr, stacks)) return "threads wait at different barriers";
+    if (outside) return "a read beside shared memory";
     const auto untouched = [](unsigned char c) { return c == 0xff; };
     if (!std::all_of(memory.data(), shared, untouched) || !std::all_of(shared + bytes, &*memory.end(), untouched))
       return "a write beside shared memory";

@@ -7,7 +7,7 @@ namespace ghost::cuda {
 
 template <class T>
 constexpr Kernels kEmulated = {[](const Call& c) { return run<T>(c, 0); }, [](const Call& c) { return run<T>(c, 0); },
-                               [](const Gather& g) { return run<T>(g, 0); }};
+                               [](const Gather& g) { return run<T>(g, 0); }, nullptr};
 const Kernels kernels_float32 = kEmulated<float>, kernels_float16 = kEmulated<float16>,
               kernels_bfloat16 = kEmulated<bfloat16>;
 

@@ -16,8 +16,9 @@ namespace ghost {
 namespace {
 
 constexpr int64_t kHuge = 2 << 20, kLargeMap = 4 * kHuge;
-constexpr int64_t kLeast = 32 << 10;  // bytes; smaller blocks malloc keeps by itself
-constexpr int64_t kMostMiB = 1024;    // kept, unless GHOST_OPS_KEEP_MB says otherwise
+constexpr int64_t kLeast = 32 << 10;      // bytes; smaller blocks malloc keeps by itself
+constexpr int64_t kNeverKept = 32 << 20;  // and from here on glibc's keeps none, whatever its other settings adapt to
+constexpr int64_t kMostMiB = 1024;        // kept, unless GHOST_OPS_KEEP_MB says otherwise
 
 int64_t most_kept() {
   const char* wanted = std::getenv("GHOST_OPS_KEEP_MB");
@@ -131,20 +132,22 @@ class Kept {
 
 }  // namespace
 
-abi::Tensor new_tensor(std::initializer_list<int64_t> sizes, abi::DType dtype, abi::Layout layout) {
+namespace {
+
+abi::Tensor of_pytorch(std::initializer_list<int64_t> sizes, abi::DType dtype, abi::Layout layout) {
   abi::Tensor t = abi::empty(sizes, dtype, layout);
   if (t.numel()) advise_huge_pages(t.data<char>(), t.numel() * abi::size_of(dtype));
   return t;
 }
 
-namespace {
-
-abi::Tensor recycled(std::initializer_list<int64_t> sizes, abi::DType dtype, abi::Layout layout, bool any_size) {
+/// From `least` bytes on over a kept block, or a new one that will be kept.
+abi::Tensor recycled(std::initializer_list<int64_t> sizes, abi::DType dtype, abi::Layout layout, int64_t least,
+                     bool any_size = false) {
   const int64_t dim = static_cast<int64_t>(sizes.size());
   int64_t strides[abi::kMaxDim];
   const int64_t bytes = abi::dense_strides(sizes.begin(), dim, layout, strides) * abi::size_of(dtype);
   const bool is_empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
-  if (bytes < kLeast || is_empty || !torch_from_blob) return new_tensor(sizes, dtype, layout);
+  if (bytes < least || is_empty || !torch_from_blob) return of_pytorch(sizes, dtype, layout);
   std::unique_ptr<Block> block = Kept::all().take(bytes, any_size ? INT64_MAX : bytes + bytes / 4);
   const auto give = [](void*, void* block) { Kept::all().give(std::unique_ptr<Block>(static_cast<Block*>(block))); };
   try {
@@ -159,12 +162,16 @@ abi::Tensor recycled(std::initializer_list<int64_t> sizes, abi::DType dtype, abi
 
 }  // namespace
 
+abi::Tensor new_tensor(std::initializer_list<int64_t> sizes, abi::DType dtype, abi::Layout layout) {
+  return recycled(sizes, dtype, layout, kNeverKept);
+}
+
 abi::Tensor recycled_tensor(std::initializer_list<int64_t> sizes, abi::DType dtype, abi::Layout layout) {
-  return recycled(sizes, dtype, layout, false);
+  return recycled(sizes, dtype, layout, kLeast);
 }
 
 abi::Tensor recycled_floats(int64_t count) {
-  return recycled({count}, abi::DType::float32, abi::Layout::contiguous, true);
+  return recycled({count}, abi::DType::float32, abi::Layout::contiguous, kLeast, true);
 }
 
 void advise_huge_pages([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {

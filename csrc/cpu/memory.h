@@ -7,8 +7,9 @@
 
 namespace ghost {
 
-/// A new CPU tensor, dense in this order, its elements not initialised, over memory of PyTorch's. Training's: its maps
-/// are needed for long, and what is kept of them would come on top of what PyTorch's own operators take.
+/// A new CPU tensor, dense in this order, its elements not initialised. Training's: its maps are needed for long, and
+/// what is kept of them would come on top of what PyTorch's own operators take; so it is memory of PyTorch's, unless so
+/// large that the C library would have the system make it anew each time.
 abi::Tensor new_tensor(std::initializer_list<int64_t> sizes, abi::DType dtype,
                        abi::Layout layout = abi::Layout::contiguous);
 

@@ -216,8 +216,8 @@ void primary_gradients(const Backward& b) {
       NormBackward call = b.norm1.call(pixels, t.m, z1, g);
       call.grad_too = b.through_rows(image, y).data, call.grad_too_pixel = pixel;
       b.norm1.write(call, grad_z1, pixel);
-      k.pointwise(
-          {x.data, 1, x.pixel, t.c, pixels, t.m, grad_z1, pixel, nullptr, b.w1_of(group), pixel, true, false, true});
+      k.pointwise({x.data, 1, x.pixel, t.c, pixels, t.m, grad_z1, pixel, nullptr, b.w1_of(group), padded(t.m), true,
+                   false, true});
       const Rows to = rows_to_write(b.grad_x, image, y, grad_x_rows);
       k.pointwise({grad_z1, pixel, 1, pixels, t.m, t.c, b.transposed, 0, nullptr, to.data, to.pixel, !b.grad_x.direct,
                    false, false});

@@ -22,7 +22,7 @@ from .bench.peers import BASES
 
 QUICK_CASES = 3
 WIDTH = 180  # of tables that go to a file or a pipe
-PARTS = ("modules", "nets", "train", "frozen")
+PARTS = ("modules", "nets", "train", "frozen", "train_modules")
 
 
 def _console() -> Console:
@@ -110,6 +110,7 @@ def verify(quick: bool, as_json: bool) -> None:
 @click.option("--modules", is_flag=True, help="Every Ghost module of GhostNet-100.")
 @click.option("--nets", is_flag=True, help="Whole nets.")
 @click.option("--train", is_flag=True, help="A training step of GhostNet-100. Without any part named: these three.")
+@click.option("--train-modules", is_flag=True, help="Forward and backward of every Ghost module.")
 @click.option("--frozen", is_flag=True, help="Frozen nets beside engines and other nets, and the time of their parts.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of --frozen.")
 @click.option("--case", "patterns", multiple=True, metavar="TEXT", help="Only modules and nets whose name has this.")
@@ -126,6 +127,7 @@ def bench(
     modules: bool,
     nets: bool,
     train: bool,
+    train_modules: bool,
     frozen: bool,
     dtype: str,
     patterns: tuple[str, ...],
@@ -146,16 +148,18 @@ def bench(
     from .bench.plots import plot
     from .bench.resident import add_resident
     from .bench.run import new_report, run_case
-    from .bench.training import STEPS, TrainCase, run_training
+    from .bench.training import OURS_LOW, STEPS, TrainCase, TrainModuleCase, run_training
 
     if plot_path:
         _installed("matplotlib")
-    chosen = [part for part, on in zip(PARTS, (modules, nets, train, frozen)) if on]
+    chosen = [part for part, on in zip(PARTS, (modules, nets, train, frozen, train_modules)) if on]
     chosen = chosen or list(PARTS[:2] if patterns else PARTS[:3])
     if dtype != "float32" and not frozen:
         raise click.UsageError("--dtype is of --frozen: the other parts run in float32")
     cases = [*(module_cases() if "modules" in chosen else ()), *(net_cases() if "nets" in chosen else ())]
     cases = [case for case in cases if not patterns or any(p in case.name for p in patterns)]
+    trained = [case for case in module_cases() if not patterns or any(p in case.name for p in patterns)]
+    trained = [TrainModuleCase(case) for case in trained] if "train_modules" in chosen else []
     if quick and not patterns:
         small = [case for case in cases if case.kind == "module"]
         cases = small[:: max(1, len(small) // QUICK_CASES)][:QUICK_CASES] + [c for c in cases if c.kind == "net"]
@@ -167,11 +171,11 @@ def bench(
     batches = batches or ((1,) if quick else (1, 16))
     thread_counts = thread_counts or (1,)
     rounds, min_seconds = (min(rounds, 3), 0.005) if quick else (rounds, 0.02)
-    if not cases and not to_freeze and "train" not in chosen:
+    if not cases and not trained and not to_freeze and "train" not in chosen:
         raise click.UsageError("nothing is left to run: see --case and the parts asked for")
 
     settings = {"rounds": rounds, "min_seconds": min_seconds, "quick": quick, "parts": chosen, "dtype": dtype}
-    steps_of_threads = 1 + (len(cases) + bool(to_freeze)) * len(batches) + ("train" in chosen)
+    steps_of_threads = 1 + (len(cases) + len(trained) + bool(to_freeze)) * len(batches) + ("train" in chosen)
     with _progress(len(thread_counts) * steps_of_threads) as progress:
 
         def step(prefix: str) -> object:
@@ -189,6 +193,12 @@ def bench(
                         case, batch, threads, selected, rounds=rounds, limits=limits, min_seconds=min_seconds,
                         on_step=step(f"{case.name}, batch {batch}"),
                     )  # fmt: skip
+                    progress.advance(0)
+                for case in trained:
+                    on_step = step(f"{case.name}, batch {batch}")
+                    report.rows += run_training(
+                        case, batch, threads, steps - {OURS_LOW}, rounds=rounds, on_step=on_step
+                    )
                     progress.advance(0)
                 if to_freeze:
                     rows, parts = run_frozen(

@@ -80,6 +80,18 @@ def test_bench_table_file_and_picture(tmp_path):
     assert json.loads(paths[0].read_text())["schema"] == 1 and paths[1].stat().st_size > 1000
 
 
+def test_bench_of_modules_in_training(tmp_path):
+    pytest.importorskip("matplotlib")
+    paths = tmp_path / "bench.json", tmp_path / "bench.png"
+    options = "--case", "960-160@7", "--peers", "eager", "--batch", "2", "--quick", "--rounds", "1"
+    result = invoke("bench", "--train-modules", *options, "--json", str(paths[0]), "--plot", str(paths[1]))
+    assert result.exit_code == 0, result.output
+    assert "Ghost modules, forward and backward" in result.stdout and paths[1].stat().st_size > 1000
+    rows = json.loads(paths[0].read_text())["rows"]
+    assert {row["peer"] for row in rows} == {"ghost_ops", "eager", "eager_nchw"}
+    assert {(row["kind"], row["status"]) for row in rows} == {("train_module", "ok")}
+
+
 def test_bench_of_frozen_nets(monkeypatch):
     options = "--rounds", "1", "--quick", "--batch", "1", "--json", "-"
     result = invoke("bench", "--frozen", "--case", "ghostnet_050", "--peers", "eager", *options)

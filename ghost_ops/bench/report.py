@@ -25,6 +25,7 @@ KINDS = {
     "frozen_bfloat16": "Frozen nets, bfloat16",
     "rival": "Other nets beside the frozen one",
     "train": "Training step",
+    "train_module": "Ghost modules, forward and backward",
 }
 
 
@@ -94,14 +95,15 @@ def _table(key: tuple[str, int, int], rows: list[Row]) -> Table:
     whose = "the first frozen net's" if key[0] == "rival" else LABELS[base] + "'s"
     table = Table(title=f"{title(*key)}: ms (and how many times {whose})")
     table.add_column("case", no_wrap=True)
-    if key[0] != "rival":
+    shares = any(row.share for row in rows) and key[0] != "rival"
+    if shares:
         table.caption = f"roof: share of the machine's limit that {LABELS[base]} reaches"
         table.add_column("roof", justify="right")
     for name in names:
         table.add_column(LABELS[name], justify="right", overflow="fold")
     for case in cases:
         ours = by_key.get((case, base))
-        share = [] if key[0] == "rival" else [f"{ours.share:.0%}" if ours and ours.share else ""]
+        share = [] if not shares else [f"{ours.share:.0%}" if ours and ours.share else ""]
         count = next(row.count for row in rows if row.case == case)
         label = f"{case} x{count}" if count > 1 else case
         table.add_row(label, *share, *(_cell(by_key.get((case, name))) for name in names))

@@ -25,7 +25,7 @@ class Row:
     """One peer on one case.
 
     Attributes:
-        kind: module, net, train; of ``--frozen``: frozen, frozen_bfloat16, rival.
+        kind: module, net, train, train_module; of ``--frozen``: frozen, frozen_bfloat16, rival.
         case, batch, threads, count: which; how many modules of the net are like this.
         peer, label, group: who.
         status: ok; wrong (its result is not the reference's); missing (not installed); failed (it raised).

@@ -1,4 +1,4 @@
-"""A training step of GhostNet-100: time, gradients against float64, and what autograd keeps for the backward."""
+"""A training step of GhostNet-100, or of one Ghost module: time, gradients against float64, what autograd keeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import surgery
 from ..surgery.saved import saved_bytes
-from .cases import NETS, SIDE, draw_map, randomise
+from .cases import NETS, SIDE, ModuleCase, draw_map, randomise
 from .machine import Unavailable
 from .peers import CHANNELS_LAST, NCHW, OURS, compile_alone
 from .rows import FAILED, MISSING, WRONG, Row, relate
@@ -56,6 +56,7 @@ class TrainCase:
 
     net: str = "ghostnet_100"
     side: int = SIDE
+    count = 1
     kind = "train"
 
     @property
@@ -68,15 +69,72 @@ class TrainCase:
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         return draw_map(size, 3, self.side), torch.arange(size) * 37 % CLASSES
 
+    def loss(self, out: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(out, labels)
 
-def gradients(net: nn.Module, forward: Forward, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss and all parameters' gradients in one vector, in float64."""
+    def backward(self, loss: torch.Tensor, labels: torch.Tensor) -> None:
+        loss.backward()
+
+    def step(self, net: nn.Module, forward: Forward, x: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+
+        def call() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            self.loss(forward(x), labels).backward()
+            optimizer.step()
+
+        return call
+
+
+@dataclass(frozen=True)
+class TrainModuleCase:
+    """Forward and backward of a Ghost module over batch statistics, for a drawn gradient of its output."""
+
+    module: ModuleCase
+    kind = "train_module"
+
+    @property
+    def name(self) -> str:
+        return self.module.name
+
+    @property
+    def count(self) -> int:
+        return self.module.count
+
+    def build(self) -> nn.Module:
+        return self.module.build().train().requires_grad_(True)
+
+    def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        grad = draw_map(size, self.module.out, self.module.side)
+        return self.module.input(size).requires_grad_(), grad
+
+    def loss(self, out: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        return out
+
+    def backward(self, out: torch.Tensor, grad: torch.Tensor) -> None:
+        out.backward(grad.to(out.dtype))
+
+    def step(self, net: nn.Module, forward: Forward, x: torch.Tensor, grad: torch.Tensor) -> Callable[[], None]:
+        def call() -> None:
+            net.zero_grad(set_to_none=True)
+            x.grad = None
+            forward(x).backward(grad)
+
+        return call
+
+
+Case = TrainCase | TrainModuleCase
+
+
+def gradients(case: Case, net: nn.Module, forward: Forward, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Loss (of a module: its output) and gradients of all parameters, and of x if it needs one: a vector in float64."""
     net.zero_grad(set_to_none=True)
-    loss = F.cross_entropy(forward(x), labels)
-    loss.backward()
-    parts = [loss.detach().reshape(1), *(p.grad.flatten() for p in net.parameters())]
+    x = x.detach().requires_grad_(x.requires_grad)
+    loss = case.loss(forward(x), target)
+    case.backward(loss, target)
+    parts = [loss.detach(), *([x.grad] if x.requires_grad else []), *(p.grad for p in net.parameters())]
     net.zero_grad(set_to_none=True)
-    return torch.cat([part.double() for part in parts])
+    return torch.cat([part.flatten().double() for part in parts])
 
 
 def _relative(vector: torch.Tensor, reference: torch.Tensor) -> float:
@@ -85,7 +143,7 @@ def _relative(vector: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def run_training(
-    case: TrainCase,
+    case: Case,
     batch: int,
     threads: int,
     names: set[str],
@@ -100,26 +158,26 @@ def run_training(
     channels_last alone is off by several 1e-3 at batch 32. So a step is right within 1e-3, or, where that is more,
     within twice the error of eager in its own layout, and never beyond 5e-2.
     """
-    x, labels = case.batch(batch)
+    x, target = case.batch(batch)
     rows, calls = [], {}
     with torch_threads(threads):
         on_step("float64 reference")
-        exact, eager = case.build().double(), case.build()
-        reference = gradients(exact, exact, x.double(), labels)
+        exact = case.build().double()
+        reference = gradients(case, exact, exact, x.double(), target)
         del exact
         allowed = {}
         for layout in {step.layout for step in STEPS if step.name in names}:
             on_step("eager, for its error")
             eager = case.build().to(memory_format=layout)
-            found = gradients(eager, eager, x.contiguous(memory_format=layout), labels)
+            found = gradients(case, eager, eager, x.contiguous(memory_format=layout), target)
             allowed[layout] = min(CEILING, max(TOLERANCE, FACTOR * _relative(found, reference)))
         for step in STEPS:
             if step.name not in names:
                 continue
             on_step(f"{step.label}: first step")
-            row = Row(case.kind, case.name, batch, threads, 1, step.name, step.label, step.group)
+            row = Row(case.kind, case.name, batch, threads, case.count, step.name, step.label, step.group)
             rows.append(row)
-            call = _prepare(step, case, x, labels, reference, allowed[step.layout], row)
+            call = _prepare(step, case, x, target, reference, allowed[step.layout], row)
             if call is not None:
                 calls[step.name] = call
     labels_of = {step.name: step.label for step in STEPS}
@@ -132,33 +190,28 @@ def run_training(
 
 def _prepare(
     step: Step,
-    case: TrainCase,
+    case: Case,
     x: torch.Tensor,
-    labels: torch.Tensor,
+    target: torch.Tensor,
     reference: torch.Tensor,
     allowed: float,
     row: Row,
 ) -> Callable[[], None] | None:
     net = case.build().to(memory_format=step.layout)
-    x = x.contiguous(memory_format=step.layout)
+    x = x.detach().contiguous(memory_format=step.layout).requires_grad_(x.requires_grad)
+    if target.dim() == 4:
+        target = target.contiguous(memory_format=step.layout)
     try:
         forward = step.prepare(net)
-        row.error = _relative(gradients(net, forward, x, labels), reference)
+        row.error = _relative(gradients(case, net, forward, x, target), reference)
         if row.error > allowed:
             row.refuse(WRONG, f"its gradients differ from float64 by {row.error:.1e}, allowed {allowed:.1e}")
             return None
-        row.saved_bytes = saved_bytes(lambda: F.cross_entropy(forward(x), labels), net)
+        row.saved_bytes = saved_bytes(lambda: case.loss(forward(x), target), net)
     except Unavailable as why:
         row.refuse(MISSING, str(why))
         return None
     except Exception as error:
         row.refuse(FAILED, f"{type(error).__name__}: {error}"[:300])
         return None
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
-
-    def call() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(forward(x), labels).backward()
-        optimizer.step()
-
-    return call
+    return case.step(net, forward, x, target)

@@ -17,7 +17,7 @@ from ghost_ops.bench.roofline import Limits
 from ghost_ops.bench.rows import FAILED, MISSING, OK, WRONG, Row, error_of, relate
 from ghost_ops.bench.run import new_report, run_case
 from ghost_ops.bench.summary import summarise
-from ghost_ops.bench.training import OURS_LOW, STEPS, TrainCase, gradients, run_training
+from ghost_ops.bench.training import OURS_LOW, STEPS, TrainCase, TrainModuleCase, gradients, run_training
 from ghost_ops.surgery.saved import saved_bytes
 
 CASE = ModuleCase(8, 24, 7)
@@ -212,8 +212,28 @@ def test_training_step():
         assert row.seconds > 0 and row.saved_bytes > 0
     case = TrainCase(side=32)
     net, (x, labels) = case.build().double(), case.batch(4)
-    loss_and_gradients = gradients(net, net, x.double(), labels)
+    loss_and_gradients = gradients(case, net, net, x.double(), labels)
     assert loss_and_gradients.numel() == 1 + sum(p.numel() for p in net.parameters())
+
+
+def test_training_of_a_module(monkeypatch):
+    case = TrainModuleCase(CASE)
+    rows = {row.peer: row for row in run_training(case, 2, 1, {"eager", "eager_nchw", OURS}, rounds=1)}
+    assert rows.keys() == {"eager", "eager_nchw", OURS}
+    for row in rows.values():
+        assert (row.status, row.reason) == (OK, "") and row.error < 1e-5
+        assert row.seconds > 0 and row.saved_bytes > 0 and row.kind == "train_module"
+    net, (x, grad) = case.build().double(), case.batch(2)
+    found = gradients(case, net, net, x.double(), grad)
+    assert found.numel() == grad.numel() + x.numel() + sum(p.numel() for p in net.parameters())
+
+    def off(net):
+        net.primary_conv[0].weight.register_hook(lambda grad: grad * 1.5)
+        return net
+
+    monkeypatch.setattr("ghost_ops.bench.training.STEPS", (dataclasses.replace(STEPS[1], prepare=off),))
+    (row,) = run_training(case, 2, 1, {"eager"}, rounds=1)
+    assert row.status == WRONG and row.seconds is None
 
 
 def test_peak_memory_of_a_step():

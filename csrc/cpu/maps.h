@@ -41,7 +41,7 @@ struct Rows {
 };
 
 /// The rows after y + count, as many, for a product over those before to fetch on its way.
-constexpr int64_t kRowsAhead = 64;  // bytes a column of A: more than the widest tile of rows needs
+constexpr int64_t kRowsAhead = 64;  // as many bytes as the product reads itself
 inline Ahead next_rows(const Map& m, int64_t image, int64_t y, int64_t count) {
   if (!m.direct) return {};
   return {m.at(image, y + count), m.at(image, std::min(m.h, y + 2 * count)), kRowsAhead};

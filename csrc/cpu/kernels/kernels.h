@@ -24,7 +24,7 @@ struct Run {
 };
 constexpr int64_t kMostRuns = 64;
 
-// Memory that will be read later, to be fetched into the cache on the way, `step` bytes with each column of A.
+// Memory that will be read later, to be fetched into the cache on the way: `step` bytes with a column of 16 rows of A.
 struct Ahead {
   const char *at, *end;
   int64_t step;

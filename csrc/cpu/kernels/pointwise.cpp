@@ -92,8 +92,11 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
           for (int j = 0; j < NV; j++) v[i][j] = Full::fma(Full::set(x), w[j], v[i][j]);
           if (NH) h[i] = Tail::fma(Tail::set(x), u, h[i]);
         }
-        __builtin_prefetch(ahead, 0, 2);
-        ahead += ahead_step;
+#pragma GCC unroll 2
+        for (int i = 0; i < (MR + 15) / 16; i++) {
+          __builtin_prefetch(ahead, 0, 2);
+          ahead += ahead_step;
+        }
         a += a_col;
         b0 += row0;
         if (kStreams > 1) b1 += row1;

@@ -49,10 +49,10 @@ inline Ahead next_rows(const Map& m, int64_t image, int64_t y, int64_t count) {
 
 /// Loads a word of every line of rows y to y + count, in order: a stream that the hardware foresees, where it does not
 /// foresee a block of channels at a time, nor, as it was measured, follow prefetches. Where a pixel is one line the
-/// kernels' own reads are such a stream.
+/// kernels' own reads are such a stream, and rows that are converted are read in order anyway.
 inline void fetch_rows(const Map& m, int64_t image, int64_t y, int64_t count) {
   constexpr int64_t kLine = 64;
-  if (m.pixel * 4 <= kLine) return;
+  if (!m.direct || m.pixel * 4 <= kLine) return;
   const char *p = m.at(image, y), *end = p + (count * m.row - m.pixel + m.c) * 4;
   for (; p < end; p += kLine) asm volatile("" : : "r"(*reinterpret_cast<const int32_t*>(p)));
 }
@@ -71,7 +71,7 @@ inline Rows rows_of(const Map& m, int64_t image, int64_t y, int64_t count, float
 /// The same, for kernels that read a block of channels at a time.
 inline Rows read_rows(const Map& m, int64_t image, int64_t y, int64_t count, float* scratch, int64_t first,
                       int64_t channels) {
-  if (m.direct) fetch_rows(m, image, y, count);
+  fetch_rows(m, image, y, count);
   return rows_of(m, image, y, count, scratch, first, channels);
 }
 

@@ -64,7 +64,7 @@ struct Trained {
   /// Rows of z1: kept ones in place, else the product of x's rows, in `to` (count * w pixels of by_eight(m)).
   Rows z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const;
   /// z1 of these rows of x.
-  Rows product(const Rows& x, int64_t count, float* to, Ahead ahead = {}) const;
+  Rows product(const Rows& x, int64_t count, float* to, Ahead ahead) const;
 };
 
 /// Rows that are made in order, in steps, as far as somebody wants them: z1 and y1 (expanded for the cheap operation).

@@ -1,4 +1,4 @@
-"""Programs whose arguments end where memory ends: a read past one of them ends the process. Run as a module."""
+"""Calls whose arguments end where memory ends: a read past one of them ends the process. Run as a module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from contextlib import suppress
 
 import torch
 
+from ghost_ops import FusedGhostModule
 from ghost_ops.backends.steps import Depthwise, Layer, Load, Store
+from ghost_ops.functional import squeeze_excite
 from ghost_ops.ops.program import program, program_eval, program_pack
 from tests.helpers import make_map
 from tests.ops.program_cases import draw_call, make_program
@@ -60,7 +62,23 @@ def matrix_for_taps() -> None:
         program_pack([guarded(p.parameters[0][:, :, 1, 1].contiguous())], p.code)
 
 
+def training() -> None:
+    """Ghost modules and squeeze-and-excite, forward and backward; the wide ones keep z1 for the backward."""
+    for c, out, side in ((64, 16, 8), (20, 24, 9), (16, 48, 12), (96, 20, 7)):
+        for dtype in (torch.float32, torch.bfloat16):
+            for memory_format in (torch.contiguous_format, torch.channels_last):
+                torch.set_num_threads(1 + side % 2)
+                x = guarded(make_map((5, c, side, side)).to(dtype).contiguous(memory_format=memory_format))
+                module = FusedGhostModule(c, out).to(dtype).train()
+                y = module(x.requires_grad_())
+                y.backward(guarded(torch.randn_like(y)))
+                weights = [guarded(torch.randn(s, dtype=dtype)) for s in ((9, c), (9,), (c, 9), (c,))]
+                y = squeeze_excite(x, *(w.requires_grad_() for w in weights))
+                y.backward(guarded(torch.randn_like(y)))
+
+
 CASES = {
+    "training": training,
     "drawn, one thread": lambda: drawn(1),
     "drawn, three threads": lambda: drawn(3),
     "load by channels": load_by_channels,

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import ghost_ops
@@ -203,3 +203,17 @@ def check(operator, case: Case, differentiable: int, errors: Errors | None = Non
         assert_as_accurate(result, worst, exact[what], factor, what=what, ulps=4 * max(coarser, 1))
         if errors is not None and result.dtype == map_dtype:
             errors.add(what, result, worst, exact[what])
+
+
+def check_drawn(operator, draw_case, differentiable=lambda case: 1) -> None:
+    """Each drawn case alone, and their errors together."""
+    errors = Errors()
+
+    @DRAWN
+    @given(data=st.data())
+    def run(data):
+        case = draw_case(data.draw)
+        check(operator, case, differentiable(case), errors)
+
+    run()
+    errors.assert_within(2.0)

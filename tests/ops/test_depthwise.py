@@ -8,14 +8,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
 from hypothesis import strategies as st
 
 from ghost_ops import functional, use_backend
 from ghost_ops.backends import choose, native
 from ghost_ops.ops._library import overload
 from tests.helpers import make_map, poisoned_memory
-from tests.ops.cases import DRAWN, DTYPES, LAYOUTS, Case, Errors, check, in_layout
+from tests.ops.cases import DTYPES, LAYOUTS, Case, check, check_drawn, in_layout
 
 
 def draw(draw) -> Case:
@@ -34,15 +33,7 @@ def draw(draw) -> Case:
 
 
 def test_drawn():
-    errors = Errors()
-
-    @DRAWN
-    @given(data=st.data())
-    def run(data):
-        check(functional.depthwise, draw(data.draw), 1, errors)
-
-    run()
-    errors.assert_within(2.0)
+    check_drawn(functional.depthwise, draw)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

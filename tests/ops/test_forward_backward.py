@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 
 from ghost_ops import functional
 from ghost_ops.backends import choose
-from tests.ops.cases import DRAWN, DTYPES, LAYOUTS, Case, Errors, check, draw_case, in_layout
+from tests.ops.cases import DTYPES, LAYOUTS, Case, check, check_drawn, draw_case, in_layout
 
 
 @pytest.mark.parametrize("kind", ["ghost_module", "cheap_concat", "ghost_module_train"])
 def test_ghost_modules(kind):
-    errors = Errors()
-
-    @DRAWN
-    @given(data=st.data())
-    def run(data):
-        case = draw_case(data.draw, kind)
-        check(getattr(functional, kind), case, 2 if case.options.get("return_squeeze") else 1, errors)
-
-    run()
-    errors.assert_within(2.0)
+    results = lambda case: 2 if case.options.get("return_squeeze") else 1
+    check_drawn(getattr(functional, kind), lambda draw: draw_case(draw, kind), results)
 
 
 def draw_squeeze_excite(draw) -> Case:
@@ -51,15 +42,7 @@ def draw_squeeze_excite(draw) -> Case:
 
 
 def test_squeeze_excite():
-    errors = Errors()
-
-    @DRAWN
-    @given(data=st.data())
-    def run(data):
-        check(functional.squeeze_excite, draw_squeeze_excite(data.draw), 1, errors)
-
-    run()
-    errors.assert_within(2.0)
+    check_drawn(functional.squeeze_excite, draw_squeeze_excite)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -99,8 +99,6 @@ void block_3x3(const Depthwise& all, int64_t c, Lanes lanes) {
       }
 }
 
-alignas(64) constexpr float kOutside[2 * kLanes] = {};  // what a tap outside of the row reads
-
 // PX output pixels from x on, S apart in the input, which must all lie within it, or need not (kEdge; then fewer may be
 // wanted, too). A row's weights are in registers, and each input pixel is loaded once for all the taps that it is
 // under.
@@ -204,14 +202,5 @@ void depthwise(const Depthwise& d) {
 
 extern "C" void GHOST_SYMBOL(depthwise)(const Depthwise& d) {
   if (d.width == 0) return;
-  switch (d.kernel) {
-    case 1:
-      return depthwise<1>(d);
-    case 3:
-      return depthwise<3>(d);
-    case 5:
-      return depthwise<5>(d);
-    default:
-      return depthwise<7>(d);
-  }
+  with_kernel(d.kernel, [&](auto size) { depthwise<size>(d); });
 }

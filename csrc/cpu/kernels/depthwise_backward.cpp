@@ -65,8 +65,6 @@ void weight_grad(const DepthwiseWeightGrad& d) {
   });
 }
 
-alignas(64) constexpr float kOutside[2 * kLanes] = {};  // what a tap outside of the row reads
-
 // S * PX pixels of row r from pixel q * S on. Every S-th row and column of taps lies on a pixel of the gradient. Each
 // of these is loaded once for all the pixels that it reaches; those that are needed must all lie within their row, or
 // need not (kEdge; then fewer may be wanted, too).
@@ -159,27 +157,9 @@ void input_grad(const DepthwiseInputGrad& d) {
 }  // namespace
 
 extern "C" void GHOST_SYMBOL(depthwise_weight_grad)(const DepthwiseWeightGrad& d) {
-  switch (d.kernel) {
-    case 1:
-      return weight_grad<1>(d);
-    case 3:
-      return weight_grad<3>(d);
-    case 5:
-      return weight_grad<5>(d);
-    default:
-      return weight_grad<7>(d);
-  }
+  with_kernel(d.kernel, [&](auto size) { weight_grad<size>(d); });
 }
 
 extern "C" void GHOST_SYMBOL(depthwise_input_grad)(const DepthwiseInputGrad& d) {
-  switch (d.kernel) {
-    case 1:
-      return input_grad<1>(d);
-    case 3:
-      return input_grad<3>(d);
-    case 5:
-      return input_grad<5>(d);
-    default:
-      return input_grad<7>(d);
-  }
+  with_kernel(d.kernel, [&](auto size) { input_grad<size>(d); });
 }

@@ -120,6 +120,8 @@ struct Vec {
   }
 };
 
+alignas(64) constexpr float kOutside[kLanes] = {};  // what a tap outside of a row reads
+
 using Full = Vec<kLanes>;
 using Half = Vec<kHalf>;
 
@@ -166,9 +168,24 @@ GHOST_INLINE void transpose(const float* from, int64_t from_row, float* to, int6
 }
 
 template <int L>
-struct Whole {  // a number of lanes known at compile time, so that full vectors take no masks
+struct Whole {  // a number known at compile time: of lanes, so that full vectors take no masks, or a kernel's size
   constexpr operator int() const { return L; }
 };
+
+// Runs f(size) for the sizes of kernels that there are, each known at compile time.
+template <class F>
+GHOST_INLINE void with_kernel(int64_t size, const F& f) {
+  switch (size) {
+    case 1:
+      return f(Whole<1>{});
+    case 3:
+      return f(Whole<3>{});
+    case 5:
+      return f(Whole<5>{});
+    default:
+      return f(Whole<7>{});
+  }
+}
 
 // Runs f(vector type, first channel, lanes) over the channels: full vectors, then one narrow one for the tail.
 template <class F>

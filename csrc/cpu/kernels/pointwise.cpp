@@ -57,6 +57,37 @@ GHOST_INLINE bool is_tight(const Block& g, bool packed) { return packed && g.a_c
 // Of panel i under a tile of `columns`: the distance between its rows.
 constexpr int64_t tight_row(int i, int columns) { return columns - i * kPanel < kPanel ? 8 : kPanel; }
 
+// Addresses of rows of A, which lie at one distance: seven each from one pointer, by the ways that addresses can add
+// up. What is kept for them is opaque to the compiler, which would keep one offset a row, and those on the stack.
+constexpr int kRowsOfBase = 7;
+
+template <int MR>
+struct Rows {
+  static constexpr int kBases = (MR + kRowsOfBase - 1) / kRowsOfBase;
+  const char* base[kBases];
+  int64_t once, thrice, five_times;  // the distance, bytes
+
+  Rows(const float* a, int64_t row) : once(row * (int64_t)sizeof(float)), thrice(3 * once), five_times(5 * once) {
+    for (int j = 0; j < kBases; j++) base[j] = (const char*)a + j * kRowsOfBase * once;
+  }
+  GHOST_INLINE void hide(Rows& r) {
+    asm("" : "+r"(r.once), "+r"(r.thrice), "+r"(r.five_times));
+#pragma GCC unroll 4
+    for (int j = 0; j < kBases; j++) asm("" : "+r"(r.base[j]));
+  }
+  GHOST_INLINE float at(const Rows& r, int i) {
+    const char* p = r.base[i / kRowsOfBase];
+    const int64_t far[] = {0, r.once, 2 * r.once, r.thrice, 4 * r.once, r.five_times, 2 * r.thrice};
+    float x;
+    std::memcpy(&x, p + far[i % kRowsOfBase], sizeof x);
+    return x;
+  }
+  GHOST_INLINE void step(Rows& r, int64_t bytes) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kBases; j++) r.base[j] += bytes;
+  }
+};
+
 template <int MR, int NV, int NH, bool kTight>
 __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t limit, const Streams& b, const float* bias,
                                         float* c, int64_t c_row) {
@@ -77,7 +108,7 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
     }
     const float *b0 = b.at[0], *b1 = b.at[1], *b2 = b.at[2];
     for (int64_t r = 0; r < g.run_count; r++) {
-      const float* a = g.a + row * a_row + g.runs[r].offset;
+      Rows<MR> a(g.a + row * a_row + g.runs[r].offset, a_row);
       for (int64_t k = g.runs[r].count; k > 0; k--) {
         const float* const at[3] = {b0, b1, b2};
         Full::T w[NV ? NV : 1];
@@ -85,19 +116,20 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
 #pragma GCC unroll 3
         for (int j = 0; j < NV; j++) w[j] = Full::load(at[j * kLanes / kPanel] + j * kLanes % kPanel);
         if (NH) u = Tail::load(at[NV * kLanes / kPanel]);
+        Rows<MR>::hide(a);
 #pragma GCC unroll 28
         for (int i = 0; i < MR; i++) {
-          const float x = a[i * a_row];
+          const Full::T x = Full::set(Rows<MR>::at(a, i));  // one broadcast, from memory: between registers it is slow
 #pragma GCC unroll 3
-          for (int j = 0; j < NV; j++) v[i][j] = Full::fma(Full::set(x), w[j], v[i][j]);
-          if (NH) h[i] = Tail::fma(Tail::set(x), u, h[i]);
+          for (int j = 0; j < NV; j++) v[i][j] = Full::fma(x, w[j], v[i][j]);
+          if (NH) h[i] = Tail::fma(NV ? first_lanes<Tail::lanes>(x) : Tail::set(Rows<MR>::at(a, i)), u, h[i]);
         }
 #pragma GCC unroll 2
         for (int i = 0; i < (MR + 15) / 16; i++) {
           __builtin_prefetch(ahead, 0, 2);
           ahead += ahead_step;
         }
-        a += a_col;
+        Rows<MR>::step(a, a_col * sizeof(float));
         b0 += row0;
         if (kStreams > 1) b1 += row1;
         if (kStreams > 2) b2 += row2;

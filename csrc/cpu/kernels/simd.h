@@ -167,6 +167,14 @@ GHOST_INLINE void transpose(const float* from, int64_t from_row, float* to, int6
   for (int i = 0; i < L; i++) V::store(to + i * to_row, r[i] * scale);
 }
 
+// The first L lanes of a vector: a smaller register, without an instruction.
+template <int L, class T>
+GHOST_INLINE typename Vec<L>::T first_lanes(T v) {
+  typename Vec<L>::T out;
+  std::memcpy(&out, &v, sizeof out);
+  return out;
+}
+
 template <int L>
 struct Whole {  // a number known at compile time: of lanes, so that full vectors take no masks, or a kernel's size
   constexpr operator int() const { return L; }

@@ -387,3 +387,12 @@ def test_scratch_is_known_before_a_call():
     if native.available():
         with pytest.raises(ValueError, match="expected a program that takes a 64 x 64 map"):
             native.program_scratch(p.code[:-1], 1, 64, 64)
+
+
+@pytest.mark.skipif(not native.available(), reason="scratch memory is the native kernels'")
+def test_of_maps_in_between_only_rows_in_use_are_kept():
+    chain = (ghost(0, 1, 8, 24, 24), ghost(1, 2, 48, 4, 4), ghost(2, 3, 8, 24, 24, kernel=5, residual=-1))
+    p = make_program(Load(0, 8, False), *chain, Depthwise(3, 4, False, 48, 3, 2, PLAIN), Store(4))
+    tall, low = (native.program_scratch(p.code, 1, h, 64) for h in (800, 400))
+    ends = 4 * (400 * 64 * 8 + 200 * 32 * 48)  # what is read and what is returned, bytes of the rows that are more
+    assert abs(tall - low - ends) < 1024

@@ -5,7 +5,6 @@
 namespace ghost {
 namespace {
 
-constexpr int64_t kMostRows = 64;          // pointers to rows at a time
 constexpr int64_t kAheadFloats = 1 << 18;  // how far ahead weights are fetched
 
 }  // namespace
@@ -25,9 +24,8 @@ Image::Image(const Program& p, const Plan& plan, const float* packed, const std:
       shared_(shared),
       own_(own),
       values_(p.steps.size()),
-      rows_(p.steps.size()),
       ahead_(plan.shares) {
-  std::fill(shared_ + m_.zeros, shared_ + m_.scaled, 0.f);
+  std::fill_n(shared_ + m_.zeros, m_.zero_floats, 0.f);
   for (size_t i = 0; i < p.steps.size(); i++) {
     const Step& t = p.steps[i];
     const Sized& s = plan.steps[i];
@@ -38,7 +36,8 @@ Image::Image(const Program& p, const Plan& plan, const float* packed, const std:
                     t.out_channels.pixel(),
                     t.out_channels.second_at(),
                     t.out_channels,
-                    true};
+                    true,
+                    s.out};
   }
   if (!out_ || !out_->direct) return;
   // The last Ghost module writes into the caller's map itself, if whole vectors of its y1 may be read there.
@@ -49,7 +48,6 @@ Image::Image(const Program& p, const Plan& plan, const float* packed, const std:
 
 void Image::begin(int64_t image) {
   image_ = image;
-  std::fill(rows_.begin(), rows_.end(), Progress{});
   std::fill(ahead_.begin(), ahead_.end(), Ahead{});
   const Step& first = program_.steps[0];
   if (first.kind == Kind::load && x_.direct && (!first.by_lanes || x_.c % 8 == 0)) {  // read where it lies
@@ -63,80 +61,69 @@ void Image::begin(int64_t image) {
   }
 }
 
+/// The work of a walk through an image's steps by one thread.
+class Image::Maker {
+ public:
+  explicit Maker(Image& image) : image_(image), progress_(image.program_.steps.size()) {}
+
+  /// Steps whose rows are made in turn, or one that is none of a map.
+  void run(int64_t begin, int64_t end) {
+    if (of(begin).out < 0) return image_.run(begin, 0, 0);
+    advance_run(image_.program_, image_.plan_.steps, progress_, begin, end, *this);
+  }
+
+  void start(int64_t step) {
+    const Step& t = of(step);
+    if (t.squeeze) std::fill_n(image_.sums_of(0), image_.m_.sums_of_share, 0.f);
+    if (t.scaled) image_.scale(t, image_.part(step, 0));
+  }
+  void end(int64_t step) {
+    if (of(step).squeeze) image_.squeeze(of(step), step, image_.part(step, 0), 0, 1);
+  }
+  void load(int64_t step) { image_.load(step, image_.part(step, 0)); }
+  void rows(int64_t step, int64_t y, int64_t count) {
+    const Step& t = of(step);
+    if (t.kind == Kind::conv)
+      image_.conv(step, {y, y + count, 0, t.primary}, 0);
+    else
+      image_.depthwise_rows(t, step, y, count, image_.part(step, 0), sums(t));
+  }
+  void product(int64_t step, int64_t y, int64_t count) {
+    image_.make_y1(of(step), image_.y1_of(step), y, count, image_.part(step, 0), 0);
+  }
+  void finish(int64_t step, int64_t y, int64_t count) {
+    const Step& t = of(step);
+    image_.finish(t, image_.y1_of(step), image_.values_[step], y, count, image_.part(step, 0), sums(t));
+  }
+
+ private:
+  Image& image_;
+  std::vector<Progress> progress_;
+
+  const Step& of(int64_t step) const { return image_.program_.steps[step]; }
+  float* sums(const Step& t) const { return t.squeeze ? image_.sums_of(0) : nullptr; }
+};
+
 /// One image after the other up to the small maps, a few rows of several steps in turn while they are in cache; from
 /// there on step by step, so that weights which outweigh the maps are read once for all images.
 void Image::run_alone(std::vector<Image>& images) {
   for (Image& image : images) image.alone_ = images.size() == 1;
   const Plan& plan = images[0].plan_;
   const Program& program = images[0].program_;
-  const auto whole = [](Image& image, int64_t step, int64_t count) {
-    if (image.program_.steps[step].out >= 0)
-      image.advance(step, image.values_[step].h);
-    else if (image.program_.steps[step].kind == Kind::excite)
-      image.excite(image.program_.steps[step], 0, 0, count);
-    else
-      image.run(step, 0, 0);
-  };
-  for (Image& image : images) {
+  std::vector<Maker> makers(images.begin(), images.end());
+  for (Maker& maker : makers) {
     int64_t step = 0;
     for (int64_t end : plan.ends) {
-      whole(image, end - 1, 1);
-      for (; step < end - 1; step++) whole(image, step, 1);
+      maker.run(step, end);
       step = end;
     }
   }
   for (int64_t step = plan.late; step < static_cast<int64_t>(plan.steps.size()); step++) {
     if (program.steps[step].kind == Kind::excite)
-      whole(images[0], step, static_cast<int64_t>(images.size()));
+      images[0].excite(program.steps[step], 0, 0, static_cast<int64_t>(images.size()));
     else
-      for (Image& image : images) whole(image, step, 1);
+      for (Maker& maker : makers) maker.run(step, step + 1);
   }
-}
-
-/// Makes rows of a step's output until `rows` are done, and before them the rows that they are made of.
-void Image::advance(int64_t step, int64_t rows) {
-  const Step& t = program_.steps[step];
-  const Value& out = values_[step];
-  Progress& r = rows_[step];
-  if (r.done >= rows) return;
-  const Part all = part(step, 0);
-  float* sums = t.squeeze ? sums_of(0) : nullptr;
-  if (sums && r.begun == 0) std::fill(sums, sums + m_.sums_of_share, 0.f);
-  while (r.done < rows) {
-    switch (t.kind) {
-      case Kind::load:
-        load(step, all);
-        r.begun = r.done = out.h;
-        break;
-      case Kind::conv:
-        r.begun = std::min(out.h, r.done + kConvRows);
-        conv(step, {r.done, r.begun, 0, t.primary}, 0);
-        r.done = r.begun;
-        break;
-      case Kind::depthwise: {
-        r.begun = r.done + depthwise_height(t, out, out.h - r.done);
-        const Value& in = values_[t.in];
-        advance(t.in, std::min(in.h, (r.begun - 1) * t.stride + t.kernel - t.kernel / 2));
-        depthwise_rows(t, step, r.done, r.begun - r.done, all, sums);
-        r.done = r.begun;
-        break;
-      }
-      default: {  // ghost
-        const Value y1 = y1_of(t, out);
-        const int64_t count = std::min(step_rows(out.w, out.h), out.h - r.begun), halo = t.made ? t.kernel / 2 : 0;
-        if (r.begun == 0 && t.scaled) scale(t, all);
-        advance(t.in, r.begun + count);
-        make_y1(t, y1, r.begun, count, all, 0);
-        r.begun += count;
-        const int64_t ready = r.begun == out.h ? out.h : r.begun - halo;
-        if (ready <= r.done) break;
-        if (t.residual >= 0) advance(t.residual, ready);
-        finish(t, y1, out, r.done, ready - r.done, all, sums);
-        r.done = ready;
-      }
-    }
-  }
-  if (sums && r.done == out.h) squeeze(t, step, all, 0, 1);
 }
 
 void Image::run(int64_t step, int64_t phase, int64_t share) {
@@ -186,9 +173,12 @@ Image::Part Image::kept(const Step& t, const Part& p) const {
 }
 
 /// Where y1 goes: into the output, unless something is added to that.
-Value Image::y1_of(const Step& t, const Value& out) const {
-  Value y1 = out;
-  if (t.residual >= 0) y1.data = shared_ + m_.z, y1.pixel = by_eight(t.primary), y1.is_padded = true;
+Value Image::y1_of(int64_t step) const {
+  const Step& t = program_.steps[step];
+  Value y1 = values_[step];
+  if (t.residual < 0) return y1;
+  y1.data = shared_ + m_.y1[step], y1.pixel = by_eight(t.primary), y1.is_padded = true;
+  y1.ring = plan_.steps[step].y1;
   return y1;
 }
 
@@ -202,7 +192,7 @@ void Image::scale(const Step& t, const Part& p) {
 /// One share of a Ghost module. With rows shared out, those at a border between shares are finished in a second phase,
 /// when the neighbour's y1 is there, and the squeeze is put together in a third.
 void Image::ghost(const Step& t, int64_t step, int64_t phase, int64_t share) {
-  const Value &out = values_[step], y1 = y1_of(t, out);
+  const Value &out = values_[step], y1 = y1_of(step);
   const Part p = part(step, share);
   if (t.scaled && phase == 0) {
     const auto [c0, c1] = columns_of(t.primary, share, plan_.shares);
@@ -273,8 +263,9 @@ Ahead* Image::ahead_of(const Step& t, int64_t y, int64_t count, int64_t share) {
   Ahead& a = ahead_[share];
   const Value& x = values_[t.in];
   if (!x.is_padded) {
-    const int64_t end = std::min(x.h, y + 2 * count);
-    a = {reinterpret_cast<const char*>(x.row(y + count)), reinterpret_cast<const char*>(x.row(end)), kRowsAhead};
+    const int64_t row = x.w * x.pixel, end = std::min(x.h, y + 2 * count);
+    a = {reinterpret_cast<const char*>(x.data + (y + count) * row), reinterpret_cast<const char*>(x.data + end * row),
+         kRowsAhead};
     return &a;
   }
   const float *here = packed_ + t.packed + pieces(t).end, *end = packed_ + program_.packed_floats;
@@ -315,13 +306,15 @@ void Image::finish(const Step& t, const Value& y1, const Value& out, int64_t y, 
   if (channels > 0) {
     const bool expands = t.multiplier() > 1;
     const int64_t in_pixel = expands ? by_eight(t.kept()) : y1.pixel, halo = t.kernel / 2;
-    const float* from = (expands ? shared_ + m_.expanded : y1.data) + k.c0;
     const float* rows[kMostRows];
     for (int64_t i = 0, some; i < count; i += some) {
       some = std::min<int64_t>(count - i, kMostRows - 2 * halo);
       for (int64_t r = 0; r < some + 2 * halo; r++) {
         const int64_t at_row = y + i + r - halo;
-        rows[r] = at_row < 0 || at_row >= out.h ? shared_ + m_.zeros : from + at_row * out.w * in_pixel;
+        if (at_row < 0 || at_row >= out.h)
+          rows[r] = shared_ + m_.zeros;
+        else
+          rows[r] = (expands ? shared_ + m_.expanded + at_row * out.w * in_pixel : y1.row(at_row)) + k.c0;
       }
       k_.depthwise({rows, in_pixel, some, out.w, out.width_of(channels), t.kernel, packed + at.second_weight + k.c0,
                     padded(t.kept()), packed + at.second_bias + k.c0, second + i * out.w * out.pixel, out.w * out.pixel,
@@ -353,10 +346,6 @@ void Image::add_residual(const Value& residual, const float* from, int64_t from_
   piece(std::max(channel, border), end, residual.second_at - border);
 }
 
-int64_t Image::depthwise_height(const Step& t, const Value& out, int64_t rows) const {
-  return std::min({rows, step_rows(out.w, out.h), (kMostRows - t.kernel) / t.stride + 1});
-}
-
 void Image::depthwise_rows(const Step& t, int64_t step, int64_t y, int64_t count, const Part& p, float* sums) {
   const Value &in = values_[t.in], &out = values_[step];
   const Pieces at = pieces(t);
@@ -382,7 +371,7 @@ void Image::depthwise(const Step& t, int64_t step, int64_t phase, int64_t share)
     if (sums) std::fill(sums, sums + m_.sums_of_share, 0.f);
     if (p.c0 < p.c1)
       for (int64_t y = p.row0, count; y < p.row1; y += count) {
-        count = depthwise_height(t, values_[step], p.row1 - y);
+        count = std::min(rows_at_once(t, plan_.steps[step]), p.row1 - y);
         depthwise_rows(t, step, y, count, p, sums);
       }
     if (sums && columns) squeeze(t, step, p, share, 1);

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "cpu/maps.h"
-#include "plan.h"
+#include "walk.h"
 
 namespace ghost {
 
@@ -15,7 +15,9 @@ struct Value {
   Channels channels;
   bool is_padded = true;
 
-  float* row(int64_t y) const { return data + y * w * pixel; }
+  Ring ring;
+
+  float* row(int64_t y) const { return data + ring.place(y) * w * pixel; }
   int64_t width_of(int64_t channels) const { return is_padded ? by_eight(channels) : channels; }
 };
 
@@ -43,14 +45,14 @@ class Image {
   struct Part {
     int64_t row0, row1, c0, c1;
   };
+  class Maker;
 
   Part part(int64_t step, int64_t share) const;
   Part kept(const Step& t, const Part& p) const;
-  void advance(int64_t step, int64_t rows);
   void load(int64_t step, const Part& p);
   void conv(int64_t step, const Part& p, int64_t share);
   void ghost(const Step& t, int64_t step, int64_t phase, int64_t share);
-  Value y1_of(const Step& t, const Value& out) const;
+  Value y1_of(int64_t step) const;
   void scale(const Step& t, const Part& p);
   Ahead* ahead_of(const Step& t, int64_t y, int64_t count, int64_t share);
   void make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, const Part& p, int64_t share);
@@ -59,7 +61,6 @@ class Image {
                     int64_t y, int64_t count, int64_t channel, int64_t channels);
   void depthwise(const Step& t, int64_t step, int64_t phase, int64_t share);
   void depthwise_rows(const Step& t, int64_t step, int64_t y, int64_t count, const Part& p, float* sums);
-  int64_t depthwise_height(const Step& t, const Value& out, int64_t rows) const;
   void squeeze(const Step& t, int64_t step, const Part& p, int64_t share, int64_t shares);
   void excite(const Step& t, int64_t phase, int64_t share, int64_t images);
   void store(int64_t share);
@@ -85,11 +86,7 @@ class Image {
   bool alone_ = true;          // no other image is under way with it
   int64_t bound_ = -1;         // the step that writes into the caller's output itself
   std::vector<Value> values_;  // what each step writes
-  struct Progress {
-    int64_t begun = 0, done = 0;
-  };
-  std::vector<Progress> rows_;  // of each step, where one thread makes them a few at a time
-  std::vector<Ahead> ahead_;    // of each share
+  std::vector<Ahead> ahead_;   // of each share
 };
 
 }  // namespace ghost

@@ -9,18 +9,29 @@ namespace ghost {
 /// How a step's output is cut into shares, one a thread.
 enum class Cut { rows, columns };
 
+/// Rows that are kept of a map: all, or as many as are in use at once, each in the place of the one `rows` before it.
+struct Ring {
+  int64_t rows = 0, shift = 0;
+
+  int64_t place(int64_t y) const { return (y + shift) % rows; }
+  /// Rows from y on that follow each other in memory.
+  int64_t room(int64_t y) const { return rows - place(y); }
+};
+
 struct Sized {
   int64_t in_h, in_w, h, w;
   Cut cut;
   int64_t phases;
+  Ring out, y1;  // y1: of a Ghost module that adds a residual, and has its y1 apart
 };
 
 /// Where things lie, in floats. Some images may be under way at once: what one needs only while a step runs, and the
 /// large maps of its first steps, lie in memory that they take turns at; the rest in memory of its own.
 struct Workspace {
-  std::vector<int64_t> values;  // what each step writes; -1: nothing
-  int64_t mean, hidden, gate;   // of its own
-  int64_t z, expanded, zeros, scaled;
+  std::vector<int64_t> values, y1;  // of each step: what it writes, and a y1 apart
+  int64_t mean, hidden, gate;       // of its own
+  int64_t expanded, scaled;
+  int64_t zeros, zero_floats;   // a row outside of a map
   int64_t sums, sums_of_share;  // of a share: two sums of `half_sums` floats
   int64_t half_sums;
   int64_t rows, rows_of_share;  // padded rows of the image, for the first convolution
@@ -42,7 +53,10 @@ struct Plan {
   Plan(const Program& p, int64_t h, int64_t w, int64_t shares);
 };
 
-/// Rows of the output that the first convolution makes at a time.
-constexpr int64_t kConvRows = 8;
+constexpr int64_t kConvRows = 8;   // that the first convolution makes at a time
+constexpr int64_t kMostRows = 64;  // pointers to rows at a time
+
+/// Rows of its output that a step makes at a time.
+int64_t rows_at_once(const Step& t, const Sized& s);
 
 }  // namespace ghost

@@ -1,0 +1,33 @@
+// Memory for what steps write: which rows are kept, and where they lie.
+#pragma once
+#include <vector>
+
+#include "plan.h"
+
+namespace ghost {
+
+/// Pieces of memory, each in use from one time to another: two of the same time do not overlap.
+class Storage {
+ public:
+  int64_t place(int64_t floats, int64_t first, int64_t last);
+  int64_t floats() const { return floats_; }
+
+ private:
+  struct Piece {
+    int64_t at, end, first, last;
+  };
+  std::vector<Piece> pieces_;  // by `at`
+  int64_t floats_ = 0;
+};
+
+/// One past the last step of each run of steps, up to `end`, whose rows may be made a few at a time in turn: no two
+/// work in the same scratch, and none needs a whole map.
+std::vector<int64_t> ends_of_runs(const Program& p, int64_t end);
+
+/// The steps that read what each step writes.
+std::vector<std::vector<int64_t>> readers_of(const Program& p);
+
+/// Lets the maps that only one run of steps uses keep no more rows than are in use at once.
+void keep_rows_in_use(const Program& p, const std::vector<int64_t>& ends, std::vector<Sized>& sizes);
+
+}  // namespace ghost

@@ -10,17 +10,29 @@
 namespace ghost {
 namespace {
 
-/// The cut that leaves the busiest thread the least; columns where both are equal, since then each thread reads only
-/// its part of the weights.
-Cut cut_of(const Step& t, int64_t h, int64_t columns, int64_t shares) {
-  if (t.kind != Kind::ghost && t.kind != Kind::depthwise) return Cut::rows;
-  if (t.multiplier() > 1) return Cut::rows;
+// What a cut costs, in ns: a FLOP, a float that another thread wrote, a weight that others read too, and the finishing
+// of rows at a border between two shares, from memory, as a part of the whole.
+constexpr double kProductFlop = 0.007, kDepthwiseFlop = 0.02, kOthersFloat = 1.4, kSharedWeight = 0.12, kBorder = 0.02;
+
+/// The cut whose busiest thread is done first. By rows each thread reads all weights; by columns all channels of its
+/// input, a good part of which lies in the caches of others. A depthwise convolution goes on where its input was made.
+Cut cut_of(const Step& t, const Sized& s, int64_t columns, int64_t shares, Cut input) {
+  if (shares == 1 || (t.kind != Kind::ghost && t.kind != Kind::depthwise) || t.multiplier() > 1) return Cut::rows;
   const auto busiest = [&](int64_t units) {
     return static_cast<double>((units + shares - 1) / shares) / static_cast<double>(units);
   };
-  // the rows at a border between two shares are finished later, from memory: a small cost a share
-  const double halo = 0.02 * static_cast<double>(t.kernel / 2);
-  return busiest(padded(columns) / kPanel) <= busiest(h) + halo && h * h <= 400 ? Cut::columns : Cut::rows;
+  const double taps = static_cast<double>(t.kernel * t.kernel), pixels = static_cast<double>(s.h * s.w);
+  const double channels = static_cast<double>(t.channels), others = 1.0 - 1.0 / static_cast<double>(shares);
+  const bool product = t.kind == Kind::ghost;
+  const double weights = product ? channels * static_cast<double>(t.primary) : 0;
+  const double work =
+      2 * pixels *
+      (weights * kProductFlop + static_cast<double>(product ? t.kept() : t.channels) * taps * kDepthwiseFlop);
+  const double elsewhere = others * static_cast<double>(s.in_h * s.in_w) * channels * kOthersFloat;
+  const double by_rows = work * (busiest(s.h) + kBorder * static_cast<double>(t.kernel / 2)) +
+                         (input == Cut::columns ? elsewhere : 0) + others * weights * kSharedWeight;
+  const double by_columns = work * busiest(padded(columns) / kPanel) + (product || input == Cut::rows ? elsewhere : 0);
+  return by_columns < by_rows ? Cut::columns : Cut::rows;
 }
 
 int64_t phases_of(const Step& t, Cut cut, int64_t shares) {
@@ -65,7 +77,7 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
       if (s.in_h + around < t.kernel || s.in_w + around < t.kernel) fail_to_fit(h, w);
     }
     const int64_t pixels = s.h * s.w, columns = t.kind == Kind::depthwise ? t.in_channels.pixel() : t.primary;
-    s.cut = cut_of(t, s.h, columns, shares);
+    s.cut = cut_of(t, s, columns, shares, t.in >= 0 ? steps[t.in].cut : Cut::rows);
     s.phases = phases_of(t, s.cut, shares);
     s.out.rows = s.y1.rows = s.h;
     switch (t.kind) {

@@ -15,6 +15,7 @@ using Two = std::tuple<Tensor, Tensor>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Eight = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Nine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
@@ -37,20 +38,21 @@ Two cheap_concat(const Tensor& z, const Tensor& cheap_weight, const Optional& ch
                  const Optional& act_weight, const Optional& cheap_act_weight, int64_t out_channels, int64_t act,
                  int64_t cheap_act, double act_slope, double cheap_act_slope, bool return_squeeze);
 
-Five ghost_module_train(const Tensor& x, const Tensor& primary_weight, const Optional& primary_bias,
-                        const Optional& primary_gamma, const Optional& primary_beta, const Tensor& cheap_weight,
-                        const Optional& cheap_bias, const Optional& cheap_gamma, const Optional& cheap_beta,
-                        const Optional& act_weight, const Optional& cheap_act_weight, int64_t out_channels, int64_t act,
-                        int64_t cheap_act, double act_slope, double cheap_act_slope, double primary_eps,
-                        double cheap_eps);
+Six ghost_module_train(const Tensor& x, const Tensor& primary_weight, const Optional& primary_bias,
+                       const Optional& primary_gamma, const Optional& primary_beta, const Tensor& cheap_weight,
+                       const Optional& cheap_bias, const Optional& cheap_gamma, const Optional& cheap_beta,
+                       const Optional& act_weight, const Optional& cheap_act_weight, int64_t out_channels, int64_t act,
+                       int64_t cheap_act, double act_slope, double cheap_act_slope, double primary_eps,
+                       double cheap_eps, bool keep_primary);
 
 Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const Tensor& primary_weight,
                                  const Optional& primary_gamma, const Optional& primary_beta,
                                  const Tensor& cheap_weight, const Optional& cheap_gamma, const Optional& cheap_beta,
                                  const Optional& act_weight, const Optional& cheap_act_weight,
                                  const Tensor& primary_mean, const Tensor& primary_var, const Tensor& cheap_mean,
-                                 const Tensor& cheap_var, int64_t out_channels, int64_t act, int64_t cheap_act,
-                                 double act_slope, double cheap_act_slope, double primary_eps, double cheap_eps);
+                                 const Tensor& cheap_var, const Optional& primary, int64_t out_channels, int64_t act,
+                                 int64_t cheap_act, double act_slope, double cheap_act_slope, double primary_eps,
+                                 double cheap_eps);
 
 Four squeeze_excite(const Tensor& x, const Tensor& reduce_weight, const Optional& reduce_bias,
                     const Tensor& expand_weight, const Optional& expand_bias, int64_t act, int64_t gate);

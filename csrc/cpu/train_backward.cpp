@@ -248,15 +248,15 @@ Tensor given(const Optional& parameter, const float* grad, int64_t channels, abi
 Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const Tensor& w1, const Optional& gamma1,
                                  const Optional& beta1, const Tensor& w2, const Optional& gamma2, const Optional& beta2,
                                  const Optional& act_weight, const Optional& cheap_act_weight, const Tensor& mean1,
-                                 const Tensor& var1, const Tensor& mean2, const Tensor& var2, int64_t out_channels,
-                                 int64_t act, int64_t cheap_act, double act_slope, double cheap_act_slope, double eps1,
-                                 double eps2) {
+                                 const Tensor& var1, const Tensor& mean2, const Tensor& var2, const Optional& primary,
+                                 int64_t out_channels, int64_t act, int64_t cheap_act, double act_slope,
+                                 double cheap_act_slope, double eps1, double eps2) {
   if (!all_readable(grad_out, x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2,
-                    var2) ||
+                    var2, primary) ||
       !cheap_kernel_known(w2) || x.numel() <= x.size(1))
     return abi::call<Nine>("ghost_ops::ghost_module_train_backward_reference", "", grad_out, x, w1, gamma1, beta1, w2,
-                           gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2, var2, out_channels, act,
-                           cheap_act, act_slope, cheap_act_slope, eps1, eps2);
+                           gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2, var2, primary, out_channels,
+                           act, cheap_act, act_slope, cheap_act_slope, eps1, eps2);
   Scratch scratch;
   Trained t = trained({"ghost_module_train_backward", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight,
                        cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
@@ -268,6 +268,7 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
   check.shape("primary_var", var1, {t.m});
   check.shape("cheap_mean", mean2, {made});
   check.shape("cheap_var", var2, {made});
+  check.shape("primary", primary, {t.n, t.h, t.w, t.m});
   const auto set = [&](TrainedHalf& half, const Tensor& mean, const Tensor& var) {
     half.allocate(scratch);
     std::copy_n(dense(mean, scratch), half.channels, half.mean);
@@ -300,9 +301,12 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
   const auto f = [&](int64_t n) { return scratch.zeros(n); };
   float *gamma1_grad = f(t.m), *beta1_grad = f(t.m), *slope1_grad = f(t.m);
   float *gamma2_grad = f(made), *beta2_grad = f(made), *slope2_grad = f(made);
-  if (t.bands() == 1 && worth_keeping_z1(t)) b.t.fill = scratch.floats(floats);
+  if (primary)
+    b.t.z = const_cast<float*>(dense(*primary, scratch)), b.t.z_pixel = t.m;
+  else if (t.bands() == 1 && worth_keeping_z1(t))
+    b.t.fill = scratch.floats(floats);
   cheap_norm_sums(b);
-  b.t.z = std::exchange(b.t.fill, nullptr), b.t.z_pixel = by_eight(t.m);
+  if (b.t.fill) b.t.z = std::exchange(b.t.fill, nullptr), b.t.z_pixel = by_eight(t.m);
   b.norm2.finish(kept, t.values(), gamma2_grad, beta2_grad, slope2_grad);
   primary_norm_sums(b);
   b.norm1.finish(t.m, t.values(), gamma1_grad, beta1_grad, slope1_grad);

@@ -193,16 +193,16 @@ bool worth_keeping(const Trained& t, const Map& out) {
 
 }  // namespace
 
-Five ghost_module_train(const Tensor& x, const Tensor& w1, const Optional& b1, const Optional& gamma1,
-                        const Optional& beta1, const Tensor& w2, const Optional& b2, const Optional& gamma2,
-                        const Optional& beta2, const Optional& act_weight, const Optional& cheap_act_weight,
-                        int64_t out_channels, int64_t act, int64_t cheap_act, double act_slope, double cheap_act_slope,
-                        double eps1, double eps2) {
+Six ghost_module_train(const Tensor& x, const Tensor& w1, const Optional& b1, const Optional& gamma1,
+                       const Optional& beta1, const Tensor& w2, const Optional& b2, const Optional& gamma2,
+                       const Optional& beta2, const Optional& act_weight, const Optional& cheap_act_weight,
+                       int64_t out_channels, int64_t act, int64_t cheap_act, double act_slope, double cheap_act_slope,
+                       double eps1, double eps2, bool keep_primary) {
   if (!all_readable(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight) ||
       !cheap_kernel_known(w2) || x.numel() <= x.size(1))
-    return abi::call<Five>("ghost_ops::ghost_module_train_reference", "", x, w1, b1, gamma1, beta1, w2, b2, gamma2,
-                           beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
-                           cheap_act_slope, eps1, eps2);
+    return abi::call<Six>("ghost_ops::ghost_module_train_reference", "", x, w1, b1, gamma1, beta1, w2, b2, gamma2,
+                          beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope,
+                          eps1, eps2, keep_primary);
   Scratch scratch;
   Trained t = trained({"ghost_module_train", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
                        out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
@@ -212,17 +212,25 @@ Five ghost_module_train(const Tensor& x, const Tensor& w1, const Optional& b1, c
   const int64_t made = t.cheap.channels;
   Tensor result = new_map({t.n, out_channels, t.h, t.w}, x);
   const Map out(result);
-  const bool keep = worth_keeping(t, out);
-  if (keep) t.z = reinterpret_cast<float*>(out.data), t.z_pixel = out.pixel;
-  primary_statistics(t, scratch, keep);
+  Tensor primary =
+      keep_primary ? abi::empty({t.n, t.h, t.w, t.m}, abi::DType::float32) : abi::empty({0}, abi::DType::float32);
+  if (keep_primary)
+    t.z = primary.data<float>(), t.z_pixel = t.m;
+  else if (worth_keeping(t, out))
+    t.z = reinterpret_cast<float*>(out.data), t.z_pixel = out.pixel;
+  primary_statistics(t, scratch, t.z);
   t.primary.set_affine();
   write_y1(t, out, scratch);
   t.cheap_norm.set_affine();
   t.z = nullptr;
   write_y2(t, out, out_channels - t.m, scratch);
   const auto f32 = abi::DType::float32;
-  return {std::move(result), ghost::result(t.primary.mean, {t.m}, f32), ghost::result(t.primary.var, {t.m}, f32),
-          ghost::result(t.cheap_norm.mean, {made}, f32), ghost::result(t.cheap_norm.var, {made}, f32)};
+  return {std::move(result),
+          ghost::result(t.primary.mean, {t.m}, f32),
+          ghost::result(t.primary.var, {t.m}, f32),
+          ghost::result(t.cheap_norm.mean, {made}, f32),
+          ghost::result(t.cheap_norm.var, {made}, f32),
+          std::move(primary)};
 }
 
 }  // namespace ghost

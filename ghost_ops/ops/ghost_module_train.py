@@ -25,14 +25,15 @@ class TrainResult(NamedTuple):
     cheap_var: torch.Tensor
 
 
-def _statistics(x: torch.Tensor, channels: int) -> torch.Tensor:
-    return x.new_empty(channels, dtype=torch.promote_types(x.dtype, torch.float32))
+def _statistics(x: torch.Tensor, shape: int | tuple[int, ...]) -> torch.Tensor:
+    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _fake(x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, *args):
-    m, cheap = primary_weight.shape[0], cheap_weight.shape[0]
-    out, _ = fake_single_pass(x, args[-7], False)
-    return out, *(_statistics(x, c) for c in (m, m, cheap, cheap))
+    m, cheap, keep = primary_weight.shape[0], cheap_weight.shape[0], args[-1]
+    out, _ = fake_single_pass(x, args[-8], False)
+    primary = _statistics(x, (x.shape[0], *x.shape[2:], m) if keep else 0)
+    return out, *(_statistics(x, c) for c in (m, m, cheap, cheap)), primary
 
 
 def _fake_backward(
@@ -48,15 +49,16 @@ register_fake("ghost_module_train_backward", _fake_backward)
 refuse_double_backward("ghost_module_train_backward")
 
 
-def _keep(ctx, inputs, statistics):
-    x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight, *ctx.scalars = inputs
-    ctx.save_for_backward(x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight, *statistics, b1, b2)
+def _keep(ctx, inputs, statistics, primary):
+    x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight, *ctx.scalars, _ = inputs
+    parameters = w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight
+    ctx.save_for_backward(x, *parameters, *statistics, primary, b1, b2)
 
 
 def _setup(ctx, inputs, output):
-    _, *statistics = output
-    _keep(ctx, inputs, statistics)
-    ctx.mark_non_differentiable(*statistics)
+    _, *statistics, primary = output
+    _keep(ctx, inputs, statistics, primary if inputs[-1] else None)
+    ctx.mark_non_differentiable(*statistics, primary)
 
 
 def _backward(ctx, grad_out, *_):
@@ -67,7 +69,7 @@ def _backward(ctx, grad_out, *_):
         None if p is None else g for p, g in zip(parameters, grads, strict=True)
     ]
     gb1, gb2 = (None if b is None else torch.zeros_like(b) for b in (b1, b2))  # batch statistics remove the biases
-    return gx, gw1, gb1, ggamma1, gbeta1, gw2, gb2, ggamma2, gbeta2, *slopes, *[None] * 7
+    return gx, gw1, gb1, ggamma1, gbeta1, gw2, gb2, ggamma2, gbeta2, *slopes, *[None] * 8
 
 
 _call = differentiable("ghost_module_train", _setup, _backward)
@@ -78,8 +80,8 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, wanted, statistics, *args):
-        _keep(ctx, args, statistics)
-        x, w1, _, gamma1, beta1, w2, _, gamma2, beta2, act_weight, cheap_act_weight, *scalars = args
+        _keep(ctx, args, statistics, None)
+        x, w1, _, gamma1, beta1, w2, _, gamma2, beta2, act_weight, cheap_act_weight, *scalars, _ = args
         mean1, var1, mean2, var2 = statistics
         if not wanted:
             return x.new_zeros(()).expand(x.shape[0], scalars[0], *x.shape[2:])
@@ -121,7 +123,8 @@ def ghost_module_train(
     """Ghost module with BatchNorm over batch statistics after each of its convolutions.
 
     y1 = act(bn(conv1x1(x))); y2 = cheap_act(bn(depthwise(y1))); out = concat(y1, y2)[:, :out_channels]. For the
-    backward only x and the statistics are saved; everything else is computed again (DESIGN section 3).
+    backward only x and the statistics are saved; everything else is computed again (DESIGN section 3). On the CPU the
+    product conv1x1(x) is saved too, in float32, where x has at least six times its channels.
 
     Args:
         x: N x C x H x W with more than one value a channel, NCHW or channels_last.
@@ -159,15 +162,20 @@ def ghost_module_train(
     args = (
         x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma,
         cheap_beta, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code, float(act_slope),
-        float(cheap_act_slope), float(primary_eps), float(cheap_eps),
+        float(cheap_act_slope), float(primary_eps), float(cheap_eps), known is None and _worth_keeping(x, m),
     )  # fmt: skip
     native = choose("ghost_module_train", x, cheap_weight.shape[-1]).backend != "reference"
     biases = tuple(None if b is None else b.detach() for b in (primary_bias, cheap_bias))
     if known is not None and native:
         statistics = _about(known[1:], biases, torch.sub)
         return TrainResult(_Again.apply(wanted, statistics, *args), *known[1:])
-    out, *statistics = (_call if native else reference.ghost_module_train)(*args)
+    out, *statistics, _ = (_call if native else reference.ghost_module_train)(*args)
     return TrainResult(out, *_about(statistics, biases, torch.add))
+
+
+def _worth_keeping(x: torch.Tensor, m: int) -> bool:
+    """Whether the backward gets z1 instead of making it again: where it is small beside x, which is kept anyway."""
+    return x.device.type == "cpu" and torch.is_grad_enabled() and x.shape[1] >= 6 * m
 
 
 def _about(statistics, biases, move) -> tuple[torch.Tensor, ...]:

@@ -55,6 +55,7 @@ def test_squeeze_excite():
         (1, 112, 14, 14, 336),
         (1, 40, 45, 30, 36),  # several bands of rows an image, over batch statistics too
         (3, 40, 33, 17, 36),
+        (1, 72, 45, 30, 12),  # the same with z1 kept
     ],
 )
 def test_layer_shapes_of_ghostnet(shape, layout):

@@ -53,11 +53,11 @@ def training(c, m, side, dtype, *, layout=LAST, n=2, d=3, multiplier=1, act=RELU
     x, w1, w2 = a_map(n, c, side, side), torch.empty(m, c, 1, 1), torch.empty(made, 1, d, d)
     affine = [vector(m), vector(m)], [vector(made), vector(made)]
     codes = m + made, act, act, 0.01, 0.01, 1e-5, 1e-5
-    out, *statistics = ghost_module_train.ghost_module_train(
+    out, *statistics, _ = ghost_module_train.ghost_module_train(
         x, w1, None, *affine[0], w2, None, *affine[1], None, None, *codes
     )
     ghost_module_train.ghost_module_train_backward(
-        out, x, w1, *affine[0], w2, *affine[1], None, None, *statistics, *codes
+        out, x, w1, *affine[0], w2, *affine[1], None, None, *statistics, None, *codes
     )
 
 

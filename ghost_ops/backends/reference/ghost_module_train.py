@@ -33,14 +33,24 @@ def _batch_norm(z, gamma, beta, eps):
 def ghost_module_train(
     x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma, cheap_beta,
     act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, primary_eps, cheap_eps,
+    keep_primary=False,
 ):  # fmt: skip
+    """The output, mean and variance of z1 and z2, and z1 itself, N x H x W x m without its bias, where it is kept."""
     z1 = F.conv2d(x, match(primary_weight, x), match(primary_bias, x))
     y1 = _batch_norm(z1, primary_gamma, primary_beta, primary_eps)
     y1 = activate(y1, act, act_slope, act_weight)
     z2 = depthwise(y1, cheap_weight, cheap_bias)
     y2 = _batch_norm(z2, cheap_gamma, cheap_beta, cheap_eps)
     y2 = activate(y2, cheap_act, cheap_act_slope, cheap_act_weight)
-    return torch.cat([y1, y2], 1)[:, :out_channels], *_statistics(z1, primary_bias), *_statistics(z2, cheap_bias)
+    out = torch.cat([y1, y2], 1)[:, :out_channels]
+    return out, *_statistics(z1, primary_bias), *_statistics(z2, cheap_bias), _kept(z1, primary_bias, keep_primary)
+
+
+def _kept(z1: torch.Tensor, bias: torch.Tensor | None, keep: bool) -> torch.Tensor:
+    z = z1.detach().to(torch.promote_types(z1.dtype, torch.float32))
+    if not keep:
+        return z.new_empty(0)
+    return (z if bias is None else z - _channels(bias.detach())).permute(0, 2, 3, 1)
 
 
 def _channels(v: torch.Tensor) -> torch.Tensor:
@@ -68,17 +78,18 @@ def _batch_norm_backward(grad, z_hat, gamma, var, eps):
 
 def ghost_module_train_backward(
     grad_out, x, primary_weight, primary_gamma, primary_beta, cheap_weight, cheap_gamma, cheap_beta, act_weight,
-    cheap_act_weight, primary_mean, primary_var, cheap_mean, cheap_var, out_channels, act, cheap_act, act_slope,
-    cheap_act_slope, primary_eps, cheap_eps,
+    cheap_act_weight, primary_mean, primary_var, cheap_mean, cheap_var, primary, out_channels, act, cheap_act,
+    act_slope, cheap_act_slope, primary_eps, cheap_eps,
 ):  # fmt: skip
     """Gradients of x, primary weight, gamma, beta, cheap weight, gamma, beta, and the two PReLU weights.
 
-    Nothing of the forward but x and the statistics is needed: z1 and z2 are computed again.
+    Nothing of the forward but x and the statistics is needed: z2 is computed again, and z1 where ``primary`` is None.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     m, total = primary_weight.shape[0], primary_weight.shape[0] + cheap_weight.shape[0]
     xw, w1, w2 = x.to(wide), primary_weight.to(wide), cheap_weight.to(wide)
-    z1_hat = _normalise(F.conv2d(xw, w1), primary_mean, primary_var, primary_eps)
+    z1 = F.conv2d(xw, w1) if primary is None else primary.permute(0, 3, 1, 2).to(wide)
+    z1_hat = _normalise(z1, primary_mean, primary_var, primary_eps)
     a1 = _affine(z1_hat, primary_gamma, primary_beta)
     y1 = activate(a1, act, act_slope, act_weight)
     z2_hat = _normalise(depthwise(y1, w2, None), cheap_mean, cheap_var, cheap_eps)

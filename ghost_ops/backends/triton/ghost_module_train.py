@@ -47,15 +47,17 @@ def cheap_half(
 def ghost_module_train(
     x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma, cheap_beta,
     act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, primary_eps, cheap_eps,
+    keep_primary=False,
 ):  # fmt: skip
     n, c, height, width = x.shape
     m, d, count = primary_weight.shape[0], cheap_weight.shape[-1], n * height * width
     # reading x twice moves 2c + 3m elements a pixel, keeping z1 in scratch memory c + 5m
-    keep = c > 2 * m
+    keep = keep_primary or c > 2 * m
     z, partials = primary_product(x, primary_weight, store=keep, statistics=True)
     primary_mean, primary_var = join(partials, count)
     one = Half(None, act, act_slope, act_weight, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps)
     none = Half(None, cheap_act, cheap_act_slope, cheap_act_weight)
+    primary = z.permute(0, 2, 3, 1).float().contiguous() if keep_primary else primary_mean.new_empty(0)
     out, partials = single_pass.run(
         z if keep else x, None if keep else primary_weight, one, cheap_weight, none, out_channels, statistics=True,
         like=x,
@@ -71,15 +73,18 @@ def ghost_module_train(
     }  # fmt: skip
     with launch.on_device_of(x):
         launch.run(cheap_half, (groups * launch.cdiv(m, tile.channels),), arguments, tile.warps, tile.stages)
-    return out, primary_mean, primary_var, cheap_mean, cheap_var
+    return out, primary_mean, primary_var, cheap_mean, cheap_var, primary
 
 
 def ghost_module_train_backward(
     grad_out, x, primary_weight, primary_gamma, primary_beta, cheap_weight, cheap_gamma, cheap_beta, act_weight,
-    cheap_act_weight, primary_mean, primary_var, cheap_mean, cheap_var, out_channels, act, cheap_act, act_slope,
-    cheap_act_slope, primary_eps, cheap_eps,
+    cheap_act_weight, primary_mean, primary_var, cheap_mean, cheap_var, primary, out_channels, act, cheap_act,
+    act_slope, cheap_act_slope, primary_eps, cheap_eps,
 ):  # fmt: skip
-    """Gradients of x, primary weight, gamma, beta, cheap weight, gamma, beta, and the two PReLU weights."""
+    """Gradients of x, primary weight, gamma, beta, cheap weight, gamma, beta, and the two PReLU weights.
+
+    ``primary`` is not read: z1 is made again.
+    """
     one = Half(None, act, act_slope, act_weight, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps)
     two = Half(
         None, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps

@@ -24,7 +24,7 @@ int64_t phases_of(const Step& t, Cut cut, int64_t shares) {
   if (shares == 1) return 1;
   switch (t.kind) {
     case Kind::ghost:
-      return t.scaled + (cut == Cut::columns ? 1 : 2 + t.squeeze);
+      return t.scales() + (cut == Cut::columns ? 1 : 2 + t.squeeze);
     case Kind::depthwise:
       return cut == Cut::columns ? 1 : 1 + t.squeeze;
     case Kind::excite:
@@ -38,7 +38,7 @@ constexpr int64_t kSmallMap = 256;  // pixels
 
 /// What a step needs while it runs and only one step may have: of all that are under way, the first that asks.
 std::vector<bool> scratch_of(const Step& t) {
-  return {t.residual >= 0, t.multiplier() > 1, t.scaled, t.squeeze};  // z, expanded, scaled, sums
+  return {t.residual >= 0, t.multiplier() > 1, t.scales(), t.squeeze};  // z, expanded, scaled, sums
 }
 
 /// Steps in a row may run interleaved, a few rows at a time, as long as none overwrites a slot that another one reads
@@ -107,7 +107,7 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
           grow(z, pixels * by_eight(t.primary));
         }
         if (t.multiplier() > 1) grow(expanded, pixels * by_eight(t.kept()));
-        if (t.scaled) grow(scaled, panel_floats(t.primary, t.channels));
+        if (t.scales()) grow(scaled, panel_floats(t.primary, t.channels));
         grow(zeros, s.w * std::max(by_eight(t.kept()), t.out_channels.pixel()));
         flops += 2 * pixels * (t.primary * t.channels + t.kept() * t.kernel * t.kernel);
         break;

@@ -70,6 +70,18 @@ def instruction_sets() -> dict[str, list[str]]:
     return {"baseline": X86_64_V2, "avx2": X86_64_V3, "avx512": X86_64_V4}
 
 
+@cache
+def sets_of_pairs() -> dict[str, list[str]]:
+    """Sets that take every kernel of another one but the products of bfloat16, where the compiler knows them."""
+    if "avx512" not in instruction_sets():
+        return {}
+    flags = [*X86_64_V4, "-mavx512bf16"]
+    asks = 'int main() { return __builtin_cpu_supports("avx512bf16"); }'
+    probe = [*compiler(), *flags, "-fsyntax-only", "-x", "c++", "-"]
+    known = not subprocess.run(probe, input=asks, capture_output=True, text=True).returncode
+    return {"avx512bf16": flags} if known else {}
+
+
 def why_not_native() -> str | None:
     """Why this build leaves the kernels out; None where it builds them."""
     wish = os.environ.get("GHOST_OPS_NATIVE")
@@ -221,7 +233,13 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
         for source in sorted(CSRC.glob("cpu/kernels/*.cpp"))
         for isa, flags in sets.items()
     ]
-    host = [*sets["baseline"], *(f"-DGHOST_HAS_{isa.upper()}" for isa in sets if isa != "baseline")]
+    pairs = CSRC / "cpu/kernels/pairs.cpp"
+    kernels += [
+        ninja.compile(pairs, [*KERNEL, *flags, f"-DGHOST_ISA={isa}"], variant=f".{isa}")
+        for isa, flags in sets_of_pairs().items()
+    ]
+    has = [isa for isa in (*sets, *sets_of_pairs()) if isa != "baseline"]
+    host = [*sets["baseline"], *(f"-DGHOST_HAS_{isa.upper()}" for isa in has)]
     sources = [s for folder in (".", "cpu", "cpu/program") for s in CSRC.glob(f"{folder}/*.cpp")]
     operators = [ninja.compile(source, host) for source in sorted(sources)]
     torch_cpu = ninja.stub("libtorch_cpu.so")
@@ -265,7 +283,8 @@ class BuildNative(build_ext):
         cuda = (
             f"CUDA kernels left out: {why}" if why else f"CUDA kernels for {', '.join(architectures())} by {nvcc()[0]}"
         )
-        print(f"ghost_ops: building kernels for {', '.join(instruction_sets())}; {cuda}", file=sys.stderr)
+        names = ", ".join((*instruction_sets(), *sets_of_pairs()))
+        print(f"ghost_ops: building kernels for {names}; {cuda}", file=sys.stderr)
         ninja.run()
         to = PACKAGE if self.inplace or self.editable_mode else Path(self.build_lib) / PACKAGE
         to.mkdir(parents=True, exist_ok=True)

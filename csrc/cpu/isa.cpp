@@ -13,6 +13,9 @@ extern const ghost::Kernels ghost_kernels_avx2;
 #ifdef GHOST_HAS_AVX512
 extern const ghost::Kernels ghost_kernels_avx512;
 #endif
+#ifdef GHOST_HAS_AVX512BF16  // AVX-512's, with products of bfloat16 that the processor has instructions for
+void ghost_pointwise_pairs_avx512bf16(const ghost::Pointwise&);
+#endif
 #ifdef GHOST_HAS_WIDE  // the development extension alone: AVX-512's code compiled for AVX2
 extern const ghost::Kernels ghost_kernels_wide;
 #endif
@@ -26,16 +29,40 @@ struct Set {
   bool runs;
 };
 
+#ifdef GHOST_HAS_AVX512
+bool runs_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2") != 0;
+}
+#endif
+
+#ifdef GHOST_HAS_AVX512BF16
+/// vdpbf16ps does two products a lane where an FMA does one. AMD starts as many of either; Intel a quarter as many, so
+/// that there it is faster to widen the weights.
+bool prefers_pairs() { return __builtin_cpu_is("amd") != 0; }
+
+Set avx512bf16() {
+  static const Kernels kernels = [] {
+    Kernels k = ghost_kernels_avx512;
+    k.name = "avx512bf16", k.pointwise_pairs = ghost_pointwise_pairs_avx512bf16;
+    return k;
+  }();
+  return {&kernels, runs_avx512() && __builtin_cpu_supports("avx512bf16") != 0};
+}
+#endif
+
 // fastest first
 const Set* sets(int* count) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
 #endif
   static const Set all[] = {
-#ifdef GHOST_HAS_AVX512
-      {&ghost_kernels_avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2") != 0},
+#ifdef GHOST_HAS_AVX512BF16
+      prefers_pairs() ? avx512bf16() : Set{&ghost_kernels_avx512, runs_avx512()},
+      prefers_pairs() ? Set{&ghost_kernels_avx512, runs_avx512()} : avx512bf16(),
+#elif defined(GHOST_HAS_AVX512)
+      {&ghost_kernels_avx512, runs_avx512()},
 #endif
 #ifdef GHOST_HAS_AVX2
       {&ghost_kernels_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -51,14 +78,6 @@ const Set* sets(int* count) {
   return all;
 }
 
-std::string names() {
-  int count;
-  std::string out;
-  for (const Set *s = sets(&count), *end = s + count; s < end; s++)
-    if (s->runs) out += (out.empty() ? "" : ",") + std::string(s->kernels->name);
-  return out;
-}
-
 const Kernels& choose() {
   const char* wanted = std::getenv("GHOST_OPS_ISA");
   int count;
@@ -72,6 +91,14 @@ const Kernels& choose() {
 }
 
 }  // namespace
+
+std::string names() {
+  int count;
+  std::string out;
+  for (const Set *s = sets(&count), *end = s + count; s < end; s++)
+    if (s->runs) out += (out.empty() ? "" : ",") + std::string(s->kernels->name);
+  return out;
+}
 
 const Kernels& kernels() {
   static const Kernels& chosen = choose();

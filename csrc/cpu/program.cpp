@@ -23,8 +23,9 @@ void dense(const Program& p, const float* packed, int64_t n, int64_t row, float*
     const int64_t panels = padded(t.primary) / kPanel, flops = 2 * n * t.channels * kPanel;
     abi::parallel_for(panels, std::max<int64_t>(1, kShareFlops / flops), [&](int64_t begin, int64_t end) {
       const int64_t c0 = begin * kPanel, columns = std::min(t.primary, end * kPanel) - c0;
-      k.pointwise({from, row, 1, n, t.channels, columns, base + at.weight + c0 * t.channels, 0, base + at.bias + c0,
-                   to + c0, row, true, t.first.act == kRelu, false});
+      const auto product = t.pairs ? k.pointwise_pairs : k.pointwise;
+      product({from, row, 1, n, t.channels, columns, base + at.weight + c0 * t.depth(t.channels), 0,
+               base + at.bias + c0, to + c0, row, true, t.first.act == kRelu, false});
       if (t.first.act != kNone && t.first.act != kRelu)
         k.affine(to + c0, row, {nullptr, nullptr, t.first.act, base + at.slopes + c0}, to + c0, row, n, columns);
     });
@@ -119,19 +120,24 @@ Tensor run(KnownProgram& known, const float* packed, const std::vector<RawLayers
 }  // namespace
 
 Tensor program(const Tensor& x, const Tensor& packed, const Ints& steps) {
-  if (!all_readable(x, packed)) return abi::call<Tensor>("ghost_ops::program_reference", "", x, packed, steps);
+  const bool words = packed.dtype() == abi::DType::int32;  // the form that pairs of bfloat16 are packed in
+  if (!readable(x) || !(words ? packed.is_cpu() && packed.is_contiguous() : readable(packed)))
+    return abi::call<Tensor>("ghost_ops::program_reference", "", x, packed, steps);
   KnownProgram& known = KnownProgram::of(steps, false);
+  const Program& p = known.program();
   const Checks check("program");
-  check.shape("packed", packed, {known.program().packed_floats});
+  check.that(words == p.pairs, "packed", p.pairs ? "int32 for steps of precision 1" : "floats for steps of precision 0",
+             words);
+  check.shape("packed", packed, {p.packed_floats});
   Scratch scratch;
-  return run(known, dense(packed, scratch), {}, x);
+  return run(known, words ? packed.data<const float>() : dense(packed, scratch), {}, x);
 }
 
 Tensor program_pack(const Tensors& parameters, const Ints& steps) {
   for (const Tensor& t : parameters)
     if (!readable(t)) return abi::call<Tensor>("ghost_ops::program_pack_reference", "", parameters, steps);
   const Program p = Program::parse(steps);
-  Tensor packed = abi::empty({p.packed_floats}, abi::DType::float32);
+  Tensor packed = abi::empty({p.packed_floats}, p.pairs ? abi::DType::int32 : abi::DType::float32);
   advise_huge_pages(packed.data<char>(), 4 * p.packed_floats);
   Scratch scratch;
   std::fill_n(packed.data<float>(), p.packed_floats, 0.f);  // what aligns the pieces, too
@@ -146,6 +152,7 @@ Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& step
   if (!known) return abi::call<Tensor>("ghost_ops::program_eval_reference", "", x, parameters, steps);
   KnownProgram& program = KnownProgram::of(steps, x.size(0) == 1);
   const Program& p = program.program();
+  Checks("program_eval").that(!p.pairs, "steps", "those of precision 0", 1);
   Scratch scratch;
   float* packed = scratch.floats(p.packed_floats);
   const std::vector<RawLayers> raw = pack_program(p, parameters, packed, scratch);

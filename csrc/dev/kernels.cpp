@@ -7,10 +7,12 @@
 #include <chrono>
 #include <cmath>
 #include <new>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/kernels/bfloat16.h"
 
 namespace py = pybind11;
 
@@ -74,6 +76,60 @@ struct PointwiseCall {
   }
 };
 
+/// A product by pairs of bfloat16. The columns of x lie in runs, with NaN between them.
+struct PairsCall {
+  static constexpr int64_t kGap = 3;
+  const ghost::Kernels& k;
+  Floats in, panels, bias, out;
+  std::vector<float> factors;
+  std::vector<ghost::Run> runs;
+  ghost::Pointwise args{};
+
+  PairsCall(const std::string& isa, const float* x, int64_t m, int64_t c, const float* w, int64_t n, const float* b,
+            bool relu, const std::vector<float>& scale, const std::vector<int64_t>& counts)
+      : k(of(isa)), panels(ghost::panel_floats(n, ghost::pairs_of(c))), bias(padded(n)), out(m * padded(n)) {
+    int64_t row = 0;
+    for (int64_t count : counts) runs.push_back({row, count}), row += count + kGap;
+    in.assign(m * row, NAN);
+    for (int64_t i = 0; i < m; i++)
+      for (const ghost::Run& r : runs) {
+        std::copy_n(x, r.count, in.begin() + i * row + r.offset);
+        x += r.count;
+      }
+    factors = scale;
+    pack(w, n, c);
+    std::copy(b, b + n, bias.begin());
+    args = {in.data(),
+            row,
+            1,
+            m,
+            c,
+            n,
+            panels.data(),
+            0,
+            bias.data(),
+            out.data(),
+            padded(n),
+            true,
+            relu,
+            false,
+            runs.data(),
+            static_cast<int64_t>(runs.size()),
+            nullptr,
+            factors.empty() ? nullptr : factors.data()};
+  }
+
+  void pack(const float* w, int64_t n, int64_t c) {
+    auto* to = reinterpret_cast<uint16_t*>(panels.data());
+    for (int64_t panel = 0; panel < n; panel += ghost::kPanel) {
+      const int64_t width = n - panel <= 8 ? 8 : ghost::kPanel;
+      for (int64_t j = 0; j < c; j += 2)
+        for (int64_t i = panel; i < panel + width; i++)
+          for (int64_t column : {j, j + 1}) *to++ = i < n && column < c ? narrow(w[i * c + column]) : 0;
+    }
+  }
+};
+
 struct DepthwiseCall {
   const ghost::Kernels& k;
   int64_t c, pixel, out_h, out_w;
@@ -111,6 +167,23 @@ Array pointwise(const std::string& isa, Array x, Array w, Array bias, bool relu)
   expect(w.shape(1) == c && bias.shape(0) == n, "expected x of M x C, w of N x C and bias of N");
   PointwiseCall call(isa, x.data(), m, c, w.data(), n, bias.data(), relu);
   call.k.pointwise(call.args);
+  Array out({m, n});
+  for (int64_t i = 0; i < m; i++) std::copy_n(call.out.begin() + i * padded(n), n, out.mutable_data() + i * n);
+  return out;
+}
+
+Array pointwise_pairs(const std::string& isa, Array x, Array w, Array bias, bool relu, std::vector<float> scale,
+                      std::vector<int64_t> runs) {
+  expect(x.ndim() == 2 && w.ndim() == 2 && bias.ndim() == 1, "expected x of M x C, w of N x C and bias of N");
+  const int64_t m = x.shape(0), c = x.shape(1), n = w.shape(0);
+  expect(w.shape(1) == c && bias.shape(0) == n, "expected x of M x C, w of N x C and bias of N");
+  if (runs.empty()) runs = {c};
+  int64_t columns = 0;
+  for (int64_t count : runs) columns += count;
+  expect(columns == c && static_cast<int64_t>(runs.size()) <= ghost::kMostRuns, "runs: expected the columns of x");
+  expect(scale.empty() || static_cast<int64_t>(scale.size()) == c, "scale: expected a factor a column of x");
+  PairsCall call(isa, x.data(), m, c, w.data(), n, bias.data(), relu, scale, runs);
+  call.k.pointwise_pairs(call.args);
   Array out({m, n});
   for (int64_t i = 0; i < m; i++) std::copy_n(call.out.begin() + i * padded(n), n, out.mutable_data() + i * n);
   return out;
@@ -163,9 +236,13 @@ Floats numbers(int64_t n) {
   return v;
 }
 
-double time_pointwise(const std::string& isa, int64_t m, int64_t c, int64_t n, double seconds) {
+double time_pointwise(const std::string& isa, int64_t m, int64_t c, int64_t n, double seconds, bool pairs) {
   expect(m > 0 && c > 0 && n > 0, "expected positive sizes");
   const auto x = numbers(m * c), w = numbers(n * c), b = numbers(n);
+  if (pairs) {
+    PairsCall call(isa, x.data(), m, c, w.data(), n, b.data(), true, {}, {c});
+    return seconds_per_call(seconds, [&] { call.k.pointwise_pairs(call.args); });
+  }
   PointwiseCall call(isa, x.data(), m, c, w.data(), n, b.data(), true);
   return seconds_per_call(seconds, [&] { call.k.pointwise(call.args); });
 }
@@ -188,8 +265,9 @@ double fma_peak(const std::string& isa, double seconds) {
 
 std::vector<std::string> isas() {
   std::vector<std::string> out;
-  for (const char* name : {"avx512", "avx2", "baseline"})
-    if (ghost::kernels_of(name)) out.push_back(name);
+  std::stringstream names(ghost::names());
+  for (std::string name; std::getline(names, name, ',');)
+    if (name != "wide") out.push_back(name);
   return out;
 }
 
@@ -207,13 +285,17 @@ PYBIND11_MODULE(_kernels, m) {
         "GFLOP/s of independent FMA chains, one core.");
   m.def("pointwise", &pointwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
         "x (M x C) times w (N x C) transposed, plus bias.");
+  m.def("pointwise_pairs", &pointwise_pairs, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"),
+        py::arg("relu") = false, py::arg("scale") = std::vector<float>{}, py::arg("runs") = std::vector<int64_t>{},
+        "The same with w rounded to bfloat16, and columns of x times `scale`; x lies in runs of so many columns.");
   m.def("depthwise", &depthwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
         py::arg("stride") = 1,
         "Depthwise convolution of x (H x W x C) with w (C x k x k), zero padding k // 2, plus bias.");
   m.def("depthwise_backward", &depthwise_backward, py::arg("isa"), py::arg("grad"), py::arg("x"), py::arg("w"),
         py::arg("stride"), "Gradients of x (H x W x C) and w (C x k x k) of a strided depthwise convolution.");
   m.def("time_pointwise", &time_pointwise, py::arg("isa"), py::arg("m"), py::arg("c"), py::arg("n"),
-        py::arg("seconds") = 0.1, "Seconds per call of an M x C by C x N product.");
+        py::arg("seconds") = 0.1, py::arg("pairs") = false,
+        "Seconds per call of an M x C by C x N product, with weights in float32 or in pairs of bfloat16.");
   m.def("time_depthwise", &time_depthwise, py::arg("isa"), py::arg("h"), py::arg("w"), py::arg("c"), py::arg("kernel"),
         py::arg("seconds") = 0.1, py::arg("stride") = 1, "Seconds per call of a depthwise convolution over H x W x C.");
 }

@@ -1,7 +1,7 @@
 """The compiled kernels: loads ``ghost_ops/_cpu.so`` when imported, or records why it does not.
 
 Loading the library registers the operators' schemas and CPU kernels with PyTorch. ``GHOST_OPS_BACKEND=reference`` in
-the environment leaves it alone, and ``GHOST_OPS_ISA`` picks a lesser instruction set than the machine's best.
+the environment leaves it alone, and ``GHOST_OPS_ISA`` picks another instruction set than the one that is chosen.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ A program is a chain of steps over numbered slots, each slot a map. The first st
 returns a slot, or, after a pooling, features. Beside the slots there are one squeeze (the channel means of the last
 step that was asked for it), one excitation and one row of features an image. ``csrc/cpu/program/steps.cpp`` reads the
 same list; floats stand in it by their bits.
+
+The list begins with its format, the number of slots, and the precision of the packed form: what the weights of dense
+convolutions, 1x1 convolutions and linear layers are packed as.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from typing import ClassVar
 
 from .activation import NONE
 
-FORMAT = 2
+FORMAT = 3
+FLOAT32, BFLOAT16 = 0, 1  # precisions
 BIAS, NORM, GAMMA, BETA, SLOPES = 1, 2, 4, 8, 16
 
 
@@ -160,9 +164,9 @@ def _real(bits: int) -> float:
     return struct.unpack("<d", struct.pack("<q", bits))[0]
 
 
-def encode(steps: Sequence[Step], slots: int) -> list[int]:
+def encode(steps: Sequence[Step], slots: int, precision: int = FLOAT32) -> list[int]:
     """The list for an operator."""
-    out = [FORMAT, slots]
+    out = [FORMAT, slots, precision]
     for step in steps:
         out.append(step.kind)
         for field in fields(step):
@@ -172,6 +176,22 @@ def encode(steps: Sequence[Step], slots: int) -> list[int]:
             elif value is not None:
                 out.append(int(value))
     return out
+
+
+def precision_of(numbers: Sequence[int]) -> int:
+    """The precision that a list says.
+
+    Raises:
+        ValueError: it says none.
+    """
+    if len(numbers) < 3 or numbers[2] not in (FLOAT32, BFLOAT16):
+        raise ValueError(f"program: steps: expected a precision of {FLOAT32} or {BFLOAT16}, got {list(numbers[2:3])}")
+    return numbers[2]
+
+
+def with_precision(numbers: Sequence[int], precision: int) -> list[int]:
+    """The same steps for another packed form."""
+    return [*numbers[:2], precision, *numbers[3:]]
 
 
 def decode(numbers: Sequence[int]) -> list[Step]:
@@ -184,6 +204,8 @@ def decode(numbers: Sequence[int]) -> list[Step]:
     try:
         if next(rest) != FORMAT or next(rest) < 1:
             raise ValueError(f"program: steps: expected a list of format {FORMAT}")
+        precision_of(numbers)
+        next(rest)
         steps = []
         for kind in rest:
             if not 0 <= kind < len(_KINDS):

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..backends import choose, native
 from ..backends.cuda.program import summary
-from ..backends.steps import Store, decode
+from ..backends.steps import BFLOAT16, FLOAT32, Store, decode, precision_of, with_precision
 from ..ops.program import program, program_pack
 from ._program import Built
 from ._structure import Unfusable
@@ -19,8 +19,13 @@ class FrozenProgram(nn.Module):
     Its only state is the buffer ``packed``, in a form that is the same on every processor, and the list of ``steps``
     (``ghost_ops/backends/steps.py``). It may be called by many threads at once.
 
+    Of bfloat16 parameters the weights of products (all but depthwise ones) are packed as bfloat16, half as many bytes,
+    rounded once after the BatchNorms are folded in; sums are float32, and so is all between the steps. Where the
+    processor multiplies bfloat16 itself, the maps are rounded on their way into a product. Such a form keeps its
+    precision through ``.to(dtype)``, and takes inputs of every dtype.
+
     Args:
-        packed: the packed parameters, float32.
+        packed: the packed parameters: float32, or int32 where the steps' precision is bfloat16.
         steps: what to do with them.
         parts: for people: the modules that it stands for.
 
@@ -37,7 +42,8 @@ class FrozenProgram(nn.Module):
 
     @classmethod
     def of(cls, built: Built, parts: tuple[str, ...] = (), dtype: torch.dtype | None = None) -> FrozenProgram:
-        """Packs copies of the parameters, as they are now; rounded to ``dtype`` first."""
+        """Packs copies of the parameters, as they are now; rounded to ``dtype`` first, which with bfloat16 is also what
+        products keep their weights in."""
         tensors = [t.detach() for source in built.sources for t in source.tensors() if t is not None]
         kept, device = dtype or tensors[0].dtype, tensors[0].device
         if any(not t.is_floating_point() or t.dtype is torch.float64 for t in tensors):
@@ -49,8 +55,9 @@ class FrozenProgram(nn.Module):
         if kept is torch.float16 and device.type == "cpu":
             raise Unfusable("the kernels take float32 and bfloat16 parameters")
         rounded = [t.to(kept).float().cpu() for t in tensors]  # packed on the CPU: the form is the same everywhere
+        code = with_precision(built.code, BFLOAT16 if kept is torch.bfloat16 else FLOAT32)
         with torch.no_grad():
-            return cls(program_pack(rounded, built.code).to(device), built.code, parts)
+            return cls(program_pack(rounded, code).to(device), code, parts)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return program(x, self._buffers["packed"], self.steps)  # a module's own lookup costs as much as the operator
@@ -74,7 +81,8 @@ class FrozenProgram(nn.Module):
     def extra_repr(self) -> str:
         names = [type(step).__name__.lower() for step in decode(self.steps)]
         counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
-        return f"{self.packed.numel()} packed parameters; {counts}"
+        precision = ", weights in bfloat16" if precision_of(self.steps) == BFLOAT16 else ""
+        return f"{self.packed.numel()} packed parameters{precision}; {counts}"
 
     def returns_map(self) -> bool:
         """Whether the result is N x C x H x W, not N x features."""

@@ -1,7 +1,9 @@
 """``program``: a net, or a run of its blocks, in one call; ``program_pack``: the form that its parameters take.
 
 A program is inference: BatchNorms use their running statistics, and nothing is differentiable. ``program`` reads
-parameters that were packed before, ``program_eval`` those of the net as they are now.
+parameters that were packed before, ``program_eval`` those of the net as they are now. The precision in the head of the
+steps says in which form they are packed: float32, or the weights of products as bfloat16 in an int32 tensor, which
+``program`` alone takes.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from ..backends import reference
-from ..backends.steps import decode, output_shape
+from ..backends.steps import BFLOAT16, decode, output_shape, precision_of
 from ._library import memory_format, register_fake, without_gradients
 
 
@@ -20,7 +22,8 @@ def _fake(x, _parameters, steps):
 
 
 def _fake_pack(parameters, steps):
-    return torch.empty(reference.packed_floats(steps), dtype=torch.float32)
+    dtype = torch.int32 if precision_of(steps) == BFLOAT16 else torch.float32
+    return torch.empty(reference.packed_floats(steps), dtype=dtype)
 
 
 register_fake("program", _fake)

@@ -42,8 +42,9 @@ def freeze(net: nn.Module, dtype: torch.dtype | None = None, *, cuda_graph: bool
     Args:
         net: any module in eval mode; it is not changed.
         dtype: torch.float32 or torch.bfloat16, on a CUDA device torch.float16 too, of weights, inputs and results; None
-            keeps that of the parameters. On a CPU bfloat16 rounds weights, inputs and results, and in between programs
-            compute in float32; on a CUDA device maps have this dtype throughout.
+            keeps that of the parameters. On a CPU bfloat16 rounds weights, which then take half the memory, inputs and
+            results; in between programs have maps and sums in float32, and round maps where the processor multiplies
+            bfloat16 itself. On a CUDA device maps have this dtype throughout.
         cuda_graph: replay the whole net as a CUDA graph, one for each of the last few shapes of input
             (:class:`ghost_ops.nn.GraphedNet`); the net must be on a CUDA device.
 

@@ -15,6 +15,7 @@ from ghost_ops.backends.cuda import launch, plan
 from ghost_ops.backends.cuda.ghost_module import ghost_module
 from ghost_ops.backends.cuda.program import describe, fitting, program, summary
 from ghost_ops.backends.cuda.weights import Block
+from ghost_ops.backends.steps import BFLOAT16, FLOAT32, with_precision
 from tests.cuda import emulate
 from tests.cuda.programs import draw_block
 from tests.helpers import assert_as_accurate, make_map, poisoned_memory, randomise
@@ -41,15 +42,17 @@ def clear() -> None:
     fitting.cache_clear()
 
 
+@pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize("dtype", emulate.DTYPES)
-def test_programs(dtype):
+def test_programs(dtype, precision):
     for seed in range(12):
         p, x = draw_block(seed + 50) if seed % 2 else (draw_program(seed + 50), None)
         x = make_map((2, p.channels, 9, 8), dtype, "channels_last", seed) if x is None else x.to(dtype)
-        packed = reference.program_pack([t.to(dtype).float() for t in p.parameters], p.code)
-        plain, exact = (reference.program(v, packed.to(v.dtype), p.code) for v in (x, x.double()))
+        code = with_precision(p.code, precision)
+        packed = reference.program_pack([t.to(dtype).float() for t in p.parameters], code)
+        plain, exact = (reference.program(v, packed, code) for v in (x, x.double()))
         with poisoned_memory():
-            found = program(x, packed, p.code)
+            found = program(x, packed, code)
         assert_as_accurate(found, plain, exact, 4.0, what=f"{p.steps}", ulps=8)
 
 

@@ -41,6 +41,64 @@ def test_pointwise_long_sums(isa, rows):
     np.testing.assert_allclose(kernels.pointwise(isa, x, w, b, False), exact, rtol=0, atol=7e-5)
 
 
+def rounded(v):
+    """To bfloat16, to nearest even."""
+    bits = np.ascontiguousarray(v).view(np.uint32)
+    return np.where(np.isnan(v), v, (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).view(np.float32))
+
+
+def assert_pairs(isa, x, w, b, relu=False, scale=None, runs=()):
+    """Within what k additions in float32 may lose, and two for blocks and bias, of products that are exact; where
+    weights are widened and scaled, these were rounded once more."""
+    ours = kernels.pointwise_pairs(isa, x, w, b, relu, [] if scale is None else scale.tolist(), list(runs))
+    factors = np.float32(1) if scale is None else scale
+    a = rounded(x * factors) if isa == "avx512bf16" else x.astype(np.float64) * factors
+    a, w = a.astype(np.float64), rounded(w).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        exact, size = a @ w.T + b, np.abs(a) @ np.abs(w).T + np.abs(b)
+    exact = np.where(exact < 0, 0, exact) if relu else exact
+    terms = (x.shape[1] + x.shape[1] / 128 + 4) * 2.0**-24
+    bound = size * terms / (1 - terms) + x.shape[1] * 2.0**-126
+    finite = np.isfinite(exact)
+    assert (np.abs(ours[finite] - exact[finite]) <= bound[finite]).all(), (isa, x.shape, w.shape, runs)
+    np.testing.assert_array_equal(ours[~finite], exact[~finite])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("relu", [False, True])
+def test_pairs_every_width_and_height(isa, relu):
+    for n in (*range(1, 50), 64, 100, 130):
+        for m in (1, 2, 3, 5, 8, 9, 13, 17, 27, 49, 57, 83):
+            c = (1, 7, 8)[(n + m) % 3]
+            assert_pairs(isa, numbers(m, c, seed=n), numbers(n, c, seed=m), numbers(n), relu)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("m", [1, 2, 8, 16, 17, 49, 167, 168, 300])
+def test_pairs_runs_scales_and_long_sums(isa, m):
+    """A pair may lie on both sides of a gap, and blocks end where they want to."""
+    for runs in ((1,), (1, 1), (3, 5), (33, 31), (32, 1, 64), (255, 2), (256, 1), (1, 511, 3), (5,) * 60, (700, 801)):
+        c = sum(runs)
+        for n in (3, 100):
+            kernels.pointwise_pairs(isa, np.full((m, 256), np.nan), numbers(n, 256), numbers(n))  # left on the stack
+            x, w, b = numbers(m, c, seed=n), numbers(n, c, seed=m), numbers(n)
+            assert_pairs(isa, x, w, b, False, None, runs)
+            assert_pairs(isa, x, w, b, False, np.abs(numbers(c, seed=1)), runs)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("m", [1, 7, 40])
+def test_pairs_keep_nan_and_infinity(isa, m):
+    for c in (2, 3, 33):
+        for value in (np.nan, np.inf, -np.inf):
+            for column in (0, c - 1):
+                x, w, b = numbers(m, c, seed=m), numbers(70, c, seed=1), numbers(70)
+                x[m // 2, column] = value
+                assert_pairs(isa, x, w, b)
+                x, w[5, column] = numbers(m, c, seed=m), value
+                assert_pairs(isa, x, w, b)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("k", [1, 3, 5, 7])
@@ -80,6 +138,7 @@ def test_depthwise_backward_every_tail(isa, k, stride):
 def test_instruction_sets_agree_with_the_library():
     assert tuple(LIBRARY_ISAS) == tuple(native.isas())
     assert "baseline" in LIBRARY_ISAS
+    assert "avx512bf16" not in LIBRARY_ISAS or "avx512" in LIBRARY_ISAS
 
 
 @pytest.mark.parametrize("isa", LIBRARY_ISAS)

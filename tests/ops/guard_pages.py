@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch
 
 from ghost_ops import FusedGhostModule
-from ghost_ops.backends.steps import Depthwise, Layer, Load, Store
+from ghost_ops.backends.steps import BFLOAT16, FLOAT32, Depthwise, Layer, Load, Store, with_precision
 from ghost_ops.functional import squeeze_excite
 from ghost_ops.ops.program import program, program_eval, program_pack
 from tests.helpers import make_map
@@ -36,13 +36,13 @@ def guarded(t: torch.Tensor) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=t.dtype).as_strided(t.shape, t.stride()).copy_(t)
 
 
-def drawn(threads: int) -> None:
+def drawn(threads: int, precision: int = FLOAT32) -> None:
     """Arguments of valid calls, each in turn."""
     torch.set_num_threads(threads)
     for seed in range(40):
         for dtype in (torch.float32, torch.bfloat16):
             call = draw_call(seed, dtype, threads)
-            code, parameters = call.program.code, list(call.program.parameters)
+            code, parameters = with_precision(call.program.code, precision), list(call.program.parameters)
             packed = program_pack([guarded(t) for t in parameters], code)
             for memory_format in (torch.contiguous_format, torch.channels_last):
                 program(guarded(call.x.contiguous(memory_format=memory_format)), guarded(packed), code)
@@ -81,6 +81,8 @@ CASES = {
     "training": training,
     "drawn, one thread": lambda: drawn(1),
     "drawn, three threads": lambda: drawn(3),
+    "drawn in bfloat16, one thread": lambda: drawn(1, BFLOAT16),
+    "drawn in bfloat16, three threads": lambda: drawn(3, BFLOAT16),
     "load by channels": load_by_channels,
     "matrix for taps": matrix_for_taps,
 }

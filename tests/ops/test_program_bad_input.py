@@ -74,7 +74,10 @@ SMALLER = (Depthwise(0, 1, False, 8, 3, 2, PLAIN), Ghost(1, 2, 0, False, False, 
 REFUSED = {
     "no list": ([], "it ends within a step"),
     "no slots": ([FORMAT], "it ends within a step"),
-    "no steps": ([FORMAT, SLOTS], "neither a map nor features"),
+    "no steps": ([FORMAT, SLOTS, 0], "neither a map nor features"),
+    "no precision": ([FORMAT, SLOTS], "it ends within a step"),
+    "precision too high": ([FORMAT, SLOTS, 2, *code(*MAP)[3:]], "precision is 2"),
+    "precision too low": ([FORMAT, SLOTS, -1, *code(*MAP)[3:]], "precision is -1"),
     "another format": ([FORMAT - 1, *code(*MAP)[1:]], f"its format is not {FORMAT}"),
     "no slot": ([FORMAT, 0, *code(*MAP)[2:]], "slots is 0"),
     "slots without end": ([FORMAT, 2**40, *code(*MAP)[2:]], "slots is 1099511627776"),
@@ -103,7 +106,7 @@ REFUSED = {
     "negative channels made": (change(1, made=-6), "made is -6"),
     "too few kept": (change(1, kept=6), "channels kept"),
     "too many kept": (change(1, kept=13), "channels kept"),
-    "no flag": ([*code(VALID[0])[:-1], 2, *code(*MAP[1:])[2:]], "by_lanes is 2"),
+    "no flag": ([*code(VALID[0])[:-1], 2, *code(*MAP[1:])[3:]], "by_lanes is 2"),
     "even kernel": (change(1, kernel=4), "a kernel of even size"),
     "large kernel": (change(2, kernel=9), "kernel is 9"),
     "no kernel": (change(2, kernel=0), "kernel is 0"),
@@ -133,7 +136,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_lists_that_are_refused(name):
     steps, message = REFUSED[name]
-    x, parameters = make_map((1, 3 if steps[2:3] == [1] else 8, 7, 9)), list(parameters_for(MAP))
+    x, parameters = make_map((1, 3 if steps[3:4] == [1] else 8, 7, 9)), list(parameters_for(MAP))
     packed = torch.zeros(reference.packed_floats(code(*MAP)))
     message = f"steps: expected a list that ghost_ops wrote: .*({message})"
     if native.available():
@@ -147,8 +150,9 @@ def test_lists_that_are_refused(name):
 
 
 BY_REFERENCE = (
-    "no list", "no slots", "no steps", "another format", "no slot", "kind too high", "kind too low", "one number more",
-    "unwritten slot", "unwritten residual", "unwritten result", "no squeeze", "other channels", "no end",
+    "no list", "no slots", "no steps", "no precision", "precision too high", "precision too low", "another format",
+    "no slot", "kind too high", "kind too low", "one number more", "unwritten slot", "unwritten residual",
+    "unwritten result", "no squeeze", "other channels", "no end",
 )  # fmt: skip
 
 
@@ -168,7 +172,7 @@ def test_every_beginning_of_a_list_is_refused(base):
     for length in set(range(len(whole))) - ends:
         with pytest.raises(RuntimeError if native.available() else (ValueError, RuntimeError), match=r"steps|expected"):
             program_eval(x, parameters, whole[:length])
-    boundaries = {2, *(len(code(*base[:i])) for i in range(1, len(base)))}
+    boundaries = {3, *(len(code(*base[:i])) for i in range(1, len(base)))}
     for length in set(range(len(whole))) - boundaries:
         with pytest.raises(ValueError, match="steps: expected"):
             decode(whole[:length])

@@ -18,6 +18,10 @@ constexpr int64_t by_eight(int64_t channels) { return (channels + 7) / 8 * 8; }
 constexpr int64_t kPanel = 16;
 constexpr int64_t panel_floats(int64_t n, int64_t k) { return by_eight(n) * k; }
 
+// Panels of bfloat16 hold pairs: a row is as many floats wide, each the bits of two columns of A, the first one's in
+// the lower half. Where k is odd the last pair's second number is zero.
+constexpr int64_t pairs_of(int64_t k) { return (k + 1) / 2; }
+
 // Columns of A that follow each other: `count` of them, the first `offset` floats on.
 struct Run {
   int64_t offset, count;
@@ -42,9 +46,10 @@ struct Pointwise {
   int64_t c_row;
   bool c_padded;  // by_eight(n) floats of each row of C may be written
   bool relu, accumulate;
-  const Run* runs = nullptr;  // where the k columns of A lie, in order; null: all together
-  int64_t run_count = 0;      // at most kMostRuns
-  Ahead* ahead = nullptr;     // or null
+  const Run* runs = nullptr;       // where the k columns of A lie, in order; null: all together
+  int64_t run_count = 0;           // at most kMostRuns
+  Ahead* ahead = nullptr;          // or null
+  const float* scale_k = nullptr;  // pointwise_pairs alone: factors of A's columns, or null
 };
 
 // B[k][n] = weight[n * w_row + k * w_col] * scale_n[n] * scale_k[k] in panels, panel_floats(n, k) of them.
@@ -147,6 +152,7 @@ inline double sum_of(const float* sum, int64_t channels) { return (double)sum[0]
 struct Kernels {
   const char* name;
   void (*pointwise)(const Pointwise&);
+  void (*pointwise_pairs)(const Pointwise&);  // B is panels of pairs, pairs_of(k) rows of them; a_col is 1
   void (*pack)(const Pack&);
   void (*fold)(const Fold&);
   void (*depthwise)(const Depthwise&);

@@ -1,25 +1,12 @@
 // Rows of a caller's map to NHWC float32 and back: NCHW by tiles turned in registers, bfloat16 by widening, any
 // strides slowly.
+#include "bfloat16.h"
 #include "kernels.h"
 #include "simd.h"
 
 namespace {
 
 using ghost::Strided;
-
-GHOST_INLINE float widen(uint16_t b) {
-  const uint32_t bits = (uint32_t)b << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
-
-GHOST_INLINE uint16_t narrow(float f) {  // to nearest even; NaN stays a quiet NaN
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)((bits >> 16) | 0x40);
-  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 struct Float {
   using T = float;

@@ -6,6 +6,7 @@
 
 extern "C" {
 void GHOST_SYMBOL(pointwise)(const ghost::Pointwise&);
+void GHOST_SYMBOL(pointwise_pairs)(const ghost::Pointwise&);
 void GHOST_SYMBOL(pack)(const ghost::Pack&);
 void GHOST_SYMBOL(fold)(const ghost::Fold&);
 void GHOST_SYMBOL(depthwise)(const ghost::Depthwise&);
@@ -28,6 +29,7 @@ extern const ghost::Kernels GHOST_SYMBOL(kernels);
 const ghost::Kernels GHOST_SYMBOL(kernels) = {
     GHOST_STRING(GHOST_ISA),
     GHOST_SYMBOL(pointwise),
+    GHOST_SYMBOL(pointwise_pairs),
     GHOST_SYMBOL(pack),
     GHOST_SYMBOL(fold),
     GHOST_SYMBOL(depthwise),

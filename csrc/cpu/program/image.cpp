@@ -75,7 +75,7 @@ class Image::Maker {
   void start(int64_t step) {
     const Step& t = of(step);
     if (t.squeeze) std::fill_n(image_.sums_of(0), image_.m_.sums_of_share, 0.f);
-    if (t.scaled) image_.scale(t, image_.part(step, 0));
+    if (t.scales()) image_.scale(t, image_.part(step, 0));
   }
   void end(int64_t step) {
     if (of(step).squeeze) image_.squeeze(of(step), step, image_.part(step, 0), 0, 1);
@@ -194,11 +194,11 @@ void Image::scale(const Step& t, const Part& p) {
 void Image::ghost(const Step& t, int64_t step, int64_t phase, int64_t share) {
   const Value &out = values_[step], y1 = y1_of(step);
   const Part p = part(step, share);
-  if (t.scaled && phase == 0) {
+  if (t.scales() && phase == 0) {
     const auto [c0, c1] = columns_of(t.primary, share, plan_.shares);
     return scale(t, {0, 0, c0, c1});
   }
-  phase -= t.scaled;
+  phase -= t.scales();
   const bool columns = plan_.steps[step].cut == Cut::columns;
   const int64_t halo = t.made && !columns ? t.kernel / 2 : 0;
   const int64_t from = p.row0 == 0 ? 0 : p.row0 + halo, to = p.row1 == out.h ? out.h : p.row1 - halo;
@@ -273,22 +273,22 @@ Ahead* Image::ahead_of(const Step& t, int64_t y, int64_t count, int64_t share) {
   if (!alone_) return nullptr;  // others under way use the same weights
   if (a.at < from) a.at = from;
   a.end = reinterpret_cast<const char*>(std::min(end, here + kAheadFloats));
-  a.step = 16 * plan_.shares;
+  a.step = (t.pairs ? 8 : 16) * plan_.shares;
   return &a;
 }
 
 void Image::make_y1(const Step& t, const Value& y1, int64_t y, int64_t count, const Part& p, int64_t share) {
   const Value& x = values_[t.in];
   const Pieces at = pieces(t);
-  const float *packed = packed_ + t.packed, *panels = t.scaled ? shared_ + m_.scaled : packed + at.weight;
+  const float *packed = packed_ + t.packed, *panels = t.scales() ? shared_ + m_.scaled : packed + at.weight;
   const Run runs[] = {{0, x.channels.first}, {x.second_at, x.channels.second}};
   const int64_t pixels = count * y1.w, run_count = x.channels.second ? 2 : 1;
   float* to = y1.row(y) + p.c0;
   // Past its last channel y1 may run into y2 of the same pixel, which is written later; unless by another share.
   const bool room = y1.is_padded || p.c1 % 8 == 0 || (t.made && p.c1 - p.c0 == t.primary);
-  k_.pointwise({x.row(y), x.pixel, 1, pixels, t.channels, p.c1 - p.c0, panels + p.c0 * t.channels, 0,
-                packed + at.bias + p.c0, to, y1.pixel, room, t.first.act == kRelu, false, runs, run_count,
-                ahead_of(t, y, count, share)});
+  product(t, {x.row(y), x.pixel, 1, pixels, t.channels, p.c1 - p.c0, panels + p.c0 * t.depth(t.channels), 0,
+              packed + at.bias + p.c0, to, y1.pixel, room, t.first.act == kRelu, false, runs, run_count,
+              ahead_of(t, y, count, share), t.scaled && t.pairs ? own_ + m_.gate : nullptr});
   activate(t.first, packed + at.slopes + p.c0, to, y1.pixel, pixels, y1.width_of(p.c1 - p.c0));
   if (t.multiplier() > 1)
     expand_channels(to, y1.pixel, shared_ + m_.expanded + y * y1.w * by_eight(t.kept()), by_eight(t.kept()), pixels,

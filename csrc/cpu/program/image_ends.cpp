@@ -46,21 +46,21 @@ void Image::conv(int64_t step, const Part& p, int64_t share) {
     k_.gather({x_.at(image_, first), x_.bf16, x_.channel, x_.row, x_.pixel}, last - first, s.in_w, channels,
               rows + (first - top) * row + t.padding * channels, row, channels);
     for (int64_t i = 0; i < count; i++)
-      k_.pointwise({rows + i * t.stride * row, t.stride * channels, 1, s.w, t.kernel * t.kernel * channels, t.primary,
-                    packed + at.weight, 0, packed + at.bias, out.row(y + i), out.pixel, true, t.first.act == kRelu,
-                    false, runs, t.kernel});
+      product(t, {rows + i * t.stride * row, t.stride * channels, 1, s.w, t.kernel * t.kernel * channels, t.primary,
+                  packed + at.weight, 0, packed + at.bias, out.row(y + i), out.pixel, true, t.first.act == kRelu, false,
+                  runs, t.kernel});
     activate(t.first, packed + at.slopes, out.row(y), out.pixel, count * s.w, out.pixel);
   }
 }
 
 /// A share of the columns of a product with its activation, a row an image.
-void Image::product_rows(const float* a, int64_t k, int64_t n, const float* panels, const float* bias, const Conv& c,
-                         const float* slopes, float* out, int64_t share, int64_t images) const {
+void Image::product_rows(const Step& t, const float* a, int64_t k, int64_t n, const float* panels, const float* bias,
+                         const Conv& c, const float* slopes, float* out, int64_t share, int64_t images) const {
   const auto [c0, c1] = columns_of(n, share, plan_.shares);
   if (c0 >= c1) return;
   const int64_t row = m_.own_floats;
-  k_.pointwise(
-      {a, row, 1, images, k, c1 - c0, panels + c0 * k, 0, bias + c0, out + c0, row, true, c.act == kRelu, false});
+  product(t, {a, row, 1, images, k, c1 - c0, panels + c0 * t.depth(k), 0, bias + c0, out + c0, row, true,
+              c.act == kRelu, false});
   activate(c, slopes + c0, out + c0, row, images, c1 - c0);
 }
 
@@ -87,10 +87,10 @@ void Image::excite(const Step& t, int64_t phase, int64_t share, int64_t images) 
             gate, share);
   } else {
     if (alone || phase == 0)
-      product_rows(mean, t.channels, t.hidden, packed + at.weight, packed + at.bias, t.first, packed + at.slopes,
+      product_rows(t, mean, t.channels, t.hidden, packed + at.weight, packed + at.bias, t.first, packed + at.slopes,
                    hidden, share, images);
     if (alone || phase == 1)
-      product_rows(hidden, t.hidden, t.channels, packed + at.second_weight, packed + at.second_bias, t.second,
+      product_rows(t, hidden, t.hidden, t.channels, packed + at.second_weight, packed + at.second_bias, t.second,
                    packed + at.second_slopes, gate, share, images);
   }
   if (!alone && phase == 0) return;

@@ -1,6 +1,7 @@
 #include "pack.h"
 
 #include "cpu/checks.h"
+#include "cpu/kernels/bfloat16.h"
 #include "cpu/maps.h"
 
 namespace ghost {
@@ -10,8 +11,8 @@ using abi::Tensor;
 
 class Packer {
  public:
-  Packer(const std::vector<Tensor>& parameters, float* packed, Scratch& scratch)
-      : parameters_(parameters), packed_(packed), scratch_(scratch) {}
+  Packer(const std::vector<Tensor>& parameters, bool pairs, float* packed, Scratch& scratch)
+      : parameters_(parameters), pairs_(pairs), packed_(packed), scratch_(scratch) {}
 
   RawLayers step(const Step& t) {
     const Pieces at = pieces(t);
@@ -134,8 +135,20 @@ class Packer {
     return from;
   }
 
-  static void panels(const float* weight, int64_t n, int64_t k, const float* scale, float* out) {
-    kernels().pack({weight, k, 1, n, k, scale, nullptr, out});
+  void panels(const float* weight, int64_t n, int64_t k, const float* scale, float* out) const {
+    if (!pairs_) return kernels().pack({weight, k, 1, n, k, scale, nullptr, out});
+    const auto rounded = [&](int64_t row, int64_t column) -> uint32_t {
+      if (row >= n || column >= k) return 0;
+      return narrow(weight[row * k + column] * (scale ? scale[row] : 1.f));
+    };
+    for (int64_t panel = 0; panel < n; panel += kPanel) {
+      const int64_t width = n - panel <= 8 ? 8 : kPanel;
+      for (int64_t j = 0; j < k; j += 2)
+        for (int64_t i = 0; i < width; i++, out++) {
+          const uint32_t pair = rounded(panel + i, j) | rounded(panel + i, j + 1) << 16;
+          std::memcpy(out, &pair, sizeof pair);
+        }
+    }
   }
 
   /// [channels][taps] as [taps] rows of `row` floats, pieces of channels each in its place.
@@ -152,6 +165,7 @@ class Packer {
 
   const Checks check_{"program_pack"};
   const std::vector<Tensor>& parameters_;
+  const bool pairs_;
   float* packed_;
   size_t next_ = 0;
   Scratch& scratch_;
@@ -161,7 +175,7 @@ class Packer {
 
 std::vector<RawLayers> pack_program(const Program& p, const std::vector<Tensor>& parameters, float* packed,
                                     Scratch& scratch) {
-  Packer packer(parameters, packed, scratch);
+  Packer packer(parameters, p.pairs, packed, scratch);
   std::vector<RawLayers> raw;
   for (const Step& t : p.steps) raw.push_back(packer.step(t));
   packer.finish();

@@ -39,7 +39,7 @@ int64_t phases_of(const Step& t, Cut cut, int64_t shares) {
   if (shares == 1) return 1;
   switch (t.kind) {
     case Kind::ghost:
-      return t.scaled + (cut == Cut::columns ? 1 : 2 + t.squeeze);
+      return t.scales() + (cut == Cut::columns ? 1 : 2 + t.squeeze);
     case Kind::depthwise:
       return cut == Cut::columns ? 1 : 1 + t.squeeze;
     case Kind::excite:
@@ -89,7 +89,7 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
         if (t.residual >= 0 && (steps[t.residual].h != s.h || steps[t.residual].w != s.w))
           throw std::runtime_error("ghost_ops.program: steps: expected a residual of the output's size");
         if (t.multiplier() > 1) grow(expanded, pixels * by_eight(t.kept()));
-        if (t.scaled) grow(scaled, panel_floats(t.primary, t.channels));
+        if (t.scales()) grow(scaled, panel_floats(t.primary, t.channels));
         grow(zeros, s.w * std::max(by_eight(t.kept()), t.out_channels.pixel()));
         flops += 2 * pixels * (t.primary * t.channels + t.kept() * t.kernel * t.kernel);
         break;

@@ -7,7 +7,7 @@
 namespace ghost {
 namespace {
 
-constexpr int64_t kFormat = 2;
+constexpr int64_t kFormat = 3;
 
 [[noreturn]] void refuse(const std::string& why) {
   throw std::runtime_error("ghost_ops.program: steps: expected a list that ghost_ops wrote: " + why);
@@ -161,6 +161,7 @@ Pieces pieces(const Step& t) {
     at += aligned(floats);
     return here;
   };
+  const auto panels = [&](int64_t n, int64_t k) { return panel_floats(n, t.depth(k)); };
   const auto conv = [&](const Conv& c, int64_t weight, int64_t channels, int64_t& w, int64_t& b, int64_t& s) {
     w = take(weight), b = take(padded(channels)), s = at;
     if (c.has_slopes()) take(padded(channels));
@@ -168,22 +169,22 @@ Pieces pieces(const Step& t) {
   const int64_t taps = t.kernel * t.kernel;
   switch (t.kind) {
     case Kind::conv:
-      conv(t.first, panel_floats(t.primary, taps * t.channels), t.primary, p.weight, p.bias, p.slopes);
+      conv(t.first, panels(t.primary, taps * t.channels), t.primary, p.weight, p.bias, p.slopes);
       break;
     case Kind::ghost:
-      conv(t.first, panel_floats(t.primary, t.channels), t.primary, p.weight, p.bias, p.slopes);
+      conv(t.first, panels(t.primary, t.channels), t.primary, p.weight, p.bias, p.slopes);
       if (t.made) conv(t.second, taps * padded(t.kept()), t.kept(), p.second_weight, p.second_bias, p.second_slopes);
       break;
     case Kind::depthwise:
       conv(t.first, taps * padded(t.in_channels.pixel()), t.in_channels.pixel(), p.weight, p.bias, p.slopes);
       break;
     case Kind::excite:
-      conv(t.first, t.raw ? 0 : panel_floats(t.hidden, t.channels), t.hidden, p.weight, p.bias, p.slopes);
-      conv(t.second, t.raw ? 0 : panel_floats(t.channels, t.hidden), t.channels, p.second_weight, p.second_bias,
+      conv(t.first, t.raw ? 0 : panels(t.hidden, t.channels), t.hidden, p.weight, p.bias, p.slopes);
+      conv(t.second, t.raw ? 0 : panels(t.channels, t.hidden), t.channels, p.second_weight, p.second_bias,
            p.second_slopes);
       break;
     case Kind::dense:
-      conv(t.first, panel_floats(t.primary, t.channels), t.primary, p.weight, p.bias, p.slopes);
+      conv(t.first, panels(t.primary, t.channels), t.primary, p.weight, p.bias, p.slopes);
       break;
     default:
       break;
@@ -197,6 +198,7 @@ Program Program::parse(const std::vector<int64_t>& list, bool raw) {
   if (r.any() != kFormat) refuse("its format is not " + std::to_string(kFormat));
   Program p;
   p.slots = r.within(1, 1 << 10, "slots");
+  p.pairs = r.within(0, 1, "precision") == 1;
   State s;
   s.writer.assign(p.slots, -1);
   bool stored = false;
@@ -206,7 +208,8 @@ Program Program::parse(const std::vector<int64_t>& list, bool raw) {
     const bool first = p.steps.empty(), entry = t.kind == Kind::load || t.kind == Kind::conv;
     if (first != entry) refuse("a first step that does not read the input, or another that does");
     if (first) p.in_channels = t.channels;
-    t.packed = p.packed_floats, t.raw = raw && t.kind == Kind::excite && !t.first.norm && !t.second.norm;
+    t.pairs = p.pairs, t.packed = p.packed_floats,
+    t.raw = raw && t.kind == Kind::excite && !t.first.norm && !t.second.norm;
     p.packed_floats += pieces(t).end;
     stored = t.kind == Kind::store;
     p.steps.push_back(t);

@@ -1,7 +1,7 @@
 // A program: the steps of a net or a block, decoded from the list of integers that the operators take.
 //
-// The list is written by ghost_ops/ops/program.py, which says what each number means. All of a program's parameters lie
-// in one packed tensor, in the order of the steps; a step's `packed` says where its own begin.
+// The list is written by ghost_ops/backends/steps.py, which says what each number means. All of a program's parameters
+// lie in one packed tensor, in the order of the steps; a step's `packed` says where its own begin.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -42,10 +42,14 @@ struct Step {
   Conv first, second;            // the convolutions or layers, in order
   Channels in_channels, out_channels;
   int64_t packed = 0;
-  bool raw = false;  // excite: its weights are read where they lie, since one image reads them once
+  bool raw = false;    // excite: its weights are read where they lie, since one image reads them once
+  bool pairs = false;  // the weights of its products are pairs of bfloat16
 
   int64_t multiplier() const { return made ? made / primary : 0; }
   int64_t kept() const { return out_channels.second; }  // channels of the cheap operation that are computed
+  int64_t depth(int64_t k) const { return pairs ? pairs_of(k) : k; }  // rows of a panel
+  /// Whether the excitation goes into a copy of the weights; pairs are scaled on their way.
+  bool scales() const { return scaled && !pairs; }
 };
 
 /// Floats from the beginning of one packed piece to the next.
@@ -68,6 +72,7 @@ struct Program {
   int64_t packed_floats = 0;
   int64_t in_channels = 0;
   bool returns_features = false;  // N x C, not a map
+  bool pairs = false;             // the precision: weights of products are pairs of bfloat16, not float32
 
   /// Raises where the list is none that ghost_ops wrote. `raw`: parameters are packed for this one call.
   static Program parse(const std::vector<int64_t>& list, bool raw = false);

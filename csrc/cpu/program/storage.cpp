@@ -37,7 +37,7 @@ std::vector<int64_t> ends_of_runs(const Program& p, int64_t end) {
       close(i + 1);
       continue;
     }
-    const std::array<bool, 3> wanted{t.multiplier() > 1, t.scaled, t.squeeze};  // expanded, scaled, sums
+    const std::array<bool, 3> wanted{t.multiplier() > 1, t.scales(), t.squeeze};  // expanded, scaled, sums
     for (size_t k = 0; k < wanted.size(); k++)
       if (wanted[k] && taken[k]) close(i);
     for (size_t k = 0; k < wanted.size(); k++) taken[k] = taken[k] || wanted[k];

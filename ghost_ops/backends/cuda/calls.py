@@ -12,8 +12,8 @@ from functools import cache
 import torch
 
 from ..activation import LEAKY_RELU, PRELU
-from ..reference.program import Folded, unpack
-from ..steps import Depthwise, Excite, Ghost, Pool, Step, decode, layers
+from ..reference.program import Folded, places, unpack
+from ..steps import Depthwise, Excite, Ghost, Pool, Step, decode, layers, precision_of
 from .weights import Block, Parts, Weights, bottleneck, module
 
 
@@ -36,8 +36,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Calls:
-    """All of a program, its steps, and of every number in the kernels' two buffers its place in the packed form (-1:
-    zero)."""
+    """All of a program, its steps, and of every number in the kernels' two buffers its place among the packed form's
+    ``numbers`` (-1: zero)."""
 
     steps: tuple[Step, ...]
     calls: tuple[Call, ...]
@@ -151,12 +151,13 @@ def build(steps: list[Step], folded: list[Folded], half: bool, apart: frozenset[
 
 @cache  # for good: captured CUDA graphs read the index
 def calls_of(
-    steps: tuple[int, ...], floats: int, half: bool, device: torch.device, apart: frozenset[int] = frozenset()
+    steps: tuple[int, ...], length: int, half: bool, device: torch.device, apart: frozenset[int] = frozenset()
 ) -> Calls:
     """The calls of a program whose packed form is so long, in half precision or float32. No bottleneck begins at the
     steps ``apart``."""
     decoded = decode(steps)
-    places = torch.arange(1, floats + 1, dtype=torch.float64)
-    calls, w = build(decoded, unpack(places, decoded, (LEAKY_RELU, PRELU)), half, apart)
+    precision = precision_of(steps)
+    folded = unpack(places(length, precision, 1), decoded, precision, (LEAKY_RELU, PRELU))
+    calls, w = build(decoded, folded, half, apart)
     index, matrices = w.index()
     return Calls(tuple(decoded), tuple(calls), index.to(device), matrices)

@@ -11,8 +11,8 @@ from functools import lru_cache
 import torch
 
 from ..layout import memory_format
-from ..reference.program import Folded
-from ..steps import Conv, Depthwise, Ghost, Load
+from ..reference.program import Folded, numbers
+from ..steps import Conv, Depthwise, Ghost, Load, precision_of
 from ..walk import Walk
 from . import launch, plan
 from .calls import Call, Calls, calls_of
@@ -32,20 +32,21 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Te
     if calls is None:
         return elsewhere("program", x, packed, steps)
     last = x.contiguous(memory_format=torch.channels_last)
-    buffers = launch.gather(packed.float().contiguous(), calls.index, calls.matrices, last)
+    floats = numbers(packed, precision_of(code)).float().contiguous()
+    buffers = launch.gather(floats, calls.index, calls.matrices, last)
     result = _Run(last, calls, *buffers).result
     return result.contiguous(memory_format=memory_format(x) if result.dim() == 4 else torch.contiguous_format)
 
 
 @lru_cache(maxsize=256)
 def fitting(
-    code: tuple[int, ...], floats: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, find: Find
+    code: tuple[int, ...], length: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, find: Find
 ) -> Calls | None:
     """The calls of a program on such an input. A bottleneck of which no tile fits the device is a call for each step;
     None where a Ghost module does not fit."""
     apart: frozenset[int] = frozenset()
     while True:
-        calls = calls_of(code, floats, dtype != torch.float32, device, apart)
+        calls = calls_of(code, length, dtype != torch.float32, device, apart)
         missing = [call for call, _, found in planned(calls, shape, dtype, device, find) if found is None]
         if not missing:
             return calls

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from ..activation import LEAKY_RELU, PRELU, activate, apply_gate
 from ..steps import (
     BETA,
+    BFLOAT16,
     BIAS,
+    FLOAT32,
     GAMMA,
     NORM,
     SLOPES,
@@ -27,6 +29,7 @@ from ..steps import (
     Store,
     decode,
     layers,
+    precision_of,
 )  # fmt: skip
 from .ghost_module import fold
 
@@ -41,7 +44,7 @@ class Folded(NamedTuple):
     slopes: torch.Tensor | None
 
 
-def _folded(parameters: Sequence[torch.Tensor], steps: list[Step]) -> list[Folded]:
+def _folded(parameters: Sequence[torch.Tensor], steps: list[Step], fold: Callable = fold) -> list[Folded]:
     rest, found = iter(parameters), []
     try:
         for layer, shape in (pair for step in steps for pair in layers(step)):
@@ -110,19 +113,25 @@ def _run(x: torch.Tensor, folded: list[Folded], steps: list[Step]) -> torch.Tens
 def program_eval(x: torch.Tensor, parameters: Sequence[torch.Tensor], steps: Sequence[int]) -> torch.Tensor:
     """The program's result on x, N x C x H x W, with parameters as they are in the net."""
     decoded = decode(steps)
+    if precision_of(steps) != FLOAT32:
+        raise ValueError("program_eval: steps: expected those of precision 0, got 1")
     return _run(x, _folded(parameters, decoded), decoded)
 
 
 def program(x: torch.Tensor, packed: torch.Tensor, steps: Sequence[int]) -> torch.Tensor:
     """The same with packed parameters."""
     decoded = decode(steps)
-    return _run(x, unpack(packed, decoded), decoded)
+    precision = precision_of(steps)
+    return _run(x, unpack(numbers(packed, precision), decoded, precision), decoded)
 
 
 # The packed form. Per layer: the weight, its bias, and the slopes of LeakyReLU or PReLU; each piece begins at a
 # multiple of 16 floats. A product's weight lies in panels: 16 output channels (8 in the last, where no more are left)
 # for each input channel in turn, and those for each tap in turn. A depthwise one lies tap by tap, its channels in two
 # halves as the map's, each padded to 8.
+#
+# With precision BFLOAT16 the form is int32, which no `.to(dtype)` converts: the bits of float32, but that a number of a
+# panel is two of bfloat16, for two input channels; the first in the lower half, and a zero after an odd last one.
 
 
 def _up(n: int, to: int) -> int:
@@ -131,6 +140,18 @@ def _up(n: int, to: int) -> int:
 
 def _pad(t: torch.Tensor, size: int) -> torch.Tensor:
     return F.pad(t, (0, size - t.shape[-1]))
+
+
+def _bits(weight: torch.Tensor) -> torch.Tensor:
+    """Float32 as bfloat16, in int16: to nearest even; NaN stays a quiet NaN, where PyTorch's depend on the machine."""
+    bits = weight.view(torch.int32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return torch.where(weight.isnan(), (bits >> 16) | 0x40, rounded).to(torch.int16)
+
+
+def _pairs(weight: torch.Tensor) -> torch.Tensor:
+    """O x I as O x ceil(I / 2), the bits of two of bfloat16 each."""
+    return _bits(_pad(weight, _up(weight.shape[1], 2)).contiguous()).view(torch.int32)
 
 
 def _panels(weight: torch.Tensor) -> torch.Tensor:
@@ -143,6 +164,12 @@ def _from_panels(packed: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     height = _up(rows, 8)
     pieces = packed[: height * columns].split(PANEL * columns)
     return torch.cat([piece.reshape(columns, -1).t() for piece in pieces])[:rows]
+
+
+def _from_pairs(halves: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    depth = _up(columns, 2) // 2
+    pieces = halves.split(2 * PANEL * depth)
+    return torch.cat([piece.reshape(depth, -1, 2).transpose(0, 1).flatten(1) for piece in pieces])[:rows, :columns]
 
 
 def _lanes(halves: tuple[int, int]) -> torch.Tensor:
@@ -178,38 +205,81 @@ def _layouts(steps: list[Step]) -> list[tuple[Layer, tuple[int, ...], torch.Tens
 
 def packed_floats(steps: Sequence[int]) -> int:
     """How long the packed form is."""
-    total = 0
+    total, pairs = 0, precision_of(steps) == BFLOAT16
     for layer, shape, lanes, width in _layouts(decode(steps)):
         taps = shape[2] * shape[3]
         row = _up(shape[0] if lanes is None else width, 16)
-        weight = _up(_up(shape[0], 8) * taps * shape[1], 16) if lanes is None else taps * row
+        depth = _up(taps * shape[1], 2) // 2 if pairs else taps * shape[1]
+        weight = _up(_up(shape[0], 8) * depth, 16) if lanes is None else taps * row
         total += weight + row * (2 if layer.act in (LEAKY_RELU, PRELU) else 1)
     return total
 
 
+def _fold(weight, bias, gamma, beta, mean, var, eps):
+    """``fold`` in the very roundings of the kernels: in double, but for the weight times the scale in float32."""
+    bias, gamma, beta, mean, var = (None if t is None else t.double() for t in (bias, gamma, beta, mean, var))
+    scale = (1.0 if gamma is None else gamma) / (var + eps).sqrt()
+    shift = ((0.0 if bias is None else bias) - mean) * scale + (0.0 if beta is None else beta)
+    return weight.float() * scale.float()[:, None, None, None], shift.float()
+
+
 def program_pack(parameters: Sequence[torch.Tensor], steps: Sequence[int]) -> torch.Tensor:
-    """The packed form of a net's parameters, float32."""
+    """The packed form of a net's parameters: float32, or int32 with precision BFLOAT16."""
     decoded, pieces = decode(steps), []
-    for folded, (layer, shape, lanes, width) in zip(_folded(parameters, decoded), _layouts(decoded), strict=True):
+    pairs = precision_of(steps) == BFLOAT16
+    layers_folded = _folded(parameters, decoded, _fold)
+    for folded, (layer, shape, lanes, width) in zip(layers_folded, _layouts(decoded), strict=True):
         weight, bias = folded.weight.detach().float().cpu(), folded.bias.detach().float().cpu()
         slopes = None
         if layer.act in (LEAKY_RELU, PRELU):
-            slopes = torch.full((), layer.slope) if folded.slopes is None else folded.slopes.detach().float().cpu()
+            slopes = (
+                torch.tensor(layer.slope, dtype=torch.float32)
+                if folded.slopes is None
+                else folded.slopes.detach().float().cpu()
+            )
             slopes = slopes.expand(shape[0]) if slopes.numel() == 1 else slopes
         if lanes is None:
-            pieces.append(_panels(weight.permute(0, 2, 3, 1).flatten(1)))
+            by_tap = weight.permute(0, 2, 3, 1).flatten(1)
+            pieces.append(_panels(_pairs(by_tap) if pairs else by_tap))
             vectors = [bias] if slopes is None else [bias, slopes]
         else:
             spread = lambda t: t.new_zeros(_up(width, 16)).index_copy(0, lanes, t[: len(lanes)])  # noqa: B023
             pieces += [spread(tap) for tap in weight.flatten(1).t()]
             vectors = [spread(bias)] if slopes is None else [spread(bias), spread(slopes)]
         pieces += vectors
-    return torch.cat([_pad(piece, _up(len(piece), 16)) for piece in pieces] or [torch.zeros(0)])
+    dtype = torch.int32 if pairs else torch.float32
+    padded = [_pad(piece.view(dtype), _up(len(piece), 16)) for piece in pieces]
+    return torch.cat(padded or [torch.zeros(0, dtype=dtype)])
 
 
-def unpack(packed: torch.Tensor, steps: list[Step], kinds: tuple[int, ...] = (PRELU,)) -> list[Folded]:
-    """The folded layers of a packed form, of any dtype; with slopes where the activation is of these kinds."""
-    at, found = 0, []
+def numbers(packed: torch.Tensor, precision: int) -> torch.Tensor:
+    """What ``unpack`` reads: a packed form in floating point. With precision BFLOAT16 it is there twice, as float32 and
+    then as bfloat16; whatever it really is, the other reading is noise.
+
+    Raises:
+        ValueError: the form is of the other precision.
+    """
+    if (packed.dtype == torch.int32) != (precision == BFLOAT16):
+        expected = "int32 for steps of precision 1" if precision == BFLOAT16 else "floats for steps of precision 0"
+        raise ValueError(f"program: packed: expected {expected}, got {packed.dtype}")
+    if precision == FLOAT32:
+        return packed
+    packed = packed.contiguous()
+    return torch.cat([packed.view(torch.float32), packed.view(torch.bfloat16).float()])
+
+
+def places(length: int, precision: int, first: int = 0) -> torch.Tensor:
+    """Of a packed form of this length: of each of its ``numbers``, where it stands, counted from ``first``."""
+    return torch.arange(first, first + length * (3 if precision == BFLOAT16 else 1), dtype=torch.float64)
+
+
+def unpack(
+    numbers: torch.Tensor, steps: list[Step], precision: int = FLOAT32, kinds: tuple[int, ...] = (PRELU,)
+) -> list[Folded]:
+    """The folded layers of a packed form's ``numbers``, of any dtype; with slopes where the activation is of these
+    kinds."""
+    length = numbers.numel() // (3 if precision == BFLOAT16 else 1)
+    packed, halves, at, found = numbers[:length], numbers[length:], 0, []
 
     def take(floats: int) -> torch.Tensor:
         nonlocal at
@@ -221,7 +291,11 @@ def unpack(packed: torch.Tensor, steps: list[Step], kinds: tuple[int, ...] = (PR
         out, taps = shape[0], shape[2] * shape[3]
         if lanes is None:
             columns = taps * shape[1]
-            by_tap = _from_panels(take(_up(out, 8) * columns), out, columns)
+            if precision == BFLOAT16:
+                begin, depth = at, _up(columns, 2) // 2
+                by_tap = _from_pairs(halves[2 * begin : 2 * (begin + len(take(_up(out, 8) * depth)))], out, columns)
+            else:
+                by_tap = _from_panels(take(_up(out, 8) * columns), out, columns)
             weight = by_tap.reshape(out, *shape[2:], shape[1]).permute(0, 3, 1, 2)
             spread = lambda t: t[:out]  # noqa: B023
             width = out
@@ -233,6 +307,6 @@ def unpack(packed: torch.Tensor, steps: list[Step], kinds: tuple[int, ...] = (PR
         bias = spread(take(_up(width, 16)))
         slopes = spread(take(_up(width, 16))) if layer.act in (LEAKY_RELU, PRELU) else None
         found.append(Folded(weight, bias, slopes if layer.act in kinds else None))
-    if at != packed.numel():
-        raise ValueError(f"program: packed: expected {at} elements, got {packed.numel()}")
+    if at != length:
+        raise ValueError(f"program: packed: expected {at} elements, got {length}")
     return found

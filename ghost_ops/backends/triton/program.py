@@ -12,21 +12,21 @@ from math import prod
 import torch
 
 from ..activation import LEAKY_RELU, NONE, PRELU
-from ..reference.program import Folded, unpack
-from ..steps import Excite, Ghost, Layer, decode
+from ..reference.program import Folded, numbers, places, unpack
+from ..steps import Excite, Ghost, Layer, decode, precision_of
 from ..walk import Walk
 from .ghost_module import ghost_module
 from .squeeze_excite import excite, image_sums
 
 
 @cache  # for good: captured CUDA graphs read it
-def _gather(steps: tuple[int, ...], floats: int, device: torch.device) -> tuple[torch.Tensor, tuple[tuple, ...]]:
-    """Where in the packed form the folded tensors lie, one after the other, and their shapes.
+def _gather(steps: tuple[int, ...], length: int, device: torch.device) -> tuple[torch.Tensor, tuple[tuple, ...]]:
+    """Where among the packed form's numbers the folded tensors lie, one after the other, and their shapes.
 
     Channels that a Ghost module makes and drops are not in it; their index is 0, and no kernel reads them.
     """
-    places = torch.arange(floats, dtype=torch.float64)
-    found = unpack(places, decode(steps))
+    precision = precision_of(steps)
+    found = unpack(places(length, precision), decode(steps), precision)
     index = torch.cat([t.reshape(-1) for folded in found for t in folded if t is not None])
     shapes = tuple(tuple(None if t is None else tuple(t.shape) for t in folded) for folded in found)
     return index.to(torch.int32).to(device), shapes
@@ -34,7 +34,7 @@ def _gather(steps: tuple[int, ...], floats: int, device: torch.device) -> tuple[
 
 def _unpacked(packed: torch.Tensor, steps: tuple[int, ...], dtype: torch.dtype) -> list[Folded]:
     index, shapes = _gather(steps, packed.numel(), packed.device)
-    flat, at, found = packed.index_select(0, index).to(dtype), 0, []
+    flat, at, found = numbers(packed, precision_of(steps)).index_select(0, index).to(dtype), 0, []
     for shape in (s for folded in shapes for s in folded):
         size = 0 if shape is None else prod(shape)
         found.append(None if shape is None else flat[at : at + size].view(shape))

@@ -8,7 +8,7 @@ import torch
 from ghost_ops import FusedGhostBottleneck, FusedGhostModule
 from ghost_ops import nn as ghost_nn
 from ghost_ops.backends import Choice, reference, triton
-from ghost_ops.backends.steps import Conv
+from ghost_ops.backends.steps import BFLOAT16, FLOAT32, Conv, with_precision
 from ghost_ops.backends.triton import single_pass
 from ghost_ops.nn import fused_bottleneck
 from ghost_ops.nn.frozen import FrozenProgram
@@ -78,7 +78,8 @@ def test_gradients_go_through_the_parts(calls):
     assert x.grad is not None and not any("scale" in found for found in calls)
 
 
-def test_programs():
+@pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16])
+def test_programs(precision):
     """Drawn programs, as ``freeze`` would write them, from packed parameters."""
     errors, taken = Errors(), 0
     for seed in range(40):
@@ -89,9 +90,15 @@ def test_programs():
             generator = torch.Generator().manual_seed(seed)
             call.program = drawn
             call.x = torch.randn((2, drawn.channels, side, side + 1), generator=generator)
-        packed = reference.program_pack([t.float() for t in call.program.parameters], call.program.code)
-        ours = triton.load("program")(call.x, packed, call.program.code)
-        assert mismatch(call, ours, "program", errors) is None
+        code = with_precision(call.program.code, precision)
+        packed = reference.program_pack([t.float() for t in call.program.parameters], code)
+        ours = triton.load("program")(call.x, packed, code)
+        if precision == FLOAT32:
+            assert mismatch(call, ours, "program", errors) is None
+        else:
+            plain, exact = (reference.program(v, packed, code) for v in (call.x, call.x.double()))
+            errors.add("program", ours, plain, exact)
+            assert_as_accurate(ours, plain, exact, 4.0, what=f"{call}")
         taken += 1
         if taken == 12:
             break

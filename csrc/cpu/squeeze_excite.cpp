@@ -87,18 +87,31 @@ void for_bands(const Map& m, const Body& body) {
   });
 }
 
+/// Rows of a band that are worked on at once: the kernels pass over them a vector of channels at a time, in first-level
+/// cache.
+int64_t rows_at_once(const Map& m) {
+  constexpr int64_t kFloats = 1 << 13;
+  return std::max<int64_t>(1, std::min(band_rows(m), kFloats / std::max<int64_t>(1, m.w * m.c)));
+}
+
 /// Per image and channel the sum over all pixels of x, or of x times y, from those of the bands.
 void reduce_maps(const Map& x, const Map* y, float* sums) {
   Scratch scratch;
-  const int64_t count = bands(x), size = sum_floats(x.c), most = band_rows(x);
+  const int64_t count = bands(x), size = sum_floats(x.c), step = rows_at_once(x);
   float* parts = scratch.zeros(x.n * count * size);
   for_bands(x, [&](int64_t unit, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
-    const int64_t rows = end - begin, pixels = rows * x.w;
-    const Rows a = read_rows(x, image, begin, rows, own.floats(rows_scratch(x, most)));
-    if (!y) return kernels().sum(a.data, a.pixel, pixels, x.c, parts + unit * size);
-    const Rows b = read_rows(*y, image, begin, rows, own.floats(rows_scratch(*y, most)));
-    kernels().sum_product(a.data, a.pixel, b.data, b.pixel, pixels, x.c, parts + unit * size);
+    float *x_rows = own.floats(rows_scratch(x, step)), *y_rows = own.floats(y ? rows_scratch(*y, step) : 0);
+    for (int64_t row = begin; row < end; row += step) {
+      const int64_t rows = std::min(step, end - row), pixels = rows * x.w;
+      const Rows a = read_rows(x, image, row, rows, x_rows);
+      if (!y) {
+        kernels().sum(a.data, a.pixel, pixels, x.c, parts + unit * size);
+        continue;
+      }
+      const Rows b = read_rows(*y, image, row, rows, y_rows);
+      kernels().sum_product(a.data, a.pixel, b.data, b.pixel, pixels, x.c, parts + unit * size);
+    }
   });
   for (int64_t i = 0; i < x.n; i++)
     for (int64_t c = 0; c < x.c; c++) {
@@ -110,15 +123,19 @@ void reduce_maps(const Map& x, const Map* y, float* sums) {
 
 /// out = x * scale + shift, one scale and shift per image and channel, each image's `pad` apart; shift may be null.
 void scale_maps(const Map& x, const float* scale, const float* shift, int64_t pad, const Map& out) {
+  const int64_t step = rows_at_once(x);
   for_bands(x, [&](int64_t, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
-    const int64_t rows = end - begin;
-    const Rows from = read_rows(x, image, begin, rows, own.floats(rows_scratch(x, rows)));
-    const Rows to = rows_to_write(out, image, begin, own.floats(rows_scratch(out, rows)));
-    kernels().affine(from.data, from.pixel,
-                     {scale + image * pad, shift ? shift + image * pad : nullptr, kNone, nullptr}, to.data, to.pixel,
-                     rows * x.w, x.c);
-    finish_rows(out, image, begin, rows, to);
+    float *x_rows = own.floats(rows_scratch(x, step)), *out_rows = own.floats(rows_scratch(out, step));
+    for (int64_t row = begin; row < end; row += step) {
+      const int64_t rows = std::min(step, end - row);
+      const Rows from = read_rows(x, image, row, rows, x_rows);
+      const Rows to = rows_to_write(out, image, row, out_rows);
+      kernels().affine(from.data, from.pixel,
+                       {scale + image * pad, shift ? shift + image * pad : nullptr, kNone, nullptr}, to.data, to.pixel,
+                       rows * x.w, x.c);
+      finish_rows(out, image, row, rows, to);
+    }
   });
 }
 

@@ -87,17 +87,19 @@ void for_bands(const Map& m, const Body& body) {
   });
 }
 
-/// Rows of a band that are worked on at once: the kernels pass over them a vector of channels at a time, in first-level
-/// cache.
+/// Rows of a band that are worked on at once. Where a pixel's channels lie together few: the kernels pass over them a
+/// vector of channels at a time, in first-level cache. Else the whole band, whose planes are read as far as they go.
 int64_t rows_at_once(const Map& m) {
   constexpr int64_t kFloats = 1 << 13;
+  if (m.channel != 1) return band_rows(m);
   return std::max<int64_t>(1, std::min(band_rows(m), kFloats / std::max<int64_t>(1, m.w * m.c)));
 }
 
 /// Per image and channel the sum over all pixels of x, or of x times y, from those of the bands.
 void reduce_maps(const Map& x, const Map* y, float* sums) {
   Scratch scratch;
-  const int64_t count = bands(x), size = sum_floats(x.c), step = rows_at_once(x);
+  const int64_t count = bands(x), size = sum_floats(x.c);
+  const int64_t step = y ? std::max(rows_at_once(x), rows_at_once(*y)) : rows_at_once(x);
   float* parts = scratch.zeros(x.n * count * size);
   for_bands(x, [&](int64_t unit, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
@@ -123,7 +125,7 @@ void reduce_maps(const Map& x, const Map* y, float* sums) {
 
 /// out = x * scale + shift, one scale and shift per image and channel, each image's `pad` apart; shift may be null.
 void scale_maps(const Map& x, const float* scale, const float* shift, int64_t pad, const Map& out) {
-  const int64_t step = rows_at_once(x);
+  const int64_t step = std::max(rows_at_once(x), rows_at_once(out));
   for_bands(x, [&](int64_t, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
     float *x_rows = own.floats(rows_scratch(x, step)), *out_rows = own.floats(rows_scratch(out, step));

@@ -97,7 +97,7 @@ struct PairsCall {
         x += r.count;
       }
     factors = scale;
-    pack(w, n, c);
+    pack_pairs(w, n, c, nullptr, panels.data());
     std::copy(b, b + n, bias.begin());
     args = {in.data(),
             row,
@@ -117,16 +117,6 @@ struct PairsCall {
             static_cast<int64_t>(runs.size()),
             nullptr,
             factors.empty() ? nullptr : factors.data()};
-  }
-
-  void pack(const float* w, int64_t n, int64_t c) {
-    auto* to = reinterpret_cast<uint16_t*>(panels.data());
-    for (int64_t panel = 0; panel < n; panel += ghost::kPanel) {
-      const int64_t width = n - panel <= 8 ? 8 : ghost::kPanel;
-      for (int64_t j = 0; j < c; j += 2)
-        for (int64_t i = panel; i < panel + width; i++)
-          for (int64_t column : {j, j + 1}) *to++ = i < n && column < c ? narrow(w[i * c + column]) : 0;
-    }
   }
 };
 

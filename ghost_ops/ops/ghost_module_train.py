@@ -159,12 +159,12 @@ def ghost_module_train(
     cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
     if x.shape[0] * x.shape[2] * x.shape[3] <= 1:
         check.fail("x", "more than 1 value per channel when training", f"input size {tuple(x.shape)}")
+    native = choose("ghost_module_train", x, cheap_weight.shape[-1]).backend != "reference"
     args = (
         x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma,
         cheap_beta, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code, float(act_slope),
-        float(cheap_act_slope), float(primary_eps), float(cheap_eps), known is None and _worth_keeping(x, m),
+        float(cheap_act_slope), float(primary_eps), float(cheap_eps), native and known is None and _worth_keeping(x, m),
     )  # fmt: skip
-    native = choose("ghost_module_train", x, cheap_weight.shape[-1]).backend != "reference"
     biases = tuple(None if b is None else b.detach() for b in (primary_bias, cheap_bias))
     if known is not None and native:
         statistics = _about(known[1:], biases, torch.sub)

@@ -8,7 +8,7 @@ from torch.library import opcheck
 
 import ghost_ops
 from ghost_ops import functional as F
-from ghost_ops.backends import reference
+from ghost_ops.backends import native, reference
 from ghost_ops.backends.activation import GATES
 from ghost_ops.ops._library import overload
 from tests.helpers import assert_as_accurate
@@ -126,6 +126,27 @@ def test_gradcheck_of_the_explicit_backward(name):
         return out[:2] if name == "ghost_module" else out[:1]
 
     assert torch.autograd.gradcheck(f, [args[i] for i in leaves])
+
+
+@pytest.mark.skipif(not native.available(), reason="the reference's is the convolution itself, in the dtype of x")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_product_that_is_kept(dtype, layout):
+    """z1 in float32, without the primary's bias; a backward takes no other shape of it."""
+    args = [
+        a.detach().to(dtype) if isinstance(a, torch.Tensor) else a for a in CALLS["ghost_module_train"](r(2, 6, 5, 7))
+    ]
+    args = [args[0].to(memory_format=layout), *args[1:-1], True]
+    x, w1, _, gamma1, beta1, w2, _, gamma2, beta2, act, cheap_act, *scalars, _ = args
+    out, *statistics, kept = results("ghost_module_train", args)
+    exact = torch.einsum("nchw,mc->nhwm", x.double(), w1.double().flatten(1))
+    assert kept.dtype == torch.float32 and kept.is_contiguous()
+    assert_as_accurate(kept, exact.float(), exact)
+    for wrong in (kept[..., :-1], kept[:1], kept.permute(0, 3, 1, 2)):
+        with pytest.raises((ValueError, RuntimeError), match="primary: expected"):
+            overload("ghost_module_train_backward")(
+                out, x, w1, gamma1, beta1, w2, gamma2, beta2, act, cheap_act, *statistics, wrong, *scalars
+            )
 
 
 class Both(torch.nn.Module):

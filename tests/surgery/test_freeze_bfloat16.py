@@ -16,7 +16,7 @@ from ghost_ops.nn import FrozenProgram
 
 from ..helpers import assert_as_accurate, make_map
 from .test_freeze import _as_with_kernels, programs  # noqa: F401  (a fixture)
-from .test_freeze_life import BOTH, COPIES, LOADS, NETS, Larger, in_another_process, make_net
+from .test_freeze_life import BOTH, COPIES, LOADS, NETS, Larger, assert_twin_apart, in_another_process, make_net
 
 BF16 = torch.bfloat16
 
@@ -120,12 +120,7 @@ def test_copies(name, how, x):
     frozen = freeze(NETS[name](), BF16)
     twin = COPIES[how](frozen)
     assert precisions(twin) == {(BFLOAT16, torch.int32)}
-    with torch.no_grad():
-        want = frozen(x)
-        assert torch.equal(twin(x), want)
-        for buffer in twin.buffers():
-            buffer.zero_()
-        assert torch.equal(frozen(x), want)
+    assert_twin_apart(twin, frozen, x)
 
 
 @BOTH

@@ -74,8 +74,7 @@ void pairs_product(const Pointwise& all, const Block& g, int64_t columns, const 
   const Run whole{0, ghost::pairs_of(columns)};
   Block rounded = g;
   rounded.a = a, rounded.a_row = a_row, rounded.runs = &whole, rounded.run_count = 1;
-  const int64_t done = g.rows == 1 ? row_product<Pairs>(all, rounded, s, c) : 0;
-  block_product<Pairs>(all, rounded, done, c, [&](int64_t n, int64_t columns) { return streams_under(s, n, columns); });
+  source_product<Pairs>(all, rounded, s, c);
 }
 
 #else
@@ -125,8 +124,7 @@ void few_product(const Pointwise& all, const Block& few, int64_t columns, const 
   }
   Block g = few;
   g.a = a, g.a_row = kBlockColumns, g.runs = &whole, g.run_count = 1;
-  const int64_t done = g.rows == 1 ? row_product<Widened>(all, g, s, c) : 0;
-  block_product<Widened>(all, g, done, c, [&](int64_t n, int64_t tile) { return streams_under(s, n, tile); });
+  source_product<Widened>(all, g, s, c);
 }
 
 // `columns` rows of kWidth floats of B, times `scale`, from rows of pairs.

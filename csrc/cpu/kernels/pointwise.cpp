@@ -2,10 +2,7 @@
 #include "products.h"
 
 extern "C" void GHOST_SYMBOL(pointwise)(const Pointwise& all) {
-  over_blocks<1>(all, [&](const Block& g, int64_t, const Source& s, float* c) {
-    const int64_t done = g.rows == 1 && !all.b_row ? row_product<Plain>(all, g, s, c) : 0;
-    block_product<Plain>(all, g, done, c, [&](int64_t n, int64_t columns) { return streams_under(s, n, columns); });
-  });
+  over_blocks<1>(all, [&](const Block& g, int64_t, const Source& s, float* c) { source_product<Plain>(all, g, s, c); });
 }
 
 namespace {

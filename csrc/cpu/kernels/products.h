@@ -314,6 +314,13 @@ GHOST_INLINE void block_product(const Pointwise& all, const Block& g, int64_t n,
   }
 }
 
+// A block over B where it lies.
+template <class M>
+GHOST_INLINE void source_product(const Pointwise& all, const Block& g, const Source& s, float* c) {
+  const int64_t done = g.rows == 1 && !s.b_row ? row_product<M>(all, g, s, c) : 0;
+  block_product<M>(all, g, done, c, [&](int64_t n, int64_t columns) { return streams_under(s, n, columns); });
+}
+
 // The runs that make up columns first to first + count of A.
 int64_t cut_runs(const Run* runs, int64_t run_count, int64_t a_col, int64_t first, int64_t count, Run* out) {
   int64_t found = 0;

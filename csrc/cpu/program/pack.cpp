@@ -136,19 +136,10 @@ class Packer {
   }
 
   void panels(const float* weight, int64_t n, int64_t k, const float* scale, float* out) const {
-    if (!pairs_) return kernels().pack({weight, k, 1, n, k, scale, nullptr, out});
-    const auto rounded = [&](int64_t row, int64_t column) -> uint32_t {
-      if (row >= n || column >= k) return 0;
-      return narrow(weight[row * k + column] * (scale ? scale[row] : 1.f));
-    };
-    for (int64_t panel = 0; panel < n; panel += kPanel) {
-      const int64_t width = n - panel <= 8 ? 8 : kPanel;
-      for (int64_t j = 0; j < k; j += 2)
-        for (int64_t i = 0; i < width; i++, out++) {
-          const uint32_t pair = rounded(panel + i, j) | rounded(panel + i, j + 1) << 16;
-          std::memcpy(out, &pair, sizeof pair);
-        }
-    }
+    if (pairs_)
+      pack_pairs(weight, n, k, scale, out);
+    else
+      kernels().pack({weight, k, 1, n, k, scale, nullptr, out});
   }
 
   /// [channels][taps] as [taps] rows of `row` floats, pieces of channels each in its place.

@@ -125,7 +125,8 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
   while (late > 0 && (p.steps[late - 1].out < 0 || steps[late - 1].h * steps[late - 1].w <= kSmallMap)) late--;
   while (late < count && p.steps[late].kind == Kind::depthwise) late++;  // of a large map, while its rows are in cache
   ends = ends_of_runs(p, late);
-  if (shares == 1) keep_rows_in_use(p, ends, steps);
+  const Readers readers = readers_of(p);
+  if (shares == 1) keep_rows_in_use(p, ends, readers, steps);
   own.assign(count, false);
   for (int64_t i = late; i < count; i++) {
     own[i] = true;
@@ -140,7 +141,6 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
   }
   Workspace& m = workspace;
   Storage mine, all;
-  const std::vector<std::vector<int64_t>> readers = readers_of(p);
   m.values.assign(count, -1), m.y1.assign(count, -1);
   for (int64_t i = 0; i < count; i++) {
     const Step& t = p.steps[i];

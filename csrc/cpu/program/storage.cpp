@@ -46,8 +46,8 @@ std::vector<int64_t> ends_of_runs(const Program& p, int64_t end) {
   return ends;
 }
 
-std::vector<std::vector<int64_t>> readers_of(const Program& p) {
-  std::vector<std::vector<int64_t>> readers(p.steps.size());
+Readers readers_of(const Program& p) {
+  Readers readers(p.steps.size());
   for (size_t i = 0; i < p.steps.size(); i++)
     for (int64_t source : {p.steps[i].in, p.steps[i].residual})
       if (source >= 0) readers[source].push_back(static_cast<int64_t>(i));
@@ -59,7 +59,7 @@ namespace {
 /// A walk through a run of steps that makes nothing: it finds how many rows of each map are in use at once.
 class Counter {
  public:
-  Counter(const Program& p, const std::vector<Sized>& sizes, const std::vector<std::vector<int64_t>>& readers)
+  Counter(const Program& p, const std::vector<Sized>& sizes, const Readers& readers)
       : p_(p), sizes_(sizes), readers_(readers), progress_(p.steps.size()), out(p.steps.size()), y1(p.steps.size()) {}
 
   void walk(int64_t begin, int64_t end) {
@@ -82,7 +82,7 @@ class Counter {
  private:
   const Program& p_;
   const std::vector<Sized>& sizes_;
-  const std::vector<std::vector<int64_t>>& readers_;
+  const Readers& readers_;
   std::vector<Progress> progress_;
 
   int64_t first_of_y1(int64_t step) const {
@@ -111,8 +111,8 @@ class Counter {
 
 }  // namespace
 
-void keep_rows_in_use(const Program& p, const std::vector<int64_t>& ends, std::vector<Sized>& sizes) {
-  const std::vector<std::vector<int64_t>> readers = readers_of(p);
+void keep_rows_in_use(const Program& p, const std::vector<int64_t>& ends, const Readers& readers,
+                      std::vector<Sized>& sizes) {
   int64_t begin = 0;
   for (const int64_t end : ends) {
     const auto inside = [&](int64_t step) {

@@ -24,10 +24,12 @@ class Storage {
 /// work in the same scratch, and none needs a whole map.
 std::vector<int64_t> ends_of_runs(const Program& p, int64_t end);
 
-/// The steps that read what each step writes.
-std::vector<std::vector<int64_t>> readers_of(const Program& p);
+/// The steps that read what each step writes, in order.
+using Readers = std::vector<std::vector<int64_t>>;
+Readers readers_of(const Program& p);
 
 /// Lets the maps that only one run of steps uses keep no more rows than are in use at once.
-void keep_rows_in_use(const Program& p, const std::vector<int64_t>& ends, std::vector<Sized>& sizes);
+void keep_rows_in_use(const Program& p, const std::vector<int64_t>& ends, const Readers& readers,
+                      std::vector<Sized>& sizes);
 
 }  // namespace ghost

@@ -76,7 +76,7 @@ Two run(const Call& c) {
   check.shape("residual", c.residual, {n, c.out_channels, h, w});
 
   const abi::DType dtype = c.x.dtype();
-  Two result{recycled_map({n, c.out_channels, h, w}, c.x), abi::empty({0}, dtype)};
+  Two result{new_map({n, c.out_channels, h, w}, c.x), abi::empty({0}, dtype)};
   Scratch scratch;
   SinglePass p;
   p.x = Map(c.x);

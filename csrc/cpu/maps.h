@@ -152,12 +152,9 @@ inline abi::Layout layout_of(const abi::Tensor& x) {
   return x.stride(1) == 1 && x.size(1) > 1 ? abi::Layout::channels_last : abi::Layout::contiguous;
 }
 
-/// A new map in x's dtype and layout; training's, and inference's.
+/// A new map in x's dtype and layout.
 inline abi::Tensor new_map(std::initializer_list<int64_t> sizes, const abi::Tensor& x) {
   return new_tensor(sizes, x.dtype(), layout_of(x));
-}
-inline abi::Tensor recycled_map(std::initializer_list<int64_t> sizes, const abi::Tensor& x) {
-  return recycled_tensor(sizes, x.dtype(), layout_of(x));
 }
 
 }  // namespace ghost

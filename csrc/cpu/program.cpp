@@ -2,6 +2,7 @@
 #include "checks.h"
 #include "maps.h"
 #include "operators.h"
+#include "pool.h"
 #include "program/image.h"
 #include "program/known.h"
 #include "program/pack.h"
@@ -89,7 +90,7 @@ Tensor run(KnownProgram& known, const float* packed, const std::vector<RawLayers
   const int64_t shares = std::max<int64_t>(1, std::min({threads, kMostShares, plan.flops / kShareFlops}));
   const Step& last = p.steps.back();
   Tensor out = p.returns_features ? abi::empty({n, last.kind == Kind::dense ? last.primary : last.channels}, x.dtype())
-                                  : recycled_map({n, p.steps[last.in].out_channels.count(), plan.out_h, plan.out_w}, x);
+                                  : new_map({n, p.steps[last.in].out_channels.count(), plan.out_h, plan.out_w}, x);
   if (x.numel() == 0) return out;
   const Map from(x), to = p.returns_features ? Map() : Map(out);
   Scratch scratch;

@@ -281,7 +281,7 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
 
   Tensor grad_x = new_map({t.n, t.c, t.h, t.w}, x);
   const int64_t floats = t.values() * by_eight(t.m);
-  Tensor through = recycled_floats(floats);
+  Tensor through = new_tensor({floats}, abi::DType::float32);
   float* transposed = scratch.floats(padded(t.c) * t.m);
   kernels().pack({dense(w1, scratch), 1, t.c, t.c, t.m, nullptr, nullptr, transposed});
   const int64_t kernel = t.cheap.kernel, taps = kernel * kernel;

@@ -213,7 +213,7 @@ Six ghost_module_train(const Tensor& x, const Tensor& w1, const Optional& b1, co
   Tensor result = new_map({t.n, out_channels, t.h, t.w}, x);
   const Map out(result);
   Tensor primary =
-      keep_primary ? abi::empty({t.n, t.h, t.w, t.m}, abi::DType::float32) : abi::empty({0}, abi::DType::float32);
+      keep_primary ? new_tensor({t.n, t.h, t.w, t.m}, abi::DType::float32) : abi::empty({0}, abi::DType::float32);
   if (keep_primary)
     t.z = primary.data<float>(), t.z_pixel = t.m;
   else if (worth_keeping(t, out))

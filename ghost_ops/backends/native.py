@@ -66,11 +66,11 @@ def in_huge_pages(t: torch.Tensor) -> torch.Tensor:
 
 
 def empty_cache() -> None:
-    """Give back the memory that is kept for the next maps of inference, as ``torch.cuda.empty_cache`` does on a GPU.
+    """Give back the memory that is kept for the next maps, as ``torch.cuda.empty_cache`` does on a GPU.
 
     On the CPU the kernels keep memory of large outputs that nobody needs any more, since fresh memory costs more than
-    computing what goes there: never more than was once in use at the same time, and 1024 MiB at most, or what the
-    environment variable ``GHOST_OPS_KEEP_MB`` says; with 0 nothing is kept.
+    computing what goes there: with what is in use hardly more than was once in use at the same time, and 1024 MiB at
+    most, or what the environment variable ``GHOST_OPS_KEEP_MB`` says; with 0 nothing is kept.
     """
     if _library is not None:
         _library.ghost_ops_cpu_empty_cache()

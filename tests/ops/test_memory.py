@@ -1,7 +1,8 @@
-"""The memory that large maps of inference lie in: used again, never too early, never more than was once needed."""
+"""The memory that large maps lie in: used again, never too early, hardly more than was once needed."""
 
 import gc
 import os
+import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +101,87 @@ def test_threads(module):
 
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(work, range(6)))
+
+
+def test_the_memory_of_many_maps_serves_for_a_large_one(module):
+    maps = [module(some_input()) for _ in range(5)]
+    del maps[0]
+    places = {m.data_ptr() for m in maps}
+    assert max(places) - min(places) == 3 * BYTES, "they follow each other"
+    maps.clear()
+    assert native.kept_bytes() == 5 * BYTES
+    large = module(some_input(2 * SIDE))
+    assert large.data_ptr() <= min(places) and native.kept_bytes() == BYTES
+
+
+def test_maps_of_any_order_and_size(module):
+    draw, held, peak = random.Random(0), [], 0
+    for value in range(300):
+        if held and draw.random() < 0.5:
+            kept, expected = held.pop(draw.randrange(len(held)))
+            assert (kept == expected).all()
+            del kept
+        else:
+            held.append((module(some_input(draw.randrange(30, 200))).fill_(value), value))
+        bytes_held = sum(-(-m.untyped_storage().nbytes() // 65536) * 65536 for m, _ in held)
+        peak = max(peak, bytes_held)
+        assert bytes_held + native.kept_bytes() <= peak * 9 / 8
+
+
+def test_training_gives_its_maps_back():
+    module = ghost_ops.FusedGhostModule(8, 16).train()
+    gc.collect()
+    ghost_ops.empty_cache()
+    x = some_input().requires_grad_()
+    for _ in range(2):
+        gradient, *_ = torch.autograd.grad(module(x).square().sum(), (x, *module.parameters()))
+        place, kept = gradient.data_ptr(), native.kept_bytes()
+        del gradient
+        assert native.kept_bytes() == kept + 4 * 8 * SIDE * SIDE
+    assert torch.autograd.grad(module(x).sum(), x)[0].data_ptr() - place in range(-2 * BYTES, 2 * BYTES)
+    ghost_ops.empty_cache()
+
+
+FORKED = """
+import os, threading, torch, ghost_ops
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+module = ghost_ops.FusedGhostModule(8, 16).eval()
+x, done = torch.randn(1, 8, 64, 64), False
+expected = module(x).clone()
+def work():
+    while not done: module(x)
+threads = [threading.Thread(target=work) for _ in range(2)]
+for t in threads: t.start()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        torch.set_grad_enabled(False)
+        os._exit(0 if torch.equal(module(x), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+done = True
+for t in threads: t.join()
+"""
+
+
+def test_a_process_that_forks():
+    assert subprocess.run([sys.executable, "-c", FORKED], timeout=120).returncode == 0
+
+
+LIMITED = """
+import resource, torch, ghost_ops
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+from ghost_ops.backends import native
+with torch.inference_mode():
+    module = ghost_ops.FusedGhostModule(8, 16).eval()
+    x = torch.randn(1, 8, 256, 256)
+    print(torch.equal(module(x), module(x)), native.kept_bytes() > 0)
+"""
+
+
+def test_a_limit_on_addresses():
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stderr
 
 
 CHILD = """

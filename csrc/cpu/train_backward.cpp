@@ -159,7 +159,7 @@ class CheapGradient {
   NormBackward norm_call(int64_t y, int64_t i, const std::pair<Rows, Rows>& grad) const {
     const auto row = [&](const Rows& r) { return Rows{r.data + i * b_.t.w * r.pixel, r.pixel}; };
     NormBackward call = b_.norm1.call(b_.t.w, b_.t.m, primary_.z1(y + i), row(grad.first));
-    call.grad_too = row(grad.second).data, call.grad_too_pixel = grad.second.pixel;
+    call.grad_too = call.out = row(grad.second).data, call.grad_too_pixel = call.out_pixel = grad.second.pixel;
     return call;
   }
 
@@ -202,19 +202,17 @@ void primary_gradients(const Backward& b) {
   t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
     const int64_t pixel = by_eight(t.m), floats = b.step() * t.w * pixel;
-    float *z = own.floats(t.z ? 0 : floats), *grad_z1 = own.floats(floats),
-          *grad = own.floats(rows_scratch(b.grad_out, b.step()));
+    float *z = own.floats(t.z ? 0 : floats), *grad_z1 = own.floats(floats);
     float *x_rows = own.floats(rows_scratch(t.x, b.step())),
           *grad_x_rows = own.floats(rows_scratch(b.grad_x, b.step()));
     for (int64_t y = begin; y < end; y += b.step()) {
       const int64_t count = std::min(b.step(), end - y), pixels = count * t.w;
       const Rows x = rows_of(t.x, image, y, count, x_rows, 0, t.c);
-      const Rows g = read_rows(b.grad_out, image, y, count, grad, 0, t.m);
       if (t.z) fetch_rows(t.x, image, y, count);
       const Rows z1 =
           t.z ? t.z1_rows(image, y, count, nullptr, nullptr) : t.product(x, count, z, next_rows(t.x, image, y, count));
-      NormBackward call = b.norm1.call(pixels, t.m, z1, g);
-      call.grad_too = b.through_rows(image, y).data, call.grad_too_pixel = pixel;
+      NormBackward call = b.norm1.call(pixels, t.m, z1, b.through_rows(image, y));
+      call.affine = {nullptr, nullptr, kNone, nullptr};  // B2 has gone through the activation
       b.norm1.write(call, grad_z1, pixel);
       k.pointwise({x.data, 1, x.pixel, t.c, pixels, t.m, grad_z1, pixel, nullptr, b.w1_of(group), padded(t.m), true,
                    false, true});

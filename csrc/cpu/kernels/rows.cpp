@@ -120,18 +120,21 @@ extern "C" void GHOST_SYMBOL(sum_product)(const float* x, int64_t x_pixel, const
 
 namespace {
 
-// Sums in double, half a vector at a time: statistics may be small beside the values that they are of.
+// A sum in double of sums of a few pixels, half a vector at a time: statistics may be small beside the values that they
+// are of.
 template <class V>
 struct WideSum {
   static constexpr int kHalf = V::lanes / 2;
   using D = typename Types<V::lanes>::HalfDoubles;
   D low{}, high{};
 
-  GHOST_INLINE void halves(typename V::T v, D& low, D& high) {
+  GHOST_INLINE void add(WideSum& s, typename V::T v) {
     double wide[V::lanes];
     for (int i = 0; i < V::lanes; i++) wide[i] = (double)v[i];
+    D low, high;
     std::memcpy(&low, wide, sizeof(D));
     std::memcpy(&high, wide + kHalf, sizeof(D));
+    s.low += low, s.high += high;
   }
   GHOST_INLINE Sum<V> as_floats(const WideSum& s) {
     Sum<V> out;
@@ -150,18 +153,24 @@ extern "C" void GHOST_SYMBOL(moments)(const float* z, int64_t z_pixel, int64_t p
                                       const float* origin, float* sum, float* square) {
   over_channels(channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
-    using W = WideSum<V>;
-    typename W::D low_origin, high_origin, low, high;
-    W::halves(load_some<V>(origin + c, lanes), low_origin, high_origin);
-    W s, q;
-    for (int64_t i = 0; i < pixels; i++) {
-      W::halves(load_some<V>(z + i * z_pixel + c, lanes), low, high);
-      low -= low_origin, high -= high_origin;
-      s.low += low, s.high += high;
-      q.low += low * low, q.high += high * high;
+    const auto about = load_some<V>(origin + c, lanes);
+    WideSum<V> s, q;
+    for (int64_t b = 0; b < pixels; b += kBlock) {
+      auto s0 = V::zero(), s1 = s0, q0 = s0, q1 = s0;  // pairs: an addition waits for the one before
+      const auto add = [&](int64_t i, auto& sum, auto& square) {
+        const auto d = load_some<V>(z + i * z_pixel + c, lanes) - about;
+        sum += d;
+        square = V::fma(d, d, square);
+      };
+      const int64_t end = block_end(b, pixels);
+      int64_t i = b;
+      for (; i + 2 <= end; i += 2) add(i, s0, q0), add(i + 1, s1, q1);
+      if (i < end) add(i, s0, q0);
+      WideSum<V>::add(s, s0 + s1);
+      WideSum<V>::add(q, q0 + q1);
     }
-    add_to<V>(sum, channels, c, W::as_floats(s), lanes);
-    add_to<V>(square, channels, c, W::as_floats(q), lanes);
+    add_to<V>(sum, channels, c, WideSum<V>::as_floats(s), lanes);
+    add_to<V>(square, channels, c, WideSum<V>::as_floats(q), lanes);
   });
 }
 
@@ -228,6 +237,7 @@ extern "C" void GHOST_SYMBOL(norm_backward_sums)(const NormBackward& all) {
           const auto p = block.at(block, at);
           g += p.g;
           gz = V::fma(p.g, p.centred, gz);
+          if (n.out) store_some<V>(n.out + at * n.out_pixel + block.c, p.g, block.lanes);
           if (n.sum_slope) slopes += p.a > 0.f ? V::zero() : p.grad * p.a;
         };
         for (; i + 2 <= end; i += 2) add(i, g0, gz0), add(i + 1, g1, gz1);

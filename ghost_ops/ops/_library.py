@@ -153,7 +153,12 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
             setup_context(ctx, args, out)
             return out
 
-    Fast.backward = staticmethod(once_differentiable(backward))
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, *grads):
+            with torch._C._AutoDispatchBelowAutograd():
+                return backward(ctx, *grads)
+
     Fast.__name__ = Fast.__qualname__ = "".join(part.title() for part in name.split("_"))
 
     def call(*args):

@@ -59,9 +59,12 @@ def _setup(ctx, inputs, output):
     _, *statistics, primary = output
     _keep(ctx, inputs, statistics, primary if inputs[-1] else None)
     ctx.mark_non_differentiable(*statistics, primary)
+    ctx.set_materialize_grads(False)  # or each of these would get one of zeros
 
 
 def _backward(ctx, grad_out, *_):
+    if grad_out is None:
+        return (None,) * 19
     *tensors, b1, b2 = ctx.saved_tensors
     x, *parameters = tensors[:9]
     gx, *grads = overload("ghost_module_train_backward")(grad_out, *tensors, *ctx.scalars)

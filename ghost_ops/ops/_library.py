@@ -83,8 +83,12 @@ def register_fake(name: str, function: Callable) -> None:
         torch.library.register_fake(f"{NAMESPACE}::{operator}", function, lib=_library)
 
 
-def refuse_double_backward(name: str) -> None:
-    """Without this, differentiating a backward operator would silently give zeros."""
+def refuse_double_backward(name: str) -> Callable:
+    """Without this, differentiating a backward operator would silently give zeros.
+
+    Returns the function to call it by, which passes by autograd where that is off.
+    """
+    operator = overload(name)
 
     def raise_(ctx, *grads):
         raise NotImplementedError(
@@ -93,6 +97,11 @@ def refuse_double_backward(name: str) -> None:
         )
 
     torch.library.register_autograd(f"{NAMESPACE}::{name}", raise_, lib=_library)
+
+    def call(*args):
+        return operator(*args) if torch.is_grad_enabled() else _below_autograd(operator, args)
+
+    return call
 
 
 def without_gradients(name: str) -> Callable:
@@ -153,12 +162,7 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
             setup_context(ctx, args, out)
             return out
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx, *grads):
-            with torch._C._AutoDispatchBelowAutograd():
-                return backward(ctx, *grads)
-
+    Fast.backward = staticmethod(once_differentiable(backward))
     Fast.__name__ = Fast.__qualname__ = "".join(part.title() for part in name.split("_"))
 
     def call(*args):

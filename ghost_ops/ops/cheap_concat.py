@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..backends import choose, reference
-from ._library import differentiable, overload, refuse_double_backward, register_fake
+from ._library import differentiable, refuse_double_backward, register_fake
 from .checks import Checks, autocast
 from .ghost_module import fake_gradient, fake_map, fake_single_pass, spread_squeeze
 
@@ -21,7 +21,7 @@ def _fake_backward(grad_out, z, cheap_weight, cheap_bias, act_weight, cheap_act_
 
 register_fake("cheap_concat", _fake)
 register_fake("cheap_concat_backward", _fake_backward)
-refuse_double_backward("cheap_concat_backward")
+_gradients = refuse_double_backward("cheap_concat_backward")
 
 
 def _setup(ctx, inputs, output):
@@ -35,7 +35,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, grad_out, grad_squeeze):
     z, *parameters = ctx.saved_tensors
     grad_out = spread_squeeze(grad_out, grad_squeeze, ctx.return_squeeze)
-    gz, *grads = overload("cheap_concat_backward")(grad_out, z, *parameters, *ctx.scalars[:-1])
+    gz, *grads = _gradients(grad_out, z, *parameters, *ctx.scalars[:-1])
     gw, gb, *slopes = [None if p is None else g for p, g in zip(parameters, grads, strict=True)]
     return gz, gw, gb, grad_out if ctx.has_residual else None, *slopes, *[None] * 6
 

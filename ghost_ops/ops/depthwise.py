@@ -6,7 +6,7 @@ import torch
 
 from ..backends import choose, reference
 from ..backends.layout import memory_format
-from ._library import differentiable, overload, refuse_double_backward, register_fake
+from ._library import differentiable, refuse_double_backward, register_fake
 from .checks import Checks, autocast
 from .ghost_module import fake_gradient, fake_map
 
@@ -23,7 +23,7 @@ def _fake_backward(grad_out, x, weight, bias, stride, input_wanted, weight_wante
 
 register_fake("depthwise", _fake)
 register_fake("depthwise_backward", _fake_backward)
-refuse_double_backward("depthwise_backward")
+_gradients = refuse_double_backward("depthwise_backward")
 
 
 def _setup(ctx, inputs, output):
@@ -35,7 +35,7 @@ def _backward(ctx, grad_out):
     x, weight, bias = ctx.saved_tensors
     wanted = ctx.needs_input_grad
     bias = bias if wanted[2] else None
-    grads = overload("depthwise_backward")(grad_out, x, weight, bias, ctx.stride, wanted[0], wanted[1])
+    grads = _gradients(grad_out, x, weight, bias, ctx.stride, wanted[0], wanted[1])
     return *(g if w else None for g, w in zip(grads, wanted)), None
 
 

@@ -8,7 +8,6 @@ from ..backends import choose, reference
 from ._library import (
     differentiable,
     memory_format,
-    overload,
     refuse_double_backward,
     register_fake,
     without_gradients,
@@ -53,7 +52,7 @@ def _fake_backward(
 register_fake("ghost_module", _fake)
 register_fake("ghost_module_eval", _fake_eval)
 register_fake("ghost_module_backward", _fake_backward)
-refuse_double_backward("ghost_module_backward")
+_gradients = refuse_double_backward("ghost_module_backward")
 
 
 def spread_squeeze(grad_out: torch.Tensor, grad_squeeze: torch.Tensor | None, squeezed: bool) -> torch.Tensor:
@@ -77,9 +76,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, grad_out, grad_squeeze):
     x, w1, b1, w2, b2, input_scale, act_weight, cheap_act_weight = ctx.saved_tensors
     grad_out = spread_squeeze(grad_out, grad_squeeze, ctx.return_squeeze)
-    grads = overload("ghost_module_backward")(
-        grad_out, x, w1, b1, w2, b2, input_scale, act_weight, cheap_act_weight, *ctx.scalars[:-1]
-    )
+    grads = _gradients(grad_out, x, w1, b1, w2, b2, input_scale, act_weight, cheap_act_weight, *ctx.scalars[:-1])
     parameters = (w1, b1, w2, b2, input_scale)
     gx, *rest = grads
     gw = [None if p is None else g for p, g in zip(parameters, rest[:5], strict=True)]

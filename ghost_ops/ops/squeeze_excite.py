@@ -23,7 +23,7 @@ def _fake_backward(grad_out, x, squeeze, hidden, logits, *parameters):
 register_fake("squeeze_excite", _fake)
 register_fake("excite", lambda squeeze, *_: torch.empty_like(squeeze, memory_format=torch.contiguous_format))
 register_fake("squeeze_excite_backward", _fake_backward)
-refuse_double_backward("squeeze_excite_backward")
+_gradients = refuse_double_backward("squeeze_excite_backward")
 refuse_double_backward("excite")
 excite = overload("excite")  # of a bottleneck in inference, whose squeeze comes with the Ghost module's output
 
@@ -41,7 +41,7 @@ def _backward(ctx, grad_out, *_):
         return (None,) * 7
     saved = ctx.saved_tensors  # asked for once: checkpointing gives them no second time
     parameters = saved[4:]
-    gx, *grads = overload("squeeze_excite_backward")(grad_out, *saved, *ctx.scalars)
+    gx, *grads = _gradients(grad_out, *saved, *ctx.scalars)
     return gx, *(None if p is None else g for p, g in zip(parameters, grads, strict=True)), None, None
 
 

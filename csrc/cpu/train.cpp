@@ -29,14 +29,15 @@ int64_t Trained::bands() const {
 }
 
 Rows Trained::z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const {
-  if (z) return {z + ((image * h + y) * w) * z_pixel, z_pixel};
-  return product(rows_of(x, image, y, count, x_scratch, 0, c), count, to, next_rows(x, image, y, count));
+  if (z) return kept_rows(image, y);
+  const Rows made{to, by_eight(m)};
+  product(rows_of(x, image, y, count, x_scratch, 0, c), count, made, next_rows(x, image, y, count));
+  return made;
 }
 
-Rows Trained::product(const Rows& x, int64_t count, float* to, Ahead ahead) const {
-  kernels().pointwise({x.data, x.pixel, 1, count * w, c, m, panels, 0, nullptr, to, by_eight(m), true, false, false,
+void Trained::product(const Rows& x, int64_t count, const Rows& to, Ahead ahead) const {
+  kernels().pointwise({x.data, x.pixel, 1, count * w, c, m, panels, 0, nullptr, to.data, to.pixel, true, false, false,
                        nullptr, 0, &ahead});
-  return {to, by_eight(m)};
 }
 
 PrimaryRows::PrimaryRows(const Trained& t, int64_t image, int64_t begin, int64_t end, int64_t reach, int64_t step,

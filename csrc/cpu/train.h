@@ -63,8 +63,10 @@ struct Trained {
 
   /// Rows of z1: kept ones in place, else the product of x's rows, in `to` (count * w pixels of by_eight(m)).
   Rows z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const;
-  /// z1 of these rows of x.
-  Rows product(const Rows& x, int64_t count, float* to, Ahead ahead) const;
+  /// Where z1 of row y is kept.
+  Rows kept_rows(int64_t image, int64_t y) const { return {z + (image * h + y) * w * z_pixel, z_pixel}; }
+  /// z1 of these rows of x, of which by_eight(m) floats a pixel are written.
+  void product(const Rows& x, int64_t count, const Rows& to, Ahead ahead) const;
 };
 
 /// Rows that are made in order, in steps, as far as somebody wants them: z1 and y1 (expanded for the cheap operation).

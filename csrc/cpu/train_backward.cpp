@@ -209,8 +209,8 @@ void primary_gradients(const Backward& b) {
       const int64_t count = std::min(b.step(), end - y), pixels = count * t.w;
       const Rows x = rows_of(t.x, image, y, count, x_rows, 0, t.c);
       if (t.z) fetch_rows(t.x, image, y, count);
-      const Rows z1 =
-          t.z ? t.z1_rows(image, y, count, nullptr, nullptr) : t.product(x, count, z, next_rows(t.x, image, y, count));
+      const Rows z1 = t.z ? t.kept_rows(image, y) : Rows{z, pixel};
+      if (!t.z) t.product(x, count, z1, next_rows(t.x, image, y, count));
       NormBackward call = b.norm1.call(pixels, t.m, z1, b.through_rows(image, y));
       call.affine = {nullptr, nullptr, kNone, nullptr};  // B2 has gone through the activation
       b.norm1.write(call, grad_z1, pixel);

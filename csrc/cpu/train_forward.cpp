@@ -57,18 +57,18 @@ class Moments {
 void primary_statistics(const Trained& t, Scratch& scratch, bool keep) {
   Moments moments(t.groups(), t.m, scratch);
   const int64_t step = step_rows(t.w, t.h);
-  Trained source = t;  // z1 is made here, whether or not it is kept
-  source.z = nullptr;
+  // What is kept is made where it is kept, if whole vectors may be written there.
+  const bool in_place = keep && by_eight(t.m) <= t.z_pixel;
   t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
     float *x = own.floats(rows_scratch(t.x, step)), *z = own.floats(step * t.w * by_eight(t.m));
     for (int64_t y = begin; y < end; y += step) {
       const int64_t count = std::min(step, end - y), pixels = count * t.w;
-      const Rows rows = source.z1_rows(image, y, count, x, z);
-      moments.add(group, rows.data, rows.pixel, pixels);
-      if (keep)
-        kernels().affine(rows.data, rows.pixel, {nullptr, nullptr, kNone, nullptr},
-                         t.z + (image * t.h + y) * t.w * t.z_pixel, t.z_pixel, pixels, t.m);
+      const Rows kept = keep ? t.kept_rows(image, y) : Rows{}, to = in_place ? kept : Rows{z, by_eight(t.m)};
+      t.product(rows_of(t.x, image, y, count, x, 0, t.c), count, to, next_rows(t.x, image, y, count));
+      moments.add(group, to.data, to.pixel, pixels);
+      if (keep && !in_place)
+        kernels().affine(to.data, to.pixel, {nullptr, nullptr, kNone, nullptr}, kept.data, kept.pixel, pixels, t.m);
     }
   });
   moments.finish(t.primary.mean, t.primary.var);

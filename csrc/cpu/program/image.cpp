@@ -258,7 +258,7 @@ void Image::means(const float* sums, int64_t shares, int64_t channels, int64_t a
 }
 
 /// What products fetch on the way: the rows of the caller's map that come next, or else the weights after a step's, as
-/// at batch 1 all of a net's come from memory: a quarter of a line a column is about as much as a product reads itself.
+/// at batch 1 all of a net's come from memory: half a line a column.
 Ahead* Image::ahead_of(const Step& t, int64_t y, int64_t count, int64_t share) {
   Ahead& a = ahead_[share];
   const Value& x = values_[t.in];
@@ -273,7 +273,7 @@ Ahead* Image::ahead_of(const Step& t, int64_t y, int64_t count, int64_t share) {
   if (!alone_) return nullptr;  // others under way use the same weights
   if (a.at < from) a.at = from;
   a.end = reinterpret_cast<const char*>(std::min(end, here + kAheadFloats));
-  a.step = (t.pairs ? 8 : 16) * plan_.shares;
+  a.step = (t.pairs ? 16 : 32) * plan_.shares;
   return &a;
 }
 

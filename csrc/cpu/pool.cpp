@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -44,15 +45,14 @@ Pool& Pool::of_process() {
 }
 
 Pool::Pool() : most_(most_kept()) {
-  const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
-  for (int64_t bytes = up(kAddresses * memory, kHuge); bytes >= kHuge; bytes = up(bytes / 2, kHuge)) {
-    void* found = mmap(nullptr, bytes + kHuge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (found == MAP_FAILED) continue;  // a limit on addresses
-    base_ = reinterpret_cast<char*>(up(reinterpret_cast<int64_t>(found), kHuge));
-    reserved_ = bytes;
-    advise_huge_pages(base_, bytes);
-    return;
-  }
+  rlimit addresses{};
+  if (getrlimit(RLIMIT_AS, &addresses) || addresses.rlim_cur != RLIM_INFINITY) return;  // they are for others, too
+  const int64_t bytes = up(kAddresses * sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), kHuge);
+  void* found = mmap(nullptr, bytes + kHuge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (found == MAP_FAILED) return;
+  base_ = reinterpret_cast<char*>(up(reinterpret_cast<int64_t>(found), kHuge));
+  reserved_ = bytes;
+  advise_huge_pages(base_, bytes);
 }
 
 char* Pool::take(int64_t bytes) {

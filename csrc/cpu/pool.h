@@ -14,7 +14,8 @@ class Pool {
  public:
   static Pool& of_process();
 
-  /// At least `bytes`, not initialised, on a cache line's boundary; null where there is no more.
+  /// At least `bytes`, not initialised, on a cache line's boundary; null where there is no more, and always where the
+  /// process has a limit on addresses (ulimit -v).
   char* take(int64_t bytes);
   /// Takes back what `take(bytes)` returned.
   void give(char* data, int64_t bytes);

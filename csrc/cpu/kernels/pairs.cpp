@@ -1,6 +1,6 @@
 // Pointwise convolutions whose weights are bfloat16, in panels of pairs: a row of a panel holds two columns of A,
 // kPanel times two bfloat16. Compiled once more than the other kernels, for processors that multiply such pairs
-// themselves.
+// themselves; elsewhere, and where rounding A would cost more than that gains, pairs are widened.
 #include "products.h"
 
 namespace {
@@ -67,7 +67,7 @@ void round_block(const Block& g, int64_t columns, const float* scale, float* a, 
   }
 }
 
-void pairs_product(const Pointwise& all, const Block& g, int64_t columns, const Source& s, float* c) {
+void rounded_product(const Pointwise& all, const Block& g, int64_t columns, const Source& s, float* c) {
   alignas(64) float a[kMostBlockRows * kBlockPairs + kStep];
   const int64_t a_row = ghost::padded(ghost::pairs_of(columns));
   round_block(g, columns, all.scale_k ? all.scale_k + 2 * s.first : nullptr, a, a_row);
@@ -77,7 +77,10 @@ void pairs_product(const Pointwise& all, const Block& g, int64_t columns, const 
   source_product<Pairs>(all, rounded, s, c);
 }
 
-#else
+// A column of A is rounded once and multiplied by all of B's: with few of these, and short rows, it does not pay.
+bool rounds(const Pointwise& all) { return all.n > 24 || all.k >= 96; }
+
+#endif
 
 template <int L>
 GHOST_INLINE typename Vec<L>::T first_of(typename Vec<L>::T pairs) {
@@ -159,18 +162,22 @@ Streams widened(const Source& s, int64_t n, int64_t tile, int64_t columns, const
   return to;
 }
 
-void pairs_product(const Pointwise& all, const Block& g, int64_t columns, const Source& s, float* c) {
+void widened_product(const Pointwise& all, const Block& g, int64_t columns, const Source& s, float* c) {
   if (g.rows <= kFewRows) return few_product(all, g, columns, s, c);
   alignas(64) float b[kBlockColumns * (2 * kLanes + 8)];
   const float* scale = all.scale_k ? all.scale_k + 2 * s.first : nullptr;
   block_product<Plain>(all, g, 0, c, [&](int64_t n, int64_t tile) { return widened(s, n, tile, columns, scale, b); });
 }
 
-#endif
-
 }  // namespace
 
 extern "C" void GHOST_SYMBOL(pointwise_pairs)(const Pointwise& all) {
+#if defined(__AVX512BF16__)
+  if (rounds(all))
+    return over_blocks<2>(all, [&](const Block& g, int64_t columns, const Source& s, float* c) {
+      rounded_product(all, g, columns, s, c);
+    });
+#endif
   over_blocks<2>(
-      all, [&](const Block& g, int64_t columns, const Source& s, float* c) { pairs_product(all, g, columns, s, c); });
+      all, [&](const Block& g, int64_t columns, const Source& s, float* c) { widened_product(all, g, columns, s, c); });
 }

@@ -76,9 +76,7 @@ class PrimaryRows {
   PrimaryRows(const Trained& t, int64_t image, int64_t begin, int64_t end, int64_t reach, int64_t step, int64_t span,
               bool keep_z1, Scratch& scratch);
   void ensure(int64_t limit);  // all rows below it are made
-  Rows z1(int64_t y) const {
-    return t_.z ? t_.z1_rows(image_, y, 1, nullptr, nullptr) : Rows{z_.row(y), by_eight(t_.m)};
-  }
+  Rows z1(int64_t y) const { return t_.z ? t_.kept_rows(image_, y) : Rows{z_.row(y), by_eight(t_.m)}; }
   float* y1(int64_t y) const { return y1_.row(y); }
   /// Input rows of the cheap operation for output rows y to y + count, and their pixel stride.
   int64_t window(int64_t y, int64_t count, const float** rows) const;

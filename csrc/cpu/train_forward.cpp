@@ -54,21 +54,22 @@ class Moments {
   std::vector<int64_t> counts_;
 };
 
-void primary_statistics(const Trained& t, Scratch& scratch, bool keep) {
+void primary_statistics(const Trained& t, Scratch& scratch) {
   Moments moments(t.groups(), t.m, scratch);
   const int64_t step = step_rows(t.w, t.h);
   // What is kept is made where it is kept, if whole vectors may be written there.
-  const bool in_place = keep && by_eight(t.m) <= t.z_pixel;
+  const bool in_place = t.z && by_eight(t.m) <= t.z_pixel;
   t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
     float *x = own.floats(rows_scratch(t.x, step)), *z = own.floats(step * t.w * by_eight(t.m));
     for (int64_t y = begin; y < end; y += step) {
       const int64_t count = std::min(step, end - y), pixels = count * t.w;
-      const Rows kept = keep ? t.kept_rows(image, y) : Rows{}, to = in_place ? kept : Rows{z, by_eight(t.m)};
+      const Rows to = in_place ? t.kept_rows(image, y) : Rows{z, by_eight(t.m)};
       t.product(rows_of(t.x, image, y, count, x, 0, t.c), count, to, next_rows(t.x, image, y, count));
       moments.add(group, to.data, to.pixel, pixels);
-      if (keep && !in_place)
-        kernels().affine(to.data, to.pixel, {nullptr, nullptr, kNone, nullptr}, kept.data, kept.pixel, pixels, t.m);
+      if (t.z && !in_place)
+        kernels().affine(to.data, to.pixel, {nullptr, nullptr, kNone, nullptr}, t.kept_rows(image, y).data, t.z_pixel,
+                         pixels, t.m);
     }
   });
   moments.finish(t.primary.mean, t.primary.var);
@@ -218,7 +219,7 @@ Six ghost_module_train(const Tensor& x, const Tensor& w1, const Optional& b1, co
     t.z = primary.data<float>(), t.z_pixel = t.m;
   else if (worth_keeping(t, out))
     t.z = reinterpret_cast<float*>(out.data), t.z_pixel = out.pixel;
-  primary_statistics(t, scratch, t.z);
+  primary_statistics(t, scratch);
   t.primary.set_affine();
   write_y1(t, out, scratch);
   t.cheap_norm.set_affine();

@@ -99,7 +99,9 @@ def refuse_double_backward(name: str) -> Callable:
     torch.library.register_autograd(f"{NAMESPACE}::{name}", raise_, lib=_library)
 
     def call(*args):
-        return operator(*args) if torch.is_grad_enabled() else _below_autograd(operator, args)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return operator(*args)
+        return _below_autograd(operator, args)
 
     return call
 

@@ -64,7 +64,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, grad_out, *_):
     if grad_out is None:
-        return (None,) * 19
+        return (None,) * len(ctx.needs_input_grad)
     *tensors, b1, b2 = ctx.saved_tensors
     x, *parameters = tensors[:9]
     gx, *grads = _gradients(grad_out, *tensors, *ctx.scalars)

@@ -38,7 +38,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, grad_out, *_):
     if grad_out is None:
-        return (None,) * 7
+        return (None,) * len(ctx.needs_input_grad)
     saved = ctx.saved_tensors  # asked for once: checkpointing gives them no second time
     parameters = saved[4:]
     gx, *grads = _gradients(grad_out, *saved, *ctx.scalars)

@@ -1,4 +1,5 @@
-"""What needs a CUDA device: run by ``make gpu``; anywhere else every test here says why it is skipped."""
+"""What needs a CUDA device: run by ``make gpu``, which fails where there is none; in a run of all tests every one here
+says why it is skipped."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def _reason() -> str | None:
 REASON = _reason()
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("markexpr") == "gpu" and not torch.cuda.is_available():
+        raise pytest.UsageError(f"-m gpu asks for tests of a device: {REASON}")
     for item in items:
         if "tests/gpu/" in item.nodeid:
             item.add_marker(pytest.mark.gpu)

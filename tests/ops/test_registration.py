@@ -205,6 +205,38 @@ def test_autocast():
     assert {t.grad.dtype for t in (x, w1, w2)} == {torch.float32}
 
 
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_result_that_gets_no_gradient(name):
+    """Not even one of zeros."""
+    args = CALLS[name](r(2, 6, 5, 7))
+    loss = NoGradient.apply(results(name, args)[0])
+    leaves = [a for a in args if isinstance(a, torch.Tensor)]
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    assert all(g is None or not g.any() for g in found)
+
+
+def test_compiled_autograd():
+    from torch._dynamo import compiled_autograd
+
+    net, x = Both(), r(2, 6, 5, 7)
+    leaves = [x, *net.parameters()]
+    plain = torch.autograd.grad(net(x).square().sum(), leaves)
+    with compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+        net(x).square().sum().backward()
+    for ours, expected in zip((leaf.grad for leaf in leaves), plain, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max() + 1))
+
+
 def test_checkpoint():
     from torch.utils.checkpoint import checkpoint
 

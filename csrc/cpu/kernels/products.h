@@ -190,7 +190,7 @@ GHOST_INLINE void column(const Block& g, int64_t row, const Streams& b, const fl
     }
   if constexpr (kMany && MR == 14) {  // tiles of 7 and 8 rows, if that leaves no rest
     const int64_t odd = rest % 2, even = odd ? (rest + 7) % 14 : rest, eights = even < 8 ? even : even - 7;
-    if (g.rows - row >= 7 * odd + 8 * eights) {
+    if (rest && g.rows - row >= 7 * odd + 8 * eights) {
       row = tiles<M, 7, NV, NH, kTight>(g, row, row + 7 * odd, b, bias, c, c_row);
       row = tiles<M, 8, NV, NH, kTight>(g, row, row + 8 * eights, b, bias, c, c_row);
     }

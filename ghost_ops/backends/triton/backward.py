@@ -45,8 +45,8 @@ def _flat(tile: tiles.Tile, per_group: int, z: torch.Tensor, m: int, *maps: torc
     """Arguments that all of the kernels have, over the pixels of z; ``maps`` are the others that they address."""
     return {
         "H": z.shape[2], "W": z.shape[3], "M": m, "PIXELS": z.shape[0] * z.shape[2] * z.shape[3],
-        "per_group": per_group, "WIDE": launch.is_wide(z, *maps, images=True), "BP": tile.pixels,
-        "BM": tile.channels,
+        "per_group": per_group, "WIDE": launch.is_wide(z, *maps, images=True), "UNIT": launch.unit(counts=(m,)),
+        "BP": tile.pixels, "BM": tile.channels,
     }  # fmt: skip
 
 
@@ -98,6 +98,7 @@ def through_halves(
         "z": z, **launch.strides("z", z), "grad": grad_out, **launch.strides("grad", grad_out), **one.arguments("one"),
         "cheap_weight": w2, "D": d, "MULTIPLIER": multiplier,
         "KEPT": out_channels, **_flat(tile, per_group, z, m, grad_out, grad_z, grad_made),
+        "UNIT": launch.unit(z, grad_out, grad_z, counts=(m, out_channels)),
     }  # fmt: skip
 
     def partial(rows: int, channels: int) -> torch.Tensor:
@@ -163,7 +164,7 @@ def through_module(
         tile, per_group, groups = tiles.flat("product", x, c, m)
         arguments = {
             "grad_z": found.z, "z": z, **norm, "weight": w1, "grad_x": grad_x, **launch.strides("to", grad_x), "C": c,
-            **_flat(tile, per_group, x, m, z, grad_x), "BK": tile.depth, "PRECISION": launch.precision(x.dtype),
+            **_flat(tile, per_group, x, m, z, grad_x), "UNIT_IN": launch.unit(grad_x, counts=(c,)), "BK": tile.depth, "PRECISION": launch.precision(x.dtype),
         }  # fmt: skip
         grid = (groups * launch.cdiv(c, tile.channels),)
         launch.run(input_gradient, grid, arguments, tile.warps, tile.stages)
@@ -176,7 +177,7 @@ def through_module(
         partials = torch.empty((groups, m, c), dtype=torch.float32, device=x.device)
         arguments = {
             "grad_z": found.z, "z": z, **norm, "x": seen, **launch.strides("x", seen), "partials": partials, "C": c,
-            **_flat(tile, per_group, x, m, z, seen), "BC": tile.depth, "PRECISION": launch.precision(x.dtype),
+            **_flat(tile, per_group, x, m, z, seen), "UNIT_IN": launch.unit(seen, counts=(c,)), "BC": tile.depth, "PRECISION": launch.precision(x.dtype),
         }  # fmt: skip
         launch.run(weight_gradient, (groups * blocks,), arguments, tile.warps, tile.stages)
     grad_weight = partials.sum(0).view(weight.shape).to(weight.dtype)

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from . import backward, launch, single_pass, tiles
 from .activation import activate, affine, slopes
-from .maps import block_of, depthwise, in_batch, numbers
+from .maps import block_of, depthwise, in_batch, numbers, whole, whole_strides
 from .products import join, primary_product
 from .single_pass import Half
 
@@ -17,9 +17,11 @@ def cheap_half(
     out, out_n, out_c, out_h, out_w, cheap_weight,
     two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, two_slopes, two_slopes_stride, two_slope,
     H, W, M, KEPT, PIXELS, per_group, TWO_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
-    WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """The third pass: out[:, M:] from y1 in out[:, :M], which nobody writes any more."""
+    M, KEPT = whole(M, UNIT), whole(KEPT, UNIT)
+    out_n, out_h, out_w = whole_strides(out_n, out_h, out_w, UNIT)
     blocks = tl.cdiv(M, BM)
     group = tl.program_id(0) // blocks
     channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
@@ -69,6 +71,7 @@ def ghost_module_train(
         "out": out, **launch.strides("out", out), "cheap_weight": launch.vector(cheap_weight), **two.arguments("two"),
         "H": height, "W": width, "M": m, "KEPT": out_channels, "PIXELS": count, "per_group": per_group, "D": d,
         "MULTIPLIER": cheap_weight.shape[0] // m, "WIDE": launch.is_wide(out, images=True),
+        "UNIT": launch.unit(out, counts=(m, out_channels)),
         "BP": tile.pixels, "BM": tile.channels,
     }  # fmt: skip
     with launch.on_device_of(x):

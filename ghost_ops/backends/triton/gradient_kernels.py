@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .activation import activate, affine, derivative, load_or, slopes
-from .maps import block_of, depthwise, in_batch, numbers, store_partial
+from .maps import block_of, depthwise, in_batch, numbers, store_partial, whole, whole_strides
 
 
 @triton.jit
@@ -37,9 +37,12 @@ def cheap_gradient(
     two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, two_slopes, two_slopes_stride, two_slope,
     two_sums, count, grad_made, partials, H, W, M, KEPT, PIXELS, per_group,
     ONE_ACT: tl.constexpr, TWO_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
-    WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the cheap convolution's result into ``grad_made`` (pixels x M * MULTIPLIER), its sums, or both."""
+    M, KEPT = whole(M, UNIT), whole(KEPT, UNIT)
+    z_n, z_h, z_w = whole_strides(z_n, z_h, z_w, UNIT)
+    grad_n, grad_h, grad_w = whole_strides(grad_n, grad_h, grad_w, UNIT)
     blocks = tl.cdiv(M, BM)
     group = tl.program_id(0) // blocks
     channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
@@ -88,18 +91,37 @@ def cheap_gradient(
 
 
 @triton.jit
+def made_gradient(
+    grad_made, cheap_weight, pixels, valid, rows, columns, H, W, MADE, made, tap, wanted, D: tl.constexpr
+):  # fmt: skip
+    """What tap ``tap`` of the cheap convolution has to do with a tile's pixels: the gradient of the result that reads
+    them by it (0 outside of the image), its weight, and where there is such a result."""
+    up, left = D // 2 - tap // D, D // 2 - tap % D
+    row, column = rows + up, columns + left
+    inside = valid & (row >= 0) & (row < H) & (column >= 0) & (column < W)
+    near = inside[:, None] & wanted[None, :]
+    at = grad_made + ((pixels + up * W + left)[:, None] * MADE + made[None, :])
+    by = tl.load(cheap_weight + made * (D * D) + tap, mask=wanted, other=0.0).to(tl.float32)
+    return tl.load(at, mask=near, other=0.0).to(tl.float32), by, near
+
+
+@triton.jit
 def primary_gradient(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
     cheap_weight, grad_made, grad_z, to_n, to_c, to_h, to_w, partials, weights, H, W, M, KEPT, PIXELS, per_group,
     ONE_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr, TAPS: tl.constexpr,
-    WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the first BatchNorm's result (z's, without one) into ``grad_z``, its sums, the cheap weight's.
 
     The weight's gradient needs y1 at the pixel alone: ∂W2[a, b] = Σ y1[u] ∂z2[u - offset(a, b)], and these ∂z2 are read
     for ∂y1 anyway. ``weights``: groups x MULTIPLIER x D x D x M.
     """
+    M = whole(M, UNIT)
+    z_n, z_h, z_w = whole_strides(z_n, z_h, z_w, UNIT)
+    grad_n, grad_h, grad_w = whole_strides(grad_n, grad_h, grad_w, UNIT)
+    to_n, to_h, to_w = whole_strides(to_n, to_h, to_w, UNIT)
     blocks = tl.cdiv(M, BM)
     group = tl.program_id(0) // blocks
     channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
@@ -110,11 +132,14 @@ def primary_gradient(
     first = tl.zeros((BM,), tl.float32)
     second = tl.zeros((BM,), tl.float32)
     third = tl.zeros((BM,), tl.float32)
+    MADE = M * MULTIPLIER
+    COUNT: tl.constexpr = MULTIPLIER * D * D
+    # Sums of few taps stay apart for each pixel of a tile until the end; those of many would fill the registers, and
+    # are joined tile by tile.
+    FEW: tl.constexpr = COUNT <= 9
     taps = tl.arange(0, TAPS)
     sums = tl.zeros((TAPS, BM), tl.float32)
-    MADE = M * MULTIPLIER
-    ROWS: tl.constexpr = D if D <= 3 else D * D  # loops as in ``depthwise``
-    COLUMNS: tl.constexpr = D if D <= 3 else 1
+    parts = (tl.zeros((BP, BM), tl.float32),) * (COUNT if FEW else 0)
     for t in range(per_group):
         pixels = numbers(group, per_group, t, BP, WIDE)
         valid = pixels < PIXELS
@@ -127,23 +152,24 @@ def primary_gradient(
         if MULTIPLIER > 0:
             y1 = activate(a1, ONE_ACT, bent[None, :])
             rest = pixels % (H * W)
-            rows = rest // W
-            columns = rest % W
-            for q in range(MULTIPLIER):
-                made = channels * MULTIPLIER + q
-                for i in range(ROWS):
-                    for j in tl.static_range(COLUMNS):
-                        tap = i * COLUMNS + j
-                        up, left = D // 2 - tap // D, D // 2 - tap % D
-                        row, column = rows + up, columns + left
-                        inside = valid & (row >= 0) & (row < H) & (column >= 0) & (column < W)
-                        near = inside[:, None] & wanted[None, :]
-                        at = grad_made + ((pixels + up * W + left)[:, None] * MADE + made[None, :])
-                        gz = tl.load(at, mask=near, other=0.0).to(tl.float32)
-                        by = tl.load(cheap_weight + made * (D * D) + tap, mask=wanted, other=0.0).to(tl.float32)
-                        g += gz * by[None, :]
-                        part = tl.sum(tl.where(near, gz * y1, 0.0), axis=0)
-                        sums += tl.where((taps == q * D * D + tap)[:, None], part[None, :], 0.0)
+            rows, columns = rest // W, rest % W
+            if FEW:
+                for k in tl.static_range(COUNT):
+                    made, tap = channels * MULTIPLIER + k // (D * D), k % (D * D)
+                    gz, by, near = made_gradient(
+                        grad_made, cheap_weight, pixels, valid, rows, columns, H, W, MADE, made, tap, wanted, D
+                    )
+                    g += gz * by[None, :]
+                    parts = parts[:k] + (parts[k] + tl.where(near, gz * y1, 0.0),) + parts[k + 1 :]
+            else:
+                for k in range(COUNT):
+                    made, tap = channels * MULTIPLIER + k // (D * D), k % (D * D)
+                    gz, by, near = made_gradient(
+                        grad_made, cheap_weight, pixels, valid, rows, columns, H, W, MADE, made, tap, wanted, D
+                    )
+                    g += gz * by[None, :]
+                    part = tl.sum(tl.where(near, gz * y1, 0.0), axis=0)
+                    sums += tl.where((taps == k)[:, None], part[None, :], 0.0)
         g1 = tl.where(mask, g * derivative(a1, ONE_ACT, bent[None, :]), 0.0)
         first += tl.sum(g1, axis=0)
         second += tl.sum(tl.where(mask, g1 * (z1 - center[None, :]), 0.0), axis=0)
@@ -153,7 +179,9 @@ def primary_gradient(
         tl.store(to, g1.to(grad_z.dtype.element_ty), mask=mask)
     store_partial(partials, group, channels, M, wanted, first, second, third)
     if weights is not None:
-        COUNT: tl.constexpr = MULTIPLIER * D * D
+        if FEW:
+            for k in tl.static_range(COUNT):
+                sums += tl.where((taps == k)[:, None], tl.sum(parts[k], axis=0)[None, :], 0.0)
         to = weights + (group.to(tl.int64) * COUNT + taps[:, None]) * M + channels[None, :]
         tl.store(to, sums, mask=(taps < COUNT)[:, None] & wanted[None, :])
 
@@ -178,9 +206,11 @@ def through_norm(
 def input_gradient(
     grad_z, z, sums, count, one_gamma, one_mean, one_var, one_eps, weight, grad_x, to_n, to_c, to_h, to_w,
     H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, WIDE: tl.constexpr,
-    BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    UNIT_IN: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of x: blocks are of its C channels (BM of them), products run over M."""
+    C, M = whole(C, UNIT_IN), whole(M, UNIT)
+    to_n, to_h, to_w = whole_strides(to_n, to_h, to_w, UNIT_IN)
     blocks = tl.cdiv(C, BM)
     group = tl.program_id(0) // blocks
     columns = block_of(tl.program_id(0) % blocks, BM, WIDE)
@@ -208,9 +238,11 @@ def input_gradient(
 def weight_gradient(
     grad_z, z, sums, count, one_gamma, one_mean, one_var, one_eps, x, x_n, x_c, x_h, x_w, partials,
     H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, WIDE: tl.constexpr,
-    BP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    UNIT_IN: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the primary weight: groups x M x C partial products over pixels."""
+    C, M = whole(C, UNIT_IN), whole(M, UNIT)
+    x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT_IN)
     across = tl.cdiv(C, BC)
     blocks = tl.cdiv(M, BM) * across
     block = tl.program_id(0) % blocks

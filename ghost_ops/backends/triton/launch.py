@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import torch
@@ -48,6 +49,15 @@ def strides(name: str, t: torch.Tensor | None) -> dict[str, int]:
     """A map's strides as arguments: image, channel, row, column."""
     found = (0, 0, 0, 0) if t is None else t.stride()
     return {f"{name}_{axis}": stride for axis, stride in zip(("n", "c", "h", "w"), found)}
+
+
+def unit(*maps: torch.Tensor | None, counts: tuple[int, ...] = ()) -> int:
+    """Of how many elements, 8 at most, all pixels of these channels_last maps and these counts are whole multiples."""
+    steps = list(counts)
+    for t in maps:
+        if t is not None:
+            steps += [t.stride(axis) for axis in (0, 2, 3)]
+    return math.gcd(8, *steps)
 
 
 def is_flat(*tensors: torch.Tensor | None) -> bool:

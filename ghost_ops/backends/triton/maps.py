@@ -18,6 +18,19 @@ def block_of(block, B: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+def whole(v, UNIT: tl.constexpr):
+    """v, a multiple of UNIT, so that the compiler sees it: then it reads and writes several channels at once."""
+    if UNIT > 1:
+        v = v // UNIT * UNIT
+    return v
+
+
+@triton.jit
+def whole_strides(map_n, map_h, map_w, UNIT: tl.constexpr):
+    return whole(map_n, UNIT), whole(map_h, UNIT), whole(map_w, UNIT)
+
+
+@triton.jit
 def in_image(pixels, W, map_h, map_w, FLAT: tl.constexpr, WIDE: tl.constexpr):
     """Offsets of an image's pixels, of either sign of FLAT (see ``launch.is_flat``)."""
     if WIDE:

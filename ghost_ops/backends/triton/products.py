@@ -7,15 +7,18 @@ import triton
 import triton.language as tl
 
 from . import launch, tiles
-from .maps import block_of, in_batch, merge, numbers, product, store_partial
+from .maps import block_of, in_batch, merge, numbers, product, store_partial, whole, whole_strides
 
 
 @triton.jit
 def product_kernel(
     x, x_n, x_c, x_h, x_w, weight, z, statistics, H, W, C, M, PIXELS, per_group,
-    PRECISION: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr, UNIT_IN: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid: groups of pixel tiles x blocks of M. z (pixels x M) and the groups' statistics: either may be None."""
+    C, M = whole(C, UNIT_IN), whole(M, UNIT)
+    x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT_IN)
     blocks = tl.cdiv(M, BM)
     group = tl.program_id(0) // blocks
     channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
@@ -50,6 +53,7 @@ def primary_product(
         "x": x, **launch.strides("x", x), "weight": launch.vector(weight), "z": z, "statistics": partials, "H": height,
         "W": width, "C": c, "M": m, "PIXELS": n * height * width, "per_group": per_group,
         "PRECISION": launch.precision(x.dtype), "WIDE": launch.is_wide(x, z, images=True),
+        "UNIT_IN": launch.unit(x, counts=(c,)), "UNIT": launch.unit(counts=(m,)),
         "BP": tile.pixels, "BM": tile.channels, "BK": tile.depth,
     }  # fmt: skip
     with launch.on_device_of(x):

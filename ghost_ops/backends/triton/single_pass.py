@@ -18,7 +18,7 @@ import triton.language as tl
 from ..activation import PRELU
 from . import checks, launch, tiles
 from .activation import activate, affine, slopes
-from .maps import block_of, depthwise, in_image, merge, product, store_partial
+from .maps import block_of, depthwise, in_image, merge, product, store_partial, whole, whole_strides
 
 
 class Half(NamedTuple):
@@ -57,7 +57,7 @@ def single_pass(
     y, y_n, y_c, y_h, y_w, out, out_n, out_c, out_h, out_w, residual, residual_n, residual_c, residual_h, residual_w,
     sums, per_value, statistics, H, W, C, M, KEPT, bands, rows,
     ONE_ACT: tl.constexpr, TWO_ACT: tl.constexpr, PRODUCT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
-    FLAT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    FLAT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UNIT_IN: tl.constexpr, UNIT: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid: images x bands x blocks of M.
@@ -65,6 +65,11 @@ def single_pass(
     With PRODUCT False x is the primary convolution's result. MULTIPLIER 0: no cheap operation. ``sums``: images x bands
     x KEPT sums over the band, times ``per_value``. ``statistics``: instead of the cheap half, those of its convolution.
     """
+    C, M, KEPT = whole(C, UNIT_IN), whole(M, UNIT), whole(KEPT, UNIT)
+    x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT_IN)
+    y_n, y_h, y_w = whole_strides(y_n, y_h, y_w, UNIT)
+    out_n, out_h, out_w = whole_strides(out_n, out_h, out_w, UNIT)
+    residual_n, residual_h, residual_w = whole_strides(residual_n, residual_h, residual_w, UNIT)
     blocks = tl.cdiv(M, BM)
     block = tl.program_id(0) % blocks
     band = tl.program_id(0) // blocks
@@ -224,7 +229,8 @@ def run(
         "H": height, "W": width, "C": c, "M": m, "KEPT": m * (1 + multiplier) if statistics else out_channels,
         "bands": bands, "rows": tile.rows, "PRODUCT": weight is not None, "D": d, "MULTIPLIER": multiplier,
         "FLAT": launch.is_flat(x, y, out, residual), "WIDE": launch.is_wide(x, y, out, residual),
-        "PRECISION": launch.precision(x.dtype),
+        "PRECISION": launch.precision(x.dtype), "UNIT_IN": launch.unit(x, counts=(c,)),
+        "UNIT": launch.unit(y, out, residual, counts=(m, m * (1 + multiplier) if statistics else out_channels)),
         "BP": tile.pixels, "BM": tile.channels, "BK": tile.depth,
     }  # fmt: skip
     with launch.on_device_of(x):

@@ -9,15 +9,18 @@ import triton.language as tl
 from .. import activation as plain
 from . import checks, launch, tiles
 from .activation import activate, gate_value, load_or
-from .maps import block_of, in_batch, numbers
+from .maps import block_of, in_batch, numbers, whole, whole_strides
 
 
 @triton.jit
 def sums_kernel(
     x, x_n, x_c, x_h, x_w, other, other_n, other_c, other_h, other_w, sums, per_value, H, W, C,
-    WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Grid: images x blocks of C. Sums over an image's pixels of x, or of x times ``other``."""
+    C = whole(C, UNIT)
+    x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT)
+    other_n, other_h, other_w = whole_strides(other_n, other_h, other_w, UNIT)
     blocks = tl.cdiv(C, BM)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
@@ -40,9 +43,12 @@ def sums_kernel(
 @triton.jit
 def scale_kernel(
     x, x_n, x_c, x_h, x_w, logits, shift, out, out_n, out_c, out_h, out_w, H, W, C, PIXELS, per_group,
-    GATE: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    GATE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Grid: groups of pixel tiles x blocks of C. x times the gate of an image's logits, plus its ``shift``, if any."""
+    C = whole(C, UNIT)
+    x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT)
+    out_n, out_h, out_w = whole_strides(out_n, out_h, out_w, UNIT)
     blocks = tl.cdiv(C, BM)
     group = tl.program_id(0) // blocks
     channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
@@ -63,9 +69,10 @@ def scale_kernel(
 @triton.jit
 def linear_kernel(
     v, weight, bias, out, gated, ROWS, INNER, OUTER, ACT: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr,
-    BR: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,
+    UNIT: tl.constexpr, BR: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid: blocks of ROWS x blocks of OUTER. out = act(v) weight' + bias, and its gate, if asked for."""
+    INNER, OUTER = whole(INNER, UNIT), whole(OUTER, UNIT)
     blocks = tl.cdiv(OUTER, BO)
     rows = (tl.program_id(0) // blocks) * BR + tl.arange(0, BR)
     columns = (tl.program_id(0) % blocks) * BO + tl.arange(0, BO)
@@ -95,7 +102,7 @@ def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = 
     arguments = {
         "x": x, **launch.strides("x", x), "other": other, **launch.strides("other", other), "sums": sums,
         "per_value": 1.0 / (height * width) if mean else 1.0, "H": height, "W": width, "C": c,
-        "WIDE": launch.is_wide(x, other), "BP": tile.pixels,
+        "WIDE": launch.is_wide(x, other), "UNIT": launch.unit(x, other, counts=(c,)), "BP": tile.pixels,
         "BM": tile.channels,
     }  # fmt: skip
     with launch.on_device_of(x):
@@ -115,7 +122,7 @@ def scaled_map(
         "x": x, **launch.strides("x", x), "logits": launch.vector(logits), "shift": shift, "out": out,
         **launch.strides("out", out), "H": height, "W": width, "C": c, "PIXELS": n * height * width,
         "per_group": per_group, "GATE": gate, "WIDE": launch.is_wide(x, out, images=True),
-        "BP": tile.pixels, "BM": tile.channels,
+        "UNIT": launch.unit(x, out, counts=(c,)), "BP": tile.pixels, "BM": tile.channels,
     }  # fmt: skip
     with launch.on_device_of(x):
         launch.run(scale_kernel, (groups * launch.cdiv(c, tile.channels),), arguments, tile.warps, tile.stages)
@@ -133,8 +140,8 @@ def _linear(v, weight, bias, act, gate=None):
     arguments = {
         "v": launch.vector(v), "weight": launch.vector(weight), "bias": launch.vector(bias), "out": out,
         "gated": gated, "ROWS": rows, "INNER": inner, "OUTER": outer, "ACT": act,
-        "GATE": plain.IDENTITY if gate is None else gate, "PRECISION": "tf32" if tf32 else "ieee", "BR": 16, "BO": 16,
-        "BK": 64,
+        "GATE": plain.IDENTITY if gate is None else gate, "PRECISION": "tf32" if tf32 else "ieee",
+        "UNIT": launch.unit(counts=(inner, outer)), "BR": 16, "BO": 16, "BK": 64,
     }  # fmt: skip
     with launch.on_device_of(v):
         launch.run(linear_kernel, (launch.cdiv(rows, 16) * launch.cdiv(outer, 16),), arguments, warps=4, stages=2)

@@ -1,20 +1,24 @@
-"""``cheap_concat``: the single pass from the primary convolution's result on."""
+"""``cheap_concat``: a Ghost module from the primary convolution's result on."""
 
 from __future__ import annotations
 
-from . import backward, single_pass
-from .single_pass import Half
+from . import backward, checks, launch
+from .cheap import cheap_half
+from .half import Half
 
 
 def cheap_concat(
     z, cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
     cheap_act_slope, return_squeeze,
 ):  # fmt: skip
-    return single_pass.run(
-        z, None, Half(None, act, act_slope, act_weight), cheap_weight,
-        Half(cheap_bias, cheap_act, cheap_act_slope, cheap_act_weight), out_channels, residual=residual,
-        squeeze=return_squeeze,
+    one, two = Half(None, act, act_slope, act_weight), Half(cheap_bias, cheap_act, cheap_act_slope, cheap_act_weight)
+    checks.expect_module(z, None, one, cheap_weight, two, out_channels)
+    checks.expect("residual", residual, (z.shape[0], out_channels, *z.shape[2:]), z)
+    out = launch.new_map(z, out_channels)
+    squeeze = cheap_half(
+        z, out, cheap_weight, two, m=z.shape[1], one=one, residual=residual, squeeze=return_squeeze
     )  # fmt: skip
+    return out, squeeze if return_squeeze else launch.empty((0,), z.dtype, z.device)
 
 
 def cheap_concat_backward(

@@ -12,7 +12,7 @@ import torch
 from . import DTYPES
 
 if TYPE_CHECKING:
-    from .single_pass import Half
+    from .half import Half
 
 
 def expect(name: str, t: torch.Tensor | None, shape: tuple[int, ...], like: torch.Tensor) -> None:

@@ -1,9 +1,9 @@
-"""``ghost_module`` and ``ghost_module_eval``: one launch; BatchNorms are applied to sums, no weight is folded."""
+"""``ghost_module`` and ``ghost_module_eval``: BatchNorms are applied to sums, no weight is folded."""
 
 from __future__ import annotations
 
 from . import backward, single_pass
-from .single_pass import Half
+from .half import Half
 
 
 def ghost_module(

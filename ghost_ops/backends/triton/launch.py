@@ -60,9 +60,18 @@ def unit(*maps: torch.Tensor | None, counts: tuple[int, ...] = ()) -> int:
     return math.gcd(8, *steps)
 
 
-def is_flat(*tensors: torch.Tensor | None) -> bool:
-    """Whether a pixel's place is its number times a stride in each of these maps: no division by the width then."""
-    return all(t is None or t.shape[2] == 1 or t.stride(2) == t.shape[3] * t.stride(3) for t in tensors)
+def is_flat(*maps: torch.Tensor | None) -> bool:
+    """Whether a pixel's place is its number, through all images, times a stride in each of these maps."""
+    for t in maps:
+        if t is not None:
+            (n, _, height, width), (to_image, _, to_row, to_pixel) = t.shape, t.stride()
+            if (height > 1 and to_row != width * to_pixel) or (n > 1 and to_image != height * width * to_pixel):
+                return False
+    return True
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def new_map(like: torch.Tensor, channels: int, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The primary product on its own, with its batch statistics, and how groups' statistics are joined."""
+"""The primary convolution with what follows it."""
 
 from __future__ import annotations
 
@@ -7,99 +7,96 @@ import triton
 import triton.language as tl
 
 from . import launch, tiles
-from .maps import block_of, in_batch, merge, numbers, product, store_partial, whole, whole_strides
+from .activation import activate, affine, slopes
+from .half import NOTHING, Half
+from .maps import block_of, finish_moments, in_batch, product, run_of, store_partial, whole, whole_strides
 
 
 @triton.jit
 def product_kernel(
-    x, x_n, x_c, x_h, x_w, weight, z, statistics, H, W, C, M, PIXELS, per_group,
-    PRECISION: tl.constexpr, WIDE: tl.constexpr, UNIT_IN: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr,
+    x, x_n, x_c, x_h, x_w, scale, weight,
+    one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
+    y, y_n, y_c, y_h, y_w, residual, residual_n, residual_c, residual_h, residual_w, statistics,
+    H, W, C, M, PIXELS, per_group, ONE_ACT: tl.constexpr, PRECISION: tl.constexpr, ONE_STEP: tl.constexpr,
+    FLAT_IN: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, UNIT_IN: tl.constexpr, UNIT: tl.constexpr,
+    BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Grid: groups of pixel tiles x blocks of M. z (pixels x M) and the groups' statistics: either may be None."""
+    """Grid: groups of runs x blocks of M. y and ``statistics`` (of the convolution's result): either may be None."""
     C, M = whole(C, UNIT_IN), whole(M, UNIT)
     x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT_IN)
+    y_n, y_h, y_w = whole_strides(y_n, y_h, y_w, UNIT)
+    residual_n, residual_h, residual_w = whole_strides(residual_n, residual_h, residual_w, UNIT)
     blocks = tl.cdiv(M, BM)
     group = tl.program_id(0) // blocks
     channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
     wanted = channels < M
-    count = 0.0
-    mean = tl.zeros((BM,), tl.float32)
-    m2 = tl.zeros((BM,), tl.float32)
+    center, by, shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
+    bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
+    origin = tl.zeros((BM,), tl.float32)
+    first = tl.zeros((BP, BM), tl.float32)
+    second = tl.zeros((BP, BM), tl.float32)
     for t in range(per_group):
-        pixels = numbers(group, per_group, t, BP, WIDE)
+        pixels = run_of(group, per_group, t, BP, WIDE)
         valid = pixels < PIXELS
-        places = in_batch(pixels, H, W, x_n, x_h, x_w, WIDE)
-        acc = product(x, places, valid, x_c, None, weight, C, channels, wanted, PRECISION, BP, BM, BK)
-        if z is not None:
-            to = z + (pixels[:, None] * M + channels[None, :])
-            tl.store(to, acc.to(z.dtype.element_ty), mask=valid[:, None] & wanted[None, :])
+        mask = valid[:, None] & wanted[None, :]
+        places = in_batch(pixels, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)
+        images = pixels
+        if scale is not None:
+            images = pixels // (H * W)
+        z = product(x, places, valid, x_c, scale, images, weight, C, channels, wanted, PRECISION, ONE_STEP, BP, BM, BK)
         if statistics is not None:
-            count, mean, m2 = merge(count, mean, m2, acc, valid)
+            if t == 0:
+                size = tl.maximum(tl.sum(valid.to(tl.float32), axis=0), 1.0)
+                origin = tl.sum(tl.where(mask, z, 0.0), axis=0) / size
+            apart = tl.where(mask, z - origin[None, :], 0.0)
+            first += apart
+            second += apart * apart
+        if y is not None:
+            v = activate((z - center[None, :]) * by[None, :] + shift[None, :], ONE_ACT, bent[None, :])
+            if residual is not None:
+                at = in_batch(pixels, H, W, residual_n, residual_h, residual_w, FLAT, WIDE)
+                at = residual + (at[:, None] + channels[None, :] * residual_c)
+                v += tl.load(at, mask=mask, other=0.0).to(tl.float32)
+            places = in_batch(pixels, H, W, y_n, y_h, y_w, FLAT, WIDE)
+            tl.store(y + (places[:, None] + channels[None, :] * y_c), v.to(y.dtype.element_ty), mask=mask)
     if statistics is not None:
-        store_partial(statistics, group, channels, M, wanted, count + tl.zeros((BM,), tl.float32), mean, m2)
+        start = group.to(tl.int64) * per_group * BP
+        count = tl.minimum(PIXELS - start, per_group * BP).to(tl.float32) + tl.zeros((BM,), tl.float32)
+        mean, m2 = finish_moments(tl.sum(first, axis=0), tl.sum(second, axis=0), origin, count)
+        store_partial(statistics, group, channels, M, wanted, count, mean, m2)
 
 
 def primary_product(
-    x: torch.Tensor, weight: torch.Tensor, store: bool = True, statistics: bool = False
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """z = conv1x1(x) in x's dtype, channels_last, without bias; and groups x 3 x m statistics of it, unrounded."""
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    one: Half = NOTHING,
+    *,
+    to: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    statistics: bool = False,
+) -> torch.Tensor | None:
+    """The primary convolution of x, with ``one`` after it, into the first channels of ``to``, if that is given.
+
+    Args:
+        scale: N x C, of x. residual: of the output, added last.
+        statistics: return groups' statistics of the convolution alone, unrounded: groups x 3 x m.
+    """
     n, c, height, width = x.shape
     m = weight.shape[0]
     tile, per_group, groups = tiles.flat("product", x, m, c)
-    z = launch.scratch(x, m) if store else None
-    partials = torch.empty((groups, 3, m), dtype=torch.float32, device=x.device) if statistics else None
+    partials = launch.empty((groups, 3, m), torch.float32, x.device) if statistics else None
     arguments = {
-        "x": x, **launch.strides("x", x), "weight": launch.vector(weight), "z": z, "statistics": partials, "H": height,
-        "W": width, "C": c, "M": m, "PIXELS": n * height * width, "per_group": per_group,
-        "PRECISION": launch.precision(x.dtype), "WIDE": launch.is_wide(x, z, images=True),
-        "UNIT_IN": launch.unit(x, counts=(c,)), "UNIT": launch.unit(counts=(m,)),
-        "BP": tile.pixels, "BM": tile.channels, "BK": tile.depth,
+        "x": x, **launch.strides("x", x), "scale": launch.vector(scale), "weight": launch.vector(weight),
+        **one.arguments("one"), "y": to, **launch.strides("y", to), "residual": residual,
+        **launch.strides("residual", residual), "statistics": partials, "H": height, "W": width, "C": c, "M": m,
+        "PIXELS": n * height * width, "per_group": per_group, "PRECISION": launch.precision(x.dtype),
+        "FLAT_IN": launch.is_flat(x), "FLAT": launch.is_flat(to, residual),
+        "WIDE": launch.is_wide(x, to, residual, images=True), "UNIT_IN": launch.unit(x, counts=(c,)),
+        "UNIT": launch.unit(to, residual, counts=(m,)), "BP": tile.pixels, "BM": tile.channels, "BK": tile.depth,
+        "ONE_STEP": c <= tile.depth,
     }  # fmt: skip
     with launch.on_device_of(x):
         grid = (groups * launch.cdiv(m, tile.channels),)
         launch.run(product_kernel, grid, arguments, tile.warps, tile.stages)
-    return z, partials
-
-
-@triton.jit
-def join_kernel(
-    partials, mean_out, var_out, total, groups, CHANNELS, BG: tl.constexpr, BC: tl.constexpr
-):  # fmt: skip
-    """Means, then variances around them, of blocks of channels: nothing cancels."""
-    channels = tl.program_id(0) * BC + tl.arange(0, BC)
-    wanted = channels < CHANNELS
-    origin = tl.load(partials + CHANNELS + channels, mask=wanted, other=0.0)
-    moved = tl.zeros((BC,), tl.float32)
-    for start in range(0, groups, BG):
-        group = start + tl.arange(0, BG)
-        mask = (group < groups)[:, None] & wanted[None, :]
-        at = partials + group[:, None].to(tl.int64) * 3 * CHANNELS + channels[None, :]
-        count = tl.load(at, mask=mask, other=0.0)
-        mean = tl.load(at + CHANNELS, mask=mask, other=0.0)
-        moved += tl.sum(tl.where(mask, count * (mean - origin[None, :]), 0.0), axis=0)
-    center = origin + moved / total
-    squares = tl.zeros((BC,), tl.float32)
-    for start in range(0, groups, BG):
-        group = start + tl.arange(0, BG)
-        mask = (group < groups)[:, None] & wanted[None, :]
-        at = partials + group[:, None].to(tl.int64) * 3 * CHANNELS + channels[None, :]
-        count = tl.load(at, mask=mask, other=0.0)
-        off = tl.load(at + CHANNELS, mask=mask, other=0.0) - center[None, :]
-        m2 = tl.load(at + 2 * CHANNELS, mask=mask, other=0.0)
-        squares += tl.sum(tl.where(mask, m2 + count * off * off, 0.0), axis=0)
-    tl.store(mean_out + channels, center, mask=wanted)
-    tl.store(var_out + channels, squares / total, mask=wanted)
-
-
-def join(partials: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance (float32) of each channel from groups x 3 x channels statistics."""
-    groups, _, channels = partials.shape
-    mean, var = (torch.empty(channels, dtype=torch.float32, device=partials.device) for _ in range(2))
-    arguments = {
-        "partials": partials, "mean_out": mean, "var_out": var, "total": float(total), "groups": groups,
-        "CHANNELS": channels, "BG": 256, "BC": 16,
-    }  # fmt: skip
-    with launch.on_device_of(partials):
-        launch.run(join_kernel, (launch.cdiv(channels, 16),), arguments, warps=8, stages=1)
-    return mean, var
+    return partials

@@ -9,61 +9,71 @@ import triton.language as tl
 from .. import activation as plain
 from . import checks, launch, tiles
 from .activation import activate, gate_value, load_or
-from .maps import block_of, in_batch, numbers, whole, whole_strides
+from .maps import across_pixels, block_of, whole, whole_strides, window_of
+from .sums import total
 
 
 @triton.jit
 def sums_kernel(
-    x, x_n, x_c, x_h, x_w, other, other_n, other_c, other_h, other_w, sums, per_value, H, W, C,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    x, x_n, x_c, x_h, x_w, other, other_n, other_c, other_h, other_w, sums, per_value, N, H, W, C, splits, per_split,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Grid: images x blocks of C. Sums over an image's pixels of x, or of x times ``other``."""
+    """Grid: images x splits of their windows x blocks of C. Sums of x, or of x times ``other``: splits x images x C."""
     C = whole(C, UNIT)
     x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT)
     other_n, other_h, other_w = whole_strides(other_n, other_h, other_w, UNIT)
     blocks = tl.cdiv(C, BM)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
+    group = tl.program_id(0) // blocks
+    split = group % splits
+    image = (group // splits).to(tl.int64)
     channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
     wanted = channels < C
-    total = tl.zeros((BP, BM), tl.float32)
-    for start in range(0, H * W, BP):
-        pixels = start + tl.arange(0, BP)
-        mask = (pixels < H * W)[:, None] & wanted[None, :]
-        places = in_batch(pixels, H, W, 0, x_h, x_w, WIDE) + image * x_n
-        v = tl.load(x + (places[:, None] + channels[None, :] * x_c), mask=mask, other=0.0).to(tl.float32)
+    x += image * x_n
+    if other is not None:
+        other += image * other_n
+    found = tl.zeros((BR, BW, BM), tl.float32)
+    for t in range(split * per_split, tl.minimum((split + 1) * per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))):
+        rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
+        mask = valid & wanted[None, None, :]
+        at = x + ((rows * x_h + columns * x_w) + channels[None, None, :] * x_c)
+        v = tl.load(at, mask=mask, other=0.0).to(tl.float32)
         if other is not None:
-            places = in_batch(pixels, H, W, 0, other_h, other_w, WIDE) + image * other_n
-            at = other + (places[:, None] + channels[None, :] * other_c)
+            at = other + ((rows * other_h + columns * other_w) + channels[None, None, :] * other_c)
             v *= tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        total += v
-    found = tl.sum(total, axis=0) * per_value
-    tl.store(sums + image * C + channels, found.to(sums.dtype.element_ty), mask=wanted)
+        found += v
+    to = sums + (split.to(tl.int64) * N + image) * C + channels
+    tl.store(to, (across_pixels(found, BR, BW, BM) * per_value).to(sums.dtype.element_ty), mask=wanted)
 
 
 @triton.jit
 def scale_kernel(
-    x, x_n, x_c, x_h, x_w, logits, shift, out, out_n, out_c, out_h, out_w, H, W, C, PIXELS, per_group,
-    GATE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    x, x_n, x_c, x_h, x_w, logits, shift, out, out_n, out_c, out_h, out_w, H, W, C, splits, per_split,
+    GATE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Grid: groups of pixel tiles x blocks of C. x times the gate of an image's logits, plus its ``shift``, if any."""
+    """Grid as of ``sums_kernel``. x times the gate of an image's logits, plus its ``shift``, if any."""
     C = whole(C, UNIT)
     x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT)
     out_n, out_h, out_w = whole_strides(out_n, out_h, out_w, UNIT)
     blocks = tl.cdiv(C, BM)
     group = tl.program_id(0) // blocks
+    split = group % splits
+    image = (group // splits).to(tl.int64)
     channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
-    for t in range(per_group):
-        pixels = numbers(group, per_group, t, BP, WIDE)
-        mask = (pixels < PIXELS)[:, None] & (channels < C)[None, :]
-        at = (pixels // (H * W))[:, None] * C + channels[None, :]
-        places = in_batch(pixels, H, W, x_n, x_h, x_w, WIDE)
-        v = tl.load(x + (places[:, None] + channels[None, :] * x_c), mask=mask, other=0.0).to(tl.float32)
-        v *= gate_value(tl.load(logits + at, mask=mask, other=0.0).to(tl.float32), GATE)
-        if shift is not None:
-            v += tl.load(shift + at, mask=mask, other=0.0).to(tl.float32)
-        places = in_batch(pixels, H, W, out_n, out_h, out_w, WIDE)
-        to = out + (places[:, None] + channels[None, :] * out_c)
-        tl.store(to, v.to(out.dtype.element_ty), mask=mask)
+    wanted = channels < C
+    x += image * x_n
+    out += image * out_n
+    at = image * C + channels
+    by = gate_value(tl.load(logits + at, mask=wanted, other=0.0).to(tl.float32), GATE)
+    more = tl.zeros((BM,), tl.float32)
+    if shift is not None:
+        more = tl.load(shift + at, mask=wanted, other=0.0).to(tl.float32)
+    for t in range(split * per_split, tl.minimum((split + 1) * per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))):
+        rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
+        mask = valid & wanted[None, None, :]
+        at = x + ((rows * x_h + columns * x_w) + channels[None, None, :] * x_c)
+        v = tl.load(at, mask=mask, other=0.0).to(tl.float32) * by[None, None, :] + more[None, None, :]
+        at = out + ((rows * out_h + columns * out_w) + channels[None, None, :] * out_c)
+        tl.store(at, v.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -94,20 +104,31 @@ def linear_kernel(
         tl.store(gated + at, gate_value(acc, GATE).to(out.dtype.element_ty), mask=mask)
 
 
+def _windows(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[dict, tuple[int], tiles.Tile]:
+    """Arguments of a kernel that goes through windows of x and maps like it, its grid and tile."""
+    n, c, height, width = x.shape
+    tile, splits, per_split = tiles.windows("stencil", x, c)
+    arguments = {
+        "x": x, **launch.strides("x", x), "H": height, "W": width, "C": c, **tile.window(splits, per_split),
+        "WIDE": launch.is_wide(x, *others), "UNIT": launch.unit(x, *others, counts=(c,)),
+    }  # fmt: skip
+    return arguments, (n * splits * launch.cdiv(c, tile.channels),), tile
+
+
 def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = False) -> torch.Tensor:
     """Sums over H and W of x, or of x * other: N x C, float32; means in x's dtype."""
     n, c, height, width = x.shape
-    sums = torch.empty((n, c), dtype=x.dtype if mean else torch.float32, device=x.device)
-    tile, _, _ = tiles.flat("depthwise", x, c)
-    arguments = {
-        "x": x, **launch.strides("x", x), "other": other, **launch.strides("other", other), "sums": sums,
-        "per_value": 1.0 / (height * width) if mean else 1.0, "H": height, "W": width, "C": c,
-        "WIDE": launch.is_wide(x, other), "UNIT": launch.unit(x, other, counts=(c,)), "BP": tile.pixels,
-        "BM": tile.channels,
+    common, grid, tile = _windows(x, other)
+    found = launch.empty((n, c), x.dtype if mean else torch.float32, x.device)
+    per_value, splits = 1.0 / (height * width) if mean else 1.0, common["splits"]
+    sums = found if splits == 1 else launch.empty((splits, n, c), torch.float32, x.device)
+    arguments = common | {
+        "other": other, **launch.strides("other", other), "sums": sums, "N": n,
+        "per_value": per_value if splits == 1 else 1.0,
     }  # fmt: skip
     with launch.on_device_of(x):
-        launch.run(sums_kernel, (n * launch.cdiv(c, tile.channels),), arguments, tile.warps, tile.stages)
-    return sums
+        launch.run(sums_kernel, grid, arguments, tile.warps, tile.stages)
+    return found if splits == 1 else total(sums, found, per_value=per_value)
 
 
 def scaled_map(
@@ -115,17 +136,14 @@ def scaled_map(
     like: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """x * gate(logits) + shift, the vectors N x C, in the memory format of x (or ``like``)."""
-    n, c, height, width = x.shape
-    out = launch.new_map(x if like is None else like, c)
-    tile, per_group, groups = tiles.flat("depthwise", x, c)
-    arguments = {
-        "x": x, **launch.strides("x", x), "logits": launch.vector(logits), "shift": shift, "out": out,
-        **launch.strides("out", out), "H": height, "W": width, "C": c, "PIXELS": n * height * width,
-        "per_group": per_group, "GATE": gate, "WIDE": launch.is_wide(x, out, images=True),
-        "UNIT": launch.unit(x, out, counts=(c,)), "BP": tile.pixels, "BM": tile.channels,
+    out = launch.new_map(x if like is None else like, x.shape[1])
+    arguments, grid, tile = _windows(x, out)
+    arguments |= {
+        "logits": launch.vector(logits), "shift": launch.vector(shift), "out": out, **launch.strides("out", out),
+        "GATE": gate,
     }  # fmt: skip
     with launch.on_device_of(x):
-        launch.run(scale_kernel, (groups * launch.cdiv(c, tile.channels),), arguments, tile.warps, tile.stages)
+        launch.run(scale_kernel, grid, arguments, tile.warps, tile.stages)
     return out
 
 
@@ -134,8 +152,8 @@ def _linear(v, weight, bias, act, gate=None):
     rows, (outer, inner) = v.shape[0], weight.shape
     checks.expect("squeeze or hidden", v, (rows, inner), weight)
     checks.expect("bias", bias, (outer,), v)
-    out = torch.empty((rows, outer), dtype=v.dtype, device=v.device)
-    gated = None if gate is None else torch.empty_like(out)
+    out = launch.empty((rows, outer), v.dtype, v.device)
+    gated = None if gate is None else launch.empty((rows, outer), v.dtype, v.device)
     tf32 = v.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32  # as torch's linear layers
     arguments = {
         "v": launch.vector(v), "weight": launch.vector(weight), "bias": launch.vector(bias), "out": out,

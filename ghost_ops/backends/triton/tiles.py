@@ -19,10 +19,10 @@ import torch
 
 from .launch import cdiv
 
-KERNELS = ("single_pass", "product", "depthwise", "weight_gradient")
+KERNELS = ("product", "stencil", "stencil_gradient", "weight_gradient")
 LEAST = 16  # of every side of a product
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
-GROUPS = 1024  # of partial sums: each a run of pixel tiles that one program goes through
+GROUPS = 1024  # of partial sums, or a group an image: each a run of tiles that one program goes through
 _overrides: dict[str, dict] = {}
 _assumed: str | None = None
 
@@ -32,19 +32,22 @@ class Tile:
     """Of a program.
 
     Attributes:
-        pixels, channels, depth: sides of its products, powers of two; ``channels`` and ``depth`` are at most these.
+        pixels, channels, depth: sides of its tile, powers of two; these are the most of each.
+        columns: of a window of ``pixels``.
         warps, stages: Triton's options.
-        band: about how many pixels one program of ``single_pass`` takes, in whole rows.
-        rows: of the band, made of that by the map's width.
     """
 
     pixels: int
     channels: int
     depth: int = 32
+    columns: int = 8
     warps: int = 4
     stages: int = 2
-    band: int = 1024
-    rows: int = 1
+
+    def window(self, splits: int, per_split: int) -> dict[str, int]:
+        """Arguments of a kernel that goes through windows."""
+        sides = {"BR": self.pixels // self.columns, "BW": self.columns, "BM": self.channels}
+        return {"splits": splits, "per_split": per_split, **sides}
 
 
 @contextmanager
@@ -115,15 +118,26 @@ def _side(needed: int, most: int) -> int:
     return max(LEAST, min(most, 1 << (needed - 1).bit_length()))
 
 
-def single_pass(x: torch.Tensor, c: int, m: int, d: int) -> Tile:
-    """Bands: the whole of a small map, so that it has no halo; else enough rows that the halo stays a small share."""
-    tile = lookup("single_pass", shape_class(x), x.device)
-    height, width = x.shape[2:]
-    rows = height if height * width <= tile.band else max(tile.band // width, 2 * (d // 2), 1)
-    pixels = _side(min(rows, height) * width, tile.pixels)
-    return replace(
-        tile, rows=min(rows, height), pixels=pixels, channels=_side(m, tile.channels), depth=_side(c, tile.depth)
-    )
+def windows(kernel: str, x: torch.Tensor, channels: int) -> tuple[Tile, int, int]:
+    """Of kernels that go through windows of an image: the tile, splits of an image, and windows a split.
+
+    Of the blocks of channels the one that leaves least of them idle: nets have 12, 20, 36, 100.
+    """
+    tile = lookup(kernel, shape_class(x), x.device)
+    images, (height, width) = x.shape[0], x.shape[2:]
+    blocks = [b for b in (16, 32, 64, 128) if b <= tile.channels]
+    block = min(blocks, key=lambda b: (cdiv(channels, b) * b, -b))
+    across = min(1 << (width - 1).bit_length(), tile.columns)
+    rows = min(1 << (height - 1).bit_length(), max(tile.pixels * tile.channels // (block * across), 1))
+    tile = replace(tile, channels=block, columns=across, pixels=rows * across)
+    count = cdiv(height, rows) * cdiv(width, across)
+    per_split = cdiv(count, min(max(cdiv(GROUPS, max(images, 1)), 1), count))
+    return tile, cdiv(count, per_split), per_split
+
+
+def rows(groups: int) -> int:
+    """Groups that a program joins at once."""
+    return min(1 << (max(groups, 1) - 1).bit_length(), 1024)
 
 
 def flat(kernel: str, x: torch.Tensor, channels: int, depth: int = 1) -> tuple[Tile, int, int]:

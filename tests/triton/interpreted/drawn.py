@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from unittest import mock
 
 import torch
 
@@ -26,11 +27,12 @@ def few_tiles(pixels: int = 128) -> Iterator[None]:
 
 @contextmanager
 def many_tiles() -> Iterator[None]:
-    """Small ones: several bands, blocks and groups even of a small map."""
+    """Small ones: several blocks and groups, and several tiles a group, even of a small map."""
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(tiles, "GROUPS", 3))
         for kernel in tiles.KERNELS:
-            band = {"band": 20} if kernel == "single_pass" else {}
-            stack.enter_context(tiles.override(kernel, pixels=32, channels=16, depth=16, **band))
+            sides = {"pixels": 8, "columns": 4} if kernel == "stencil" else {"pixels": 32, "depth": 16}
+            stack.enter_context(tiles.override(kernel, channels=16, **sides))
         yield
 
 

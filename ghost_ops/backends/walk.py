@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
-from .activation import activate, apply_gate
+from .activation import RELU, activate, apply_gate
 from .reference.program import Folded
 from .steps import Conv, Dense, Depthwise, Excite, Ghost, Layer, Load, Pool, Step, Store
 
@@ -44,10 +44,8 @@ class Walk:
             self.maps[step.out], squeeze = self.ghost(step)
             self.squeeze = squeeze if wanted else self.squeeze
         elif isinstance(step, Depthwise):
-            source = self.maps[step.source]
-            out = self.convolve(source, step.layer, step.stride, step.kernel // 2, step.channels)
-            self.maps[step.out] = out
-            self.squeeze = self.mean(out) if wanted else self.squeeze
+            self.maps[step.out], squeeze = self.depthwise(step)
+            self.squeeze = squeeze if wanted else self.squeeze
         elif isinstance(step, Excite):
             self.excitation = self.excite(step)
         elif isinstance(step, Pool):
@@ -58,6 +56,11 @@ class Walk:
     def ghost(self, step: Ghost) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Its output, and where it is wanted its squeeze."""
         raise NotImplementedError
+
+    def depthwise(self, step: Depthwise) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Its output, and where it is wanted its squeeze."""
+        out = self.convolve(self.maps[step.source], step.layer, step.stride, step.kernel // 2, step.channels)
+        return out, self.mean(out) if step.squeeze else None
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
         return x.mean((2, 3))
@@ -71,4 +74,7 @@ class Walk:
 
     def convolve(self, x: torch.Tensor, layer: Layer, stride: int, padding: int, groups: int = 1) -> torch.Tensor:
         weight, bias, slopes = next(self.folded)
+        if layer.act == RELU and bias is not None and x.is_cuda and torch.backends.cudnn.is_acceptable(x):
+            pair = lambda v: [v, v]  # one kernel in place of three
+            return torch.cudnn_convolution_relu(x, weight, bias, pair(stride), pair(padding), [1, 1], groups)
         return activate(F.conv2d(x, weight, bias, stride, padding, 1, groups), layer.act, layer.slope, slopes)

@@ -212,15 +212,13 @@ def primary_gradient(
 
 @triton.jit
 def through_norm(
-    grad_z, z, sums, gamma, mean, var, eps, count, pixels, valid, channels, M
+    grad_z, z, pixels, valid, channels, M, factor, constant, linear, center, NORM: tl.constexpr
 ):  # fmt: skip
-    """A tile of the gradient of z, float32, of two maps that are pixels x M; see ``norm_coefficients``."""
-    wanted = channels < M
-    mask = valid[:, None] & wanted[None, :]
+    """A tile of the gradient of z, float32, of two maps that are pixels x M; NORM: through ``norm_coefficients``."""
+    mask = valid[:, None] & (channels < M)[None, :]
     at = pixels[:, None] * M + channels[None, :]
     g = tl.load(grad_z + at, mask=mask, other=0.0).to(tl.float32)
-    if sums is not None:
-        factor, constant, linear, center = norm_coefficients(sums, gamma, mean, var, eps, count, channels, M, wanted)
+    if NORM:
         z1 = tl.load(z + at, mask=mask, other=0.0).to(tl.float32)
         g = factor[None, :] * (g - constant[None, :] - linear[None, :] * (z1 - center[None, :]))
         g = tl.where(mask, g, 0.0)
@@ -249,22 +247,26 @@ def input_gradient(
     group = tl.program_id(0) // blocks
     columns = block_of(tl.program_id(0) % blocks, BM, WIDE)
     wanted = columns < C
+    NORM: tl.constexpr = sums is not None
+    near = tl.arange(0, BK)
+    factor, constant, linear, center = norm_coefficients(
+        sums, one_gamma, one_mean, one_var, one_eps, count, near, M, near < M
+    )
     for t in range(per_group):
         pixels = run_of(group, per_group, t, BP, WIDE)
         valid = pixels < PIXELS
         acc = tl.zeros((BP, BM), tl.float32)
         if ONE_STEP:
-            a = through_norm(
-                grad_z, z, sums, one_gamma, one_mean, one_var, one_eps, count, pixels, valid, tl.arange(0, BK), M
-            )
+            a = through_norm(grad_z, z, pixels, valid, near, M, factor, constant, linear, center, NORM)
             b = through_weight(weight, M, C, 0, columns, wanted, kind, BK)
             acc = tl.dot(a.to(kind), b, acc, input_precision=PRECISION)
         else:
             for k in range(0, M, BK):
                 channels = k + tl.arange(0, BK)
-                a = through_norm(
-                    grad_z, z, sums, one_gamma, one_mean, one_var, one_eps, count, pixels, valid, channels, M
-                )
+                f, c, by, m = norm_coefficients(
+                    sums, one_gamma, one_mean, one_var, one_eps, count, channels, M, channels < M
+                )  # fmt: skip
+                a = through_norm(grad_z, z, pixels, valid, channels, M, f, c, by, m, NORM)
                 b = through_weight(weight, M, C, k, columns, wanted, kind, BK)
                 acc = tl.dot(a.to(kind), b, acc, input_precision=PRECISION)
         places = in_batch(pixels, H, W, to_n, to_h, to_w, FLAT_IN, WIDE)
@@ -288,10 +290,13 @@ def weight_gradient(
     channels = block_of(block // across, BM, WIDE)
     columns = block_of(block % across, BC, WIDE)
     acc = tl.zeros((BM, BC), tl.float32)
+    factor, constant, linear, center = norm_coefficients(
+        sums, one_gamma, one_mean, one_var, one_eps, count, channels, M, channels < M
+    )
     for t in range(per_group):
         pixels = run_of(group, per_group, t, BP, WIDE)
         valid = pixels < PIXELS
-        a = through_norm(grad_z, z, sums, one_gamma, one_mean, one_var, one_eps, count, pixels, valid, channels, M)
+        a = through_norm(grad_z, z, pixels, valid, channels, M, factor, constant, linear, center, sums is not None)
         places = in_batch(pixels, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)
         at = x + (places[:, None] + columns[None, :] * x_c)
         b = tl.load(at, mask=valid[:, None] & (columns < C)[None, :], other=0.0)

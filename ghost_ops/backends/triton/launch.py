@@ -74,9 +74,11 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
     return torch.empty(shape, dtype=dtype, device=device)
 
 
-def new_map(like: torch.Tensor, channels: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+def new_map(
+    like: torch.Tensor, channels: int, dtype: torch.dtype | None = None, sides: tuple[int, int] | None = None
+) -> torch.Tensor:
     """An empty map of ``channels``, channels_last or NCHW as the operators' fakes promise it."""
-    shape = (like.shape[0], channels, *like.shape[2:])
+    shape = (like.shape[0], channels, *(sides or like.shape[2:]))
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format(like))
 
 

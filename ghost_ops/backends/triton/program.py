@@ -13,9 +13,11 @@ import torch
 
 from ..activation import LEAKY_RELU, NONE, PRELU
 from ..reference.program import Folded, numbers, places, unpack
-from ..steps import Excite, Ghost, Layer, decode, precision_of
+from ..steps import Depthwise, Excite, Ghost, Layer, decode, precision_of
 from ..walk import Walk
+from .depthwise import depthwise_half
 from .ghost_module import ghost_module
+from .half import Half
 from .squeeze_excite import excite, image_sums
 
 
@@ -58,6 +60,14 @@ class _Run(Walk):
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
         return image_sums(x, mean=True)
+
+    def depthwise(self, step: Depthwise) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if step.kernel % 2 == 0:
+            return super().depthwise(step)
+        weight, bias, slopes = next(self.folded)
+        layer = step.layer
+        half = Half(bias, layer.act, layer.slope, slopes)
+        return depthwise_half(self.maps[step.source], weight, half, step.stride, squeeze=step.squeeze)
 
     def ghost(self, step: Ghost) -> tuple[torch.Tensor, torch.Tensor]:
         one, layer = next(self.folded), step.layer

@@ -1,4 +1,4 @@
-"""What ``torch.nn.BatchNorm2d`` does, for code that runs it inside an operator: which statistics, folding, updates."""
+"""What ``torch.nn.BatchNorm2d`` does, for code that runs it inside an operator: which statistics, folding."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from ..backends.reference.ghost_module import fold
-from ._running_statistics import update
 from ._structure import SYNCED, Half, Unfusable
 
-__all__ = ["ABSENT", "BATCH", "RUNNING", "folded", "statistics", "update"]
+__all__ = ["ABSENT", "BATCH", "RUNNING", "folded", "statistics"]
 
 BATCH, RUNNING, ABSENT = "batch", "running", "absent"
 

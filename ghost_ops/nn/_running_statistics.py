@@ -1,9 +1,13 @@
-"""The running statistics of a BatchNorm, for code that finds the batch's in its own way."""
+"""The running statistics of BatchNorms, for code that finds the batch's in its own way."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
+
+Batch = tuple[nn.Module, torch.Tensor, torch.Tensor]  # a BatchNorm, means, and biased variances, of each channel
 
 
 def update(norm: nn.Module, mean: torch.Tensor, var: torch.Tensor, count: int | torch.Tensor) -> None:
@@ -13,23 +17,45 @@ def update(norm: nn.Module, mean: torch.Tensor, var: torch.Tensor, count: int | 
         mean, var: of each channel, the variance biased.
         count: values a channel.
     """
-    buffers = norm._buffers
-    running = buffers["running_mean"], buffers["running_var"]
-    if not (norm.training and norm.track_running_stats):
+    update_all([(norm, mean, var)], count)
+
+
+def update_all(batches: Sequence[Batch], count: int | torch.Tensor) -> None:
+    """``update`` of several BatchNorms over as many values, in few launches."""
+    batches = [b for b in batches if b[0].training and b[0].track_running_stats]
+    if len({id(norm) for norm, _, _ in batches}) < len(batches):  # one that is in two places is updated twice
+        for batch in batches:
+            update_all([batch], count)
         return
-    tracked = buffers["num_batches_tracked"]
-    if tracked is not None:
-        tracked.add_(1)
-    if running[0] is None:
+    tracked = [norm._buffers["num_batches_tracked"] for norm, _, _ in batches]
+    tracked = [t for t in tracked if t is not None]
+    if tracked:
+        torch._foreach_add_(tracked, 1)
+    batches = [b for b in batches if b[0]._buffers["running_mean"] is not None and _weight(b[0], b[1]) is not None]
+    if not batches:
         return
-    if norm.momentum is not None:
-        weight = norm.momentum
-    elif tracked is not None:
-        weight = 1.0 / tracked.to(mean.dtype)
-    else:
+    norms = [norm for norm, _, _ in batches]
+    old = [norm._buffers[name] for norm in norms for name in ("running_mean", "running_var")]
+    unbiased = torch._foreach_mul([var for _, _, var in batches], count / (count - 1))
+    new = [t for (_, mean, _), var in zip(batches, unbiased, strict=True) for t in (mean, var)]
+    weights = [_weight(norm, mean) for norm, mean, _ in batches]
+    if isinstance(weights[0], float) and weights.count(weights[0]) == len(weights) and _alike(old + new):
+        torch._foreach_lerp_(old, new, weights[0])
         return
-    for old, new in zip(running, (mean, var * (count / (count - 1))), strict=True):
-        if old.dtype == new.dtype:
-            old.lerp_(new, weight)
+    for i, (a, b) in enumerate(zip(old, new, strict=True)):
+        if a.dtype == b.dtype:
+            a.lerp_(b, weights[i // 2])
         else:  # half-precision buffers: rounded once, as PyTorch's kernel does
-            old.copy_(old.to(new.dtype).lerp_(new, weight))
+            a.copy_(a.to(b.dtype).lerp_(b, weights[i // 2]))
+
+
+def _weight(norm: nn.Module, like: torch.Tensor) -> float | torch.Tensor | None:
+    """Of the new batch; None where nothing is updated."""
+    if norm.momentum is not None:
+        return norm.momentum
+    tracked = norm._buffers["num_batches_tracked"]
+    return None if tracked is None else 1.0 / tracked.to(like.dtype)
+
+
+def _alike(tensors: list[torch.Tensor]) -> bool:
+    return all(t.dtype is tensors[0].dtype for t in tensors)

@@ -16,6 +16,7 @@ from . import _batch_norm
 from ._batch_norm import ABSENT, BATCH, RUNNING
 from ._program import Builder
 from ._programmed import Programmed, need_grad
+from ._running_statistics import update_all
 from ._structure import PLAIN_TENSORS, Half, Structure, Unfusable, refuse_input, refuse_now
 from .ghost_module import GhostModule
 from .parts import GhostParts
@@ -231,8 +232,8 @@ def _train(plan: _Plan, tensors: tuple, x: torch.Tensor) -> TrainResult:
     norm, cheap_norm = plan.primary.norm, plan.cheap.norm
     count = x.shape[0] * x.shape[2] * x.shape[3]
     with torch.no_grad():
-        _batch_norm.update(norm, result.primary_mean, result.primary_var, count)
-        _batch_norm.update(cheap_norm, result.cheap_mean, result.cheap_var, count)
+        first = norm, result.primary_mean, result.primary_var
+        update_all([first, (cheap_norm, result.cheap_mean, result.cheap_var)], count)
     return result
 
 

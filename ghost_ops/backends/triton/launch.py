@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from contextlib import nullcontext
 
 import torch
@@ -10,6 +11,13 @@ import torch
 from ..layout import memory_format
 
 INT32 = 2**31 - 1
+
+
+class _Recording(threading.local):
+    tape = None
+
+
+recording = _Recording()  # its tape, where this thread records one (``tape.py``), is told of every launch
 
 
 def cdiv(a: int, b: int) -> int:
@@ -27,7 +35,9 @@ def run(kernel, grid: tuple[int, ...], arguments: dict, warps: int, stages: int)
     The one place where kernels start: tests take the arguments here and compile them for devices that are not there.
     """
     if min(grid) > 0:
-        kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+        compiled = kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+        if recording.tape is not None:
+            recording.tape.launched(kernel, grid, arguments, compiled)
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -63,6 +73,11 @@ def unit(*maps: torch.Tensor | None, counts: tuple[int, ...] = ()) -> int:
 def is_flat(*tensors: torch.Tensor | None) -> bool:
     """Whether a pixel's place is its number times a stride in each of these maps: no division by the width then."""
     return all(t is None or t.shape[2] == 1 or t.stride(2) == t.shape[3] * t.stride(3) for t in tensors)
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """An empty dense tensor. Allocations are all that torch does between launches of an operator that is taped."""
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def new_map(like: torch.Tensor, channels: int, dtype: torch.dtype | None = None) -> torch.Tensor:

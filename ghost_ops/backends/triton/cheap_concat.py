@@ -5,8 +5,10 @@ from __future__ import annotations
 from . import backward, checks, launch
 from .cheap import cheap_half
 from .half import Half
+from .tape import taped
 
 
+@taped
 def cheap_concat(
     z, cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
     cheap_act_slope, return_squeeze,
@@ -21,6 +23,7 @@ def cheap_concat(
     return out, squeeze if return_squeeze else launch.empty((0,), z.dtype, z.device)
 
 
+@taped
 def cheap_concat_backward(
     grad_out, z, cheap_weight, cheap_bias, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
     cheap_act_slope,

@@ -9,8 +9,10 @@ import triton.language as tl
 from . import launch, tiles
 from .activation import activate, affine, slopes
 from .half import Half
-from .maps import across_pixels, block_of, depthwise, whole, whole_strides, window_of
+from .maps import across_pixels, block_of, whole, whole_strides, window_of
+from .maps import depthwise as depthwise_sums
 from .sums import total
+from .tape import taped
 
 
 @triton.jit
@@ -39,7 +41,7 @@ def depthwise_kernel(
     found = tl.zeros((BR, BW, BM), tl.float32)
     for t in range(split * per_split, tl.minimum((split + 1) * per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))):
         rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
-        z = depthwise(
+        z = depthwise_sums(
             x, rows * STRIDE, columns * STRIDE, channels, IN_H, IN_W, x_c, x_h, x_w, weight, channels, wanted, unused,
             unused, unused, unused, ONE_ACT, False, D, BR, BW, BM,
         )  # fmt: skip
@@ -55,16 +57,19 @@ def depthwise_kernel(
         tl.store(to, (across_pixels(found, BR, BW, BM) * per_value).to(sums.dtype.element_ty), mask=wanted)
 
 
-def depthwise_half(
-    x: torch.Tensor, weight: torch.Tensor, one: Half, stride: int, *, squeeze: bool = False
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The convolution of x (weight C x 1 x K x K, padded by K // 2) with ``one`` after it, and its means (N x C)."""
+@taped
+def depthwise(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, slopes: torch.Tensor | None, stride: int,
+    act: int, slope: float, squeeze: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """act(conv(x) + bias) and its means, N x C (empty if not asked for); weight C x 1 x K x K, padded by K // 2."""
+    one = Half(bias, act, slope, slopes)
     n, c, *sides = x.shape
     d = weight.shape[-1]
     height, width = ((side + 2 * (d // 2) - d) // stride + 1 for side in sides)
     out = launch.new_map(x, c, sides=(height, width))
     tile, splits, per_split = tiles.windows("stencil", out, c)
-    sums = found = None
+    sums, found = None, launch.empty((0,), x.dtype, x.device)
     if squeeze:
         found = launch.empty((n, c), x.dtype, x.device)
         sums = found if splits == 1 else launch.empty((splits, n, c), torch.float32, x.device)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from . import backward, single_pass
 from .half import Half
+from .tape import taped
 
 
+@taped
 def ghost_module(
     x, primary_weight, primary_bias, cheap_weight, cheap_bias, input_scale, residual, act_weight, cheap_act_weight,
     out_channels, act, cheap_act, act_slope, cheap_act_slope, return_squeeze,
@@ -17,6 +19,7 @@ def ghost_module(
     )  # fmt: skip
 
 
+@taped
 def ghost_module_eval(
     x, primary_weight, primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, cheap_weight, cheap_bias,
     cheap_gamma, cheap_beta, cheap_mean, cheap_var, input_scale, residual, act_weight, cheap_act_weight, out_channels,
@@ -35,6 +38,7 @@ def ghost_module_eval(
     )  # fmt: skip
 
 
+@taped
 def ghost_module_backward(
     grad_out, x, primary_weight, primary_bias, cheap_weight, cheap_bias, input_scale, act_weight, cheap_act_weight,
     out_channels, act, cheap_act, act_slope, cheap_act_slope,

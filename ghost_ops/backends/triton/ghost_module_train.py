@@ -9,8 +9,10 @@ from .cheap import cheap_half
 from .half import Half
 from .products import primary_product
 from .sums import join
+from .tape import taped
 
 
+@taped
 def ghost_module_train(
     x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma, cheap_beta,
     act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, primary_eps, cheap_eps,
@@ -30,6 +32,7 @@ def ghost_module_train(
     return out, primary_mean, primary_var, cheap_mean, cheap_var, primary
 
 
+@taped
 def ghost_module_train_backward(
     grad_out, x, primary_weight, primary_gamma, primary_beta, cheap_weight, cheap_gamma, cheap_beta, act_weight,
     cheap_act_weight, primary_mean, primary_var, cheap_mean, cheap_var, primary, out_channels, act, cheap_act,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from contextlib import nullcontext
 
 import torch
@@ -10,6 +11,13 @@ import torch
 from ..layout import memory_format
 
 INT32 = 2**31 - 1
+
+
+class _Recording(threading.local):
+    tape = None
+
+
+recording = _Recording()  # its tape, where this thread records one (``tape.py``), is told of every launch
 
 
 def cdiv(a: int, b: int) -> int:
@@ -27,7 +35,9 @@ def run(kernel, grid: tuple[int, ...], arguments: dict, warps: int, stages: int)
     The one place where kernels start: tests take the arguments here and compile them for devices that are not there.
     """
     if min(grid) > 0:
-        kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+        compiled = kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+        if recording.tape is not None:
+            recording.tape.launched(kernel, grid, arguments, compiled)
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -71,6 +81,7 @@ def is_flat(*maps: torch.Tensor | None) -> bool:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """An empty dense tensor. Allocations are all that torch does between launches of an operator that is taped."""
     return torch.empty(shape, dtype=dtype, device=device)
 
 

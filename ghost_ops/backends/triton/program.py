@@ -15,9 +15,8 @@ from ..activation import LEAKY_RELU, NONE, PRELU
 from ..reference.program import Folded, numbers, places, unpack
 from ..steps import Depthwise, Excite, Ghost, Layer, decode, precision_of
 from ..walk import Walk
-from .depthwise import depthwise_half
+from .depthwise import depthwise
 from .ghost_module import ghost_module
-from .half import Half
 from .squeeze_excite import excite, image_sums
 
 
@@ -59,15 +58,15 @@ class _Run(Walk):
         return excite(self.squeeze, *weights, step.reduce.act, step.gate)
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
-        return image_sums(x, mean=True)
+        return image_sums(x, None, True)
 
     def depthwise(self, step: Depthwise) -> tuple[torch.Tensor, torch.Tensor | None]:
         if step.kernel % 2 == 0:
             return super().depthwise(step)
-        weight, bias, slopes = next(self.folded)
         layer = step.layer
-        half = Half(bias, layer.act, layer.slope, slopes)
-        return depthwise_half(self.maps[step.source], weight, half, step.stride, squeeze=step.squeeze)
+        return depthwise(
+            self.maps[step.source], *next(self.folded), step.stride, layer.act, layer.slope, step.squeeze
+        )  # fmt: skip
 
     def ghost(self, step: Ghost) -> tuple[torch.Tensor, torch.Tensor]:
         one, layer = next(self.folded), step.layer

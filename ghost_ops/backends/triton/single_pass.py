@@ -40,7 +40,7 @@ def run(
     out = launch.new_map(x, out_channels)
     if cheap_weight is None:
         primary_product(x, weight, one, to=out, scale=scale, residual=residual)
-        return out, image_sums(out, mean=True) if squeeze else launch.empty((0,), x.dtype, x.device)
+        return out, image_sums(out, None, True) if squeeze else launch.empty((0,), x.dtype, x.device)
     y = out if residual is None else launch.scratch(x, m)
     primary_product(x, weight, one, to=y, scale=scale)
     found = cheap_half(y, out, cheap_weight, two, m=m, residual=residual, squeeze=squeeze)

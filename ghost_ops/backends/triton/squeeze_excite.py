@@ -11,6 +11,7 @@ from . import checks, launch, tiles
 from .activation import activate, gate_value, load_or
 from .maps import across_pixels, block_of, whole, whole_strides, window_of
 from .sums import total
+from .tape import taped
 
 
 @triton.jit
@@ -62,11 +63,11 @@ def scale_kernel(
     wanted = channels < C
     x += image * x_n
     out += image * out_n
-    at = image * C + channels
-    by = gate_value(tl.load(logits + at, mask=wanted, other=0.0).to(tl.float32), GATE)
+    vector = image * C + channels
+    by = gate_value(tl.load(logits + vector, mask=wanted, other=0.0).to(tl.float32), GATE)
     more = tl.zeros((BM,), tl.float32)
     if shift is not None:
-        more = tl.load(shift + at, mask=wanted, other=0.0).to(tl.float32)
+        more = tl.load(shift + vector, mask=wanted, other=0.0).to(tl.float32)
     for t in range(split * per_split, tl.minimum((split + 1) * per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))):
         rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
         mask = valid & wanted[None, None, :]
@@ -115,6 +116,7 @@ def _windows(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[dict, tuple
     return arguments, (n * splits * launch.cdiv(c, tile.channels),), tile
 
 
+@taped
 def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = False) -> torch.Tensor:
     """Sums over H and W of x, or of x * other: N x C, float32; means in x's dtype."""
     n, c, height, width = x.shape
@@ -131,6 +133,7 @@ def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = 
     return found if splits == 1 else total(sums, found, per_value=per_value)
 
 
+@taped
 def scaled_map(
     x: torch.Tensor, logits: torch.Tensor, gate: int = plain.IDENTITY, shift: torch.Tensor | None = None,
     like: torch.Tensor | None = None,
@@ -166,15 +169,17 @@ def _linear(v, weight, bias, act, gate=None):
     return out, gated
 
 
+@taped
 def excite(squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
     """The gate's values (N x C) of means that are there already, as a Ghost module returns them."""
     hidden, _ = _linear(squeeze, reduce_weight, reduce_bias, plain.NONE)
     return _linear(hidden, expand_weight, expand_bias, act, gate)[1]
 
 
+@taped
 def squeeze_excite(x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
     """The excited x, and what the backward needs: squeeze (N x C), hidden before act (N x R), logits (N x C)."""
-    squeeze = image_sums(x, mean=True)
+    squeeze = image_sums(x, None, True)
     hidden, _ = _linear(squeeze, reduce_weight, reduce_bias, plain.NONE)
     logits, _ = _linear(hidden, expand_weight, expand_bias, act)
     return scaled_map(x, logits, gate), squeeze, hidden, logits
@@ -198,7 +203,7 @@ def squeeze_excite_backward(
         return x.new_empty(0) if parameter is None else grad.to(parameter.dtype)
 
     return (
-        scaled_map(grad_out, logits, gate, grad_squeeze / size, like=x),
+        scaled_map(grad_out, logits, gate, grad_squeeze / size, x),
         given(grad_hidden.T @ squeeze, reduce_weight),
         given(grad_hidden.sum(0), reduce_bias),
         given(grad_logits.T @ plain.activate(hidden, act), expand_weight),

@@ -46,19 +46,20 @@ def test_every_entry_of_the_table_is_compiled():
     assert table == seen
 
 
-def test_stores_come_before_the_barrier_and_loads_after():
-    """What the single pass relies on: y1 is written, then the barrier, then it is read back past the first cache."""
-    (one,) = aot.record("sm_90", lambda: calls.inference(64, 64, 56, torch.float16))
-    ptx = aot.compile_for(one, "sm_90").ptx
-    lines = ptx.splitlines()
-    stores = [i for i, line in enumerate(lines) if "st.global" in line]
-    backs = [i for i, line in enumerate(lines) if re.search(r"ld\.global\.cg|L1::no_allocate", line)]
-    barriers = [i for i, line in enumerate(lines) if "bar.sync" in line or "barrier.sync" in line]
-    assert stores and backs and barriers
-    first = min(backs)
-    assert any(min(stores) < barrier < first for barrier in barriers)
-    after_last = max(i for i in stores if i < first)
-    assert any(after_last < barrier < first for barrier in barriers)
+@pytest.mark.parametrize(("c", "m", "side"), [(16, 24, 112), (24, 36, 56), (40, 60, 28), (80, 92, 14), (960, 80, 7)])
+def test_maps_are_read_and_written_several_channels_at_once(c, m, side):
+    """No access to a map of a net's layer is of single elements: ``whole`` tells the compiler what divides them."""
+    calls_ = [lambda: calls.inference(c, m, side, torch.float16), lambda: calls.training(c, m, side, torch.float16)]
+    launches = {one for call in calls_ for one in aot.record("sm_90", call)}
+    kernels = {"product_kernel", "cheap_kernel", "cheap_gradient", "primary_gradient", "input_gradient"}
+    assert kernels <= {one.kernel.__name__ for one in launches}
+    for one in launches:
+        if one.kernel.__name__ in kernels:
+            ptx = aot.compile_for(one, "sm_90").ptx
+            assert not re.search(r"st\.global\.b16", ptx), str(one)
+            parameters = {"weight", "cheap_weight"} | {n for n, k in one.signature if n.startswith(("one_", "two_"))}
+            if all(kind == "*fp32" for name, kind in one.signature if name in parameters and kind[0] == "*"):
+                assert not re.search(r"ld\.global[.\w:]*\.b16", ptx), str(one)
 
 
 def test_wide_offsets_compile():
@@ -66,13 +67,14 @@ def test_wide_offsets_compile():
 
     def run(shape):
         x = torch.empty(shape, dtype=torch.float16, device="meta").to(memory_format=torch.channels_last)
-        w, cheap = (torch.empty(s, dtype=torch.float16, device="meta") for s in ((16, shape[1], 1, 1), (16, 1, 3, 3)))
-        calls.ghost_module.ghost_module(x, w, None, cheap, *[None] * 5, 32, 1, 1, 0.0, 0.0, False)
+        w, cheap = (torch.empty(s, dtype=torch.float16, device="meta") for s in ((32, shape[1], 1, 1), (32, 1, 3, 3)))
+        calls.ghost_module.ghost_module(x, w, None, cheap, *[None] * 5, 64, 1, 1, 0.0, 0.0, False)
 
-    (near,) = aot.record("sm_90", lambda: run((2, 16, 512, 512)))
-    (far,) = aot.record("sm_90", lambda: run((2, 64, 6000, 6000)))
-    assert dict(near.constants)["WIDE"] is False and dict(far.constants)["WIDE"] is True
-    assert aot.compile_for(far, "sm_90").spilled == 0
+    near = aot.record("sm_90", lambda: run((2, 16, 512, 512)))
+    far = aot.record("sm_90", lambda: run((2, 64, 6000, 6000)))
+    assert len(near) == len(far) == 2
+    assert not any(dict(one.constants)["WIDE"] for one in near) and all(dict(one.constants)["WIDE"] for one in far)
+    assert not any(aot.compile_for(one, "sm_90").spilled for one in far)
 
 
 def test_tf32_follows_pytorch():
@@ -83,7 +85,7 @@ def test_tf32_follows_pytorch():
     try:
         for allow, expected in ((True, "tf32"), (False, "ieee")):
             torch.backends.cudnn.allow_tf32 = allow
-            (found,) = aot.record("sm_90", one)
+            found = aot.record("sm_90", one)[0]
             assert dict(found.constants)["PRECISION"] == expected
         assert aot.compile_for(found, "sm_90").spilled == 0
     finally:

@@ -150,13 +150,13 @@ def test_tf32_and_the_table_are_part_of_the_kind(tapes, monkeypatch):
 def test_overridden_tiles_and_hooks_switch_tapes_off(tapes, monkeypatch):
     kernel = Kernel(*KERNEL)
     call, (x, w) = operator(kernel), tensors()
-    with tiles.override("single_pass", pixels=16):
+    with tiles.override("stencil", pixels=16):
         call(x, w, 0.5)
     with tiles.assume("sm_90"):
         call(x, w, 0.5)
     assert not tapes
     call(x, w, 0.5)
-    with tiles.override("single_pass", pixels=16):
+    with tiles.override("stencil", pixels=16):
         call(x, w, 0.5)
     monkeypatch.setattr(tape, "_runtime", SimpleNamespace(launch_enter_hook=print, launch_exit_hook=None))
     call(x, w, 0.5)

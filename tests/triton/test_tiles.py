@@ -33,48 +33,54 @@ def test_the_table_is_whole():
     for rows in table.values():
         for tile in rows.values():
             found = tiles.Tile(**tile)
-            for side in (found.pixels, found.channels, found.depth, found.warps):
+            for side in (found.pixels, found.channels, found.depth, found.columns, found.warps):
                 assert side & (side - 1) == 0
 
 
 def test_an_architecture_may_differ_from_the_default(tmp_path, monkeypatch):
     table = json.loads(json.dumps(tiles.table()))
-    table["sm_90"]["single_pass/small/half"] = {"pixels": 128}
+    table["sm_90"]["product/small/half"] = {"pixels": 128}
     path = tmp_path / "tiles.json"
     path.write_text(json.dumps(table))
     monkeypatch.setenv("GHOST_OPS_TILES", str(path))
     x = torch.empty(1, 8, 14, 14, dtype=torch.float16)
     for name, pixels in (("sm_90", 128), ("sm_80", 64), ("sm_75", 64)):
         with tiles.assume(name):
-            found = tiles.single_pass(x, 112, 336, 3)
-        assert (found.pixels, found.channels, found.rows) == (pixels, 64, 14)
+            found, _, _ = tiles.flat("product", x, 336, 112)
+        assert (found.pixels, found.channels) == (pixels, 64)
 
 
 def test_override():
     x = torch.empty(1, 8, 56, 56)
-    before = tiles.single_pass(x, 24, 36, 3)
-    with tiles.override("single_pass", pixels=16, band=200):
-        inside = tiles.single_pass(x, 24, 36, 3)
-        assert (inside.pixels, inside.rows) == (16, 3)
-    assert tiles.single_pass(x, 24, 36, 3) == before
+    before = tiles.windows("stencil", x, 36)
+    with tiles.override("stencil", pixels=16, columns=4):
+        inside, splits, per_split = tiles.windows("stencil", x, 36)
+        assert (inside.columns, splits * per_split >= 56 * 56 // inside.pixels) == (4, True)
+    assert tiles.windows("stencil", x, 36) == before
     for kernel, sides in (("nothing", {}), ("product", {"width": 3})):
         with pytest.raises(ValueError, match=r"tiles.override: expected"), tiles.override(kernel, **sides):
             pass
 
 
 @pytest.mark.parametrize("side", [1, 7, 28, 29, 112, 1000])
-@pytest.mark.parametrize("d", [1, 3, 7])
-def test_bands_cover_the_map_with_a_small_halo(side, d):
-    found = tiles.single_pass(torch.empty(1, 8, side, side, device="meta"), 24, 36, d)
-    assert 1 <= found.rows <= side
-    assert found.rows == side or found.rows >= 2 * (d // 2)
+@pytest.mark.parametrize("n", [0, 1, 256, 5000])
+@pytest.mark.parametrize("channels", [1, 12, 36, 100, 960])
+def test_windows_cover_the_map(side, n, channels):
+    x = torch.empty(n, 8, side, side, device="meta")
+    tile, splits, per_split = tiles.windows("stencil", x, channels)
+    rows = tile.pixels // tile.columns
+    count = -(-side // rows) * -(-side // tile.columns)
+    assert (splits - 1) * per_split < count <= splits * per_split
+    assert n * splits <= max(2 * tiles.GROUPS, n)
+    idle = -(-channels // tile.channels) * tile.channels - channels
+    assert idle < 16, "no block of channels is idle where a smaller one would do"
 
 
 def test_groups_do_not_depend_on_the_device():
     """Sums are joined in the same order everywhere: the split is a matter of the shape alone."""
     for n in (0, 1, 3, 256):
         x = torch.empty(n, 8, 56, 56, device="meta")
-        tile, per_group, groups = tiles.flat("depthwise", x, 24)
+        tile, per_group, groups = tiles.flat("product", x, 24)
         assert groups <= tiles.GROUPS and groups * per_group * tile.pixels >= n * 56 * 56
 
 

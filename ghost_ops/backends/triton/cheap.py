@@ -103,11 +103,11 @@ def cheap_kernel(
                 if sums is not None:
                     found += tl.where(mask, v, 0.0)
         if statistics is not None:
-            size = count.to(tl.float32) + tl.zeros((BM,), tl.float32)
+            values = count.to(tl.float32) + tl.zeros((BM,), tl.float32)
             mean, m2 = finish_moments(
-                across_pixels(found, BR, BW, BM), across_pixels(squares, BR, BW, BM), origin, size
+                across_pixels(found, BR, BW, BM), across_pixels(squares, BR, BW, BM), origin, values
             )  # fmt: skip
-            store_partial(statistics, group, made, KEPT - M, kept, size, mean, m2)
+            store_partial(statistics, group, made, KEPT - M, kept, values, mean, m2)
         elif sums is not None:
             v = across_pixels(found, BR, BW, BM) * per_value
             tl.store(sums + M + made, v.to(sums.dtype.element_ty), mask=kept)

@@ -96,6 +96,7 @@ def odd(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
         ("first layer, NCHW", lambda: inference(16, 8, 112, half, layout=FIRST)),
         ("PReLU, gradients, odd channels", lambda: folded(23, 37, 33, half, d=5, act=PRELU)),
         ("ratio 1, gradients", lambda: folded(160, 960, 7, half, cheap=False, act=HARD_SWISH)),
+        ("ratio 3, all that rides", lambda: inference(40, 20, 28, half, multiplier=2, act=SILU, more=True)),
         ("ratio 3, 7 x 7", lambda: training(40, 20, 28, half, d=7, multiplier=2, act=SILU)),
         ("1 x 1 cheap kernel, float", lambda: folded(40, 20, 28, torch.float32, d=1, act=SILU)),
         ("concatenation", lambda: concatenation(64, 40, half, d=5)),

@@ -109,11 +109,11 @@ def cheap_kernel(
             )  # fmt: skip
             store_partial(statistics, group, made, KEPT - M, kept, values, mean, m2)
         elif sums is not None:
-            v = across_pixels(found, BR, BW, BM) * per_value
-            tl.store(sums + M + made, v.to(sums.dtype.element_ty), mask=kept)
+            joined = across_pixels(found, BR, BW, BM) * per_value
+            tl.store(sums + M + made, joined.to(sums.dtype.element_ty), mask=kept)
         if (q == 0) and (sums is not None):
-            v = across_pixels(first, BR, BW, BM) * per_value
-            tl.store(sums + channels, v.to(sums.dtype.element_ty), mask=wanted)
+            joined = across_pixels(first, BR, BW, BM) * per_value
+            tl.store(sums + channels, joined.to(sums.dtype.element_ty), mask=wanted)
 
 
 def cheap_half(

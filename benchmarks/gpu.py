@@ -1,9 +1,11 @@
 """The GPU benchmark: Ghost modules, whole nets and training steps on a CUDA device, beside PyTorch at its best.
 
 Every result is compared with float64 before it is timed; peers take turns within a round (A B A B), timed by the
-device's own events; medians are reported. Writes ``<out>/<device>.json``, and ``<device>.png`` where matplotlib is.
+device's own events; medians are reported. A launch costs the host up to 30 us on some machines, which decides at every
+batch, so both sides are timed as CUDA graphs too. Writes ``<out>/<device>.json`` after every case, the most telling
+cases first, and ``<device>.png`` in the end where matplotlib is.
 
-    python benchmarks/gpu.py [--part modules --part nets --part train] [--batch 256] [--dry-run]
+    python benchmarks/gpu.py [--part modules --part nets --part train] [--batch 256] [--minutes 8] [--dry-run]
 
 ``--dry-run`` runs everything once on the CPU at a tiny size, to see that it works: it times nothing worth reading.
 """
@@ -11,6 +13,7 @@ device's own events; medians are reported. Writes ``<out>/<device>.json``, and `
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import re
 import statistics
@@ -36,10 +39,13 @@ from ghost_ops.nn import GraphedNet
 
 PARTS = ("modules", "nets", "train")
 BATCHES = (1, 32, 256, 1024)
+TELLING = (256, 1)  # the batches that come first
+TRAIN_BATCHES = (256, 32)
 RIVALS = ("mobilenet_v3_large", "resnet18")
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3}  # of the largest element
 LAST = torch.channels_last
-GRAPHED_UP_TO = 1  # batch: where launches decide, both sides are CUDA graphs
+GRAPHED = ", CUDA graph"
+WARM_UPS = 3  # before a capture: kernels are compiled, libraries choose theirs
 
 
 @dataclass
@@ -57,7 +63,7 @@ class Row:
     saved_bytes: int | None = None
     gb_per_second: float | None = None
     share_of_floor: float | None = None
-    speedup: float | None = None  # of ours against this peer
+    speedup: float | None = None  # of our fastest against this peer
     note: str = ""
 
 
@@ -69,9 +75,12 @@ class Device:
         self.name = "cpu" if dry else "cuda"
         self.label = "dry run" if dry else torch.cuda.get_device_name()
 
-    def synchronize(self) -> None:
+    def forget(self) -> None:
+        """What the last case compiled and kept: a compiler takes only so many nets of a class."""
+        torch._dynamo.reset()
+        gc.collect()
         if not self.dry:
-            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
 
     def peak(self, call: Callable[[], object]) -> int | None:
         """Device memory that a call takes beyond what is there before it."""
@@ -106,7 +115,6 @@ class Device:
 
 
 def compiled(net: nn.Module, mode: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    torch._dynamo.reset()
     return torch.compile(net, mode=None if mode == "default" else mode)
 
 
@@ -123,26 +131,40 @@ def by_backend(name: str, run: Callable[[torch.Tensor], torch.Tensor]) -> Callab
     return called
 
 
-def inference_peers(case: ModuleCase | NetCase, net: nn.Module, batch: int, quick: bool) -> dict[str, Callable]:
+def compile_modes(quick: bool, autotune: bool) -> tuple[str, ...]:
+    """Of torch.compile; all but ``default`` with CUDA graphs of its own."""
+    return () if quick else ("default", "reduce-overhead", *(["max-autotune"] if autotune else []))
+
+
+def is_graph(peer: str) -> bool:
+    """Whether a peer replays CUDA graphs, whose memory is not that of a call."""
+    return peer.endswith((GRAPHED, "reduce-overhead", "max-autotune"))
+
+
+def inference_peers(case: ModuleCase | NetCase, net: nn.Module, modes: tuple[str, ...]) -> dict[str, Callable]:
     """What makes of the plain net, on the device and in the dtype, a forward; ours first."""
     on_device = next(net.parameters()).is_cuda  # not in a dry run
-    graphed = batch <= GRAPHED_UP_TO and on_device
-    around = GraphedNet if graphed else (lambda module: module)
-    suffix = ", CUDA graph" if graphed else ""
     found: dict[str, Callable] = {}
-    ghost = isinstance(case, ModuleCase) or case.net.startswith("ghostnet")
-    if ghost:
-        found[f"ghost_ops.freeze{suffix}"] = lambda: around(ghost_ops.freeze(net))
+
+    def add(name: str, build: Callable[[], nn.Module], around: Callable = lambda run: run) -> None:
+        """As it is, and as a CUDA graph."""
+        found[name] = lambda: around(build())
         if on_device:
-            found[f"ghost_ops.freeze, CUDA C++{suffix}"] = lambda: by_backend("cuda", around(ghost_ops.freeze(net)))
+            found[f"{name}{GRAPHED}"] = lambda: around(GraphedNet(build()))
+
+    def folded() -> nn.Module:
+        return fold(net).eval().to(memory_format=LAST)
+
+    if isinstance(case, ModuleCase) or case.net.startswith("ghostnet"):
+        add("ghost_ops.freeze", lambda: ghost_ops.freeze(net))
+        if on_device:
+            add("ghost_ops.freeze, CUDA C++", lambda: ghost_ops.freeze(net), lambda run: by_backend("cuda", run))
         found["ghost_ops.fuse"] = lambda: ghost_ops.fuse(copy.deepcopy(net))
     found["eager, NCHW"] = lambda: copy.deepcopy(net).to(memory_format=torch.contiguous_format)
-    found[f"eager, channels_last{suffix}"] = lambda: around(copy.deepcopy(net).to(memory_format=LAST))
-    found[f"BN folded, channels_last{suffix}"] = lambda: around(fold(net).eval().to(memory_format=LAST))
-    if not quick:
-        modes = ("reduce-overhead", "max-autotune") if graphed else ("default", "max-autotune-no-cudagraphs")
-        for mode in modes:
-            found[f"torch.compile {mode}"] = lambda mode=mode: compiled(fold(net).eval().to(memory_format=LAST), mode)
+    add("eager, channels_last", lambda: copy.deepcopy(net).to(memory_format=LAST))
+    add("BN folded, channels_last", folded)
+    for mode in modes:
+        found[f"torch.compile {mode}"] = lambda mode=mode: compiled(folded(), mode)
     return found
 
 
@@ -152,8 +174,8 @@ def floor_bytes(case: ModuleCase | NetCase, batch: int, dtype: torch.dtype) -> i
 
 
 def run_inference(
-    device: Device, part: str, case: ModuleCase | NetCase, batch: int, dtype: torch.dtype, rounds: int, quick: bool,
-    bandwidth: float,
+    device: Device, part: str, case: ModuleCase | NetCase, batch: int, dtype: torch.dtype, rounds: int,
+    modes: tuple[str, ...], bandwidth: float,
 ) -> list[Row]:  # fmt: skip
     net = case.build().to(device.name, dtype)
     x = case.input(batch).to(device.name, dtype).contiguous(memory_format=LAST)
@@ -164,7 +186,7 @@ def run_inference(
     with torch.no_grad():
         expected = exact(few.double())
         del exact
-        for name, build in inference_peers(case, net, batch, quick).items():
+        for name, build in inference_peers(case, net, modes).items():
             row = Row(part, case.name, batch, str(dtype).removeprefix("torch."), name)
             rows.append(row)
             try:
@@ -174,8 +196,8 @@ def run_inference(
                 if not row.error <= TOLERANCE[dtype]:
                     row.note = "wrong"
                     continue
-                row.peak_bytes = device.peak(lambda run=run, seen=seen: run(seen))
-                calls[id(row)] = lambda run=run, seen=seen: run(seen)
+                calls[id(row)] = call = lambda run=run, seen=seen: run(seen)
+                row.peak_bytes = None if is_graph(name) else device.peak(call)
             except Exception as error:  # a peer's failure is a result of that peer
                 row.note = f"{type(error).__name__}: {error}"[:200]
         size = floor_bytes(case, batch, dtype)
@@ -187,18 +209,36 @@ def run_inference(
     return rows
 
 
-def run_training(device: Device, batch: int, dtype: torch.dtype, rounds: int, quick: bool) -> list[Row]:
+def graphed(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """A whole training step as one CUDA graph; gradients stay in its memory from replay to replay."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return loss
+
+    return replay
+
+
+def run_training(device: Device, batch: int, dtype: torch.dtype, rounds: int, modes: tuple[str, ...]) -> list[Row]:
     """Steps under autocast: zero_grad, forward, cross-entropy, backward, SGD. Compared by the loss of the first."""
     case = TrainCase(side=64 if device.dry else 224)
     images, labels = (t.to(device.name) for t in case.batch(batch))
-    peers = {
-        "ghost_ops.fuse, channels_last": (LAST, ghost_ops.fuse),
-        "eager, NCHW": (torch.contiguous_format, lambda net: net),
-        "eager, channels_last": (LAST, lambda net: net),
-    }
-    if not quick:
-        for mode in ("default", "max-autotune-no-cudagraphs"):
-            peers[f"torch.compile {mode}"] = (LAST, lambda net, mode=mode: compiled(net, mode))
+    ours, eager = (LAST, ghost_ops.fuse), (LAST, lambda net: net)
+    peers = {"ghost_ops.fuse, channels_last": ours}
+    if not device.dry:
+        peers |= {f"ghost_ops.fuse{GRAPHED}": ours, f"eager, channels_last{GRAPHED}": eager}
+    peers |= {"eager, channels_last": eager, "eager, NCHW": (torch.contiguous_format, lambda net: net)}
+    for mode in modes:
+        peers[f"torch.compile {mode}"] = (LAST, lambda net, mode=mode: compiled(net, mode))
     rows, calls = [], {}
     with torch.no_grad():
         expected = float(F.cross_entropy(case.build().to(device.name).double()(images.double()), labels))
@@ -216,18 +256,21 @@ def run_training(device: Device, batch: int, dtype: torch.dtype, rounds: int, qu
                     return F.cross_entropy(run(x), labels)
 
             def step(loss=loss, optimizer=optimizer):
+                torch.compiler.cudagraph_mark_step_begin()  # the compiler's graphs may reuse what the last step left
                 optimizer.zero_grad(set_to_none=True)
-                loss().backward()
+                found = loss()
+                found.backward()
                 optimizer.step()
+                return found.detach()
 
-            row.error = abs(float(loss()) - expected) / abs(expected)
+            call = graphed(step) if name.endswith(GRAPHED) else step
+            row.error = abs(float(call()) - expected) / abs(expected)
             if not row.error <= TOLERANCE[torch.bfloat16]:
                 row.note = "wrong"
                 continue
-            row.saved_bytes = saved_bytes(loss, net)
-            step()
-            row.peak_bytes = device.peak(step)
-            calls[id(row)] = step
+            if not is_graph(name):
+                row.saved_bytes, row.peak_bytes = saved_bytes(loss, net), device.peak(call)
+            calls[id(row)] = call
         except Exception as error:
             row.note = f"{type(error).__name__}: {error}"[:200]
     take_turns(device, rows, calls, rounds)
@@ -235,7 +278,7 @@ def run_training(device: Device, batch: int, dtype: torch.dtype, rounds: int, qu
 
 
 def take_turns(device: Device, rows: list[Row], calls: dict[int, Callable], rounds: int) -> None:
-    """Medians over rounds in which every peer has its turn; sets ours beside them."""
+    """Medians over rounds in which every peer has its turn; sets our fastest beside them."""
     running = [row for row in rows if id(row) in calls]
     samples: dict[int, list[float]] = {id(row): [] for row in running}
     for row in running:
@@ -247,20 +290,20 @@ def take_turns(device: Device, rows: list[Row], calls: dict[int, Callable], roun
             samples[id(row)].append(device.seconds(calls[id(row)], numbers[id(row)]))
     for row in running:
         row.seconds = statistics.median(samples[id(row)])
-    ours = next((row for row in running if row.peer.startswith("ghost_ops")), None)
+    ours = min((row.seconds for row in running if row.peer.startswith("ghost_ops")), default=None)
     for row in running if ours else ():
-        row.speedup = row.seconds / ours.seconds
+        row.speedup = row.seconds / ours
 
 
 def plot(rows: list[Row], path: Path, title: str) -> None:
-    """Times of every peer relative to ours: whole nets and steps by batch, modules in the geometric mean."""
+    """Times of every peer relative to our fastest: whole nets and steps by batch, modules in the geometric mean."""
     from matplotlib.figure import Figure
 
     groups: dict[tuple[str, str], dict[tuple[str, int], list[float]]] = {}
     for row in rows:
         if row.speedup:
             peers = groups.setdefault((row.part, row.dtype), {})
-            peers.setdefault((row.peer.split(", CUDA")[0], row.batch), []).append(row.speedup)
+            peers.setdefault((row.peer, row.batch), []).append(row.speedup)
     if not groups:
         return
     figure = Figure(figsize=(6 * len(groups), 4.5), layout="constrained")
@@ -287,47 +330,82 @@ def show(rows: list[Row], console: Console) -> None:
     console.print(table)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Default: all.")
-@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help=f"Default: {BATCHES}.")
-@click.option("--train-batch", "train_batches", multiple=True, type=click.IntRange(2), help="Default: 32 and 256.")
-@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float16", "bfloat16"]), help="Default: both.")
-@click.option("--rounds", type=click.IntRange(1), default=11, show_default=True)
-@click.option("--quick", is_flag=True, help="Without torch.compile.")
-@click.option("--dry-run", "dry", is_flag=True, help="Once, tiny, on the CPU: does it work?")
-@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results", show_default=True)
-def main(parts, batches, train_batches, dtypes, rounds, quick, dry, out) -> None:
-    """Time ours beside PyTorch's best on a CUDA device."""
-    if not dry and not torch.cuda.is_available():
-        raise click.ClickException("no CUDA device is there; --dry-run shows on the CPU that the benchmark works")
-    device, console = Device(dry), Console()
-    console = console if console.is_terminal else Console(width=180)
-    batches, train_batches = (batches or BATCHES, train_batches or (32, 256)) if not dry else ((1,), (2,))
-    kinds = [getattr(torch, name) for name in dtypes or (("bfloat16",) if dry else ("float16", "bfloat16"))]
-    rounds, quick = (1, True) if dry else (rounds, quick)
-    bandwidth, rows = device.bandwidth(), []
-    modules = module_cases()[:2] if dry else module_cases()
-    nets = [NetCase("ghostnet_100", side=64 if dry else 224), *(() if dry else map(NetCase, RIVALS))]
-    for part, cases in (("modules", modules), ("nets", nets)):
-        for case in cases if part in (parts or PARTS) else ():
-            for batch in batches:
-                for dtype in kinds:
-                    rows += run_inference(device, part, case, batch, dtype, rounds, quick, bandwidth)
-                    show(rows[-1:], console)
-    for batch in train_batches if "train" in (parts or PARTS) else ():
-        rows += run_training(device, batch, torch.bfloat16 if dry else kinds[0], rounds, quick)
-    show(rows, console)
-    if dry:
-        return
+def ordered(
+    parts: tuple[str, ...], modules: list[ModuleCase], nets: list[NetCase], batches: tuple[int, ...],
+    train_batches: tuple[int, ...],
+) -> list[tuple[str, ModuleCase | NetCase | None, int]]:  # fmt: skip
+    """Part, case and batch, the most telling first, for a run that is cut short: GhostNet itself, its training, its
+    modules, its rivals, then all of these at other batches."""
+    telling = [batch for batch in TELLING if batch in batches] or list(batches)
+    others = [batch for batch in batches if batch not in telling]
+    found = []
+    for some in (telling, others):
+        found += [("nets", nets[0], batch) for batch in some]
+        found += [("train", None, batch) for batch in (train_batches if some is telling else ())]
+        found += [("modules", case, batch) for batch in some for case in modules]
+        found += [("nets", case, batch) for batch in some for case in nets[1:]]
+    return [one for one in found if one[0] in parts]
+
+
+def save(rows: list[Row], device: Device, bandwidth: float, out: Path) -> Path:
+    """All rows so far, as JSON, in the place of what was written before; returns its path."""
     name = re.sub(r"[^a-z0-9]+", "-", device.label.lower()).strip("-")
     found = {
         "machine": machine.describe() | {"gpu": device.label, "cuda": torch.version.cuda},
         "copy_bytes_per_second": bandwidth, "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(found, indent=1))
+    path, own = out / f"{name}.json", out / f"{name}.json.new"
+    own.write_text(json.dumps(found, indent=1))
+    own.replace(path)
+    return path
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Default: all.")
+@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help=f"Default: {BATCHES}.")
+@click.option(
+    "--train-batch", "train_batches", multiple=True, type=click.IntRange(2), help=f"Default: {TRAIN_BATCHES}."
+)
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float16", "bfloat16"]), help="Default: both.")
+@click.option("--rounds", type=click.IntRange(1), default=11, show_default=True)
+@click.option("--minutes", type=click.FloatRange(0), help="No case starts later than this.")
+@click.option("--quick", is_flag=True, help="Without torch.compile.")
+@click.option("--autotune", is_flag=True, help="torch.compile in mode max-autotune too: minutes a case.")
+@click.option("--dry-run", "dry", is_flag=True, help="Once, tiny, on the CPU: does it work?")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results", show_default=True)
+def main(parts, batches, train_batches, dtypes, rounds, minutes, quick, autotune, dry, out) -> None:
+    """Time ours beside PyTorch's best on a CUDA device."""
+    if not dry and not torch.cuda.is_available():
+        raise click.ClickException("no CUDA device is there; --dry-run shows on the CPU that the benchmark works")
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+    device, console = Device(dry), Console()
+    console = console if console.is_terminal else Console(width=180)
+    batches, train_batches = (batches or BATCHES, train_batches or TRAIN_BATCHES) if not dry else ((1,), (2,))
+    kinds = [getattr(torch, name) for name in dtypes or (("bfloat16",) if dry else ("float16", "bfloat16"))]
+    rounds, modes = 1 if dry else rounds, compile_modes(quick or dry, autotune)
+    bandwidth, rows = device.bandwidth(), []
+    modules = module_cases()[:2] if dry else module_cases()
+    nets = [NetCase("ghostnet_100", side=64 if dry else 224), *(() if dry else map(NetCase, RIVALS))]
+    cases = ordered(parts or PARTS, modules, nets, batches, train_batches)
+    runs = [(*one, dtype) for one in cases for dtype in (kinds[:1] if one[0] == "train" else kinds)]
+    for i, (part, case, batch, dtype) in enumerate(runs):
+        if end is not None and time.monotonic() > end:
+            console.print(f"{minutes:g} minutes are over: {len(runs) - i} of {len(runs)} cases were left out")
+            break
+        device.forget()
+        if part == "train":
+            found = run_training(device, batch, dtype, rounds, modes)
+        else:
+            found = run_inference(device, part, case, batch, dtype, rounds, modes, bandwidth)
+        show(found, console)
+        rows += found
+        if not dry:
+            path = save(rows, device, bandwidth, out)
+    if dry or not rows:
+        return
     try:
-        plot(rows, out / f"{name}.png", device.label)
+        plot(rows, path.with_suffix(".png"), device.label)
     except ImportError:
         console.print("matplotlib is not installed: no picture")
 

@@ -39,6 +39,7 @@ class Unfusable(Exception):
 class Link(NamedTuple):
     """A child that was found: where, and what it was. The dictionaries are looked into on every call."""
 
+    owner: nn.Module
     siblings: dict
     name: str
     child: nn.Module
@@ -119,7 +120,7 @@ class Structure:
             child = module._modules.get(name)
             if child is None:
                 raise Unfusable(f"it has no child at {path!r}")
-            if not any(link.siblings is module._modules and link.name == name for link in self.links):
+            if not any(link.owner is module and link.name == name for link in self.links):
                 self._read(module, name, child, path)
             module = child
         return module
@@ -130,7 +131,7 @@ class Structure:
         if "parametrizations" in child._modules:
             raise Unfusable(f"its child {path!r} is parametrised")
         count, tensors = len(child._modules), (child._parameters, child._buffers)
-        self.links.append(Link(owner._modules, name, child, type(child), child.__dict__, count, *tensors))
+        self.links.append(Link(owner, owner._modules, name, child, type(child), child.__dict__, count, *tensors))
 
     def close(self) -> Structure:
         """To be called when all was found: a ``Sequential`` on the way must hold nothing else."""
@@ -193,7 +194,7 @@ class Structure:
 
     def has_changed(self) -> bool:
         """Whether a child was swapped, hooked, given another class, or a convolution another geometry."""
-        for siblings, name, child, kind, state, children, parameters, buffers in self.links:
+        for _, siblings, name, child, kind, state, children, parameters, buffers in self.links:
             if (
                 siblings.get(name) is not child
                 or type(child) is not kind

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ghost_ops
@@ -54,6 +55,25 @@ def test_programs(dtype, precision):
         with poisoned_memory():
             found = program(x, packed, code)
         assert_as_accurate(found, plain, exact, 4.0, what=f"{p.steps}", ulps=8)
+
+
+def test_convolutions_that_do_not_keep_channels_last(monkeypatch):
+    """As PyTorch's depthwise ones on a device: what comes next takes channels_last alone."""
+    convolved, cases = F.conv2d, [draw_program(seed) for seed in range(60)]
+    seen = []
+
+    def conv2d(*args):
+        seen.append(convolved(*args).contiguous())
+        return seen[-1]
+
+    for seed, p in enumerate(cases):
+        x = make_map((2, p.channels, 9, 8), torch.float32, "channels_last", seed)
+        packed = reference.program_pack(p.parameters, p.code)
+        expected = program(x, packed, p.code)
+        with monkeypatch.context() as patch:
+            patch.setattr(F, "conv2d", conv2d)
+            torch.testing.assert_close(program(x, packed, p.code), expected, rtol=1e-4, atol=1e-4)
+    assert sum(not out.is_contiguous(memory_format=LAST) for out in seen) > 10
 
 
 @pytest.mark.parametrize("dtype", emulate.DTYPES)

@@ -32,11 +32,12 @@ def packed_of(p, dtype: torch.dtype) -> torch.Tensor:
     return reference.program_pack([t.to(dtype).float() for t in p.parameters], p.code).to(DEVICE)
 
 
+@pytest.mark.parametrize("first", range(0, 100, 25))  # in parts, which processes share
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["bottlenecks", "programs"])
-def test_drawn(kind, dtype):
+def test_drawn(kind, dtype, first):
     errors = Errors()
-    for seed in range(100):
+    for seed in range(first, first + 25):
         p, x = draw_block(seed) if kind == "bottlenecks" else (draw_program(seed), None)
         x = make_map((2, p.channels, 17, 23), seed=seed) if x is None else x
         x, packed = x.to(DEVICE, dtype).contiguous(memory_format=LAST), packed_of(p, dtype)
@@ -47,7 +48,7 @@ def test_drawn(kind, dtype):
             errors.add(kind, ours, plain, exact)
         assert_as_accurate(ours, plain, exact, 4.0, what=f"{p.steps}", ulps=8)
         assert torch.equal(ours, torch.ops.ghost_ops.program(x, packed, p.code)), "another result the second time"
-    errors.assert_within(2.0)
+    errors.assert_within(2.0, single=(4.0, 4.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -17,7 +17,7 @@ from tests.triton.interpreted.drawn import draw, draw_squeeze_excite
 DEVICE = "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KINDS = ("ghost_module", "cheap_concat", "ghost_module_train", "squeeze_excite")
-CASES = 40
+SEEDS = [range(first, first + 10) for first in range(0, 40, 10)]  # in parts, which processes share
 
 
 def moved(case: Case, dtype: torch.dtype | None, device: str = DEVICE) -> Case:
@@ -43,26 +43,35 @@ def results(kind: str, case: Case, reference: bool, differentiable: int) -> dict
 
 
 def check(kind: str, case: Case, dtype: torch.dtype, errors: Errors) -> None:
+    """As ``check`` of ``tests/ops/cases.py``: what a float64 result moves when the arguments move by half a unit in
+    their last place counts as PyTorch's error where it is larger. A sum that nearly cancels, as a gradient of a 1x1
+    weight may, has an error of that size in whatever order it is taken, and PyTorch's order may be a lucky one."""
     differentiable = 2 if case.options.get("return_squeeze") else 1
     ours, plain = (results(kind, moved(case, dtype), reference, differentiable) for reference in (False, True))
-    rounded = moved(moved(case, dtype), torch.float64)
-    exact = results(kind, rounded, True, differentiable)
+    rounded = moved(case, dtype, "cpu")
+    exact, nudged = (
+        results(kind, moved(rounded.to(torch.float64, nudge), None), True, differentiable)
+        for nudge in (0.0, torch.finfo(dtype).eps / 2)
+    )
     for what, result in ours.items():
-        errors.add(what, result, plain[what], exact[what])
+        candidates = (plain[what], nudged[what].to(result.dtype))
+        worst = max(candidates, key=lambda t: float((t - exact[what]).norm()))
+        errors.add(what, result, worst, exact[what])
         coarser = torch.finfo(dtype).eps / torch.finfo(result.dtype).eps
-        assert_as_accurate(result, plain[what], exact[what], 4.0, what=f"{kind}, {what}", ulps=4 * max(coarser, 1))
+        assert_as_accurate(result, worst, exact[what], 4.0, what=f"{kind}, {what}", ulps=4 * max(coarser, 1))
 
 
+@pytest.mark.parametrize("seeds", SEEDS, ids=lambda seeds: f"from {seeds[0]}")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_drawn(kind, dtype):
+def test_drawn(kind, dtype, seeds):
     errors = Errors()
-    for seed in range(CASES):
+    for seed in seeds:
         case = draw_squeeze_excite(seed) if kind == "squeeze_excite" else draw(kind, seed)
         x = moved(Case({"x": next(iter(case.tensors.values()))}), dtype).tensors["x"]
         assert choose(kind, x).backend == "triton"
         check(kind, case, dtype, errors)
-    errors.assert_within(2.0)
+    errors.assert_within(2.0, single=(4.0, 2.0))
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
@@ -107,15 +116,16 @@ def test_repeats_to_the_bit(kind):
 def test_opcheck(name):
     call = CALLS[name](torch.randn(2, 6, 5, 7, requires_grad=True))
     call = [a.detach().to(DEVICE).requires_grad_() if isinstance(a, torch.Tensor) else a for a in call]
-    opcheck(overload(name), tuple(call))
+    opcheck(overload(name.split()[0]), tuple(call))
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_what_no_kernel_takes_runs_on_the_reference(name):
-    args = [a.detach().to(DEVICE, torch.float64) if isinstance(a, torch.Tensor) else a for a in CALLS[name](torch.randn(2, 6, 5, 7))]  # fmt: skip # noqa: E501
-    with use_backend("reference"):
-        expected = overload(f"{name}_reference")(*args)[0]
-    torch.testing.assert_close(overload(name)(*args)[0], expected)
+    args = CALLS[name](torch.randn(2, 6, 5, 7))
+    args = [a.detach().to(DEVICE, torch.float64) if isinstance(a, torch.Tensor) else a for a in args]
+    operator = name.split()[0]
+    expected = overload(f"{operator}_reference")(*args)[0]
+    torch.testing.assert_close(overload(operator)(*args)[0], expected)
 
 
 def test_image_of_more_than_two_to_the_31_elements():

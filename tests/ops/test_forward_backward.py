@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 
-from ghost_ops import functional
+from ghost_ops import functional, use_backend
 from ghost_ops.backends import choose
 from tests.ops.cases import DTYPES, LAYOUTS, Case, check, check_drawn, draw_case, in_layout
 
@@ -143,3 +144,20 @@ def test_nan_and_infinity_pass_as_in_pytorch(value):
         torch.testing.assert_close(ours, plain, equal_nan=True)
     ours = functional.ghost_module_train(x, w1, None, None, None, w2, None, None, None)
     assert ours.out.isnan().all() and ours.primary_var.isnan().all()
+
+
+def test_the_reference_asks_for_no_beta_without_gamma(monkeypatch):
+    """On a CUDA device PyTorch's BatchNorm has no backward of these (``empty_like`` of a weight that is not there)."""
+    batch_norm, seen = F.batch_norm, []
+
+    def recorded(x, mean, var, weight, bias, *args):
+        seen.append((weight is not None, bias is not None))
+        return batch_norm(x, mean, var, weight, bias, *args)
+
+    monkeypatch.setattr(F, "batch_norm", recorded)
+    x, w1, w2 = torch.randn(2, 6, 5, 7), torch.randn(5, 6, 1, 1), torch.randn(5, 1, 3, 3)
+    beta = torch.randn(5, requires_grad=True)
+    with use_backend("reference"):
+        out = functional.ghost_module_train(x, w1, None, None, beta, w2, None, None, beta).out
+    out.sum().backward()
+    assert seen == [(True, True)] * 2 and beta.grad.any()

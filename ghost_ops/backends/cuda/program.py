@@ -123,6 +123,11 @@ class _Run(Walk):
                 self.block = call.block
                 self.take(last, x)
 
+    def convolve(self, *args: object, **kwargs: object) -> torch.Tensor:
+        """In channels_last, which not all of PyTorch's convolutions keep on a device: not its depthwise ones, nor any
+        of a map of one channel, whose layout it takes for NCHW."""
+        return super().convolve(*args, **kwargs).contiguous(memory_format=torch.channels_last)
+
     def _folded(self, entry) -> Folded:
         def view(place):
             at, shape = place

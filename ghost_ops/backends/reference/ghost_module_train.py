@@ -23,7 +23,10 @@ def _statistics(z: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tenso
 
 
 def _batch_norm(z, gamma, beta, eps):
-    """Over batch statistics; a gamma and beta of two dtypes take the wider, as PyTorch wants one for both."""
+    """Over batch statistics; a gamma and beta of two dtypes take the wider, as PyTorch wants one for both. A beta alone
+    has a gamma of ones beside it: on a CUDA device PyTorch's backward makes beta's gradient in the form of gamma."""
+    if gamma is None and beta is not None:
+        gamma = torch.ones_like(beta)
     if gamma is not None and beta is not None and gamma.dtype != beta.dtype:
         wide = torch.promote_types(gamma.dtype, beta.dtype)
         gamma, beta = gamma.to(wide), beta.to(wide)

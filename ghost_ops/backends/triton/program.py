@@ -6,47 +6,56 @@ call, so that nothing can be stale; only the gather's index, which depends on th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from math import prod
+from typing import NamedTuple
 
 import torch
 
 from ..activation import LEAKY_RELU, NONE, PRELU
 from ..reference.program import Folded, numbers, places, unpack
-from ..steps import Depthwise, Excite, Ghost, Layer, decode, precision_of
+from ..steps import Depthwise, Excite, Ghost, Layer, Step, decode, precision_of
 from ..walk import Walk
 from .depthwise import depthwise
 from .ghost_module import ghost_module
 from .squeeze_excite import excite, image_sums
 
 
-@cache  # for good: captured CUDA graphs read it
-def _gather(steps: tuple[int, ...], length: int, device: torch.device) -> tuple[torch.Tensor, tuple[tuple, ...]]:
-    """Where among the packed form's numbers the folded tensors lie, one after the other, and their shapes.
+class _Plan(NamedTuple):
+    """What follows from a program's steps alone.
 
-    Channels that a Ghost module makes and drops are not in it; their index is 0, and no kernel reads them.
+    Channels that a Ghost module makes and drops are not in ``index``; theirs is 0, and no kernel reads them.
     """
-    precision = precision_of(steps)
-    found = unpack(places(length, precision), decode(steps), precision)
-    index = torch.cat([t.reshape(-1) for folded in found for t in folded if t is not None])
-    shapes = tuple(tuple(None if t is None else tuple(t.shape) for t in folded) for folded in found)
-    return index.to(torch.int32).to(device), shapes
+
+    steps: list[Step]
+    precision: int
+    index: torch.Tensor  # where among the packed form's numbers the folded tensors lie, one after the other
+    shapes: tuple[tuple[int, ...] | None, ...]  # of these, three a layer
+    sizes: list[int]  # of those that are there
 
 
-def _unpacked(packed: torch.Tensor, steps: tuple[int, ...], dtype: torch.dtype) -> list[Folded]:
-    index, shapes = _gather(steps, packed.numel(), packed.device)
-    flat, at, found = numbers(packed, precision_of(steps)).index_select(0, index).to(dtype), 0, []
-    for shape in (s for folded in shapes for s in folded):
-        size = 0 if shape is None else prod(shape)
-        found.append(None if shape is None else flat[at : at + size].view(shape))
-        at += size
-    return [Folded(*found[i : i + 3]) for i in range(0, len(found), 3)]
+@cache  # for good: captured CUDA graphs read the index
+def _plan(steps: tuple[int, ...], length: int, device: torch.device) -> _Plan:
+    precision, decoded = precision_of(steps), decode(steps)
+    found = [t for folded in unpack(places(length, precision), decoded, precision) for t in folded]
+    index = torch.cat([t.reshape(-1) for t in found if t is not None])
+    shapes = tuple(None if t is None else tuple(t.shape) for t in found)
+    sizes = [prod(shape) for shape in shapes if shape is not None]
+    return _Plan(decoded, precision, index.to(torch.int32).to(device), shapes, sizes)
+
+
+def _folded(plan: _Plan, packed: torch.Tensor, dtype: torch.dtype) -> Iterator[Folded]:
+    flat = numbers(packed, plan.precision).index_select(0, plan.index).to(dtype)
+    pieces = iter(flat.split(plan.sizes))
+    tensors = (None if s is None else next(pieces) if len(s) == 1 else next(pieces).view(s) for s in plan.shapes)
+    return map(Folded, tensors, tensors, tensors)
 
 
 def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Tensor:
     """The program's result on x, N x C x H x W of float32, float16 or bfloat16, from packed parameters."""
-    steps = tuple(steps)
-    return _Run(x, decode(steps), iter(_unpacked(packed, steps, x.dtype))).result
+    plan = _plan(tuple(steps), packed.numel(), packed.device)
+    return _Run(x, plan.steps, _folded(plan, packed, x.dtype)).result
 
 
 class _Run(Walk):

@@ -16,7 +16,7 @@ from .gradient_kernels import cheap_gradient, input_gradient, primary_gradient, 
 from .half import Half
 from .products import primary_product
 from .squeeze_excite import image_sums, scaled_map
-from .sums import HalfGradients, half_sums, total
+from .sums import HalfGradients, by_taps, half_sums, total
 
 
 class Gradients(NamedTuple):
@@ -59,7 +59,8 @@ def through_halves(
     grad_made = launch.scratch(z, made) if multiplier else None
     common = {
         "z": z, **launch.strides("z", z), "grad": grad_out, **launch.strides("grad", grad_out), **one.arguments("one"),
-        "cheap_weight": launch.vector(cheap_weight), "D": d, "MULTIPLIER": multiplier, "H": height, "W": width, "M": m,
+        "cheap_weight": None if cheap_weight is None else by_taps(cheap_weight), "D": d, "MULTIPLIER": multiplier,
+        "H": height, "W": width, "M": m,
         "WIDE": launch.is_wide(z, grad_out, grad_z, grad_made),
     }  # fmt: skip
 

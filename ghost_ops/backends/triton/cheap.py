@@ -10,7 +10,7 @@ from . import launch, tiles
 from .activation import activate, affine, slopes
 from .half import NOTHING, Half
 from .maps import across_pixels, block_of, depthwise, finish_moments, store_partial, whole, whole_strides, window_of
-from .sums import total
+from .sums import by_taps, total
 
 
 @triton.jit
@@ -52,6 +52,7 @@ def cheap_kernel(
     one_bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
     begin = split * per_split
     end = tl.minimum(begin + per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))
+    MADE = M * MULTIPLIER
     FIRST: tl.constexpr = AFFINE or (residual is not None) or (sums is not None)
     for q in tl.static_range(MULTIPLIER):
         made = channels * MULTIPLIER + q
@@ -66,7 +67,7 @@ def cheap_kernel(
         for t in range(begin, end):
             rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
             z = depthwise(
-                y, rows, columns, channels, H, W, y_c, y_h, y_w, cheap_weight, made, kept, one_center, one_scale,
+                y, rows, columns, channels, H, W, y_c, y_h, y_w, cheap_weight, made, MADE, kept, one_center, one_scale,
                 one_shift, one_bent, ONE_ACT, AFFINE, D, BR, BW, BM,
             )  # fmt: skip
             if (q == 0) and FIRST:
@@ -125,7 +126,7 @@ def cheap_half(
     m: int,
     one: Half | None = None,
     residual: torch.Tensor | None = None,
-    squeeze: bool = False,
+    squeeze: torch.Tensor | None = None,
     statistics: bool = False,
 ) -> torch.Tensor | None:
     """The output's channels from m on, of y1, which is the first m channels of y.
@@ -135,22 +136,21 @@ def cheap_half(
         one: then y is the primary convolution's result, what follows that is done here, and the output's first m
             channels are written.
         residual: of the output, whose first m channels are written then; y is another map.
-        squeeze: return means of the output, N x channels, in its dtype.
+        squeeze: where means of the output go, N x channels.
         statistics: return groups' statistics of the convolution (groups x 3 x m(s - 1)) in place of its half.
     """
     n, kept, height, width = out.shape
     multiplier = weight.shape[0] // m
     tile, splits, per_split = tiles.windows("stencil", y, m)
-    partials = sums = found = None
+    partials = sums = None
     if statistics:
         kept = m * (1 + multiplier)
-        found = partials = launch.empty((n * splits, 3, m * multiplier), torch.float32, y.device)
-    if squeeze:
-        found = launch.empty((n, kept), out.dtype, y.device)
-        sums = found if splits == 1 else launch.empty((splits, n, kept), torch.float32, y.device)
+        partials = launch.empty((n * splits, 3, m * multiplier), torch.float32, y.device)
+    if squeeze is not None:
+        sums = squeeze if splits == 1 else launch.empty((splits, n, kept), torch.float32, y.device)
     arguments = {
         "y": y, **launch.strides("y", y), **(one or NOTHING).arguments("one"), "AFFINE": one is not None,
-        "cheap_weight": launch.vector(weight), **two.arguments("two"), "out": out, **launch.strides("out", out),
+        "cheap_weight": by_taps(weight), **two.arguments("two"), "out": out, **launch.strides("out", out),
         "residual": residual, **launch.strides("residual", residual), "sums": sums,
         "per_value": 1.0 / (height * width) if splits == 1 else 1.0, "statistics": partials, "N": n, "H": height,
         "W": width, "M": m, "KEPT": kept, **tile.window(splits, per_split), "D": weight.shape[-1],
@@ -160,6 +160,6 @@ def cheap_half(
     with launch.on_device_of(y):
         grid = (n * splits * launch.cdiv(m, tile.channels),)
         launch.run(cheap_kernel, grid, arguments, tile.warps, tile.stages)
-    if squeeze and splits > 1:
-        total(sums, found, per_value=1.0 / (height * width))
-    return found
+    if squeeze is not None and splits > 1:
+        total(sums, squeeze, per_value=1.0 / (height * width))
+    return partials

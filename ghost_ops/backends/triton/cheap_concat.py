@@ -17,10 +17,11 @@ def cheap_concat(
     checks.expect_module(z, None, one, cheap_weight, two, out_channels)
     checks.expect("residual", residual, (z.shape[0], out_channels, *z.shape[2:]), z)
     out = launch.new_map(z, out_channels)
-    squeeze = cheap_half(
-        z, out, cheap_weight, two, m=z.shape[1], one=one, residual=residual, squeeze=return_squeeze
+    squeeze = launch.empty((z.shape[0], out_channels) if return_squeeze else (0,), z.dtype, z.device)
+    cheap_half(
+        z, out, cheap_weight, two, m=z.shape[1], one=one, residual=residual, squeeze=squeeze if return_squeeze else None
     )  # fmt: skip
-    return out, squeeze if return_squeeze else launch.empty((0,), z.dtype, z.device)
+    return out, squeeze
 
 
 @taped

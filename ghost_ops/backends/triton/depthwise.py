@@ -11,7 +11,7 @@ from .activation import activate, affine, slopes
 from .half import Half
 from .maps import across_pixels, block_of, whole, whole_strides, window_of
 from .maps import depthwise as depthwise_sums
-from .sums import total
+from .sums import by_taps, total
 from .tape import taped
 
 
@@ -42,8 +42,8 @@ def depthwise_kernel(
     for t in range(split * per_split, tl.minimum((split + 1) * per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))):
         rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
         z = depthwise_sums(
-            x, rows * STRIDE, columns * STRIDE, channels, IN_H, IN_W, x_c, x_h, x_w, weight, channels, wanted, unused,
-            unused, unused, unused, ONE_ACT, False, D, BR, BW, BM,
+            x, rows * STRIDE, columns * STRIDE, channels, IN_H, IN_W, x_c, x_h, x_w, weight, channels, C, wanted,
+            unused, unused, unused, unused, ONE_ACT, False, D, BR, BW, BM,
         )  # fmt: skip
         v = (z - center[None, None, :]) * by[None, None, :] + shift[None, None, :]
         v = activate(v, ONE_ACT, bent[None, None, :])
@@ -74,7 +74,7 @@ def depthwise(
         found = launch.empty((n, c), x.dtype, x.device)
         sums = found if splits == 1 else launch.empty((splits, n, c), torch.float32, x.device)
     arguments = {
-        "x": x, **launch.strides("x", x), "weight": launch.vector(weight), **one.arguments("one"), "out": out,
+        "x": x, **launch.strides("x", x), "weight": by_taps(weight), **one.arguments("one"), "out": out,
         **launch.strides("out", out), "sums": sums, "per_value": 1.0 / (height * width) if splits == 1 else 1.0,
         "N": n, "IN_H": sides[0], "IN_W": sides[1], "H": height, "W": width, "C": c, "D": d, "STRIDE": stride,
         "WIDE": launch.is_wide(x, out), "UNIT": launch.unit(x, out, counts=(c,)), **tile.window(splits, per_split),

@@ -84,8 +84,8 @@ def cheap_gradient(
             rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
             mask = valid & wanted[None, None, :]
             z2 = depthwise(
-                z, rows, columns, channels, H, W, z_c, z_h, z_w, cheap_weight, made, wanted, one_center, one_scale,
-                one_shift, one_bent, ONE_ACT, True, D, BR, BW, BM,
+                z, rows, columns, channels, H, W, z_c, z_h, z_w, cheap_weight, made, MADE, wanted, one_center,
+                one_scale, one_shift, one_bent, ONE_ACT, True, D, BR, BW, BM,
             )  # fmt: skip
             a2 = (z2 - middle[None, None, :]) * scale[None, None, :] + shift[None, None, :]
             at = (rows * grad_h + columns * grad_w) + (M + made)[None, None, :] * grad_c
@@ -118,7 +118,7 @@ def made_gradient(
     row, column = rows + (D // 2 - tap // D), columns + (D // 2 - tap % D)
     near = valid & (row >= 0) & (row < H) & (column >= 0) & (column < W) & wanted[None, None, :]
     at = grad_made + ((row * W + column) * MADE + made[None, None, :])
-    by = tl.load(cheap_weight + made * (D * D) + tap, mask=wanted, other=0.0).to(tl.float32)
+    by = tl.load(cheap_weight + (tap * MADE + made), mask=wanted, other=0.0).to(tl.float32)
     return tl.load(at, mask=near, other=0.0).to(tl.float32), by, near
 
 

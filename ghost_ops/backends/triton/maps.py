@@ -125,14 +125,15 @@ def product(
 
 @triton.jit
 def depthwise(
-    y, rows, columns, channels, H, W, map_c, map_h, map_w, weight, made, wanted, center, scale, shift, slope,
+    y, rows, columns, channels, H, W, map_c, map_h, map_w, weight, made, MADE, wanted, center, scale, shift, slope,
     ACT: tl.constexpr, AFFINE: tl.constexpr, D: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """A window of a depthwise convolution padded by D // 2, in float32.
 
     Args:
         y: the image; ``rows`` and ``columns`` are the window's, ``channels`` (BM) those that are read.
-        weight: made channels x D x D; ``made`` are the window's, ``wanted`` which of them there are.
+        weight: D x D x MADE, so that a tap's channels are read at once; ``made`` are the window's, ``wanted`` which of
+            them there are.
         center, scale, shift, slope: with AFFINE the input is ACT((y - center) * scale + shift), within the map.
     """
     acc = tl.zeros((BR, BW, BM), tl.float32)
@@ -150,7 +151,7 @@ def depthwise(
             if AFFINE:
                 a = (v - center[None, None, :]) * scale[None, None, :] + shift[None, None, :]
                 v = tl.where(mask, activate(a, ACT, slope[None, None, :]), 0.0)
-            by = tl.load(weight + made * (D * D) + tap, mask=wanted, other=0.0).to(tl.float32)
+            by = tl.load(weight + (tap * MADE + made), mask=wanted, other=0.0).to(tl.float32)
             acc += v * by[None, None, :]
     return acc
 

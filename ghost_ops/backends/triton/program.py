@@ -39,8 +39,9 @@ class _Plan(NamedTuple):
 def _plan(steps: tuple[int, ...], length: int, device: torch.device) -> _Plan:
     precision, decoded = precision_of(steps), decode(steps)
     found = [t for folded in unpack(places(length, precision), decoded, precision) for t in folded]
-    index = torch.cat([t.reshape(-1) for t in found if t is not None])
     shapes = tuple(None if t is None else tuple(t.shape) for t in found)
+    found = [t if t is None or not _by_taps(t.shape) else t.permute(2, 3, 1, 0) for t in found]
+    index = torch.cat([t.reshape(-1) for t in found if t is not None])
     sizes = [prod(shape) for shape in shapes if shape is not None]
     return _Plan(decoded, precision, index.to(torch.int32).to(device), shapes, sizes)
 
@@ -48,8 +49,20 @@ def _plan(steps: tuple[int, ...], length: int, device: torch.device) -> _Plan:
 def _folded(plan: _Plan, packed: torch.Tensor, dtype: torch.dtype) -> Iterator[Folded]:
     flat = numbers(packed, plan.precision).index_select(0, plan.index).to(dtype)
     pieces = iter(flat.split(plan.sizes))
-    tensors = (None if s is None else next(pieces) if len(s) == 1 else next(pieces).view(s) for s in plan.shapes)
+    tensors = (None if shape is None else _shaped(next(pieces), shape) for shape in plan.shapes)
     return map(Folded, tensors, tensors, tensors)
+
+
+def _by_taps(shape: tuple[int, ...]) -> bool:
+    """Of a depthwise weight, whose kernels read all channels of a tap at once."""
+    return len(shape) == 4 and shape[1] == 1
+
+
+def _shaped(piece: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    if _by_taps(shape):
+        c, _, height, width = shape
+        return piece.as_strided(shape, (1, c, width * c, c), piece.storage_offset())
+    return piece if len(shape) == 1 else piece.view(shape)
 
 
 def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Tensor:

@@ -1,15 +1,17 @@
 """The forward of a Ghost module: the primary convolution into the output, or where a residual is added into scratch
-memory, and the cheap half of that. Two launches, and each byte is moved once but y1's, which are read back."""
+memory, and the cheap half of that. Two launches, for as many images at a time as the second level cache holds, so that
+y1 is read back from there."""
 
 from __future__ import annotations
 
 import torch
 
-from . import checks, launch
+from . import checks, launch, tiles
 from .cheap import cheap_half
 from .half import Half
 from .products import primary_product
 from .squeeze_excite import image_sums
+from .sums import by_taps
 
 
 def run(
@@ -41,7 +43,13 @@ def run(
     if cheap_weight is None:
         primary_product(x, weight, one, to=out, scale=scale, residual=residual)
         return out, image_sums(out, None, True) if squeeze else launch.empty((0,), x.dtype, x.device)
+    means = launch.empty((n, out_channels) if squeeze else (0,), x.dtype, x.device)
     y = out if residual is None else launch.scratch(x, m)
-    primary_product(x, weight, one, to=y, scale=scale)
-    found = cheap_half(y, out, cheap_weight, two, m=m, residual=residual, squeeze=squeeze)
-    return out, found if squeeze else launch.empty((0,), x.dtype, x.device)
+    cheap_weight = by_taps(cheap_weight)
+    for part in tiles.in_cache(n, (c + out_channels) * height * width * x.element_size()):
+        some_x, some_y, some, some_scale, some_residual, some_means = (
+            None if t is None else t[part] for t in (x, y, out, scale, residual, means if squeeze else None)
+        )
+        primary_product(some_x, weight, one, to=some_y, scale=some_scale)
+        cheap_half(some_y, some, cheap_weight, two, m=m, residual=some_residual, squeeze=some_means)
+    return out, means

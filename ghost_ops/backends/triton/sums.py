@@ -106,6 +106,19 @@ def total(
     return to
 
 
+def by_taps(weight: torch.Tensor) -> torch.Tensor:
+    """A depthwise weight (C x 1 x D x D) as kernels read it, all channels of a tap side by side: D x D x C in memory.
+
+    One that lies so already, as those of programs do, is taken as it is.
+    """
+    c, d = weight.shape[0], weight.shape[-1]
+    if weight.stride(0) == 1 and weight.stride(2) == d * c and weight.stride(3) == c:
+        return weight
+    to = launch.empty((d, d, c), weight.dtype, weight.device)
+    total(launch.vector(weight).view(1, c, d * d), to, steps=(1, c))
+    return to.as_strided(weight.shape, (1, c, d * c, c))
+
+
 @triton.jit
 def half_sums_kernel(
     partials, sums, bias, beta, gamma, slope, var, eps, groups, CHANNELS, BG: tl.constexpr, BC: tl.constexpr

@@ -27,9 +27,10 @@ def few_tiles(pixels: int = 128) -> Iterator[None]:
 
 @contextmanager
 def many_tiles() -> Iterator[None]:
-    """Small ones: several blocks and groups, and several tiles a group, even of a small map."""
+    """Small ones: several blocks and groups, several tiles a group, and one image at a time."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(tiles, "GROUPS", 3))
+        stack.enter_context(mock.patch.object(tiles, "CACHE", 1))
         for kernel in tiles.KERNELS:
             sides = {"pixels": 8, "columns": 4} if kernel == "stencil" else {"pixels": 32, "depth": 16}
             stack.enter_context(tiles.override(kernel, channels=16, **sides))

@@ -39,12 +39,12 @@ def test_the_table_is_whole():
 
 def test_an_architecture_may_differ_from_the_default(tmp_path, monkeypatch):
     table = json.loads(json.dumps(tiles.table()))
-    table["sm_90"]["product/small/half"] = {"pixels": 128}
+    table["sm_90"]["product/small/half"] = {"pixels": 32}
     path = tmp_path / "tiles.json"
     path.write_text(json.dumps(table))
     monkeypatch.setenv("GHOST_OPS_TILES", str(path))
-    x = torch.empty(1, 8, 14, 14, dtype=torch.float16)
-    for name, pixels in (("sm_90", 128), ("sm_80", 64), ("sm_75", 64)):
+    x = torch.empty(4, 8, 14, 14, dtype=torch.float16)
+    for name, pixels in (("sm_90", 32), ("sm_80", 128), ("sm_75", 128)):
         with tiles.assume(name):
             found, _, _ = tiles.flat("product", x, 336, 112)
         assert (found.pixels, found.channels) == (pixels, 64)

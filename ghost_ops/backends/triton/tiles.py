@@ -1,7 +1,7 @@
 """Which tile a kernel takes: a small table (``tiles.json``) by architecture, kernel and class of shape.
 
-No entry has been measured yet: ``benchmarks/tune_triton.py`` regenerates the table on a device. The reasons of the
-default are in docs/performance.md. Nothing is tuned at run time, so that a first step takes no longer than compiling.
+``benchmarks/tune_triton.py`` regenerates the table on a device: the default is what was best for half precision on an
+H200, and for float32 what does not spill. Nothing is tuned at run time, so that a first step takes no longer than compiling.
 ``GHOST_OPS_TILES`` in the environment names another file of the same form; ``override`` holds within a block.
 """
 

@@ -1,8 +1,9 @@
 """Which tile a kernel takes: a small table (``tiles.json``) by architecture, kernel and class of shape.
 
 ``benchmarks/tune_triton.py`` regenerates the table on a device: the default is what was best for half precision on an
-H200, and for float32 what does not spill. Nothing is tuned at run time, so that a first step takes no longer than compiling.
-``GHOST_OPS_TILES`` in the environment names another file of the same form; ``override`` holds within a block.
+H200, and for float32 what does not spill. Nothing is tuned at run time, so that a first step takes no longer than
+compiling. ``GHOST_OPS_TILES`` in the environment names another file of the same form; ``override`` holds within a
+block.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from .launch import cdiv
+from .launch import cdiv, is_wide
 
 KERNELS = ("product", "stencil", "stencil_gradient", "weight_gradient")
 LEAST = 16  # of every side of a product
@@ -129,7 +130,8 @@ def windows(kernel: str, x: torch.Tensor, channels: int) -> tuple[Tile, int, int
     blocks = [b for b in (16, 32, 64, 128) if b <= tile.channels]
     block = min(blocks, key=lambda b: (cdiv(channels, b) * b, -b))
     across = min(1 << (width - 1).bit_length(), tile.columns)
-    rows = min(1 << (height - 1).bit_length(), max(tile.pixels * tile.channels // (block * across), 1))
+    pixels = tile.pixels // (2 if is_wide(x) else 1)  # a 64-bit offset takes two registers
+    rows = min(1 << (height - 1).bit_length(), max(pixels * tile.channels // (block * across), 1))
     tile = replace(tile, channels=block, columns=across, pixels=rows * across)
     count = cdiv(height, rows) * cdiv(width, across)
     per_split = cdiv(count, min(max(cdiv(GROUPS, max(images, 1)), 1), count))

@@ -41,6 +41,7 @@ PARTS = ("modules", "nets", "train")
 BATCHES = (1, 32, 256, 1024)
 TELLING = (256, 1)  # the batches that come first
 TRAIN_BATCHES = (256, 32)
+MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile; all but the first with CUDA graphs
 RIVALS = ("mobilenet_v3_large", "resnet18")
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3}  # of the largest element
 LAST = torch.channels_last
@@ -131,14 +132,9 @@ def by_backend(name: str, run: Callable[[torch.Tensor], torch.Tensor]) -> Callab
     return called
 
 
-def compile_modes(quick: bool, autotune: bool) -> tuple[str, ...]:
-    """Of torch.compile; all but ``default`` with CUDA graphs of its own."""
-    return () if quick else ("default", "reduce-overhead", *(["max-autotune"] if autotune else []))
-
-
 def is_graph(peer: str) -> bool:
     """Whether a peer replays CUDA graphs, whose memory is not that of a call."""
-    return peer.endswith((GRAPHED, "reduce-overhead", "max-autotune"))
+    return peer.endswith((GRAPHED, *MODES[1:]))
 
 
 def inference_peers(case: ModuleCase | NetCase, net: nn.Module, modes: tuple[str, ...]) -> dict[str, Callable]:
@@ -370,11 +366,13 @@ def save(rows: list[Row], device: Device, bandwidth: float, out: Path) -> Path:
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float16", "bfloat16"]), help="Default: both.")
 @click.option("--rounds", type=click.IntRange(1), default=11, show_default=True)
 @click.option("--minutes", type=click.FloatRange(0), help="No case starts later than this.")
-@click.option("--quick", is_flag=True, help="Without torch.compile.")
-@click.option("--autotune", is_flag=True, help="torch.compile in mode max-autotune too: minutes a case.")
+@click.option(
+    "--mode", "modes", multiple=True, type=click.Choice(MODES), help=f"Of torch.compile. Default: {MODES[:2]}."
+)
+@click.option("--quick", is_flag=True, help="Without torch.compile, which takes most of the time.")
 @click.option("--dry-run", "dry", is_flag=True, help="Once, tiny, on the CPU: does it work?")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results", show_default=True)
-def main(parts, batches, train_batches, dtypes, rounds, minutes, quick, autotune, dry, out) -> None:
+def main(parts, batches, train_batches, dtypes, rounds, minutes, modes, quick, dry, out) -> None:
     """Time ours beside PyTorch's best on a CUDA device."""
     if not dry and not torch.cuda.is_available():
         raise click.ClickException("no CUDA device is there; --dry-run shows on the CPU that the benchmark works")
@@ -383,7 +381,7 @@ def main(parts, batches, train_batches, dtypes, rounds, minutes, quick, autotune
     console = console if console.is_terminal else Console(width=180)
     batches, train_batches = (batches or BATCHES, train_batches or TRAIN_BATCHES) if not dry else ((1,), (2,))
     kinds = [getattr(torch, name) for name in dtypes or (("bfloat16",) if dry else ("float16", "bfloat16"))]
-    rounds, modes = 1 if dry else rounds, compile_modes(quick or dry, autotune)
+    rounds, modes = 1 if dry else rounds, () if quick or dry else modes or MODES[:2]
     bandwidth, rows = device.bandwidth(), []
     modules = module_cases()[:2] if dry else module_cases()
     nets = [NetCase("ghostnet_100", side=64 if dry else 224), *(() if dry else map(NetCase, RIVALS))]

@@ -30,7 +30,7 @@ from . import launch, tiles
 
 LIMIT = 4096  # tapes kept, of all operators together: the oldest goes
 ALIGNMENT = 256  # of what shares one allocation
-_CALL = (  # how Triton starts a kernel (3.4 to 3.7), as a replay does
+_CALL = (  # how Triton starts a kernel (3.6 and 3.7), as a replay does
     "kernel.run(grid_0, grid_1, grid_2, stream, kernel.function, kernel.packed_metadata, launch_metadata, "
     "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *bound_args.values())"
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import backward, single_pass
+from . import backward, forward
 from .half import Half
 from .tape import taped
 
@@ -12,7 +12,7 @@ def ghost_module(
     x, primary_weight, primary_bias, cheap_weight, cheap_bias, input_scale, residual, act_weight, cheap_act_weight,
     out_channels, act, cheap_act, act_slope, cheap_act_slope, return_squeeze,
 ):  # fmt: skip
-    return single_pass.run(
+    return forward.run(
         x, primary_weight, Half(primary_bias, act, act_slope, act_weight), cheap_weight,
         Half(cheap_bias, cheap_act, cheap_act_slope, cheap_act_weight), out_channels, scale=input_scale,
         residual=residual, squeeze=return_squeeze,
@@ -32,7 +32,7 @@ def ghost_module_eval(
         cheap_bias, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, cheap_mean, cheap_var,
         cheap_eps,
     )  # fmt: skip
-    return single_pass.run(
+    return forward.run(
         x, primary_weight, one, cheap_weight, two, out_channels, scale=input_scale, residual=residual,
         squeeze=return_squeeze,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from ghost_ops import FusedGhostBottleneck, FusedGhostModule
 from ghost_ops import nn as ghost_nn
 from ghost_ops.backends import Choice, reference, triton
 from ghost_ops.backends.steps import BFLOAT16, FLOAT32, Conv, with_precision
-from ghost_ops.backends.triton import single_pass
+from ghost_ops.backends.triton import forward
 from ghost_ops.nn import fused_bottleneck
 from ghost_ops.nn.frozen import FrozenProgram
 from tests.helpers import assert_as_accurate, randomise
@@ -28,13 +28,13 @@ def _few_tiles():
 @pytest.fixture
 def calls(monkeypatch):
     """What rides on each single pass that runs; bottlenecks take the route of a device."""
-    seen, run = [], single_pass.run
+    seen, run = [], forward.run
 
     def noting(*args, **kwargs):
         seen.append({name for name, value in kwargs.items() if value is not None and value is not False})
         return run(*args, **kwargs)
 
-    monkeypatch.setattr(single_pass, "run", noting)
+    monkeypatch.setattr(forward, "run", noting)
     on_device = lambda op, x, cheap_kernel=None: Choice("reference" if op == "program_eval" else "triton")
     monkeypatch.setattr(fused_bottleneck, "choose", on_device)
     return seen

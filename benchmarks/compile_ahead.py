@@ -10,7 +10,6 @@ the device the same Triton (the same wheel and Python), with TRITON_CACHE_DIR na
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -108,11 +107,9 @@ def of_tests() -> Iterator[Callable[[], object]]:
 
 
 def of_tuning(batch: int = 128) -> Iterator[Callable[[], object]]:
-    from ghost_ops.backends.triton import tiles
+    import tune_triton as tuning  # beside this file
 
-    spec = importlib.util.spec_from_file_location("tune_triton", ROOT / "benchmarks/tune_triton.py")
-    tuning = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tuning)
+    from ghost_ops.backends.triton import tiles
 
     def layer(kernel, tile, shape):
         with tiles.override(kernel, **tile) if tile else nullcontext():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
-from .activation import RELU, activate, apply_gate
+from .activation import activate, apply_gate
 from .reference.program import Folded
 from .steps import Conv, Dense, Depthwise, Excite, Ghost, Layer, Load, Pool, Step, Store
 
@@ -74,7 +74,4 @@ class Walk:
 
     def convolve(self, x: torch.Tensor, layer: Layer, stride: int, padding: int, groups: int = 1) -> torch.Tensor:
         weight, bias, slopes = next(self.folded)
-        if layer.act == RELU and bias is not None and x.is_cuda and torch.backends.cudnn.is_acceptable(x):
-            pair = lambda v: [v, v]  # one kernel in place of three
-            return torch.cudnn_convolution_relu(x, weight, bias, pair(stride), pair(padding), [1, 1], groups)
         return activate(F.conv2d(x, weight, bias, stride, padding, 1, groups), layer.act, layer.slope, slopes)

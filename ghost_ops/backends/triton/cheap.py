@@ -9,8 +9,8 @@ import triton.language as tl
 from . import launch, tiles
 from .activation import activate, affine, slopes
 from .half import NOTHING, Half
-from .maps import across_pixels, block_of, depthwise, finish_moments, store_partial, whole, whole_strides, window_of
-from .sums import by_taps, total
+from .maps import across_pixels, depthwise, finish_moments, share_of, store_partial, whole, whole_strides, window_of
+from .sums import OverSplits, by_taps
 
 
 @triton.jit
@@ -34,12 +34,7 @@ def cheap_kernel(
     y_n, y_h, y_w = whole_strides(y_n, y_h, y_w, UNIT)
     out_n, out_h, out_w = whole_strides(out_n, out_h, out_w, UNIT)
     residual_n, residual_h, residual_w = whole_strides(residual_n, residual_h, residual_w, UNIT)
-    blocks = tl.cdiv(M, BM)
-    group = tl.program_id(0) // blocks
-    split = group % splits
-    image = (group // splits).to(tl.int64)
-    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
-    wanted = channels < M
+    image, split, group, channels, wanted, begin, end = share_of(M, H, W, splits, per_split, BR, BW, BM, WIDE)
     y += image * y_n
     out += image * out_n
     if residual is not None:
@@ -50,8 +45,6 @@ def cheap_kernel(
         one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted
     )
     one_bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
-    begin = split * per_split
-    end = tl.minimum(begin + per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))
     MADE = M * MULTIPLIER
     FIRST: tl.constexpr = AFFINE or (residual is not None) or (sums is not None)
     for q in tl.static_range(MULTIPLIER):
@@ -142,24 +135,20 @@ def cheap_half(
     n, kept, height, width = out.shape
     multiplier = weight.shape[0] // m
     tile, splits, per_split = tiles.windows("stencil", y, m)
-    partials = sums = None
+    partials, sums = None, OverSplits(squeeze, splits, 1.0 / (height * width))
     if statistics:
         kept = m * (1 + multiplier)
         partials = launch.empty((n * splits, 3, m * multiplier), torch.float32, y.device)
-    if squeeze is not None:
-        sums = squeeze if splits == 1 else launch.empty((splits, n, kept), torch.float32, y.device)
     arguments = {
         "y": y, **launch.strides("y", y), **(one or NOTHING).arguments("one"), "AFFINE": one is not None,
         "cheap_weight": by_taps(weight), **two.arguments("two"), "out": out, **launch.strides("out", out),
-        "residual": residual, **launch.strides("residual", residual), "sums": sums,
-        "per_value": 1.0 / (height * width) if splits == 1 else 1.0, "statistics": partials, "N": n, "H": height,
-        "W": width, "M": m, "KEPT": kept, **tile.window(splits, per_split), "D": weight.shape[-1],
-        "MULTIPLIER": multiplier, "WIDE": launch.is_wide(y, out, residual),
-        "UNIT": launch.unit(y, out, residual, counts=(m, kept)),
+        "residual": residual, **launch.strides("residual", residual), **sums.arguments,
+        "statistics": partials, "N": n, "H": height, "W": width, "M": m, "KEPT": kept,
+        **tile.window(splits, per_split), "D": weight.shape[-1], "MULTIPLIER": multiplier,
+        "WIDE": launch.is_wide(y, out, residual), "UNIT": launch.unit(y, out, residual, counts=(m, kept)),
     }  # fmt: skip
     with launch.on_device_of(y):
         grid = (n * splits * launch.cdiv(m, tile.channels),)
         launch.run(cheap_kernel, grid, arguments, tile.warps, tile.stages)
-    if squeeze is not None and splits > 1:
-        total(sums, squeeze, per_value=1.0 / (height * width))
+    sums.join()
     return partials

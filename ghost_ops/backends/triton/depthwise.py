@@ -9,9 +9,9 @@ import triton.language as tl
 from . import launch, tiles
 from .activation import activate, affine, slopes
 from .half import Half
-from .maps import across_pixels, block_of, whole, whole_strides, window_of
+from .maps import across_pixels, share_of, whole, whole_strides, window_of
 from .maps import depthwise as depthwise_sums
-from .sums import by_taps, total
+from .sums import OverSplits, by_taps
 from .tape import taped
 
 
@@ -27,19 +27,14 @@ def depthwise_kernel(
     C = whole(C, UNIT)
     x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT)
     out_n, out_h, out_w = whole_strides(out_n, out_h, out_w, UNIT)
-    blocks = tl.cdiv(C, BM)
-    group = tl.program_id(0) // blocks
-    split = group % splits
-    image = (group // splits).to(tl.int64)
-    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
-    wanted = channels < C
+    image, split, group, channels, wanted, begin, end = share_of(C, H, W, splits, per_split, BR, BW, BM, WIDE)
     x += image * x_n
     out += image * out_n
     center, by, shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
     bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
     unused = tl.zeros((BM,), tl.float32)
     found = tl.zeros((BR, BW, BM), tl.float32)
-    for t in range(split * per_split, tl.minimum((split + 1) * per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))):
+    for t in range(begin, end):
         rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
         z = depthwise_sums(
             x, rows * STRIDE, columns * STRIDE, channels, IN_H, IN_W, x_c, x_h, x_w, weight, channels, C, wanted,
@@ -69,19 +64,16 @@ def depthwise(
     height, width = ((side + 2 * (d // 2) - d) // stride + 1 for side in sides)
     out = launch.new_map(x, c, sides=(height, width))
     tile, splits, per_split = tiles.windows("stencil", out, c)
-    sums, found = None, launch.empty((0,), x.dtype, x.device)
-    if squeeze:
-        found = launch.empty((n, c), x.dtype, x.device)
-        sums = found if splits == 1 else launch.empty((splits, n, c), torch.float32, x.device)
+    found = launch.empty((n, c) if squeeze else (0,), x.dtype, x.device)
+    sums = OverSplits(found if squeeze else None, splits, 1.0 / (height * width))
     arguments = {
         "x": x, **launch.strides("x", x), "weight": by_taps(weight), **one.arguments("one"), "out": out,
-        **launch.strides("out", out), "sums": sums, "per_value": 1.0 / (height * width) if splits == 1 else 1.0,
-        "N": n, "IN_H": sides[0], "IN_W": sides[1], "H": height, "W": width, "C": c, "D": d, "STRIDE": stride,
-        "WIDE": launch.is_wide(x, out), "UNIT": launch.unit(x, out, counts=(c,)), **tile.window(splits, per_split),
+        **launch.strides("out", out), **sums.arguments, "N": n, "IN_H": sides[0], "IN_W": sides[1], "H": height,
+        "W": width, "C": c, "D": d, "STRIDE": stride, "WIDE": launch.is_wide(x, out),
+        "UNIT": launch.unit(x, out, counts=(c,)), **tile.window(splits, per_split),
     }  # fmt: skip
     with launch.on_device_of(x):
         grid = (n * splits * launch.cdiv(c, tile.channels),)
         launch.run(depthwise_kernel, grid, arguments, tile.warps, tile.stages)
-    if squeeze and splits > 1:
-        total(sums, found, per_value=1.0 / (height * width))
+    sums.join()
     return out, found

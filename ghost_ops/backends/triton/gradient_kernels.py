@@ -17,6 +17,7 @@ from .maps import (
     depthwise,
     in_batch,
     run_of,
+    share_of,
     store_partial,
     whole,
     whole_strides,
@@ -53,12 +54,7 @@ def cheap_gradient(
     M, KEPT = whole(M, UNIT), whole(KEPT, UNIT)
     z_n, z_h, z_w = whole_strides(z_n, z_h, z_w, UNIT)
     grad_n, grad_h, grad_w = whole_strides(grad_n, grad_h, grad_w, UNIT)
-    blocks = tl.cdiv(M, BM)
-    group = tl.program_id(0) // blocks
-    split = group % splits
-    image = (group // splits).to(tl.int64)
-    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
-    wanted = channels < M
+    image, split, group, channels, wanted, begin, end = share_of(M, H, W, splits, per_split, BR, BW, BM, WIDE)
     one_center, one_scale, one_shift = affine(
         one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted
     )
@@ -68,8 +64,6 @@ def cheap_gradient(
     grad += image * grad_n
     if grad_made is not None:
         grad_made += image * (H * W) * MADE
-    begin = split * per_split
-    end = tl.minimum(begin + per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))
     for q in tl.static_range(MULTIPLIER):
         made = channels * MULTIPLIER + q
         middle, scale, shift = affine(two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, made, wanted)
@@ -139,12 +133,7 @@ def primary_gradient(
     z_n, z_h, z_w = whole_strides(z_n, z_h, z_w, UNIT)
     grad_n, grad_h, grad_w = whole_strides(grad_n, grad_h, grad_w, UNIT)
     to_n, to_h, to_w = whole_strides(to_n, to_h, to_w, UNIT)
-    blocks = tl.cdiv(M, BM)
-    group = tl.program_id(0) // blocks
-    split = group % splits
-    image = (group // splits).to(tl.int64)
-    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
-    wanted = channels < M
+    image, split, group, channels, wanted, begin, end = share_of(M, H, W, splits, per_split, BR, BW, BM, WIDE)
     middle, scale, shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
     bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
     center = load_or(one_mean, channels, wanted, 0.0)
@@ -164,7 +153,7 @@ def primary_gradient(
     first = tl.zeros((BR, BW, BM), tl.float32)
     second = tl.zeros((BR, BW, BM), tl.float32)
     third = tl.zeros((BR, BW, BM), tl.float32)
-    for t in range(split * per_split, tl.minimum((split + 1) * per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))):
+    for t in range(begin, end):
         rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
         mask = valid & wanted[None, None, :]
         at = (rows * z_h + columns * z_w) + channels[None, None, :] * z_c

@@ -85,18 +85,16 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
     return torch.empty(shape, dtype=dtype, device=device)
 
 
-def new_map(
-    like: torch.Tensor, channels: int, dtype: torch.dtype | None = None, sides: tuple[int, int] | None = None
-) -> torch.Tensor:
+def new_map(like: torch.Tensor, channels: int, sides: tuple[int, int] | None = None) -> torch.Tensor:
     """An empty map of ``channels``, channels_last or NCHW as the operators' fakes promise it."""
     shape = (like.shape[0], channels, *(sides or like.shape[2:]))
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format(like))
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
 
 
-def scratch(like: torch.Tensor, channels: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+def scratch(like: torch.Tensor, channels: int) -> torch.Tensor:
     """An empty map that only kernels see: channels_last."""
     shape = (like.shape[0], channels, *like.shape[2:])
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def vector(t: torch.Tensor | None) -> torch.Tensor | None:

@@ -60,6 +60,21 @@ def in_batch(pixels, H, W, map_n, map_h, map_w, FLAT: tl.constexpr, WIDE: tl.con
 
 
 @triton.jit
+def share_of(
+    CHANNELS, H, W, splits, per_split, BR: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, WIDE: tl.constexpr
+):
+    """What a program over windows works on: image, split and both as one group, channels and which of them there are,
+    the first window and the one past the last. Grid: images x splits of their windows x blocks of CHANNELS."""
+    blocks = tl.cdiv(CHANNELS, BM)
+    group = tl.program_id(0) // blocks
+    split = group % splits
+    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
+    begin = split * per_split
+    end = tl.minimum(begin + per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))
+    return (group // splits).to(tl.int64), split, group, channels, channels < CHANNELS, begin, end
+
+
+@triton.jit
 def window_of(t, H, W, BR: tl.constexpr, BW: tl.constexpr, WIDE: tl.constexpr):
     """Rows (BR x 1 x 1) and columns (1 x BW x 1) of an image's window t, which of its pixels there are, how many."""
     across = tl.cdiv(W, BW)

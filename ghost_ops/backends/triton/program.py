@@ -20,6 +20,7 @@ from ..walk import Walk
 from .depthwise import depthwise
 from .ghost_module import ghost_module
 from .squeeze_excite import excite, image_sums
+from .sums import as_taps
 
 
 class _Plan(NamedTuple):
@@ -60,8 +61,7 @@ def _by_taps(shape: tuple[int, ...]) -> bool:
 
 def _shaped(piece: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     if _by_taps(shape):
-        c, _, height, width = shape
-        return piece.as_strided(shape, (1, c, width * c, c), piece.storage_offset())
+        return as_taps(piece, shape)
     return piece if len(shape) == 1 else piece.view(shape)
 
 

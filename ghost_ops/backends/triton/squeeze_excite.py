@@ -9,8 +9,8 @@ import triton.language as tl
 from .. import activation as plain
 from . import checks, launch, tiles
 from .activation import activate, gate_value, load_or
-from .maps import across_pixels, block_of, whole, whole_strides, window_of
-from .sums import total
+from .maps import across_pixels, share_of, whole, whole_strides, window_of
+from .sums import OverSplits
 from .tape import taped
 
 
@@ -23,17 +23,12 @@ def sums_kernel(
     C = whole(C, UNIT)
     x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT)
     other_n, other_h, other_w = whole_strides(other_n, other_h, other_w, UNIT)
-    blocks = tl.cdiv(C, BM)
-    group = tl.program_id(0) // blocks
-    split = group % splits
-    image = (group // splits).to(tl.int64)
-    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
-    wanted = channels < C
+    image, split, group, channels, wanted, begin, end = share_of(C, H, W, splits, per_split, BR, BW, BM, WIDE)
     x += image * x_n
     if other is not None:
         other += image * other_n
     found = tl.zeros((BR, BW, BM), tl.float32)
-    for t in range(split * per_split, tl.minimum((split + 1) * per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))):
+    for t in range(begin, end):
         rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
         mask = valid & wanted[None, None, :]
         at = x + ((rows * x_h + columns * x_w) + channels[None, None, :] * x_c)
@@ -55,12 +50,7 @@ def scale_kernel(
     C = whole(C, UNIT)
     x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT)
     out_n, out_h, out_w = whole_strides(out_n, out_h, out_w, UNIT)
-    blocks = tl.cdiv(C, BM)
-    group = tl.program_id(0) // blocks
-    split = group % splits
-    image = (group // splits).to(tl.int64)
-    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
-    wanted = channels < C
+    image, split, group, channels, wanted, begin, end = share_of(C, H, W, splits, per_split, BR, BW, BM, WIDE)
     x += image * x_n
     out += image * out_n
     vector = image * C + channels
@@ -68,7 +58,7 @@ def scale_kernel(
     more = tl.zeros((BM,), tl.float32)
     if shift is not None:
         more = tl.load(shift + vector, mask=wanted, other=0.0).to(tl.float32)
-    for t in range(split * per_split, tl.minimum((split + 1) * per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))):
+    for t in range(begin, end):
         rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
         mask = valid & wanted[None, None, :]
         at = x + ((rows * x_h + columns * x_w) + channels[None, None, :] * x_c)
@@ -122,15 +112,12 @@ def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = 
     n, c, height, width = x.shape
     common, grid, tile = _windows(x, other)
     found = launch.empty((n, c), x.dtype if mean else torch.float32, x.device)
-    per_value, splits = 1.0 / (height * width) if mean else 1.0, common["splits"]
-    sums = found if splits == 1 else launch.empty((splits, n, c), torch.float32, x.device)
-    arguments = common | {
-        "other": other, **launch.strides("other", other), "sums": sums, "N": n,
-        "per_value": per_value if splits == 1 else 1.0,
-    }  # fmt: skip
+    sums = OverSplits(found, common["splits"], 1.0 / (height * width) if mean else 1.0)
+    arguments = common | {"other": other, **launch.strides("other", other), **sums.arguments, "N": n}
     with launch.on_device_of(x):
         launch.run(sums_kernel, grid, arguments, tile.warps, tile.stages)
-    return found if splits == 1 else total(sums, found, per_value=per_value)
+    sums.join()
+    return found
 
 
 @taped

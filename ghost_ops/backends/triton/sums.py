@@ -58,11 +58,11 @@ def join(partials: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor
 
 @triton.jit
 def total_kernel(
-    partials, out, var, eps, per_value, groups, ROWS, CHANNELS, row_step, channel_step, BG: tl.constexpr,
+    partials, out, per_value, groups, ROWS, CHANNELS, row_step, channel_step, BG: tl.constexpr,
     BC: tl.constexpr,
 ):  # fmt: skip
-    """out[row * row_step + channel * channel_step] = Σ over groups of partials (groups x ROWS x CHANNELS) * per_value,
-    divided by the channel's deviation where ``var`` is given. Grid: ROWS x blocks of CHANNELS."""
+    """out[row * row_step + channel * channel_step] = Σ over groups of partials (groups x ROWS x CHANNELS) * per_value.
+    Grid: ROWS x blocks of CHANNELS."""
     blocks = tl.cdiv(CHANNELS, BC)
     row = tl.program_id(0) // blocks
     channels = (tl.program_id(0) % blocks) * BC + tl.arange(0, BC)
@@ -73,8 +73,6 @@ def total_kernel(
         at = partials + (group[:, None].to(tl.int64) * ROWS + row) * CHANNELS + channels[None, :]
         found += tl.load(at, mask=(group < groups)[:, None] & wanted[None, :], other=0.0)
     v = tl.sum(found, axis=0) * per_value
-    if var is not None:
-        v = v / tl.sqrt(tl.load(var + channels, mask=wanted, other=1.0) + eps)
     tl.store(out + row.to(tl.int64) * row_step + channels * channel_step, v.to(out.dtype.element_ty), mask=wanted)
 
 
@@ -84,26 +82,46 @@ def total(
     *,
     steps: tuple[int, int] | None = None,
     per_value: float = 1.0,
-    var: torch.Tensor | None = None,
-    eps: float = 0.0,
 ) -> torch.Tensor:
     """Sums over the groups of ``partials`` (groups x rows x channels) into ``to``, in a fixed order.
 
     Args:
         steps: of rows and channels in ``to``; by default it is rows x channels.
-        per_value: a factor. var, eps: of a BatchNorm whose deviation divides.
+        per_value: a factor.
     """
     groups, rows, channels = partials.shape
     row_step, channel_step = steps or (channels, 1)
     block = 8 if groups > 16 else 128
     arguments = {
-        "partials": partials, "out": to, "var": launch.vector(var), "eps": eps, "per_value": per_value,
+        "partials": partials, "out": to, "per_value": per_value,
         "groups": groups, "ROWS": rows, "CHANNELS": channels, "row_step": row_step, "channel_step": channel_step,
         "BG": tiles.rows(groups), "BC": block,
     }  # fmt: skip
     with launch.on_device_of(partials):
         launch.run(total_kernel, (rows * launch.cdiv(channels, block),), arguments, warps=4, stages=1)
     return to
+
+
+class OverSplits:
+    """Sums over an image's windows, N x channels, times ``per_value``, into ``to`` (None: nothing is summed).
+
+    A kernel gets ``arguments``; where an image has several splits it writes sums of each, which ``join`` joins.
+    """
+
+    def __init__(self, to: torch.Tensor | None, splits: int, per_value: float = 1.0) -> None:
+        self.to, self.per_value, self.apart = to, per_value, to is not None and splits > 1
+        self.sums = launch.empty((splits, *to.shape), torch.float32, to.device) if self.apart else to
+        self.arguments = {"sums": self.sums, "per_value": 1.0 if self.apart else per_value}
+
+    def join(self) -> None:
+        if self.apart:
+            total(self.sums, self.to, per_value=self.per_value)
+
+
+def as_taps(memory: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """A depthwise weight (C x 1 x D x D) whose numbers lie as ``by_taps`` wants them."""
+    c, _, height, width = shape
+    return memory.as_strided(shape, (1, c, width * c, c), memory.storage_offset())
 
 
 def by_taps(weight: torch.Tensor) -> torch.Tensor:
@@ -114,9 +132,9 @@ def by_taps(weight: torch.Tensor) -> torch.Tensor:
     c, d = weight.shape[0], weight.shape[-1]
     if weight.stride(0) == 1 and weight.stride(2) == d * c and weight.stride(3) == c:
         return weight
-    to = launch.empty((d, d, c), weight.dtype, weight.device)
+    to = launch.empty((d * d * c,), weight.dtype, weight.device)
     total(launch.vector(weight).view(1, c, d * d), to, steps=(1, c))
-    return to.as_strided(weight.shape, (1, c, d * c, c))
+    return as_taps(to, weight.shape)
 
 
 @triton.jit

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
+import torch
+import torch.nn.functional as F
 
 from ghost_ops import functional
-from ghost_ops.backends import choose
-from tests.ops.cases import Errors, check
+from ghost_ops.backends import activation, choose
+from ghost_ops.backends.triton.depthwise import depthwise
+from tests.helpers import assert_as_accurate
+from tests.ops.cases import LAYOUTS, Errors, check, in_layout
 
 from .drawn import draw, draw_squeeze_excite, few_tiles, many_tiles
 
@@ -30,4 +36,36 @@ def test_squeeze_excite():
     for seed in range(CASES):
         with many_tiles() if seed % 4 == 3 else few_tiles():
             check(functional.squeeze_excite, draw_squeeze_excite(seed), 1, errors)
+    errors.assert_within(2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_depthwise_of_programs(dtype):
+    """With bias, activation and squeeze, at any stride; weights as parameters lie, and as programs lay them."""
+    errors = Errors()
+    for seed in range(24):
+        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        numbers = lambda *shape, generator=generator: torch.randn(shape, generator=generator).to(dtype)
+        n, c, h, w = rng.randint(1, 3), rng.randint(1, 40), rng.randint(1, 11), rng.randint(1, 11)
+        k, stride, squeeze = rng.choice([1, 3, 5, 7]), rng.randint(1, 3), rng.random() < 0.7
+        act = rng.choice([activation.NONE, activation.RELU, activation.PRELU, activation.HARD_SWISH])
+        x, weight = in_layout(numbers(n, c, h, w), rng.choice(LAYOUTS)), numbers(c, 1, k, k) / k
+        bias, slopes = numbers(c) if rng.random() < 0.6 else None, numbers(c).abs()
+        if seed % 2:
+            weight = weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+
+        def plain(x, weight, bias, slopes, stride=stride, k=k, act=act):
+            out = F.conv2d(x, weight, bias, stride, k // 2, groups=x.shape[1])
+            out = activation.activate(out, act, 0.0, slopes)
+            return out, out.mean((2, 3))
+
+        with many_tiles() if seed % 4 == 3 else few_tiles():
+            used = slopes if act == activation.PRELU else None
+            out, means = depthwise(x, weight, bias, used, stride, act, 0.0, squeeze)
+        wide = [None if t is None else t.double() for t in (x, weight, bias, slopes)]
+        found = zip((out, means) if squeeze else (out,), plain(x, weight, bias, slopes), plain(*wide))
+        for what, (ours, eager, exact) in zip(("output", "squeeze"), found):
+            errors.add(what, ours, eager, exact)
+            assert_as_accurate(ours, eager, exact, 4.0, what=f"seed {seed}, {what}", ulps=8)
+        assert squeeze or means.numel() == 0
     errors.assert_within(2.0)

@@ -84,7 +84,6 @@ def of_tests() -> Iterator[Callable[[], object]]:
     from unittest import mock
 
     from tests.gpu import test_operators as tests
-    from tests.triton.interpreted.drawn import draw, draw_squeeze_excite
 
     def run(kind, case, dtype, errors=None):
         tests.results(kind, tests.moved(case, dtype, "cpu"), False, 2 if case.options.get("return_squeeze") else 1)
@@ -92,9 +91,7 @@ def of_tests() -> Iterator[Callable[[], object]]:
     for dtype in tests.DTYPES:
         for kind in tests.KINDS:
             for seed in (seed for seeds in tests.SEEDS for seed in seeds):
-                yield lambda kind=kind, dtype=dtype, seed=seed: run(
-                    kind, draw_squeeze_excite(seed) if kind == "squeeze_excite" else draw(kind, seed), dtype
-                )
+                yield lambda kind=kind, dtype=dtype, seed=seed: run(kind, tests.drawn(kind, seed), dtype)
 
         def layers(dtype=dtype):
             (shapes,) = (m.args[1] for m in tests.test_layer_shapes_of_ghostnet.pytestmark if m.args[0] == "shape")

@@ -29,8 +29,9 @@ LAYERS = {  # channels, primary channels, side
 CLASSES = {"half": torch.float16, "float": torch.float32}
 SIDES = {
     "product": ("pixels", "channels", "depth", "warps", "stages"),
-    "stencil": ("pixels", "channels", "columns", "warps"),
-    "stencil_gradient": ("pixels", "channels", "columns", "warps"),
+    "module": ("values", "warps", "channels", "stages"),
+    "stencil": ("values", "warps", "channels"),
+    "stencil_gradient": ("values", "warps", "channels"),
     "weight_gradient": ("pixels", "channels", "depth", "warps", "stages"),
 }
 CANDIDATES = {
@@ -39,13 +40,9 @@ CANDIDATES = {
         (128, 64, 128, 8, 2), (128, 32, 64, 4, 3), (128, 32, 64, 8, 3), (256, 32, 64, 8, 3), (256, 64, 64, 8, 3),
         (64, 128, 64, 8, 3), (128, 128, 64, 8, 3), (64, 32, 32, 4, 2), (32, 32, 32, 4, 2),
     ),
-    "stencil": (
-        (32, 32, 8, 4), (32, 32, 8, 2), (32, 32, 4, 4), (16, 32, 8, 2), (64, 32, 8, 4), (64, 32, 8, 2), (32, 64, 8, 4),
-        (64, 64, 8, 8), (128, 32, 8, 4),
-    ),
-    "stencil_gradient": (
-        (32, 32, 8, 8), (32, 32, 8, 4), (16, 32, 8, 4), (16, 32, 8, 2), (64, 32, 8, 8), (32, 16, 8, 4),
-    ),
+    "module": ((16, 4, 64, 2), (16, 4, 64, 1), (16, 4, 64, 3), (8, 4, 64, 2), (16, 8, 64, 2), (16, 4, 32, 2)),
+    "stencil": ((8, 4, 128), (4, 4, 128), (8, 2, 128), (8, 1, 64), (4, 2, 64), (8, 4, 32), (16, 4, 128)),
+    "stencil_gradient": ((4, 4, 128), (2, 4, 128), (8, 4, 128), (4, 2, 128), (4, 8, 128), (4, 4, 32)),
     "weight_gradient": ((64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (128, 64, 64, 4, 2), (32, 32, 32, 4, 2)),
 }  # fmt: skip
 BETTER = 0.98

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -12,12 +14,16 @@ from ghost_ops.ops._library import overload
 from tests.helpers import assert_as_accurate
 from tests.ops.cases import Case, Errors, in_layout
 from tests.ops.test_registration import CALLS
-from tests.triton.interpreted.drawn import draw, draw_squeeze_excite
+from tests.triton.interpreted.drawn import draw, draw_depthwise, draw_squeeze_excite
 
 DEVICE = "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-KINDS = ("ghost_module", "cheap_concat", "ghost_module_train", "squeeze_excite")
+KINDS = ("ghost_module", "cheap_concat", "ghost_module_train", "squeeze_excite", "depthwise")
 SEEDS = [range(first, first + 10) for first in range(0, 40, 10)]  # in parts, which processes share
+
+
+def drawn(kind: str, seed: int) -> Case:
+    return {"squeeze_excite": draw_squeeze_excite, "depthwise": draw_depthwise}.get(kind, partial(draw, kind))(seed)
 
 
 def moved(case: Case, dtype: torch.dtype | None, device: str = DEVICE) -> Case:
@@ -67,7 +73,7 @@ def check(kind: str, case: Case, dtype: torch.dtype, errors: Errors) -> None:
 def test_drawn(kind, dtype, seeds):
     errors = Errors()
     for seed in seeds:
-        case = draw_squeeze_excite(seed) if kind == "squeeze_excite" else draw(kind, seed)
+        case = drawn(kind, seed)
         x = moved(Case({"x": next(iter(case.tensors.values()))}), dtype).tensors["x"]
         assert choose(kind, x).backend == "triton"
         check(kind, case, dtype, errors)

@@ -7,7 +7,15 @@ from collections.abc import Callable
 import torch
 
 from ghost_ops.backends.activation import HARD_SIGMOID, HARD_SWISH, NONE, PRELU, RELU, SILU
-from ghost_ops.backends.triton import cheap_concat, ghost_module, ghost_module_train, squeeze_excite
+from ghost_ops.backends.triton import (
+    cheap_concat,
+    convolution,
+    depthwise,
+    depthwise_gradient,
+    ghost_module,
+    ghost_module_train,
+    squeeze_excite,
+)
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 
@@ -76,6 +84,18 @@ def excitation(c, side, dtype, *, layout=LAST):
     squeeze_excite.squeeze_excite_backward(x, x, *vectors, *parameters, RELU, HARD_SIGMOID)
 
 
+def convolutions(side, dtype, *, c=3, m=16, d=3):
+    """As programs have them: a net's first, and a depthwise one of stride 2."""
+    parameter = lambda *shape: torch.empty(shape, dtype=dtype)
+    a_map = _empty(dtype, LAST)
+    convolution.convolution(
+        a_map(2, c, 2 * side, 2 * side), parameter(m, c, d, d), parameter(m), None, 2, d // 2, RELU, 0.0
+    )
+    x, weight, bias = a_map(2, m, 2 * side, 2 * side), parameter(m, 1, d, d), parameter(m)
+    depthwise.layer(x, weight, bias, None, 2, NONE, 0.0, True)
+    depthwise_gradient.depthwise_backward(a_map(2, m, side, side), x, weight, bias, 2, True, True)
+
+
 def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
     """Every entry of the table through every kernel, at the shapes where its tile is largest."""
     found = []
@@ -83,9 +103,12 @@ def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
         found += [
             (f"inference, large, {dtype}", lambda d=dtype: inference(64, 64, 56, d)),
             (f"inference, small, {dtype}", lambda d=dtype: inference(112, 336, 14, d, more=True)),
+            (f"inference, small, in one launch in half precision, {dtype}", lambda d=dtype: folded(40, 60, 28, d)),
             (f"training, large, {dtype}", lambda d=dtype: training(24, 36, 56, d)),
             (f"training, small, {dtype}", lambda d=dtype: training(672, 80, 14, d, d=5)),
             (f"squeeze-excite, {dtype}", lambda d=dtype: excitation(672, 14, d)),
+            (f"convolutions, large, {dtype}", lambda d=dtype: convolutions(112, d, m=48)),
+            (f"convolutions, small, {dtype}", lambda d=dtype: convolutions(14, d, c=5, m=672, d=5)),
         ]
     return found
 
@@ -94,6 +117,8 @@ def odd(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
     """Odd channels, ratios, cheap kernels, activations and layouts."""
     return [
         ("first layer, NCHW", lambda: inference(16, 8, 112, half, layout=FIRST)),
+        ("one launch, PReLU", lambda: folded(24, 36, 56, half, act=PRELU, backward=False)),
+        ("one launch of many channels, unfolded", lambda: inference(128, 64, 28, half)),
         ("PReLU, gradients, odd channels", lambda: folded(23, 37, 33, half, d=5, act=PRELU)),
         ("ratio 1, gradients", lambda: folded(160, 960, 7, half, cheap=False, act=HARD_SWISH)),
         ("ratio 3, all that rides", lambda: inference(40, 20, 28, half, multiplier=2, act=SILU, more=True)),

@@ -67,14 +67,16 @@ def test_wide_offsets_compile():
 
     def run(shape):
         x = torch.empty(shape, dtype=torch.float16, device="meta").to(memory_format=torch.channels_last)
-        w, cheap = (torch.empty(s, dtype=torch.float16, device="meta") for s in ((32, shape[1], 1, 1), (32, 1, 3, 3)))
-        calls.ghost_module.ghost_module(x, w, None, cheap, *[None] * 5, 64, 1, 1, 0.0, 0.0, False)
+        for m in (32, 31):  # in one launch, in two
+            shapes = (m, shape[1], 1, 1), (m, 1, 3, 3)
+            w, cheap = (torch.empty(s, dtype=torch.float16, device="meta") for s in shapes)
+            calls.ghost_module.ghost_module(x, w, None, cheap, *[None] * 5, 2 * m, 1, 1, 0.0, 0.0, False)
 
     near, far = (
         [one for one in aot.record("sm_90", lambda shape=shape: run(shape)) if "WIDE" in dict(one.constants)]
-        for shape in ((2, 16, 512, 512), (2, 64, 6000, 6000))
+        for shape in ((2, 64, 512, 512), (2, 64, 6000, 6000))
     )
-    assert len(near) == len(far) == 2
+    assert len(near) == len(far) == 3
     assert not any(dict(one.constants)["WIDE"] for one in near) and all(dict(one.constants)["WIDE"] for one in far)
     assert not any(aot.compile_for(one, "sm_90").spilled for one in far)
 

@@ -29,11 +29,12 @@ def test_the_table_is_whole():
     table = tiles.table()
     assert set(table) == {"default", *tiles.ARCHITECTURES}
     classes = [f"{size}/{kind}" for size in ("large", "small") for kind in ("half", "float")]
-    assert set(table["default"]) == {f"{kernel}/{shape}" for kernel in tiles.KERNELS for shape in classes}
+    wanted = {f"{kernel}/{shape}" for kernel in tiles.KERNELS for shape in classes}
+    assert set(table["default"]) == wanted - {"module/large/float", "module/small/float"}
     for rows in table.values():
         for tile in rows.values():
             found = tiles.Tile(**tile)
-            for side in (found.pixels, found.channels, found.depth, found.columns, found.warps):
+            for side in (found.pixels, found.channels, found.depth, found.columns, found.values, found.warps):
                 assert side & (side - 1) == 0
 
 
@@ -52,11 +53,11 @@ def test_an_architecture_may_differ_from_the_default(tmp_path, monkeypatch):
 
 def test_override():
     x = torch.empty(1, 8, 56, 56)
-    before = tiles.windows("stencil", x, 36)
-    with tiles.override("stencil", pixels=16, columns=4):
-        inside, splits, per_split = tiles.windows("stencil", x, 36)
-        assert (inside.columns, splits * per_split >= 56 * 56 // inside.pixels) == (4, True)
-    assert tiles.windows("stencil", x, 36) == before
+    before = tiles.strips("stencil", x, 36)
+    with tiles.override("stencil", columns=4):
+        inside, splits, per_split = tiles.strips("stencil", x, 36)
+        assert (inside.columns, splits * per_split >= 14 * 56) == (4, True)
+    assert tiles.strips("stencil", x, 36) == before
     for kernel, sides in (("nothing", {}), ("product", {"width": 3})):
         with pytest.raises(ValueError, match=r"tiles.override: expected"), tiles.override(kernel, **sides):
             pass
@@ -65,14 +66,15 @@ def test_override():
 @pytest.mark.parametrize("side", [1, 7, 28, 29, 112, 1000])
 @pytest.mark.parametrize("n", [0, 1, 256, 5000])
 @pytest.mark.parametrize("channels", [1, 12, 36, 100, 960])
-def test_windows_cover_the_map(side, n, channels):
+def test_strips_cover_the_map(side, n, channels):
     x = torch.empty(n, 8, side, side, device="meta")
-    tile, splits, per_split = tiles.windows("stencil", x, channels)
-    rows = tile.pixels // tile.columns
-    count = -(-side // rows) * -(-side // tile.columns)
-    assert (splits - 1) * per_split < count <= splits * per_split
-    assert n * splits <= max(2 * tiles.GROUPS, n)
-    idle = -(-channels // tile.channels) * tile.channels - channels
+    tile, splits, per_split = tiles.strips("stencil", x, channels)
+    across, blocks = -(-side // tile.columns), -(-channels // tile.channels)
+    assert splits % across == 0 and (splits // across - 1) * per_split < side <= splits // across * per_split
+    assert n * splits * blocks < max(2 * tiles.PROGRAMS, 2 * n * across * blocks)
+    assert per_split >= min(tiles.LEAST_ROWS, side)
+    assert tile.columns * tile.channels <= 32 * tile.values * tile.warps or tile.columns == 1
+    idle = blocks * tile.channels - channels
     assert idle < 16, "no block of channels is idle where a smaller one would do"
 
 

@@ -25,6 +25,8 @@ _FILES = {
     "squeeze_excite": "squeeze_excite",
     "squeeze_excite_backward": "squeeze_excite",
     "excite": "squeeze_excite",
+    "depthwise": "depthwise",
+    "depthwise_backward": "depthwise_gradient",
     "program": "program",
 }
 OPERATORS = tuple(_FILES)

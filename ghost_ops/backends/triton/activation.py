@@ -115,3 +115,13 @@ def affine(bias, gamma, beta, mean, var, eps, channels, mask):
         scale = load_or(gamma, channels, mask, 1.0) / tl.sqrt(load_or(var, channels, mask, 1.0) + eps)
         shift = load_or(beta, channels, mask, 0.0)
     return center, scale, shift
+
+
+@triton.jit
+def normalized(z, center, scale, shift, NORM: tl.constexpr):
+    """What ``affine`` says, of a tile (pixels x channels). Without a BatchNorm only the center counts, which the
+    compiler may not find out: z + 0 is not z where z is -0."""
+    z -= center[None, :]
+    if NORM:
+        z = z * scale[None, :] + shift[None, :]
+    return z

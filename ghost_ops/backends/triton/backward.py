@@ -12,7 +12,14 @@ from typing import NamedTuple
 import torch
 
 from . import checks, launch, tiles
-from .gradient_kernels import cheap_gradient, input_gradient, primary_gradient, weight_gradient
+from .gradient_kernels import (
+    cheap_gradient,
+    input_gradient,
+    norm_gradient,
+    primary_gradient,
+    tap_gradient,
+    weight_gradient,
+)
 from .half import Half
 from .products import primary_product
 from .squeeze_excite import image_sums, scaled_map
@@ -67,37 +74,42 @@ def through_halves(
     def partial(splits: int, rows: int, channels: int) -> torch.Tensor:
         return launch.empty((n * splits, rows, channels), torch.float32, z.device)
 
-    weights = two_grad = grad_cheap = None
+    two_grad = grad_cheap = None
     with launch.on_device_of(z):
         if multiplier:
-            tile, splits, per_split = tiles.windows("stencil", z, m)
+            tile, splits, per_split = tiles.strips("stencil_gradient", z, m, d * d * multiplier)
 
-            def cheap(store: torch.Tensor | None, sums: torch.Tensor | None, partials: torch.Tensor | None) -> None:
-                arguments = {
-                    **common, **two.arguments("two"), "count": float(n * height * width), "KEPT": out_channels,
-                    "UNIT": launch.unit(z, grad_out, counts=(m, out_channels)), **tile.window(splits, per_split),
-                    "grad_made": store, "two_sums": sums, "partials": partials,
-                }  # fmt: skip
-                grid = (n * splits * launch.cdiv(m, tile.channels),)
-                launch.run(cheap_gradient, grid, arguments, tile.warps, tile.stages)
-
-            partials = partial(splits, 3, made)
-            cheap(None if batch else grad_made, None, partials)
+            partials, count = partial(splits, 3, made), float(n * height * width)
+            unit = launch.unit(z, grad_out, counts=(m, out_channels))
+            arguments = {
+                **common, **two.arguments("two"), "KEPT": out_channels, "UNIT": unit, **tile.strip(splits, per_split),
+                "made_map": grad_made, "partials": partials, "BATCH": batch,
+            }  # fmt: skip
+            grid = (n * splits * launch.cdiv(m, tile.channels),)
+            launch.run(cheap_gradient, grid, arguments, tile.warps, tile.stages)
             two_sums, two_grad = half_sums(partials, two)
             if batch:
-                cheap(grad_made, two_sums, None)
-        tile, splits, per_split = tiles.windows("stencil_gradient", z, m)
-        if multiplier:
-            weights = partial(splits, d * d * multiplier, m)
-        partials = partial(splits, 3, m)
+                tile, splits, per_split = tiles.strips("stencil_gradient", z, made)
+                arguments |= {"MADE": made, "two_sums": two_sums, "count": count, **tile.strip(splits, per_split)}
+                arguments = {name: arguments[name] for name in norm_gradient.arg_names}
+                grid = (n * splits * launch.cdiv(made, tile.channels),)
+                launch.run(norm_gradient, grid, arguments, tile.warps, tile.stages)
+        tile, splits, per_split = tiles.strips("stencil_gradient", z, m, d * d * multiplier)
+        partials, strip = partial(splits, 3, m), tile.strip(splits, per_split)
         first = common | {
             "grad_made": grad_made, "grad_z": grad_z, **launch.strides("to", grad_z), "partials": partials,
-            "weights": weights, "TAPS": max(16, 1 << (d * d * max(multiplier, 1) - 1).bit_length()),
-            "UNIT": launch.unit(z, grad_out, grad_z, counts=(m,)), **tile.window(splits, per_split),
+            "UNIT": launch.unit(z, grad_out, grad_z, counts=(m,)), **strip,
         }  # fmt: skip
         grid = (n * splits * launch.cdiv(m, tile.channels),)
         launch.run(primary_gradient, grid, first, tile.warps, tile.stages)
         one_sums, one_grad = half_sums(partials, one)
+        if multiplier:
+            weights = partial(splits, d * d * multiplier, m)
+            of_taps = {name: common[name] for name in tap_gradient.arg_names if name in common} | {
+                "grad_made": grad_made, "weights": weights, "UNIT": launch.unit(z, counts=(m,)), **strip,
+            }  # fmt: skip
+            grid = (*grid, multiplier)
+            launch.run(tap_gradient, grid, of_taps, tile.warps, tile.stages)
     if multiplier:
         grad_cheap = launch.empty(tuple(cheap_weight.shape), cheap_weight.dtype, z.device)
         total(weights, grad_cheap, steps=(1, d * d * multiplier))

@@ -1,17 +1,15 @@
 """The forward of a Ghost module: the primary convolution into the output, or where a residual is added into scratch
-memory, and the cheap half of that. Two launches, for as many images at a time as the second level cache holds, so that
-y1 is read back from there."""
+memory, and the cheap half of that."""
 
 from __future__ import annotations
 
 import torch
 
-from . import checks, launch, tiles
+from . import checks, launch, module_kernel
 from .cheap import cheap_half
 from .half import Half
 from .products import primary_product
 from .squeeze_excite import image_sums
-from .sums import by_taps
 
 
 def run(
@@ -44,12 +42,10 @@ def run(
         primary_product(x, weight, one, to=out, scale=scale, residual=residual)
         return out, image_sums(out, None, True) if squeeze else launch.empty((0,), x.dtype, x.device)
     means = launch.empty((n, out_channels) if squeeze else (0,), x.dtype, x.device)
+    if module_kernel.takes(x, cheap_weight, m, residual):
+        module_kernel.module(x, weight, one, cheap_weight, two, out, scale, means if squeeze else None)
+        return out, means
     y = out if residual is None else launch.scratch(x, m)
-    cheap_weight = by_taps(cheap_weight)
-    for part in tiles.in_cache(n, (c + out_channels) * height * width * x.element_size()):
-        some_x, some_y, some, some_scale, some_residual, some_means = (
-            None if t is None else t[part] for t in (x, y, out, scale, residual, means if squeeze else None)
-        )
-        primary_product(some_x, weight, one, to=some_y, scale=some_scale)
-        cheap_half(some_y, some, cheap_weight, two, m=m, residual=some_residual, squeeze=some_means)
+    primary_product(x, weight, one, to=y, scale=scale)
+    cheap_half(y, out, cheap_weight, two, m=m, residual=residual, squeeze=means if squeeze else None)
     return out, means

@@ -8,7 +8,7 @@ from . import backward, checks, launch
 from .cheap import cheap_half
 from .half import Half
 from .products import primary_product
-from .sums import join
+from .sums import by_taps, join
 from .tape import taped
 
 
@@ -23,11 +23,11 @@ def ghost_module_train(
     one = Half(None, act, act_slope, act_weight, primary_gamma, primary_beta, None, None, primary_eps)
     two = Half(None, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, None, None, cheap_eps)
     checks.expect_module(x, primary_weight, one, cheap_weight, two, out_channels)
-    z, out = launch.scratch(x, m), launch.new_map(x, out_channels)
+    z, out, cheap_weight = launch.scratch(x, m), launch.new_map(x, out_channels), by_taps(cheap_weight)
     primary_mean, primary_var = join(primary_product(x, primary_weight, to=z, statistics=True), count)
     one = one._replace(mean=primary_mean, var=primary_var)
     cheap_mean, cheap_var = join(cheap_half(z, out, cheap_weight, two, m=m, one=one, statistics=True), count)
-    cheap_half(out, out, cheap_weight, two._replace(mean=cheap_mean, var=cheap_var), m=m)
+    cheap_half(z, out, cheap_weight, two._replace(mean=cheap_mean, var=cheap_var), m=m, one=one)
     primary = z.permute(0, 2, 3, 1).float() if keep_primary else launch.empty((0,), torch.float32, x.device)
     return out, primary_mean, primary_var, cheap_mean, cheap_var, primary
 

@@ -1,4 +1,4 @@
-"""The kernels of ``backward``. Grids: groups of tiles x blocks of channels; see ``maps`` for runs and windows.
+"""The kernels of ``backward``. Grids: groups of tiles x blocks of channels; see ``maps`` for runs and strips.
 
 With the sums of a BatchNorm over its batch (3 x channels: Σ g, Σ g (z - mean),
 PReLU's) a gradient g of the BatchNorm's result becomes that of z:
@@ -10,19 +10,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activation import PRELU, activate, affine, derivative, load_or, slopes
+from .activation import PRELU, activate, affine, derivative, load_or, normalized, slopes
 from .maps import (
-    across_pixels,
     block_of,
-    depthwise,
     in_batch,
+    near,
+    read_row,
     run_of,
-    share_of,
     store_partial,
+    strip_of,
+    take_row,
+    weights_of,
     whole,
     whole_strides,
-    window_of,
-)  # fmt: skip
+)
 
 
 @triton.jit
@@ -41,162 +42,225 @@ def norm_coefficients(sums, gamma, mean, var, eps, count, channels, CHANNELS, wa
 
 
 @triton.jit
+def through_activation(
+    grad, grad_c, grad_h, grad_w, row, columns, channels, mask, a, slope, ACT: tl.constexpr
+):  # fmt: skip
+    """A row of the gradient of activations' arguments ``a``, 0 outside of ``mask``, and of their results."""
+    at = row * grad_h + columns[:, None] * grad_w + channels[None, :] * grad_c
+    g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
+    return tl.where(mask, g * derivative(a, ACT, slope[None, :]), 0.0), g
+
+
+@triton.jit
 def cheap_gradient(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
     cheap_weight,
     two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, two_slopes, two_slopes_stride, two_slope,
-    two_sums, count, grad_made, partials, H, W, M, KEPT, splits, per_split,
-    ONE_ACT: tl.constexpr, TWO_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    made_map, partials, H, W, M, KEPT, splits, per_split, ONE_ACT: tl.constexpr, TWO_ACT: tl.constexpr,
+    BATCH: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
+    BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the cheap convolution's result into ``grad_made`` (pixels x M * MULTIPLIER), its sums, or both."""
+    """Sums of the gradient of the second BatchNorm's result, and into ``made_map`` (pixels x M * MULTIPLIER) that
+    gradient; with BATCH, where the sums must be known first, what it is made of: the cheap convolution's result."""
     M, KEPT = whole(M, UNIT), whole(KEPT, UNIT)
     z_n, z_h, z_w = whole_strides(z_n, z_h, z_w, UNIT)
     grad_n, grad_h, grad_w = whole_strides(grad_n, grad_h, grad_w, UNIT)
-    image, split, group, channels, wanted, begin, end = share_of(M, H, W, splits, per_split, BR, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = strip_of(M, H, W, splits, per_split, BW, BM, WIDE)
     one_center, one_scale, one_shift = affine(
         one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted
     )
     one_bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
     MADE = M * MULTIPLIER
+    nothing = tl.zeros((BW, BM), tl.float32)
     z += image * z_n
     grad += image * grad_n
-    if grad_made is not None:
-        grad_made += image * (H * W) * MADE
+    made_map += image * (H * W) * MADE
     for q in tl.static_range(MULTIPLIER):
         made = channels * MULTIPLIER + q
         middle, scale, shift = affine(two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, made, wanted)
         bent = slopes(two_slopes, two_slopes_stride, made, wanted, two_slope, TWO_ACT)
-        factor, constant, linear, center = norm_coefficients(
-            two_sums, two_gamma, two_mean, two_var, two_eps, count, made, MADE, wanted
-        )
-        first = tl.zeros((BR, BW, BM), tl.float32)
-        second = tl.zeros((BR, BW, BM), tl.float32)
-        third = tl.zeros((BR, BW, BM), tl.float32)
-        for t in range(begin, end):
-            rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
-            mask = valid & wanted[None, None, :]
-            z2 = depthwise(
-                z, rows, columns, channels, H, W, z_c, z_h, z_w, cheap_weight, made, MADE, wanted, one_center,
-                one_scale, one_shift, one_bent, ONE_ACT, True, D, BR, BW, BM,
+        center = load_or(two_mean, made, wanted, 0.0)
+        held = weights_of(cheap_weight, made, MADE, wanted, D)
+        mask = (columns < W)[:, None] & wanted[None, :]
+        kept = mask & ((M + made) < KEPT)[None, :]
+        pending = (nothing,) * (D - 1)  # results that the rows read so far began
+        first, second, third = nothing, nothing, nothing
+        last = tl.minimum(bottom + D // 2, H)
+        ahead = read_row(z, top - D // 2, columns, channels, last, W, z_c, z_h, z_w, wanted, D)
+        for below in range(top - D // 2, bottom + D // 2):
+            seen = ahead  # while this row is computed with, the next one is under way
+            ahead = read_row(z, below + 1, columns, channels, last, W, z_c, z_h, z_w, wanted, D)
+            begun = take_row(
+                seen, below, columns, H, W, pending + (nothing,), held, wanted, one_center, one_scale, one_shift,
+                one_bent, ONE_ACT, True, False, D,
             )  # fmt: skip
-            a2 = (z2 - middle[None, None, :]) * scale[None, None, :] + shift[None, None, :]
-            at = (rows * grad_h + columns * grad_w) + (M + made)[None, None, :] * grad_c
-            kept = mask & ((M + made) < KEPT)[None, None, :]
-            g = tl.load(grad + at, mask=kept, other=0.0).to(tl.float32)
-            g2 = tl.where(kept, g * derivative(a2, TWO_ACT, bent[None, None, :]), 0.0)
-            apart = z2 - center[None, None, :]
-            if partials is not None:
+            z2, pending = begun[0], begun[1:]
+            row = below - D // 2
+            if row >= top:
+                at = (row * W + columns)[:, None] * MADE + made[None, :]
+                if BATCH:
+                    rounded = z2.to(made_map.dtype.element_ty)
+                    tl.store(made_map + at, rounded, mask=mask)
+                    z2 = rounded.to(tl.float32)  # as ``norm_gradient`` will see it
+                a2 = normalized(z2, middle, scale, shift, two_mean is not None)
+                g2, g = through_activation(
+                    grad, grad_c, grad_h, grad_w, row, columns, M + made, kept, a2, bent, TWO_ACT
+                )
+                if not BATCH:
+                    gz = scale[None, :] * g2
+                    tl.store(made_map + at, gz.to(made_map.dtype.element_ty), mask=mask)
                 first += g2
-                second += tl.where(kept, g2 * apart, 0.0)
+                second += tl.where(kept, g2 * (z2 - center[None, :]), 0.0)
                 if TWO_ACT == PRELU:
                     third += tl.where(kept & ~(a2 > 0), g * a2, 0.0)
-            if grad_made is not None:
-                gz = factor[None, None, :] * (g2 - constant[None, None, :] - linear[None, None, :] * apart)
-                at = (rows * W + columns) * MADE + made[None, None, :]
-                tl.store(grad_made + at, gz.to(grad_made.dtype.element_ty), mask=mask)
-        if partials is not None:
-            store_partial(
-                partials, group, made, MADE, wanted, across_pixels(first, BR, BW, BM),
-                across_pixels(second, BR, BW, BM), across_pixels(third, BR, BW, BM),
-            )  # fmt: skip
+        sums = tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)
+        store_partial(partials, group, made, MADE, wanted, sums[0], sums[1], sums[2])
 
 
 @triton.jit
-def made_gradient(
-    grad_made, cheap_weight, rows, columns, valid, H, W, MADE, made, tap, wanted, D: tl.constexpr
+def norm_gradient(
+    made_map, grad, grad_n, grad_c, grad_h, grad_w,
+    two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, two_slopes, two_slopes_stride, two_slope,
+    two_sums, count, H, W, M, MADE, KEPT, splits, per_split, TWO_ACT: tl.constexpr, WIDE: tl.constexpr,
+    UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """What tap ``tap`` of the cheap convolution has to do with a window's pixels: the gradient of the result that reads
-    them by it (0 outside of the image), its weight, and where there is such a result."""
-    row, column = rows + (D // 2 - tap // D), columns + (D // 2 - tap % D)
-    near = valid & (row >= 0) & (row < H) & (column >= 0) & (column < W) & wanted[None, None, :]
-    at = grad_made + ((row * W + column) * MADE + made[None, None, :])
-    by = tl.load(cheap_weight + (tap * MADE + made), mask=wanted, other=0.0).to(tl.float32)
-    return tl.load(at, mask=near, other=0.0).to(tl.float32), by, near
+    """The cheap convolution's result in ``made_map`` becomes its gradient, through a BatchNorm over the batch. Grid:
+    see ``strip_of``; blocks are of MADE."""
+    M, MADE, KEPT = whole(M, UNIT), whole(MADE, UNIT), whole(KEPT, UNIT)
+    grad_n, grad_h, grad_w = whole_strides(grad_n, grad_h, grad_w, UNIT)
+    image, split, group, columns, channels, wanted, top, bottom = strip_of(MADE, H, W, splits, per_split, BW, BM, WIDE)
+    middle, scale, shift = affine(two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, channels, wanted)
+    bent = slopes(two_slopes, two_slopes_stride, channels, wanted, two_slope, TWO_ACT)
+    factor, constant, linear, center = norm_coefficients(
+        two_sums, two_gamma, two_mean, two_var, two_eps, count, channels, MADE, wanted
+    )
+    grad += image * grad_n
+    made_map += image * (H * W) * MADE
+    mask = (columns < W)[:, None] & wanted[None, :]
+    kept = mask & ((M + channels) < KEPT)[None, :]
+    for row in range(top, bottom):
+        at = made_map + ((row * W + columns)[:, None] * MADE + channels[None, :])
+        z2 = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        a2 = normalized(z2, middle, scale, shift, True)
+        g2, _ = through_activation(grad, grad_c, grad_h, grad_w, row, columns, M + channels, kept, a2, bent, TWO_ACT)
+        gz = factor[None, :] * (g2 - constant[None, :] - linear[None, :] * (z2 - center[None, :]))
+        tl.store(at, gz.to(made_map.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def made_rows(
+    grad_made, row, columns, channels, H, W, MADE, wanted, MULTIPLIER: tl.constexpr, D: tl.constexpr
+):  # fmt: skip
+    """``read_row`` of the gradients of all that is made of these channels, one after the other."""
+    found = ()
+    for q in tl.static_range(MULTIPLIER):
+        found = found + read_row(
+            grad_made, row, columns, channels * MULTIPLIER + q, H, W, 1, W * MADE, MADE, wanted, D
+        )  # fmt: skip
+    return found
 
 
 @triton.jit
 def primary_gradient(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
-    cheap_weight, grad_made, grad_z, to_n, to_c, to_h, to_w, partials, weights, H, W, M, splits, per_split,
-    ONE_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr, TAPS: tl.constexpr,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    cheap_weight, grad_made, grad_z, to_n, to_c, to_h, to_w, partials, H, W, M, splits, per_split,
+    ONE_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the first BatchNorm's result (z's, without one) into ``grad_z``, its sums, the cheap weight's.
-
-    The weight's gradient needs y1 at the pixel alone: ∂W2[a, b] = Σ y1[u] ∂z2[u - offset(a, b)], and these ∂z2 are read
-    for ∂y1 anyway. ``weights``: groups x MULTIPLIER x D x D x M.
-    """
+    """Gradient of the first BatchNorm's result (z's, without one) into ``grad_z``, and its sums."""
     M = whole(M, UNIT)
     z_n, z_h, z_w = whole_strides(z_n, z_h, z_w, UNIT)
     grad_n, grad_h, grad_w = whole_strides(grad_n, grad_h, grad_w, UNIT)
     to_n, to_h, to_w = whole_strides(to_n, to_h, to_w, UNIT)
-    image, split, group, channels, wanted, begin, end = share_of(M, H, W, splits, per_split, BR, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = strip_of(M, H, W, splits, per_split, BW, BM, WIDE)
     middle, scale, shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
     bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
     center = load_or(one_mean, channels, wanted, 0.0)
     MADE = M * MULTIPLIER
-    COUNT: tl.constexpr = MULTIPLIER * D * D
-    # Sums of few taps stay apart for each pixel of a window until the end; those of many would fill the registers, and
-    # are joined window by window.
-    FEW: tl.constexpr = COUNT <= 9
     z += image * z_n
     grad += image * grad_n
     grad_z += image * to_n
     if MULTIPLIER > 0:
         grad_made += image * (H * W) * MADE
-    taps = tl.arange(0, TAPS)
-    sums = tl.zeros((TAPS, BM), tl.float32)
-    parts = (tl.zeros((BR, BW, BM), tl.float32),) * (COUNT if FEW else 0)
-    first = tl.zeros((BR, BW, BM), tl.float32)
-    second = tl.zeros((BR, BW, BM), tl.float32)
-    third = tl.zeros((BR, BW, BM), tl.float32)
-    for t in range(begin, end):
-        rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
-        mask = valid & wanted[None, None, :]
-        at = (rows * z_h + columns * z_w) + channels[None, None, :] * z_c
-        z1 = tl.load(z + at, mask=mask, other=0.0).to(tl.float32)
-        a1 = (z1 - middle[None, None, :]) * scale[None, None, :] + shift[None, None, :]
-        at = (rows * grad_h + columns * grad_w) + channels[None, None, :] * grad_c
-        g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
-        if MULTIPLIER > 0:
-            y1 = activate(a1, ONE_ACT, bent[None, None, :])
-            if FEW:
-                for k in tl.static_range(COUNT):
-                    gz, by, near = made_gradient(
-                        grad_made, cheap_weight, rows, columns, valid, H, W, MADE,
-                        channels * MULTIPLIER + k // (D * D), k % (D * D), wanted, D,
-                    )  # fmt: skip
-                    g += gz * by[None, None, :]
-                    parts = parts[:k] + (parts[k] + tl.where(near, gz * y1, 0.0),) + parts[k + 1 :]
-            else:
-                for k in range(COUNT):
-                    gz, by, near = made_gradient(
-                        grad_made, cheap_weight, rows, columns, valid, H, W, MADE,
-                        channels * MULTIPLIER + k // (D * D), k % (D * D), wanted, D,
-                    )  # fmt: skip
-                    g += gz * by[None, None, :]
-                    part = across_pixels(tl.where(near, gz * y1, 0.0), BR, BW, BM)
-                    sums += tl.where((taps == k)[:, None], part[None, :], 0.0)
-        g1 = tl.where(mask, g * derivative(a1, ONE_ACT, bent[None, None, :]), 0.0)
-        first += g1
-        second += tl.where(mask, g1 * (z1 - center[None, None, :]), 0.0)
-        if ONE_ACT == PRELU:
-            third += tl.where(mask & ~(a1 > 0), g * a1, 0.0)
-        at = (rows * to_h + columns * to_w) + channels[None, None, :] * to_c
-        tl.store(grad_z + at, g1.to(grad_z.dtype.element_ty), mask=mask)
-    store_partial(
-        partials, group, channels, M, wanted, across_pixels(first, BR, BW, BM), across_pixels(second, BR, BW, BM),
-        across_pixels(third, BR, BW, BM),
-    )  # fmt: skip
-    if weights is not None:
-        if FEW:
-            for k in tl.static_range(COUNT):
-                sums += tl.where((taps == k)[:, None], across_pixels(parts[k], BR, BW, BM)[None, :], 0.0)
-        to = weights + (group.to(tl.int64) * COUNT + taps[:, None]) * M + channels[None, :]
-        tl.store(to, sums, mask=(taps < COUNT)[:, None] & wanted[None, :])
+    mask = (columns < W)[:, None] & wanted[None, :]
+    nothing = tl.zeros((BW, BM), tl.float32)
+    first, second, third = nothing, nothing, nothing
+    held = ()
+    for q in tl.static_range(MULTIPLIER):
+        held = held + weights_of(cheap_weight, channels * MULTIPLIER + q, MADE, wanted, D)
+    pending = (nothing,) * (D - 1)  # results that the rows read so far began
+    last = tl.minimum(bottom + D // 2, H)
+    ahead = made_rows(grad_made, top - D // 2, columns, channels, last, W, MADE, wanted, MULTIPLIER, D)
+    for below in range(top - D // 2, bottom + D // 2):
+        seen = ahead  # while this row is computed with, the next one is under way
+        ahead = made_rows(grad_made, below + 1, columns, channels, last, W, MADE, wanted, MULTIPLIER, D)
+        begun = pending + (nothing,)
+        for q in tl.static_range(MULTIPLIER):
+            begun = take_row(
+                seen[q * D : (q + 1) * D], below, columns, H, W, begun, held[q * D * D : (q + 1) * D * D], wanted,
+                middle, scale, shift, bent, ONE_ACT, False, True, D,
+            )  # fmt: skip
+        pending = begun[1:]
+        row = below - D // 2
+        if row >= top:
+            at = row * z_h + columns[:, None] * z_w + channels[None, :] * z_c
+            z1 = tl.load(z + at, mask=mask, other=0.0).to(tl.float32)
+            at = row * grad_h + columns[:, None] * grad_w + channels[None, :] * grad_c
+            g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32) + begun[0]
+            a1 = (z1 - middle[None, :]) * scale[None, :] + shift[None, :]
+            g1 = tl.where(mask, g * derivative(a1, ONE_ACT, bent[None, :]), 0.0)
+            first += g1
+            second += tl.where(mask, g1 * (z1 - center[None, :]), 0.0)
+            if ONE_ACT == PRELU:
+                third += tl.where(mask & ~(a1 > 0), g * a1, 0.0)
+            at = row * to_h + columns[:, None] * to_w + channels[None, :] * to_c
+            tl.store(grad_z + at, g1.to(grad_z.dtype.element_ty), mask=mask)
+    sums = tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)
+    store_partial(partials, group, channels, M, wanted, sums[0], sums[1], sums[2])
+
+
+@triton.jit
+def tap_gradient(
+    z, z_n, z_c, z_h, z_w,
+    one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
+    grad_made, weights, H, W, M, splits, per_split, ONE_ACT: tl.constexpr, D: tl.constexpr,
+    MULTIPLIER: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
+    BW: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the cheap weight: ∂W2[a, b] = Σ y1[u] ∂z2[u - offset(a, b)]. ``weights``: groups x MULTIPLIER x D x D
+    x M. The grid's second axis goes through what is made of each channel."""
+    M = whole(M, UNIT)
+    z_n, z_h, z_w = whole_strides(z_n, z_h, z_w, UNIT)
+    image, split, group, columns, channels, wanted, top, bottom = strip_of(M, H, W, splits, per_split, BW, BM, WIDE)
+    middle, scale, shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
+    bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
+    MADE = M * MULTIPLIER
+    z += image * z_n
+    grad_made += image * (H * W) * MADE
+    q = tl.program_id(1)
+    made = channels
+    if MULTIPLIER > 1:
+        made = channels * MULTIPLIER + q
+    mask = (columns < W)[:, None] & wanted[None, :]
+    sums = (tl.zeros((BW, BM), tl.float32),) * (D * D)
+    for row in range(top, bottom):
+        at = row * z_h + columns[:, None] * z_w + channels[None, :] * z_c
+        a1 = (tl.load(z + at, mask=mask, other=0.0).to(tl.float32) - middle[None, :]) * scale[None, :] + shift[None, :]
+        y1 = activate(a1, ONE_ACT, bent[None, :])
+        for i in tl.static_range(D):
+            there = row + (D // 2 - i)
+            for j in tl.static_range(D):
+                # Where there is no such result nothing is added, whatever y1 is.
+                found = mask & near(there, columns, D - 1 - j, H, W, wanted, D)
+                at = (there * W + columns + (D // 2 - j))[:, None] * MADE + made[None, :]
+                gz = tl.load(grad_made + at, mask=found, other=0.0).to(tl.float32)
+                more = sums[i * D + j] + gz * tl.where(found, y1, 0.0)
+                sums = sums[: i * D + j] + (more,) + sums[i * D + j + 1 :]
+    to = weights + (group.to(tl.int64) * MULTIPLIER + q) * (D * D) * M + channels
+    for k in tl.static_range(D * D):
+        tl.store(to + k * M, tl.sum(sums[k], axis=0), mask=wanted)
 
 
 @triton.jit

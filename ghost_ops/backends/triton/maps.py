@@ -1,8 +1,8 @@
 """What the kernels do with maps: places of pixels, products over channels, depthwise sums, statistics.
 
 Two ways to go through a map. *Runs*: pixels are numbered through all images, a tile is BP of them x BM channels; for
-products. *Windows*: a tile is BR rows x BW columns of one image x BM channels, so that a neighbour's place takes no
-division; for what is depthwise.
+products. *Strips*: BW columns of one image x BM channels, gone down row by row, so that a neighbour's place takes no
+division, and a row of a depthwise convolution is read once for all results that it has to do with.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activation import activate
+from .activation import activate, normalized
 
 
 @triton.jit
@@ -60,38 +60,21 @@ def in_batch(pixels, H, W, map_n, map_h, map_w, FLAT: tl.constexpr, WIDE: tl.con
 
 
 @triton.jit
-def share_of(
-    CHANNELS, H, W, splits, per_split, BR: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, WIDE: tl.constexpr
-):
-    """What a program over windows works on: image, split and both as one group, channels and which of them there are,
-    the first window and the one past the last. Grid: images x splits of their windows x blocks of CHANNELS."""
+def strip_of(CHANNELS, H, W, splits, per_split, BW: tl.constexpr, BM: tl.constexpr, WIDE: tl.constexpr):
+    """What a program over strips works on: image, split and both as one group, columns, channels and which of them
+    there are, the first row and the one past the last. Grid: images x splits (strips side by side, ``per_split`` rows
+    of each) x blocks of CHANNELS."""
     blocks = tl.cdiv(CHANNELS, BM)
     group = tl.program_id(0) // blocks
     split = group % splits
     channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
-    begin = split * per_split
-    end = tl.minimum(begin + per_split, tl.cdiv(H, BR) * tl.cdiv(W, BW))
-    return (group // splits).to(tl.int64), split, group, channels, channels < CHANNELS, begin, end
-
-
-@triton.jit
-def window_of(t, H, W, BR: tl.constexpr, BW: tl.constexpr, WIDE: tl.constexpr):
-    """Rows (BR x 1 x 1) and columns (1 x BW x 1) of an image's window t, which of its pixels there are, how many."""
     across = tl.cdiv(W, BW)
-    top, left = t // across * BR, t % across * BW
-    rows = (top + tl.arange(0, BR))[:, None, None]
-    columns = (left + tl.arange(0, BW))[None, :, None]
-    count = tl.minimum(H - top, BR) * tl.minimum(W - left, BW)
-    valid = (rows < H) & (columns < W)
+    columns = split % across * BW + tl.arange(0, BW)
+    top = split // across * per_split
+    bottom = tl.minimum(top + per_split, H)
     if WIDE:
-        rows, columns = rows.to(tl.int64), columns.to(tl.int64)
-    return rows, columns, valid, count
-
-
-@triton.jit
-def across_pixels(v, BR: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr):
-    """Sums of a window (BR x BW x BM) over its pixels."""
-    return tl.sum(tl.reshape(v, (BR * BW, BM)), axis=0)
+        columns, top, bottom = columns.to(tl.int64), top.to(tl.int64), bottom.to(tl.int64)
+    return (group // splits).to(tl.int64), split, group, columns, channels, channels < CHANNELS, top, bottom
 
 
 @triton.jit
@@ -139,36 +122,82 @@ def product(
 
 
 @triton.jit
-def depthwise(
-    y, rows, columns, channels, H, W, map_c, map_h, map_w, weight, made, MADE, wanted, center, scale, shift, slope,
-    ACT: tl.constexpr, AFFINE: tl.constexpr, D: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+def near(row, columns, tap, H, W, wanted, D: tl.constexpr):
+    """Which of a row's pixels, seen through a column ``tap`` of a D x D kernel, lie in the map (BW x BM)."""
+    there = columns + (tap - D // 2)
+    return ((there >= 0) & (there < W) & (row >= 0) & (row < H))[:, None] & wanted[None, :]
+
+
+@triton.jit
+def read_tap(y, row, columns, channels, tap, H, W, map_c, map_h, map_w, wanted, D: tl.constexpr):
+    """A strip's row as a column ``tap`` of a D x D kernel sees it (BW x BM), 0 outside of the map."""
+    place = (columns + (tap - D // 2))[:, None] * map_w + channels[None, :] * map_c
+    return tl.load(y + row * map_h + place, mask=near(row, columns, tap, H, W, wanted, D), other=0.0)
+
+
+@triton.jit
+def read_row(y, row, columns, channels, H, W, map_c, map_h, map_w, wanted, D: tl.constexpr):
+    """A strip's row through every column of a D x D kernel (D tensors BW x BM)."""
+    found = ()
+    for j in tl.static_range(D):
+        found = found + (read_tap(y, row, columns, channels, j, H, W, map_c, map_h, map_w, wanted, D),)
+    return found
+
+
+@triton.jit
+def weights_of(weight, made, MADE, wanted, D: tl.constexpr):
+    """The weights of a strip's channels, for registers (D x D tensors BM): ``tiles.strips`` sees that there are few."""
+    found = ()
+    for k in tl.static_range(D * D):
+        found = found + (tl.load(weight + (k * MADE + made), mask=wanted, other=0.0).to(tl.float32),)
+    return found
+
+
+@triton.jit
+def as_input(
+    v, row, columns, tap, H, W, wanted, center, scale, shift, slope, ACT: tl.constexpr, AFFINE: tl.constexpr,
+    D: tl.constexpr,
 ):  # fmt: skip
-    """A window of a depthwise convolution padded by D // 2, in float32.
+    v = v.to(tl.float32)
+    if AFFINE:
+        a = activate(normalized(v, center, scale, shift, True), ACT, slope[None, :])
+        v = tl.where(near(row, columns, tap, H, W, wanted, D), a, 0.0)
+    return v
+
+
+@triton.jit
+def take_row(
+    seen, row, columns, H, W, sums, held, wanted, center, scale, shift, slope,
+    ACT: tl.constexpr, AFFINE: tl.constexpr, FLIPPED: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Adds a row of a map to the sums of the depthwise convolution, padded by D // 2, that it has to do with.
 
     Args:
-        y: the image; ``rows`` and ``columns`` are the window's, ``channels`` (BM) those that are read.
-        weight: D x D x MADE, so that a tap's channels are read at once; ``made`` are the window's, ``wanted`` which of
-            them there are.
+        seen, held: see ``read_row`` and ``weights_of``; ``wanted``: as of ``read_row``.
+        sums: of the D results that have to do with the row, from D // 2 rows before it on, float32 (D tensors BW x BM).
         center, scale, shift, slope: with AFFINE the input is ACT((y - center) * scale + shift), within the map.
+        FLIPPED: the kernel is turned around, as for gradients.
     """
-    acc = tl.zeros((BR, BW, BM), tl.float32)
-    # A row of taps of a 3 x 3 kernel is unrolled: all nine, each with its mask, need more registers than there are.
-    ROWS: tl.constexpr = D if D <= 3 else D * D
-    COLUMNS: tl.constexpr = D if D <= 3 else 1
-    for i in range(ROWS):
-        for j in tl.static_range(COLUMNS):
-            tap = i * COLUMNS + j
-            row, column = rows + (tap // D - D // 2), columns + (tap % D - D // 2)
-            inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
-            mask = inside & wanted[None, None, :]
-            at = y + ((row * map_h + column * map_w) + channels[None, None, :] * map_c)
-            v = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-            if AFFINE:
-                a = (v - center[None, None, :]) * scale[None, None, :] + shift[None, None, :]
-                v = tl.where(mask, activate(a, ACT, slope[None, None, :]), 0.0)
-            by = tl.load(weight + (tap * MADE + made), mask=wanted, other=0.0).to(tl.float32)
-            acc += v * by[None, None, :]
-    return acc
+    for j in tl.static_range(D):
+        v = as_input(seen[j], row, columns, j, H, W, wanted, center, scale, shift, slope, ACT, AFFINE, D)
+        for i in tl.static_range(D):
+            by = held[(i * D + D - 1 - j) if FLIPPED else ((D - 1 - i) * D + j)]
+            sums = sums[:i] + (sums[i] + v * by[None, :],) + sums[i + 1 :]
+    return sums
+
+
+@triton.jit
+def store_rows(
+    v, out, row, columns, channels, W, out_c, out_h, out_w, wanted, residual, residual_c, residual_h, residual_w
+):  # fmt: skip
+    """Stores a strip's row with the residual, if any, added; returns what was stored, float32, 0 where nothing is."""
+    mask = (columns < W)[:, None] & wanted[None, :]
+    if residual is not None:
+        at = row * residual_h + columns[:, None] * residual_w + channels[None, :] * residual_c
+        v += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    at = row * out_h + columns[:, None] * out_w + channels[None, :] * out_c
+    tl.store(out + at, v.to(out.dtype.element_ty), mask=mask)
+    return tl.where(mask, v, 0.0)
 
 
 @triton.jit

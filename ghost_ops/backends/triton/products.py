@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from . import launch, tiles
-from .activation import activate, affine, slopes
+from .activation import activate, affine, normalized, slopes
 from .half import NOTHING, Half
 from .maps import block_of, finish_moments, in_batch, product, run_of, store_partial, whole, whole_strides
 
@@ -52,7 +52,7 @@ def product_kernel(
             first += apart
             second += apart * apart
         if y is not None:
-            v = activate((z - center[None, :]) * by[None, :] + shift[None, :], ONE_ACT, bent[None, :])
+            v = activate(normalized(z, center, by, shift, one_mean is not None), ONE_ACT, bent[None, :])
             if residual is not None:
                 at = in_batch(pixels, H, W, residual_n, residual_h, residual_w, FLAT, WIDE)
                 at = residual + (at[:, None] + channels[None, :] * residual_c)

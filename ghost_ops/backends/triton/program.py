@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from math import prod
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from ..activation import LEAKY_RELU, NONE, PRELU
 from ..reference.program import Folded, numbers, places, unpack
 from ..steps import Depthwise, Excite, Ghost, Layer, Step, decode, precision_of
 from ..walk import Walk
-from .depthwise import depthwise
+from .convolution import MOST, convolution
+from .depthwise import layer as depthwise
 from .ghost_module import ghost_module
 from .squeeze_excite import excite, image_sums
 from .sums import as_taps
@@ -72,6 +74,13 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Te
 
 
 class _Run(Walk):
+    def convolve(self, x: torch.Tensor, layer: Layer, stride: int, padding: int, groups: int = 1) -> torch.Tensor:
+        weight, *rest = folded = next(self.folded)
+        if groups > 1 or weight[0].numel() > MOST:
+            self.folded = chain([folded], self.folded)
+            return super().convolve(x, layer, stride, padding, groups)
+        return convolution(x, weight, *rest, stride, padding, layer.act, layer.slope)
+
     def excite(self, step: Excite) -> torch.Tensor:
         if step.reduce.act in (LEAKY_RELU, PRELU) or step.expand.act != NONE:  # in no net: no kernel takes it
             return super().excite(step)

@@ -9,7 +9,7 @@ import triton.language as tl
 from .. import activation as plain
 from . import checks, launch, tiles
 from .activation import activate, gate_value, load_or
-from .maps import across_pixels, share_of, whole, whole_strides, window_of
+from .maps import strip_of, whole, whole_strides
 from .sums import OverSplits
 from .tape import taped
 
@@ -17,40 +17,39 @@ from .tape import taped
 @triton.jit
 def sums_kernel(
     x, x_n, x_c, x_h, x_w, other, other_n, other_c, other_h, other_w, sums, per_value, N, H, W, C, splits, per_split,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Grid: images x splits of their windows x blocks of C. Sums of x, or of x times ``other``: splits x images x C."""
+    """Grid: see ``strip_of``; blocks are of C. Sums of x, or of x times ``other``: splits x images x C."""
     C = whole(C, UNIT)
     x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT)
     other_n, other_h, other_w = whole_strides(other_n, other_h, other_w, UNIT)
-    image, split, group, channels, wanted, begin, end = share_of(C, H, W, splits, per_split, BR, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = strip_of(C, H, W, splits, per_split, BW, BM, WIDE)
     x += image * x_n
     if other is not None:
         other += image * other_n
-    found = tl.zeros((BR, BW, BM), tl.float32)
-    for t in range(begin, end):
-        rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
-        mask = valid & wanted[None, None, :]
-        at = x + ((rows * x_h + columns * x_w) + channels[None, None, :] * x_c)
-        v = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    mask = (columns < W)[:, None] & wanted[None, :]
+    found = tl.zeros((BW, BM), tl.float32)
+    for row in range(top, bottom):
+        at = row * x_h + columns[:, None] * x_w + channels[None, :] * x_c
+        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         if other is not None:
-            at = other + ((rows * other_h + columns * other_w) + channels[None, None, :] * other_c)
-            v *= tl.load(at, mask=mask, other=0.0).to(tl.float32)
+            at = row * other_h + columns[:, None] * other_w + channels[None, :] * other_c
+            v *= tl.load(other + at, mask=mask, other=0.0).to(tl.float32)
         found += v
     to = sums + (split.to(tl.int64) * N + image) * C + channels
-    tl.store(to, (across_pixels(found, BR, BW, BM) * per_value).to(sums.dtype.element_ty), mask=wanted)
+    tl.store(to, (tl.sum(found, axis=0) * per_value).to(sums.dtype.element_ty), mask=wanted)
 
 
 @triton.jit
 def scale_kernel(
     x, x_n, x_c, x_h, x_w, logits, shift, out, out_n, out_c, out_h, out_w, H, W, C, splits, per_split,
-    GATE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    GATE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Grid as of ``sums_kernel``. x times the gate of an image's logits, plus its ``shift``, if any."""
     C = whole(C, UNIT)
     x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT)
     out_n, out_h, out_w = whole_strides(out_n, out_h, out_w, UNIT)
-    image, split, group, channels, wanted, begin, end = share_of(C, H, W, splits, per_split, BR, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = strip_of(C, H, W, splits, per_split, BW, BM, WIDE)
     x += image * x_n
     out += image * out_n
     vector = image * C + channels
@@ -58,13 +57,12 @@ def scale_kernel(
     more = tl.zeros((BM,), tl.float32)
     if shift is not None:
         more = tl.load(shift + vector, mask=wanted, other=0.0).to(tl.float32)
-    for t in range(begin, end):
-        rows, columns, valid, size = window_of(t, H, W, BR, BW, WIDE)
-        mask = valid & wanted[None, None, :]
-        at = x + ((rows * x_h + columns * x_w) + channels[None, None, :] * x_c)
-        v = tl.load(at, mask=mask, other=0.0).to(tl.float32) * by[None, None, :] + more[None, None, :]
-        at = out + ((rows * out_h + columns * out_w) + channels[None, None, :] * out_c)
-        tl.store(at, v.to(out.dtype.element_ty), mask=mask)
+    mask = (columns < W)[:, None] & wanted[None, :]
+    for row in range(top, bottom):
+        at = row * x_h + columns[:, None] * x_w + channels[None, :] * x_c
+        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * by[None, :] + more[None, :]
+        at = row * out_h + columns[:, None] * out_w + channels[None, :] * out_c
+        tl.store(out + at, v.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -95,12 +93,12 @@ def linear_kernel(
         tl.store(gated + at, gate_value(acc, GATE).to(out.dtype.element_ty), mask=mask)
 
 
-def _windows(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[dict, tuple[int], tiles.Tile]:
-    """Arguments of a kernel that goes through windows of x and maps like it, its grid and tile."""
+def _strips(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[dict, tuple[int], tiles.Tile]:
+    """Arguments of a kernel that goes through strips of x and maps like it, its grid and tile."""
     n, c, height, width = x.shape
-    tile, splits, per_split = tiles.windows("stencil", x, c)
+    tile, splits, per_split = tiles.strips("stencil", x, c)
     arguments = {
-        "x": x, **launch.strides("x", x), "H": height, "W": width, "C": c, **tile.window(splits, per_split),
+        "x": x, **launch.strides("x", x), "H": height, "W": width, "C": c, **tile.strip(splits, per_split),
         "WIDE": launch.is_wide(x, *others), "UNIT": launch.unit(x, *others, counts=(c,)),
     }  # fmt: skip
     return arguments, (n * splits * launch.cdiv(c, tile.channels),), tile
@@ -110,7 +108,7 @@ def _windows(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[dict, tuple
 def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = False) -> torch.Tensor:
     """Sums over H and W of x, or of x * other: N x C, float32; means in x's dtype."""
     n, c, height, width = x.shape
-    common, grid, tile = _windows(x, other)
+    common, grid, tile = _strips(x, other)
     found = launch.empty((n, c), x.dtype if mean else torch.float32, x.device)
     sums = OverSplits(found, common["splits"], 1.0 / (height * width) if mean else 1.0)
     arguments = common | {"other": other, **launch.strides("other", other), **sums.arguments, "N": n}
@@ -127,7 +125,7 @@ def scaled_map(
 ) -> torch.Tensor:  # fmt: skip
     """x * gate(logits) + shift, the vectors N x C, in the memory format of x (or ``like``)."""
     out = launch.new_map(x if like is None else like, x.shape[1])
-    arguments, grid, tile = _windows(x, out)
+    arguments, grid, tile = _strips(x, out)
     arguments |= {
         "logits": launch.vector(logits), "shift": launch.vector(shift), "out": out, **launch.strides("out", out),
         "GATE": gate,

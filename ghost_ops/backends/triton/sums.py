@@ -12,6 +12,8 @@ from ..activation import PRELU
 from . import launch, tiles
 from .half import Half
 
+FEW = 2  # channels of a program: a layer has some ten to hundred, and the device wants as many programs
+
 
 @triton.jit
 def join_kernel(
@@ -49,10 +51,10 @@ def join(partials: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor
     mean, var = (launch.empty((channels,), torch.float32, partials.device) for _ in range(2))
     arguments = {
         "partials": partials, "mean_out": mean, "var_out": var, "total": float(total), "groups": groups,
-        "CHANNELS": channels, "BG": tiles.rows(groups), "BC": 8,
+        "CHANNELS": channels, "BG": tiles.rows(groups), "BC": FEW,
     }  # fmt: skip
     with launch.on_device_of(partials):
-        launch.run(join_kernel, (launch.cdiv(channels, 8),), arguments, warps=8, stages=1)
+        launch.run(join_kernel, (launch.cdiv(channels, FEW),), arguments, warps=4, stages=1)
     return mean, var
 
 
@@ -190,10 +192,10 @@ def half_sums(partials: torch.Tensor, half: Half) -> tuple[torch.Tensor, HalfGra
     arguments = {
         "partials": partials, "sums": sums, **dict(zip(("bias", "slope", "gamma", "beta"), found)),
         "var": launch.vector(half.var), "eps": half.eps, "groups": groups, "CHANNELS": channels,
-        "BG": min(tiles.rows(groups), 256), "BC": 8,
+        "BG": min(tiles.rows(groups), 512), "BC": FEW,
     }  # fmt: skip
     with launch.on_device_of(partials):
-        launch.run(half_sums_kernel, (launch.cdiv(channels, 8),), arguments, warps=4, stages=1)
+        launch.run(half_sums_kernel, (launch.cdiv(channels, FEW),), arguments, warps=4, stages=1)
     if shared:
         found[1] = sums[2].sum().reshape(1).to(prelu.dtype)
     kind = torch.float32 if half.bias is None else half.bias.dtype

@@ -9,8 +9,9 @@ block.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -20,11 +21,13 @@ import torch
 
 from .launch import cdiv, is_wide
 
-KERNELS = ("product", "stencil", "stencil_gradient", "weight_gradient")
+KERNELS = ("product", "module", "stencil", "stencil_gradient", "weight_gradient")
 LEAST = 16  # of every side of a product
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
 GROUPS = 1024  # of partial sums, or a group an image: each a run of tiles that one program goes through
-CACHE = 24 << 20  # bytes, of the 40 to 60 MB that these devices have
+PROGRAMS = 2048  # of a kernel over strips, that a device has enough to do
+LEAST_ROWS = 4  # of a strip: the rows around it are read twice
+REGISTERS = 100  # of a thread, for weights
 _overrides: dict[str, dict] = {}
 _assumed: str | None = None
 
@@ -34,22 +37,23 @@ class Tile:
     """Of a program.
 
     Attributes:
-        pixels, channels, depth: sides of its tile, powers of two; these are the most of each.
-        columns: of a window of ``pixels``.
-        warps, stages: Triton's options.
+        pixels, channels, depth: sides of a product's tile, powers of two; these are the most of each.
+        columns: of a strip, with ``channels``.
+        values: of a strip's row, in the registers of each thread.
+        warps, stages: Triton's options; a strip may have less warps.
     """
 
-    pixels: int
     channels: int
+    pixels: int = 64
     depth: int = 32
-    columns: int = 8
+    columns: int = 128
+    values: int = 8
     warps: int = 4
-    stages: int = 2
+    stages: int = 1
 
-    def window(self, splits: int, per_split: int) -> dict[str, int]:
-        """Arguments of a kernel that goes through windows."""
-        sides = {"BR": self.pixels // self.columns, "BW": self.columns, "BM": self.channels}
-        return {"splits": splits, "per_split": per_split, **sides}
+    def strip(self, splits: int, per_split: int) -> dict[str, int]:
+        """Arguments of a kernel that goes through strips."""
+        return {"splits": splits, "per_split": per_split, "BW": self.columns, "BM": self.channels}
 
 
 @contextmanager
@@ -120,29 +124,46 @@ def _side(needed: int, most: int) -> int:
     return max(LEAST, min(most, 1 << (needed - 1).bit_length()))
 
 
-def windows(kernel: str, x: torch.Tensor, channels: int) -> tuple[Tile, int, int]:
-    """Of kernels that go through windows of an image: the tile, splits of an image, and windows a split.
+def rows_of_strips(height: int, strips: int) -> int:
+    """Of each part that a program goes down, where so many strips of ``height`` rows stand side by side."""
+    wanted = cdiv(PROGRAMS, max(strips, 1))
+    return max(cdiv(height, wanted), min(LEAST_ROWS, height))
 
-    Of the blocks of channels the one that leaves least of them idle: nets have 12, 20, 36, 100.
+
+def strips(
+    kernel: str, x: torch.Tensor, channels: int, taps: int = 1, sides: Sequence[int] | None = None
+) -> tuple[Tile, int, int]:
+    """Of kernels that go through strips of an image, of ``sides`` or x's: the tile, splits of an image, rows a split.
+
+    A thread has the weights of its channels in registers, ``taps`` each, and so the less values of a row the larger the
+    kernel; offsets of 64 bits take registers too. Of the blocks of channels that is taken which leaves least of them
+    idle: nets have 12, 20, 36, 100.
     """
     tile = lookup(kernel, shape_class(x), x.device)
-    images, (height, width) = x.shape[0], x.shape[2:]
-    blocks = [b for b in (16, 32, 64, 128) if b <= tile.channels]
+    images, (height, width) = x.shape[0], sides or x.shape[2:]
+    values = 1 << (min(tile.values, max(REGISTERS // max(taps, 1), 1)).bit_length() - 1)
+    values = max(values >> is_wide(x), 1)
+    blocks = [b for b in (8, 16, 32, 64, 128) if b <= tile.channels and (b > 8 or channels <= 8)]
     block = min(blocks, key=lambda b: (cdiv(channels, b) * b, -b))
-    across = min(1 << (width - 1).bit_length(), tile.columns)
-    pixels = tile.pixels // (2 if is_wide(x) else 1)  # a 64-bit offset takes two registers
-    rows = min(1 << (height - 1).bit_length(), max(pixels * tile.channels // (block * across), 1))
-    tile = replace(tile, channels=block, columns=across, pixels=rows * across)
-    count = cdiv(height, rows) * cdiv(width, across)
-    per_split = cdiv(count, min(max(cdiv(GROUPS, max(images, 1)), 1), count))
-    return tile, cdiv(count, per_split), per_split
+    columns = max(min(1 << (width - 1).bit_length(), tile.columns, 32 * values * tile.warps // block), 1)
+    warps = max(min(columns * block // (32 * values), tile.warps), 1)
+    across = cdiv(width, columns)
+    per_split = rows_of_strips(height, images * across * cdiv(channels, block))
+    tile = replace(tile, channels=block, columns=columns, values=values, warps=warps)
+    return tile, across * cdiv(height, per_split), per_split
 
 
-def in_cache(images: int, size: int) -> list[slice]:
-    """Images of ``size`` bytes each, in parts that stay in the second level cache from one launch to the next."""
-    parts = max(min(cdiv(images * size, CACHE), images), 1)
-    each = max(cdiv(images, parts), 1)
-    return [slice(i, min(i + each, images)) for i in range(0, max(images, 1), each)]
+def products_of_strips(kernel: str, x: torch.Tensor, channels: int) -> tuple[Tile, int, int]:
+    """As ``strips``, of kernels whose rows are products: sides of at least ``LEAST``, and few blocks, since each reads
+    all of the input."""
+    tile = lookup(kernel, shape_class(x), x.device)
+    images, (height, width) = x.shape[0], x.shape[2:]
+    block = min((16, 32, 64), key=lambda b: cdiv(channels, b) * (b + 16) if b <= tile.channels else math.inf)
+    columns = max(min(1 << (width - 1).bit_length(), tile.columns, 32 * tile.values * tile.warps // block), LEAST)
+    across = cdiv(width, columns)
+    per_split = rows_of_strips(height, images * across * cdiv(channels, block))
+    tile = replace(tile, channels=block, columns=columns)
+    return tile, across * cdiv(height, per_split), per_split
 
 
 def rows(groups: int) -> int:

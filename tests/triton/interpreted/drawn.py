@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 
 from ghost_ops.backends.activation import ACTIVATIONS
-from ghost_ops.backends.triton import tiles
+from ghost_ops.backends.triton import module_kernel, tiles
 from tests.ops.cases import LAYOUTS, Case, in_layout
 
 DTYPES = (torch.float32, torch.float16)
@@ -21,19 +21,27 @@ def few_tiles(pixels: int = 128) -> Iterator[None]:
     """Large tiles: an interpreter's time is that of its steps, not of their size."""
     with ExitStack() as stack:
         for kernel in tiles.KERNELS:
-            stack.enter_context(tiles.override(kernel, pixels=pixels))
+            stack.enter_context(tiles.override(kernel, pixels=pixels, values=64))
         yield
 
 
 @contextmanager
 def many_tiles() -> Iterator[None]:
-    """Small ones: several blocks and groups, several tiles a group, and one image at a time."""
+    """Small ones: several blocks and groups, several tiles a group, strips side by side and below each other."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(tiles, "GROUPS", 3))
-        stack.enter_context(mock.patch.object(tiles, "CACHE", 1))
+        stack.enter_context(mock.patch.object(tiles, "PROGRAMS", 20))
+        stack.enter_context(mock.patch.object(tiles, "LEAST_ROWS", 2))
         for kernel in tiles.KERNELS:
-            sides = {"pixels": 8, "columns": 4} if kernel == "stencil" else {"pixels": 32, "depth": 16}
+            sides = {"columns": 4} if kernel.startswith("stencil") else {"pixels": 32, "depth": 16}
             stack.enter_context(tiles.override(kernel, channels=16, **sides))
+        yield
+
+
+@contextmanager
+def one_launch(wanted: bool) -> Iterator[None]:
+    """Whether Ghost modules of few input channels are one launch on these small maps, as they are on large ones."""
+    with mock.patch.object(module_kernel, "LEAST_WIDTH", 1 if wanted else 17):
         yield
 
 
@@ -113,3 +121,23 @@ def draw_squeeze_excite(seed: int) -> Case:
     }
     gate = rng.choice(["clamp", "hard_sigmoid", "sigmoid", "identity"])
     return Case(tensors, {"act": rng.choice(["none", "relu", "relu6", "silu", "hard_swish"]), "gate": gate})
+
+
+def draw_depthwise(seed: int) -> Case:
+    rng, generator = random.Random(f"depthwise {seed}"), torch.Generator().manual_seed(seed)
+    dtype = DTYPES[seed % 2]
+    n, c, h, w, k = (
+        rng.randint(1, 2),
+        rng.randint(1, 40),
+        rng.randint(1, 12),
+        rng.randint(1, 12),
+        rng.choice([1, 3, 5, 7]),
+    )
+
+    def parameter(*shape, scale):
+        return (torch.randn(shape, generator=generator) * scale).to(rng.choice([dtype, torch.float32]))
+
+    x = in_layout(torch.randn((n, c, h, w), generator=generator).to(dtype), rng.choice(LAYOUTS))
+    bias = parameter(c, scale=0.3) if rng.random() < 0.5 else None
+    tensors = {"x": x, "weight": parameter(c, 1, k, k, scale=1.0 / k), "bias": bias}
+    return Case(tensors, {"stride": rng.choice([1, 2, 2, 2, 3, 4])})

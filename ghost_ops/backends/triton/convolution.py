@@ -1,0 +1,84 @@
+"""The first convolution of a net: dense, of few channels, with what follows it, in one pass."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from . import launch, tiles
+from .activation import activate, affine, normalized, slopes
+from .half import Half
+from .maps import strip_of, whole, whole_strides
+from .tape import taped
+
+MOST = 256  # of an output's inputs, which are one step of the product
+
+
+@triton.jit
+def convolution_kernel(
+    x, x_n, x_c, x_h, x_w, weight,
+    one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
+    out, out_n, out_c, out_h, out_w, IN_H, IN_W, H, W, M, splits, per_split,
+    C: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, ONE_ACT: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
+    BW: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Grid: see ``strip_of``; strips are of ``out`` (H x W), blocks of M. A row is a product over the C x D x D inputs
+    of each pixel, whose places in x do not depend on the row."""
+    M = whole(M, UNIT)
+    out_n, out_h, out_w = whole_strides(out_n, out_h, out_w, UNIT)
+    image, split, group, columns, channels, wanted, top, bottom = strip_of(M, H, W, splits, per_split, BW, BM, WIDE)
+    x += image * x_n
+    out += image * out_n
+    center, by, shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
+    bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
+    k = tl.arange(0, BK)  # inputs of a pixel in memory's order where maps are channels_last
+    i, j, c = k // (D * C), k // C % D, k % C
+    there = k < C * D * D
+    at = weight + (channels[None, :] * (C * D * D) + (c * (D * D) + i * D + j)[:, None])
+    b = tl.load(at, mask=there[:, None] & wanted[None, :], other=0.0).to(x.dtype.element_ty)
+    if WIDE:
+        i, j, c = i.to(tl.int64), j.to(tl.int64), c.to(tl.int64)
+    left = columns * STRIDE - PADDING
+    seen = left[:, None] + j[None, :]
+    inside = (seen >= 0) & (seen < IN_W) & (columns < W)[:, None] & there[None, :]
+    inputs = seen * x_w + (i * x_h + c * x_c)[None, :]
+    mask = (columns < W)[:, None] & wanted[None, :]
+    to = columns[:, None] * out_w + channels[None, :] * out_c
+    for row in range(top, bottom):
+        above = row * STRIDE - PADDING
+        a = tl.load(x + above * x_h + inputs, mask=inside & ((above + i >= 0) & (above + i < IN_H))[None, :], other=0.0)
+        z = tl.dot(a, b, input_precision=PRECISION)
+        v = activate(normalized(z, center, by, shift, one_mean is not None), ONE_ACT, bent[None, :])
+        tl.store(out + row * out_h + to, v.to(out.dtype.element_ty), mask=mask)
+
+
+@taped
+def convolution(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, slopes: torch.Tensor | None, stride: int,
+    padding: int, act: int, slope: float,
+) -> torch.Tensor:  # fmt: skip
+    """act(conv(x) + bias); weight M x C x D x D of at most ``MOST`` numbers a filter."""
+    one = Half(bias, act, slope, slopes)
+    n, c, *sides = x.shape
+    m, d = weight.shape[0], weight.shape[-1]
+    height, width = ((side + 2 * padding - d) // stride + 1 for side in sides)
+    out = launch.new_map(x, m, sides=(height, width))
+    depth = max(1 << (c * d * d - 1).bit_length(), tiles.LEAST)
+    tile = tiles.lookup("product", tiles.shape_class(out), x.device)
+    columns = min(max(1 << (width - 1).bit_length(), tiles.LEAST), max(tile.pixels * tile.depth // depth, tiles.LEAST))
+    block = min(max(1 << (m - 1).bit_length(), tiles.LEAST), tile.channels)
+    across, blocks = launch.cdiv(width, columns), launch.cdiv(m, block)
+    per_split = tiles.rows_of_strips(height, n * across * blocks)
+    splits = across * launch.cdiv(height, per_split)
+    arguments = {
+        "x": x, **launch.strides("x", x), "weight": launch.vector(weight), **one.arguments("one"), "out": out,
+        **launch.strides("out", out), "IN_H": sides[0], "IN_W": sides[1], "H": height, "W": width, "M": m,
+        "splits": splits, "per_split": per_split, "C": c, "D": d, "STRIDE": stride, "PADDING": padding,
+        "PRECISION": launch.precision(x.dtype), "WIDE": launch.is_wide(x, out), "UNIT": launch.unit(out, counts=(m,)),
+        "BW": columns, "BM": block, "BK": depth,
+    }  # fmt: skip
+    with launch.on_device_of(x):
+        launch.run(convolution_kernel, (n * splits * blocks,), arguments, warps=4, stages=1)
+    return out

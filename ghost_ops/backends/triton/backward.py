@@ -95,20 +95,22 @@ def through_halves(
                 grid = (n * splits * launch.cdiv(made, tile.channels),)
                 launch.run(norm_gradient, grid, arguments, tile.warps, tile.stages)
         tile, splits, per_split = tiles.strips("stencil_gradient", z, m, d * d * multiplier)
-        partials, strip = partial(splits, 3, m), tile.strip(splits, per_split)
+        partials = partial(splits, 3, m)
         first = common | {
             "grad_made": grad_made, "grad_z": grad_z, **launch.strides("to", grad_z), "partials": partials,
-            "UNIT": launch.unit(z, grad_out, grad_z, counts=(m,)), **strip,
+            "UNIT": launch.unit(z, grad_out, grad_z, counts=(m,)), **tile.strip(splits, per_split),
         }  # fmt: skip
         grid = (n * splits * launch.cdiv(m, tile.channels),)
         launch.run(primary_gradient, grid, first, tile.warps, tile.stages)
         one_sums, one_grad = half_sums(partials, one)
         if multiplier:
+            tile, splits, per_split = tiles.strips("stencil_gradient", z, m, 2 * d * d)
             weights = partial(splits, d * d * multiplier, m)
             of_taps = {name: common[name] for name in tap_gradient.arg_names if name in common} | {
-                "grad_made": grad_made, "weights": weights, "UNIT": launch.unit(z, counts=(m,)), **strip,
+                "grad_made": grad_made, "weights": weights, "UNIT": launch.unit(z, counts=(m,)),
+                **tile.strip(splits, per_split),
             }  # fmt: skip
-            grid = (*grid, multiplier)
+            grid = (n * splits * launch.cdiv(m, tile.channels), multiplier)
             launch.run(tap_gradient, grid, of_taps, tile.warps, tile.stages)
     if multiplier:
         grad_cheap = launch.empty(tuple(cheap_weight.shape), cheap_weight.dtype, z.device)

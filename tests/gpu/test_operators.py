@@ -111,7 +111,7 @@ def test_layer_shapes_of_ghostnet(shape, dtype, layout):
 @pytest.mark.parametrize("kind", KINDS)
 def test_repeats_to_the_bit(kind):
     def once():
-        case = moved(draw_squeeze_excite(3) if kind == "squeeze_excite" else draw(kind, 4), torch.float16)
+        case = moved(drawn(kind, 4), torch.float16)
         return results(kind, case, False, 1)
 
     first, again = once(), once()

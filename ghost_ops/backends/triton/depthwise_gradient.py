@@ -122,7 +122,7 @@ def depthwise_backward(grad_out, x, weight, bias, stride, input_wanted, weight_w
         with launch.on_device_of(x):
             grid = (n * splits * launch.cdiv(c, tile.channels),)
             launch.run(depthwise_input_gradient, grid, arguments, tile.warps, tile.stages)
-    found = [launch.empty((0,), x.dtype, x.device)] * 2
+    found = [launch.empty((0,), x.dtype, x.device) for _ in range(2)]
     if weight_wanted or bias is not None:
         tile, splits, per_split = tiles.strips("stencil_gradient", grad_out, c, d * d)
         rows = (d * d if weight_wanted else 0, 0 if bias is None else 1)

@@ -70,13 +70,22 @@ void together(const Call& call, const Plan& plan, int64_t begin, int64_t end) {
   Scratch scratch;
   Image image =
       call.image(plan, scratch.floats(plan.workspace.shared_floats), scratch.floats(plan.workspace.own_floats));
+  std::vector<Image> bands;
+  if (plan.bands)
+    for (int64_t i = 0; i < plan.shares; i++) {
+      const Workspace& m = plan.bands->workspace;
+      bands.push_back(call.image(*plan.bands, scratch.floats(m.shared_floats), scratch.floats(m.own_floats)));
+    }
   std::vector<std::pair<int64_t, int64_t>> phases;
   for (size_t i = 0; i < plan.steps.size(); i++)
     for (int64_t phase = 0; phase < plan.steps[i].phases; phase++) phases.push_back({i, phase});
   for (int64_t i = begin; i < end; i++) {
     image.begin(i);
     Team(static_cast<int64_t>(phases.size()), plan.shares).work([&](int64_t phase, int64_t share) {
-      image.run(phases[phase].first, phases[phase].second, share);
+      if (phases[phase].first < plan.end_of_bands)
+        bands[share].run_band(image, share);
+      else
+        image.run(phases[phase].first, phases[phase].second, share);
     });
   }
 }

@@ -152,6 +152,38 @@ def test_steps_in_turn(name, threads):
         assert_as_accurate(run_packed(call), call.plain(), call.exact(), what=str(shape))
 
 
+# Steps behind a convolution, through whose rows threads go in bands: up to a map that later steps read, too.
+IN_BANDS = {
+    "all": (ghost(0, 1, 16, 8, 8), Store(1)),
+    "residuals, kernels of other sizes": (
+        ghost(0, 1, 16, 12, 12, kernel=5), ghost(1, 2, 24, 8, 8, residual=0), ghost(2, 3, 16, 5, 5, 8, kernel=1),
+        Store(3),
+    ),
+    "a bottleneck of stride 2, then one with an excitation": (
+        ghost(0, 1, 16, 24, 24, 44), Depthwise(1, 2, False, 44, 3, 2, PLAIN), Depthwise(0, 3, False, 16, 5, 2, PLAIN),
+        ghost(3, 4, 16, 12, 0), ghost(2, 5, 44, 6, 6, residual=4), ghost(5, 6, 12, 20, 20),
+        Depthwise(6, 7, True, 40, 3, 1, PLAIN), Excite(40, 9, 1, PLAIN, PLAIN),
+        ghost(7, 1, 40, 6, 6, scaled=True, residual=5, squeeze=True), Pool(12), Dense(12, 7, PLAIN),
+    ),
+    "nothing but a convolution": (Store(0),),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("name", IN_BANDS)
+def test_bands_of_rows(name, threads, dtype):
+    torch.set_num_threads(threads)
+    p = make_program(Conv(0, 3, 16, 3, 2, 1, Layer(BIAS, 0.0, 1)), *IN_BANDS[name], slots=8)
+    for shape, layout in (((1, 3, 401, 61), "nchw"), ((threads + 1, 3, 301, 90), "channels_last")):
+        call = Call(p, in_layout(make_map(shape, dtype), layout), threads)
+        leave_nan_behind(call)
+        with poisoned_memory():
+            ours = run_packed(call)
+        assert_as_accurate(ours, call.plain(), call.exact(), what=str(shape))
+        assert all(torch.equal(run_packed(call), ours) for _ in range(10))
+
+
 @pytest.mark.parametrize("features", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [1, 3])

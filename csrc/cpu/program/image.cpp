@@ -72,6 +72,12 @@ class Image::Maker {
     advance_run(image_.program_, image_.plan_.steps, progress_, begin, end, *this);
   }
 
+  /// Rows of one step's output, and of those before it only what they are made of.
+  void run_rows(int64_t end, int64_t row0, int64_t row1) {
+    progress_ = walk_of_rows(image_.program_, image_.plan_.steps, end, row0, row1);
+    advance(image_.program_, image_.plan_.steps, progress_, end - 1, row1, *this);
+  }
+
   void start(int64_t step) {
     const Step& t = of(step);
     if (t.squeeze) std::fill_n(image_.sums_of(0), image_.m_.sums_of_share, 0.f);
@@ -124,6 +130,15 @@ void Image::run_alone(std::vector<Image>& images) {
     else
       for (Maker& maker : makers) maker.run(step, step + 1);
   }
+}
+
+void Image::run_band(const Image& whole, int64_t share) {
+  const int64_t end = whole.plan_.end_of_bands, shares = whole.plan_.shares;
+  image_ = whole.image_;
+  std::fill(ahead_.begin(), ahead_.end(), Ahead{});
+  values_[end - 1] = whole.values_[end - 1];
+  const int64_t h = values_[end - 1].h;
+  Maker(*this).run_rows(end, h * share / shares, h * (share + 1) / shares);
 }
 
 void Image::run(int64_t step, int64_t phase, int64_t share) {

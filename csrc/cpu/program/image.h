@@ -36,6 +36,9 @@ class Image {
 
   /// Starts on an image; one thread alone.
   void begin(int64_t image);
+  /// Where the plan has bands, this is an image of theirs: makes the rows of one share of the last step before
+  /// `plan.end_of_bands` into the map of `whole`, whose plan that is.
+  void run_band(const Image& whole, int64_t share);
   /// The step's phase for one share. Phases of all steps are run in order, all shares of one before the next.
   void run(int64_t step, int64_t phase, int64_t share);
   /// Images on one thread, whose memory of their own lies plan.workspace.own_floats apart; the plan has one share.

@@ -6,6 +6,7 @@
 
 #include "cpu/halves.h"
 #include "storage.h"
+#include "walk.h"
 
 namespace ghost {
 namespace {
@@ -50,6 +51,7 @@ int64_t phases_of(const Step& t, Cut cut, int64_t shares) {
 }
 
 constexpr int64_t kSmallMap = 256;  // pixels
+constexpr double kMadeAgain = 1.2;  // at most so many times a map's rows are made in bands
 
 [[noreturn]] void fail_to_fit(int64_t h, int64_t w) {
   throw std::runtime_error("ghost_ops.program: x: expected a map that its kernels fit on, got " + std::to_string(h) +
@@ -66,7 +68,7 @@ int64_t rows_at_once(const Step& t, const Sized& s) {
 
 Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shares), workspace{} {
   if (h < 1 || w < 1) fail_to_fit(h, w);
-  int64_t expanded = 0, zeros = 0, mean = 0, hidden = 0, scaled = 0, sums = 0, rows = 0;
+  Needs needs;
   const auto grow = [](int64_t& most, int64_t floats) { most = std::max(most, floats); };
   for (const Step& t : p.steps) {
     Sized s{h, w, h, w, Cut::rows, 1, {}, {}};
@@ -82,23 +84,23 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
     s.out.rows = s.y1.rows = s.h;
     switch (t.kind) {
       case Kind::conv:
-        grow(rows, ((kConvRows - 1) * t.stride + t.kernel) * (s.in_w + 2 * t.padding) * t.channels);
+        grow(needs.rows, ((kConvRows - 1) * t.stride + t.kernel) * (s.in_w + 2 * t.padding) * t.channels);
         flops += 2 * pixels * t.primary * t.channels * t.kernel * t.kernel;
         break;
       case Kind::ghost:
         if (t.residual >= 0 && (steps[t.residual].h != s.h || steps[t.residual].w != s.w))
           throw std::runtime_error("ghost_ops.program: steps: expected a residual of the output's size");
-        if (t.multiplier() > 1) grow(expanded, pixels * by_eight(t.kept()));
-        if (t.scales()) grow(scaled, panel_floats(t.primary, t.channels));
-        grow(zeros, s.w * std::max(by_eight(t.kept()), t.out_channels.pixel()));
+        if (t.multiplier() > 1) grow(needs.expanded, pixels * by_eight(t.kept()));
+        if (t.scales()) grow(needs.scaled, panel_floats(t.primary, t.channels));
+        grow(needs.zeros, s.w * std::max(by_eight(t.kept()), t.out_channels.pixel()));
         flops += 2 * pixels * (t.primary * t.channels + t.kept() * t.kernel * t.kernel);
         break;
       case Kind::depthwise:
-        grow(zeros, s.in_w * t.in_channels.pixel());
+        grow(needs.zeros, s.in_w * t.in_channels.pixel());
         flops += 2 * pixels * t.channels * t.kernel * t.kernel;
         break;
       case Kind::excite:
-        grow(hidden, by_eight(t.hidden));
+        grow(needs.hidden, by_eight(t.hidden));
         flops += 4 * t.channels * t.hidden;
         break;
       case Kind::pool:
@@ -112,9 +114,9 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
         break;
     }
     if (t.squeeze) {
-      grow(mean, padded(t.out_channels.count()));
-      grow(sums, sum_floats(t.kind == Kind::depthwise ? t.out_channels.pixel()
-                                                      : std::max(t.out_channels.first, t.out_channels.second)));
+      grow(needs.mean, padded(t.out_channels.count()));
+      grow(needs.sums, sum_floats(t.kind == Kind::depthwise ? t.out_channels.pixel()
+                                                            : std::max(t.out_channels.first, t.out_channels.second)));
     }
     steps.push_back(s);
     if (t.kind == Kind::store) out_h = s.h, out_w = s.w;
@@ -139,10 +141,18 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
     if (shares == 1 && run < static_cast<int64_t>(ends.size()) && i == ends[run]) run++;
     time[i] = shares == 1 && i < late ? run : count + i;
   }
+  if (shares > 1) cut_into_bands(p, readers, needs);
+  place(p, readers, time, std::max<int64_t>(0, end_of_bands - 1), count, needs);
+}
+
+/// Memory for what steps [begin, end) write, in use from one time to another, and for what they work in.
+void Plan::place(const Program& p, const Readers& readers, const std::vector<int64_t>& time, int64_t begin, int64_t end,
+                 const Needs& needs) {
+  const int64_t count = static_cast<int64_t>(p.steps.size());
   Workspace& m = workspace;
   Storage mine, all;
-  m.values.assign(count, -1), m.y1.assign(count, -1);
-  for (int64_t i = 0; i < count; i++) {
+  m.values.assign(count, 0), m.y1.assign(count, 0);
+  for (int64_t i = begin; i < end; i++) {
     const Step& t = p.steps[i];
     const Sized& s = steps[i];
     if (t.out < 0) continue;
@@ -151,12 +161,33 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
     if (t.residual >= 0) m.y1[i] = all.place(s.y1.rows * s.w * by_eight(t.primary), time[i], time[i]);
   }
   const auto take = [&](Storage& from, int64_t floats) { return from.place(floats, 0, 2 * count); };
-  m.mean = take(mine, mean), m.hidden = take(mine, hidden), m.gate = take(mine, mean);
-  m.expanded = take(all, expanded), m.scaled = take(all, scaled);
-  m.zeros = take(all, zeros), m.zero_floats = zeros;
-  m.half_sums = sums, m.sums_of_share = 2 * sums, m.sums = take(all, m.sums_of_share * shares);
-  m.rows_of_share = padded(rows), m.rows = take(all, m.rows_of_share * shares);
+  m.mean = take(mine, needs.mean), m.hidden = take(mine, needs.hidden), m.gate = take(mine, needs.mean);
+  m.expanded = take(all, needs.expanded), m.scaled = take(all, needs.scaled);
+  m.zeros = take(all, needs.zeros), m.zero_floats = needs.zeros;
+  m.half_sums = needs.sums, m.sums_of_share = 2 * needs.sums, m.sums = take(all, m.sums_of_share * shares);
+  m.rows_of_share = padded(needs.rows), m.rows = take(all, m.rows_of_share * shares);
   m.own_floats = mine.floats(), m.shared_floats = all.floats();
+}
+
+/// Large maps by bands of rows, where not too many rows at their borders are made twice: no thread waits for another or
+/// reads what it wrote, and rows are read while they are in cache, as one thread alone does it.
+void Plan::cut_into_bands(const Program& p, const Readers& readers, const Needs& needs) {
+  const int64_t end = ghost::end_of_bands(p, readers);
+  if (end == 0) return;
+  const int64_t h = steps[end - 1].h;
+  int64_t made = 0;
+  for (int64_t i = 0; i < shares; i++) {
+    const Progress first = walk_of_rows(p, steps, end, h * i / shares, h * (i + 1) / shares)[0];
+    made += first.until - first.done;
+  }
+  if (static_cast<double>(made) > kMadeAgain * static_cast<double>(steps[0].h)) return;
+  Plan band = *this;
+  band.shares = 1;
+  band.own.assign(p.steps.size(), false);
+  keep_rows_of_bands(p, end, shares, readers, band.steps);
+  band.place(p, readers, std::vector<int64_t>(p.steps.size(), 0), 0, end, {0, needs.zeros, 0, 0, 0, 0, needs.rows});
+  end_of_bands = end, bands = std::make_shared<const Plan>(std::move(band));
+  for (int64_t i = 0; i < end; i++) steps[i].phases = i == end - 1;
 }
 
 }  // namespace ghost

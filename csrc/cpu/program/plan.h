@@ -1,5 +1,6 @@
 // The sizes that a program has for one input: of every step, of the memory it works in, and how its work is shared.
 #pragma once
+#include <memory>
 #include <vector>
 
 #include "steps.h"
@@ -48,9 +49,22 @@ struct Plan {
   int64_t out_h = 0, out_w = 0;
   int64_t features = 0;  // floats of a row of features: the most that any layer has
   int64_t flops = 0;     // of one image
+  // Of the steps before this one each share makes a band of rows, up to that of the last one's output, in memory of its
+  // own: `bands` says where and how many rows of each map are kept. 0: all steps are cut one by one.
+  int64_t end_of_bands = 0;
+  std::shared_ptr<const Plan> bands;
 
   /// For images of h x w pixels; raises where a map would vanish.
   Plan(const Program& p, int64_t h, int64_t w, int64_t shares);
+
+ private:
+  /// Floats of what steps work in.
+  struct Needs {
+    int64_t expanded = 0, zeros = 0, mean = 0, hidden = 0, scaled = 0, sums = 0, rows = 0;
+  };
+  void place(const Program& p, const std::vector<std::vector<int64_t>>& readers, const std::vector<int64_t>& time,
+             int64_t begin, int64_t end, const Needs& needs);
+  void cut_into_bands(const Program& p, const std::vector<std::vector<int64_t>>& readers, const Needs& needs);
 };
 
 constexpr int64_t kConvRows = 8;   // that the first convolution makes at a time

@@ -66,6 +66,10 @@ class Counter {
     for (int64_t i = 0; i < begin; i++) progress_[i] = {sizes_[i].h, sizes_[i].h};  // of runs before
     advance_run(p_, sizes_, progress_, begin, end, *this);
   }
+  void walk_rows(int64_t end, int64_t row0, int64_t row1) {
+    progress_ = walk_of_rows(p_, sizes_, end, row0, row1);
+    advance(p_, sizes_, progress_, end - 1, row1, *this);
+  }
 
   void start(int64_t) {}
   void end(int64_t) {}
@@ -93,7 +97,7 @@ class Counter {
   int64_t first_of(int64_t step, int64_t reader) const {
     const Step& t = p_.steps[reader];
     const Progress& r = progress_[reader];
-    if (r.done == sizes_[reader].h) return sizes_[step].h;
+    if (r.done >= rows_of(r, sizes_[reader])) return sizes_[step].h;
     if (t.kind == Kind::depthwise) return std::max<int64_t>(0, r.done * t.stride - t.kernel / 2);
     return t.residual == step ? r.done : r.begun;
   }
@@ -109,37 +113,64 @@ class Counter {
   std::vector<int64_t> out, y1;  // the most rows in use at once
 };
 
+/// Rows of the maps of steps [begin, end) that are enough for `walk(counter)`, of which each walks once.
+template <class Walk>
+void keep_rows(const Program& p, int64_t begin, int64_t end, const Readers& readers, std::vector<Sized>& sizes,
+               const Walk& walk) {
+  const auto inside = [&](int64_t step) {
+    if (p.steps[step].kind == Kind::load) return false;
+    return !readers[step].empty() && readers[step].back() < end;
+  };
+  // Where a map begins again, fewer rows are made at once: counted again until they fit.
+  for (bool first = true, grown = p.steps[begin].out >= 0; grown; first = false) {
+    Counter count(p, sizes, readers);
+    walk(count);
+    grown = false;
+    const auto keep = [&](Ring& ring, int64_t step, int64_t rows) {
+      const Sized& s = sizes[step];
+      if (!first && rows <= ring.rows) return;
+      const int64_t whole = rows_at_once(p.steps[step], s);
+      rows = (rows + whole - 1) / whole * whole;
+      const bool all = rows >= s.h;
+      ring = {all ? s.h : rows, all || p.steps[step].kind != Kind::ghost ? 0 : p.steps[step].kernel / 2};
+      grown = true;
+    };
+    for (int64_t i = begin; i < end; i++) {
+      if (inside(i)) keep(sizes[i].out, i, count.out[i]);
+      if (p.steps[i].residual >= 0) keep(sizes[i].y1, i, count.y1[i]);
+    }
+  }
+}
+
 }  // namespace
 
 void keep_rows_in_use(const Program& p, const std::vector<int64_t>& ends, const Readers& readers,
                       std::vector<Sized>& sizes) {
   int64_t begin = 0;
   for (const int64_t end : ends) {
-    const auto inside = [&](int64_t step) {
-      if (p.steps[step].kind == Kind::load) return false;
-      return !readers[step].empty() && readers[step].back() < end;
-    };
-    // Where a map begins again, fewer rows are made at once: counted again until they fit.
-    for (bool first = true, grown = p.steps[begin].out >= 0; grown; first = false) {
-      Counter count(p, sizes, readers);
-      count.walk(begin, end);
-      grown = false;
-      const auto keep = [&](Ring& ring, int64_t step, int64_t rows) {
-        const Sized& s = sizes[step];
-        if (!first && rows <= ring.rows) return;
-        const int64_t whole = rows_at_once(p.steps[step], s);
-        rows = (rows + whole - 1) / whole * whole;
-        const bool all = rows >= s.h;
-        ring = {all ? s.h : rows, all || p.steps[step].kind != Kind::ghost ? 0 : p.steps[step].kernel / 2};
-        grown = true;
-      };
-      for (int64_t i = begin; i < end; i++) {
-        if (inside(i)) keep(sizes[i].out, i, count.out[i]);
-        if (p.steps[i].residual >= 0) keep(sizes[i].y1, i, count.y1[i]);
-      }
-    }
+    keep_rows(p, begin, end, readers, sizes, [&](Counter& count) { count.walk(begin, end); });
     begin = end;
   }
+}
+
+void keep_rows_of_bands(const Program& p, int64_t end, int64_t shares, const Readers& readers,
+                        std::vector<Sized>& sizes) {
+  const int64_t h = sizes[end - 1].h;
+  keep_rows(p, 0, end, readers, sizes, [&](Counter& count) {
+    for (int64_t i = 0; i < shares; i++) count.walk_rows(end, h * i / shares, h * (i + 1) / shares);
+  });
+}
+
+int64_t end_of_bands(const Program& p, const Readers& readers) {
+  if (p.steps[0].kind != Kind::conv) return 0;
+  int64_t found = 0, read_until = 0;  // one past the last step that reads what steps so far write
+  for (int64_t i = 0; i < static_cast<int64_t>(p.steps.size()); i++) {
+    const Step& t = p.steps[i];
+    if (t.out < 0 || t.squeeze || t.scaled || t.multiplier() > 1) break;
+    if (read_until <= i + 1) found = i + 1;
+    if (!readers[i].empty()) read_until = std::max(read_until, readers[i].back() + 1);
+  }
+  return found > 1 ? found : 0;
 }
 
 }  // namespace ghost

@@ -32,4 +32,12 @@ Readers readers_of(const Program& p);
 void keep_rows_in_use(const Program& p, const std::vector<int64_t>& ends, const Readers& readers,
                       std::vector<Sized>& sizes);
 
+/// The same of the steps before `end`, in walks that make a share each of the last one's rows.
+void keep_rows_of_bands(const Program& p, int64_t end, int64_t shares, const Readers& readers,
+                        std::vector<Sized>& sizes);
+
+/// One past the last step before which threads may go through a band of rows each, rows around it made again: all maps
+/// but the last are read by these steps alone, and nothing there is of all rows. 0 where there is none.
+int64_t end_of_bands(const Program& p, const Readers& readers);
+
 }  // namespace ghost

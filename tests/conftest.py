@@ -8,6 +8,7 @@ import pytest
 import torch
 
 torch.set_num_threads(2)
+LONG = ("test_interpreter.py", "test_compile_ahead.py", "test_program_pairs.py")  # a minute and more each
 
 
 def _import_torchvision() -> torch.library.Library | None:
@@ -30,6 +31,11 @@ def _import_torchvision() -> torch.library.Library | None:
 
 
 _TORCHVISION = _import_torchvision()
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first: else one process ends with them while the others are done."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(autouse=True)

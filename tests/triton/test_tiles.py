@@ -78,6 +78,17 @@ def test_strips_cover_the_map(side, n, channels):
     assert idle < 16, "no block of channels is idle where a smaller one would do"
 
 
+@pytest.mark.parametrize(("channels", "block"), [(8, 16), (12, 16), (24, 32), (36, 64), (60, 64), (100, 64), (336, 64)])
+def test_rows_that_are_products_have_few_blocks(channels, block):
+    """Each block reads all of the input: idle channels cost less than a block more."""
+    for n, side in ((1, 224), (256, 112), (3, 17)):
+        x = torch.empty(n, 8, side, side, dtype=torch.float16, device="meta")
+        tile, splits, per_split = tiles.products_of_strips("module", x, channels)
+        across = -(-side // tile.columns)
+        assert tile.channels == block and tile.columns >= tiles.LEAST
+        assert (splits // across - 1) * per_split < side <= splits // across * per_split
+
+
 def test_groups_do_not_depend_on_the_device():
     """Sums are joined in the same order everywhere: the split is a matter of the shape alone."""
     for n in (0, 1, 3, 256):

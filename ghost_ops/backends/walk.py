@@ -73,5 +73,10 @@ class Walk:
         return activate(F.linear(v, weight.flatten(1), bias), layer.act, layer.slope, slopes)
 
     def convolve(self, x: torch.Tensor, layer: Layer, stride: int, padding: int, groups: int = 1) -> torch.Tensor:
-        weight, bias, slopes = next(self.folded)
+        return self.convolved(x, next(self.folded), layer, stride, padding, groups)
+
+    def convolved(
+        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int, padding: int, groups: int
+    ) -> torch.Tensor:
+        weight, bias, slopes = folded
         return activate(F.conv2d(x, weight, bias, stride, padding, 1, groups), layer.act, layer.slope, slopes)

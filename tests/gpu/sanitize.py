@@ -7,15 +7,13 @@ import torch
 from ghost_ops import functional
 from ghost_ops.backends import cuda, reference
 from tests.cuda.programs import draw_block
-from tests.gpu.test_operators import moved, results
-from tests.triton.interpreted.drawn import draw, draw_squeeze_excite
+from tests.gpu.test_operators import KINDS, drawn, moved, results
 
 
 def main() -> None:
     for seed in (1, 2, 5):
-        for kind in ("ghost_module", "cheap_concat", "ghost_module_train", "squeeze_excite"):
-            case = draw_squeeze_excite(seed) if kind == "squeeze_excite" else draw(kind, seed)
-            results(kind, moved(case, torch.float16), False, 1)
+        for kind in KINDS:
+            results(kind, moved(drawn(kind, seed), torch.float16), False, 1)
     x = torch.randn(2, 24, 56, 56, device="cuda", dtype=torch.float16).to(memory_format=torch.channels_last)
     w1, w2 = torch.randn(36, 24, 1, 1, device="cuda").half(), torch.randn(36, 1, 3, 3, device="cuda").half()
     functional.ghost_module(x, w1, None, w2, None)

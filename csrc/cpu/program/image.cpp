@@ -215,12 +215,12 @@ void Image::ghost(const Step& t, int64_t step, int64_t phase, int64_t share) {
   }
   phase -= t.scales();
   const bool columns = plan_.steps[step].cut == Cut::columns;
-  const int64_t halo = t.made && !columns ? t.kernel / 2 : 0;
+  const int64_t halo = columns ? 0 : halo_of(t);
   const int64_t from = p.row0 == 0 ? 0 : p.row0 + halo, to = p.row1 == out.h ? out.h : p.row1 - halo;
   float* sums = t.squeeze ? sums_of(share) : nullptr;
   if (phase == 0) {
     if (sums) std::fill(sums, sums + m_.sums_of_share, 0.f);
-    const int64_t height = step_rows(out.w, p.row1 - p.row0), behind = t.made ? t.kernel / 2 : 0;
+    const int64_t height = step_rows(out.w, p.row1 - p.row0), behind = halo_of(t);
     int64_t finished = from;
     for (int64_t y = p.row0; y < p.row1;) {
       const int64_t count = std::min(height, p.row1 - y);

@@ -7,6 +7,9 @@
 
 namespace ghost {
 
+/// The steps that read what each step writes, in order.
+using Readers = std::vector<std::vector<int64_t>>;
+
 /// How a step's output is cut into shares, one a thread.
 enum class Cut { rows, columns };
 
@@ -62,9 +65,9 @@ struct Plan {
   struct Needs {
     int64_t expanded = 0, zeros = 0, mean = 0, hidden = 0, scaled = 0, sums = 0, rows = 0;
   };
-  void place(const Program& p, const std::vector<std::vector<int64_t>>& readers, const std::vector<int64_t>& time,
-             int64_t begin, int64_t end, const Needs& needs);
-  void cut_into_bands(const Program& p, const std::vector<std::vector<int64_t>>& readers, const Needs& needs);
+  void place(const Program& p, const Readers& readers, const std::vector<int64_t>& time, int64_t begin, int64_t end,
+             const Needs& needs);
+  void cut_into_bands(const Program& p, const Readers& readers, const Needs& needs);
 };
 
 constexpr int64_t kConvRows = 8;   // that the first convolution makes at a time

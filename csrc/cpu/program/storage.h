@@ -24,8 +24,6 @@ class Storage {
 /// work in the same scratch, and none needs a whole map.
 std::vector<int64_t> ends_of_runs(const Program& p, int64_t end);
 
-/// The steps that read what each step writes, in order.
-using Readers = std::vector<std::vector<int64_t>>;
 Readers readers_of(const Program& p);
 
 /// Lets the maps that only one run of steps uses keep no more rows than are in use at once.

@@ -12,10 +12,10 @@ from .half import NOTHING, Half
 from .maps import (
     finish_moments,
     read_row,
+    step_down,
     store_partial,
     store_rows,
     strip_of,
-    take_row,
     weights_of,
     whole,
     whole_strides,
@@ -75,11 +75,9 @@ def cheap_kernel(
         last = tl.minimum(bottom + D // 2, H)
         ahead = read_row(y, top - D // 2, columns, channels, last, W, y_c, y_h, y_w, kept, D)
         for below in range(top - D // 2, bottom + D // 2):
-            seen = ahead  # while this row is computed with, the next one is under way
-            ahead = read_row(y, below + 1, columns, channels, last, W, y_c, y_h, y_w, kept, D)
-            begun = take_row(
-                seen, below, columns, H, W, pending + (nothing,), held, kept, one_center, one_scale, one_shift,
-                one_bent, ONE_ACT, AFFINE, False, D,
+            begun, ahead = step_down(
+                ahead, y, below, columns, channels, last, H, W, y_c, y_h, y_w, pending, held, kept,
+                one_center, one_scale, one_shift, one_bent, ONE_ACT, AFFINE, D,
             )  # fmt: skip
             z, pending = begun[0], begun[1:]
             row = below - D // 2

@@ -17,6 +17,7 @@ from .maps import (
     near,
     read_row,
     run_of,
+    step_down,
     store_partial,
     strip_of,
     take_row,
@@ -89,11 +90,9 @@ def cheap_gradient(
         last = tl.minimum(bottom + D // 2, H)
         ahead = read_row(z, top - D // 2, columns, channels, last, W, z_c, z_h, z_w, wanted, D)
         for below in range(top - D // 2, bottom + D // 2):
-            seen = ahead  # while this row is computed with, the next one is under way
-            ahead = read_row(z, below + 1, columns, channels, last, W, z_c, z_h, z_w, wanted, D)
-            begun = take_row(
-                seen, below, columns, H, W, pending + (nothing,), held, wanted, one_center, one_scale, one_shift,
-                one_bent, ONE_ACT, True, False, D,
+            begun, ahead = step_down(
+                ahead, z, below, columns, channels, last, H, W, z_c, z_h, z_w, pending, held, wanted,
+                one_center, one_scale, one_shift, one_bent, ONE_ACT, True, D,
             )  # fmt: skip
             z2, pending = begun[0], begun[1:]
             row = below - D // 2

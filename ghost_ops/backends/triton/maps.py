@@ -158,6 +158,7 @@ def as_input(
     v, row, columns, tap, H, W, wanted, center, scale, shift, slope, ACT: tl.constexpr, AFFINE: tl.constexpr,
     D: tl.constexpr,
 ):  # fmt: skip
+    """What the convolution reads through a column ``tap``, of a row that ``read_tap`` read; see ``take_row``."""
     v = v.to(tl.float32)
     if AFFINE:
         a = activate(normalized(v, center, scale, shift, True), ACT, slope[None, :])
@@ -184,6 +185,24 @@ def take_row(
             by = held[(i * D + D - 1 - j) if FLIPPED else ((D - 1 - i) * D + j)]
             sums = sums[:i] + (sums[i] + v * by[None, :],) + sums[i + 1 :]
     return sums
+
+
+@triton.jit
+def step_down(
+    seen, y, row, columns, channels, last, H, W, map_c, map_h, map_w, pending, held, wanted,
+    center, scale, shift, slope, ACT: tl.constexpr, AFFINE: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """``take_row`` of a row that is here (``seen``), while the next, before ``last``, is under way.
+
+    Returns:
+        The sums of the D results, of which the first is whole now, and the next row.
+    """
+    ahead = read_row(y, row + 1, columns, channels, last, W, map_c, map_h, map_w, wanted, D)
+    begun = pending + (tl.zeros((columns.shape[0], channels.shape[0]), tl.float32),)
+    begun = take_row(
+        seen, row, columns, H, W, begun, held, wanted, center, scale, shift, slope, ACT, AFFINE, False, D
+    )  # fmt: skip
+    return begun, ahead
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""A Ghost module that makes more channels than it reads, in one launch, for large maps.
+"""A Ghost module that makes no less channels than it reads, in one launch, for large maps.
 
 There memory decides, and y1 is not written before it is read: a program makes a row of it again for each column of the
 cheap kernel, by tensor cores that have nothing else to do, and both halves of the output's pixels are written soon
@@ -62,7 +62,7 @@ def module_kernel(
         for j in tl.static_range(D):
             there = columns + (j - D // 2)
             inside = (there >= 0) & (there < W) & (below >= 0) & (below < H)
-            at = x + below * x_h + (there[:, None] * x_w + inner[None, :] * x_c)
+            at = x + below * x_h + (there[:, None] * x_w + inner[None, :].to(columns.dtype) * x_c)
             a = tl.load(at, mask=inside[:, None] & (inner < C)[None, :], other=0.0)
             if scale is not None:
                 a = (a.to(tl.float32) * excited[None, :]).to(x.dtype.element_ty)

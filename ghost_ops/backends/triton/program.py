@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from itertools import chain
 from math import prod
 from typing import NamedTuple
 
@@ -74,12 +73,12 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Te
 
 
 class _Run(Walk):
-    def convolve(self, x: torch.Tensor, layer: Layer, stride: int, padding: int, groups: int = 1) -> torch.Tensor:
-        weight, *rest = folded = next(self.folded)
-        if groups > 1 or weight[0].numel() > MOST:
-            self.folded = chain([folded], self.folded)
-            return super().convolve(x, layer, stride, padding, groups)
-        return convolution(x, weight, *rest, stride, padding, layer.act, layer.slope)
+    def convolved(
+        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int, padding: int, groups: int
+    ) -> torch.Tensor:
+        if groups > 1 or folded.weight[0].numel() > MOST:
+            return super().convolved(x, folded, layer, stride, padding, groups)
+        return convolution(x, *folded, stride, padding, layer.act, layer.slope)
 
     def excite(self, step: Excite) -> torch.Tensor:
         if step.reduce.act in (LEAKY_RELU, PRELU) or step.expand.act != NONE:  # in no net: no kernel takes it

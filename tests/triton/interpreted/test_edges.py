@@ -7,10 +7,11 @@ import torch
 from torch.library import opcheck
 
 from ghost_ops import functional, use_backend
+from ghost_ops.backends.triton.convolution import convolution
 from ghost_ops.ops._library import overload
 from tests.ops.test_registration import CALLS
 
-from .drawn import draw, few_tiles, many_tiles
+from .drawn import draw, draw_depthwise, few_tiles, many_tiles, one_launch
 
 
 @pytest.fixture(autouse=True)
@@ -143,10 +144,18 @@ def test_direct_backward_refuses_a_gradient_of_another_shape():
 
 def test_offsets_in_64_bits(monkeypatch):
     """The route of maps that would not fit here, on small ones: the same bits."""
-    kinds = ("ghost_module", "ghost_module_train", "cheap_concat")
+    kinds = ("ghost_module", "ghost_module_train", "cheap_concat", "depthwise", "one launch", "first convolution")
 
     def call(kind):
-        case = draw(kind, 6).leaves()
+        if kind not in kinds[:4]:
+            g = torch.Generator().manual_seed(0)
+            x = torch.randn((2, 6, 9, 7), generator=g).half()  # NCHW: channels are furthest apart
+            if kind == "first convolution":
+                return [convolution(x, torch.randn((5, 6, 3, 3), generator=g).half(), None, None, 2, 1, 1, 0.0)]
+            w1, w2 = torch.randn((8, 6, 1, 1), generator=g).half(), torch.randn((8, 1, 3, 3), generator=g).half()
+            with one_launch(True):
+                return [functional.ghost_module(x, w1, None, w2, None)]
+        case = (draw_depthwise(6) if kind == "depthwise" else draw(kind, 6)).leaves()
         out = getattr(functional, kind)(**case.tensors, **case.options)
         first = out if isinstance(out, torch.Tensor) else out[0]
         first.square().sum().backward()

@@ -75,11 +75,16 @@ def sets_of_pairs() -> dict[str, list[str]]:
     """Sets that take every kernel of another one but the products of bfloat16, where the compiler knows them."""
     if "avx512" not in instruction_sets():
         return {}
-    flags = [*X86_64_V4, "-mavx512bf16"]
-    asks = 'int main() { return __builtin_cpu_supports("avx512bf16"); }'
-    probe = [*compiler(), *flags, "-fsyntax-only", "-x", "c++", "-"]
-    known = not subprocess.run(probe, input=asks, capture_output=True, text=True).returncode
-    return {"avx512bf16": flags} if known else {}
+    avx512bf16 = [*X86_64_V4, "-mavx512bf16"]
+    flags = {"avx512bf16": avx512bf16, "amx": [*avx512bf16, "-mamx-tile", "-mamx-bf16"]}
+    asks = {"avx512bf16": "avx512bf16", "amx": "amx-bf16"}
+
+    def known(isa: str) -> bool:
+        source = f'int main() {{ return __builtin_cpu_supports("{asks[isa]}"); }}'
+        probe = [*compiler(), *flags[isa], "-fsyntax-only", "-x", "c++", "-"]
+        return not subprocess.run(probe, input=source, capture_output=True, text=True).returncode
+
+    return {isa: flags[isa] for isa in flags if known(isa)}
 
 
 def why_not_native() -> str | None:

@@ -1,5 +1,10 @@
 #include "isa.h"
 
+#ifdef GHOST_HAS_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -15,6 +20,10 @@ extern const ghost::Kernels ghost_kernels_avx512;
 #endif
 #ifdef GHOST_HAS_AVX512BF16  // AVX-512's, with products of bfloat16 that the processor has instructions for
 void ghost_pointwise_pairs_avx512bf16(const ghost::Pointwise&);
+#endif
+#ifdef GHOST_HAS_AMX  // the same by tiles
+void ghost_pointwise_pairs_amx(const ghost::Pointwise&);
+void ghost_rest_amx();
 #endif
 #ifdef GHOST_HAS_WIDE  // the development extension alone: AVX-512's code compiled for AVX2
 extern const ghost::Kernels ghost_kernels_wide;
@@ -42,13 +51,33 @@ bool runs_avx512() {
 /// that there it is faster to widen the weights.
 bool prefers_pairs() { return __builtin_cpu_is("amd") != 0; }
 
+/// AVX-512's kernels but for products of pairs.
+Kernels with_pairs(const char* name, void (*pointwise_pairs)(const Pointwise&), void (*rest)()) {
+  Kernels k = ghost_kernels_avx512;
+  k.name = name, k.pointwise_pairs = pointwise_pairs, k.rest = rest;
+  return k;
+}
+
+bool runs_avx512bf16() { return runs_avx512() && __builtin_cpu_supports("avx512bf16") != 0; }
+
 Set avx512bf16() {
-  static const Kernels kernels = [] {
-    Kernels k = ghost_kernels_avx512;
-    k.name = "avx512bf16", k.pointwise_pairs = ghost_pointwise_pairs_avx512bf16;
-    return k;
-  }();
-  return {&kernels, runs_avx512() && __builtin_cpu_supports("avx512bf16") != 0};
+  static const Kernels kernels = with_pairs("avx512bf16", ghost_pointwise_pairs_avx512bf16, ghost_kernels_avx512.rest);
+  return {&kernels, runs_avx512bf16()};
+}
+#endif
+
+#ifdef GHOST_HAS_AMX
+/// Linux gives a process the tiles' registers when it asks for them (arch_prctl(2)), for all of its threads.
+bool may_use_tiles() {
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+
+Set amx() {
+  static const Kernels kernels = with_pairs("amx", ghost_pointwise_pairs_amx, ghost_rest_amx);
+  static const bool runs =
+      runs_avx512bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles();
+  return {&kernels, runs};
 }
 #endif
 
@@ -58,6 +87,9 @@ const Set* sets(int* count) {
   __builtin_cpu_init();
 #endif
   static const Set all[] = {
+#ifdef GHOST_HAS_AMX
+      amx(),
+#endif
 #ifdef GHOST_HAS_AVX512BF16
       prefers_pairs() ? avx512bf16() : Set{&ghost_kernels_avx512, runs_avx512()},
       prefers_pairs() ? Set{&ghost_kernels_avx512, runs_avx512()} : avx512bf16(),

@@ -29,6 +29,7 @@ void dense(const Program& p, const float* packed, int64_t n, int64_t row, float*
                base + at.bias + c0, to + c0, row, true, t.first.act == kRelu, false});
       if (t.first.act != kNone && t.first.act != kRelu)
         k.affine(to + c0, row, {nullptr, nullptr, t.first.act, base + at.slopes + c0}, to + c0, row, n, columns);
+      k.rest();
     });
     std::swap(from, to);
   }
@@ -63,6 +64,7 @@ void alone(const Call& call, const Plan& plan, int64_t begin, int64_t end) {
     for (size_t j = 0; j < images.size(); j++) images[j].begin(i + static_cast<int64_t>(j));
     Image::run_alone(images);
   }
+  kernels().rest();
 }
 
 /// Images one after the other, each by all threads.
@@ -81,12 +83,15 @@ void together(const Call& call, const Plan& plan, int64_t begin, int64_t end) {
     for (int64_t phase = 0; phase < plan.steps[i].phases; phase++) phases.push_back({i, phase});
   for (int64_t i = begin; i < end; i++) {
     image.begin(i);
-    Team(static_cast<int64_t>(phases.size()), plan.shares).work([&](int64_t phase, int64_t share) {
-      if (phases[phase].first < plan.end_of_bands)
-        bands[share].run_band(image, share);
-      else
-        image.run(phases[phase].first, phases[phase].second, share);
-    });
+    Team(static_cast<int64_t>(phases.size()), plan.shares)
+        .work(
+            [&](int64_t phase, int64_t share) {
+              if (phases[phase].first < plan.end_of_bands)
+                bands[share].run_band(image, share);
+              else
+                image.run(phases[phase].first, phases[phase].second, share);
+            },
+            kernels().rest);
   }
 }
 

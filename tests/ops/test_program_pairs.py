@@ -34,13 +34,14 @@ from ghost_ops.backends.steps import (
 )
 from ghost_ops.ops._library import overload
 from ghost_ops.ops.program import program, program_eval, program_pack
-from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
+from tests.helpers import LAYOUTS, ROUNDING, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
 from tests.ops.program_cases import Program, draw_call, draw_program, make_program
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN, RELU = Layer(), Layer(BIAS, 0.0, 1)
 DRAWN = 70
+pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of a flag of PyTorch's that is set
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +78,11 @@ def exact(x: torch.Tensor, packed: torch.Tensor, p: Program) -> torch.Tensor:
 
 def plain(x: torch.Tensor, packed: torch.Tensor, p: Program) -> torch.Tensor:
     """What the kernels promise: sums in float32; and where maps are rounded on their way into a product, no more error
-    than PyTorch makes in bfloat16, which rounds every result too."""
-    inner = torch.bfloat16 if native.isa() == "avx512bf16" else torch.float32
-    return reference.program(x.to(inner), packed, code_of(p)).to(x.dtype)
+    than PyTorch makes in bfloat16, which rounds every result too. oneDNN's convolutions there are left out: on AMX they
+    now and then give NaN, from memory that they should not read."""
+    inner = torch.bfloat16 if native.isa() in ROUNDING else torch.float32
+    with torch.backends.mkldnn.flags(enabled=inner == torch.float32):
+        return reference.program(x.to(inner), packed, code_of(p)).to(x.dtype)
 
 
 def run(x: torch.Tensor, packed: torch.Tensor, p: Program) -> torch.Tensor:
@@ -153,7 +156,7 @@ def test_values_of_drawn_programs(threads, dtype):
         errors.add("result", ours, usual, want)
         few = ours.numel() < 8  # whose error in PyTorch is a matter of luck
         assert_as_accurate(ours, usual, want, 16.0 if few else 4.0, what=f"seed {seed}: {call}")
-    errors.assert_within(1.0 if native.isa() == "avx512bf16" else 2.0)
+    errors.assert_within(1.0 if native.isa() in ROUNDING else 2.0)
 
 
 @pytest.mark.parametrize("features", [True, False])

@@ -153,6 +153,7 @@ struct Kernels {
   const char* name;
   void (*pointwise)(const Pointwise&);
   void (*pointwise_pairs)(const Pointwise&);  // B is panels of pairs, pairs_of(k) rows of them; a_col is 1
+  void (*rest)();                             // once a thread has done with pointwise_pairs: frees what it left in use
   void (*pack)(const Pack&);
   void (*fold)(const Fold&);
   void (*depthwise)(const Depthwise&);

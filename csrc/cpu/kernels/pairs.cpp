@@ -2,12 +2,20 @@
 // kPanel times two bfloat16. Compiled once more than the other kernels, for processors that multiply such pairs
 // themselves; elsewhere, and where rounding A would cost more than that gains, pairs are widened.
 #include "products.h"
+#if defined(__AMX_BF16__)
+#include "amx.h"
+#endif
 
 namespace {
 
 constexpr int64_t kBlockPairs = kBlockColumns / 2;
 
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+
+// Of few rows most of a tile would be empty, and widening them is no slower.
+bool tiles_pay(const Pointwise& all) { return all.rows > kTile / 4; }
+
+#elif defined(__AVX512BF16__)
 
 // Pairs of A by pairs of B, both bfloat16: the products are exact, the sums float32.
 struct Pairs {
@@ -172,7 +180,9 @@ void widened_product(const Pointwise& all, const Block& g, int64_t columns, cons
 }  // namespace
 
 extern "C" void GHOST_SYMBOL(pointwise_pairs)(const Pointwise& all) {
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+  if (tiles_pay(all)) return product_by_tiles(all);
+#elif defined(__AVX512BF16__)
   if (rounds(all))
     return over_blocks<2>(all, [&](const Block& g, int64_t columns, const Source& s, float* c) {
       rounded_product(all, g, columns, s, c);
@@ -180,4 +190,10 @@ extern "C" void GHOST_SYMBOL(pointwise_pairs)(const Pointwise& all) {
 #endif
   over_blocks<2>(
       all, [&](const Block& g, int64_t columns, const Source& s, float* c) { widened_product(all, g, columns, s, c); });
+}
+
+extern "C" void GHOST_SYMBOL(rest)() {
+#if defined(__AMX_BF16__)
+  _tile_release();
+#endif
 }

@@ -7,6 +7,7 @@
 extern "C" {
 void GHOST_SYMBOL(pointwise)(const ghost::Pointwise&);
 void GHOST_SYMBOL(pointwise_pairs)(const ghost::Pointwise&);
+void GHOST_SYMBOL(rest)();
 void GHOST_SYMBOL(pack)(const ghost::Pack&);
 void GHOST_SYMBOL(fold)(const ghost::Fold&);
 void GHOST_SYMBOL(depthwise)(const ghost::Depthwise&);
@@ -30,6 +31,7 @@ const ghost::Kernels GHOST_SYMBOL(kernels) = {
     GHOST_STRING(GHOST_ISA),
     GHOST_SYMBOL(pointwise),
     GHOST_SYMBOL(pointwise_pairs),
+    GHOST_SYMBOL(rest),
     GHOST_SYMBOL(pack),
     GHOST_SYMBOL(fold),
     GHOST_SYMBOL(depthwise),

@@ -20,10 +20,14 @@ class Team {
  public:
   Team(int64_t phases, int64_t shares) : phases_(phases), shares_(shares), state_(new Phase[phases]) {}
 
-  /// run(phase, share) for every phase and share, on torch's threads. It must not throw: the others would wait.
+  /// run(phase, share) for every phase and share, on torch's threads, and rest() on each when all is done. They must
+  /// not throw: the others would wait.
   template <class Run>
-  void work(const Run& run) {
-    abi::parallel_for(shares_, 1, [&](int64_t begin, int64_t) { join(begin, run); });
+  void work(const Run& run, void (*rest)()) {
+    abi::parallel_for(shares_, 1, [&](int64_t begin, int64_t) {
+      join(begin, run);
+      rest();
+    });
   }
 
  private:

@@ -4,6 +4,8 @@
 ``ghost_ops.nn`` and the nets of ``ghost_ops.models`` are there to build with; ``functional`` has the operators.
 """
 
+from importlib import metadata as _metadata
+
 from . import functional, models
 from .backends import empty_cache, use_backend
 from .nn import (
@@ -17,6 +19,11 @@ from .nn import (
     SqueezeExcite,
 )
 from .surgery import explain, freeze, fuse, revert
+
+try:
+    __version__ = _metadata.version("ghost-ops")
+except _metadata.PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "unknown"
 
 __all__ = [
     "FusedGhostBottleneck",

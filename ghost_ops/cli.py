@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from . import __version__
 from .bench import machine
 from .bench.cases import frozen_cases, module_cases, net_cases
 from .bench.engines import EVERY, PEERS
@@ -41,6 +42,7 @@ def _progress(total: int) -> Iterator[Progress]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="ghost_ops")
 def main() -> None:
     """Fused kernels for GhostNet's Ghost modules in PyTorch."""
 

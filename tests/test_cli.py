@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import ghost_ops
 from ghost_ops.backends import use_backend
 from ghost_ops.bench import machine
 from ghost_ops.bench import verify as checks
@@ -26,6 +27,10 @@ def _one_thread():
 
 def invoke(*args):
     return CliRunner().invoke(main, args)
+
+
+def test_version():
+    assert invoke("--version").output.strip().endswith(f"version {ghost_ops.__version__}")
 
 
 def test_info():

@@ -86,7 +86,7 @@ def run_parts(
             call: Callable[[], torch.Tensor] = lambda program=program, entry=entry: program(entry)
             packed = sum(t.numel() * t.element_size() for t in program.buffers())
             row.bytes = (entry.numel() + reference.numel()) * entry.element_size() + packed
-            row.roof = limits.roof(row.flops, row.bytes)
+            row.roof = limits.roof(row.flops, row.bytes, dtype)
             if _compare(call, reference, row):
                 running[name] = row, call, reference
         timings = in_turn(
@@ -97,7 +97,8 @@ def run_parts(
             if _compare(call, reference, row):
                 timing = timings[name]
                 row.seconds, row.spread, row.samples = timing.median, timing.spread, list(timing.samples)
-                row.share, row.peak_share = row.roof / row.seconds, row.flops / row.seconds / limits.flops
+                row.share = row.roof / row.seconds
+                row.peak_share = row.flops / row.seconds / limits.peak(dtype)
     return rows
 
 

@@ -115,7 +115,7 @@ def _parts(axes, parts: list[PartRow]) -> None:
     whole = next((part for part in parts if part.part == NET and part.seconds is not None), None)
     net = None
     if whole is not None:
-        net = f"the net: {whole.seconds * 1e3:.2f} ms, {whole.share:.0%} of roof, {whole.peak_share:.0%} of FMA peak"
+        net = f"the net: {whole.seconds * 1e3:.2f} ms, {whole.share:.0%} of roof, {whole.peak_share:.0%} of peak"
     axes.legend(title=net, title_fontsize=8, fontsize=8, ncols=2, loc="upper right")
 
 

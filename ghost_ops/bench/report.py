@@ -76,7 +76,10 @@ def machine_line(machine: dict) -> str:
 
 def _limits_line(limits: dict) -> Text:
     rates = ", ".join(f"{level} {rate / 1e9:.0f} GB/s" for level, rate in limits["bandwidth"].items())
-    return Text(f"{limits['threads']} threads: {limits['flops'] / 1e9:.0f} GFLOP/s ({limits['source']}), {rates}")
+    peak = f"{limits['flops'] / 1e9:.0f} GFLOP/s ({limits['source']})"
+    if limits.get("bfloat16_flops", 0.0) > limits["flops"]:
+        peak += f", {limits['bfloat16_flops'] / 1e9:.0f} in bfloat16 (torch.mm)"
+    return Text(f"{limits['threads']} threads: {peak}, {rates}")
 
 
 def title(kind: str, batch: int, threads: int) -> str:
@@ -133,7 +136,7 @@ def _parts_table(rows: list[PartRow]) -> Table:
     name = f"{first.case}, {first.dtype}, frozen"
     table = Table(title=f"The parts of {title(name, first.batch, first.threads)}")
     table.add_column("part", no_wrap=True)
-    for column in ("ms", "MFLOP", "MB moved", "roof, ms", "of roof", "of FMA peak"):
+    for column in ("ms", "MFLOP", "MB moved", "roof, ms", "of roof", "of peak"):
         table.add_column(column, justify="right")
     for row in rows:
         if row.part == NET:

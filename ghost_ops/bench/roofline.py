@@ -1,6 +1,6 @@
 """The limits of this machine, measured, and the least time that a case can take under them.
 
-roof = max(FLOPs / FMA peak, bytes / bandwidth of the smallest cache level that holds what moves).
+roof = max(FLOPs / peak, bytes / bandwidth of the smallest cache level that holds what moves).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .machine import cache_bytes
 from .timing import torch_threads
 
 MM_SIDE = 1024
+PAIRS = ("amx", "avx512bf16")  # sets that differ in products of bfloat16 alone: their FMAs are another's
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Limits:
         source: how they were measured.
         bandwidth: bytes a second, read and written, by level: L2, L3, DRAM.
         capacity: bytes that L2 and L3 hold.
+        bfloat16_flops: the same for products of bfloat16, where the machine has instructions for them.
     """
 
     threads: int
@@ -33,24 +35,30 @@ class Limits:
     source: str
     bandwidth: dict[str, float]
     capacity: dict[str, int]
+    bfloat16_flops: float = 0.0
+
+    def peak(self, dtype: str = "float32") -> float:
+        """Operations a second of products in this dtype; maps in bfloat16 may always be widened."""
+        return max(self.flops, self.bfloat16_flops) if dtype == "bfloat16" else self.flops
 
     def level(self, size: int) -> str:
         """The smallest level that holds this many bytes."""
         return next((name for name, capacity in self.capacity.items() if size <= capacity), "DRAM")
 
-    def roof(self, flops: int, size: int) -> float:
+    def roof(self, flops: int, size: int, dtype: str = "float32") -> float:
         """The least seconds for this work, ``size`` bytes moving."""
-        return max(flops / self.flops, size / self.bandwidth[self.level(size)])
+        return max(flops / self.peak(dtype), size / self.bandwidth[self.level(size)])
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
 def measure(threads: int = 1, seconds: float = 0.3) -> Limits:
-    """Measure peak and bandwidths; takes about five times ``seconds``."""
+    """Measure peak and bandwidths; takes about six times ``seconds``."""
     l2, l3 = cache_bytes(2), cache_bytes(3)
     with torch_threads(threads):
         flops, source = _peak(threads, seconds)
+        bfloat16_flops = _product_flops(threads, seconds, torch.bfloat16)
         with torch_threads(1):
             private = _copy_bandwidth(l2 // 2, seconds) * threads
         shared = _copy_bandwidth(max(l3 // 2, 2 * l2 * threads), seconds)
@@ -58,7 +66,7 @@ def measure(threads: int = 1, seconds: float = 0.3) -> Limits:
     # What a level delivers can only shrink with its distance; a measurement that says otherwise was disturbed.
     shared = max(shared, memory)
     bandwidth = {"L2": max(private, shared), "L3": shared, "DRAM": memory}
-    return Limits(threads, flops, source, bandwidth, {"L2": l2 * threads, "L3": l3})
+    return Limits(threads, flops, source, bandwidth, {"L2": l2 * threads, "L3": l3}, bfloat16_flops)
 
 
 def _best(call: Callable[[], object], seconds: float) -> float:
@@ -74,20 +82,25 @@ def _best(call: Callable[[], object], seconds: float) -> float:
             return best
 
 
-def _peak(threads: int, seconds: float) -> tuple[float, str]:
-    """The greatest of what a matrix product reaches and, with the development extension, of bare FMAs."""
-    a, b = torch.randn(2, MM_SIDE, MM_SIDE).unbind()
-    out = torch.empty(MM_SIDE, MM_SIDE)
+def _product_flops(threads: int, seconds: float, dtype: torch.dtype) -> float:
+    """What a matrix product reaches."""
+    a, b = torch.randn(2, MM_SIDE, MM_SIDE).to(dtype).unbind()
+    out = torch.empty(MM_SIDE, MM_SIDE, dtype=dtype)
     best = _best(lambda: torch.mm(a, b, out=out), seconds)
     if threads > 1:  # where threads hinder each other, one alone is the better measure
         with torch_threads(1):
             best = min(best, _best(lambda: torch.mm(a, b, out=out), seconds))
-    flops, source = 2 * MM_SIDE**3 / best, "torch.mm"
+    return 2 * MM_SIDE**3 / best
+
+
+def _peak(threads: int, seconds: float) -> tuple[float, str]:
+    """The greatest of what a matrix product reaches and, with the development extension, of bare FMAs."""
+    flops, source = _product_flops(threads, seconds, torch.float32), "torch.mm"
     try:
         from .. import _kernels
     except ImportError:
         return flops, source
-    isa = _kernels.isas()[0]
+    isa = next(name for name in _kernels.isas() if name not in PAIRS)
     bare = max(_kernels.fma_peak(isa, seconds / 8) for _ in range(8)) * 1e9 * threads
     return (bare, f"FMA loop, {isa}, times {threads}") if bare > flops else (flops, source)
 

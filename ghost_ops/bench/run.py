@@ -120,10 +120,10 @@ def _prepare(
     with torch.no_grad():
         reference = copy.deepcopy(module).double()(x.double())
     size = case.flops(batch), case.bytes(batch)
-    roof = None if limits is None else limits.roof(*size)
     for peer, row in zip(peers, rows, strict=True):
         on_step(f"{peer.label}: building")
-        row.flops, row.bytes, row.roof, row.dtype = *size, roof, peer.dtype
+        row.flops, row.bytes, row.dtype = *size, peer.dtype
+        row.roof = None if limits is None else limits.roof(*size, peer.dtype)
         ready = _build(peer, module, x, threads, row)
         if ready is not None and _compare(ready, reference, row):
             if row.dtype != "float32" and reference.dim() == 2:

@@ -1,5 +1,6 @@
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,9 +64,14 @@ def test_roof_is_the_greater_of_both_limits():
     assert limits.roof(flops=300, size=100) == 3
     assert limits.roof(flops=300, size=1000) == 100
     assert limits.roof(flops=0, size=2000) == 2000
+    assert limits.peak("bfloat16") == limits.peak() == 100
+    faster = replace(limits, bfloat16_flops=300.0)
+    assert faster.peak("bfloat16") == 300 and faster.peak() == 100
+    assert faster.roof(300, 100, "bfloat16") == 2 and faster.roof(600, 50, "bfloat16") == 2
+    assert faster.roof(300, 100) == 3
 
 
 def test_limits_are_measured():
     limits = roofline.measure(1, 0.01)
-    assert limits.flops > 0 and limits.capacity["L2"] < limits.capacity["L3"]
+    assert limits.flops > 0 and limits.bfloat16_flops > 0 and limits.capacity["L2"] < limits.capacity["L3"]
     assert limits.bandwidth["L2"] >= limits.bandwidth["L3"] >= limits.bandwidth["DRAM"] > 0

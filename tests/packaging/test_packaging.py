@@ -203,9 +203,11 @@ def test_pure_python_runs_and_warns_once(pure_wheel, tmp_path):
             x, w, cheap = torch.randn(1, 4, 5, 5), torch.randn(3, 4, 1, 1), torch.randn(3, 1, 3, 3)
             out = ghost_ops.functional.ghost_module(x, w, None, cheap, None)
         ours = [str(w.message) for w in caught if "ghost_ops" in str(w.message)]
+        assert ghost_ops.__version__ == "VERSION"
         assert out.shape == (1, 6, 5, 5) and not native.available() and native.isas() == ()
         print(len(ours), native.reason())
     """
+    script = script.replace("VERSION", pure_wheel.name.split("-")[1])
     site, script = str(unpack(pure_wheel)), "\n".join(line[8:] for line in script.splitlines())
     assert not list(Path(site).rglob("*.so"))
     warned = run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=site)

@@ -269,6 +269,8 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
         if "avx2" in sets:  # what AVX-512 runs, sixteen lanes at a time, on machines that lack it
             wide = [*KERNEL, *sets["avx2"], "-Wno-psabi", "-DGHOST_ISA=wide", "-DGHOST_SIXTEEN_LANES"]
             kernels += [ninja.compile(s, wide, variant=".wide") for s in sorted(CSRC.glob("cpu/kernels/*.cpp"))]
+            tiles = [*wide, "-UGHOST_ISA", "-DGHOST_ISA=tiles", "-DGHOST_EMULATED_TILES"]  # of AMX
+            kernels.append(ninja.compile(pairs, tiles, variant=".tiles"))
         libraries.append(ninja.link(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}", [*objects, *isa, *kernels]))
     return tuple(libraries)
 

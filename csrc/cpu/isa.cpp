@@ -27,6 +27,8 @@ void ghost_rest_amx();
 #endif
 #ifdef GHOST_HAS_WIDE  // the development extension alone: AVX-512's code compiled for AVX2
 extern const ghost::Kernels ghost_kernels_wide;
+void ghost_pointwise_pairs_tiles(const ghost::Pointwise&);  // with tiles of AMX in plain C++
+void ghost_rest_tiles();
 #endif
 }
 
@@ -37,6 +39,14 @@ struct Set {
   const Kernels* kernels;
   bool runs;
 };
+
+#if defined(GHOST_HAS_AVX512BF16) || defined(GHOST_HAS_WIDE)
+/// Another set's kernels but for products of pairs.
+Kernels with_pairs(Kernels k, const char* name, void (*pointwise_pairs)(const Pointwise&), void (*rest)()) {
+  k.name = name, k.pointwise_pairs = pointwise_pairs, k.rest = rest;
+  return k;
+}
+#endif
 
 #ifdef GHOST_HAS_AVX512
 bool runs_avx512() {
@@ -51,17 +61,11 @@ bool runs_avx512() {
 /// that there it is faster to widen the weights.
 bool prefers_pairs() { return __builtin_cpu_is("amd") != 0; }
 
-/// AVX-512's kernels but for products of pairs.
-Kernels with_pairs(const char* name, void (*pointwise_pairs)(const Pointwise&), void (*rest)()) {
-  Kernels k = ghost_kernels_avx512;
-  k.name = name, k.pointwise_pairs = pointwise_pairs, k.rest = rest;
-  return k;
-}
-
 bool runs_avx512bf16() { return runs_avx512() && __builtin_cpu_supports("avx512bf16") != 0; }
 
 Set avx512bf16() {
-  static const Kernels kernels = with_pairs("avx512bf16", ghost_pointwise_pairs_avx512bf16, ghost_kernels_avx512.rest);
+  static const Kernels kernels =
+      with_pairs(ghost_kernels_avx512, "avx512bf16", ghost_pointwise_pairs_avx512bf16, ghost_kernels_avx512.rest);
   return {&kernels, runs_avx512bf16()};
 }
 #endif
@@ -74,10 +78,19 @@ bool may_use_tiles() {
 }
 
 Set amx() {
-  static const Kernels kernels = with_pairs("amx", ghost_pointwise_pairs_amx, ghost_rest_amx);
+  static const Kernels kernels = with_pairs(ghost_kernels_avx512, "amx", ghost_pointwise_pairs_amx, ghost_rest_amx);
   static const bool runs =
       runs_avx512bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles();
   return {&kernels, runs};
+}
+#endif
+
+#ifdef GHOST_HAS_WIDE
+bool runs_wide() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") != 0; }
+
+Set tiles() {
+  static const Kernels kernels = with_pairs(ghost_kernels_wide, "tiles", ghost_pointwise_pairs_tiles, ghost_rest_tiles);
+  return {&kernels, runs_wide()};
 }
 #endif
 
@@ -103,7 +116,8 @@ const Set* sets(int* count) {
 #endif
       {&ghost_kernels_baseline, true},
 #ifdef GHOST_HAS_WIDE
-      {&ghost_kernels_wide, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") != 0},
+      {&ghost_kernels_wide, runs_wide()},
+      tiles(),
 #endif
   };
   *count = sizeof all / sizeof *all;

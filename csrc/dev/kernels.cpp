@@ -253,17 +253,16 @@ double fma_peak(const std::string& isa, double seconds) {
   return flops / each * 1e-9;
 }
 
-std::vector<std::string> isas() {
+std::vector<std::string> sets(bool emulated) {
   std::vector<std::string> out;
   std::stringstream names(ghost::names());
   for (std::string name; std::getline(names, name, ',');)
-    if (name != "wide") out.push_back(name);
+    if ((name == "wide" || name == "tiles") == emulated) out.push_back(name);
   return out;
 }
 
-std::vector<std::string> emulated() {
-  return ghost::kernels_of("wide") ? std::vector<std::string>{"wide"} : std::vector<std::string>{};
-}
+std::vector<std::string> isas() { return sets(false); }
+std::vector<std::string> emulated() { return sets(true); }
 
 }  // namespace
 

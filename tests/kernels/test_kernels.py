@@ -52,7 +52,9 @@ def assert_pairs(isa, x, w, b, relu=False, scale=None, runs=()):
     weights are widened and scaled, these were rounded once more. Narrow products of short rows are always widened."""
     ours = kernels.pointwise_pairs(isa, x, w, b, relu, [] if scale is None else scale.tolist(), list(runs))
     factors = np.float32(1) if scale is None else scale
-    multiplied = x.shape[0] > 4 if isa == "amx" else isa == "avx512bf16" and (w.shape[0] > 24 or w.shape[1] >= 96)
+    multiplied = (
+        x.shape[0] > 4 if isa in ("amx", "tiles") else isa == "avx512bf16" and (w.shape[0] > 24 or w.shape[1] >= 96)
+    )
     a = rounded(x * factors) if multiplied else x.astype(np.float64) * factors
     a, w = a.astype(np.float64), rounded(w).astype(np.float64)
     with np.errstate(invalid="ignore"):

@@ -1,13 +1,12 @@
-// Products of pairs by AMX: tiles of 16 rows of 16 pairs of A and 16 pairs of 16 columns of B, which are what panels of
-// pairs already are, and of 16 x 16 sums. Internal linkage, as simd.h says.
+// Products of pairs by AMX: 16 rows of a panel of pairs are a tile as they lie, and rows of A become tiles when they
+// are rounded. Internal linkage, as simd.h says.
 #pragma once
 #include "products.h"
+#include "tiles.h"
 
 namespace {
 
-constexpr int kTile = 16;            // rows, pairs, columns
 constexpr int64_t kTwo = 2 * kTile;  // rows or columns of sums that are made at once; columns of A in a tile
-constexpr int64_t kTileBytes = 64;   // of a row
 static_assert(kTile == kPanel);
 
 // Where a block of A goes: tiles one after the other, the last of which ends with the block and has zeros where it
@@ -25,13 +24,8 @@ struct Depth {
 // Part of a run that lies in one tile: lanes of a row, from `from` on in A. What is not stored is not of this part.
 struct Part {
   int64_t from, to, column;
-  __mmask16 low, high;
-  __mmask32 stored;
+  uint32_t lanes, stored;
 };
-
-GHOST_INLINE uint32_t lanes_between(int64_t first, int64_t end) {
-  return (uint32_t)(((uint64_t)1 << end) - ((uint64_t)1 << first));
-}
 
 int64_t parts_of(const Block& g, const Depth& depth, Part* out) {
   int64_t found = 0;
@@ -43,46 +37,28 @@ int64_t parts_of(const Block& g, const Depth& depth, Part* out) {
       const int64_t from = at > begin ? at : begin, all = at + g.runs[r].count, to = all < end ? all : end;
       if (from >= to) continue;
       const uint32_t lanes = lanes_between(from - column, to - column);
-      out[found++] = {g.runs[r].offset + column - at, tile * kTile, column, (__mmask16)lanes, (__mmask16)(lanes >> 16),
-                      first ? ~(__mmask32)0 : lanes};
+      out[found++] = {g.runs[r].offset + column - at, tile * kTile, column, lanes, first ? ~uint32_t{0} : lanes};
       first = false;
     }
   }
   return found;
 }
 
-// Rows of a part, `a` from the first of them on, times `scale`, rounded.
+// Rows of a part, `a` the first of them, times `scale`, rounded.
 template <bool kScaled>
 void round_part(const Part& p, const float* a, int64_t a_row, int64_t rows, const float* scale, float* out,
                 int64_t out_row) {
-  const __mmask16 low = p.low, high = p.high;
-  const __mmask32 stored = p.stored;
-  Full::T low_scale{}, high_scale{};
-  if (kScaled) {
-    low_scale = (Full::T)_mm512_maskz_loadu_ps(low, scale + p.column);
-    high_scale = (Full::T)_mm512_maskz_loadu_ps(high, scale + p.column + kTile);
-  }
+  const uint32_t low = p.lanes & 0xffff, high = p.lanes >> 16, stored = p.stored;
+  Lanes::T low_scale{}, high_scale{};
+  if (kScaled) low_scale = load_lanes(scale + p.column, low), high_scale = load_lanes(scale + p.column + kTile, high);
   const float* from = a + p.from;
   float* to = out + p.to;
 #pragma GCC unroll 4
   for (int64_t i = 0; i < rows; i++, from += a_row, to += out_row) {
-    auto first = (Full::T)_mm512_maskz_loadu_ps(low, from), second = (Full::T)_mm512_maskz_loadu_ps(high, from + kTile);
+    Lanes::T first = load_lanes(from, low), second = load_lanes(from + kTile, high);
     if (kScaled) first *= low_scale, second *= high_scale;
-    _mm512_mask_storeu_epi16(to, stored, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+    store_rounded(to, stored, first, second);
   }
-}
-
-// Tiles 0 to 3 are sums, 4 and 5 of A, 6 and 7 of B. They belong to the thread, as registers do, and another library
-// may have left them otherwise.
-void configure_tiles() {
-  struct alignas(64) Config {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } wanted, found;
-  for (int i = 0; i < 8; i++) wanted.row_bytes[i] = kTileBytes, wanted.rows[i] = kTile;
-  _tile_storeconfig(&found);
-  if (std::memcmp(&found, &wanted, sizeof found)) _tile_loadconfig(&wanted);
 }
 
 // Sums of kRows by kColumns tiles. Tiles of B stay where there is one of each: `held` says that they are there.
@@ -90,33 +66,32 @@ template <int kRows, int kColumns>
 GHOST_INLINE void multiply_tiles(const float* a, int64_t a_row, const float* const b[2], bool held, const Depth& depth,
                                  ghost::Ahead& ahead, float* sums) {
   const int64_t a_bytes = a_row * (int64_t)sizeof(float);
-  asm volatile("" ::: "memory");  // a tile's load does not say what it reads
-  _tile_zero(0);
-  if (kColumns > 1) _tile_zero(1);
-  if (kRows > 1) _tile_zero(2);
-  if (kRows > 1 && kColumns > 1) _tile_zero(3);
+  zero_tile<0>();
+  if (kColumns > 1) zero_tile<1>();
+  if (kRows > 1) zero_tile<2>();
+  if (kRows > 1 && kColumns > 1) zero_tile<3>();
   for (int64_t i = 0; i < depth.tiles; i++, a += kTile) {
     if (!held) {
       const int64_t at = depth.first_pair(i) * kPanel;
-      _tile_loadd(6, b[0] + at, kTileBytes);
-      if (kColumns > 1) _tile_loadd(7, b[1] + at, kTileBytes);
+      load_tile<6>(b[0] + at, kTileBytes);
+      if (kColumns > 1) load_tile<7>(b[1] + at, kTileBytes);
     }
-    _tile_loadd(4, a, a_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if (kColumns > 1) _tile_dpbf16ps(1, 4, 7);
+    load_tile<4>(a, a_bytes);
+    add_product<0, 4, 6>();
+    if (kColumns > 1) add_product<1, 4, 7>();
     if (kRows > 1) {
-      _tile_loadd(5, a + kTile * a_row, a_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      if (kColumns > 1) _tile_dpbf16ps(3, 5, 7);
+      load_tile<5>(a + kTile * a_row, a_bytes);
+      add_product<2, 5, 6>();
+      if (kColumns > 1) add_product<3, 5, 7>();
     }
     for (int j = 0; j < kRows * kColumns && ahead.at < ahead.end; j++, ahead.at += kTileBytes)
       __builtin_prefetch(ahead.at, 0, 2);
   }
   constexpr int64_t kBytes = kTwo * sizeof(float);
-  _tile_stored(0, sums, kBytes);
-  if (kColumns > 1) _tile_stored(1, sums + kTile, kBytes);
-  if (kRows > 1) _tile_stored(2, sums + kTile * kTwo, kBytes);
-  if (kRows > 1 && kColumns > 1) _tile_stored(3, sums + kTile * kTwo + kTile, kBytes);
+  store_tile<0>(sums, kBytes);
+  if (kColumns > 1) store_tile<1>(sums + kTile, kBytes);
+  if (kRows > 1) store_tile<2>(sums + kTile * kTwo, kBytes);
+  if (kRows > 1 && kColumns > 1) store_tile<3>(sums + kTile * kTwo + kTile, kBytes);
 }
 
 // Rows of sums, of `columns` columns in kVectors vectors, into C.
@@ -125,24 +100,24 @@ void store_sums(const float* sums, int64_t rows, int64_t columns, const float* b
                 int64_t c_row) {
   constexpr int kLast = kVectors - 1;
   const int64_t left = columns - kLast * kTile;
-  const __mmask16 mask = (__mmask16)lanes_between(0, left < kTile ? left : kTile);
-  Full::T base[kVectors] = {};
+  const uint32_t lanes = lanes_between(0, left < kTile ? left : kTile);
+  Lanes::T base[kVectors] = {};
   if (bias) {
-    if (kLast) base[0] = Full::load(bias);
-    base[kLast] = (Full::T)_mm512_maskz_loadu_ps(mask, bias + kLast * kTile);
+    if (kLast) base[0] = Lanes::load(bias);
+    base[kLast] = load_lanes(bias + kLast * kTile, lanes);
   }
-  const Full::T least = Full::set(relu ? 0.f : -__builtin_inff());
+  const Lanes::T least = Lanes::set(relu ? 0.f : -__builtin_inff());
 #pragma GCC unroll 4
   for (int64_t i = 0; i < rows; i++, sums += kTwo, c += c_row) {
-    Full::T v[kVectors];
+    Lanes::T v[kVectors];
 #pragma GCC unroll 2
-    for (int j = 0; j < kVectors; j++) v[j] = Full::load(sums + j * kTile) + base[j];
+    for (int j = 0; j < kVectors; j++) v[j] = Lanes::load(sums + j * kTile) + base[j];
     if (kAccumulate) {
-      if (kLast) v[0] += Full::load(c);
-      v[kLast] += (Full::T)_mm512_maskz_loadu_ps(mask, c + kLast * kTile);
+      if (kLast) v[0] += Lanes::load(c);
+      v[kLast] += load_lanes(c + kLast * kTile, lanes);
     }
-    if (kLast) Full::store(c, Full::max(least, v[0]));
-    _mm512_mask_storeu_ps(c + kLast * kTile, mask, (__m512)Full::max(least, v[kLast]));
+    if (kLast) Lanes::store(c, Lanes::max(least, v[0]));
+    store_lanes(c + kLast * kTile, lanes, Lanes::max(least, v[kLast]));
   }
 }
 
@@ -175,11 +150,10 @@ class Panels {
   const float* place(int64_t n) const { return s_.b + n * s_.depth + s_.first * (n == last_ ? 8 : kPanel); }
   void copy(int64_t n, float* to) const {
     const int64_t row = n == last_ ? 8 : kPanel;
-    const __mmask16 mask = (__mmask16)lanes_between(0, row);
     const float* from = place(n);
     for (int64_t k = 0; k < depth_.pairs; k++, from += row)
-      _mm512_store_ps(to + k * kPanel, _mm512_maskz_loadu_ps(mask, from));
-    for (int64_t k = depth_.pairs; k < kTile; k++) _mm512_store_ps(to + k * kPanel, _mm512_setzero_ps());
+      Lanes::store(to + k * kPanel, load_lanes(from, lanes_between(0, row)));
+    for (int64_t k = depth_.pairs; k < kTile; k++) Lanes::store(to + k * kPanel, Lanes::zero());
   }
 };
 

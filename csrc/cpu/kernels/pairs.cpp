@@ -2,7 +2,8 @@
 // kPanel times two bfloat16. Compiled once more than the other kernels, for processors that multiply such pairs
 // themselves; elsewhere, and where rounding A would cost more than that gains, pairs are widened.
 #include "products.h"
-#if defined(__AMX_BF16__)
+#if defined(__AMX_BF16__) || defined(GHOST_EMULATED_TILES)
+#define GHOST_TILES
 #include "amx.h"
 #endif
 
@@ -10,7 +11,7 @@ namespace {
 
 constexpr int64_t kBlockPairs = kBlockColumns / 2;
 
-#if defined(__AMX_BF16__)
+#if defined(GHOST_TILES)
 
 // Of few rows most of a tile would be empty, and widening them is no slower.
 bool tiles_pay(const Pointwise& all) { return all.rows > kTile / 4; }
@@ -180,7 +181,7 @@ void widened_product(const Pointwise& all, const Block& g, int64_t columns, cons
 }  // namespace
 
 extern "C" void GHOST_SYMBOL(pointwise_pairs)(const Pointwise& all) {
-#if defined(__AMX_BF16__)
+#if defined(GHOST_TILES)
   if (tiles_pay(all)) return product_by_tiles(all);
 #elif defined(__AVX512BF16__)
   if (rounds(all))
@@ -193,7 +194,7 @@ extern "C" void GHOST_SYMBOL(pointwise_pairs)(const Pointwise& all) {
 }
 
 extern "C" void GHOST_SYMBOL(rest)() {
-#if defined(__AMX_BF16__)
-  _tile_release();
+#if defined(GHOST_TILES)
+  release_tiles();
 #endif
 }

@@ -35,7 +35,7 @@ gpu: $(VENV)/installed-test $(VENV)/installed-peers
 test: $(VENV)/installed-test $(VENV)/installed-peers
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/ruff check
-	$(BIN)/pytest -q -n $(JOBS) tests
+	$(BIN)/pytest -q -n $(JOBS) --dist worksteal tests
 
 lint: $(VENV)/installed-test
 	$(BIN)/lint-imports --no-logo

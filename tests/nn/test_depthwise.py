@@ -30,8 +30,8 @@ def block(name=NAME, **options):
     return randomise(FusedGhostBottleneck(**BLOCKS[name], **options)).train()
 
 
-def map_for(module, **options):
-    return make_map((2, module.ghost1.primary_conv[0].in_channels, 9, 7), **options)
+def map_for(module, height=9, width=7, **options):
+    return make_map((2, module.ghost1.primary_conv[0].in_channels, height, width), **options)
 
 
 @pytest.fixture
@@ -52,7 +52,8 @@ def calls(monkeypatch):
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_runs_and_agrees(name, memory, layout, calls):
     module = block(name, memory=memory)
-    x, stride = map_for(module, layout=layout), BLOCKS[name]["stride"]
+    # what is left of a smaller map are so few values that each rounding shows in the statistics, PyTorch's too
+    x, stride = map_for(module, 17, 14, layout=layout), BLOCKS[name]["stride"]
     assert BY in module.why(x)
     module(x.clone().requires_grad_()).sum().backward()
     assert calls == [stride] * (2 if memory == "balanced" else 4)  # twice in the forward, and again in the backward

@@ -41,7 +41,6 @@ from tests.ops.program_cases import Program, draw_call, draw_program, make_progr
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN, RELU = Layer(), Layer(BIAS, 0.0, 1)
 DRAWN = 70
-pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of a flag of PyTorch's that is set
 
 
 @pytest.fixture(autouse=True)
@@ -78,11 +77,9 @@ def exact(x: torch.Tensor, packed: torch.Tensor, p: Program) -> torch.Tensor:
 
 def plain(x: torch.Tensor, packed: torch.Tensor, p: Program) -> torch.Tensor:
     """What the kernels promise: sums in float32; and where maps are rounded on their way into a product, no more error
-    than PyTorch makes in bfloat16, which rounds every result too. oneDNN's convolutions there are left out: on AMX they
-    now and then give NaN, from memory that they should not read."""
+    than PyTorch makes in bfloat16, which rounds every result too."""
     inner = torch.bfloat16 if native.isa() in ROUNDING else torch.float32
-    with torch.backends.mkldnn.flags(enabled=inner == torch.float32):
-        return reference.program(x.to(inner), packed, code_of(p)).to(x.dtype)
+    return reference.program(x.to(inner), packed, code_of(p)).to(x.dtype)
 
 
 def run(x: torch.Tensor, packed: torch.Tensor, p: Program) -> torch.Tensor:

@@ -77,14 +77,14 @@ def sets_of_pairs() -> dict[str, list[str]]:
         return {}
     avx512bf16 = [*X86_64_V4, "-mavx512bf16"]
     flags = {"avx512bf16": avx512bf16, "amx": [*avx512bf16, "-mamx-tile", "-mamx-bf16"]}
-    asks = {"avx512bf16": "avx512bf16", "amx": "amx-bf16"}
 
-    def known(isa: str) -> bool:
-        source = f'int main() {{ return __builtin_cpu_supports("{asks[isa]}"); }}'
+    def known(isa: str, feature: str) -> bool:
+        source = f'int main() {{ return __builtin_cpu_supports("{feature}"); }}'
         probe = [*compiler(), *flags[isa], "-fsyntax-only", "-x", "c++", "-"]
         return not subprocess.run(probe, input=source, capture_output=True, text=True).returncode
 
-    return {isa: flags[isa] for isa in flags if known(isa)}
+    features = ("avx512bf16", "avx512bf16"), ("amx", "amx-bf16")
+    return {isa: flags[isa] for isa, feature in features if known(isa, feature)}
 
 
 def why_not_native() -> str | None:
@@ -267,9 +267,10 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
         objects = [ninja.compile(source, [*dev, *headers]) for source in dev_sources]
         isa = [ninja.compile(CSRC / "cpu/isa.cpp", dev, variant=".dev")]
         if "avx2" in sets:  # what AVX-512 runs, sixteen lanes at a time, on machines that lack it
-            wide = [*KERNEL, *sets["avx2"], "-Wno-psabi", "-DGHOST_ISA=wide", "-DGHOST_SIXTEEN_LANES"]
-            kernels += [ninja.compile(s, wide, variant=".wide") for s in sorted(CSRC.glob("cpu/kernels/*.cpp"))]
-            tiles = [*wide, "-UGHOST_ISA", "-DGHOST_ISA=tiles", "-DGHOST_EMULATED_TILES"]  # of AMX
+            wide = [*KERNEL, *sets["avx2"], "-Wno-psabi", "-DGHOST_SIXTEEN_LANES"]
+            for source in sorted(CSRC.glob("cpu/kernels/*.cpp")):
+                kernels.append(ninja.compile(source, [*wide, "-DGHOST_ISA=wide"], variant=".wide"))
+            tiles = [*wide, "-DGHOST_ISA=tiles", "-DGHOST_EMULATED_TILES"]  # of AMX
             kernels.append(ninja.compile(pairs, tiles, variant=".tiles"))
         libraries.append(ninja.link(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}", [*objects, *isa, *kernels]))
     return tuple(libraries)

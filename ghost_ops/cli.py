@@ -42,7 +42,7 @@ def _progress(total: int) -> Iterator[Progress]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, package_name="ghost_ops")
+@click.version_option(__version__)
 def main() -> None:
     """Fused kernels for GhostNet's Ghost modules in PyTorch."""
 
@@ -186,7 +186,7 @@ def bench(
         report = new_report(settings, [])
         for threads in thread_counts:
             step("limits of this machine")(f"{threads} threads")
-            limits = roofline.measure(threads, 0.05 if quick else 0.3)
+            limits = roofline.measure(threads, 0.05 if quick else 0.3, bfloat16=dtype == "bfloat16")
             report.limits.append(limits.as_dict())
             progress.advance(0)
             for batch in batches:

@@ -10,8 +10,6 @@ import torch
 
 from ghost_ops.backends import native
 
-# Instruction sets whose products round their maps to bfloat16 where their weights are.
-ROUNDING = {"avx512bf16", "amx"}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 
 NAMESPACE = "ghost_ops"
+# Instruction sets with products of bfloat16 of their own, which round their maps; all else of them is another set's.
+ROUNDING = frozenset({"amx", "avx512bf16"})
 LIBRARY = Path(__file__).resolve().parents[1] / "_cpu.so"
 
 

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from ..backends import native
 from .machine import cache_bytes
 from .timing import torch_threads
 
 MM_SIDE = 1024
-PAIRS = ("amx", "avx512bf16")  # sets that differ in products of bfloat16 alone: their FMAs are another's
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Limits:
         source: how they were measured.
         bandwidth: bytes a second, read and written, by level: L2, L3, DRAM.
         capacity: bytes that L2 and L3 hold.
-        bfloat16_flops: the same for products of bfloat16, where the machine has instructions for them.
+        bfloat16_flops: the same for products of bfloat16, where they were measured.
     """
 
     threads: int
@@ -53,12 +53,12 @@ class Limits:
         return asdict(self)
 
 
-def measure(threads: int = 1, seconds: float = 0.3) -> Limits:
-    """Measure peak and bandwidths; takes about six times ``seconds``."""
+def measure(threads: int = 1, seconds: float = 0.3, bfloat16: bool = False) -> Limits:
+    """Measure peak, that of bfloat16 where it is asked for, and bandwidths; takes about five times ``seconds``."""
     l2, l3 = cache_bytes(2), cache_bytes(3)
     with torch_threads(threads):
         flops, source = _peak(threads, seconds)
-        bfloat16_flops = _product_flops(threads, seconds, torch.bfloat16)
+        bfloat16_flops = _product_flops(threads, seconds, torch.bfloat16) if bfloat16 else 0.0
         with torch_threads(1):
             private = _copy_bandwidth(l2 // 2, seconds) * threads
         shared = _copy_bandwidth(max(l3 // 2, 2 * l2 * threads), seconds)
@@ -100,7 +100,7 @@ def _peak(threads: int, seconds: float) -> tuple[float, str]:
         from .. import _kernels
     except ImportError:
         return flops, source
-    isa = next(name for name in _kernels.isas() if name not in PAIRS)
+    isa = next(name for name in _kernels.isas() if name not in native.ROUNDING)
     bare = max(_kernels.fma_peak(isa, seconds / 8) for _ in range(8)) * 1e9 * threads
     return (bare, f"FMA loop, {isa}, times {threads}") if bare > flops else (flops, source)
 

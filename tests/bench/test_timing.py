@@ -72,6 +72,6 @@ def test_roof_is_the_greater_of_both_limits():
 
 
 def test_limits_are_measured():
-    limits = roofline.measure(1, 0.01)
+    limits = roofline.measure(1, 0.01, bfloat16=True)
     assert limits.flops > 0 and limits.bfloat16_flops > 0 and limits.capacity["L2"] < limits.capacity["L3"]
     assert limits.bandwidth["L2"] >= limits.bandwidth["L3"] >= limits.bandwidth["DRAM"] > 0

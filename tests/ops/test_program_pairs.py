@@ -34,7 +34,7 @@ from ghost_ops.backends.steps import (
 )
 from ghost_ops.ops._library import overload
 from ghost_ops.ops.program import program, program_eval, program_pack
-from tests.helpers import LAYOUTS, ROUNDING, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
+from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
 from tests.ops.program_cases import Program, draw_call, draw_program, make_program
 
@@ -78,7 +78,7 @@ def exact(x: torch.Tensor, packed: torch.Tensor, p: Program) -> torch.Tensor:
 def plain(x: torch.Tensor, packed: torch.Tensor, p: Program) -> torch.Tensor:
     """What the kernels promise: sums in float32; and where maps are rounded on their way into a product, no more error
     than PyTorch makes in bfloat16, which rounds every result too."""
-    inner = torch.bfloat16 if native.isa() in ROUNDING else torch.float32
+    inner = torch.bfloat16 if native.isa() in native.ROUNDING else torch.float32
     return reference.program(x.to(inner), packed, code_of(p)).to(x.dtype)
 
 
@@ -153,7 +153,7 @@ def test_values_of_drawn_programs(threads, dtype):
         errors.add("result", ours, usual, want)
         few = ours.numel() < 8  # whose error in PyTorch is a matter of luck
         assert_as_accurate(ours, usual, want, 16.0 if few else 4.0, what=f"seed {seed}: {call}")
-    errors.assert_within(1.0 if native.isa() in ROUNDING else 2.0)
+    errors.assert_within(1.0 if native.isa() in native.ROUNDING else 2.0)
 
 
 @pytest.mark.parametrize("features", [True, False])
@@ -203,9 +203,7 @@ def test_values_that_are_not_finite(value):
 def test_on_every_instruction_set(isa):
     """In processes of their own, since the set is chosen once."""
     environment = os.environ | {"GHOST_OPS_ISA": isa, "OMP_NUM_THREADS": "1"}
-    runs = [["pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__, "-k", "values"]]
-    if isa == native.isa():
-        runs.clear()  # they run in this process
+    runs = [] if isa == native.isa() else [[*"pytest -q -p no:cacheprovider -p no:xdist -k values".split(), __file__]]
     runs += [["tests.ops.guard_pages", f"drawn in bfloat16, {threads}"] for threads in ("one thread", "three threads")]
     for command in runs:
         command = [sys.executable, "-m", *command]

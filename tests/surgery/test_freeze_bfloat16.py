@@ -14,7 +14,7 @@ from ghost_ops.backends.reference.program import numbers, unpack
 from ghost_ops.backends.steps import BFLOAT16, FLOAT32, decode, precision_of
 from ghost_ops.nn import FrozenProgram
 
-from ..helpers import ROUNDING, assert_as_accurate, make_map
+from ..helpers import assert_as_accurate, make_map
 from .test_freeze import _as_with_kernels, programs  # noqa: F401  (a fixture)
 from .test_freeze_life import BOTH, COPIES, LOADS, NETS, Larger, assert_twin_apart, in_another_process, make_net
 
@@ -182,7 +182,7 @@ def test_loaded_in_another_process(environment, saved):
     assert len(lines) == len(NETS)
     for line in lines:
         isa, equal, error = line.split()
-        rounds = not ROUNDING.isdisjoint((isa, native.isa()))
+        rounds = not native.ROUNDING.isdisjoint((isa, native.isa()))
         assert (environment and float(error) < (0.02 if rounds else 1e-5)) or equal == "True"
         assert isa == environment.get("GHOST_OPS_ISA", isa)
 

@@ -7,6 +7,8 @@ import sys
 
 # By AMX, PyTorch's convolutions in bfloat16 now and then give NaN, from memory beside their arguments.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+# As many processes as cores, each with threads that would wait for each other busily: two thirds of the time so.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

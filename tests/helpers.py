@@ -50,6 +50,21 @@ def assert_as_accurate(
         )
 
 
+def nudged(t: torch.Tensor, share: float, seed: int = 0) -> torch.Tensor:
+    """Every value of t off by up to that share of itself."""
+    generator = torch.Generator().manual_seed(seed + t.numel())
+    return t * (1 + share * (2 * torch.rand(t.shape, dtype=t.dtype, generator=generator) - 1))
+
+
+def farthest(exact: torch.Tensor, *candidates: torch.Tensor) -> torch.Tensor:
+    """That of the candidates which is farthest from the exact result, in the Euclidean norm.
+
+    A single result of few elements, such as a gradient of a few channels, may by luck be ten times as near as the
+    same program is for nearby arguments: what PyTorch's error is shows over several of these.
+    """
+    return max(candidates, key=lambda t: float((t - exact).norm()))
+
+
 def make_map(
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float32,

@@ -15,7 +15,7 @@ CALL = """
 import sys, pathlib
 sys.path.insert(0, "benchmarks")
 import compile_ahead
-compile_ahead.work(pathlib.Path(sys.argv[1]), 90, ("tests",), 41, 120)
+compile_ahead.work(pathlib.Path(sys.argv[1]), 90, ("tests",), 41, 240)
 """
 
 

@@ -1,4 +1,6 @@
-"""What drawn cases leave out: no images, expanded maps, odd numbers, repetition, bad arguments, opcheck."""
+"""What drawn cases leave out: no images, expanded maps, odd numbers, bad arguments, opcheck.
+
+That results repeat to the bit is tested on devices alone: an interpreter has one order."""
 
 from __future__ import annotations
 
@@ -78,19 +80,6 @@ def test_expanded_maps():
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["ghost_module", "ghost_module_train", "cheap_concat"])
-def test_repeats_to_the_bit(kind):
-    def call():
-        case = draw(kind, 4).leaves()
-        out = getattr(functional, kind)(**case.tensors, **case.options)
-        first = out if isinstance(out, torch.Tensor) else out[0]
-        first.square().sum().backward()
-        return [first, *(t.grad for t in case.tensors.values() if t is not None)]
-
-    with many_tiles():
-        assert all(torch.equal(a, b) for a, b in zip(call(), call(), strict=True))
-
-
 def test_large_mean_small_spread():
     """Statistics around the tile's own mean: with E[z^2] - E[z]^2 in float32 nothing of this variance would be left."""
     x = 4096 + torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(0))
@@ -144,10 +133,11 @@ def test_direct_backward_refuses_a_gradient_of_another_shape():
 
 def test_offsets_in_64_bits(monkeypatch):
     """The route of maps that would not fit here, on small ones: the same bits."""
-    kinds = ("ghost_module", "ghost_module_train", "cheap_concat", "depthwise", "one launch", "first convolution")
+    seeds = {"ghost_module": 2, "ghost_module_train": 7, "cheap_concat": 10, "depthwise": 8}  # few steps for all k
+    kinds = (*seeds, "one launch", "first convolution")
 
     def call(kind):
-        if kind not in kinds[:4]:
+        if kind not in seeds:
             g = torch.Generator().manual_seed(0)
             x = torch.randn((2, 6, 9, 7), generator=g).half()  # NCHW: channels are furthest apart
             if kind == "first convolution":
@@ -155,7 +145,8 @@ def test_offsets_in_64_bits(monkeypatch):
             w1, w2 = torch.randn((8, 6, 1, 1), generator=g).half(), torch.randn((8, 1, 3, 3), generator=g).half()
             with one_launch(True):
                 return [functional.ghost_module(x, w1, None, w2, None)]
-        case = (draw_depthwise(6) if kind == "depthwise" else draw(kind, 6)).leaves()
+        seed = seeds[kind]
+        case = (draw_depthwise(seed) if kind == "depthwise" else draw(kind, seed)).leaves()
         out = getattr(functional, kind)(**case.tensors, **case.options)
         first = out if isinstance(out, torch.Tensor) else out[0]
         first.square().sum().backward()

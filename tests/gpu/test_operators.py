@@ -11,7 +11,7 @@ from torch.library import opcheck
 from ghost_ops import functional, use_backend
 from ghost_ops.backends import choose
 from ghost_ops.ops._library import overload
-from tests.helpers import assert_as_accurate
+from tests.helpers import assert_as_accurate, farthest
 from tests.ops.cases import Case, Errors, in_layout
 from tests.ops.test_registration import CALLS
 from tests.triton.interpreted.drawn import draw, draw_depthwise, draw_squeeze_excite
@@ -60,8 +60,7 @@ def check(kind: str, case: Case, dtype: torch.dtype, errors: Errors) -> None:
         for nudge in (0.0, torch.finfo(dtype).eps / 2)
     )
     for what, result in ours.items():
-        candidates = (plain[what], nudged[what].to(result.dtype))
-        worst = max(candidates, key=lambda t: float((t - exact[what]).norm()))
+        worst = farthest(exact[what], plain[what], nudged[what].to(result.dtype))
         errors.add(what, result, worst, exact[what])
         coarser = torch.finfo(dtype).eps / torch.finfo(result.dtype).eps
         assert_as_accurate(result, worst, exact[what], 4.0, what=f"{kind}, {what}", ulps=4 * max(coarser, 1))

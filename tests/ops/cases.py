@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ghost_ops
 from ghost_ops.backends.activation import ACTIVATIONS
-from tests.helpers import assert_as_accurate, farthest, nudged, surrounded_by_nan
+from tests.helpers import NEARBY, assert_as_accurate, farthest, nearby, nudged, surrounded_by_nan, without_luck
 
 DRAWN = settings(
     max_examples=50,
@@ -23,7 +23,6 @@ DRAWN = settings(
 )
 LAYOUTS = ("nchw", "channels_last", "strided")
 DTYPES = (torch.float32, torch.bfloat16)
-NEAR = range(3)
 
 
 @dataclass
@@ -44,8 +43,8 @@ class Case:
         return Case({k: None if t is None else convert(t) for k, t in self.tensors.items()}, self.options, self.threads)
 
     def near(self, seed: int) -> Case:
-        """A little different values, for which rounding goes another way."""
-        tensors = {k: None if t is None else nudged(t.detach(), 2.0**-6, seed) for k, t in self.tensors.items()}
+        """The call with nearby arguments."""
+        tensors = {k: None if t is None else nearby(t, seed) for k, t in self.tensors.items()}
         return Case(tensors, self.options, self.threads)
 
     def leaves(self) -> Case:
@@ -190,7 +189,7 @@ def check(operator, case: Case, differentiable: int, errors: Errors | None = Non
     of luck, so over drawn cases ``errors`` takes the rule, and the case itself, in largest element and norm, four times
     the error. What a float64 result moves when the arguments move by half a unit in their last place is no error of an
     algorithm that sees rounded numbers: there it counts as PyTorch's where it is larger. So does, for a drawn case
-    itself, PyTorch's error for nearby arguments.
+    itself, the median of PyTorch's errors for it and for nearby arguments.
     """
     exact_case = case.to(torch.float64)
     outputs, _ = results(operator, exact_case, None, True)
@@ -205,7 +204,8 @@ def check(operator, case: Case, differentiable: int, errors: Errors | None = Non
 
     ours, plain, exact = run(case, reference=False), run(case), run(exact_case)
     moved = run(case.to(torch.float64, torch.finfo(map_dtype).eps / 2))
-    near = [] if errors is None else [(run(c), run(c.to(torch.float64))) for c in (case.near(seed) for seed in NEAR)]
+    calls = [] if errors is None else [case.near(seed) for seed in NEARBY]
+    near = [(run(c), run(c.to(torch.float64))) for c in calls]
     for what, result in ours.items():
         worst = farthest(exact[what], plain[what], moved[what].to(result.dtype))
         # float32 parameters of half-precision maps: their gradients are sums of rounded maps
@@ -213,8 +213,7 @@ def check(operator, case: Case, differentiable: int, errors: Errors | None = Non
         factor = 2.0 if errors is None else 4.0
         if errors is not None and result.dtype == map_dtype:
             errors.add(what, result, worst, exact[what])
-        others = [(exact[what] + (p[what] - e[what])).to(result.dtype) for p, e in near]
-        worst = farthest(exact[what], worst, *others)
+        worst = without_luck(exact[what], worst, [(p[what], e[what]) for p, e in near])
         assert_as_accurate(result, worst, exact[what], factor, what=what, ulps=4 * max(coarser, 1))
 
 

@@ -1,8 +1,8 @@
-"""What drawn cases leave out: no images, expanded maps, odd numbers, bad arguments, opcheck.
-
-That results repeat to the bit is tested on devices alone: an interpreter has one order."""
+"""What drawn cases leave out: no images, expanded maps, odd numbers, repetition, bad arguments, opcheck."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +14,9 @@ from ghost_ops.ops._library import overload
 from tests.ops.test_registration import CALLS
 
 from .drawn import draw, draw_depthwise, few_tiles, many_tiles, one_launch
+
+# of cases that take an interpreter few steps
+SEEDS = {"ghost_module": 2, "ghost_module_train": 2, "cheap_concat": 10, "depthwise": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +83,19 @@ def test_expanded_maps():
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["ghost_module", "ghost_module_train", "cheap_concat"])
+def test_repeats_to_the_bit(kind):
+    def call():
+        case = draw(kind, SEEDS[kind]).leaves()
+        out = getattr(functional, kind)(**case.tensors, **case.options)
+        first = out if isinstance(out, torch.Tensor) else out[0]
+        first.square().sum().backward()
+        return [first, *(t.grad for t in case.tensors.values() if t is not None)]
+
+    with many_tiles():
+        assert all(torch.equal(a, b) for a, b in zip(call(), call(), strict=True))
+
+
 def test_large_mean_small_spread():
     """Statistics around the tile's own mean: with E[z^2] - E[z]^2 in float32 nothing of this variance would be left."""
     x = 4096 + torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(0))
@@ -133,11 +149,10 @@ def test_direct_backward_refuses_a_gradient_of_another_shape():
 
 def test_offsets_in_64_bits(monkeypatch):
     """The route of maps that would not fit here, on small ones: the same bits."""
-    seeds = {"ghost_module": 2, "ghost_module_train": 7, "cheap_concat": 10, "depthwise": 8}  # few steps for all k
-    kinds = (*seeds, "one launch", "first convolution")
+    kinds = (*SEEDS, "one launch", "first convolution")
 
     def call(kind):
-        if kind not in seeds:
+        if kind not in SEEDS:
             g = torch.Generator().manual_seed(0)
             x = torch.randn((2, 6, 9, 7), generator=g).half()  # NCHW: channels are furthest apart
             if kind == "first convolution":
@@ -145,8 +160,7 @@ def test_offsets_in_64_bits(monkeypatch):
             w1, w2 = torch.randn((8, 6, 1, 1), generator=g).half(), torch.randn((8, 1, 3, 3), generator=g).half()
             with one_launch(True):
                 return [functional.ghost_module(x, w1, None, w2, None)]
-        seed = seeds[kind]
-        case = (draw_depthwise(seed) if kind == "depthwise" else draw(kind, seed)).leaves()
+        case = (draw_depthwise if kind == "depthwise" else partial(draw, kind))(SEEDS[kind]).leaves()
         out = getattr(functional, kind)(**case.tensors, **case.options)
         first = out if isinstance(out, torch.Tensor) else out[0]
         first.square().sum().backward()

@@ -65,16 +65,17 @@ def prepare(cache: Path, capability: int) -> None:
     )
 
     import ghost_ops  # noqa: F401
+    from ghost_ops import dispatch
     from ghost_ops.backends import triton as kernels
     from ghost_ops.backends.triton import tiles
     from ghost_ops.ops import _library
 
     for name in kernels.OPERATORS:
         _library._library.impl(name, kernels.load(name), "CPU")
-    choosing, freezing = sys.modules["ghost_ops.backends.choose"], sys.modules["ghost_ops.surgery.freeze"]
-    takes = lambda op, device, dtype, kernel: op in kernels.OPERATORS and kernel in (None, *choosing.CHEAP_KERNELS)
-    choosing._REFUSALS["native"] = lambda *args: None if takes(*args) else "it has no kernel for a device"
-    choosing._choose.cache_clear()
+    freezing = sys.modules["ghost_ops.surgery.freeze"]
+    takes = lambda op, device, dtype, kernel: op in kernels.OPERATORS and kernel in (None, *dispatch.CHEAP_KERNELS)
+    dispatch._REFUSALS["native"] = lambda *args: None if takes(*args) else "it has no kernel for a device"
+    dispatch._select.cache_clear()
     freezing.native = SimpleNamespace(available=lambda: True)
     tiles.architecture = lambda device: f"sm_{capability}"
 

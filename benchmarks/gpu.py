@@ -30,11 +30,11 @@ from rich.table import Table
 from torch import nn
 
 import ghost_ops
-from ghost_ops.backends import choose
 from ghost_ops.bench import machine
 from ghost_ops.bench.cases import ModuleCase, NetCase, module_cases
 from ghost_ops.bench.peers import fold
 from ghost_ops.bench.training import TrainCase, saved_bytes
+from ghost_ops.dispatch import select
 from ghost_ops.nn import GraphedNet
 
 PARTS = ("modules", "nets", "train")
@@ -124,7 +124,7 @@ def by_backend(name: str, run: Callable[[torch.Tensor], torch.Tensor]) -> Callab
 
     def called(x: torch.Tensor) -> torch.Tensor:
         with ghost_ops.use_backend(name):
-            choice = choose("program", x)
+            choice = select("program", x)
             if choice.backend != name:
                 raise RuntimeError(str(choice))
             return run(x)

@@ -7,7 +7,8 @@
 from importlib import metadata as _metadata
 
 from . import functional, models
-from .backends import empty_cache, use_backend
+from .backends import empty_cache
+from .dispatch import use_backend
 from .nn import (
     FusedGhostBottleneck,
     FusedGhostModule,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from ghost_ops.backends import native
+from ghost_ops.dispatch import Decision
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -158,3 +159,8 @@ def poisoned_memory(*sizes: int) -> Iterator[None]:
         native.poison_maps(False)
         torch.use_deterministic_algorithms(deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def on(backend: str, operator: str, *reasons: str) -> Decision:
+    """The decision that a backend runs an operator."""
+    return Decision(f"{operator} on {backend}", backend, operator, reasons)

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 import ghost_ops
-from ghost_ops.backends import use_backend
+from ghost_ops import use_backend
 from ghost_ops.bench import machine
 from ghost_ops.bench import verify as checks
 from ghost_ops.bench.rows import PartRow, Row

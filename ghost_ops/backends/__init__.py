@@ -1,7 +1,20 @@
 """HOW the operators run: ``reference`` (plain PyTorch), ``native`` (compiled kernels for CPUs), ``triton`` (kernels for
-CUDA devices), and the choice between."""
+CUDA devices) and ``cuda`` (CUDA C++ for them); ``ghost_ops.dispatch`` decides between them."""
 
-from .choose import BACKENDS, Choice, choose, use_backend
+import importlib
+import warnings
+
 from .native import empty_cache
 
-__all__ = ["BACKENDS", "Choice", "choose", "empty_cache", "use_backend"]
+__all__ = ["empty_cache"]
+
+
+def __getattr__(name: str) -> object:
+    """Names that moved to ``ghost_ops.dispatch``, for one release."""
+    moved = {"BACKENDS": "BACKENDS", "choose": "select", "use_backend": "use_backend"}
+    if name not in moved:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    where = f"{__name__.rpartition('.')[0]}.dispatch"
+    message = f"{__name__}.{name} is {where}.{moved[name]} now"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(where), moved[name])

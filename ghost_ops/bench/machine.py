@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from ..backends import BACKENDS, cuda, native, triton
+from ..backends import cuda, native, triton
+from ..dispatch import BACKENDS
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ENGINES = {name: name for name in ("onnxruntime", "openvino", "ncnn", "executorch")}  # import name: distribution

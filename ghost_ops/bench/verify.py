@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from .. import functional
-from ..backends import choose, use_backend
 from ..backends.activation import ACTIVATIONS
+from ..dispatch import select, use_backend
 
 FACTOR = 2.0  # our error may be this many times that of eager PyTorch
 ULPS, GRADIENT_ULPS = 2.0, 8.0  # by luck eager may be exact: as many units in the last place are always allowed
@@ -189,7 +189,7 @@ def _call(drawn: Drawn, tensors: Tensors) -> tuple[torch.Tensor, ...]:
         ]
         prelu = t.get("act_weight"), t.get("cheap_act_weight")
         last = o["out_channels"], *codes, *slopes, 1e-5, 1e-5, False
-        native = choose("ghost_module_eval", t["x"], t["cheap_weight"].shape[-1]).backend != "reference"
+        native = select("ghost_module_eval", t["x"], t["cheap_weight"].shape[-1]).backend != "reference"
         operators = torch.ops.ghost_ops
         run = operators.ghost_module_eval if native else operators.ghost_module_eval_reference
         return run(t["x"], *halves[0], *halves[1], None, None, *prelu, *last)[:1]
@@ -309,7 +309,7 @@ def _outcome(calls: list[Drawn], dtype: torch.dtype, layout: str, direction: str
         weight = drawn.tensors.get("weight", drawn.tensors.get("cheap_weight"))
         kernel = None if weight is None else weight.shape[-1]
         x = drawn.tensors["z" if drawn.operator == "cheap_concat" else "x"].to(dtype)
-        backends.add(choose(drawn.operator, x, kernel).backend)
+        backends.add(select(drawn.operator, x, kernel).backend)
         for name, result in ours.items():
             size = _size(drawn.operator, name, exact)
             measures = compare(result, eager[name], exact[name], GRADIENT_ULPS if backward else ULPS, size)

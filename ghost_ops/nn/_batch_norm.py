@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..backends.reference.ghost_module import fold
-from ._structure import SYNCED, Half, Unfusable
+from ._structure import SYNCED, Half, NotNow
 
 __all__ = ["ABSENT", "BATCH", "RUNNING", "folded", "statistics"]
 
@@ -21,19 +21,24 @@ def statistics(norm: nn.Module | None) -> str:
     mean, var = buffers.get("running_mean"), buffers.get("running_var")
     if norm.training or (mean is None and var is None):
         if type(norm) in SYNCED:
-            raise Unfusable("a SyncBatchNorm uses the statistics of all processes")
+            raise NotNow("a SyncBatchNorm uses the statistics of all processes")
         return BATCH
     if mean is None or var is None:
-        raise Unfusable("a BatchNorm has only one of its two running statistics")
+        raise NotNow("a BatchNorm has only one of its two running statistics")
     return RUNNING
 
 
-def folded(half: Half) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of the convolution with its BatchNorm, if any, folded in; differentiable."""
-    weight, bias, gamma, beta, mean, var, _ = half.tensors()
+def folded(half: Half, tensors: tuple, eps: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of the convolution with its BatchNorm, if any, folded in; differentiable.
+
+    Args:
+        tensors: as ``half.tensors()`` gives them.
+        eps: the BatchNorm's.
+    """
+    weight, bias, gamma, beta, mean, var, _ = tensors
     if half.norm is None:
         return weight, bias
     if bias is None and gamma is not None and beta is not None and weight.dtype is gamma.dtype is torch.float32:
-        scale = gamma * torch.rsqrt(var + half.norm.eps)  # as ``fold``, in the fewest calls: at batch 1 they count
+        scale = gamma * torch.rsqrt(var + eps)  # as ``fold``, in the fewest calls: at batch 1 they count
         return weight * scale.view(-1, 1, 1, 1), torch.addcmul(beta, mean, scale, value=-1)
-    return fold(weight, bias, gamma, beta, mean, var, half.norm.eps)
+    return fold(weight, bias, gamma, beta, mean, var, eps)

@@ -1,92 +1,100 @@
-"""The depthwise convolutions of a block: by ``functional.depthwise`` where it serves, else through their modules."""
+"""The convolutions between a block's Ghost modules: depthwise ones by their operator, others by their modules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
-from .. import functional
-from ..backends import Choice, choose
+from ..backends.activation import activate
+from ..dispatch import PLAIN_TENSORS, Decision, select
+from ..ops import depthwise as operator
 from ..ops.checks import autocast
-from ._structure import PLAIN_TENSORS, Half, Unfusable, refuse_autocast, refuse_input, refuse_now
-
-_OP = "depthwise"
+from ._structure import Half, NotNow, Unfusable
 
 
-def run(half: Half, x: torch.Tensor) -> torch.Tensor:
-    """A convolution with what follows it, one after the other."""
-    x = convolve(half, x)
-    for module in (half.norm, half.act):
-        if module is not None:
-            x = module(x)
-    return x
+class ConvCall(NamedTuple):
+    """What was decided for a convolution of a block.
+
+    Attributes:
+        half: the convolution with what follows it.
+        decision: the operator that runs it; None where its module is called.
+        reason: why its module is called; None of a convolution that is not depthwise.
+        numbers: slope of its LeakyReLU and eps of its BatchNorm.
+    """
+
+    half: Half
+    decision: Decision | None
+    reason: str | None = None
+    numbers: tuple[float, float] = (0.0, 0.0)
 
 
-def convolve(half: Half, x: torch.Tensor) -> torch.Tensor:
-    """What the convolution of ``half`` makes of x."""
+def decide(half: Half, x: torch.Tensor) -> ConvCall:
+    """What runs a convolution on an input of x's dtype and device. ``refuse_call`` has been asked about x."""
+    numbers = half.slope(), 0.0 if half.norm is None else half.norm.eps
+    if not half.is_depthwise:
+        return ConvCall(half, None, None, numbers)
     try:
-        weight, bias = _route(half, x)
-    except Unfusable:
-        return half.conv(x)
-    if weight.shape[0] != x.shape[1] or 0 in x.shape:
-        return half.conv(x)
-    return functional.depthwise(x, weight, bias, stride=half.geometry[0][0])
+        return ConvCall(half, _decide(half, x), None, numbers)
+    except Unfusable as reason:
+        return ConvCall(half, None, str(reason), numbers)
 
 
-def serves(half: Half, x: torch.Tensor) -> bool:
-    """Whether the operator would run a convolution on an input of x's dtype and device."""
-    try:
-        _route(half, x)
-    except Unfusable:
-        return False
-    return True
-
-
-def why(halves: Iterable[Half], x: torch.Tensor) -> tuple[str | None, str | None]:
-    """What would run the depthwise ones of some convolutions, and for the others of these why nothing faster does."""
-    runs = reason = None
-    for half in filter(Half.is_depthwise, halves):
-        try:
-            if (refusal := refuse_autocast(x)) is not None:
-                raise Unfusable(refusal)
-            _route(half, x)
-            runs = f"{_OP} on {_choice(half, *autocast(x))}"
-        except Unfusable as refusal:
-            reason = str(refusal)
-    return runs, reason
-
-
-def _choice(half: Half, x: torch.Tensor) -> Choice:
-    return choose(_OP, x, half.conv.kernel_size[0])
-
-
-def _route(half: Half, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias; refuses what PyTorch would refuse, so that it does, and what is no plain tensor."""
-    if not half.is_depthwise():
-        raise Unfusable("it is no depthwise convolution padded by half its kernel")
-    compiling = torch.compiler.is_compiling()
-    why = refuse_now() or (None if compiling else refuse_input(x))
-    if why is not None:
-        raise Unfusable(why)
+def _decide(half: Half, x: torch.Tensor) -> Decision:
+    """The operator; refuses what PyTorch would refuse, so that it does, and what is not a plain tensor."""
     conv, (seen,) = half.conv, autocast(x)
     try:
-        weight, bias = (conv._parameters[name] for name in ("weight", "bias"))
+        weight, bias = conv._parameters["weight"], conv._parameters["bias"]
     except KeyError as name:
-        raise Unfusable(f"{name} of one of its convolutions is no parameter of its own") from None
+        raise NotNow(f"{name} of one of its convolutions is not a parameter of its own") from None
     widened = torch.is_autocast_enabled(x.device.type)
+    compiling = torch.compiler.is_compiling()
     for t in (weight, bias):
         if t is None:
             continue
         if not compiling and type(t) not in PLAIN_TENSORS:
-            raise Unfusable(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
+            raise NotNow(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
         if t.dtype is not seen.dtype and not (widened and t.dtype is torch.float32):
-            raise Unfusable(f"its input is {x.dtype}, one of its parameters {t.dtype}")
+            raise NotNow(f"its input is {x.dtype}, one of its parameters {t.dtype}")
         if t.device != x.device:
-            raise Unfusable(f"its input is on {x.device}, one of its parameters on {t.device}")
-    if weight.shape != (conv.in_channels, 1, *conv.kernel_size):
-        raise Unfusable("the weight of one of its convolutions does not have its shape")
-    choice = _choice(half, seen)
-    if choice.backend == "reference":
-        raise Unfusable(str(choice))
-    return weight, bias
+            raise NotNow(f"its input is on {x.device}, one of its parameters on {t.device}")
+    kernel = half.kernel()
+    if weight.shape != (conv.in_channels, 1, *kernel):
+        raise NotNow("the weight of one of its convolutions does not have its shape")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise NotNow("the bias of one of its convolutions does not have its shape")
+    decision = select("depthwise", seen, kernel[0])
+    if decision.is_reference:
+        raise NotNow(decision.why)
+    return decision
+
+
+def run(call: ConvCall, x: torch.Tensor) -> torch.Tensor:
+    """A convolution with what follows it, through the modules of the latter."""
+    half = call.half
+    if call.decision is None or half.conv._parameters["weight"].shape[0] != x.shape[1] or 0 in x.shape:
+        x = half.conv(x)
+    else:
+        parameters = half.conv._parameters
+        (x,) = autocast(x)
+        x = operator.run(call.decision, x, parameters["weight"], parameters["bias"], half.geometry[0][0])
+    if half.norm is not None:
+        x = half.norm(x)
+    return x if half.act is None else half.act(x)
+
+
+def run_with(call: ConvCall, x: torch.Tensor, tensors: tuple, batch_statistics: bool) -> torch.Tensor:
+    """As :func:`run`, of the given tensors (``Half.tensors``) and without an update of running statistics."""
+    half = call.half
+    weight, bias, gamma, beta, mean, var, slopes = tensors
+    stride, padding, dilation, groups, _ = half.geometry
+    if call.decision is None or 0 in x.shape:
+        z = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    else:
+        (x,) = autocast(x)
+        z = operator.run(select("depthwise", x, weight.shape[-1]), x, weight, bias, stride[0])
+    if half.norm is not None:
+        running = (None, None) if batch_statistics else (mean, var)
+        z = F.batch_norm(z, *running, gamma, beta, batch_statistics, 0.0, call.numbers[1])
+    return activate(z, half.code, call.numbers[0], slopes)

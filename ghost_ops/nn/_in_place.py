@@ -1,9 +1,9 @@
 """A module's class changed in place, so that the module stays the object that it was.
 
-``fuse`` and ``freeze`` give a module a class that derives from a behaviour (a subclass of :class:`InPlace`) and from the
-module's own class, as ``torch.distributed.fsdp.fully_shard`` does. ``isinstance``, methods, properties, attributes, the
-signature of ``forward`` and references held elsewhere stay as they were. Whatever the behaviour does not define is the
-module's own.
+``fuse`` and ``freeze`` give a module a class that derives from a behaviour (a subclass of :class:`InPlace`) and from
+the module's own class, as ``torch.distributed.fsdp.fully_shard`` does. ``isinstance``, methods, properties,
+attributes, the signature of ``forward`` and references held elsewhere stay as they were. Whatever the behaviour does
+not define is the module's own.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ from torch import nn
 
 from ..backends import steps as s
 from ..backends.activation import LEAKY_RELU, PRELU
+from ..dispatch import PLAIN_TENSORS
 from . import _batch_norm
 from ._batch_norm import BATCH
-from ._structure import PLAIN_TENSORS, Half, Unfusable
+from ._structure import Half, NotNow, Unfusable
 
 KERNELS = (1, 3, 5, 7)  # of depthwise steps
 MOST_RUNS = 64  # channels times kernel rows of a first convolution; csrc/cpu/kernels/kernels.h has the same
@@ -45,7 +46,7 @@ Source = Half | Dense
 def layer(source: Source, tensors: Sequence[torch.Tensor | None]) -> s.Layer:
     """What a program must know of a source whose tensors are these."""
     if _batch_norm.statistics(source.norm) is BATCH:
-        raise Unfusable("one of its BatchNorms uses batch statistics")
+        raise NotNow("one of its BatchNorms uses batch statistics")
     parts = sum(part for part, t in zip(_PARTS, tensors[1:], strict=True) if t is not None)
     eps = 0.0 if source.norm is None else source.norm.eps
     return s.Layer(parts, eps, source.code, source.slope() if source.code == LEAKY_RELU else 0.0)
@@ -80,13 +81,13 @@ class Built:
         try:
             now = [entries[name] for entries, name in self._entries]
         except KeyError as name:
-            raise Unfusable(f"{name} of one of its children is no parameter or buffer of its own") from None
+            raise NotNow(f"{name} of one of its children is not a parameter or buffer of its own") from None
         if self._seen is not None and not torch.is_autocast_enabled(x.device.type):
             then, dtype, found, dtypes, shapes = self._seen
             same = dtype is x.dtype and x.is_cpu and all(map(is_, now, then))
             if same and [t.dtype for t in found] == dtypes and [t.shape for t in found] == shapes:
                 if any(norm.training for norm in self._norms):
-                    raise Unfusable("one of its BatchNorms uses batch statistics")
+                    raise NotNow("one of its BatchNorms uses batch statistics")
                 same = [_constants(source) for source in self.sources] == self._numbers
                 return found if same else None
         found = self._checked(x)
@@ -103,16 +104,16 @@ class Built:
             if _key(source) != key:
                 return None
             if _batch_norm.statistics(source.norm) is BATCH:
-                raise Unfusable("one of its BatchNorms uses batch statistics")
+                raise NotNow("one of its BatchNorms uses batch statistics")
             if tensors[0].dtype is not dtype and not widened:
-                raise Unfusable(f"its input is {dtype}, the weight of a convolution {tensors[0].dtype}")
+                raise NotNow(f"its input is {dtype}, the weight of a convolution {tensors[0].dtype}")
             for t in tensors:
                 if t is None:
                     continue
                 if type(t) not in PLAIN_TENSORS:
-                    raise Unfusable(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
+                    raise NotNow(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
                 if not t.is_cpu or (t.dtype is not dtype and t.dtype is not torch.float32):
-                    raise Unfusable(f"its input is {dtype} on {device}, one of its parameters {t.dtype} on {t.device}")
+                    raise NotNow(f"its input is {dtype} on {device}, one of its parameters {t.dtype} on {t.device}")
                 found.append(t)
         return found
 
@@ -177,7 +178,7 @@ class Builder:
 
     def convolution(self, half: Half) -> int:
         """A dense convolution, the first step."""
-        (kernel, other), (stride, padding, dilation, groups, _) = half.conv.kernel_size, half.geometry
+        (kernel, other), (stride, padding, dilation, groups, _) = half.kernel(), half.geometry
         if (
             isinstance(padding, str)
             or (kernel, stride[0], padding[0]) != (other, stride[1], padding[1])
@@ -210,7 +211,7 @@ class Builder:
         return out
 
     def _depthwise(self, half: Half, source: int, squeeze: bool) -> int:
-        conv, (kernel, other) = half.conv, half.conv.kernel_size
+        conv, (kernel, other) = half.conv, half.kernel()
         stride, padding, dilation, groups, _ = half.geometry
         same = padding == (kernel // 2,) * 2 or (padding == "same" and stride == (1, 1))
         depthwise = groups == conv.in_channels == conv.out_channels and dilation == (1, 1)
@@ -231,7 +232,7 @@ class Builder:
         m, made, kernel, second = primary.conv.out_channels, 0, 1, None
         first = self._layer(primary)
         if cheap is not None:
-            made, kernel = cheap.conv.out_channels, cheap.conv.kernel_size[0]
+            made, kernel = cheap.conv.out_channels, cheap.kernel()[0]
             if kernel not in KERNELS:
                 raise Unfusable(f"its cheap operation is of size {kernel}, not 1, 3, 5 or 7")
             second = self._layer(cheap)

@@ -1,101 +1,170 @@
 """A Ghost bottleneck that keeps its input for the backward, and computes what lies inside once more.
 
-Of a block autograd then holds x, the batch statistics of its Ghost modules and its parameters. The second forward has
+The block is one autograd function. Its inputs are the block's input and every tensor that the block reads, its outputs
+the block's output and their gradients: the backward reads no module, so that hooks on parameters run once, and weights
+that were replaced, frozen or computed by something else give what PyTorch gives.
+
+Of a block autograd then holds x, the batch statistics of its Ghost modules, and its parameters. The second forward has
 the statistics of the first: a Ghost module takes one pass instead of three, the last of them none, and no running
 statistic is updated twice. Batch statistics of other convolutions are taken again from the same values.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from ..ops.ghost_module_train import TrainResult
+from ..dispatch import refuse_autocast, refuse_call
+from ..ops import ghost_module_train as training
 from . import _batch_norm, _depthwise
 from ._batch_norm import BATCH
-from ._structure import Half, Unfusable, refuse_autocast, refuse_input, refuse_now
+from ._depthwise import ConvCall
+from ._structure import Half, NotNow
+from .fused_ghost_module import TRAIN, GhostCall, execute, folded, train, train_arguments
+from .fused_squeeze_excite import ExciteCall
+from .fused_squeeze_excite import execute as excite
 
-if TYPE_CHECKING:
-    from .fused_bottleneck import FusedGhostBottleneck
+_STATISTICS = 4  # of a Ghost module over batch statistics
+_NO_STATISTICS = (None,) * _STATISTICS
 
 
-_KEPT = len(TrainResult._fields) - 1
-_NONE_KEPT = (None,) * _KEPT
+class BlockCall(NamedTuple):
+    """What was decided for one call of a block.
+
+    Attributes:
+        ghost1, ghost2: the calls of the Ghost modules; the input of the second is a stand-in.
+        depthwise, shortcut: the convolutions between the Ghost modules and around them.
+        batch: for each of these convolutions whether its BatchNorm uses batch statistics.
+        se: the squeeze-and-excite layer's call, over a stand-in, or None.
+        tensors: what the block reads, in the order of ``_cut``.
+        autocast: autocast's state, for the second forward.
+    """
+
+    ghost1: GhostCall
+    depthwise: tuple[ConvCall, ...]
+    se: ExciteCall | None
+    ghost2: GhostCall
+    shortcut: tuple[ConvCall, ...]
+    batch: tuple[bool, ...]
+    tensors: tuple
+    autocast: dict[str, object]
 
 
-def check(block: FusedGhostBottleneck, x: torch.Tensor) -> None:
-    """Raises ``Unfusable`` where the parts must run in turn, before any of them has run."""
-    why = refuse_now() or refuse_input(x) or refuse_autocast(x)
+def prepare(plan: tuple, x: torch.Tensor) -> BlockCall:
+    """Decide everything before any part has run; raises ``Unfusable`` where the parts must run on their own."""
+    why = refuse_call(x) or refuse_autocast(x)
     if why is not None:
-        raise Unfusable(why)
-    _, ghost1, depthwise, _, ghost2, shortcut = block._current_plan()
+        raise NotNow(why)
+    _, ghost1, depthwise, se, ghost2, shortcut = plan
+    first = ghost1._ghost_ops.choose(ghost1, x)
+    halves = (*depthwise, *shortcut)
+    batch = tuple([_batch_norm.statistics(half.norm) is BATCH for half in halves])
     height, width = x.shape[2:]
-    for half in (*depthwise, *shortcut):
-        _batch_norm.statistics(half.norm)
     for half in depthwise:
-        height, width = (_size_after(half, side, i) for i, side in enumerate((height, width)))
-    ghost1._route(x)
-    ghost2._route(x.new_empty(1).expand(x.shape[0], ghost2.channels(), height, width))
+        height, width = _size_after(half, height, 0), _size_after(half, width, 1)
+    # an input of the right shape, dtype and device for those whose own is not there yet
+    like = x.new_empty(1).expand(x.shape[0], ghost2._ghost_ops.channels(ghost2), height, width)
+    second = ghost2._ghost_ops.choose(ghost2, like)
+    excited = None if se is None else se._ghost_ops.choose(se, like)
+    tensors = [*_of_ghost(first), *_of_ghost(second)]
+    for half, uses_batch in zip(halves, batch, strict=True):
+        found = half.tensors()
+        tensors += [*found[:4], None, None, found[6]] if uses_batch else found
+    tensors += [] if excited is None else excited.tensors
+    between = tuple([_depthwise.decide(half, x) for half in depthwise])
+    around = tuple([_depthwise.decide(half, x) for half in shortcut])
+    return BlockCall(first, between, excited, second, around, batch, tuple(tensors), _autocast_now(x))
 
 
-def run(block: FusedGhostBottleneck, x: torch.Tensor) -> torch.Tensor:
-    """The block's output; ``check`` has passed."""
-    parameters = [p for p in block.parameters() if p.requires_grad]
-    return _Recompute.apply(block, x, *parameters)
+def run(call: BlockCall, x: torch.Tensor) -> torch.Tensor:
+    """The block's output."""
+    return _Recompute.apply(call, x, *call.tensors)
 
 
 class _Recompute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, block, x, *parameters):
-        ctx.plan = _, ghost1, depthwise, se, ghost2, shortcut = block._current_plan()
-        y, kept1 = ghost1.keep(x)
-        for half in depthwise:
-            y = _depthwise.run(half, y)
-        if se is not None:
-            y = se(y)
-        out, kept2 = ghost2.keep(y)
+    def forward(ctx, call, x, *tensors):
+        y, statistics1 = _ghost(call.ghost1, x)
+        for conv in call.depthwise:
+            y = _depthwise.run(conv, y)
+        if call.se is not None:
+            y = excite(call.se, y, call.se.tensors)
+        out, statistics2 = _ghost(call.ghost2, y)
         residual = x
-        for half in shortcut:
-            residual = _depthwise.run(half, residual)
-        # what the second forward must do as the first did, whatever becomes of the modules in between
-        ctx.batch = {half: _batch_norm.statistics(half.norm) is BATCH for half in (*depthwise, *shortcut)}
-        ctx.autocast = _autocast_now(x)
-        ctx.save_for_backward(x, *kept1 or _NONE_KEPT, *kept2 or _NONE_KEPT, *parameters)
+        for conv in call.shortcut:
+            residual = _depthwise.run(conv, residual)
+        ctx.call = _without_tensors(call)  # autograd's own count in the backward
+        ctx.save_for_backward(x, *statistics1, *statistics2, *tensors)
         return out + residual
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        _, ghost1, depthwise, se, ghost2, shortcut = ctx.plan
+        call = ctx.call
         x, *saved = ctx.saved_tensors
-        kept1, kept2, parameters = saved[:_KEPT], saved[_KEPT : 2 * _KEPT], saved[2 * _KEPT :]
-        x = x.detach().requires_grad_(ctx.needs_input_grad[1])
-        with torch.enable_grad(), torch.autocast(**ctx.autocast):
-            y = ghost1.again(x, kept1)
-            for half in depthwise:
-                y = _step_again(half, y, ctx.batch[half])
-            if se is not None:
-                y = se(y)
-            out = ghost2.again(y, kept2, wanted=False)
+        needs = ctx.needs_input_grad
+        x = x.detach().requires_grad_(needs[1])
+        tensors = [
+            t if t is None else t.detach().requires_grad_(need)
+            for t, need in zip(saved[2 * _STATISTICS :], needs[2:], strict=True)
+        ]
+        of_ghost1, of_ghost2, of_convs, of_se = _cut(call, tensors)
+        between = len(call.depthwise)
+        with torch.enable_grad(), torch.autocast(**call.autocast):
+            y = _ghost_again(call.ghost1, x, of_ghost1, saved[:_STATISTICS], True)
+            for conv, found, batch in zip(call.depthwise, of_convs, call.batch):
+                y = _depthwise.run_with(conv, y, found, batch)
+            if call.se is not None:
+                y = excite(call.se, y, of_se)
+            out = _ghost_again(call.ghost2, y, of_ghost2, saved[_STATISTICS : 2 * _STATISTICS], False)
             residual = x
-            for half in shortcut:
-                residual = _step_again(half, residual, ctx.batch[half])
-        wanted = [x, *parameters] if x.requires_grad else parameters
+            for conv, found, batch in zip(call.shortcut, of_convs[between:], call.batch[between:], strict=True):
+                residual = _depthwise.run_with(conv, residual, found, batch)
         outputs = [t for t in (out, residual) if t.requires_grad]
+        leaves = [t if need else None for t, need in zip((x, *tensors), needs[1:], strict=True)]
+        wanted = [t for t in leaves if t is not None]
         grads = torch.autograd.grad(outputs, wanted, [grad_out.to(t.dtype) for t in outputs], allow_unused=True)
-        return None, *([] if x.requires_grad else [None]), *grads
+        grads = iter(grads)
+        return None, *[None if t is None else next(grads) for t in leaves]
 
 
-def _step_again(half: Half, x: torch.Tensor, batch: bool) -> torch.Tensor:
-    """``_depthwise.run`` that updates nothing, with batch statistics or the running ones."""
-    norm, z = half.norm, _depthwise.convolve(half, x)
-    if norm is not None:
-        running = (None, None) if batch else (norm.running_mean, norm.running_var)
-        z = F.batch_norm(z, *running, norm.weight, norm.bias, batch, 0.0, norm.eps)
-    return z if half.act is None else half.act(z)
+def _without_tensors(call: BlockCall) -> BlockCall:
+    ghost1, ghost2 = (ghost._replace(x=None, tensors=()) for ghost in (call.ghost1, call.ghost2))
+    se = None if call.se is None else call.se._replace(x=None, tensors=())
+    return call._replace(ghost1=ghost1, ghost2=ghost2, se=se, tensors=())
+
+
+def _of_ghost(call: GhostCall) -> tuple:
+    """What a Ghost module reads for its gradients: not the running statistics that a forward over a batch updates."""
+    if call.decision.operator is not TRAIN:
+        return call.tensors
+    t = call.tensors
+    return *t[:4], None, None, *t[6:11], None, None, t[13]
+
+
+def _cut(call: BlockCall, tensors: list) -> tuple[list, list, list[list], list]:
+    """The tensors of the two Ghost modules, of each convolution, and of the squeeze-and-excite layer."""
+    convs = len(call.batch)
+    starts = range(28, 28 + 7 * convs, 7)
+    return tensors[:14], tensors[14:28], [tensors[i : i + 7] for i in starts], tensors[28 + 7 * convs :]
+
+
+def _ghost(call: GhostCall, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
+    """The output of a Ghost module, and the batch statistics that it took or four None."""
+    call = call._replace(x=x)
+    if call.decision.operator is TRAIN:
+        out, *statistics = train(call)
+        return out, tuple(statistics)
+    return execute(call), _NO_STATISTICS
+
+
+def _ghost_again(call: GhostCall, x: torch.Tensor, tensors: list, statistics: list, need_output: bool) -> torch.Tensor:
+    call = call._replace(x=x, tensors=tuple(tensors))
+    if call.decision.operator is TRAIN:
+        return training.recompute(train_arguments(call), tuple(statistics), need_output)
+    return folded(call)
 
 
 def _size_after(half: Half, side: int, axis: int) -> int:
@@ -103,7 +172,7 @@ def _size_after(half: Half, side: int, axis: int) -> int:
     stride, padding, dilation, _, _ = half.geometry
     if isinstance(padding, str):
         return side
-    return (side + 2 * padding[axis] - dilation[axis] * (half.conv.kernel_size[axis] - 1) - 1) // stride[axis] + 1
+    return (side + 2 * padding[axis] - dilation[axis] * (half.kernel()[axis] - 1) - 1) // stride[axis] + 1
 
 
 def _autocast_now(x: torch.Tensor) -> dict[str, object]:

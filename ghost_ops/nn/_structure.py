@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.utils import _pair
 
 from ..backends.activation import ACTIVATIONS, LEAKY_RELU, NONE, PRELU
+from ._watch import Watched
 from .sync_batch_norm import SyncBatchNorm
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
@@ -28,7 +30,6 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
 SYNCED = (nn.SyncBatchNorm, SyncBatchNorm)
 NORMS = (nn.BatchNorm2d, *SYNCED)
 _GEOMETRY_OF = itemgetter("stride", "padding", "dilation", "groups", "padding_mode")
-PLAIN_TENSORS = frozenset((torch.Tensor, nn.Parameter))
 _NO_PADDING = ((0, 0), "valid", "same")
 
 
@@ -36,10 +37,13 @@ class Unfusable(Exception):
     """Why a module runs as plain PyTorch, in a sentence."""
 
 
+class NotNow(Unfusable):
+    """As :class:`Unfusable`, for a cause that may end without any change of structure."""
+
+
 class Link(NamedTuple):
     """A child that was found: where, and what it was. The dictionaries are looked into on every call."""
 
-    owner: nn.Module
     siblings: dict
     name: str
     child: nn.Module
@@ -51,13 +55,23 @@ class Link(NamedTuple):
 
 
 class Half(NamedTuple):
-    """A convolution with what follows it. ``geometry`` is what the plan relies on, as it was."""
+    """A convolution with what follows it.
+
+    Attributes:
+        conv, norm, act: the modules; None where there is none.
+        code: code of the activation.
+        geometry: stride, padding, dilation, groups and padding mode, each size a pair (or the name of a padding).
+        seen: the same attributes as they stood, to notice a change.
+        is_depthwise: whether there is a filter for each channel, square, with one stride, padded by half its size.
+    """
 
     conv: nn.Conv2d
     norm: nn.Module | None
     act: nn.Module | None
     code: int
     geometry: tuple
+    seen: tuple
+    is_depthwise: bool = False
 
     @property
     def name(self) -> str:
@@ -81,24 +95,38 @@ class Half(NamedTuple):
             mean, var = running["running_mean"], running["running_var"]
             return weight, bias, affine["weight"], affine["bias"], mean, var, slopes
         except KeyError as name:  # sharded, pruned or otherwise computed: an attribute, but no parameter
-            raise Unfusable(f"{name} of one of its children is no parameter or buffer of its own") from None
+            raise NotNow(f"{name} of one of its children is not a parameter or buffer of its own") from None
+
+    def entries(self) -> tuple[tuple[dict, str] | None, ...]:
+        """Where each of ``tensors`` stands: a dictionary and a name, or None where there is no such module."""
+        conv, norm = self.conv._parameters, self.norm
+        found = [(conv, "weight"), (conv, "bias"), None, None, None, None, None]
+        if norm is not None:
+            found[2:4] = (norm._parameters, "weight"), (norm._parameters, "bias")
+            found[4:6] = (norm._buffers, "running_mean"), (norm._buffers, "running_var")
+        if self.code == PRELU:
+            found[6] = self.act._parameters, "weight"
+        return tuple(found)
+
+    def kernel(self) -> tuple[int, int]:
+        """Height and width of the filters."""
+        return _pair(self.conv.kernel_size)
 
     def is_pointwise(self) -> bool:
         stride, padding, _, groups, _ = self.geometry
-        one = self.conv.kernel_size == (1, 1) and stride == (1, 1)
+        one = self.kernel() == (1, 1) and stride == (1, 1)
         return one and padding in _NO_PADDING and groups == 1
 
     def is_cheap(self, channels: int) -> bool:
         """A depthwise convolution of ``channels`` that keeps the size of the map."""
-        (height, width), conv = self.conv.kernel_size, self.conv
+        (height, width), conv = self.kernel(), self.conv
         stride, padding, dilation, groups, _ = self.geometry
         same = padding in ((height // 2, width // 2), "same") and (dilation == (1, 1) or height == 1)
         square = height == width and height % 2 == 1
         return square and same and stride == (1, 1) and groups == conv.in_channels == channels
 
-    def is_depthwise(self) -> bool:
-        """A filter for each channel, square, with one stride, padded by half its size."""
-        (height, width), conv = self.conv.kernel_size, self.conv
+    def _is_depthwise(self) -> bool:
+        (height, width), conv = self.kernel(), self.conv
         stride, padding, dilation, groups, _ = self.geometry
         half = padding == (height // 2, width // 2) or (padding == "same" and height % 2 == 1)
         regular = height == width and stride[0] == stride[1] and (dilation == (1, 1) or height == 1)
@@ -109,9 +137,11 @@ class Structure:
     """The children of ``root`` that fused code reads, each checked as it is found; raises ``Unfusable``."""
 
     def __init__(self, root: nn.Module) -> None:
-        self.root = root
+        self.root: nn.Module | None = root
+        self.children = root._modules  # of another dictionary, as a replica has one, nothing is known
         self.links: list[Link] = []
         self.halves: list[Half] = []
+        self.watched: tuple[Watched, ...] = ()
 
     def find(self, path: str) -> nn.Module:
         """The module at ``path``; everything on the way counts as read."""
@@ -120,7 +150,7 @@ class Structure:
             child = module._modules.get(name)
             if child is None:
                 raise Unfusable(f"it has no child at {path!r}")
-            if not any(link.owner is module and link.name == name for link in self.links):
+            if not any(link.siblings is module._modules and link.name == name for link in self.links):
                 self._read(module, name, child, path)
             module = child
         return module
@@ -131,10 +161,11 @@ class Structure:
         if "parametrizations" in child._modules:
             raise Unfusable(f"its child {path!r} is parametrised")
         count, tensors = len(child._modules), (child._parameters, child._buffers)
-        self.links.append(Link(owner, owner._modules, name, child, type(child), child.__dict__, count, *tensors))
+        self.links.append(Link(owner._modules, name, child, type(child), child.__dict__, count, *tensors))
 
     def close(self) -> Structure:
         """To be called when all was found: a ``Sequential`` on the way must hold nothing else."""
+        self.root = None  # the module holds its plan, and must not be held by it
         found = [link.child for link in self.links]
         for link in self.links:
             for name, child in link.child._modules.items() if link.kind is nn.Sequential else ():
@@ -155,7 +186,11 @@ class Structure:
         norm = None if _is_nothing(norm) else norm
         if norm is not None and type(norm) not in NORMS:
             raise Unfusable(f"one of its normalisations is a {type(norm).__name__}, not a BatchNorm2d")
-        half = Half(conv, norm, act, self.activation(act), _geometry(conv))
+        seen = _geometry(conv)
+        stride, padding, dilation, groups, mode = seen
+        sizes = _pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation)
+        half = Half(conv, norm, act, self.activation(act), (*sizes, groups, mode), seen)
+        half = half._replace(is_depthwise=half._is_depthwise())
         self.halves.append(half)
         return half
 
@@ -192,9 +227,12 @@ class Structure:
             steps.append(self.triple(conv, norm, act))
         return steps
 
-    def has_changed(self) -> bool:
-        """Whether a child was swapped, hooked, given another class, or a convolution another geometry."""
-        for _, siblings, name, child, kind, state, children, parameters, buffers in self.links:
+    def has_changed(self, module: nn.Module) -> bool:
+        """Whether a child of the module that this was read from was swapped, hooked, given another class, or a
+        convolution another geometry, or a watched attribute another value."""
+        if module._modules is not self.children:
+            return True
+        for siblings, name, child, kind, state, children, parameters, buffers in self.links:
             if (
                 siblings.get(name) is not child
                 or type(child) is not kind
@@ -209,7 +247,10 @@ class Structure:
             ):
                 return True
         for half in self.halves:
-            if _GEOMETRY_OF(half.conv.__dict__) != half.geometry:
+            if _GEOMETRY_OF(half.conv.__dict__) != half.seen:
+                return True
+        for attribute in self.watched:
+            if attribute.has_changed():
                 return True
         return False
 
@@ -232,35 +273,3 @@ def _is_nothing(module: nn.Module | None) -> bool:
 def _geometry(conv: nn.Conv2d) -> tuple:
     """As ``_GEOMETRY_OF``, which the compiler does not follow."""
     return conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-
-
-def refuse_input(x: object) -> str | None:
-    """Why no operator may see x, or see it now: something that PyTorch does to it would be lost. None: it may."""
-    if type(x) not in PLAIN_TENSORS:
-        return f"its input is a {type(x).__name__}, not a plain tensor"
-    if x.layout is not torch.strided or x.dim() != 4:
-        return "its input is not a dense N x C x H x W tensor"
-    if x.is_meta:
-        return "its input is on meta, where nothing is computed"
-    if torch._C._are_functorch_transforms_active():
-        return "a function transform (vmap, grad, jvp) is active"
-    if torch._C._get_tracing_state() is not None:
-        return "torch.jit.trace is recording"
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "forward-mode differentiation is active"
-    return None
-
-
-def refuse_autocast(x: torch.Tensor) -> str | None:
-    """Why a whole block may not see x under autocast, which casts what some parts read and not what others do."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.get_autocast_dtype(device):
-        return "autocast makes of its parts and of its shortcut different dtypes"
-    return None
-
-
-def refuse_now() -> str | None:
-    """Why no module may be fused at the moment."""
-    if nn.modules.module._has_any_global_hook():
-        return "a global module hook is registered"
-    return None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
-from ..backends import choose, native
+from ..backends import native
 from ..backends.cuda.program import summary
 from ..backends.steps import BFLOAT16, FLOAT32, Store, decode, precision_of, with_precision
+from ..dispatch import Decision, select
 from ..ops.program import program, program_pack
 from ._program import Built
+from ._runner import Route, _observers, observed
 from ._structure import Unfusable
 
 
@@ -60,12 +64,16 @@ class FrozenProgram(nn.Module):
             return cls(program_pack(rounded, code).to(device), code, parts)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if _observers and not torch.compiler.is_compiling():
+            return observed(self, x, lambda: Route(self.decide(x), lambda: program(x, self.packed, self.steps)))
         return program(x, self._buffers["packed"], self.steps)  # a module's own lookup costs as much as the operator
 
-    def why(self, x: torch.Tensor) -> str:
-        """Which backend runs it on an input such as x, and why not a faster one."""
-        choice = choose("program", x)
-        return f"program on {choice}" + (f"; {summary(x, self.packed, self.steps)}" if choice.backend == "cuda" else "")
+    def decide(self, x: torch.Tensor) -> Decision:
+        """What runs it on an input such as x, and why nothing faster does."""
+        decision = select("program", x)
+        if decision.backend != "cuda":
+            return decision
+        return replace(decision, runs=f"{decision.runs}, {summary(x, self.packed, self.steps)}")
 
     def scratch_bytes(self, x: torch.Tensor) -> int:
         """Memory that each thread of PyTorch's keeps for calls on inputs such as x, beside input and output."""

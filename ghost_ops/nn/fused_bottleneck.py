@@ -1,19 +1,25 @@
-"""``FusedGhostBottleneck``: a Ghost bottleneck whose excitation and shortcut ride on the Ghost modules' passes."""
+"""``FusedGhostBottleneck``: a Ghost bottleneck as one operator call in inference, and of fused parts in training."""
 
 from __future__ import annotations
 
+import functools
+from abc import ABCMeta
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
-from ..backends import choose
+from ..dispatch import Decision, fuses_epilogues, refuse_autocast, refuse_call, select
 from . import _depthwise, _recompute
+from ._fused import BuiltFused, Fused, plain_forward, runner_of
+from ._in_place import STATE
 from ._program import Builder
-from ._programmed import Programmed, need_grad
-from ._structure import Half, Structure, Unfusable, refuse_autocast, refuse_input, refuse_now
+from ._runner import ProgramRunner, Route, need_grad
+from ._structure import Half, NotNow, Structure, Unfusable
 from .bottleneck import GhostBottleneck
-from .fused_ghost_module import FusedGhostModule
-from .fused_squeeze_excite import FusedSqueezeExcite, _FusedSqueezeExcite
+from .fused_ghost_module import FusedGhostModule, GhostModuleRunner, with_epilogues
+from .fused_squeeze_excite import FusedSqueezeExcite, SqueezeExciteRunner
 from .parts import BottleneckParts
 
 MEMORY = ("balanced", "low")
@@ -21,193 +27,227 @@ MEMORY = ("balanced", "low")
 
 class _Plan(NamedTuple):
     structure: Structure
-    ghost1: FusedGhostModule
+    ghost1: nn.Module
     depthwise: list[Half]
-    se: _FusedSqueezeExcite | None
-    ghost2: FusedGhostModule
+    se: nn.Module | None
+    ghost2: nn.Module
     shortcut: list[Half]
 
 
-class FusedGhostBottleneck(Programmed, GhostBottleneck):
+class BottleneckRunner(ProgramRunner):
+    """Runs a Ghost bottleneck: as a program, or its parts one after the other.
+
+    Attributes:
+        memory: what is kept for the backward: ``"balanced"`` or ``"low"``.
+    """
+
+    part_type = BottleneckParts
+    memory = "balanced"
+
+    @classmethod
+    def paths(cls, parts: BottleneckParts, owner: str) -> list[str]:
+        paths = (parts.ghost1, parts.ghost2, *parts.depthwise, parts.se, *parts.shortcut)
+        return [path for path in paths if path is not None]
+
+    def describe(self, module: nn.Module, structure: Structure) -> _Plan:
+        parts = self.parts_of(module)
+        ghost1, ghost2 = structure.find(parts.ghost1), structure.find(parts.ghost2)
+        se = None if parts.se is None else structure.find(parts.se)
+        for child in (ghost1, ghost2):
+            if not isinstance(runner_of(child), GhostModuleRunner):
+                raise Unfusable(f"expected FusedGhostModule children, found a {type(child).__name__}")
+        if se is not None and not isinstance(runner_of(se), SqueezeExciteRunner):
+            raise Unfusable(f"expected a fused squeeze-and-excite layer, found a {type(se).__name__}")
+        depthwise, shortcut = structure.halves_of(parts.depthwise), structure.halves_of(parts.shortcut)
+        return _Plan(structure.close(), ghost1, depthwise, se, ghost2, shortcut)
+
+    def route(self, module: nn.Module, x: torch.Tensor) -> Route:
+        reasons: tuple[str, ...] = ()
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            if module.training:
+                reasons = ("it is in training mode",)
+            else:
+                try:
+                    return self._as_one_block(module, x)
+                except Unfusable as reason:
+                    reasons = (str(reason),)
+            if self.memory == "low":
+                try:
+                    return self._recomputing(module, x)
+                except Unfusable as reason:
+                    reasons = (*reasons, f"it keeps what is inside for the backward, since {reason}")
+            if not module.training:
+                try:
+                    return self._with_epilogues(module, x, reasons)
+                except Unfusable:
+                    pass
+        return self._in_parts(module, x, reasons)
+
+    def _as_one_block(self, module: nn.Module, x: torch.Tensor) -> Route:
+        decision, run = self.program_route(module, x)
+        return Route(_as_one_block(decision), run)
+
+    def _in_parts(self, module: nn.Module, x: torch.Tensor, reasons: tuple[str, ...]) -> Route:
+        """The parts one after the other, each fused on its own; by the module's forward where it must be called."""
+        try:
+            why = refuse_call(x) or refuse_autocast(x)
+            if why is not None:
+                raise NotNow(why)
+            plan = self.current_plan(module)
+        except Unfusable as reason:
+            why = str(reason)
+            reasons = reasons if why in reasons else (*reasons, why)
+            return Route(_in_parts((), reasons), lambda: plain_forward(module, x))
+        _, ghost1, depthwise, se, ghost2, shortcut = plan
+        between = [_depthwise.decide(half, x) for half in depthwise]
+        around = [_depthwise.decide(half, x) for half in shortcut]
+
+        def run() -> torch.Tensor:
+            inner = ghost1._ghost_ops.forward(ghost1, x)
+            for call in between:
+                inner = _depthwise.run(call, inner)
+            if se is not None:
+                inner = se._ghost_ops.forward(se, inner)
+            out, residual = ghost2._ghost_ops.forward(ghost2, inner), x
+            for call in around:
+                residual = _depthwise.run(call, residual)
+            return out + residual
+
+        return Route(_parts_decision((), (*between, *around), reasons), run)
+
+    def _recomputing(self, module: nn.Module, x: torch.Tensor) -> Route:
+        """The parts one after the other, of which autograd keeps the block's input only; raises ``Unfusable``."""
+        call = _recompute.prepare(self.current_plan(module), x) if torch.is_grad_enabled() else None
+        if call is None or not need_grad((x, *call.tensors)):
+            raise NotNow("no gradients are wanted")
+        decision = _parts_decision(("computed again in the backward",), (*call.depthwise, *call.shortcut), ())
+        return Route(decision, lambda: _recompute.run(call, x))
+
+    def _with_epilogues(self, module: nn.Module, x: torch.Tensor, reasons: tuple[str, ...]) -> Route:
+        """Without gradients on a device that has no ``program_eval``: a call for each Ghost module, whose passes take
+        in squeeze, excitation and shortcut. Raises ``Unfusable`` where the parts must be called."""
+        why = refuse_call(x)
+        if why is not None:
+            raise NotNow(why)
+        plan = self.current_plan(module)
+        _, ghost1, depthwise, se, ghost2, shortcut = plan
+        if not fuses_epilogues(select("ghost_module", x)):
+            raise NotNow("its backend has no fused epilogue for squeeze, excitation and shortcut")
+        if torch.is_autocast_enabled(x.device.type):
+            raise NotNow("autocast makes of its parts and of its shortcut different dtypes")
+        if need_grad((x, *module.parameters())):
+            raise NotNow("gradients are wanted")
+        between = [_depthwise.decide(half, x) for half in depthwise]
+        around = [_depthwise.decide(half, x) for half in shortcut]
+
+        def run() -> torch.Tensor:
+            squeezed = se is not None and not depthwise
+            found = with_epilogues(ghost1, x, return_squeeze=squeezed)
+            inner, squeeze = found if squeezed else (found, None)
+            for call in between:
+                inner = _depthwise.run(call, inner)
+            excitation, residual = None, x
+            if se is not None:
+                squeeze = inner.mean((2, 3)) if squeeze is None else squeeze
+                excitation = se._ghost_ops.excitation(se, squeeze)
+            for call in around:
+                residual = _depthwise.run(call, residual)
+            return with_epilogues(ghost2, inner, input_scale=excitation, residual=residual)
+
+        how = ("with squeeze, excitation and shortcut in the passes of the Ghost modules",)
+        return Route(_parts_decision(how, (*between, *around), reasons), run)
+
+    def channels(self, module: nn.Module) -> int:
+        ghost1 = self.current_plan(module).ghost1
+        return ghost1._ghost_ops.channels(ghost1)
+
+    def build(self, module: nn.Module, builder: Builder, source: int) -> int:
+        """Write the block's steps; returns the slot of its output. ``source`` is released."""
+        _, ghost1, depthwise, se, ghost2, shortcut = self.current_plan(module)
+        expands = se is not None
+        expanded = ghost1._ghost_ops.build(ghost1, builder, source, squeeze=expands and not depthwise)
+        inner = builder.chain(depthwise, expanded, squeeze=expands)
+        if inner != expanded:
+            builder.release(expanded)
+        if se is not None:
+            se._ghost_ops.build(se, builder)
+        residual = builder.chain(shortcut, source)
+        out = ghost2._ghost_ops.build(ghost2, builder, inner, residual=residual, scaled=expands)
+        builder.release(source, inner, residual)
+        return out
+
+    def plans(self, module: nn.Module) -> tuple:
+        plan = self.current_plan(module)
+        parts = (plan.ghost1, plan.ghost2) if plan.se is None else (plan.ghost1, plan.ghost2, plan.se)
+        return plan, *[part._ghost_ops.current_plan(part) for part in parts]
+
+
+@functools.cache
+def _as_one_block(decision: Decision) -> Decision:
+    return replace(decision, runs=f"as one block, by {decision.runs}")
+
+
+@functools.lru_cache(maxsize=256)
+def _in_parts(how: tuple[str, ...], reasons: tuple[str, ...]) -> Decision:
+    return Decision(", ".join(("its parts in turn", *how)), "reference", None, reasons)
+
+
+def _parts_decision(how: tuple[str, ...], calls: tuple[_depthwise.ConvCall, ...], reasons: tuple[str, ...]) -> Decision:
+    """The decision that the parts run one after the other, with what runs the convolutions between them."""
+    for call in calls:
+        if call.decision is not None and call.decision.runs not in how:
+            how = (*how, call.decision.runs)
+        elif call.reason is not None:
+            reason = f"its depthwise convolutions are plain PyTorch: {call.reason}"
+            reasons = reasons if reason in reasons else (*reasons, reason)
+    # the compiler does not look into caches
+    return (_in_parts.__wrapped__ if torch.compiler.is_compiling() else _in_parts)(how, reasons)
+
+
+def check_memory(owner: str, value: object) -> None:
+    """Raises ValueError where ``value`` is not something that a block can keep for the backward."""
+    if value not in MEMORY:
+        raise ValueError(f"{owner}: memory: expected one of {', '.join(MEMORY)}, got {value!r}")
+
+
+class FusedBlock(Fused):
+    """The behaviour of a fused Ghost bottleneck."""
+
+    runner_type = BottleneckRunner
+
+
+class FusedGhostBottleneck(BuiltFused, FusedBlock, GhostBottleneck, metaclass=ABCMeta):
     """Ghost bottleneck over the fused operators: constructor, parameters and state_dict of :class:`GhostBottleneck`.
 
     In eval without gradients the block is one call: ghost1, depthwise convolution, squeeze in passing, excitation into
-    ghost2's weights, shortcut added in passing. On a CUDA device the Ghost modules are a call each, in which squeeze,
-    excitation and shortcut ride. Otherwise (training, gradients, compilation, hooks between the parts) the parts run in
-    turn, each fused on its own.
+    ghost2's weights, shortcut added in passing. On a CUDA device the Ghost modules are a call each, whose passes take
+    in squeeze, excitation and shortcut. Otherwise (training, gradients, compilation, hooks between the parts) the parts
+    run one after the other, each fused on its own.
 
-    ``FusedGhostBottleneck.wrap(block, BottleneckParts(...))`` takes the place of somebody else's block, whose Ghost
-    modules and SE layer have been wrapped before.
+    Somebody's own block that ``ghost_ops.fuse`` has fused counts as an instance too.
+
+    Args:
+        memory: what the block keeps for the backward: ``"balanced"``, what its fused parts need; ``"low"``, its input
+            only, and what lies inside is computed once more.
     """
 
-    memory: str = "balanced"
-    _plain_class = GhostBottleneck
+    behaviour = FusedBlock
+    plain_type = GhostBottleneck
     _ghost_module = FusedGhostModule
     _squeeze_excite = FusedSqueezeExcite
 
     def __init__(self, *args: object, memory: str = "balanced", **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
+        self.__dict__[STATE] = BottleneckRunner()
         self.memory = memory
 
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "memory" and value not in MEMORY:
-            raise ValueError(f"{type(self).__name__}: memory: expected one of {', '.join(MEMORY)}, got {value!r}")
-        super().__setattr__(name, value)
+    @property
+    def memory(self) -> str:
+        """What the block keeps for the backward: ``"balanced"`` or ``"low"``."""
+        return self._ghost_ops.memory
 
-    @staticmethod
-    def _paths(parts: object) -> list[str]:
-        if not isinstance(parts, BottleneckParts):
-            raise TypeError(f"FusedGhostBottleneck.wrap: parts: expected BottleneckParts, got {type(parts).__name__}")
-        paths = (parts.ghost1, parts.ghost2, *parts.depthwise, parts.se, *parts.shortcut)
-        return [path for path in paths if path is not None]
-
-    def _describe(self) -> _Plan:
-        parts, structure = self.parts(), Structure(self)
-        ghost1, ghost2 = structure.find(parts.ghost1), structure.find(parts.ghost2)
-        se = None if parts.se is None else structure.find(parts.se)
-        for module in (ghost1, ghost2):
-            if not isinstance(module, FusedGhostModule):
-                raise Unfusable(f"its Ghost modules are no FusedGhostModule, one is a {type(module).__name__}")
-        if se is not None and not isinstance(se, _FusedSqueezeExcite):
-            raise Unfusable(f"its SE layer is no fused one but a {type(se).__name__}")
-        depthwise, shortcut = structure.halves_of(parts.depthwise), structure.halves_of(parts.shortcut)
-        return _Plan(structure.close(), ghost1, depthwise, se, ghost2, shortcut)
-
-    def _in_parts(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling():
-            return self._one_by_one(x)
-        if self.memory == "low":
-            try:
-                self._check_recompute(x)
-            except Unfusable:
-                pass
-            else:
-                return _recompute.run(self, x)
-        return self._one_by_one(x) if self.training else self._in_turn(x)
-
-    def _one_by_one(self, x: torch.Tensor) -> torch.Tensor:
-        """The parts one after the other, each called as it stands but for depthwise convolutions, which have an
-        operator of their own."""
-        try:
-            _, ghost1, depthwise, se, ghost2, shortcut = self._with_depthwise(x)
-        except Unfusable:
-            return self._plain(x)
-        inner = ghost1(x)
-        for half in depthwise:
-            inner = _depthwise.run(half, inner)
-        out, residual = ghost2(inner if se is None else se(inner)), x
-        for half in shortcut:
-            residual = _depthwise.run(half, residual)
-        return out + residual
-
-    def _with_depthwise(self, x: torch.Tensor) -> _Plan:
-        """The plan for ``_one_by_one``; raises ``Unfusable`` where plain PyTorch does the same or must be called."""
-        why = refuse_now() or (None if torch.compiler.is_compiling() else refuse_input(x)) or refuse_autocast(x)
-        if why is not None:
-            raise Unfusable(why)
-        plan = self._current_plan()
-        if not any(_depthwise.serves(half, x) for half in (*plan.depthwise, *plan.shortcut)):
-            raise Unfusable("no operator takes one of its convolutions")
-        return plan
-
-    def _check_recompute(self, x: torch.Tensor) -> None:
-        if not need_grad((x, *self.parameters())):
-            raise Unfusable("no gradients are wanted")
-        _recompute.check(self, x)
-
-    def _in_turn(self, x: torch.Tensor) -> torch.Tensor:
-        """The parts one after the other; without gradients on a device that has no ``program_eval`` but the Ghost
-        modules' operators, squeeze, excitation and shortcut ride on the Ghost modules."""
-        try:
-            plan = self._riding(x)
-        except Unfusable:
-            return self._one_by_one(x)
-        _, ghost1, depthwise, se, ghost2, shortcut = plan
-        squeezed = se is not None and not depthwise
-        found = ghost1.run(x, return_squeeze=squeezed)
-        inner, squeeze = found if squeezed else (found, None)
-        for half in depthwise:
-            inner = _depthwise.run(half, inner)
-        excitation = None
-        if se is not None:
-            excitation = se.excitation(inner.mean((2, 3)) if squeeze is None else squeeze)
-        residual = x
-        for half in shortcut:
-            residual = _depthwise.run(half, residual)
-        return ghost2.run(inner, input_scale=excitation, residual=residual)
-
-    def _riding(self, x: torch.Tensor) -> _Plan:
-        """The plan for ``_in_turn``; raises ``Unfusable`` where the children must be called."""
-        why = refuse_now() or refuse_input(x)
-        if why is not None:
-            raise Unfusable(why)
-        plan = self._current_plan()
-        _, ghost1, depthwise, se, ghost2, shortcut = plan
-        if choose("ghost_module", x).backend not in ("cuda", "triton"):
-            raise Unfusable("no kernel would take what rides")
-        if torch.is_autocast_enabled(x.device.type):
-            raise Unfusable("autocast makes of its parts and of its shortcut different dtypes")
-        halves = [t for half in (*depthwise, *shortcut) for t in half.tensors()]
-        vectors = () if se is None else se.tensors()
-        if need_grad((x, *halves, *vectors, *ghost1.tensors(), *ghost2.tensors())):
-            raise Unfusable("gradients are wanted")
-        return plan
-
-    def why(self, x: torch.Tensor) -> str:
-        """How the block would run on an input such as x: as one, or its parts in turn, and then why."""
-        keeps, (runs, slower) = "", self._why_depthwise(x)
-        if self.memory == "low":
-            try:
-                self._check_recompute(x)
-                return f"its parts in turn, computed again in the backward{runs}{slower}"
-            except Unfusable as reason:
-                keeps = f", and keeps what is inside: {reason}"
-        if self.training:
-            return f"its parts in turn{runs}: it is in training mode{keeps}{slower}"
-        try:
-            self._program_for(x)
-        except Unfusable as reason:
-            rides = self._rides(x)
-            return f"its parts in turn: {reason}{rides}" if rides else f"its parts in turn{runs}: {reason}{slower}"
-        return f"as one block, by program_eval on {choose('program_eval', x)}"
-
-    def _why_depthwise(self, x: torch.Tensor) -> tuple[str, str]:
-        """What runs the depthwise convolutions between its parts, and why nothing faster does; for ``why``."""
-        try:
-            plan = self._current_plan()
-        except Unfusable:
-            return "", ""
-        runs, reason = _depthwise.why((*plan.depthwise, *plan.shortcut), x)
-        return (
-            "" if runs is None else f", {runs}",
-            "" if reason is None else f"; its depthwise convolutions are plain PyTorch: {reason}",
-        )
-
-    def _rides(self, x: torch.Tensor) -> str:
-        try:
-            self._riding(x)
-        except Unfusable:
-            return ""
-        return ", but squeeze, excitation and shortcut ride on the Ghost modules"
-
-    def channels(self) -> int:
-        return self._current_plan().ghost1.channels()
-
-    def build(self, builder: Builder, source: int) -> int:
-        """Write the block's steps; returns the slot of its output. ``source`` is released."""
-        _, ghost1, depthwise, se, ghost2, shortcut = self._current_plan()
-        expands = se is not None
-        expanded = ghost1.build(builder, source, squeeze=expands and not depthwise)
-        inner = builder.chain(depthwise, expanded, squeeze=expands)
-        if inner != expanded:
-            builder.release(expanded)
-        if se is not None:
-            se.build(builder)
-        residual = builder.chain(shortcut, source)
-        out = ghost2.build(builder, inner, residual=residual, scaled=expands)
-        builder.release(source, inner, residual)
-        return out
-
-    def _plans(self) -> tuple:
-        plan = self._current_plan()
-        return plan, plan.ghost1._current_plan(), plan.ghost2._current_plan(), plan.se and plan.se._current_plan()
+    @memory.setter
+    def memory(self, value: str) -> None:
+        check_memory(type(self).__name__, value)
+        self._ghost_ops.memory = value

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
+from abc import ABCMeta
+from operator import is_
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .. import functional
-from ..backends import Choice, choose
+from ..dispatch import PLAIN_TENSORS, Decision, forced, plain, refuse_call, select
+from ..ops import ghost_module_train as training
 from ..ops.checks import autocast
-from ..ops.ghost_module_train import TrainResult
+from ..ops.ghost_module import ghost_module_eval_operator
 from . import _batch_norm
 from ._batch_norm import ABSENT, BATCH, RUNNING
+from ._fused import BuiltFused, Fused, plain_forward
+from ._in_place import STATE
 from ._program import Builder
-from ._programmed import Programmed, need_grad
+from ._runner import ProgramRunner, Route, need_grad
 from ._running_statistics import update_all
-from ._structure import PLAIN_TENSORS, Half, Structure, Unfusable, refuse_input, refuse_now
+from ._structure import Half, NotNow, Structure, Unfusable
 from .ghost_module import GhostModule
 from .parts import GhostParts
 
-EVAL, FOLDED, TRAIN = "ghost_module_eval", "ghost_module", "ghost_module_train"
+EVAL, FOLDED, TRAIN, TAIL = "ghost_module_eval", "ghost_module", "ghost_module_train", "cheap_concat"
+_NO_TENSORS = (None,) * 7
 
 
 class _Plan(NamedTuple):
@@ -30,165 +37,160 @@ class _Plan(NamedTuple):
     cheap: Half | None
     out_channels: int | None
     pointwise: bool
+    entries: tuple  # dictionary and name of each tensor that the operators read, None where there is none
+    norms: tuple
+    decided: list  # what was decided for the last call, see GhostModuleRunner.choose
 
 
-class FusedGhostModule(Programmed, GhostModule):
-    """Ghost module over the fused operators: constructor, parameters and state_dict of :class:`GhostModule`.
+class GhostCall(NamedTuple):
+    """What was decided for one call of a Ghost module.
 
-    With batch statistics (training) it runs ``functional.ghost_module_train`` and updates the running ones; with
-    running statistics ``program_eval``, or ``functional.ghost_module`` where gradients are wanted, the BatchNorms
-    folded on every call, so that a result is never stale. Where no operator serves (another device or dtype, hooks or
-    parametrisations inside, an unknown activation, ...) it runs as plain PyTorch: :meth:`why` says so.
-
-    ``FusedGhostModule.wrap(module, GhostParts(...))`` takes the place of somebody else's Ghost module.
-
-    Shape, dtype: as :class:`GhostModule`; the output has the input's memory format.
+    Attributes:
+        decision: the operator and its backend.
+        plan: what was read from the module.
+        x: the input as autocast wants it.
+        tensors: parameters and statistics, seven for each convolution (see ``Half.tensors``).
+        numbers: slopes of the two LeakyReLU, and eps of the two BatchNorms; 0 where there is none.
     """
 
-    _plain_class = GhostModule
+    decision: Decision
+    plan: _Plan
+    x: torch.Tensor
+    tensors: tuple
+    numbers: tuple[float, float, float, float]
 
-    @staticmethod
-    def _paths(parts: object) -> list[str]:
-        if not isinstance(parts, GhostParts):
-            raise TypeError(f"FusedGhostModule.wrap: parts: expected GhostParts, got {type(parts).__name__}")
+
+class GhostModuleRunner(ProgramRunner):
+    """Runs a Ghost module: one of four operators, or a program of one step."""
+
+    part_type = GhostParts
+
+    @classmethod
+    def paths(cls, parts: GhostParts, owner: str) -> list[str]:
         paths = (getattr(parts, f"{half}_{what}") for half in ("primary", "cheap") for what in ("conv", "norm", "act"))
         return [path for path in paths if path is not None]
 
-    def _describe(self) -> _Plan:
-        parts, structure = self.parts(), Structure(self)
+    def describe(self, module: nn.Module, structure: Structure) -> _Plan:
+        parts = self.parts_of(module)
         primary = structure.half(parts.primary_conv, parts.primary_norm, parts.primary_act)
         cheap = None
         if parts.cheap_conv is not None:
             cheap = structure.half(parts.cheap_conv, parts.cheap_norm, parts.cheap_act)
             if not cheap.is_cheap(primary.conv.out_channels):
-                raise Unfusable("its cheap operation is no depthwise convolution that keeps the size of the map")
-        return _Plan(structure.close(), primary, cheap, parts.out_channels, primary.is_pointwise())
+                raise Unfusable("its cheap operation is not a depthwise convolution that keeps the size of the map")
+        entries = (*primary.entries(), *(_NO_TENSORS if cheap is None else cheap.entries()))
+        norms = tuple(half.norm for half in (primary, cheap) if half is not None and half.norm is not None)
+        pointwise = primary.is_pointwise()
+        return _Plan(structure.close(), primary, cheap, parts.out_channels, pointwise, entries, norms, [])
 
-    def _in_parts(self, x: torch.Tensor) -> torch.Tensor:
-        return self.run(x)
-
-    def run(
-        self,
-        x: torch.Tensor,
-        *,
-        input_scale: torch.Tensor | None = None,
-        residual: torch.Tensor | None = None,
-        return_squeeze: bool = False,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """The forward, with what a bottleneck wants done in the same pass.
-
-        Args:
-            x: N x C x H x W.
-            input_scale: N x C, the excitation of x.
-            residual: added to the output, in its shape.
-            return_squeeze: also return the mean of the output over H and W.
-        """
+    def route(self, module: nn.Module, x: torch.Tensor) -> Route:
+        if not module.training and not torch.compiler.is_compiling():
+            try:
+                return self.program_route(module, x)
+            except Unfusable:
+                pass
         try:
-            route, plan, seen, tensors = self._route(x)
-        except Unfusable:
-            return _around(self._plain, x, input_scale, residual, return_squeeze)
-        if route is TRAIN:
-            return _around(lambda x: _train(plan, tensors, x).out, seen, input_scale, residual, return_squeeze)
-        if input_scale is None and residual is None:
-            run = _eval if route is EVAL else _folded
-        else:
-            run = _folded if route is FOLDED or need_grad((input_scale, residual)) else _eval
-            seen, input_scale, residual = autocast(seen, input_scale, residual)
-        return run(plan, tensors, seen, input_scale, residual, return_squeeze)
-
-    def keep(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """The forward, and the four batch statistics that it took, for ``again``; raises ``Unfusable``."""
-        route, plan, seen, tensors = self._route(x)
-        if route is not TRAIN:
-            return self.run(x), None
-        out, *statistics = _train(plan, tensors, seen)
-        return out, tuple(statistics)
-
-    def again(self, x: torch.Tensor, kept: tuple[torch.Tensor | None, ...], wanted: bool = True) -> torch.Tensor:
-        """What ``keep`` returned, for the gradients: over the statistics of then, and none is updated.
-
-        Args:
-            x: as it was.
-            kept: the batch statistics, or four None where there were none.
-            wanted: False where the values of the output are not.
-        """
-        _, plan, seen, tensors = self._route(x)
-        if kept[0] is None:
-            return _folded(plan, tensors, seen, None, None, False)
-        return _train_operator(plan, tensors, seen, known=TrainResult(None, *kept), wanted=wanted).out
-
-    def why(self, x: torch.Tensor) -> str:
-        """Which operator would run, on which backend, on an input such as x; if none, why not."""
-        if not self.training:
-            with contextlib.suppress(Unfusable):
-                self._program_for(x)
-                return f"program_eval on {choose('program_eval', x)}"
-        try:
-            route, plan, seen, _ = self._route(x)
+            call = self.choose(module, x)
         except Unfusable as reason:
-            return f"plain PyTorch: {reason}"
-        return f"{_operator(route, plan)} on {_choice(route, plan, seen)}"
+            why = str(reason)
+            return Route(plain(why), lambda: plain_forward(module, x))
+        return Route(call.decision, lambda: execute(call))
 
-    def tensors(self) -> tuple[torch.Tensor | None, ...]:
-        """Parameters and statistics that an operator would read; raises ``Unfusable``."""
-        plan = self._current_plan()
-        return _tensors(plan.primary, plan.cheap)
+    def channels(self, module: nn.Module) -> int:
+        return self.current_plan(module).primary.conv.in_channels
 
-    def channels(self) -> int:
-        return self._current_plan().primary.conv.in_channels
+    def build(self, module: nn.Module, builder: Builder, source: int, **more) -> int:
+        plan = self.current_plan(module)
+        return builder.ghost(plan.primary, plan.cheap, plan.out_channels, source, **more)
 
-    def build(self, builder: Builder, source: int, **more) -> int:
-        """Write its step of a program; returns the slot of its output."""
-        _, primary, cheap, kept, _ = self._current_plan()
-        return builder.ghost(primary, cheap, kept, source, **more)
+    def choose(self, module: nn.Module, x: torch.Tensor) -> GhostCall:
+        """The operator for x now.
 
-    def _route(self, x: torch.Tensor) -> tuple[str, _Plan, torch.Tensor, tuple]:
-        """The operator for x now, the plan, x as autocast wants it, and the tensors; raises ``Unfusable``."""
-        compiling = torch.compiler.is_compiling()
-        why = refuse_now() or (None if compiling else refuse_input(x))
+        At batch 1 a check of everything costs as much as the arithmetic of a small module. What was decided for the
+        same tensors is used again after a look at what may have changed since.
+
+        Raises:
+            Unfusable: no operator can.
+        """
+        why = refuse_call(x)
         if why is not None:
-            raise Unfusable(why)
-        plan = self._current_plan()
-        _, primary, cheap, out_channels, pointwise = plan
-        first = _batch_norm.statistics(primary.norm)
-        second = ABSENT if cheap is None else _batch_norm.statistics(cheap.norm)
-        tensors = _tensors(primary, cheap)
-        (seen,) = autocast(x)
-        _check_tensors(plan, tensors, x, seen, compiling)
-        if BATCH in (first, second):
-            if first is not second:
-                raise Unfusable("only one of its two convolutions has a BatchNorm over batch statistics")
-            if not pointwise:
-                raise Unfusable("over batch statistics the operator takes a 1x1 primary convolution of stride 1")
-            if seen.shape[0] * seen.shape[2] * seen.shape[3] <= 1:
-                raise Unfusable("batch statistics need more than one value a channel")
-            route = TRAIN
-        elif cheap is None and not pointwise:
-            raise Unfusable("it is one convolution that is not 1x1, which PyTorch does best")
-        else:
-            direct = pointwise and first is RUNNING and second is RUNNING and not compiling
-            route = EVAL if direct and not need_grad((x, *tensors)) else FOLDED
-        choice = _choice(route, plan, seen)
-        if choice.backend == "reference":
-            raise Unfusable(str(choice))
-        return route, plan, seen, tensors
+            raise NotNow(why)
+        plan = self.current_plan(module)
+        tensors = _gather(plan.entries)
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+            return _choose(plan, x, autocast(x)[0], tensors)
+        key = [x.dtype, x.device, x.shape[1], forced(), need_grad((x, *tensors))]
+        key += [norm.training for norm in plan.norms]
+        if plan.decided and x.shape[0] * x.shape[2] * x.shape[3] > 1:
+            then, decision, seen, dtypes, shapes = plan.decided
+            if then == key and all(map(is_, tensors, seen)):
+                here = [t for t in tensors if t is not None]
+                if [t.dtype for t in here] == dtypes and [t.shape for t in here] == shapes:
+                    return GhostCall(decision, plan, x, tensors, _numbers(plan))
+        call = _choose(plan, x, x, tensors)
+        here = [t for t in tensors if t is not None]
+        plan.decided[:] = key, call.decision, tensors, [t.dtype for t in here], [t.shape for t in here]
+        return call
 
 
-def _tensors(primary: Half, cheap: Half | None) -> tuple:
-    return (*primary.tensors(), *((None,) * 7 if cheap is None else cheap.tensors()))
+def _gather(entries: tuple) -> tuple[torch.Tensor | None, ...]:
+    """From the dictionaries, where ``torch.func.functional_call`` too puts its tensors."""
+    found = []
+    try:
+        for entry in entries:
+            found.append(None if entry is None else entry[0][entry[1]])
+    except KeyError as name:  # sharded, pruned or otherwise computed: an attribute, but not a parameter
+        raise NotNow(f"{name} of one of its children is not a parameter or buffer of its own") from None
+    return tuple(found)
 
 
-def _operator(route: str, plan: _Plan) -> str:
-    return "cheap_concat" if route is FOLDED and not plan.pointwise else route
+def _choose(plan: _Plan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple) -> GhostCall:
+    primary, cheap = plan.primary, plan.cheap
+    compiling = torch.compiler.is_compiling()
+    first = _batch_norm.statistics(primary.norm)
+    second = ABSENT if cheap is None else _batch_norm.statistics(cheap.norm)
+    _check_tensors(plan, tensors, x, seen, compiling)
+    if BATCH in (first, second):
+        if first is not second:
+            raise NotNow("only one of its two convolutions has a BatchNorm over batch statistics")
+        if not plan.pointwise:
+            raise NotNow("over batch statistics the operator takes a 1x1 primary convolution of stride 1")
+        if seen.shape[0] * seen.shape[2] * seen.shape[3] <= 1:
+            raise NotNow("batch statistics need more than one value a channel")
+        operator = TRAIN
+    elif not plan.pointwise:
+        if cheap is None:
+            raise NotNow("it is one convolution that is not 1x1, which PyTorch does best")
+        operator = TAIL
+    else:
+        direct = cheap is not None and first is RUNNING and second is RUNNING and not compiling
+        operator = EVAL if direct and not need_grad((x, *tensors)) else FOLDED
+    decision = select(operator, seen, None if cheap is None else cheap.kernel()[0])
+    if decision.is_reference:
+        raise NotNow(decision.why)
+    return GhostCall(decision, plan, seen, tensors, _numbers(plan))
 
 
-def _choice(route: str, plan: _Plan, x: torch.Tensor) -> Choice:
-    kernel = None if plan.cheap is None else plan.cheap.conv.kernel_size[0]
-    return choose(_operator(route, plan), x, kernel)
+def _numbers(plan: _Plan) -> tuple[float, float, float, float]:
+    primary, cheap = plan.primary, plan.cheap
+    eps = 0.0 if primary.norm is None else primary.norm.eps
+    if cheap is None:
+        return primary.slope(), 0.01, eps, 0.0
+    return primary.slope(), cheap.slope(), eps, 0.0 if cheap.norm is None else cheap.norm.eps
+
+
+def execute(call: GhostCall) -> torch.Tensor:
+    """The output of a Ghost module; updates the running statistics where it takes those of the batch."""
+    operator = call.decision.operator
+    if operator is TRAIN:
+        return train(call).out
+    if operator is EVAL:
+        return _eval(call, None, None, False)
+    return folded(call)
 
 
 def _check_tensors(plan: _Plan, tensors: tuple, x: torch.Tensor, seen: torch.Tensor, compiling: bool) -> None:
-    """Refuse what PyTorch would refuse (so that it does, in its words) and parameters that are no plain tensors."""
+    """Refuse what PyTorch would refuse (so that it does, in its words) and parameters that are not plain tensors."""
     primary, cheap = tensors[0], tensors[7]
     dtype, device = seen.dtype, seen.device
     widened, on_cpu = torch.is_autocast_enabled(device.type), seen.is_cpu
@@ -196,61 +198,81 @@ def _check_tensors(plan: _Plan, tensors: tuple, x: torch.Tensor, seen: torch.Ten
         if t is None:
             continue
         if not compiling and type(t) not in PLAIN_TENSORS:
-            raise Unfusable(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
+            raise NotNow(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
         if t.dtype is not dtype and t.dtype is not torch.float32:
-            raise Unfusable(f"its input is {dtype}, one of its parameters {t.dtype}")
+            raise NotNow(f"its input is {dtype}, one of its parameters {t.dtype}")
         if not t.is_cpu if on_cpu else t.device != device:  # making a device costs more than asking for the CPU
-            raise Unfusable(f"its input is on {device}, one of its parameters on {t.device}")
+            raise NotNow(f"its input is on {device}, one of its parameters on {t.device}")
     if not widened:
         for weight in (primary, cheap):
             if weight is not None and weight.dtype is not dtype:
-                raise Unfusable(f"its input is {dtype}, the weight of a convolution {weight.dtype}")
+                raise NotNow(f"its input is {dtype}, the weight of a convolution {weight.dtype}")
     m, kept = primary.shape[0], plan.out_channels
     if x.shape[1] != primary.shape[1] * plan.primary.conv.groups:
-        raise Unfusable(f"its input has {x.shape[1]} channels, its weights do not")
-    if kept is not None and not (m == kept if cheap is None else m < kept <= m + cheap.shape[0]):
-        raise Unfusable(f"no operator keeps {kept} channels of what it computes")
-
-
-def _around(run, x, input_scale, residual, return_squeeze):
-    """``run`` with the additions of a bottleneck before and after it."""
-    out = run(x if input_scale is None else x * input_scale[:, :, None, None])
-    out = out if residual is None else out + residual
-    return (out, out.mean((2, 3))) if return_squeeze else out
-
-
-def _activations(plan: _Plan, tensors: tuple) -> dict[str, object]:
-    primary, cheap = plan.primary, plan.cheap
-    found = {"act": primary.name, "act_slope": primary.slope(), "act_weight": tensors[6]}
+        raise NotNow(f"its input has {x.shape[1]} channels, its weights do not")
+    made = 0 if cheap is None else cheap.shape[0]
+    _check_shapes(plan.primary, tensors[:7], m)
     if cheap is not None:
-        found |= {"cheap_act": cheap.name, "cheap_act_slope": cheap.slope(), "cheap_act_weight": tensors[13]}
+        _check_shapes(plan.cheap, tensors[7:], made)
+        if cheap.shape[1] != 1 or made % m:
+            raise NotNow("the weight of its cheap operation does not have the shape of a depthwise convolution's")
+    if kept is not None and not (m == kept if cheap is None else m < kept <= m + made):
+        raise NotNow(f"no operator keeps {kept} channels of what it computes")
+
+
+def _check_shapes(half: Half, tensors: tuple, channels: int) -> None:
+    weight, *vectors, slopes = tensors
+    if tuple(weight.shape[2:]) != half.kernel():
+        raise NotNow("the weight of one of its convolutions does not have the size of its kernel")
+    for t in vectors:
+        if t is not None and tuple(t.shape) != (channels,):
+            raise NotNow("one of its biases or statistics does not have a value a channel")
+    if slopes is not None and slopes.numel() not in (1, channels):
+        raise NotNow("the weight of its PReLU does not have one value, or one a channel")
+
+
+def _activations(call: GhostCall) -> dict[str, object]:
+    (primary, cheap), tensors, numbers = call.plan[1:3], call.tensors, call.numbers
+    found = {"act": primary.name, "act_slope": numbers[0], "act_weight": tensors[6]}
+    if cheap is not None:
+        found |= {"cheap_act": cheap.name, "cheap_act_slope": numbers[1], "cheap_act_weight": tensors[13]}
     return found
 
 
-def _train(plan: _Plan, tensors: tuple, x: torch.Tensor) -> TrainResult:
-    result = _train_operator(plan, tensors, x)
-    norm, cheap_norm = plan.primary.norm, plan.cheap.norm
-    count = x.shape[0] * x.shape[2] * x.shape[3]
-    with torch.no_grad():
-        first = norm, result.primary_mean, result.primary_var
-        update_all([first, (cheap_norm, result.cheap_mean, result.cheap_var)], count)
-    return result
-
-
-def _train_operator(plan: _Plan, tensors: tuple, x: torch.Tensor, **again) -> TrainResult:
-    w1, b1, gamma1, beta1, _, _, _, w2, b2, gamma2, beta2, *_ = tensors
-    return functional.ghost_module_train(
-        x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, out_channels=plan.out_channels,
-        primary_eps=plan.primary.norm.eps, cheap_eps=plan.cheap.norm.eps, **_activations(plan, tensors), **again,
+def train_arguments(call: GhostCall) -> tuple:
+    """The arguments of ``ghost_module_train`` in the order of its schema."""
+    _, plan, x, tensors, numbers = call
+    w1, b1, gamma1, beta1, _, _, slopes1, w2, b2, gamma2, beta2, _, _, slopes2 = tensors
+    primary, cheap, kept = plan.primary, plan.cheap, plan.out_channels
+    return (
+        x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, slopes1, slopes2,
+        w1.shape[0] + w2.shape[0] if kept is None else kept, primary.code, cheap.code, *numbers,
     )  # fmt: skip
 
 
-def _folded(plan, tensors, x, input_scale, residual, return_squeeze):
+def train(call: GhostCall) -> training.TrainResult:
+    """Output and batch statistics, by which the running ones are updated."""
+    plan, x = call.plan, call.x
+    result = training.train(train_arguments(call))
+    count = x.shape[0] * x.shape[2] * x.shape[3]
+    first = plan.primary.norm, result.primary_mean, result.primary_var
+    with torch.no_grad():
+        update_all([first, (plan.cheap.norm, result.cheap_mean, result.cheap_var)], count)
+    return result
+
+
+def folded(
+    call: GhostCall,
+    input_scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    return_squeeze: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """With PyTorch folding the BatchNorms, if any, so that gradients reach what they are folded from."""
+    _, plan, x, tensors, numbers = call
     primary, cheap = plan.primary, plan.cheap
-    weight, bias = _batch_norm.folded(primary)
-    cheap_weight, cheap_bias = (None, None) if cheap is None else _batch_norm.folded(cheap)
-    more = _activations(plan, tensors) | {
+    weight, bias = _batch_norm.folded(primary, tensors[:7], numbers[2])
+    cheap_weight, cheap_bias = (None, None) if cheap is None else _batch_norm.folded(cheap, tensors[7:], numbers[3])
+    more = _activations(call) | {
         "out_channels": plan.out_channels,
         "residual": residual,
         "return_squeeze": return_squeeze,
@@ -264,12 +286,72 @@ def _folded(plan, tensors, x, input_scale, residual, return_squeeze):
     return functional.cheap_concat(z, cheap_weight, cheap_bias, **more)
 
 
-def _eval(plan, tensors, x, input_scale, residual, return_squeeze):
-    _, primary, cheap, kept, _ = plan
-    w1, b1, gamma1, beta1, mean1, var1, act_weight, w2, b2, gamma2, beta2, mean2, var2, cheap_act_weight = tensors
-    out, squeeze = functional.ghost_module_eval(
-        x, w1, b1, gamma1, beta1, mean1, var1, w2, b2, gamma2, beta2, mean2, var2, input_scale, residual, act_weight,
-        cheap_act_weight, w1.shape[0] + w2.shape[0] if kept is None else kept, primary.code, cheap.code,
-        primary.slope(), cheap.slope(), primary.norm.eps, cheap.norm.eps, return_squeeze,
+def _eval(call: GhostCall, input_scale, residual, return_squeeze: bool):
+    _, plan, x, tensors, numbers = call
+    primary, cheap, kept = plan.primary, plan.cheap, plan.out_channels
+    w1, b1, gamma1, beta1, mean1, var1, slopes1, w2, b2, gamma2, beta2, mean2, var2, slopes2 = tensors
+    out, squeeze = ghost_module_eval_operator(
+        x, w1, b1, gamma1, beta1, mean1, var1, w2, b2, gamma2, beta2, mean2, var2, input_scale, residual, slopes1,
+        slopes2, w1.shape[0] + w2.shape[0] if kept is None else kept, primary.code, cheap.code, *numbers,
+        return_squeeze,
     )  # fmt: skip
     return (out, squeeze) if return_squeeze else out
+
+
+def with_epilogues(
+    module: nn.Module,
+    x: torch.Tensor,
+    *,
+    input_scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    return_squeeze: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """The output, with what a bottleneck wants done in the same pass.
+
+    Args:
+        module: a fused Ghost module.
+        input_scale: N x C, the excitation of the input.
+        residual: added to the output, in its shape.
+        return_squeeze: also return the mean of the output over H and W.
+    """
+    runner = module._ghost_ops
+    try:
+        call = runner.choose(module, x)
+    except Unfusable:
+        call = None
+    if call is not None and call.decision.operator is EVAL and not need_grad((input_scale, residual)):
+        return _eval(call, input_scale, residual, return_squeeze)
+    if call is not None and call.decision.operator is not TRAIN:
+        return folded(call, input_scale, residual, return_squeeze)
+    x = x if input_scale is None else x * input_scale[:, :, None, None]
+    out = runner.forward(module, x)
+    out = out if residual is None else out + residual
+    return (out, out.mean((2, 3))) if return_squeeze else out
+
+
+class FusedGhost(Fused):
+    """The behaviour of a fused Ghost module."""
+
+    runner_type = GhostModuleRunner
+
+
+class FusedGhostModule(BuiltFused, FusedGhost, GhostModule, metaclass=ABCMeta):
+    """Ghost module over the fused operators: constructor, parameters and state_dict of :class:`GhostModule`.
+
+    With batch statistics (training) it runs ``functional.ghost_module_train`` and updates the running ones. With
+    running statistics it runs ``program_eval``, or ``functional.ghost_module`` where gradients are wanted; the
+    BatchNorms are folded on every call, so that a result is never stale. Where no operator serves (another device or
+    dtype, hooks or parametrisations inside, an unknown activation, ...) it runs as plain PyTorch: :meth:`why` says so.
+
+    Somebody's own Ghost module that ``ghost_ops.fuse`` has fused counts as an instance too.
+
+    Shape, dtype: as :class:`GhostModule`; the output has the input's memory format.
+    """
+
+    behaviour = FusedGhost
+    plain_type = GhostModule
+
+    @functools.wraps(GhostModule.__init__)
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.__dict__[STATE] = GhostModuleRunner()

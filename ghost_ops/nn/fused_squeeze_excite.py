@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+from abc import ABCMeta
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .. import functional
-from ..backends import choose
 from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU
+from ..dispatch import PLAIN_TENSORS, Decision, plain, refuse_call, select
+from ..ops import squeeze_excite as operator
+from ..ops.checks import autocast
+from ._fused import BuiltFused, Fused, plain_forward
+from ._in_place import STATE
 from ._program import Builder, Dense
-from ._structure import PLAIN_TENSORS, Structure, Unfusable, refuse_input, refuse_now
-from ._wrapper import Wrapper
+from ._runner import Route, Runner
+from ._structure import NotNow, Structure, Unfusable
 from .parts import SqueezeExciteParts
 from .squeeze_excite import SELayer, SqueezeExcite
-
-_OP = "squeeze_excite"
 
 
 class _Plan(NamedTuple):
@@ -27,17 +30,28 @@ class _Plan(NamedTuple):
     gate: int
 
 
-class _FusedSqueezeExcite(Wrapper):
-    @staticmethod
-    def _paths(parts: object) -> list[str]:
-        if not isinstance(parts, SqueezeExciteParts):
-            raise TypeError(f"FusedSELayer.wrap: parts: expected SqueezeExciteParts, got {type(parts).__name__}")
+class ExciteCall(NamedTuple):
+    """What was decided for one call: the operator, the input as autocast wants it, weight and bias of both layers."""
+
+    decision: Decision
+    plan: _Plan
+    x: torch.Tensor
+    tensors: tuple
+
+
+class SqueezeExciteRunner(Runner):
+    """Runs a squeeze-and-excite layer by one operator."""
+
+    part_type = SqueezeExciteParts
+
+    @classmethod
+    def paths(cls, parts: SqueezeExciteParts, owner: str) -> list[str]:
         if parts.gate not in GATES:
-            raise ValueError(f"FusedSELayer.wrap: parts.gate: expected one of {', '.join(GATES)}, got {parts.gate!r}")
+            raise ValueError(f"{owner}: parts.gate: expected one of {', '.join(GATES)}, got {parts.gate!r}")
         return [path for path in (parts.reduce, parts.act, parts.expand, *parts.others) if path is not None]
 
-    def _describe(self) -> _Plan:
-        parts, structure = self.parts(), Structure(self)
+    def describe(self, module: nn.Module, structure: Structure) -> _Plan:
+        parts = self.parts_of(module)
         reduce, expand = structure.find(parts.reduce), structure.find(parts.expand)
         act = structure.activation(None if parts.act is None else structure.find(parts.act))
         for path in parts.others:
@@ -49,96 +63,119 @@ class _FusedSqueezeExcite(Wrapper):
             raise Unfusable(f"the operator does not take {ACTIVATIONS[act]} inside")
         return _Plan(structure.close(), reduce, expand, act, GATES.index(parts.gate))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def route(self, module: nn.Module, x: torch.Tensor) -> Route:
         try:
-            plan, tensors = self._route(x)
-        except Unfusable:
-            return self._plain(x)
-        return functional.squeeze_excite(x, *tensors, act=ACTIVATIONS[plan.act], gate=GATES[plan.gate])
-
-    def why(self, x: torch.Tensor) -> str:
-        """Which backend would run on an input such as x; if not the operator, why not."""
-        try:
-            self._route(x)
+            call = self.choose(module, x)
         except Unfusable as reason:
-            return f"plain PyTorch: {reason}"
-        return f"{_OP} on {choose(_OP, x)}"
+            why = str(reason)
+            return Route(plain(why), lambda: plain_forward(module, x))
+        return Route(call.decision, lambda: execute(call, call.x, call.tensors))
 
-    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+    def choose(self, module: nn.Module, x: torch.Tensor) -> ExciteCall:
+        """The operator for x now; raises ``Unfusable``."""
+        why = refuse_call(x)
+        if why is not None:
+            raise NotNow(why)
+        plan = self.current_plan(module)
+        tensors = _tensors(plan, x)
+        if tensors[0].shape[1] != x.shape[1]:
+            raise NotNow(f"its input has {x.shape[1]} channels, its layers do not")
+        (seen,) = autocast(x)
+        decision = select("squeeze_excite", seen)
+        if decision.is_reference:
+            raise NotNow(decision.why)
+        return ExciteCall(decision, plan, seen, tensors)
+
+    def tensors(self, module: nn.Module) -> tuple[torch.Tensor | None, ...]:
         """Weight and bias of both layers; raises ``Unfusable``."""
-        plan = self._current_plan()
+        plan = self.current_plan(module)
         return tuple(layer._parameters.get(name) for layer in (plan.reduce, plan.expand) for name in ("weight", "bias"))
 
-    def excitation(self, squeeze: torch.Tensor) -> torch.Tensor:
-        """The gate's values, N x C, of means that are there already; without gradients."""
-        plan = self._current_plan()
-        w1, b1, w2, b2 = self.tensors()
-        return functional.excite(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
+    def excitation(self, module: nn.Module, squeeze: torch.Tensor) -> torch.Tensor:
+        """The gate's values, N x C, of the means of the map; without gradients."""
+        plan = self.current_plan(module)
+        w1, b1, w2, b2 = self.tensors(module)
+        return operator.excite_operator(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
-    def build(self, builder: Builder) -> None:
-        """Write its step of a program, from the squeeze to the excitation.
+    def build(self, module: nn.Module, builder: Builder) -> None:
+        """Write the layer's step of a program, from the squeeze to the excitation.
 
         Raises:
             Unfusable: its children must be called.
         """
-        _, reduce, expand, act, gate = self._current_plan()
+        _, reduce, expand, act, gate = self.current_plan(module)
         for part in (reduce, expand):
             if "weight" not in part._parameters:
-                raise Unfusable("the weight of one of its layers is no parameter of its own")
+                raise NotNow("the weight of one of its layers is not a parameter of its own")
         builder.excite(expand.weight.shape[0], Dense(reduce, None, None, act), Dense(expand, None, None, NONE), gate)
 
-    def _route(self, x: torch.Tensor) -> tuple[_Plan, tuple]:
-        compiling = torch.compiler.is_compiling()
-        why = refuse_now() or (None if compiling else refuse_input(x))
-        if why is not None:
-            raise Unfusable(why)
-        plan = self._current_plan()
-        tensors = _tensors(plan, x)
-        if tensors[0].shape[1] != x.shape[1]:
-            raise Unfusable(f"its input has {x.shape[1]} channels, its layers do not")
-        choice = choose(_OP, x)
-        if choice.backend == "reference":
-            raise Unfusable(str(choice))
-        return plan, tensors
+
+def execute(call: ExciteCall, x: torch.Tensor, tensors: tuple) -> torch.Tensor:
+    """The layer's output for x, of these weights and biases."""
+    w1, b1, w2, b2 = tensors
+    plan = call.plan
+    return operator.run(call.decision, x, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
 
 def _tensors(plan: _Plan, x: torch.Tensor) -> tuple:
-    """Weight and bias of both layers; refuses what PyTorch would refuse and what is no plain tensor."""
+    """Weight and bias of both layers; refuses what PyTorch would refuse and what is not a plain tensor."""
     try:
-        tensors = tuple(layer._parameters[name] for layer in (plan.reduce, plan.expand) for name in ("weight", "bias"))
+        reduce, expand = plan.reduce._parameters, plan.expand._parameters
+        tensors = w1, b1, w2, b2 = reduce["weight"], reduce["bias"], expand["weight"], expand["bias"]
     except KeyError as name:
-        raise Unfusable(f"{name} of one of its layers is no parameter of its own") from None
+        raise NotNow(f"{name} of one of its layers is not a parameter of its own") from None
     widened = torch.is_autocast_enabled(x.device.type)
+    compiling = torch.compiler.is_compiling()
     for t in tensors:
         if t is None:
             continue
-        if not torch.compiler.is_compiling() and type(t) not in PLAIN_TENSORS:
-            raise Unfusable(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
+        if not compiling and type(t) not in PLAIN_TENSORS:
+            raise NotNow(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
         if t.dtype is not x.dtype and not (widened and t.dtype is torch.float32):
-            raise Unfusable(f"its input is {x.dtype}, one of its parameters {t.dtype}")
+            raise NotNow(f"its input is {x.dtype}, one of its parameters {t.dtype}")
         if t.device != x.device:
-            raise Unfusable(f"its input is on {x.device}, one of its parameters on {t.device}")
-    if tensors[0].shape[:2] != tensors[2].shape[1::-1]:
-        raise Unfusable("its two layers do not fit each other")
+            raise NotNow(f"its input is on {x.device}, one of its parameters on {t.device}")
+    (hidden, channels), ones = w1.shape[:2], (*w1.shape[2:], *w2.shape[2:])
+    fit = w2.shape[:2] == (channels, hidden) and all(n == 1 for n in ones)
+    if not fit or (b1 is not None and b1.shape != (hidden,)) or (b2 is not None and b2.shape != (channels,)):
+        raise NotNow("its two layers do not fit each other")
     return tensors
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:
-    one = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
-    return one and conv.padding in ((0, 0), "valid", "same")
+    one = conv.kernel_size in ((1, 1), 1) and conv.stride in ((1, 1), 1) and conv.groups == 1
+    return one and conv.padding in ((0, 0), 0, "valid", "same")
 
 
-class FusedSELayer(_FusedSqueezeExcite, SELayer):
+class FusedExcite(Fused):
+    """The behaviour of a fused squeeze-and-excite layer."""
+
+    runner_type = SqueezeExciteRunner
+
+
+class FusedSELayer(BuiltFused, FusedExcite, SELayer, metaclass=ABCMeta):
     """Squeeze-and-excite in one operator, forward and backward: constructor and state_dict of :class:`SELayer`.
 
-    ``FusedSELayer.wrap(module, SqueezeExciteParts(...))`` takes the place of somebody else's layer, whatever its gate.
-    Where the operator does not serve it runs as plain PyTorch: :meth:`why` says so.
+    Where the operator does not serve it runs as plain PyTorch: :meth:`why` says so. Somebody's own layer that
+    ``ghost_ops.fuse`` has fused counts as an instance too.
     """
 
-    _plain_class = SELayer
+    behaviour = FusedExcite
+    plain_type = SELayer
+
+    @functools.wraps(SELayer.__init__)
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.__dict__[STATE] = SqueezeExciteRunner()
 
 
-class FusedSqueezeExcite(_FusedSqueezeExcite, SqueezeExcite):
+class FusedSqueezeExcite(BuiltFused, FusedExcite, SqueezeExcite, metaclass=ABCMeta):
     """As :class:`FusedSELayer`, with the constructor and state_dict of :class:`SqueezeExcite`."""
 
-    _plain_class = SqueezeExcite
+    behaviour = FusedExcite
+    plain_type = SqueezeExcite
+
+    @functools.wraps(SqueezeExcite.__init__)
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.__dict__[STATE] = SqueezeExciteRunner()

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..backends import choose, cuda, native, reference, triton
+from ..backends import cuda, native, reference, triton
 from ..backends.layout import memory_format
+from ..dispatch import select
 
 NAMESPACE = "ghost_ops"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -49,8 +50,8 @@ def _on_cuda(name: str, arguments: str) -> Callable:
 
     def implementation(*args):
         cheap = None if cheap_index is None else args[cheap_index]
-        choice = choose(name, args[map_index], None if cheap is None else cheap.shape[-1])
-        if choice.backend == "reference":
+        choice = select(name, args[map_index], None if cheap is None else cheap.shape[-1])
+        if choice.is_reference:
             return getattr(torch.ops.ghost_ops, f"{name}_reference").default(*args)
         return (cuda if choice.backend == "cuda" else triton).load(name)(*args)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..backends import choose, reference
+from ..backends import reference
+from ..dispatch import select
 from ._library import differentiable, refuse_double_backward, register_fake
 from .checks import Checks, autocast
 from .ghost_module import fake_gradient, fake_map, fake_single_pass, spread_squeeze
@@ -77,8 +78,8 @@ def cheap_concat(
     act_code = check.activation("act", act, act_weight, m, z)
     cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, z)
     check.residual(residual, z, out_channels)
-    native = choose("cheap_concat", z, cheap_weight.shape[-1]).backend != "reference"
-    out, squeeze = (_call if native else reference.cheap_concat)(
+    run = reference.cheap_concat if select("cheap_concat", z, cheap_weight.shape[-1]).is_reference else _call
+    out, squeeze = run(
         z, cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code,
         float(act_slope), float(cheap_act_slope), bool(return_squeeze),
     )  # fmt: skip

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..backends import choose, reference
+from ..backends import reference
 from ..backends.layout import memory_format
+from ..dispatch import Decision, select
 from ._library import differentiable, refuse_double_backward, register_fake
 from .checks import Checks, autocast
 from .ghost_module import fake_gradient, fake_map
@@ -64,5 +65,9 @@ def depthwise(
     kernel = check.depthwise(weight, x)
     check.optional("bias", bias, (x.shape[1],), x)
     check.stride(stride)
-    native = choose("depthwise", x, kernel).backend != "reference"
-    return (_call if native else reference.depthwise)(x, weight, bias, stride)
+    return run(select("depthwise", x, kernel), x, weight, bias, stride)
+
+
+def run(decision: Decision, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int):
+    """:func:`depthwise` of checked arguments."""
+    return (reference.depthwise if decision.is_reference else _call)(x, weight, bias, stride)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..backends import choose, reference
+from ..backends import reference
+from ..dispatch import select
 from ._library import (
     differentiable,
     memory_format,
@@ -150,7 +151,7 @@ def ghost_module(
     check.optional("input_scale", input_scale, (x.shape[0], x.shape[1]), x)
     check.residual(residual, x, out_channels)
     kernel = None if cheap_weight is None else cheap_weight.shape[-1]
-    run = _call if choose("ghost_module", x, kernel).backend != "reference" else reference.ghost_module
+    run = reference.ghost_module if select("ghost_module", x, kernel).is_reference else _call
     out, squeeze = run(
         x, primary_weight, primary_bias, cheap_weight, cheap_bias, input_scale, residual, act_weight, cheap_act_weight,
         out_channels, act_code, cheap_act_code, float(act_slope), float(cheap_act_slope), bool(return_squeeze),
@@ -158,4 +159,4 @@ def ghost_module(
     return (out, squeeze) if return_squeeze else out
 
 
-ghost_module_eval = without_gradients("ghost_module_eval")
+ghost_module_eval = ghost_module_eval_operator = without_gradients("ghost_module_eval")

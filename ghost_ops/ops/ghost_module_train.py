@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from ..backends import choose, reference
+from ..backends import reference
+from ..dispatch import select
 from ._library import differentiable, once_differentiable, overload, refuse_double_backward, register_fake
 from .checks import Checks, autocast
 from .ghost_module import fake_gradient, fake_map, fake_single_pass
@@ -78,15 +80,15 @@ def _backward(ctx, grad_out, *_):
 _call = differentiable("ghost_module_train", _setup, _backward)
 
 
-class _Again(torch.autograd.Function):
+class _Recompute(torch.autograd.Function):
     """``ghost_module_train`` over known batch statistics: one pass, or none where only gradients are wanted."""
 
     @staticmethod
-    def forward(ctx, wanted, statistics, *args):
+    def forward(ctx, need_output, statistics, *args):
         _keep(ctx, args, statistics, None)
         x, w1, _, gamma1, beta1, w2, _, gamma2, beta2, act_weight, cheap_act_weight, *scalars, _ = args
         mean1, var1, mean2, var2 = statistics
-        if not wanted:
+        if not need_output:
             return x.new_zeros(()).expand(x.shape[0], scalars[0], *x.shape[2:])
         out, _ = overload("ghost_module_eval")(
             x, w1, None, gamma1, beta1, mean1, var1, w2, None, gamma2, beta2, mean2, var2, None, None, act_weight,
@@ -98,6 +100,44 @@ class _Again(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_out):
         return None, None, *_backward(ctx, grad_out)
+
+
+def _is_reference(args: tuple) -> bool:
+    return select("ghost_module_train", args[0], args[5].shape[-1]).is_reference
+
+
+def train(args: tuple) -> TrainResult:
+    """:func:`ghost_module_train` of checked arguments in the order of the schema, without the last one."""
+    keep = _worth_keeping(args[0], args[1].shape[0])
+    if _is_reference(args):
+        out, *statistics, _ = reference.ghost_module_train(*args, False)
+    else:
+        out, *statistics, _ = _call(*args, keep)
+    return TrainResult(out, *_shift_means(statistics, args, torch.add))
+
+
+def recompute(args: tuple, statistics: tuple, need_output: bool) -> torch.Tensor:
+    """The output of :func:`train` once more, for the gradients.
+
+    Args:
+        args: as of :func:`train`.
+        statistics: means and variances of the first call.
+        need_output: False where only the gradients are wanted; the values of the result are then undefined.
+    """
+    if _is_reference(args):
+        return reference.ghost_module_train(*args, False)[0]
+    return _Recompute.apply(need_output, _shift_means(statistics, args, torch.sub), *args, False)
+
+
+def _shift_means(statistics: tuple, args: tuple, shift: Callable) -> tuple[torch.Tensor, ...]:
+    """Means of the products with their biases from those without, or the other way; the variances as they are."""
+    mean1, var1, mean2, var2 = statistics
+    bias1, bias2 = args[2], args[6]
+    if bias1 is not None:
+        mean1 = shift(mean1, bias1.detach())
+    if bias2 is not None:
+        mean2 = shift(mean2, bias2.detach())
+    return mean1, var1, mean2, var2
 
 
 def ghost_module_train(
@@ -120,8 +160,6 @@ def ghost_module_train(
     cheap_act_weight: torch.Tensor | None = None,
     primary_eps: float = 1e-5,
     cheap_eps: float = 1e-5,
-    known: TrainResult | None = None,
-    wanted: bool = True,
 ) -> TrainResult:
     """Ghost module with BatchNorm over batch statistics after each of its convolutions.
 
@@ -134,9 +172,6 @@ def ghost_module_train(
         primary_gamma, primary_beta, cheap_gamma, cheap_beta: the BatchNorms' affine parameters, one per channel, or
             None.
         primary_eps, cheap_eps: added to the variances.
-        known: the result, of which ``out`` is not read, of the same call before: then its statistics are used instead
-            of taken again, and the output takes one pass.
-        wanted: with ``known``, False where only the gradients are wanted: then the values of ``out`` are not.
 
     The other arguments are those of :func:`ghost_module`. The running statistics are the caller's to update.
 
@@ -162,27 +197,13 @@ def ghost_module_train(
     cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
     if x.shape[0] * x.shape[2] * x.shape[3] <= 1:
         check.fail("x", "more than 1 value per channel when training", f"input size {tuple(x.shape)}")
-    native = choose("ghost_module_train", x, cheap_weight.shape[-1]).backend != "reference"
-    args = (
+    return train((
         x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma,
         cheap_beta, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code, float(act_slope),
-        float(cheap_act_slope), float(primary_eps), float(cheap_eps), native and known is None and _worth_keeping(x, m),
-    )  # fmt: skip
-    biases = tuple(None if b is None else b.detach() for b in (primary_bias, cheap_bias))
-    if known is not None and native:
-        statistics = _about(known[1:], biases, torch.sub)
-        return TrainResult(_Again.apply(wanted, statistics, *args), *known[1:])
-    out, *statistics, _ = (_call if native else reference.ghost_module_train)(*args)
-    return TrainResult(out, *_about(statistics, biases, torch.add))
+        float(cheap_act_slope), float(primary_eps), float(cheap_eps),
+    ))  # fmt: skip
 
 
 def _worth_keeping(x: torch.Tensor, m: int) -> bool:
     """Whether the backward gets z1 instead of making it again: where it is small beside x, which is kept anyway."""
     return x.device.type == "cpu" and torch.is_grad_enabled() and x.shape[1] >= 6 * m
-
-
-def _about(statistics, biases, move) -> tuple[torch.Tensor, ...]:
-    """Means of the products with their biases from those without, or the other way; the variances as they are."""
-    mean1, var1, mean2, var2 = statistics
-    mean1, mean2 = (m if b is None else move(m, b) for m, b in zip((mean1, mean2), biases))
-    return mean1, var1, mean2, var2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..backends import choose, reference
+from ..backends import reference
 from ..backends.activation import PRELU
+from ..dispatch import Decision, select
 from ._library import differentiable, overload, refuse_double_backward, register_fake
 from .checks import Checks, autocast
 from .ghost_module import fake_gradient, fake_map
@@ -25,7 +26,9 @@ register_fake("excite", lambda squeeze, *_: torch.empty_like(squeeze, memory_for
 register_fake("squeeze_excite_backward", _fake_backward)
 _gradients = refuse_double_backward("squeeze_excite_backward")
 refuse_double_backward("excite")
-excite = overload("excite")  # of a bottleneck in inference, whose squeeze comes with the Ghost module's output
+excite = excite_operator = overload(
+    "excite"
+)  # of a bottleneck in inference, whose squeeze comes with the Ghost module's output
 
 
 def _setup(ctx, inputs, output):
@@ -91,7 +94,9 @@ def squeeze_excite(
     if code == PRELU:
         check.fail("act", "an activation without slopes", repr(act))
     gate_code = check.gate(gate)
-    native = choose("squeeze_excite", x).backend != "reference"
-    return (_call if native else reference.squeeze_excite)(
-        x, weights[0], reduce_bias, weights[1], expand_bias, code, gate_code
-    )[0]
+    return run(select("squeeze_excite", x), x, weights[0], reduce_bias, weights[1], expand_bias, code, gate_code)
+
+
+def run(decision: Decision, *args: object) -> torch.Tensor:
+    """:func:`squeeze_excite` of checked arguments in the order of the schema, weights as matrices."""
+    return (reference.squeeze_excite if decision.is_reference else _call)(*args)[0]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 from rich.console import Console
@@ -15,11 +12,11 @@ from rich.table import Table
 from torch import nn
 
 from ..nn import FrozenProgram, FusedGhostBottleneck
-from ..nn._wrapper import Wrapper
+from ..nn._fused import Fused
+from ..nn._in_place import source_class
+from ..nn._runner import Route, observing
 from .recognise import survey
 from .saved import Saved
-
-_patching = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -88,10 +85,10 @@ def explain(net: nn.Module, example: object) -> Explanation:
     if not isinstance(net, nn.Module):
         raise TypeError(f"explain: net: expected a torch.nn.Module, got {type(net).__name__}")
     names = {module: name for name, module in net.named_modules()}
-    wrappers = {module: {} for module in names if isinstance(module, (Wrapper, FrozenProgram))}
+    known = {module: {} for module in names if isinstance(module, (Fused, FrozenProgram))}
     saved = Saved(net)
     with (
-        _recording(wrappers, saved),
+        _recording(known, saved),
         saved.watching(),
         _unchanged(net),
         torch.set_grad_enabled(net.training),
@@ -103,12 +100,15 @@ def explain(net: nn.Module, example: object) -> Explanation:
             net(*example) if isinstance(example, (tuple, list)) else net(example)
 
     rows = {}
-    for module, notes in wrappers.items():
-        kind = type(getattr(module, "_source", None) or module).__name__
+    for module, notes in known.items():
+        kind = source_class(module).__name__
         rows[module] = [
-            Row(names[module], kind, seen, *_split(runs), True, len(sizes), max(sizes) if net.training else None)
-            for (seen, runs), sizes in notes.items()
-        ] or [Row(names[module], kind, "", _uncalled(module, wrappers, names), "", True)]
+            Row(
+                names[module], kind, seen, decision.runs + more, decision.why, True, len(sizes),
+                max(sizes) if net.training else None,
+            )
+            for (seen, decision, more), sizes in notes.items()
+        ] or [Row(names[module], kind, "", _uncalled(module, known, names), "", True)]  # fmt: skip
     for found in survey(net):
         why = found.reason or "it could be fused: ghost_ops.fuse(net)"
         row = Row(found.name, type(found.module).__name__, "", "plain PyTorch", why, False)
@@ -116,43 +116,28 @@ def explain(net: nn.Module, example: object) -> Explanation:
     return Explanation(tuple(row for module in names for row in rows.get(module, ())))
 
 
-def _split(text: str) -> tuple[str, str]:
-    """What runs, and why, of what a module says of itself."""
-    runs, *why = re.split(r"; |: ", text, maxsplit=1)
-    return runs, "".join(why)
-
-
-def _uncalled(module: Wrapper, wrappers: dict[Wrapper, dict], names: dict[nn.Module, str]) -> str:
-    for block, notes in wrappers.items():
+def _uncalled(module: nn.Module, known: dict[nn.Module, dict], names: dict[nn.Module, str]) -> str:
+    for block, notes in known.items():
         if isinstance(block, FusedGhostBottleneck) and notes and block is not module and module in set(block.modules()):
             return f"within {names[block] or 'the block'}"
     return "was not called"
 
 
 @contextmanager
-def _recording(wrappers: dict[Wrapper, dict], saved: Saved) -> Iterator[None]:
-    """Note what every wrapper says of each input that it is given, and what autograd keeps of that call.
+def _recording(known: dict[nn.Module, dict], saved: Saved) -> Iterator[None]:
+    """Note the decision for each call of a fused or frozen module, and what autograd keeps of that call."""
 
-    By way of the classes: a hook, or a forward on an instance, would itself be a reason to fall back.
-    """
+    def observe(module: nn.Module, x: object, route: Callable[[], Route]) -> object:
+        decision, run = route()
+        if module not in known:
+            return run()
+        more = f", {_scratch(module, x)}" if isinstance(module, FrozenProgram) else ""
+        with saved.span() as count:
+            out = run()
+        known[module].setdefault((_describe(x), decision, more), []).append(count())
+        return out
 
-    def recorded(forward):
-        def run(self, x, *args, **kwargs):
-            if self not in wrappers:
-                return forward(self, x, *args, **kwargs)
-            more = f"; {_scratch(self, x)}" if isinstance(self, FrozenProgram) else ""
-            key = _describe(x), self.why(x) + more
-            with saved.span() as count:
-                out = forward(self, x, *args, **kwargs)
-            wrappers[self].setdefault(key, []).append(count())
-            return out
-
-        return run
-
-    with _patching, ExitStack() as stack:
-        forwards = {type(module): type(module).forward for module in wrappers}  # before any is patched: of a subclass
-        for cls, forward in forwards.items():  # that inherits its forward (FSDP2 makes such) the call counts once
-            stack.enter_context(mock.patch.object(cls, "forward", recorded(forward)))
+    with observing(observe):
         yield
 
 

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ..backends import choose, native
+from ..backends import native
+from ..dispatch import select
 from ..nn import FusedGhostBottleneck, FusedGhostModule, SyncBatchNorm
+from ..nn._fused import Fused
 from ..nn._program import Builder, Dense
 from ..nn._structure import Structure, Unfusable, is_hooked
-from ..nn._wrapper import Wrapper
 from ..nn.frozen import FrozenProgram
 from ..nn.graphed import GraphedNet
 from .fuse import fuse
@@ -88,8 +89,8 @@ def _no_kernels(net: nn.Module) -> str | None:
     example = next((t for t in net.parameters() if t.is_cuda), None)
     if example is None:
         return None if native.available() else f"its kernels are not there: {native.reason()}"
-    choice = choose("program", example)
-    return None if choice.backend != "reference" else f"its kernels do not run there: {choice.refusals[0][1]}"
+    choice = select("program", example)
+    return f"its kernels do not run there: {choice.why}" if choice.is_reference else None
 
 
 def _open(net: nn.Module) -> None:
@@ -135,7 +136,7 @@ class _Tracer(fx.Tracer):
         self.whole = {finding.module for finding in survey(net)}
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        known = isinstance(module, (Wrapper, FrozenProgram, SyncBatchNorm)) or module in self.whole
+        known = isinstance(module, (Fused, FrozenProgram, SyncBatchNorm)) or module in self.whole
         return known or is_hooked(module) or super().is_leaf_module(module, path)
 
 
@@ -143,7 +144,7 @@ def _by_graph(net: nn.Module) -> nn.Module:
     """Runs of modules of the whole net, where its forward can be traced; else Ghost modules and blocks one by one."""
     if isinstance(net, FrozenProgram):
         return net
-    if isinstance(net, Wrapper):
+    if isinstance(net, Fused):
         return _alone(net)
     traced = None
     if not is_hooked(net):
@@ -166,7 +167,7 @@ def _by_graph(net: nn.Module) -> nn.Module:
     return traced
 
 
-def _alone(module: Wrapper) -> nn.Module:
+def _alone(module: Fused) -> nn.Module:
     """A Ghost module or bottleneck as a program; itself where that is not possible."""
     run = _Run(None, {})
     if is_hooked(module) or not run.module("", module):
@@ -179,7 +180,7 @@ def _alone(module: Wrapper) -> nn.Module:
 
 def _one_by_one(net: nn.Module) -> None:
     for name, child in net._modules.items():
-        if isinstance(child, Wrapper):
+        if isinstance(child, Fused):
             net._modules[name] = _alone(child)
         elif child is not None:
             _one_by_one(child)
@@ -292,7 +293,7 @@ class _Run:
         nothing = isinstance(module, _NOTHING) and (isinstance(module, nn.Identity) or not module.training)
         if self.builder.steps and (nothing or self._is_dropout(node)):
             return [node]
-        if self.flat is None and isinstance(module, Wrapper):
+        if self.flat is None and isinstance(module, Fused):
             return [node] if self.module(node.target, module) else []
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             return self._convolution(node, module)
@@ -309,11 +310,11 @@ class _Run:
         """A Ghost module or bottleneck."""
         try:
             if isinstance(module, FusedGhostBottleneck):
-                source = self._source(module._current_plan().ghost1.channels())
-                self.slot = module.build(self.builder, source)
+                source = self._source(module._ghost_ops.channels(module))
+                self.slot = module._ghost_ops.build(module, self.builder, source)
             elif isinstance(module, FusedGhostModule):
-                source = self._source(module.channels())
-                self.slot = module.build(self.builder, source)
+                source = self._source(module._ghost_ops.channels(module))
+                self.slot = module._ghost_ops.build(module, self.builder, source)
                 self.builder.release(source)
             else:
                 return False

@@ -1,4 +1,4 @@
-"""``fuse`` and ``revert``: fused modules in the places of somebody's modules, and these back in their places."""
+"""``fuse`` and ``revert``: Ghost modules, squeeze-and-excite layers and Ghost bottlenecks fused in place, and back."""
 
 from __future__ import annotations
 
@@ -6,82 +6,84 @@ import warnings
 
 from torch import nn
 
-from ..nn import FusedGhostBottleneck, FusedGhostModule, FusedSELayer
-from ..nn._wrapper import Wrapper
-from ..nn.fused_bottleneck import MEMORY
+from ..nn import _fused
+from ..nn.fused_bottleneck import BottleneckRunner, FusedBlock, check_memory
+from ..nn.fused_ghost_module import FusedGhost
+from ..nn.fused_squeeze_excite import FusedExcite
 from .recognise import BOTTLENECK, GHOST, SQUEEZE_EXCITE, survey
 
-_FUSED = {GHOST: FusedGhostModule, SQUEEZE_EXCITE: FusedSELayer, BOTTLENECK: FusedGhostBottleneck}
+_BEHAVIOURS = {GHOST: FusedGhost, SQUEEZE_EXCITE: FusedExcite, BOTTLENECK: FusedBlock}
 
 
 def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
-    """Put fused modules in the places of the Ghost modules, squeeze-and-excite layers and Ghost bottlenecks of a net.
+    """Make the Ghost modules, squeeze-and-excite layers and Ghost bottlenecks of a net run fused.
 
     They are recognised by structure and checked by running copies of them (:mod:`ghost_ops.surgery.recognise`): the
     article's, Huawei's, timm's, YOLO's and others. Look-alikes are left alone; :func:`explain` says why.
 
-    The net is changed in place: the fused modules have the very children, parameters, buffers and hooks of those that
-    they replace, so that paths, state_dict and optimizers made before stay valid, and ``net`` trains on. A module that
-    occurs twice is replaced by one. What is fused already stays; what is shared with another net is replaced in this
-    one alone. References to a replaced module that are kept outside of the tree of modules still work, plainly.
+    The net is changed in place, and its modules stay the objects that they are: each recognised module gets a class
+    that derives from its own and runs fused. ``isinstance``, methods, properties, an overridden ``train()``, extra
+    state, attributes, hooks, the signature of ``forward``, paths, state_dict, and references and optimizers made before
+    stay as they were, and ``net`` trains on. When an attribute that a forward reads changes, such as a drop-path rate,
+    the module is recognised again. What is fused already stays so.
 
     Args:
         net: any module, in any mode, on any device.
         memory: what bottlenecks keep for the backward: ``"balanced"``, as at first, what their fused parts need;
-            ``"low"`` their input alone, and what lies inside is computed once more. None leaves those that are fused
+            ``"low"`` their input only, and what lies inside is computed once more. None leaves those that are fused
             already as they are.
 
     Returns:
-        ``net``; if it is itself one of those modules, the fused module in its stead.
+        ``net``.
 
     Raises:
-        TypeError: net is no ``torch.nn.Module``.
+        TypeError: net is not a ``torch.nn.Module``.
         ValueError: an unknown ``memory``.
 
     Warns:
-        UserWarning: nothing was found to fuse.
+        UserWarning: nothing was found to fuse, or a module's class cannot be derived from.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"fuse: net: expected a torch.nn.Module, got {type(net).__name__}")
-    if memory not in (None, *MEMORY):
-        raise ValueError(f"fuse: memory: expected None or one of {', '.join(MEMORY)}, got {memory!r}")
+    if memory is not None:
+        check_memory("fuse", memory)
     findings = survey(net)
-    owners = list(net.modules())
-    fused = {f.module: _FUSED[f.kind].wrap(f.module, f.parts) for f in findings if f.parts is not None}
-    if not fused and not any(isinstance(module, Wrapper) for module in owners):
+    for found in findings:
+        if found.parts is None:
+            continue
+        try:
+            _fused.apply(found.module, _BEHAVIOURS[found.kind], found.parts, found.reads)
+        except TypeError as error:  # a metaclass or a layout that allows no subclass
+            what = f"{found.name or 'it'}, a {type(found.module).__name__}"
+            warnings.warn(f"fuse: {what}, was left as it is: {error}", UserWarning, stacklevel=2)
+    if not any(_fused.is_fused(module) for module in net.modules()):
         seen = "".join(f"; {f.name or 'it'} looks like a {f.kind}, but {f.reason}" for f in findings[:3])
         warnings.warn(f"fuse: no Ghost module was found in this {type(net).__name__}{seen}", UserWarning, stacklevel=2)
-    net = _replace(net, owners, fused)
     for module in net.modules() if memory is not None else ():
-        if isinstance(module, FusedGhostBottleneck):
-            module.memory = memory
+        runner = _fused.runner_of(module)
+        if isinstance(runner, BottleneckRunner):
+            runner.memory = memory
     return net
 
 
 def revert(net: nn.Module) -> nn.Module:
-    """Undo :func:`fuse`: the modules that it replaced are put back, with the state that they have by now.
+    """Undo :func:`fuse`: every fused module gets its own class back, with the state that it has by now.
 
-    Fused modules that replaced nothing (built as such) give way to plain ones of the same children.
+    Modules that were built fused become plain ones of the same children. Modules of a class that somebody derived from
+    a fused one stay as they are.
 
     Args:
         net: any module; changed in place.
 
     Returns:
-        ``net``; if it is itself a fused module, the plain one.
+        ``net``.
 
     Raises:
-        TypeError: net is no ``torch.nn.Module``.
+        TypeError: net is not a ``torch.nn.Module``.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"revert: net: expected a torch.nn.Module, got {type(net).__name__}")
-    owners = list(net.modules())
-    return _replace(net, owners, {m: m.unwrap() for m in owners if isinstance(m, Wrapper)})
-
-
-def _replace(net: nn.Module, owners: list[nn.Module], by: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Swap children in place; a wrapper and its source share one dictionary of children, so both see it."""
-    for owner in owners:
-        for name, child in owner._modules.items():
-            if child in by:
-                owner._modules[name] = by[child]
-    return by.get(net, net)
+    for module in list(net.modules()):
+        if _fused.is_fused(module):
+            _fused.remove(module)
+    return net

@@ -24,8 +24,8 @@ from ..nn import (
     GhostParts,
     SqueezeExciteParts,
 )
+from ..nn._fused import Fused, runner_of
 from ..nn._structure import NORMS, Structure, Unfusable
-from ..nn._wrapper import Wrapper
 from ._probe import Call, Probe, Refused, agree
 
 GHOST, SQUEEZE_EXCITE, BOTTLENECK = "Ghost module", "squeeze-and-excite", "Ghost bottleneck"
@@ -50,6 +50,7 @@ class Finding:
     kind: str
     parts: Parts | None = None
     reason: str | None = None
+    reads: tuple[tuple[str, str], ...] = ()
 
 
 def survey(net: nn.Module) -> list[Finding]:
@@ -63,7 +64,7 @@ def survey(net: nn.Module) -> list[Finding]:
     if not isinstance(net, nn.Module):
         raise TypeError(f"survey: net: expected a torch.nn.Module, got {type(net).__name__}")
     findings: dict[nn.Module, Finding] = {}
-    for name, module in _outermost(net, (Wrapper,)):
+    for name, module in _outermost(net, (Fused,)):
         finding = _examine(name, module, SQUEEZE_EXCITE, _squeeze_excite) or _examine(name, module, GHOST, _ghost)
         if finding is not None:
             findings[module] = finding
@@ -219,13 +220,13 @@ def _is_ours(module: nn.Module, findings: dict[nn.Module, Finding]) -> bool:
 
 def _unit_kind(module: nn.Module, findings: dict[nn.Module, Finding]) -> str | None:
     """What a child counts as inside a bottleneck: fused before, or recognised now."""
-    if isinstance(module, Wrapper):
+    if isinstance(module, Fused):
         return GHOST if isinstance(module, FusedGhostModule) else SQUEEZE_EXCITE
     return findings[module].kind if _is_ours(module, findings) else None
 
 
 def _inputs(ghost: nn.Module, findings: dict[nn.Module, Finding]) -> int:
-    parts = ghost.parts() if isinstance(ghost, Wrapper) else findings[ghost].parts
+    parts = runner_of(ghost).parts_of(ghost) if isinstance(ghost, Fused) else findings[ghost].parts
     return ghost.get_submodule(parts.primary_conv).in_channels
 
 

@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ghost_ops.backends import Choice, choose, cuda, triton, use_backend
+from ghost_ops import dispatch
+from ghost_ops.backends import cuda, triton
 from ghost_ops.bench import machine
+from ghost_ops.dispatch import select, use_backend
 from ghost_ops.ops import _library
+from tests.helpers import on
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def device(monkeypatch):
     """As on a machine with an H100, the library and Triton."""
-    clear = sys.modules["ghost_ops.backends.choose"]._choose.cache_clear
+    clear = dispatch._select.cache_clear
     for package in (cuda, triton):
         monkeypatch.setattr(package, "_missing", None)
         monkeypatch.setattr(package, "_capability", lambda index: (9, 0))
@@ -40,25 +43,30 @@ def on_cuda(dtype: torch.dtype = torch.float16) -> torch.Tensor:
 def test_triton_is_the_default(device):
     assert not cuda.FASTER_ON, "a device was measured: this test, README and docs/architecture.md must know"
     for op in cuda.OPERATORS:
-        assert choose(op, on_cuda(), 3) == Choice("triton")
+        assert select(op, on_cuda(), 3) == on("triton", op)
 
 
 def test_asked_for(device, monkeypatch):
     with use_backend("cuda"):
         for op in cuda.OPERATORS:
-            assert choose(op, on_cuda(), 3) == Choice("cuda")
-        assert choose("squeeze_excite", on_cuda()) == Choice("triton", (("cuda", "it has no squeeze_excite"),))
-        found = str(choose("ghost_module", on_cuda(torch.float64), 3))
-        assert found.startswith("reference; not cuda: its kernels take float32") and "not triton" in found
-        assert choose("program", torch.empty(1, 3, 4, 4)).backend in ("native", "reference")
-    assert choose("program", on_cuda()) == Choice("triton")
+            assert select(op, on_cuda(), 3) == on("cuda", op)
+        assert select("squeeze_excite", on_cuda()) == on(
+            "triton", "squeeze_excite", "not cuda, since it has no squeeze_excite"
+        )
+        found = str(select("ghost_module", on_cuda(torch.float64), 3))
+        assert (
+            found.startswith("ghost_module on reference: not cuda, since its kernels take float32")
+            and "not triton" in found
+        )
+        assert select("program", torch.empty(1, 3, 4, 4)).backend in ("native", "reference")
+    assert select("program", on_cuda()) == on("triton", "program")
     monkeypatch.setattr(cuda, "WISH", "cuda")
-    sys.modules["ghost_ops.backends.choose"]._choose.cache_clear()
-    assert choose("program", on_cuda()) == Choice("cuda")
+    dispatch._select.cache_clear()
+    assert select("program", on_cuda()) == on("cuda", "program")
     with use_backend("triton"):
-        assert choose("program", on_cuda()) == Choice("triton")
+        assert select("program", on_cuda()) == on("triton", "program")
     with use_backend("reference"):
-        assert choose("program", on_cuda()).backend == "reference"
+        assert select("program", on_cuda()).backend == "reference"
 
 
 def test_a_device_that_the_library_was_not_built_for(device, monkeypatch):
@@ -66,17 +74,17 @@ def test_a_device_that_the_library_was_not_built_for(device, monkeypatch):
     why = "its kernels do not run on this device: no kernel image is available for execution on the device"
     monkeypatch.setattr(cuda, "_refusal", lambda index: why)
     with use_backend("cuda"):
-        assert choose("program", on_cuda()) == Choice("triton", (("cuda", why),))
+        assert select("program", on_cuda()) == on("triton", "program", f"not cuda, since {why}")
 
 
 def test_where_it_was_measured_to_be_faster(device, monkeypatch):
     monkeypatch.setattr(cuda, "FASTER_ON", frozenset({(9, 0)}))
-    assert choose("program", on_cuda()) == Choice("cuda")
+    assert select("program", on_cuda()) == on("cuda", "program")
 
 
 def test_calls_go_where_the_choice_says(monkeypatch):
     ran = []
-    monkeypatch.setattr(_library, "choose", lambda op, x, kernel=None: Choice(ran[0]))
+    monkeypatch.setattr(_library, "select", lambda op, x, kernel=None: on(ran[0], op))
     for name, package in (("cuda", cuda), ("triton", triton)):
         ran[:] = [name]
         monkeypatch.setattr(package, "load", lambda op, name=name: lambda *args: ran.append((name, op)))

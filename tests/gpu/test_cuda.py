@@ -7,8 +7,9 @@ import torch
 
 import ghost_ops
 from ghost_ops import functional, use_backend
-from ghost_ops.backends import choose, cuda, reference
+from ghost_ops.backends import cuda, reference
 from ghost_ops.backends.cuda.program import describe
+from ghost_ops.dispatch import select
 from ghost_ops.nn import FrozenProgram
 from tests.cuda.programs import draw_block
 from tests.gpu.test_running import DEVICE, assert_threads_agree, net_and_images
@@ -41,7 +42,7 @@ def test_drawn(kind, dtype, first):
         p, x = draw_block(seed) if kind == "bottlenecks" else (draw_program(seed), None)
         x = make_map((2, p.channels, 17, 23), seed=seed) if x is None else x
         x, packed = x.to(DEVICE, dtype).contiguous(memory_format=LAST), packed_of(p, dtype)
-        assert choose("program", x).backend == "cuda"
+        assert select("program", x).backend == "cuda"
         ours = torch.ops.ghost_ops.program(x, packed, p.code)
         plain, exact = (reference.program(v, packed.to(v.dtype), p.code) for v in (x, x.double()))
         if kind == "bottlenecks":
@@ -61,7 +62,7 @@ def test_layer_shapes_of_ghostnet(shape, dtype):
     w2 = (torch.randn(m, 1, 3, 3, generator=g) / 3).to(DEVICE, dtype)
     scale, residual = torch.rand(n, c, generator=g).to(x), torch.randn(n, 2 * m, h, w, generator=g).to(x)
     more = {"input_scale": scale, "residual": residual.contiguous(memory_format=LAST), "return_squeeze": True}
-    assert choose("ghost_module", x, 3).backend == "cuda"
+    assert select("ghost_module", x, 3).backend == "cuda"
     ours = functional.ghost_module(x, w1, None, w2, None, **more)
     with use_backend("reference"):
         plain = functional.ghost_module(x, w1, None, w2, None, **more)

@@ -9,7 +9,7 @@ import torch
 from torch.library import opcheck
 
 from ghost_ops import functional, use_backend
-from ghost_ops.backends import choose
+from ghost_ops.dispatch import select
 from ghost_ops.ops._library import overload
 from tests.helpers import assert_as_accurate, farthest
 from tests.ops.cases import Case, Errors, in_layout
@@ -74,7 +74,7 @@ def test_drawn(kind, dtype, seeds):
     for seed in seeds:
         case = drawn(kind, seed)
         x = moved(Case({"x": next(iter(case.tensors.values()))}), dtype).tensors["x"]
-        assert choose(kind, x).backend == "triton"
+        assert select(kind, x).backend == "triton"
         check(kind, case, dtype, errors)
     errors.assert_within(2.0, single=(4.0, 2.0))
 

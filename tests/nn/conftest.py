@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ghost_ops.backends import Choice, native
-from ghost_ops.nn import _depthwise, _programmed, fused_bottleneck, fused_ghost_module, fused_squeeze_excite
+from ghost_ops import dispatch
+from ghost_ops.backends import native
 
 
 @pytest.fixture(autouse=True)
@@ -10,13 +10,16 @@ def fused_routes(monkeypatch):
     """Where the kernels are not built the modules still take their fused routes, over the reference operators."""
     if not native.available():
 
-        def choose(op, x, cheap_kernel=None):
-            known = cheap_kernel in (None, 1, 3, 5, 7) and x.dtype in (torch.float32, torch.bfloat16)
-            return Choice("native" if known and x.device.type == "cpu" else "reference")
+        def refuse(operator, device, dtype, kernel):
+            known = kernel in (None, *dispatch.CHEAP_KERNELS) and dtype in (torch.float32, torch.bfloat16)
+            return None if known and device.type == "cpu" else "there is no such kernel"
 
-        for module in (_depthwise, _programmed, fused_bottleneck, fused_ghost_module, fused_squeeze_excite):
-            monkeypatch.setattr(module, "choose", choose)
+        monkeypatch.setitem(dispatch._REFUSALS, "native", refuse)
+        dispatch._select.cache_clear()
     torch.manual_seed(0)
+    yield
+    if not native.available():
+        dispatch._select.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -12,9 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from ghost_ops import nn as gnn
 from ghost_ops.backends import native
 from ghost_ops.nn import FusedGhostModule, GhostModule, GhostParts
+from ghost_ops.nn._fused import plain_forward, runner_of
+from ghost_ops.surgery import revert
 
 from ..helpers import LAYOUTS, make_map, randomise
-from .twins import assert_agree, plain_twin
+from .twins import assert_agree, plain_twin, why
 
 X = (2, 6, 5, 5)
 
@@ -71,7 +73,7 @@ def test_copies_are_independent_and_stay_fused(kind, way):
     assert {k: v.tolist() for k, v in twin.state_dict().items()} == {
         k: v.tolist() for k, v in module.state_dict().items()
     }
-    assert not twin.why(x).startswith("plain")
+    assert not why(twin, x).startswith("plain")
     before = module(x)
     with torch.no_grad():
         for p in twin.parameters():
@@ -79,40 +81,45 @@ def test_copies_are_independent_and_stay_fused(kind, way):
     torch.testing.assert_close(module(x), before)
     assert not twin(x).any()
     assert_agree(randomise(twin.train()), x)
-    source = twin.unwrap()
-    assert source.get_submodule(twin.parts().primary_conv) is twin.get_submodule(twin.parts().primary_conv)
-    handle = twin.get_submodule(twin.parts().primary_conv).register_forward_hook(lambda m, i, out: out + 1)
-    assert twin.why(x).startswith("plain")
+    path = runner_of(twin).parts_of(twin).primary_conv
+    handle = twin.get_submodule(path).register_forward_hook(lambda m, i, out: out + 1)
+    assert why(twin, x).startswith("plain")
     handle.remove()
+    assert not why(twin, x).startswith("plain")
+    assert revert(twin) is twin and type(twin) is (GhostModule if kind == "constructed" else Foreign)
+    assert set(vars(twin)) == set(vars(GhostModule(6, 12) if kind == "constructed" else Foreign()))
 
 
-def test_wrapping_shares_everything_and_unwrapping_gives_it_back():
+def test_a_wrapped_module_stays_the_object_that_it_was():
     source = randomise(Foreign())
     keys, children = list(source.state_dict()), dict(source.named_modules())
     calls = []
-    source.register_forward_hook(lambda m, i, out: calls.append(type(m)))
-    fused = FusedGhostModule.wrap(source, PARTS)
-    assert list(fused.state_dict()) == keys and fused.f == -1
-    assert {n: m for n, m in fused.named_modules() if n} == {n: m for n, m in children.items() if n}
-    assert isinstance(fused, GhostModule)
+    source.register_forward_hook(lambda m, i, out: calls.append(m))
     x = make_map(X)
-    torch.testing.assert_close(fused(x), source(x))
-    assert calls == [FusedGhostModule, Foreign]
+    wanted = source(x)
+    fused = FusedGhostModule.wrap(source, PARTS)
+    assert fused is source and isinstance(fused, Foreign) and isinstance(fused, FusedGhostModule)
+    assert not isinstance(fused, GhostModule) and type(fused).__name__ == "FusedForeign"
+    assert list(fused.state_dict()) == keys and fused.f == -1
+    assert dict(fused.named_modules()) == children
+    torch.testing.assert_close(fused(x), wanted)
+    assert calls == [source, source]
     fused.eval()
     fused.f = 7
     fused.cv1 = nn.Identity()
     fused.register_forward_hook(lambda m, i, out: out * 0)
-    assert fused.why(x).startswith("plain")
-    back = fused.unwrap()
-    assert back is source and not back.training and back.f == 7 and isinstance(back.cv1, nn.Identity)
-    assert not back(x).any()
+    assert why(fused, x).startswith("plain")
+    assert revert(fused) is source and type(source) is Foreign
+    assert not source.training and source.f == 7 and isinstance(source.cv1, nn.Identity)
+    assert not source(x).any()
 
 
 def test_unwrapping_a_constructed_module():
     fused, x = made("constructed").eval(), make_map(X)
+    wanted, child = fused(x), fused.primary_conv
     plain = fused.unwrap()
-    assert type(plain) is GhostModule and plain.primary_conv is fused.primary_conv and not plain.training
-    torch.testing.assert_close(plain(x), fused(x))
+    assert plain is fused and type(plain) is GhostModule and plain.primary_conv is child and not plain.training
+    torch.testing.assert_close(plain(x), wanted)
 
 
 def test_a_swapped_child_of_a_wrapped_module_is_seen():
@@ -120,8 +127,8 @@ def test_a_swapped_child_of_a_wrapped_module_is_seen():
     with torch.no_grad():
         fused(x)
         fused.cv2 = Foreign.Conv(6, 6, 5, 6).eval()
-        assert torch.equal(fused._plain(x)[:, 6:], fused.cv2(fused.cv1(x)))
-        torch.testing.assert_close(fused(x), fused._plain(x))
+        assert torch.equal(plain_forward(fused, x)[:, 6:], fused.cv2(fused.cv1(x)))
+        torch.testing.assert_close(fused(x), plain_forward(fused, x))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +189,7 @@ def test_train_and_eval_in_turn(kind):
     for mode in (True, False, True, False):
         module.train(mode)
         assert_agree(module, x)
-    assert module.unwrap().training is False
+    assert revert(module).training is False
 
 
 @KINDS
@@ -211,7 +218,7 @@ def test_functional_call(kind, training):
     module, x = made(kind).train(training), make_map(X)
     plain = plain_twin(module)
     swapped = {n: p.detach() * 0.5 + 0.1 for n, p in module.named_parameters()}
-    assert not module.why(x).startswith("plain")
+    assert not why(module, x).startswith("plain")
     with torch.no_grad():
         ours, eager = (torch.func.functional_call(m, swapped, (x,)) for m in (module, plain))
     torch.testing.assert_close(ours, eager)
@@ -226,7 +233,7 @@ def test_exponential_moving_average_and_update_bn():
             p.add_(0.1)
     average.update_parameters(net)
     plain = copy.deepcopy(average)
-    plain.module = nn.Sequential(*(m.unwrap() for m in plain.module))
+    revert(plain)
     for m in (average, plain):
         torch.optim.swa_utils.update_bn([make_map(X, seed=s) for s in range(3)], m)
     for ours, eager in zip(average.buffers(), plain.buffers(), strict=True):
@@ -243,7 +250,7 @@ def test_data_parallel_replicas_run_plain_with_their_own_children(kind):
     expected = copy.deepcopy(module)
     for name in module._modules:
         expected._modules[name] = replica._modules[name]
-    torch.testing.assert_close(replica._plain(x), expected._plain(x))
+    torch.testing.assert_close(plain_forward(replica, x), plain_forward(expected, x))
     torch.testing.assert_close(replica(x), expected(x))
 
 

@@ -9,12 +9,13 @@ from torch import nn
 
 import ghost_ops
 from ghost_ops.nn import FusedGhostBottleneck
+from ghost_ops.nn._fused import runner_of
 from ghost_ops.surgery.saved import Saved
 
 from .. import zoo
 from ..helpers import make_map, randomise
 from .test_bottleneck import ALL, BLOCKS, map_for
-from .twins import assert_agree, plain_twin, run
+from .twins import assert_agree, plain_twin, run, why
 
 AGAIN = "its parts in turn, computed again in the backward"
 
@@ -31,8 +32,8 @@ def frozen_norms(block):
 
 
 def assert_low(block, x):
-    by = ", depthwise on native" if block._current_plan().shortcut else ""
-    assert block.why(x) == AGAIN + by, block.why(x)
+    by = ", depthwise on native" if runner_of(block).current_plan(block).shortcut else ""
+    assert why(block, x) == AGAIN + by, why(block, x)
 
 
 @ALL
@@ -95,7 +96,7 @@ def test_only_some_gradients():
     whole = run(block, x, True)
     for p in block.parameters():
         p.requires_grad_(False)
-    assert "no gradients are wanted" in block.why(x)
+    assert "no gradients are wanted" in why(block, x)
     block.ghost1.primary_conv[0].weight.requires_grad_()
     assert_low(block, x)
     alone = run(block, x, True)
@@ -148,13 +149,14 @@ def test_what_it_cannot_compute_again_runs_as_it_did():
     hooked = low("SE")
     hooked.ghost2.primary_conv[1].register_forward_hook(lambda m, i, out: out * 2)
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(low("stride 2, SE"))
-    for block, seen, why in ((hooked, x, "hooks"), (synced, map_for("stride 2, SE"), "SyncBatchNorm")):
+    for block, seen, cause in ((hooked, x, "hooks"), (synced, map_for("stride 2, SE"), "SyncBatchNorm")):
         by = ", depthwise on native" if block is synced else ""
-        assert block.why(seen).startswith(f"its parts in turn{by}: it is in training mode, and keeps what is inside")
-        assert why in block.why(seen)
+        started = f"its parts in turn{by}: it is in training mode; it keeps what is inside for the backward, since"
+        assert why(block, seen).startswith(started)
+        assert cause in why(block, seen)
     assert_agree(hooked, x)
     with torch.autocast("cpu", torch.bfloat16):
-        assert "autocast" in low("SE").why(x)
+        assert "autocast" in why(low("SE"), x)
 
 
 def test_autocast():
@@ -194,11 +196,11 @@ def test_repeats_to_the_bit():
 def test_memory_is_chosen_and_kept():
     net = ghost_ops.models.ghostnet_050(num_classes=4)
     blocks = [m for m in ghost_ops.fuse(net, memory="low").modules() if isinstance(m, FusedGhostBottleneck)]
-    assert len(blocks) == 16 and all(b.memory == "low" for b in blocks)
+    assert len(blocks) == 16 and all(runner_of(b).memory == "low" for b in blocks)
     for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), ghost_ops.fuse(net)):
-        assert {m.memory for m in again.modules() if isinstance(m, FusedGhostBottleneck)} == {"low"}
+        assert {runner_of(m).memory for m in again.modules() if isinstance(m, FusedGhostBottleneck)} == {"low"}
     ghost_ops.fuse(net, memory="balanced")
-    assert all(b.memory == "balanced" for b in blocks)
+    assert all(runner_of(b).memory == "balanced" for b in blocks)
     assert not any(hasattr(m, "memory") for m in ghost_ops.revert(net).modules())
     for call in (
         lambda: ghost_ops.fuse(net, memory="none"),

@@ -7,19 +7,20 @@ import copy
 import torch
 from torch import nn
 
+from ghost_ops.nn._fused import runner_of
+from ghost_ops.surgery import revert
+
 from ..helpers import NEARBY, assert_as_accurate, nearby, without_luck
 
 
 def plain_twin(fused: nn.Module) -> nn.Module:
     """A copy of a module in which everything fused is plain PyTorch."""
-    return _unwrapped(copy.deepcopy(fused))
+    return revert(copy.deepcopy(fused))
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
-    for name, child in module._modules.items():
-        if child is not None:
-            module._modules[name] = _unwrapped(child)
-    return module.unwrap() if hasattr(module, "unwrap") else module
+def why(fused: nn.Module, x: torch.Tensor) -> str:
+    """What would run a fused module, and why nothing faster does."""
+    return str(runner_of(fused).decide(fused, x))
 
 
 def run(module: nn.Module, x: torch.Tensor, backward: bool, seed: int = 7) -> dict[str, torch.Tensor]:

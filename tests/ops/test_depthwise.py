@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 
 from ghost_ops import functional, use_backend
-from ghost_ops.backends import choose, native
+from ghost_ops.backends import native
+from ghost_ops.dispatch import select
 from ghost_ops.ops._library import overload
 from tests.helpers import make_map, poisoned_memory
 from tests.ops.cases import DTYPES, LAYOUTS, Case, check, check_drawn, in_layout
@@ -137,7 +138,7 @@ def test_only_what_wants_a_gradient_has_one(mask, monkeypatch):
 @pytest.mark.parametrize("kernel", [2, 4, 9])
 def test_other_kernels_run_on_the_reference(kernel):
     x, weight = make_map((2, 6, 11, 12), requires_grad=True), make_map((6, 1, kernel, kernel), requires_grad=True)
-    assert choose("depthwise", x, kernel).backend == "reference"
+    assert select("depthwise", x, kernel).backend == "reference"
     for call in (functional.depthwise, lambda *a, stride: overload("depthwise")(*a, None, stride)):
         out, expected = call(x, weight, stride=2), F.conv2d(x, weight, None, 2, kernel // 2, groups=6)
         torch.testing.assert_close(out, expected)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 
 from ghost_ops import functional, use_backend
-from ghost_ops.backends import choose
+from ghost_ops.dispatch import select
 from tests.ops.cases import DTYPES, LAYOUTS, Case, check, check_drawn, draw_case, in_layout
 
 
@@ -88,7 +88,7 @@ def test_the_kernels_are_what_is_tested():
         pytest.skip(f"no compiled library: {native.reason()}")
     for dtype in DTYPES:
         for op in ("ghost_module", "ghost_module_train", "cheap_concat", "squeeze_excite", "depthwise"):
-            assert choose(op, torch.empty(1, dtype=dtype), 3).backend == "native"
+            assert select(op, torch.empty(1, dtype=dtype), 3).backend == "native"
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -10,7 +10,7 @@ from ghost_ops.surgery import fuse, revert
 
 from .. import zoo
 from ..helpers import assert_as_accurate, make_map, randomise
-from ..nn.twins import run
+from ..nn.twins import run, why
 
 FUSED = (FusedGhostModule, FusedSELayer, FusedGhostBottleneck)
 CASES = {
@@ -84,7 +84,7 @@ def test_in_eval_blocks_run_as_one():
         "yolo's block, identity",
     ):
         with torch.no_grad():
-            assert fuse(CASES[name]().eval()).why(x).startswith("as one block"), name
+            assert why(fuse(CASES[name]().eval()), x).startswith("as one block"), name
 
 
 def test_timm_net():
@@ -172,14 +172,19 @@ def test_revert_of_what_was_built_fused():
 
 def test_root():
     module = zoo.ArticleGhostModule(8, 12)
-    fused = fuse(module)
-    assert type(fused) is FusedGhostModule and fused.primary_conv is module.primary_conv
-    assert fuse(fused) is fused
-    assert revert(fused) is module
+    assert fuse(module) is module and isinstance(module, FusedGhostModule)
+    made = type(module)
+    assert issubclass(made, zoo.ArticleGhostModule) and made.__name__ == "FusedArticleGhostModule"
+    assert fuse(module) is module and type(module) is made
+    assert type(fuse(zoo.ArticleGhostModule(4, 6))) is made
+    assert revert(module) is module and type(module) is zoo.ArticleGhostModule
     block = zoo.HuaweiBottleneck(8, 16, 8, se=True)
-    fused = fuse(block)
-    assert type(fused) is FusedGhostBottleneck and type(fused.ghost1) is FusedGhostModule
-    assert revert(fused) is block and type(block.ghost1) is zoo.ArticleGhostModule
+    assert (
+        fuse(block) is block and isinstance(block, FusedGhostBottleneck) and isinstance(block.ghost1, FusedGhostModule)
+    )
+    assert not isinstance(block, FusedGhostModule) and not isinstance(block.ghost1, FusedGhostBottleneck)
+    assert revert(block) is block and type(block) is zoo.HuaweiBottleneck
+    assert type(block.ghost1) is zoo.ArticleGhostModule
 
 
 @pytest.mark.filterwarnings("error")
@@ -195,7 +200,7 @@ def test_what_was_fused_before_serves_in_a_block():
     block.ghost1, block.se = fuse(block.ghost1), fuse(block.se)
     first = block.ghost1
     fused = fuse(block)
-    assert type(fused) is FusedGhostBottleneck and fused.ghost1 is first
+    assert isinstance(fused, FusedGhostBottleneck) and fused.ghost1 is first
     assert count(fused) == [2, 1, 1]
 
 

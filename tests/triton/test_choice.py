@@ -12,10 +12,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ghost_ops
-from ghost_ops.backends import Choice, choose, triton, use_backend
+from ghost_ops import dispatch
+from ghost_ops.backends import triton
 from ghost_ops.bench import machine
+from ghost_ops.dispatch import select, use_backend
 from ghost_ops.nn import GraphedNet
 from ghost_ops.ops import _library
+from tests.helpers import on
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,9 +29,9 @@ def device(monkeypatch):
     found = {"capability": (9, 0)}
     monkeypatch.setattr(triton, "_missing", None)
     monkeypatch.setattr(triton, "_capability", lambda index: found["capability"])
-    sys.modules["ghost_ops.backends.choose"]._choose.cache_clear()
+    dispatch._select.cache_clear()
     yield found
-    sys.modules["ghost_ops.backends.choose"]._choose.cache_clear()
+    dispatch._select.cache_clear()
 
 
 def on_cuda(dtype: torch.dtype = torch.float16) -> torch.Tensor:
@@ -39,7 +42,7 @@ def on_cuda(dtype: torch.dtype = torch.float16) -> torch.Tensor:
 @pytest.mark.parametrize("op", triton.OPERATORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_device_runs_triton(device, op, dtype):
-    assert choose(op, on_cuda(dtype), 3) == Choice("triton")
+    assert select(op, on_cuda(dtype), 3) == on("triton", op)
 
 
 def test_refusals_say_why(device):
@@ -48,27 +51,27 @@ def test_refusals_say_why(device):
         ("ghost_module", torch.float16, 9, "size 1, 3, 5 or 7, this one is 9"),
         ("program_eval", torch.float16, None, "it has no program_eval"),
     ):
-        found = choose(op, on_cuda(dtype), kernel)
-        assert found.backend == "reference" and "not triton: " in str(found) and why in str(found)
+        found = select(op, on_cuda(dtype), kernel)
+        assert found.backend == "reference" and "not triton, since " in str(found) and why in str(found)
     device["capability"] = (7, 5)
-    sys.modules["ghost_ops.backends.choose"]._choose.cache_clear()
-    assert "compute capability 8.0 or more, this device has 7.5" in str(choose("ghost_module", on_cuda(), 3))
+    dispatch._select.cache_clear()
+    assert "compute capability 8.0 or more, this device has 7.5" in str(select("ghost_module", on_cuda(), 3))
     with use_backend("reference"):
-        assert "not triton: the reference backend was asked for" in str(choose("ghost_module", on_cuda(), 3))
+        assert "not triton, since the reference backend was asked for" in str(select("ghost_module", on_cuda(), 3))
 
 
 def test_without_triton(monkeypatch, device):
     monkeypatch.setattr(triton, "_missing", "Triton is not installed: pip install triton")
     assert (
-        str(choose("ghost_module", on_cuda(), 3))
-        == "reference; not triton: Triton is not installed: pip install triton"
+        str(select("ghost_module", on_cuda(), 3))
+        == "ghost_module on reference: not triton, since Triton is not installed: pip install triton"
     )
     assert machine._backend("triton") == "missing: Triton is not installed: pip install triton"
 
 
 def test_the_cpu_is_nothing_to_it(device):
-    assert choose("ghost_module", torch.empty(2, 8, 4, 4), 3).backend in ("native", "reference")
-    assert "triton" not in str(choose("ghost_module", torch.empty(2, 8, 4, 4, dtype=torch.float64), 3))
+    assert select("ghost_module", torch.empty(2, 8, 4, 4), 3).backend in ("native", "reference")
+    assert "triton" not in str(select("ghost_module", torch.empty(2, 8, 4, 4, dtype=torch.float64), 3))
     assert triton.refuse_device(torch.device("cpu")) == "its kernels run on CUDA devices, the input is on cpu"
 
 
@@ -78,9 +81,9 @@ def test_direct_calls_go_to_the_kernels_or_to_the_reference(monkeypatch):
 
     def answer(op, x, kernel=None):
         asked.append((op, kernel))
-        return Choice("reference" if x.dtype is torch.float64 else "triton")
+        return on("reference" if x.dtype is torch.float64 else "triton", op)
 
-    monkeypatch.setattr(_library, "choose", answer)
+    monkeypatch.setattr(_library, "select", answer)
     monkeypatch.setattr(triton, "load", lambda name: lambda *args: ran.append(name))
     schemas = {s.split("(", 1)[0]: s.split("(", 1)[1] for s in _library._schemas()}
     x, w1, w2 = torch.randn(2, 4, 5, 5), torch.randn(3, 4, 1, 1), torch.randn(3, 1, 5, 5)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ghost_ops.backends import choose as choosing  # noqa: F401  the package's function of that name hides the module
+from ghost_ops import dispatch
 from ghost_ops.backends import native, triton
 from ghost_ops.ops import _library
 from tests.helpers import poisoned_memory
@@ -28,12 +28,9 @@ def _refuse(op, device, dtype, cheap_kernel):
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """Interpreted kernels are chosen, and memory that they get holds NaN."""
-    import sys
-
-    module = sys.modules["ghost_ops.backends.choose"]
-    monkeypatch.setitem(module._REFUSALS, "native", _refuse)
-    module._choose.cache_clear()
+    monkeypatch.setitem(dispatch._REFUSALS, "native", _refuse)
+    dispatch._select.cache_clear()
     torch.manual_seed(0)
     with poisoned_memory(1 << 10, 1 << 12, 1 << 14, 1 << 16):
         yield
-    module._choose.cache_clear()
+    dispatch._select.cache_clear()

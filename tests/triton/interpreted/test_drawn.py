@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ghost_ops import functional
-from ghost_ops.backends import choose
+from ghost_ops.dispatch import select
 from tests.ops.cases import Errors, check
 
 from .drawn import CASES, draw, few_tiles, many_tiles, one_launch
@@ -17,7 +17,7 @@ def test_ghost_modules(kind):
     for seed in range(CASES):
         case = draw(kind, seed)
         x = next(iter(case.tensors.values()))
-        assert choose(kind, x).backend != "reference"
+        assert select(kind, x).backend != "reference"
         with many_tiles() if seed % 4 == 3 else few_tiles(), one_launch(seed % 3 == 0):
             check(getattr(functional, kind), case, 2 if case.options.get("return_squeeze") else 1, errors)
     errors.assert_within(2.0)

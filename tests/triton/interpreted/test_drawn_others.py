@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from ghost_ops import functional
-from ghost_ops.backends import activation, choose
+from ghost_ops.backends import activation
 from ghost_ops.backends.triton.convolution import convolution
 from ghost_ops.backends.triton.depthwise import layer as depthwise
+from ghost_ops.dispatch import select
 from tests.helpers import assert_as_accurate
 from tests.ops.cases import LAYOUTS, Errors, check, in_layout
 
@@ -26,7 +27,7 @@ def test_other_operators(operator, drawn):
     errors = Errors()
     for seed in range(CASES):
         case = drawn(seed)
-        assert choose(operator.__name__, case.tensors["x"]).backend != "reference"
+        assert select(operator.__name__, case.tensors["x"]).backend != "reference"
         with many_tiles() if seed % 4 == 3 else few_tiles():
             check(operator, case, 1, errors)
     errors.assert_within(2.0)

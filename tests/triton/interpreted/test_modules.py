@@ -7,12 +7,12 @@ import torch
 
 from ghost_ops import FusedGhostBottleneck, FusedGhostModule
 from ghost_ops import nn as ghost_nn
-from ghost_ops.backends import Choice, reference, triton
+from ghost_ops.backends import reference, triton
 from ghost_ops.backends.steps import BFLOAT16, FLOAT32, Conv, with_precision
 from ghost_ops.backends.triton import forward
-from ghost_ops.nn import fused_bottleneck
+from ghost_ops.nn import _runner, fused_bottleneck
 from ghost_ops.nn.frozen import FrozenProgram
-from tests.helpers import assert_as_accurate, randomise
+from tests.helpers import assert_as_accurate, on, randomise
 from tests.ops.cases import Errors
 from tests.ops.program_cases import draw_call, draw_program, mismatch
 
@@ -35,8 +35,9 @@ def calls(monkeypatch):
         return run(*args, **kwargs)
 
     monkeypatch.setattr(forward, "run", noting)
-    on_device = lambda op, x, cheap_kernel=None: Choice("reference" if op == "program_eval" else "triton")
-    monkeypatch.setattr(fused_bottleneck, "choose", on_device)
+    on_device = lambda op, x, kernel=None: on("reference" if op == "program_eval" else "triton", op)
+    for module in (_runner, fused_bottleneck):
+        monkeypatch.setattr(module, "select", on_device)
     return seen
 
 
@@ -66,7 +67,7 @@ def test_what_rides_in_a_bottleneck(calls, stride, se):
     x = torch.randn(2, 6, 8, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert_as_accurate(fused(x), plain(x), plain.double()(x.double()))
-        assert "ride on the Ghost modules" in fused.why(x)
+        assert "in the passes of the Ghost modules" in fused.why(x)
     rides = {"squeeze"} if se and stride == 1 else set()
     assert calls == [rides, {"residual"} | ({"scale"} if se else set())]
 
@@ -108,7 +109,7 @@ def test_programs(precision):
 
 def test_frozen_bottleneck():
     block = randomise(FusedGhostBottleneck(6, 10, 8, se_ratio=0.25)).eval()
-    frozen = FrozenProgram.of(block._built())
+    frozen = FrozenProgram.of(block._ghost_ops._built(block))
     x = torch.randn(2, 6, 7, 5, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours, plain = frozen(x), reference.program(x, frozen.packed, frozen.steps)

@@ -1,0 +1,107 @@
+"""Attributes that a forward reads and that decide what it computes: noticed when one changes.
+
+A recogniser says which attributes these are, such as a drop-path rate, a scale or the number of channels that are kept.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+MISSING = object()
+_NEVER = object()
+_FIXED = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+
+
+class _Same(NamedTuple):
+    """Stands for a value that is compared by identity, and for a tensor by its version too."""
+
+    kind: type
+    identity: int
+    version: int
+
+
+class Watched(NamedTuple):
+    """An attribute of a module, a snapshot of its value, and the value itself where that cannot change."""
+
+    owner: nn.Module
+    name: str
+    value: object
+    fixed: object
+
+    def has_changed(self) -> bool:
+        now = self.owner.__dict__.get(self.name, MISSING)
+        if now is MISSING:
+            now = getattr(self.owner, self.name, MISSING)
+        return now is not self.fixed and snapshot(now) != self.value
+
+
+class Watch:
+    """What attributes were when a module was recognised.
+
+    Args:
+        module: the module.
+        reads: path of a module inside it ("" for itself) and name of an attribute, for each that counts.
+    """
+
+    def __init__(self, module: nn.Module, reads: tuple[tuple[str, str], ...]) -> None:
+        self.reads = tuple(dict.fromkeys(reads))
+        self.values = [snapshot(_read(module, path, name)) for path, name in self.reads]
+
+    def __getstate__(self) -> dict:
+        """What is compared by identity is another object in a copy: it is taken as it stands there."""
+        return {"reads": self.reads, "values": [None if _by_identity(value) else value for value in self.values]}
+
+    def changed(self, module: nn.Module) -> str | None:
+        """The first attribute that has another value now, as a phrase; None where there is none."""
+        compiling = torch.compiler.is_compiling()
+        for i, (path, name) in enumerate(self.reads):
+            value = self.values[i]
+            if compiling and (value is None or _by_identity(value)):
+                continue  # the compiler guards the objects that it meets
+            now = snapshot(_read(module, path, name))
+            if value is None:
+                self.values[i] = now
+            elif now != value:
+                where = f" of its child {path!r}" if path else ""
+                return f"the attribute {name!r}{where} has changed since it was recognised"
+        return None
+
+    def bound(self, module: nn.Module) -> tuple[Watched, ...]:
+        """The attributes with their owners, for a check on every call."""
+        found = []
+        for (path, name), value in zip(self.reads, self.values, strict=True):
+            now = _read(module, path, name)
+            found.append(Watched(module.get_submodule(path), name, value, now if type(now) in _FIXED else _NEVER))
+        return tuple(found)
+
+
+def _by_identity(value: object) -> bool:
+    if isinstance(value, _Same):
+        return True
+    return isinstance(value, (tuple, frozenset)) and any(map(_by_identity, value))
+
+
+def _read(module: nn.Module, path: str, name: str) -> object:
+    for step in path.split(".") if path else ():
+        module = module._modules.get(step)
+        if module is None:
+            return MISSING
+    return getattr(module, name, MISSING)
+
+
+def snapshot(value: object) -> object:
+    """Something that equals the snapshot of the value as long as the value is the same."""
+    kind = type(value)
+    if kind in _FIXED:
+        return kind, value
+    if kind in (tuple, list, torch.Size):
+        return kind, tuple(map(snapshot, value))
+    if kind is dict:
+        return kind, tuple((snapshot(k), snapshot(v)) for k, v in value.items())
+    if kind in (set, frozenset):
+        return kind, frozenset(map(snapshot, value))
+    version = value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0
+    return _Same(kind, id(value), version)

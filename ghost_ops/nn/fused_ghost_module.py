@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from .. import functional
 from ..backends import Choice, choose
 from ..ops.checks import autocast
+from ..ops.ghost_module import ghost_module_eval_operator
 from ..ops.ghost_module_train import TrainResult
 from . import _batch_norm
 from ._batch_norm import ABSENT, BATCH, RUNNING
@@ -267,7 +268,7 @@ def _folded(plan, tensors, x, input_scale, residual, return_squeeze):
 def _eval(plan, tensors, x, input_scale, residual, return_squeeze):
     _, primary, cheap, kept, _ = plan
     w1, b1, gamma1, beta1, mean1, var1, act_weight, w2, b2, gamma2, beta2, mean2, var2, cheap_act_weight = tensors
-    out, squeeze = functional.ghost_module_eval(
+    out, squeeze = ghost_module_eval_operator(
         x, w1, b1, gamma1, beta1, mean1, var1, w2, b2, gamma2, beta2, mean2, var2, input_scale, residual, act_weight,
         cheap_act_weight, w1.shape[0] + w2.shape[0] if kept is None else kept, primary.code, cheap.code,
         primary.slope(), cheap.slope(), primary.norm.eps, cheap.norm.eps, return_squeeze,

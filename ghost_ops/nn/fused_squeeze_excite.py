@@ -10,6 +10,7 @@ from torch import nn
 from .. import functional
 from ..backends import choose
 from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU
+from ..ops.squeeze_excite import excite_operator
 from ._program import Builder, Dense
 from ._structure import PLAIN_TENSORS, Structure, Unfusable, refuse_input, refuse_now
 from ._wrapper import Wrapper
@@ -73,7 +74,7 @@ class _FusedSqueezeExcite(Wrapper):
         """The gate's values, N x C, of means that are there already; without gradients."""
         plan = self._current_plan()
         w1, b1, w2, b2 = self.tensors()
-        return functional.excite(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
+        return excite_operator(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
     def build(self, builder: Builder) -> None:
         """Write its step of a program, from the squeeze to the excitation.

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..backends import choose, cuda, native, reference, triton
 from ..backends.layout import memory_format
+from .flops import register_with_counter
 
 NAMESPACE = "ghost_ops"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -71,6 +72,7 @@ def _define() -> None:
 
 
 _define()
+register_with_counter()
 
 
 def overload(name: str) -> torch._ops.OpOverload:

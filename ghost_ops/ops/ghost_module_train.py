@@ -126,8 +126,8 @@ def ghost_module_train(
     """Ghost module with BatchNorm over batch statistics after each of its convolutions.
 
     y1 = act(bn(conv1x1(x))); y2 = cheap_act(bn(depthwise(y1))); out = concat(y1, y2)[:, :out_channels]. For the
-    backward only x and the statistics are saved; everything else is computed again (DESIGN section 3). On the CPU the
-    product conv1x1(x) is saved too, in float32, where x has at least six times its channels.
+    backward only x and the statistics are saved; everything else is recomputed (docs/gradients.md, section 2). On the
+    CPU the product conv1x1(x) is saved too, in float32, where x has at least six times its channels.
 
     Args:
         x: N x C x H x W with more than one value a channel, NCHW or channels_last.

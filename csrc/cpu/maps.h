@@ -145,7 +145,7 @@ inline abi::Tensor result(const float* p, std::initializer_list<int64_t> sizes, 
   return t;
 }
 
-/// The layout of the maps that an operator makes from x, as `memory_format` in ghost_ops/ops/_library.py decides it.
+/// The layout of the maps that an operator makes from x, as `memory_format` in ghost_ops/backends/layout.py decides it.
 inline abi::Layout layout_of(const abi::Tensor& x) {
   if (x.is_contiguous()) return abi::Layout::contiguous;
   if (x.is_contiguous(abi::Layout::channels_last)) return abi::Layout::channels_last;

@@ -242,21 +242,41 @@ def layers(step: Step) -> list[tuple[Layer, tuple[int, ...]]]:
     return [(step.layer, (step.features, step.channels, 1, 1))] if isinstance(step, Dense) else []
 
 
+def output_sizes(steps: Sequence[Step], height, width) -> list[tuple]:
+    """Height and width of what each step makes, 1 x 1 where it is not a map; sizes may be symbolic."""
+    maps: dict[int, tuple] = {}
+    found = []
+    for step in steps:
+        size = (1, 1)
+        if isinstance(step, Load):
+            size = (height, width)
+        elif isinstance(step, Conv):
+            size = tuple((n + 2 * step.padding - step.kernel) // step.stride + 1 for n in (height, width))
+        elif isinstance(step, Ghost):
+            size = maps[step.source]
+        elif isinstance(step, Depthwise):
+            size = tuple((n - 1) // step.stride + 1 for n in maps[step.source])
+        elif isinstance(step, Store):
+            size = maps[step.source]
+        if isinstance(step, (Load, Conv, Ghost, Depthwise)):
+            maps[step.out] = size
+        found.append(size)
+    return found
+
+
 def output_shape(steps: Sequence[Step], batch, height, width) -> tuple:
     """Shape of a program's result for an input of batch x channels x height x width; sizes may be symbolic."""
-    maps: dict[int, tuple] = {}
+    channels: dict[int, int] = {}
     for step in steps:
         if isinstance(step, Load):
-            maps[step.out] = (step.channels, height, width)
+            channels[step.out] = step.channels
         elif isinstance(step, Conv):
-            size = [(n + 2 * step.padding - step.kernel) // step.stride + 1 for n in (height, width)]
-            maps[step.out] = (step.filters, *size)
+            channels[step.out] = step.filters
         elif isinstance(step, Ghost):
-            maps[step.out] = (step.kept, *maps[step.source][1:])
+            channels[step.out] = step.kept
         elif isinstance(step, Depthwise):
-            channels, *size = maps[step.source]
-            maps[step.out] = (channels, *((n - 1) // step.stride + 1 for n in size))
+            channels[step.out] = channels[step.source]
     last = steps[-1]
     if isinstance(last, Store):
-        return (batch, *maps[last.source])
+        return (batch, channels[last.source], *output_sizes(steps, height, width)[-1])
     return (batch, last.features if isinstance(last, Dense) else last.channels)

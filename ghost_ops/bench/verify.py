@@ -180,19 +180,6 @@ FORWARD_ONLY = ("ghost_module_eval",)
 
 
 def _call(drawn: Drawn, tensors: Tensors) -> tuple[torch.Tensor, ...]:
-    if drawn.operator == "ghost_module_eval":  # below the public functions: its arguments stand in the schema's order
-        t, o = tensors, drawn.options
-        slopes, codes = (0.01, 0.01), (ACTIVATIONS.index(o["act"]), ACTIVATIONS.index(o["cheap_act"]))
-        halves = [
-            [t[f"{half}_weight"], None, *(t[f"{half}_{name}"] for name in ("gamma", "beta", "mean", "var"))]
-            for half in ("primary", "cheap")
-        ]
-        prelu = t.get("act_weight"), t.get("cheap_act_weight")
-        last = o["out_channels"], *codes, *slopes, 1e-5, 1e-5, False
-        native = select("ghost_module_eval", t["x"], t["cheap_weight"].shape[-1]).backend != "reference"
-        operators = torch.ops.ghost_ops
-        run = operators.ghost_module_eval if native else operators.ghost_module_eval_reference
-        return run(t["x"], *halves[0], *halves[1], None, None, *prelu, *last)[:1]
     arguments = dict(tensors)
     if drawn.operator not in ("squeeze_excite", "depthwise"):
         for name in ("primary_bias", "cheap_bias", "cheap_weight")[drawn.operator == "cheap_concat" :]:

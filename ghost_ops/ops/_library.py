@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from ..backends import cuda, native, reference, triton
 from ..backends.layout import memory_format
 from ..dispatch import select
+from .flops import register_with_counter
 
 NAMESPACE = "ghost_ops"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -72,6 +73,7 @@ def _define() -> None:
 
 
 _define()
+register_with_counter()
 
 
 def overload(name: str) -> torch._ops.OpOverload:
@@ -107,15 +109,16 @@ def refuse_double_backward(name: str) -> Callable:
     return call
 
 
-def without_gradients(name: str) -> Callable:
-    """Make operator ``name`` one for inference alone, whose backward is an error and not a gradient of nothing.
+def without_gradients(name: str, shown: str | None = None) -> Callable:
+    """Make operator ``name`` one for inference only, whose backward is an error and not a gradient of nothing.
 
-    Returns the function to call it by, which passes by autograd where nothing needs a gradient.
+    Returns the function to call it by, which passes by autograd where nothing needs a gradient. The error calls the
+    operator ``shown``.
     """
     operator = overload(name)
 
     def raise_(ctx, *grads):
-        raise NotImplementedError(f"ghost_ops.{name} is for inference: it has no gradients")
+        raise NotImplementedError(f"ghost_ops.{shown or name} is for inference: it has no gradients")
 
     torch.library.register_autograd(f"{NAMESPACE}::{name}", raise_, lib=_library)
 

@@ -66,10 +66,13 @@ def cheap_concat(
     Args:
         z: N x m x H x W, the primary convolution's result with its bias (and BatchNorm, folded) applied.
 
-    The other arguments, results and errors are those of :func:`ghost_module`.
+    The other arguments and the results are those of :func:`ghost_module`.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
     """
     z, residual = autocast(z, residual)
-    check = Checks("cheap_concat")
+    check = Checks("cheap_concat", "z")
     check.map("z", z)
     m = z.shape[1]
     cheap = check.cheap(cheap_weight, m, z)
@@ -78,9 +81,10 @@ def cheap_concat(
     act_code = check.activation("act", act, act_weight, m, z)
     cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, z)
     check.residual(residual, z, out_channels)
+    slopes = check.numbers(act_slope=act_slope, cheap_act_slope=cheap_act_slope)
     run = reference.cheap_concat if select("cheap_concat", z, cheap_weight.shape[-1]).is_reference else _call
     out, squeeze = run(
         z, cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code,
-        float(act_slope), float(cheap_act_slope), bool(return_squeeze),
+        *slopes, bool(return_squeeze),
     )  # fmt: skip
     return (out, squeeze) if return_squeeze else out

@@ -12,10 +12,14 @@ def _shape(t: torch.Tensor) -> str:
 
 
 class Checks:
-    """The checks of one call of operator ``op``; every failure raises ValueError or TypeError naming the argument."""
+    """The checks of one call of operator ``op``; every failure raises ValueError or TypeError naming the argument.
 
-    def __init__(self, op: str) -> None:
+    ``first`` is the name of the argument whose dtype and device the others must have.
+    """
+
+    def __init__(self, op: str, first: str = "x") -> None:
         self.op = op
+        self.first = first
 
     def fail(self, argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
         raise error(f"ghost_ops.{self.op}: {argument}: expected {expected}, got {got}")
@@ -33,9 +37,20 @@ class Checks:
         if x.shape[2] < 1 or x.shape[3] < 1:
             self.fail(argument, "at least one row and column", _shape(x))
         if like is not None and x.dtype != like.dtype:
-            self.fail(argument, f"the dtype of x, {like.dtype}", x.dtype, TypeError)
+            self.fail(argument, f"the dtype of {self.first}, {like.dtype}", x.dtype, TypeError)
         if like is not None and x.device != like.device:
-            self.fail(argument, f"the device of x, {like.device}", x.device)
+            self.fail(argument, f"the device of {self.first}, {like.device}", x.device)
+
+    def vectors(self, argument: str, v: object) -> None:
+        """A floating-point N x C tensor; only N may be 0."""
+        if not isinstance(v, torch.Tensor):
+            self.fail(argument, "a tensor", type(v).__name__, TypeError)
+        if v.dim() != 2:
+            self.fail(argument, "2 dimensions (N x C)", f"{v.dim()} ({_shape(v)})")
+        if not v.is_floating_point():
+            self.fail(argument, "a floating-point dtype", v.dtype, TypeError)
+        if v.shape[1] < 1:
+            self.fail(argument, "at least one channel", _shape(v))
 
     def parameter(self, argument: str, p: object, shape: tuple, x: torch.Tensor) -> None:
         """A tensor of this shape (None: any size) in x's dtype, or float32 beside a half-precision x; on x's device."""
@@ -46,13 +61,30 @@ class Checks:
         ):
             self.fail(argument, "shape " + "x".join("any" if s is None else str(s) for s in shape), _shape(p))
         if p.dtype != x.dtype and not (p.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
-            self.fail(argument, f"the dtype of x, {x.dtype}", p.dtype, TypeError)
+            self.fail(argument, f"the dtype of {self.first}, {x.dtype}", p.dtype, TypeError)
         if p.device != x.device:
-            self.fail(argument, f"the device of x, {x.device}", p.device)
+            self.fail(argument, f"the device of {self.first}, {x.device}", p.device)
 
     def optional(self, argument: str, p: object, shape: tuple, x: torch.Tensor) -> None:
         if p is not None:
             self.parameter(argument, p, shape, x)
+
+    def batch_norm(self, half: str, bias: object, gamma: object, beta: object, channels: int, x: torch.Tensor) -> None:
+        """Bias of a convolution and affine parameters of the BatchNorm after it; each may be None."""
+        for name, p in (("bias", bias), ("gamma", gamma), ("beta", beta)):
+            self.optional(f"{half}_{name}", p, (channels,), x)
+
+    def numbers(self, **values: object) -> tuple[float, ...]:
+        """The values as floats."""
+        found = []
+        for name, value in values.items():
+            if isinstance(value, str):
+                self.fail(name, "a number", repr(value), TypeError)
+            try:
+                found.append(float(value))
+            except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
+                self.fail(name, "a number", type(value).__name__, TypeError)
+        return tuple(found)
 
     def primary(self, weight: object, x: torch.Tensor) -> int:
         """The weight of a 1x1 primary convolution over x; returns its m channels."""

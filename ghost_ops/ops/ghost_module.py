@@ -128,7 +128,7 @@ def ghost_module(
 
     Raises:
         ValueError: a shape, size or name that does not fit, naming the argument.
-        TypeError: a dtype mix, or something that is no tensor.
+        TypeError: a dtype mix, or something that is not a tensor.
     """
     x, residual, input_scale = autocast(x, residual, input_scale)
     check = Checks("ghost_module")
@@ -150,13 +150,102 @@ def ghost_module(
     cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
     check.optional("input_scale", input_scale, (x.shape[0], x.shape[1]), x)
     check.residual(residual, x, out_channels)
+    slopes = check.numbers(act_slope=act_slope, cheap_act_slope=cheap_act_slope)
     kernel = None if cheap_weight is None else cheap_weight.shape[-1]
     run = reference.ghost_module if select("ghost_module", x, kernel).is_reference else _call
     out, squeeze = run(
         x, primary_weight, primary_bias, cheap_weight, cheap_bias, input_scale, residual, act_weight, cheap_act_weight,
-        out_channels, act_code, cheap_act_code, float(act_slope), float(cheap_act_slope), bool(return_squeeze),
+        out_channels, act_code, cheap_act_code, *slopes, bool(return_squeeze),
     )  # fmt: skip
     return (out, squeeze) if return_squeeze else out
 
 
-ghost_module_eval = ghost_module_eval_operator = without_gradients("ghost_module_eval")
+ghost_module_eval_operator = without_gradients("ghost_module_eval")
+_eval_reference = without_gradients("ghost_module_eval_reference", "ghost_module_eval")
+
+
+def ghost_module_eval(
+    x: torch.Tensor,
+    primary_weight: torch.Tensor,
+    primary_bias: torch.Tensor | None,
+    primary_gamma: torch.Tensor | None,
+    primary_beta: torch.Tensor | None,
+    primary_mean: torch.Tensor,
+    primary_var: torch.Tensor,
+    cheap_weight: torch.Tensor,
+    cheap_bias: torch.Tensor | None,
+    cheap_gamma: torch.Tensor | None,
+    cheap_beta: torch.Tensor | None,
+    cheap_mean: torch.Tensor,
+    cheap_var: torch.Tensor,
+    *,
+    out_channels: int | None = None,
+    act: str = "relu",
+    cheap_act: str = "relu",
+    act_slope: float = 0.01,
+    cheap_act_slope: float = 0.01,
+    act_weight: torch.Tensor | None = None,
+    cheap_act_weight: torch.Tensor | None = None,
+    primary_eps: float = 1e-5,
+    cheap_eps: float = 1e-5,
+    input_scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    return_squeeze: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Ghost module in inference, whose BatchNorms use their running statistics, in one pass.
+
+    y1 = act(bn(conv1x1(x * input_scale))); y2 = cheap_act(bn(depthwise(y1))), whose channel j reads y1's channel
+    j // (s - 1); out = concat(y1, y2)[:, :out_channels] + residual, where bn(v) is (v - mean) / sqrt(var + eps) * gamma
+    + beta. The BatchNorms are applied within the pass, from the tensors as they are at the call. Source: Han et al.
+    2020 (GhostNet, arXiv 1911.11907), section 3.1; Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3.1.
+
+    This function is for inference: it has no gradients. :func:`ghost_module` with folded BatchNorms has them.
+
+    Args:
+        x: N x C x H x W, any floating dtype, NCHW or channels_last; the output has its dtype and memory format.
+        primary_weight: m x C x 1 x 1, in x's dtype, or float32 beside a half-precision x (as all parameters).
+        primary_bias: m, or None.
+        primary_gamma, primary_beta: the affine parameters of the BatchNorm after the primary convolution, m, or None.
+        primary_mean, primary_var: its running mean and variance, m.
+        cheap_weight: m(s - 1) x 1 x d x d with d odd (padding d // 2).
+        cheap_bias: m(s - 1), or None.
+        cheap_gamma, cheap_beta: the affine parameters of the BatchNorm after the cheap operation, m(s - 1), or None.
+        cheap_mean, cheap_var: its running mean and variance, m(s - 1).
+        primary_eps, cheap_eps: numbers that are added to the variances.
+
+    The other arguments and the results are those of :func:`ghost_module`.
+
+    Raises:
+        ValueError: a shape, size or name that does not fit, naming the argument.
+        TypeError: a dtype mix, or something that is not a tensor, naming the argument.
+        NotImplementedError: in the backward, where a gradient is asked for.
+    """
+    x, residual, input_scale = autocast(x, residual, input_scale)
+    check = Checks("ghost_module_eval")
+    check.map("x", x)
+    m = check.primary(primary_weight, x)
+    cheap = check.cheap(cheap_weight, m, x)
+    check.batch_norm("primary", primary_bias, primary_gamma, primary_beta, m, x)
+    check.batch_norm("cheap", cheap_bias, cheap_gamma, cheap_beta, cheap, x)
+    for name, p, channels in (
+        ("primary_mean", primary_mean, m),
+        ("primary_var", primary_var, m),
+        ("cheap_mean", cheap_mean, cheap),
+        ("cheap_var", cheap_var, cheap),
+    ):
+        check.parameter(name, p, (channels,), x)
+    out_channels = check.out_channels(m + cheap if out_channels is None else out_channels, m, m + cheap)
+    act_code = check.activation("act", act, act_weight, m, x)
+    cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
+    check.optional("input_scale", input_scale, (x.shape[0], x.shape[1]), x)
+    check.residual(residual, x, out_channels)
+    scalars = check.numbers(
+        act_slope=act_slope, cheap_act_slope=cheap_act_slope, primary_eps=primary_eps, cheap_eps=cheap_eps
+    )
+    decision = select("ghost_module_eval", x, cheap_weight.shape[-1])
+    out, squeeze = (_eval_reference if decision.is_reference else ghost_module_eval_operator)(
+        x, primary_weight, primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, cheap_weight,
+        cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, input_scale, residual, act_weight,
+        cheap_act_weight, out_channels, act_code, cheap_act_code, *scalars, bool(return_squeeze),
+    )  # fmt: skip
+    return (out, squeeze) if return_squeeze else out

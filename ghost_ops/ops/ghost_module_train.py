@@ -9,9 +9,9 @@ import torch
 
 from ..backends import reference
 from ..dispatch import select
-from ._library import differentiable, once_differentiable, overload, refuse_double_backward, register_fake
+from ._library import differentiable, once_differentiable, refuse_double_backward, register_fake
 from .checks import Checks, autocast
-from .ghost_module import fake_gradient, fake_map, fake_single_pass
+from .ghost_module import fake_gradient, fake_map, fake_single_pass, ghost_module_eval_operator
 
 
 class TrainResult(NamedTuple):
@@ -90,7 +90,7 @@ class _Recompute(torch.autograd.Function):
         mean1, var1, mean2, var2 = statistics
         if not need_output:
             return x.new_zeros(()).expand(x.shape[0], scalars[0], *x.shape[2:])
-        out, _ = overload("ghost_module_eval")(
+        out, _ = ghost_module_eval_operator(
             x, w1, None, gamma1, beta1, mean1, var1, w2, None, gamma2, beta2, mean2, var2, None, None, act_weight,
             cheap_act_weight, *scalars, False,
         )  # fmt: skip
@@ -164,8 +164,8 @@ def ghost_module_train(
     """Ghost module with BatchNorm over batch statistics after each of its convolutions.
 
     y1 = act(bn(conv1x1(x))); y2 = cheap_act(bn(depthwise(y1))); out = concat(y1, y2)[:, :out_channels]. For the
-    backward only x and the statistics are saved; everything else is computed again (DESIGN section 3). On the CPU the
-    product conv1x1(x) is saved too, in float32, where x has at least six times its channels.
+    backward only x and the statistics are saved; everything else is recomputed (docs/gradients.md, section 2). On the
+    CPU the product conv1x1(x) is saved too, in float32, where x has at least six times its channels.
 
     Args:
         x: N x C x H x W with more than one value a channel, NCHW or channels_last.
@@ -183,24 +183,19 @@ def ghost_module_train(
     check.map("x", x)
     m = check.primary(primary_weight, x)
     cheap = check.cheap(cheap_weight, m, x)
-    for name, p, channels in (
-        ("primary_bias", primary_bias, m),
-        ("primary_gamma", primary_gamma, m),
-        ("primary_beta", primary_beta, m),
-        ("cheap_bias", cheap_bias, cheap),
-        ("cheap_gamma", cheap_gamma, cheap),
-        ("cheap_beta", cheap_beta, cheap),
-    ):
-        check.optional(name, p, (channels,), x)
+    check.batch_norm("primary", primary_bias, primary_gamma, primary_beta, m, x)
+    check.batch_norm("cheap", cheap_bias, cheap_gamma, cheap_beta, cheap, x)
     out_channels = check.out_channels(m + cheap if out_channels is None else out_channels, m, m + cheap)
     act_code = check.activation("act", act, act_weight, m, x)
     cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
     if x.shape[0] * x.shape[2] * x.shape[3] <= 1:
         check.fail("x", "more than 1 value per channel when training", f"input size {tuple(x.shape)}")
+    scalars = check.numbers(
+        act_slope=act_slope, cheap_act_slope=cheap_act_slope, primary_eps=primary_eps, cheap_eps=cheap_eps
+    )
     return train((
         x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma,
-        cheap_beta, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code, float(act_slope),
-        float(cheap_act_slope), float(primary_eps), float(cheap_eps),
+        cheap_beta, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code, *scalars,
     ))  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import ghost_ops
 from ghost_ops.backends import cuda, reference
 from ghost_ops.backends.activation import LEAKY_RELU, NONE
 from ghost_ops.backends.cuda import launch, plan
-from ghost_ops.backends.cuda.ghost_module import ghost_module
+from ghost_ops.backends.cuda.ghost_module import _block_of, ghost_module
 from ghost_ops.backends.cuda.program import describe, fitting, program, summary
 from ghost_ops.backends.cuda.weights import Block
 from ghost_ops.backends.steps import BFLOAT16, FLOAT32, with_precision
@@ -204,6 +205,27 @@ def test_what_does_not_fit_runs_elsewhere(monkeypatch):
     x = make_map((1, 3, 5, 5), layout="channels_last")
     arguments = (x, w, None, cheap, None, None, None, None, None, 8, 1, 1, 0.0, 0.0, False)
     torch.testing.assert_close(ghost_module(*arguments)[0], reference.ghost_module(*arguments)[0])
+
+
+def test_the_indices_of_single_modules_are_few(monkeypatch):
+    """Their weights may be folded anew for every call, so that the index goes by use; what a CUDA graph reads stays."""
+    _block_of.cache_clear()
+    captured, module = set(), sys.modules[ghost_module.__module__]
+    monkeypatch.setattr(module, "_captured", captured)
+    x = make_map((1, 3, 5, 5), layout="channels_last")
+    cheap = torch.randn(4, 1, 3, 3)
+
+    def run():
+        arguments = (x, torch.randn(4, 3, 1, 1), None, cheap, None, None, None, None, None, 8, 1, 1, 0.0, 0.0, False)
+        torch.testing.assert_close(ghost_module(*arguments)[0], reference.ghost_module(*arguments)[0])
+
+    run(), run()
+    found = _block_of.cache_info()
+    assert (found.hits, found.misses, found.maxsize) == (1, 1, 128) and not captured
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_is_captured", lambda index: True)
+        run(), run()
+    assert len(captured) == 1
 
 
 def _by_step(x, packed, code, found):

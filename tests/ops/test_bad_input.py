@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -28,12 +30,24 @@ def train(**changes):
     return F.ghost_module_train(**arguments)
 
 
+def evaluate(**changes):
+    arguments = {"x": x, "primary_weight": w1, "cheap_weight": w2}
+    for half, channels in (("primary", 4), ("cheap", 8)):
+        arguments |= dict.fromkeys((f"{half}_bias", f"{half}_gamma", f"{half}_beta"))
+        arguments |= {f"{half}_mean": torch.zeros(channels), f"{half}_var": torch.ones(channels)}
+    return F.ghost_module_eval(**(arguments | changes))
+
+
 def concat(**changes):
     return F.cheap_concat(**({"z": torch.randn(2, 4, 5, 7), "cheap_weight": w2, "cheap_bias": None} | changes))
 
 
-def excite(**changes):
+def attend(**changes):
     return F.squeeze_excite(**({"x": x} | gate | changes))
+
+
+def excite(**changes):
+    return F.excite(**({"squeeze": x.mean((2, 3))} | gate | changes))
 
 
 def depthwise(**changes):
@@ -79,12 +93,52 @@ REFUSED = [
     (train, {"cheap_weight": None}, TypeError, "cheap_weight: expected a tensor, got NoneType"),
     (concat, {"z": torch.randn(2, 3, 5, 7)}, ValueError, "cheap_weight: expected a positive multiple of the 3"),
     (concat, {"z": torch.randn(4, 5)}, ValueError, "z: expected 4 dimensions"),
+    (attend, {"reduce_weight": torch.randn(3, 5)}, ValueError, "reduce_weight: expected shape anyx6, got 3x5"),
+    (attend, {"expand_weight": torch.randn(6, 4)}, ValueError, "expand_weight: expected shape 6x3, got 6x4"),
+    (attend, {"expand_bias": torch.randn(3)}, ValueError, "expand_bias: expected shape 6, got 3"),
+    (attend, {"gate": "relu"}, ValueError, "gate: expected one of clamp, hard_sigmoid"),
+    (attend, {"act": "prelu"}, ValueError, "act: expected an activation without slopes"),
+    (attend, {"x": x.double()}, TypeError, "reduce_weight: expected the dtype of x"),
+    (attend, {"act": ["relu"]}, ValueError, "act: expected one of none, relu"),
+    (excite, {"squeeze": None}, TypeError, "squeeze: expected a tensor, got NoneType"),
+    (excite, {"squeeze": x}, ValueError, "squeeze: expected 2 dimensions .N x C., got 4 .2x6x5x7."),
+    (excite, {"squeeze": torch.ones(2, 6, dtype=torch.int64)}, TypeError, "squeeze: expected a floating-point dtype"),
+    (excite, {"squeeze": torch.randn(2, 0)}, ValueError, "squeeze: expected at least one channel, got 2x0"),
+    (excite, {"squeeze": torch.randn(2, 6).double()}, TypeError, "reduce_weight: expected the dtype of squeeze"),
+    (excite, {"squeeze": torch.randn(2, 6, device="meta")}, ValueError, "reduce_weight: expected the device of sq"),
     (excite, {"reduce_weight": torch.randn(3, 5)}, ValueError, "reduce_weight: expected shape anyx6, got 3x5"),
+    (excite, {"reduce_weight": torch.randn(3, 6, 3, 3)}, ValueError, "reduce_weight: expected shape anyx6, got 3x6x3"),
+    (excite, {"reduce_bias": torch.randn(4)}, ValueError, "reduce_bias: expected shape 3, got 4"),
+    (excite, {"expand_weight": None}, TypeError, "expand_weight: expected a tensor, got NoneType"),
     (excite, {"expand_weight": torch.randn(6, 4)}, ValueError, "expand_weight: expected shape 6x3, got 6x4"),
     (excite, {"expand_bias": torch.randn(3)}, ValueError, "expand_bias: expected shape 6, got 3"),
-    (excite, {"gate": "relu"}, ValueError, "gate: expected one of clamp, hard_sigmoid"),
-    (excite, {"act": "prelu"}, ValueError, "act: expected an activation without slopes"),
-    (excite, {"x": x.double()}, TypeError, "reduce_weight: expected the dtype of x"),
+    (excite, {"act": "leaky_relu"}, ValueError, "act: expected an activation without slopes"),
+    (excite, {"act": 1}, ValueError, "act: expected one of none, relu"),
+    (excite, {"gate": 0}, ValueError, "gate: expected one of clamp, hard_sigmoid"),
+    (evaluate, {"x": [1.0]}, TypeError, "x: expected a tensor, got list"),
+    (evaluate, {"x": x[0]}, ValueError, "x: expected 4 dimensions .*, got 3 .6x5x7."),
+    (evaluate, {"x": x.double()}, TypeError, "primary_weight: expected the dtype of x"),
+    (evaluate, {"primary_weight": torch.randn(4, 6, 3, 3)}, ValueError, "primary_weight: expected shape anyx6x1x1"),
+    (evaluate, {"primary_bias": torch.randn(5)}, ValueError, "primary_bias: expected shape 4, got 5"),
+    (evaluate, {"primary_gamma": torch.randn(5)}, ValueError, "primary_gamma: expected shape 4, got 5"),
+    (evaluate, {"primary_mean": None}, TypeError, "primary_mean: expected a tensor, got NoneType"),
+    (evaluate, {"primary_var": torch.ones(8)}, ValueError, "primary_var: expected shape 4, got 8"),
+    (evaluate, {"primary_var": torch.ones(4).double()}, TypeError, "primary_var: expected the dtype of x"),
+    (evaluate, {"cheap_weight": None}, TypeError, "cheap_weight: expected a tensor, got NoneType"),
+    (evaluate, {"cheap_weight": torch.randn(8, 1, 2, 2)}, ValueError, "cheap_weight: expected an odd square kernel"),
+    (evaluate, {"cheap_beta": torch.ones(4)}, ValueError, "cheap_beta: expected shape 8, got 4"),
+    (evaluate, {"cheap_mean": torch.ones(4)}, ValueError, "cheap_mean: expected shape 8, got 4"),
+    (evaluate, {"cheap_var": torch.ones(8, device="meta")}, ValueError, "cheap_var: expected the device of x"),
+    (evaluate, {"out_channels": 13}, ValueError, "out_channels: expected 5 to 12 .*, got 13"),
+    (evaluate, {"act": 1}, ValueError, "act: expected one of none, relu"),
+    (evaluate, {"cheap_act": "prelu"}, ValueError, "cheap_act_weight: expected a tensor with prelu"),
+    (evaluate, {"input_scale": torch.ones(1, 6)}, ValueError, "input_scale: expected shape 2x6, got 1x6"),
+    (evaluate, {"residual": x}, ValueError, "residual: expected shape 2x12x5x7, got 2x6x5x7"),
+    (evaluate, {"primary_eps": None}, TypeError, "primary_eps: expected a number, got NoneType"),
+    (evaluate, {"cheap_act_slope": "0.1"}, TypeError, "cheap_act_slope: expected a number, got '0.1'"),
+    (module, {"act_slope": None}, TypeError, "act_slope: expected a number, got NoneType"),
+    (concat, {"cheap_act_slope": torch.ones(2)}, TypeError, "cheap_act_slope: expected a number, got Tensor"),
+    (train, {"cheap_eps": []}, TypeError, "cheap_eps: expected a number, got list"),
     (depthwise, {"x": None}, TypeError, "x: expected a tensor, got NoneType"),
     (depthwise, {"x": x[0]}, ValueError, "x: expected 4 dimensions"),
     (depthwise, {"x": x[:, :, :, :0]}, ValueError, "x: expected at least one row and column"),
@@ -108,7 +162,27 @@ def test_refused(call, changes, error, message, backend):
         call(**changes)
 
 
-@pytest.mark.parametrize("call", [module, concat, excite, depthwise])
+def test_every_function_says_what_it_takes():
+    """What is exported has a docstring, arguments with names and no codes, and is among the calls above."""
+    names = {call: call.__name__ for call, *_ in REFUSED}
+    tested = {"ghost_module", "ghost_module_train", "ghost_module_eval", "cheap_concat", "squeeze_excite", "excite"}
+    assert set(F.__all__) == tested | {"depthwise"} and len(names) == len(F.__all__)
+    for name in F.__all__:
+        function = getattr(F, name)
+        text, parameters = inspect.getdoc(function), inspect.signature(function).parameters
+        assert text and "Args:" in text and "Raises:" in text
+        assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()), name
+        for of in ("act", "cheap_act", "gate"):
+            assert of not in parameters or isinstance(parameters[of].default, str), name
+
+
+@pytest.mark.parametrize("call", [evaluate, excite])
+def test_an_empty_batch_in_inference(call):
+    empty = {"squeeze": torch.randn(0, 6)} if call is excite else {"x": torch.randn(0, 6, 5, 7)}
+    assert call(**empty).shape == ((0, 6) if call is excite else (0, 12, 5, 7))
+
+
+@pytest.mark.parametrize("call", [module, concat, attend, depthwise])
 def test_an_empty_batch_gives_an_empty_result(call):
     argument = "z" if call is concat else "x"
     empty = torch.randn(0, 4 if call is concat else 6, 5, 7, requires_grad=True)

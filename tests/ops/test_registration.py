@@ -9,7 +9,6 @@ from torch.library import opcheck
 import ghost_ops
 from ghost_ops import functional as F
 from ghost_ops.backends import native, reference
-from ghost_ops.backends.activation import GATES
 from ghost_ops.ops._library import overload
 from tests.helpers import assert_as_accurate
 
@@ -67,25 +66,6 @@ def test_double_backward_is_refused(name):
         (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
         with pytest.raises((NotImplementedError, RuntimeError), match=r"cannot be differentiated|once_differentiable"):
             grad.sum().backward()
-
-
-@pytest.mark.parametrize("gate", ["clamp", "hard_sigmoid", "sigmoid", "identity"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_excite(gate, dtype):
-    """Inference only: its gradient is refused, its result that of the linear layers."""
-    g = torch.Generator().manual_seed(0)
-    exact = [torch.randn(s, generator=g).double() * 0.3 for s in ((3, 40), (10, 40), (10,), (40, 10), (40,))]
-    squeeze, w3, b3, w4, b4 = (t.to(dtype) for t in exact)
-    code = GATES.index(gate)
-    ours = F.excite(squeeze, w3, b3, w4, b4, 1, code)
-    plain = reference.excite(squeeze, w3, b3, w4, b4, 1, code)
-    exact = reference.excite(*(t.double() for t in (squeeze, w3, b3, w4, b4)), 1, code)
-    assert_as_accurate(ours, plain, exact)
-    opcheck(F.excite, (squeeze, w3, b3, w4, b4, 1, code), test_utils=("test_schema", "test_faketensor"))
-    with pytest.raises(NotImplementedError, match="cannot be differentiated"):
-        F.excite(squeeze, w3.requires_grad_(), b3, w4, b4, 1, code).sum().backward()
-    with pytest.raises(RuntimeError, match=r"reduce_weight|mat1 and mat2"):
-        F.excite(squeeze, w4.detach(), None, w3.detach(), None, 1, code)
 
 
 def test_double_backward_is_refused_on_the_fast_path():

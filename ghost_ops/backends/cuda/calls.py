@@ -1,19 +1,19 @@
 """A program's steps as calls of the kernels of ``csrc/cuda``: bottlenecks, Ghost modules, and steps that PyTorch runs.
 
-What depends on the steps alone is worked out once: the calls, and where in the packed form each number lies that the
-kernels read.
+What depends on the steps only is worked out once for a packed form, and kept as long as it exists: the calls, and where
+in the packed form each number lies that the kernels read.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
 from ..activation import LEAKY_RELU, PRELU
 from ..reference.program import Folded, places, unpack
 from ..steps import Depthwise, Excite, Ghost, Pool, Step, decode, layers, precision_of
+from ..tensor_cache import cached_with_tensor
 from .weights import Block, Parts, Weights, bottleneck, module
 
 
@@ -34,7 +34,7 @@ class Call:
     plain: tuple[tuple[tuple[int, tuple[int, ...]] | None, ...], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calls:
     """All of a program, its steps, and of every number in the kernels' two buffers its place among the packed form's
     ``numbers`` (-1: zero)."""
@@ -149,9 +149,9 @@ def build(steps: list[Step], folded: list[Folded], half: bool, apart: frozenset[
     return calls, w
 
 
-@cache  # for good: captured CUDA graphs read the index
+@cached_with_tensor()
 def calls_of(
-    steps: tuple[int, ...], length: int, half: bool, device: torch.device, apart: frozenset[int] = frozenset()
+    packed: torch.Tensor, steps: tuple[int, ...], length: int, half: bool, device: torch.device, apart: frozenset[int]
 ) -> Calls:
     """The calls of a program whose packed form is so long, in half precision or float32. No bottleneck begins at the
     steps ``apart``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -17,7 +17,10 @@ from .weights import Block, Weights, module
 Shapes = tuple[tuple[int, ...] | None, ...]
 
 
-@cache  # for good: captured CUDA graphs read the index
+_captured: set[torch.Tensor] = set()  # indices that CUDA graphs read; nothing tells when a graph is deleted
+
+
+@lru_cache(maxsize=128)  # not with the weight (tensor_cache.py), which may be folded anew for every call
 def _block_of(step: Ghost, shapes: Shapes, half: bool, device: torch.device) -> tuple[Block, torch.Tensor, int]:
     """What the kernel is told, the index of its weights in parameters that lie one after the other, and how many of
     these are matrices. The shapes are those of weight, bias and slopes of both convolutions."""
@@ -30,6 +33,11 @@ def _block_of(step: Ghost, shapes: Shapes, half: bool, device: torch.device) -> 
     block = module(w, step, Folded(*places[:3]), Folded(*places[3:]) if step.made else None)
     index, matrices = w.index()
     return block, index.to(device), matrices
+
+
+def _is_captured(index: torch.Tensor) -> bool:
+    """Whether a CUDA graph is captured that reads it."""
+    return index.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def ghost_module(
@@ -61,6 +69,8 @@ def ghost_module(
     block, index, matrices = _block_of(step, shapes, x.dtype != torch.float32, x.device)
     if launch.find(tuple(block.numbers(*x.shape[2:])), x.dtype, x.shape[0], x.device) is None:
         return elsewhere("ghost_module", *arguments)
+    if _is_captured(index):
+        _captured.add(index)
     parameters = torch.cat([t.reshape(-1) for t in tensors if t is not None]).float()
     weights = launch.gather(parameters, index, matrices, x)
     scale = None if input_scale is None else input_scale.to(x.dtype).contiguous()

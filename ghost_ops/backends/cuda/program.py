@@ -6,13 +6,13 @@ Maps are channels_last throughout, whatever the input; the result has the input'
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 
 from ..layout import memory_format
 from ..reference.program import Folded, numbers
 from ..steps import Conv, Depthwise, Ghost, Load, precision_of
+from ..tensor_cache import cached_with_tensor
 from ..walk import Walk
 from . import launch, plan
 from .calls import Call, Calls, calls_of
@@ -28,7 +28,7 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Te
         ValueError: x has other channels, or the packed form another length, than the steps say.
     """
     code = tuple(steps)
-    calls = fitting(code, packed.numel(), tuple(x.shape), x.dtype, x.device, launch.find)
+    calls = fitting(packed, code, packed.numel(), tuple(x.shape), x.dtype, x.device, launch.find)
     if calls is None:
         return elsewhere("program", x, packed, steps)
     last = x.contiguous(memory_format=torch.channels_last)
@@ -38,15 +38,16 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Te
     return result.contiguous(memory_format=memory_format(x) if result.dim() == 4 else torch.contiguous_format)
 
 
-@lru_cache(maxsize=256)
+@cached_with_tensor(size=256)
 def fitting(
-    code: tuple[int, ...], length: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, find: Find
-) -> Calls | None:
+    packed: torch.Tensor, code: tuple[int, ...], length: int, shape: tuple[int, ...], dtype: torch.dtype,
+    device: torch.device, find: Find,
+) -> Calls | None:  # fmt: skip
     """The calls of a program on such an input. A bottleneck of which no tile fits the device is a call for each step;
     None where a Ghost module does not fit."""
     apart: frozenset[int] = frozenset()
     while True:
-        calls = calls_of(code, length, dtype != torch.float32, device, apart)
+        calls = calls_of(packed, code, length, dtype != torch.float32, device, apart)
         missing = [call for call, _, found in planned(calls, shape, dtype, device, find) if found is None]
         if not missing:
             return calls
@@ -81,7 +82,7 @@ def describe(
     x: torch.Tensor, packed: torch.Tensor, steps: list[int], find: Find = plan.find
 ) -> list[tuple[str, plan.Plan]] | None:
     """Of every kernel call on such an input: what it is, and its plan. None where the program runs elsewhere."""
-    calls = fitting(tuple(steps), packed.numel(), tuple(x.shape), x.dtype, x.device, find)
+    calls = fitting(packed, tuple(steps), packed.numel(), tuple(x.shape), x.dtype, x.device, find)
     if calls is None:
         return None
     found = []

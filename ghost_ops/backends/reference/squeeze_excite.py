@@ -1,4 +1,4 @@
-"""``squeeze_excite``: x times gate(W4 act(W3 mean(x) + b3) + b4) (Hu et al. 2018, section 3; gates as in DESIGN)."""
+"""``squeeze_excite``: x times gate(W4 act(W3 mean(x) + b3) + b4) (Hu et al. 2018, section 3; gates: activation.py)."""
 
 from __future__ import annotations
 

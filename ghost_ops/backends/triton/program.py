@@ -1,21 +1,22 @@
 """``program`` on a device: its steps one after the other, Ghost modules and excitations by their own operators.
 
 The packed form is that of every processor (``reference/program.py``). One gather turns it into folded weights on every
-call, so that nothing can be stale; only the gather's index, which depends on the steps alone, is kept.
+call, so that nothing can be stale; only the gather's index, which depends on the steps only, is kept, as long as the
+packed form exists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
 
 import torch
 
 from ..activation import LEAKY_RELU, NONE, PRELU
 from ..reference.program import Folded, numbers, places, unpack
 from ..steps import Depthwise, Excite, Ghost, Layer, Step, decode, precision_of
+from ..tensor_cache import cached_with_tensor
 from ..walk import Walk
 from .convolution import MOST, convolution
 from .depthwise import layer as depthwise
@@ -24,8 +25,9 @@ from .squeeze_excite import excite, image_sums
 from .sums import as_taps
 
 
-class _Plan(NamedTuple):
-    """What follows from a program's steps alone.
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What follows from a program's steps.
 
     Channels that a Ghost module makes and drops are not in ``index``; theirs is 0, and no kernel reads them.
     """
@@ -37,8 +39,9 @@ class _Plan(NamedTuple):
     sizes: list[int]  # of those that are there
 
 
-@cache  # for good: captured CUDA graphs read the index
-def _plan(steps: tuple[int, ...], length: int, device: torch.device) -> _Plan:
+@cached_with_tensor()
+def _plan(packed: torch.Tensor, steps: tuple[int, ...], length: int, device: torch.device) -> _Plan:
+    """The plan of a program whose packed form is so long; the index is on the device."""
     precision, decoded = precision_of(steps), decode(steps)
     found = [t for folded in unpack(places(length, precision), decoded, precision) for t in folded]
     shapes = tuple(None if t is None else tuple(t.shape) for t in found)
@@ -68,7 +71,7 @@ def _shaped(piece: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Tensor:
     """The program's result on x, N x C x H x W of float32, float16 or bfloat16, from packed parameters."""
-    plan = _plan(tuple(steps), packed.numel(), packed.device)
+    plan = _plan(packed, tuple(steps), packed.numel(), packed.device)
     return _Run(x, plan.steps, _folded(plan, packed, x.dtype)).result
 
 

@@ -1,31 +1,39 @@
 """A module that nobody knows, run on a copy: which children it calls, in which order, and what comes out.
 
-The copy is in float64 on the CPU and has random parameters and statistics of the same shapes, so that neither a large
-net nor a freshly initialised one (ones and zeros, where half of all mistakes are invisible) is any different.
+A composition of its children is held against it: values, gradients and which results need them, in training and in
+eval, on inputs of several sizes, without gradients, with NaN, infinite and huge values, and under autocast. What a
+forward does besides (``_observe``) and what it leaves behind (``_state``) is seen on the way.
 """
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.modules.utils import _pair
 
-from ..nn._structure import SYNCED
+from ..nn._structure import NORMS, Structure, Unfusable
+from ._compare import agree
+from ._copy import Refused, drawn_copy, first_line, normal
+from ._observe import Recorder, Watch
+from ._state import Generators, State
 
-TOLERANCE = 1e-9  # of float64 results that should differ by rounding alone
-_PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
-_NORMS = (nn.modules.batchnorm._NormBase,)
-
-
-class Refused(Exception):
-    """Why a module is left alone, in a sentence."""
+GHOST, SQUEEZE_EXCITE, BOTTLENECK = "Ghost module", "squeeze-and-excite", "Ghost bottleneck"
+_KNOWN = (nn.Conv2d, nn.Linear, nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict, *NORMS)
+_HUGE = 1e30  # far beyond what a guard for float16 lets pass
+_ROUGH = 0.05  # between results under bfloat16 autocast
+_GRADIENTS = 1e-4  # between gradients in float32
+_MANY = 2**21  # elements of an input beyond which a size is not tried
+_AUTOCAST = {  # dtypes of the input; a whole block is not fused under autocast where its input has another dtype
+    GHOST: (torch.float32,),
+    SQUEEZE_EXCITE: (torch.float32, torch.bfloat16),
+    BOTTLENECK: (torch.bfloat16,),
+}
+Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Call(NamedTuple):
@@ -35,152 +43,371 @@ class Call(NamedTuple):
     module: nn.Module
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One way of running a forward.
+
+    Attributes:
+        x: the input.
+        training: the mode of the module.
+        grad: whether gradients are on.
+        x_grad, parameters_grad: what of it needs gradients.
+        autocast: whether autocast to bfloat16 is on.
+    """
+
+    x: torch.Tensor
+    training: bool = False
+    grad: bool = False
+    x_grad: bool = False
+    parameters_grad: bool = False
+    autocast: bool = False
+
+
+class Result(NamedTuple):
+    """What came out: values, gradients of the input and of every parameter, and whether the values need any."""
+
+    out: torch.Tensor
+    gradients: list[torch.Tensor | None]
+    requires_grad: bool
+
+
 class Probe:
     """A copy of ``module`` to be run.
 
     Args:
         module: stays as it is.
-        channels: of its input, N x channels x H x W.
-        units: paths of children that are called as a whole: what they call inside is not recorded.
+        channels: number of channels of its input, N x channels x H x W.
+        units: paths of children that are known and called as a whole: what they do inside is not recorded.
 
     Raises:
         Refused: it cannot be copied and run so.
     """
 
     def __init__(self, module: nn.Module, channels: int, units: Iterable[str] = ()) -> None:
-        _check(module)
-        self.generator = torch.Generator().manual_seed(0)
         self.units = tuple(units)
-        substitutes = self._substitutes(module)
-        try:
-            self.copy = copy.deepcopy(module, substitutes)
-        except Exception as error:
-            raise Refused(f"it cannot be copied ({_first_line(error)})") from error
-        for child in self.copy.modules():
-            if isinstance(child, _NORMS):
-                child.momentum = 0.0  # runs in training leave the running statistics alone
-            if isinstance(child, SYNCED):  # the copy runs alone, and PyTorch's refuses the CPU
-                child.__class__ = nn.BatchNorm2d
-        convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
-        side = 4 + max((max(c.dilation) * (max(c.kernel_size) - 1) for c in convs), default=0)
-        batch = max(2, 64 // channels)  # of few channels more, so that no mistake hides behind dead ones
-        self.input = self._normal(batch, channels, side + 1, side) + 2 * self._normal(batch, channels, 1, 1)
+        self._generator = torch.Generator().manual_seed(0)
+        self._cotangents: dict[tuple, torch.Tensor] = {}
+        self._theirs: list[Result] = []
+        self._dtype = torch.float64
+        with _ambient():
+            self.copy = drawn_copy(module, self._generator)
+            self._parameters = list(self.copy.parameters())
+            constants = {size for t in (*self._parameters, *self.copy.buffers()) for size in t.shape} | {channels}
+            self.watch = Watch(frozenset(constants))
+            self._recorder = Recorder(self.watch)
+            self._trace: list[Call] | None = None
+            self._open: list[tuple[str, int]] = []
+            self._listen()
+            convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+            self.side = 4 + max((max(_pair(c.dilation)) * (max(_pair(c.kernel_size)) - 1) for c in convs), default=0)
+            batch = max(2, 64 // channels)  # more for few channels, so that no mistake hides behind dead ones
+            width = _free(self.side, constants)  # sizes that differ from numbers of channels can be told from them
+            self.input = self._draw(_free(batch, constants), channels, _free(width + 1, constants), width)
+
+    @property
+    def reads(self) -> tuple[tuple[str, str], ...]:
+        """Path and name of every plain attribute that the forwards read which fused code skips."""
+        return tuple(self._recorder.values)
 
     def observe(self) -> tuple[list[torch.Tensor], list[Call]]:
-        """What it makes of the input in training and in eval, and the calls of its children: the same in both."""
-        traces: list[list[Call]] = []
+        """What it makes of the input in training and in eval, and the calls of its children: the same in both.
 
-        def recorded(x: torch.Tensor) -> torch.Tensor:
-            traces.append([])
-            with self._recording(traces[-1]):
-                return self.copy.forward(x)
+        Raises:
+            Refused: it cannot be run, or it calls other children in training than in eval.
+        """
+        try:
+            return self._observe()
+        except Refused:
+            cast = self.watch.casts()
+            if cast is None:
+                raise
+            self.watch.object(f"its forward casts tensors ({cast!r})")
+            self._to(torch.float32)  # to see what else it is
+            return self._observe()
 
-        results = self.outputs(recorded)
+    def _observe(self) -> tuple[list[torch.Tensor], list[Call]]:
+        self._theirs, traces = [], []
+        with _ambient(), self._noting():
+            for trial in self._first():
+                self._trace = []
+                traces.append(self._trace)
+                try:
+                    self._theirs.append(self._run(self._watched, trial))
+                finally:
+                    self._trace = None
         if traces[0] != traces[1]:
             raise Refused("it calls other children in training than in eval")
-        return results, traces[0]
+        return [result.out for result in self._theirs], traces[0]
 
-    def outputs(self, run: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
-        """What ``run`` makes of the input in training and in eval."""
-        results = []
-        for training in (True, False):
-            self.copy.train(training)
-            x = self.input.clone()
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
-                try:
-                    out = run(x)
-                except Exception as error:
-                    size = " x ".join(str(n) for n in x.shape)
-                    raise Refused(f"running it on a {size} input failed ({_first_line(error)})") from error
-            if not isinstance(out, torch.Tensor) or out.dim() != 4:
-                raise Refused("it does not return one N x C x H x W tensor")
-            if not torch.equal(x, self.input):
-                raise Refused("it writes into its input")
-            results.append(out)
-        return results
+    def computes(self, compose: Forward) -> bool:
+        """Whether ``compose`` gives the same values in eval; a cheap question."""
+        with _ambient():
+            ours = self._ours(compose, Trial(self.input))
+        return ours is not None and agree(ours.out, self._theirs[1].out)
+
+    def confirm(self, compose: Forward, mismatch: str, kind: str) -> None:
+        """Make sure that ``compose`` can stand in for the forward in every respect; the cheap questions come first.
+
+        Args:
+            compose: the children put together.
+            mismatch: the sentence for a forward that computes something else.
+            kind: what it should compute, for the other sentences.
+
+        Raises:
+            Refused: it cannot.
+        """
+        self.refuse()
+        self._refuse_first(self._differences(compose, mismatch))
+        self._to(torch.float32)
+        self._refuse_first(self._further_differences(compose, kind))
+        unwatchable = self._recorder.unwatchable()
+        if unwatchable is not None:
+            raise Refused(unwatchable)
+
+    def refuse(self) -> None:
+        """Raise ``Refused`` if its forward was seen to do something that fused code does not."""
+        if self.watch.objections:
+            raise Refused(self.watch.objections[0])
+
+    def _refuse_first(self, reasons: Iterator[str | None]) -> None:
+        with _ambient(), self._noting():
+            reason = next((r for r in reasons if r is not None or self.watch.objections), None)
+        self.refuse()
+        if reason is not None:
+            raise Refused(reason)
+
+    # Trials
+
+    def _first(self) -> list[Trial]:
+        return [Trial(self.input, training, True, True, True) for training in (True, False)]
+
+    def _differences(self, compose: Forward, mismatch: str) -> Iterator[str | None]:
+        """After each trial in float64 why ``compose`` cannot stand in, or None."""
+        for trial, theirs in zip(self._first(), self._theirs):
+            ours = self._ours(compose, trial)
+            same = ours is not None and agree(ours.out, theirs.out)
+            yield None if same else mismatch + self.watch.explain()
+
+    def _further_differences(self, compose: Forward, kind: str) -> Iterator[str | None]:
+        """The same for what is as well asked in float32, in which PyTorch's convolutions are fast."""
+        one, *others = self._inputs()
+        both = Trial(one, False, True, True, True)
+        for trial in (Trial(self.input, True, True, True, True), both):
+            theirs, ours = self._run(self._watched, trial, True), self._ours(compose, trial, True)
+            if ours is None or not agree(ours.out, theirs.out):
+                yield f"on an input of {_size(trial.x)} it computes something else{self.watch.explain()}"
+            elif theirs.requires_grad != ours.requires_grad or not _all_agree(ours.gradients, theirs.gradients):
+                yield f"its gradients are not those of a {kind}{self.watch.explain()}"
+            yield None
+            again = self._run(self._watched, Trial(trial.x, trial.training))
+            yield None if agree(again.out, theirs.out) else "it computes something else without gradients"
+        for x_grad, parameters_grad in ((True, False), (False, True), (False, False)):
+            some = self._run(self._watched, Trial(one, False, True, x_grad, parameters_grad), True)
+            wanted = [t if x_grad else None for t in theirs.gradients[:1]]
+            wanted += [t if parameters_grad else None for t in theirs.gradients[1:]]
+            if not agree(some.out, theirs.out) or not _all_agree(some.gradients, wanted):
+                yield "it computes something else where only its input or only its parameters need gradients"
+            elif some.requires_grad != any(t is not None for t in wanted):
+                yield "whether its result needs gradients does not follow from its input and its parameters"
+            yield None
+        for x in others:
+            yield self._compare(compose, Trial(x), f"on an input of {_size(x)} it computes something else")
+        hard = Trial(self._hard())
+        yield self._compare(compose, hard, "with NaN, infinite or huge values it computes something else")
+        for dtype in _AUTOCAST[kind]:
+            trial = Trial(one.to(dtype), autocast=True)
+            yield self._compare(compose, trial, "under autocast it computes something else", _ROUGH)
+
+    def _compare(self, compose: Forward, trial: Trial, reason: str, tolerance: float | None = None) -> str | None:
+        for _ in range(3 if trial.autocast else 1):  # with AMX some of PyTorch's bfloat16 convolutions give stray NaN
+            theirs, ours = self._run(self._watched, trial), self._ours(compose, trial)
+            if ours is not None and agree(ours.out, theirs.out, tolerance):
+                return None
+        return reason + self.watch.explain()
+
+    def _inputs(self) -> Iterator[torch.Tensor]:
+        """Inputs of other sizes, the first of one image and laid out channels_last."""
+        channels, side = self.input.shape[1], self.side
+        one = self._draw(1, channels, side + 2, side + 3)
+        yield one.to(memory_format=torch.channels_last)
+        if self.watch.unfollowed:  # a branch on a size may have gone unseen
+            squares = [(2, n, n) for n in (7, 14, 28, 32, 56, 64, 112, 128, 224)]
+            for batch, height, width in ((1, side, 600), (1, 600, side), (300, side, side), *squares):
+                if min(height, width) >= side and batch * channels * height * width <= _MANY:
+                    yield self._draw(batch, channels, height, width)
+
+    def _hard(self) -> torch.Tensor:
+        """Images with what people guard against, of which each is harmless to the others in eval."""
+        x = self._draw(5, self.input.shape[1], self.side, self.side + 1)
+        x[0] *= _HUGE
+        for image, value in enumerate((float("nan"), float("inf"), float("-inf")), 1):
+            x[image, -1, 1, 1] = value
+        x[4] = 0
+        return x
+
+    # Running
+
+    def _watched(self, x: torch.Tensor) -> torch.Tensor:
+        self.watch.quiet = 1
+        self._open.clear()
+        with self.watch:
+            return self.copy.forward(x)
+
+    def _ours(self, compose: Forward, trial: Trial, backward: bool = False) -> Result | None:
+        """What ``compose`` makes of it, or None where the children cannot be put together so."""
+        self.watch.quiet = 1
+        self._open.clear()
+        try:
+            return self._run(compose, trial, backward)
+        except Refused:
+            return None
+
+    def _run(self, forward: Forward, trial: Trial, backward: bool = False) -> Result:
+        for module in self.copy.modules():
+            module.__dict__["training"] = trial.training  # not by train(), which may be the class's own
+        for parameter in self._parameters:
+            parameter.requires_grad_(trial.parameters_grad)
+        leaf = trial.x.clone().requires_grad_(trial.x_grad)
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(trial.grad))
+            x = leaf.clone()  # no leaf, so that writing into it is seen rather than refused
+            if trial.autocast:
+                stack.enter_context(_autocast())
+            try:
+                out = forward(x)
+            except Exception as error:
+                raise Refused(f"running it on a {_size(x)} input failed ({first_line(error)})") from error
+        if not isinstance(out, torch.Tensor) or out.dim() != 4:
+            raise Refused("it does not return one N x C x H x W tensor")
+        if not _equal(x, leaf):
+            raise Refused("it writes into its input")
+        if vars(out) or vars(x):
+            raise Refused("it gives tensors attributes of their own")
+        return Result(out.detach(), self._gradients(out, leaf) if backward else [], out.requires_grad)
+
+    def _gradients(self, out: torch.Tensor, leaf: torch.Tensor) -> list[torch.Tensor | None]:
+        inputs = [leaf, *self._parameters]
+        if not out.requires_grad:
+            return [None] * len(inputs)
+        wanted = [t for t in inputs if t.requires_grad]
+        try:
+            found = iter(torch.autograd.grad(out, wanted, self._cotangent(out), allow_unused=True))
+        except Exception as error:
+            raise Refused(f"its gradients cannot be computed ({first_line(error)})") from error
+        return [next(found) if t.requires_grad else None for t in inputs]
+
+    def _cotangent(self, out: torch.Tensor) -> torch.Tensor:
+        key = (*out.shape, out.dtype)
+        if key not in self._cotangents:
+            self._cotangents[key] = normal(self._generator, *out.shape).to(out.dtype)
+        return self._cotangents[key]
+
+    def _draw(self, batch: int, channels: int, height: int, width: int) -> torch.Tensor:
+        x = normal(self._generator, batch, channels, height, width)
+        return (x + 2 * normal(self._generator, batch, channels, 1, 1)).to(self._dtype)
+
+    def _to(self, dtype: torch.dtype) -> None:
+        """Change what the copy and its input are made of."""
+        for t in (*self._parameters, *self.copy.buffers()):
+            if t.is_floating_point():
+                t.data = t.data.to(dtype)
+        self.input, self._dtype = self.input.to(dtype), dtype
 
     @contextmanager
-    def _recording(self, calls: list[Call]) -> Iterator[None]:
-        open_calls: list[tuple[str, int]] = []
+    def _noting(self) -> Iterator[None]:
+        """Note what is no longer as it was afterwards, and put it back."""
+        state, generators = State(self.copy), Generators()
+        try:
+            yield
+        finally:
+            if generators.have_moved():
+                self.watch.object("its forward draws random numbers", first=True)
+                generators.restore()
+            changed = state.difference()
+            if changed is not None:
+                self.watch.object(f"its forward leaves something behind: it changes {changed}")
+                state.restore()
+
+    def _is_inside(self, path: str) -> bool:
+        return any(path == unit or path.startswith(f"{unit}.") for unit in self.units)
+
+    def _listen(self) -> None:
+        """Follow the calls of the children, and look away inside of those that are known."""
         paths: dict[nn.Module, list[str]] = {}
         for path, child in self.copy.named_modules(remove_duplicate=False):
             if path and not any(path.startswith(f"{unit}.") for unit in self.units):
                 paths.setdefault(child, []).append(path)
 
         def enter(child: nn.Module, _args: object) -> None:
-            inside = f"{open_calls[-1][0]}." if open_calls else ""  # a shared child has many paths: the nearest
-            path = next((p for p in paths[child] if p.startswith(inside)), paths[child][0])
-            open_calls.append((path, len(calls)))
+            if self._trace is not None:
+                inside = f"{self._open[-1][0]}." if self._open else ""  # a shared child has many paths: the nearest
+                path = next((p for p in paths[child] if p.startswith(inside)), paths[child][0])
+                self._open.append((path, len(self._trace)))
+            self.watch.quiet += child in quiet
 
         def leave(child: nn.Module, _args: object, _out: object) -> None:
-            path, before = open_calls.pop()
-            if len(calls) == before:
-                calls.append(Call(path, child))
+            self.watch.quiet -= child in quiet
+            if self._trace is not None:
+                path, before = self._open.pop()
+                if len(self._trace) == before:
+                    self._trace.append(Call(path, child))
 
-        handles = [child.register_forward_pre_hook(enter) for child in paths]
-        handles += [child.register_forward_hook(leave) for child in paths]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _substitutes(self, module: nn.Module) -> dict[int, object]:
-        """A deepcopy memo: random tensors in the place of parameters and buffers, no hooks in that of hooks."""
-        memo: dict[int, object] = {}
-        for path, child in module.named_modules():
-            for name, value in vars(child).items():
-                if "_hooks" in name and isinstance(value, dict):
-                    memo[id(value)] = OrderedDict()
-            for name, t in (*child._parameters.items(), *child._buffers.items()):
-                if t is None or id(t) in memo:
-                    continue
-                if isinstance(t, UninitializedTensorMixin):
-                    raise Refused(f"its child {path!r} is not initialised yet")
-                if type(t) not in _PLAIN_TENSORS:
-                    raise Refused(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
-                new = self._random(child, name, t) if t.is_floating_point() else torch.zeros_like(t, device="cpu")
-                memo[id(t)] = nn.Parameter(new, requires_grad=False) if isinstance(t, nn.Parameter) else new
-        return memo
-
-    def _random(self, owner: nn.Module, name: str, t: torch.Tensor) -> torch.Tensor:
-        if isinstance(owner, _NORMS):  # of a kind that leaves no channel dead behind a ReLU
-            uniform = torch.rand(t.shape, dtype=torch.float64, device="cpu", generator=self.generator)
-            return uniform + (0.5 if name in ("weight", "running_var") else -0.5)
-        fan_in = t[0].numel() if t.dim() > 1 and t.numel() else 1
-        return self._normal(*t.shape) / fan_in**0.5
-
-    def _normal(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, dtype=torch.float64, device="cpu", generator=self.generator)
+        quiet = {child for child in paths if _is_known(child) or any(self._is_inside(p) for p in paths[child])}
+        for child in (self.copy, *paths):
+            if child not in quiet and type(child) not in _KNOWN:
+                self._recorder.record(child, paths.get(child, [""])[0])
+        for child in paths:
+            child.register_forward_pre_hook(enter)
+            child.register_forward_hook(leave)
 
 
-def agree(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
-    """Whether two lists of results are the same up to rounding in float64."""
-    for a, b in zip(ours, theirs, strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        if not (a - b).abs().max() <= TOLERANCE * b.abs().max().clamp(min=1):  # written so that NaN is no agreement
-            return False
+def _is_known(module: nn.Module) -> bool:
+    """Whether fused code reads what it needs of it live: nothing is to be watched."""
+    if type(module) in _KNOWN:
+        return not module._modules
+    try:
+        Structure.activation(module)
+    except Unfusable:
+        return False
     return True
 
 
-def _check(module: nn.Module) -> None:
-    """What is seen without running: a wrapper has one input and calls the class's forward."""
-    if "forward" in vars(module):
-        raise Refused("its forward was replaced on the instance")
-    if type(module).__call__ is not nn.Module.__call__:
-        raise Refused("its class has a __call__ of its own")
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    if len(parameters) != 1 or parameters[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        raise Refused(f"its forward takes more than one input {inspect.signature(module.forward)}")
-    for path, child in module.named_modules():
-        if "parametrizations" in child._modules:
-            raise Refused(f"its child {path!r} is parametrised")
-        if isinstance(child, (nn.Conv2d, nn.Linear)) and path and "weight" not in child._parameters:
-            raise Refused(f"the weight of its child {path!r} is computed, not a parameter")
-        if "forward" in vars(child):
-            raise Refused(f"the forward of its child {path!r} was replaced on the instance")
+def _size(x: torch.Tensor) -> str:
+    return " x ".join(str(n) for n in x.shape)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+def _all_agree(ours: list[torch.Tensor | None], theirs: list[torch.Tensor | None]) -> bool:
+    return all(agree(a, b, _GRADIENTS) for a, b in zip(ours, theirs, strict=True))
+
+
+def _free(size: int, taken: set[int]) -> int:
+    while size in taken:
+        size += 1
+    return size
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+@contextmanager
+def _autocast() -> Iterator[None]:
+    """Autocast on the CPU, and, for a forward that turns that of CUDA off, on CUDA by name."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = torch.is_autocast_enabled("cuda")
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            yield
+        finally:
+            torch.set_autocast_enabled("cuda", before)
+
+
+@contextmanager
+def _ambient() -> Iterator[None]:
+    """The same surroundings whatever the caller's are."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield

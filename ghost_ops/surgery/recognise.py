@@ -9,7 +9,7 @@ one case, and those that only look alike (GhostNetV2's attention, a scaled outpu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,17 +19,21 @@ from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, PRELU, activat
 from ..nn import (
     BottleneckParts,
     FusedGhostBottleneck,
-    FusedGhostModule,
     GhostModule,
     GhostParts,
     SqueezeExciteParts,
 )
 from ..nn._fused import Fused, runner_of
 from ..nn._structure import NORMS, Structure, Unfusable
-from ._probe import Call, Probe, Refused, agree
+from ..nn.fused_bottleneck import BottleneckRunner
+from ..nn.fused_ghost_module import GhostModuleRunner
+from ..nn.fused_squeeze_excite import SqueezeExciteRunner
+from ._copy import Refused
+from ._probe import BOTTLENECK, GHOST, SQUEEZE_EXCITE, Call, Probe
 
-GHOST, SQUEEZE_EXCITE, BOTTLENECK = "Ghost module", "squeeze-and-excite", "Ghost bottleneck"
+_UNITS = {GHOST: GhostModuleRunner, SQUEEZE_EXCITE: SqueezeExciteRunner}
 Parts = GhostParts | SqueezeExciteParts | BottleneckParts
+Reads = tuple[tuple[str, str], ...]
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # of these the forward is known: never one of ours
 
 
@@ -43,6 +47,10 @@ class Finding:
         kind: ``Ghost module``, ``squeeze-and-excite`` or ``Ghost bottleneck``.
         parts: where its pieces are; None if it is left alone.
         reason: why it is left alone, in a sentence; None if it is not.
+        reads: every plain attribute of an object or of its class that the computation may depend on: the path of the
+            module inside ``module`` ("" for itself) and the attribute's name. Attributes that fused code reads live
+            (children, parameters, buffers, hooks, ``training``, what convolutions, linear layers, BatchNorms and known
+            activations have) are left out. An attribute that was asked for and does not exist is among them.
     """
 
     name: str
@@ -85,13 +93,13 @@ def _outermost(net: nn.Module, closed: tuple[type, ...]) -> Iterator[tuple[str, 
 
 
 def _examine(name: str, module: nn.Module, kind: str, find) -> Finding | None:
-    if type(module) in _CONTAINERS:
+    if type(module) in _CONTAINERS or isinstance(module, torch.jit.ScriptModule):
         return None
     try:
-        parts = find(module)
+        found = find(module)
     except (Refused, Unfusable) as reason:
         return Finding(name, module, kind, reason=str(reason))
-    return None if parts is None else Finding(name, module, kind, parts)
+    return None if found is None else Finding(name, module, kind, found[0], reads=found[1])
 
 
 def _is_nothing(module: nn.Module) -> bool:
@@ -116,10 +124,10 @@ def _nominate(module: nn.Module) -> nn.Conv2d | None:
     return primary if depthwise else None
 
 
-def _ghost(module: nn.Module) -> GhostParts | None:
+def _ghost(module: nn.Module) -> tuple[GhostParts, Reads] | None:
     primary = _nominate(module)
     if primary is None:
-        if {"primary_conv", "cheap_operation"} <= module._modules.keys():
+        if {"primary_conv", "cheap_operation"} <= set(module._modules):
             raise Refused("its primary_conv and cheap_operation are not one convolution each, the second depthwise")
         return None
     probe = Probe(module, primary.in_channels)
@@ -127,7 +135,10 @@ def _ghost(module: nn.Module) -> GhostParts | None:
     kept = theirs[0].shape[1]
     if kept <= primary.out_channels and not isinstance(module, GhostModule):
         return None  # a separable convolution, say: nothing is concatenated
+    probe.refuse()
     halves = _halves(calls)
+    if not 1 <= len(halves) <= 2:
+        raise Refused(f"it calls {len(halves)} convolutions where a Ghost module calls two")
     channels = [half[0].module.out_channels for half in halves]
 
     def compose(x: torch.Tensor) -> torch.Tensor:
@@ -138,10 +149,10 @@ def _ghost(module: nn.Module) -> GhostParts | None:
             pieces.append(x)
         return torch.cat(pieces, 1)[:, :kept]
 
-    if len(halves) > 2 or not agree(probe.outputs(compose), theirs):
-        raise Refused("it does not compute a Ghost module: its results differ from those of its two convolutions")
+    wrong = "it does not compute a Ghost module: its results differ from those of its two convolutions"
+    probe.confirm(compose, wrong, GHOST)
     paths = [None if call is None else call.path for half in halves for call in half]
-    return GhostParts(*paths, out_channels=None if kept == sum(channels) else kept)
+    return GhostParts(*paths, out_channels=None if kept == sum(channels) else kept), probe.reads
 
 
 def _halves(calls: list[Call]) -> list[tuple[Call, Call | None, Call | None]]:
@@ -154,6 +165,8 @@ def _halves(calls: list[Call]) -> list[tuple[Call, Call | None, Call | None]]:
         empty = len(calls) > 1 and _is_nothing(calls[0].module) and not isinstance(calls[1].module, nn.Conv2d)
         if calls and (type(calls[0].module) in NORMS or empty):
             norm = calls.pop(0)
+            if getattr(norm.module, "num_features", conv.module.out_channels) != conv.module.out_channels:
+                raise Refused(f"its {norm.path!r} normalises something else than the output of {conv.path!r}")
         if calls and not isinstance(calls[0].module, nn.Conv2d):
             act = calls.pop(0)
             Structure.activation(act.module)
@@ -170,7 +183,7 @@ def _is_dense(module: nn.Module) -> bool:
     return type(module) is nn.Linear
 
 
-def _squeeze_excite(module: nn.Module) -> SqueezeExciteParts | None:
+def _squeeze_excite(module: nn.Module) -> tuple[SqueezeExciteParts, Reads] | None:
     dense = [m for m in module.modules() if m._parameters]
     if len(dense) != 2 or not all(_is_dense(m) for m in dense):
         return None
@@ -186,18 +199,21 @@ def _squeeze_excite(module: nn.Module) -> SqueezeExciteParts | None:
     at = [i for i, call in enumerate(calls) if _is_dense(call.module)]
     if len(at) != 2 or any(out.shape != probe.input.shape for out in theirs):
         return None
+    probe.refuse()
     between = [call for call in calls[at[0] + 1 : at[1]] if not _is_nothing(call.module)]
     code = Structure.activation(between[0].module if between else None)
     if len(between) > 1 or code in (PRELU, LEAKY_RELU):
         raise Refused(f"between its layers it calls {', '.join(type(c.module).__name__ for c in between)}")
     first, second = calls[at[0]], calls[at[1]]
-    gates = [gate for gate in GATES if agree(probe.outputs(_excite(first.module, second.module, code, gate)), theirs)]
+    gates = [gate for gate in GATES if probe.computes(_excite(first.module, second.module, code, gate))]
+    wrong = f"it does not compute a squeeze-and-excite with any of the gates {', '.join(GATES)}"
     if len(gates) != 1:
-        raise Refused(f"it does not compute a squeeze-and-excite with any of the gates {', '.join(GATES)}")
+        raise Refused(wrong + probe.watch.explain())
+    probe.confirm(_excite(first.module, second.module, code, gates[0]), wrong, SQUEEZE_EXCITE)
     act = between[0].path if between else None
     read = {first.path, second.path, act}
     others = tuple(dict.fromkeys(call.path for call in calls if call.path not in read))
-    return SqueezeExciteParts(first.path, second.path, act, gates[0], others)
+    return SqueezeExciteParts(first.path, second.path, act, gates[0], others), probe.reads
 
 
 def _excite(reduce: nn.Module, expand: nn.Module, act: int, gate: str):
@@ -220,8 +236,9 @@ def _is_ours(module: nn.Module, findings: dict[nn.Module, Finding]) -> bool:
 
 def _unit_kind(module: nn.Module, findings: dict[nn.Module, Finding]) -> str | None:
     """What a child counts as inside a bottleneck: fused before, or recognised now."""
-    if isinstance(module, Fused):
-        return GHOST if isinstance(module, FusedGhostModule) else SQUEEZE_EXCITE
+    runner = runner_of(module)
+    if runner is not None:
+        return next((kind for kind, of in _UNITS.items() if isinstance(runner, of)), None)
     return findings[module].kind if _is_ours(module, findings) else None
 
 
@@ -230,7 +247,7 @@ def _inputs(ghost: nn.Module, findings: dict[nn.Module, Finding]) -> int:
     return ghost.get_submodule(parts.primary_conv).in_channels
 
 
-def _bottleneck(module: nn.Module, findings: dict[nn.Module, Finding]) -> BottleneckParts | None:
+def _bottleneck(module: nn.Module, findings: dict[nn.Module, Finding]) -> tuple[BottleneckParts, Reads] | None:
     if _unit_kind(module, findings) is not None:
         return None
     units = {name: kind for name, child in module.named_modules() if (kind := _unit_kind(child, findings))}
@@ -264,19 +281,18 @@ def _bottleneck(module: nn.Module, findings: dict[nn.Module, Finding]) -> Bottle
     def compose(x: torch.Tensor) -> torch.Tensor:
         return chain(x, calls[first], *between, se, calls[last]) + chain(x, *around)
 
-    try:
-        same = agree(probe.outputs(compose), theirs)
-    except Refused:
-        same = False
-    if not same:
-        raise Refused("it does not compute a Ghost bottleneck; what is inside is fused on its own")
-    return BottleneckParts(
+    wrong = "it does not compute a Ghost bottleneck; what is inside is fused on its own"
+    probe.confirm(compose, wrong, BOTTLENECK)
+    inside = [(path, findings.get(module.get_submodule(path))) for path in units]
+    reads = [(f"{path}.{name}" if name else path, attribute) for path, f in inside if f for name, attribute in f.reads]
+    parts = BottleneckParts(
         calls[first].path,
         calls[last].path,
         tuple(call.path for call in between),
         None if se is None else se.path,
         tuple(call.path for call in around),
     )
+    return parts, tuple(dict.fromkeys((*probe.reads, *reads)))
 
 
 def _is_activation(module: nn.Module) -> bool:
@@ -284,3 +300,24 @@ def _is_activation(module: nn.Module) -> bool:
         return Structure.activation(module) < len(ACTIVATIONS)
     except Unfusable:
         return False
+
+
+# Once more, where an attribute that a fused module's forward reads has changed
+
+
+def _again(find: Callable[[nn.Module], tuple[Parts, Reads] | None], kind: str) -> Callable:
+    def recognise(module: nn.Module) -> tuple[Parts, Reads]:
+        try:
+            found = find(module)
+        except Refused as reason:
+            raise Unfusable(str(reason)) from None
+        if found is None:
+            raise Unfusable(f"it does not look like a {kind} any more")
+        return found
+
+    return staticmethod(recognise)
+
+
+GhostModuleRunner.recogniser = _again(_ghost, GHOST)
+SqueezeExciteRunner.recogniser = _again(_squeeze_excite, SQUEEZE_EXCITE)
+BottleneckRunner.recogniser = _again(lambda module: _bottleneck(module, {}), BOTTLENECK)

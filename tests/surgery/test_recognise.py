@@ -122,7 +122,7 @@ LOOKALIKES = {
     "attention": (lambda: zoo.AttentionGhostModule(6, 10), "it also calls"),
     "scaled": (lambda: zoo.ScaledGhostModule(6, 10), "does not compute a Ghost module"),
     "swapped": (lambda: zoo.SwappedGhostModule(6, 10), "does not compute a Ghost module"),
-    "dropout": (lambda: zoo.DropoutGhostModule(6, 10), "does not compute a Ghost module"),
+    "dropout": (lambda: zoo.DropoutGhostModule(6, 10), "draws random numbers"),
     "layer scale": (lambda: zoo.LayerScaleGhostModule(6, 10), "does not compute a Ghost module"),
     "two inputs": (lambda: zoo.TwoInputGhostModule(6, 10), "takes more than one input"),
     "unknown activation": (lambda: zoo.ArticleGhostModule(6, 10, act=Tanh), "Tanh, which no operator knows"),

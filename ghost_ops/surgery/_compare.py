@@ -1,0 +1,31 @@
+"""Whether two results are the same up to rounding, wherever they are finite, infinite or NaN."""
+
+from __future__ import annotations
+
+import torch
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 0.05}  # where only rounding should differ
+
+
+def agree(ours: torch.Tensor | None, theirs: torch.Tensor | None, tolerance: float | None = None) -> bool:
+    """Whether two results or gradients agree: shape, dtype, where they are NaN or infinite, and finite values.
+
+    Each image of a batch is measured by its own largest value, so that a huge image hides nothing in its neighbours.
+    """
+    if ours is None or theirs is None:
+        return ours is theirs
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return False
+    if torch.equal(ours, theirs):
+        return True
+    for of in (torch.isnan, torch.isposinf, torch.isneginf):
+        if not torch.equal(of(ours), of(theirs)):
+            return False
+    tolerance = TOLERANCE.get(theirs.dtype, 0) if tolerance is None else tolerance
+    ours, theirs = (torch.nan_to_num(t.double(), 0.0, 0.0, 0.0) for t in (ours, theirs))
+    error, size = (ours - theirs).abs(), theirs.abs()
+    if theirs.dim() == 4 and theirs.numel():
+        error, size = (t.amax((1, 2, 3)) for t in (error, size))
+    elif theirs.numel():
+        error, size = error.max(), size.max()
+    return bool((error <= tolerance * size.clamp(min=1)).all())

@@ -6,7 +6,7 @@ import torch
 
 from ..backends import choose, reference
 from ..backends.activation import PRELU
-from ._library import differentiable, overload, refuse_double_backward, register_fake
+from ._library import differentiable, refuse_double_backward, register_fake, without_gradients
 from .checks import Checks, autocast
 from .ghost_module import fake_gradient, fake_map
 
@@ -24,8 +24,7 @@ register_fake("squeeze_excite", _fake)
 register_fake("excite", lambda squeeze, *_: torch.empty_like(squeeze, memory_format=torch.contiguous_format))
 register_fake("squeeze_excite_backward", _fake_backward)
 _gradients = refuse_double_backward("squeeze_excite_backward")
-refuse_double_backward("excite")
-excite = overload("excite")  # of a bottleneck in inference, whose squeeze comes with the Ghost module's output
+excite = without_gradients("excite")  # of a bottleneck in inference, whose squeeze comes with the Ghost module's output
 
 
 def _setup(ctx, inputs, output):

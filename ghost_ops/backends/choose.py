@@ -94,7 +94,9 @@ def use_backend(name: str | None):
     if name not in (None, "reference", "cuda", "triton"):
         raise ValueError(f"ghost_ops.use_backend: name: expected 'reference', 'cuda', 'triton' or None, got {name!r}")
     previous, _forced = _forced, name
+    native.use_reference(name == "reference")  # for calls that do not ask ``choose``: of the operators themselves
     try:
         yield
     finally:
         _forced = previous
+        native.use_reference(previous == "reference")

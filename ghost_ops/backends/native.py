@@ -93,6 +93,19 @@ def poison_maps(on: bool) -> None:
         _library.ghost_ops_cpu_poison_maps(int(on))
 
 
+def use_reference(on: bool) -> None:
+    """Set whether the CPU kernels hand every call to the reference, in all threads, until this is called again."""
+    global _uses_reference
+    _uses_reference = on
+    if _library is not None and not torch.compiler.is_compiling():  # which traces ``uses_reference`` instead
+        _library.ghost_ops_cpu_use_reference(int(on))
+
+
+def uses_reference() -> bool:
+    """Whether the CPU kernels hand every call to the reference."""
+    return _uses_reference
+
+
 def _text(function: str) -> str:
     """What a function ``const char* function()`` of the library returns; empty without the library."""
     if _library is None:
@@ -145,4 +158,5 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, why
 
 
+_uses_reference = False
 _library, _reason = _load()

@@ -189,10 +189,7 @@ def _call(drawn: Drawn, tensors: Tensors) -> tuple[torch.Tensor, ...]:
         ]
         prelu = t.get("act_weight"), t.get("cheap_act_weight")
         last = o["out_channels"], *codes, *slopes, 1e-5, 1e-5, False
-        native = choose("ghost_module_eval", t["x"], t["cheap_weight"].shape[-1]).backend != "reference"
-        operators = torch.ops.ghost_ops
-        run = operators.ghost_module_eval if native else operators.ghost_module_eval_reference
-        return run(t["x"], *halves[0], *halves[1], None, None, *prelu, *last)[:1]
+        return torch.ops.ghost_ops.ghost_module_eval(t["x"], *halves[0], *halves[1], None, None, *prelu, *last)[:1]
     arguments = dict(tensors)
     if drawn.operator not in ("squeeze_excite", "depthwise"):
         for name in ("primary_bias", "cheap_bias", "cheap_weight")[drawn.operator == "cheap_concat" :]:

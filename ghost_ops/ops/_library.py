@@ -107,19 +107,22 @@ def refuse_double_backward(name: str) -> Callable:
 
 
 def without_gradients(name: str) -> Callable:
-    """Make operator ``name`` one for inference alone, whose backward is an error and not a gradient of nothing.
+    """Make operator ``name`` one for inference only, whose backward is an error and not a gradient of nothing.
 
     Returns the function to call it by, which passes by autograd where nothing needs a gradient.
     """
-    operator = overload(name)
+    operator, twin = overload(name), overload(f"{name}_reference")
 
     def raise_(ctx, *grads):
         raise NotImplementedError(f"ghost_ops.{name} is for inference: it has no gradients")
 
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", raise_, lib=_library)
+    for called in (name, f"{name}_reference"):
+        torch.library.register_autograd(f"{NAMESPACE}::{called}", raise_, lib=_library)
 
     def call(*args):
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or _need_gradients(args):
+        if torch.compiler.is_compiling():  # a compiled ``use_backend`` has no effect but on what is traced within it
+            return (twin if native.uses_reference() else operator)(*args)
+        if torch._C._are_functorch_transforms_active() or _need_gradients(args):
             return operator(*args)
         return _below_autograd(operator, args)
 

@@ -141,8 +141,9 @@ Tensor program(const Tensor& x, const Tensor& packed, const Ints& steps) {
   KnownProgram& known = KnownProgram::of(steps, false);
   const Program& p = known.program();
   const Checks check("program");
-  check.that(words == p.pairs, "packed", p.pairs ? "int32 for steps of precision 1" : "floats for steps of precision 0",
-             words);
+  check.that(words == p.pairs, "packed",
+             p.pairs ? "int32 for steps of precision 1 (bfloat16)" : "floats for steps of precision 0 (float32)",
+             Checks::text(packed.dtype()));
   check.shape("packed", packed, {p.packed_floats});
   Scratch scratch;
   return run(known, words ? packed.data<const float>() : dense(packed, scratch), {}, x);
@@ -167,7 +168,7 @@ Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& step
   if (!known) return abi::call<Tensor>("ghost_ops::program_eval_reference", "", x, parameters, steps);
   KnownProgram& program = KnownProgram::of(steps, x.size(0) == 1);
   const Program& p = program.program();
-  Checks("program_eval").that(!p.pairs, "steps", "those of precision 0", 1);
+  Checks("program_eval").that(!p.pairs, "steps", "those of precision 0 (float32)", "those of precision 1 (bfloat16)");
   Scratch scratch;
   float* packed = scratch.floats(p.packed_floats);
   const std::vector<RawLayers> raw = pack_program(p, parameters, packed, scratch);

@@ -3,6 +3,7 @@
 #include <sstream>
 
 #include "abi.h"
+#include "cpu/exported.h"
 #include "cpu/operators.h"
 
 namespace ghost {
@@ -56,7 +57,6 @@ abi::Library& implement() {
 }  // namespace
 }  // namespace ghost
 
-// Called by ghost_ops/backends/native.py.
-extern "C" __attribute__((visibility("default"))) void ghost_ops_cpu_use_reference(int on) {
+GHOST_EXPORTED void ghost_ops_cpu_use_reference(int on) {
   ghost::use_reference.store(on != 0, std::memory_order_relaxed);
 }

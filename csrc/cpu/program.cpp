@@ -1,5 +1,6 @@
 // program, program_pack, program_eval: a net, or part of one, in one call.
 #include "checks.h"
+#include "exported.h"
 #include "maps.h"
 #include "operators.h"
 #include "pool.h"
@@ -177,16 +178,13 @@ Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& step
 
 }  // namespace ghost
 
-// Called by ghost_ops/backends/native.py: the bytes that a thread works in when it has this many images of h x w
-// pixels; -1 where the program or the size is refused.
-extern "C" __attribute__((visibility("default"))) int64_t ghost_ops_cpu_program_scratch(const int64_t* steps,
-                                                                                        int64_t count, int64_t images,
-                                                                                        int64_t h, int64_t w) {
-  try {
+/// The bytes that a thread works in when it has this many images of h x w pixels; -1 where the program or the size is
+/// refused.
+GHOST_EXPORTED int64_t ghost_ops_cpu_program_scratch(const int64_t* steps, int64_t count, int64_t images, int64_t h,
+                                                     int64_t w) {
+  return ghost::guarded(int64_t{-1}, [&] {
     const ghost::Plan plan(ghost::Program::parse({steps, steps + count}), h, w, 1);
     const ghost::Workspace& m = plan.workspace;
     return 4 * (m.shared_floats + std::min(images, ghost::kTogether) * m.own_floats);
-  } catch (const std::exception&) {
-    return -1;
-  }
+  });
 }

@@ -41,15 +41,20 @@ def _as_operator(name: str) -> Callable:
     return implementation
 
 
+def _kernel_size(weight: torch.Tensor) -> int:
+    """The side of a depthwise weight's kernel, C x 1 x side x side; 0, which no kernel takes, of any other shape."""
+    return weight.shape[3] if weight.dim() == 4 and weight.shape[2] == weight.shape[3] else 0
+
+
 def _on_cuda(name: str, arguments: str) -> Callable:
     """An operator on a CUDA device: by the backend that is chosen there, the reference where no kernel takes it."""
     names = [argument.split()[-1] for argument in arguments.split(")")[0].split(", ")]
     map_index = int(name.endswith("_backward"))
-    cheap_index = names.index("cheap_weight") if "cheap_weight" in names else None
+    weight_index = next((names.index(n) for n in ("cheap_weight", "weight") if n in names), None)
 
     def implementation(*args):
-        cheap = None if cheap_index is None else args[cheap_index]
-        choice = choose(name, args[map_index], None if cheap is None else cheap.shape[-1])
+        weight = None if weight_index is None else args[weight_index]
+        choice = choose(name, args[map_index], None if weight is None else _kernel_size(weight))
         if choice.backend == "reference":
             return getattr(torch.ops.ghost_ops, f"{name}_reference").default(*args)
         return (cuda if choice.backend == "cuda" else triton).load(name)(*args)

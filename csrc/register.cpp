@@ -1,7 +1,9 @@
 // The operators of ghost_ops: their schemas, and the CPU kernels behind them.
+#include <atomic>
 #include <sstream>
 
 #include "abi.h"
+#include "cpu/exported.h"
 #include "cpu/operators.h"
 
 namespace ghost {
@@ -19,21 +21,34 @@ abi::Library& define() {
   return library;
 }
 
+/// Whether every CPU kernel hands its calls to the reference.
+std::atomic<bool> use_reference{false};
+
+/// A kernel as the dispatcher calls it: while the reference is asked for, `<op>_reference` takes the stack as it is.
+#define GHOST_KERNEL(op)                                                                        \
+  library.impl(#op, [](StableIValue* stack, uint64_t inputs, uint64_t outputs) {                \
+    if (use_reference.load(std::memory_order_relaxed)) {                                        \
+      constexpr const char* reference = "ghost_ops::" #op "_reference";                         \
+      return abi::check(torch_call_dispatcher(reference, "", stack, abi::kVersion), reference); \
+    }                                                                                           \
+    abi::boxed<op>(stack, inputs, outputs);                                                     \
+  })
+
 abi::Library& implement() {
   static abi::Library library("ghost_ops", "CPU");
-  library.impl("ghost_module", abi::boxed<ghost_module>);
-  library.impl("ghost_module_eval", abi::boxed<ghost_module_eval>);
-  library.impl("ghost_module_train", abi::boxed<ghost_module_train>);
-  library.impl("ghost_module_train_backward", abi::boxed<ghost_module_train_backward>);
-  library.impl("squeeze_excite", abi::boxed<squeeze_excite>);
-  library.impl("excite", abi::boxed<excite>);
-  library.impl("squeeze_excite_backward", abi::boxed<squeeze_excite_backward>);
-  library.impl("cheap_concat", abi::boxed<cheap_concat>);
-  library.impl("depthwise", abi::boxed<depthwise>);
-  library.impl("depthwise_backward", abi::boxed<depthwise_backward>);
-  library.impl("program", abi::boxed<program>);
-  library.impl("program_pack", abi::boxed<program_pack>);
-  library.impl("program_eval", abi::boxed<program_eval>);
+  GHOST_KERNEL(ghost_module);
+  GHOST_KERNEL(ghost_module_eval);
+  GHOST_KERNEL(ghost_module_train);
+  GHOST_KERNEL(ghost_module_train_backward);
+  GHOST_KERNEL(squeeze_excite);
+  GHOST_KERNEL(excite);
+  GHOST_KERNEL(squeeze_excite_backward);
+  GHOST_KERNEL(cheap_concat);
+  GHOST_KERNEL(depthwise);
+  GHOST_KERNEL(depthwise_backward);
+  GHOST_KERNEL(program);
+  GHOST_KERNEL(program_pack);
+  GHOST_KERNEL(program_eval);
   return library;
 }
 
@@ -41,3 +56,7 @@ abi::Library& implement() {
 
 }  // namespace
 }  // namespace ghost
+
+GHOST_EXPORTED void ghost_ops_cpu_use_reference(int on) {
+  ghost::use_reference.store(on != 0, std::memory_order_relaxed);
+}

@@ -158,6 +158,7 @@ def use_backend(name: str | None) -> Iterator[None]:
 def _force(name: str | None) -> None:
     global _forced
     _forced = name
+    native.use_reference(name == "reference")  # for calls that do not ask ``select``: of the operators themselves
 
 
 def refuse_call(x: object) -> str | None:

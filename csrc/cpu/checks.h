@@ -36,11 +36,33 @@ class Checks {
   void that(bool fits, const char* argument, const std::string& expected, int64_t got) const {
     if (!fits) fail(argument, expected, std::to_string(got));
   }
+  void that(bool fits, const char* argument, const std::string& expected, const std::string& got) const {
+    if (!fits) fail(argument, expected, got);
+  }
 
   /// PReLU's weight: 1 element or one per channel.
   void slopes(const char* argument, bool prelu, const std::optional<abi::Tensor>& weight, int64_t channels) const {
     const int64_t got = weight ? weight->numel() : 0;
     that(!prelu || got == channels || got == 1, argument, "1 element or one per channel with prelu", got);
+  }
+
+  static std::string text(abi::DType dtype) {
+    switch (dtype) {
+      case abi::DType::float32:
+        return "float32";
+      case abi::DType::bfloat16:
+        return "bfloat16";
+      case abi::DType::float64:
+        return "float64";
+      case abi::DType::float16:
+        return "float16";
+      case abi::DType::int64:
+        return "int64";
+      case abi::DType::int32:
+        return "int32";
+      default:
+        return "another dtype";
+    }
   }
 
   static std::string text(const abi::Tensor& t) {

@@ -5,10 +5,11 @@
 #include <unistd.h>
 #endif
 
-#include <cstdlib>
+#include <atomic>
 #include <cstring>
-#include <stdexcept>
 #include <string>
+
+#include "exported.h"
 
 extern "C" {
 extern const ghost::Kernels ghost_kernels_baseline;
@@ -124,16 +125,16 @@ const Set* sets(int* count) {
   return all;
 }
 
-const Kernels& choose() {
-  const char* wanted = std::getenv("GHOST_OPS_ISA");
+const Kernels* fastest() {
   int count;
   const Set* s = sets(&count);
-  if (wanted && *wanted) {
-    if (const Kernels* k = kernels_of(wanted)) return *k;
-    throw std::runtime_error("ghost_ops: GHOST_OPS_ISA: expected one of " + names() + ", got " + wanted);
-  }
   while (!s->runs) s++;
-  return *s->kernels;
+  return s->kernels;
+}
+
+std::atomic<const Kernels*>& chosen() {
+  static std::atomic<const Kernels*> kernels{fastest()};
+  return kernels;
 }
 
 }  // namespace
@@ -146,9 +147,12 @@ std::string names() {
   return out;
 }
 
-const Kernels& kernels() {
-  static const Kernels& chosen = choose();
-  return chosen;
+const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
+
+bool use_isa(const char* isa) {
+  const Kernels* kernels = kernels_of(isa);
+  if (kernels) chosen().store(kernels, std::memory_order_relaxed);
+  return kernels;
 }
 
 const Kernels* kernels_of(const char* isa) {
@@ -160,16 +164,15 @@ const Kernels* kernels_of(const char* isa) {
 
 }  // namespace ghost
 
-// Read by ghost_ops/backends/native.py.
-extern "C" __attribute__((visibility("default"))) const char* ghost_ops_cpu_isa() {
-  try {
-    return ghost::kernels().name;
-  } catch (const std::exception& e) {
-    return "";
-  }
+GHOST_EXPORTED const char* ghost_ops_cpu_isa() { return ghost::kernels().name; }
+
+/// Those that run here, the fastest first, with commas between.
+GHOST_EXPORTED const char* ghost_ops_cpu_isas() {
+  return ghost::guarded("", [] {
+    static const std::string all = ghost::names();
+    return all.c_str();
+  });
 }
 
-extern "C" __attribute__((visibility("default"))) const char* ghost_ops_cpu_isas() {
-  static const std::string all = ghost::names();
-  return all.c_str();
-}
+/// Whether this set runs here: it is then used from now on.
+GHOST_EXPORTED int ghost_ops_cpu_use_isa(const char* isa) { return ghost::use_isa(isa); }

@@ -6,31 +6,18 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <string>
 
-#include "abi.h"
+#include "exported.h"
 
 namespace ghost {
 namespace {
 
 constexpr int64_t kHuge = 2 << 20, kPage = 64 << 10;  // multiples of every system's pages
-constexpr int64_t kMostMiB = 1024;                    // kept, unless GHOST_OPS_KEEP_MB says otherwise
 constexpr int64_t kSlack = 8;                         // of the peak 1 / kSlack more, since not everything fits in gaps
 constexpr int64_t kAddresses = 8;                     // times the machine's memory are reserved, which costs nothing
 
 constexpr int64_t up(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
-
-int64_t most_kept() {
-  const char* wanted = std::getenv("GHOST_OPS_KEEP_MB");
-  if (!wanted || !*wanted) return kMostMiB << 20;
-  char* end;
-  const int64_t most = std::strtoll(wanted, &end, 10);
-  if (*end || most < 0)
-    abi::fail("GHOST_OPS_KEEP_MB: expected a number of MiB, 0 to keep nothing, got " + std::string(wanted));
-  return most << 20;
-}
 
 }  // namespace
 
@@ -44,7 +31,7 @@ Pool& Pool::of_process() {
   return *pool;
 }
 
-Pool::Pool() : most_(most_kept()) {
+Pool::Pool() {
   rlimit addresses{};
   if (getrlimit(RLIMIT_AS, &addresses) || addresses.rlim_cur != RLIM_INFINITY) return;  // they are for others, too
   const int64_t bytes = up(kAddresses * sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), kHuge);
@@ -176,18 +163,20 @@ void advise_huge_pages([[maybe_unused]] const void* data, [[maybe_unused]] int64
 
 }  // namespace ghost
 
-// Called by ghost_ops/backends/native.py.
-extern "C" __attribute__((visibility("default"))) void ghost_ops_cpu_empty_cache() {
-  ghost::Pool::of_process().empty();
+/// 0, or -1 where it failed.
+GHOST_EXPORTED int ghost_ops_cpu_empty_cache() {
+  return ghost::guarded(-1, [] { return ghost::Pool::of_process().empty(), 0; });
 }
-extern "C" __attribute__((visibility("default"))) int64_t ghost_ops_cpu_kept_bytes() {
-  return ghost::Pool::of_process().kept_bytes();
+/// -1 where it failed.
+GHOST_EXPORTED int64_t ghost_ops_cpu_kept_bytes() {
+  return ghost::guarded(int64_t{-1}, [] { return ghost::Pool::of_process().kept_bytes(); });
 }
-extern "C" __attribute__((visibility("default"))) void ghost_ops_cpu_poison_maps(int on) {
-  ghost::Pool::of_process().poison(on);
+GHOST_EXPORTED void ghost_ops_cpu_keep_most(int64_t bytes) { ghost::Pool::keep_most(bytes); }
+/// 0, or -1 where it failed.
+GHOST_EXPORTED int ghost_ops_cpu_poison_maps(int on) {
+  return ghost::guarded(-1, [on] { return ghost::Pool::of_process().poison(on), 0; });
 }
-// As above: memory that is about to be filled with packed weights.
-extern "C" __attribute__((visibility("default"))) void ghost_ops_cpu_advise_huge_pages(const void* data,
-                                                                                       int64_t bytes) {
+/// For memory that is about to be filled with packed weights.
+GHOST_EXPORTED void ghost_ops_cpu_advise_huge_pages(const void* data, int64_t bytes) {
   ghost::advise_huge_pages(data, bytes);
 }

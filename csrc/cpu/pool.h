@@ -23,6 +23,8 @@ class Pool {
   /// Returns to the system all that is kept.
   void empty();
   int64_t kept_bytes();
+  /// How much may be kept, from now on. 1 GiB unless somebody says otherwise.
+  static void keep_most(int64_t bytes) { most_ = bytes; }
   /// For tests: whether memory is filled with NaNs before it is handed out.
   void poison(bool on) { poison_ = on; }
 
@@ -45,7 +47,7 @@ class Pool {
   char* base_ = nullptr;
   int64_t reserved_ = 0, end_ = 0;  // of the region, and of what was ever in use
   int64_t used_ = 0, kept_ = 0, peak_ = 0;
-  const int64_t most_;
+  static inline std::atomic<int64_t> most_{int64_t{1} << 30};
   std::atomic<bool> poison_{false};
 };
 

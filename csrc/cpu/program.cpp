@@ -1,5 +1,6 @@
 // program, program_pack, program_eval: a net, or part of one, in one call.
 #include "checks.h"
+#include "exported.h"
 #include "maps.h"
 #include "operators.h"
 #include "pool.h"
@@ -141,8 +142,9 @@ Tensor program(const Tensor& x, const Tensor& packed, const Ints& steps) {
   KnownProgram& known = KnownProgram::of(steps, false);
   const Program& p = known.program();
   const Checks check("program");
-  check.that(words == p.pairs, "packed", p.pairs ? "int32 for steps of precision 1" : "floats for steps of precision 0",
-             words);
+  check.that(words == p.pairs, "packed",
+             p.pairs ? "int32 for steps of precision 1 (bfloat16)" : "floats for steps of precision 0 (float32)",
+             Checks::text(packed.dtype()));
   check.shape("packed", packed, {p.packed_floats});
   Scratch scratch;
   return run(known, words ? packed.data<const float>() : dense(packed, scratch), {}, x);
@@ -167,7 +169,7 @@ Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& step
   if (!known) return abi::call<Tensor>("ghost_ops::program_eval_reference", "", x, parameters, steps);
   KnownProgram& program = KnownProgram::of(steps, x.size(0) == 1);
   const Program& p = program.program();
-  Checks("program_eval").that(!p.pairs, "steps", "those of precision 0", 1);
+  Checks("program_eval").that(!p.pairs, "steps", "those of precision 0 (float32)", "those of precision 1 (bfloat16)");
   Scratch scratch;
   float* packed = scratch.floats(p.packed_floats);
   const std::vector<RawLayers> raw = pack_program(p, parameters, packed, scratch);
@@ -176,16 +178,13 @@ Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& step
 
 }  // namespace ghost
 
-// Called by ghost_ops/backends/native.py: the bytes that a thread works in when it has this many images of h x w
-// pixels; -1 where the program or the size is refused.
-extern "C" __attribute__((visibility("default"))) int64_t ghost_ops_cpu_program_scratch(const int64_t* steps,
-                                                                                        int64_t count, int64_t images,
-                                                                                        int64_t h, int64_t w) {
-  try {
+/// The bytes that a thread works in when it has this many images of h x w pixels; -1 where the program or the size is
+/// refused.
+GHOST_EXPORTED int64_t ghost_ops_cpu_program_scratch(const int64_t* steps, int64_t count, int64_t images, int64_t h,
+                                                     int64_t w) {
+  return ghost::guarded(int64_t{-1}, [&] {
     const ghost::Plan plan(ghost::Program::parse({steps, steps + count}), h, w, 1);
     const ghost::Workspace& m = plan.workspace;
     return 4 * (m.shared_floats + std::min(images, ghost::kTogether) * m.own_floats);
-  } catch (const std::exception&) {
-    return -1;
-  }
+  });
 }

@@ -1,7 +1,8 @@
 """The compiled kernels: loads ``ghost_ops/_cpu.so`` when imported, or records why it does not.
 
 Loading the library registers the operators' schemas and CPU kernels with PyTorch. ``GHOST_OPS_BACKEND=reference`` in
-the environment leaves it alone, and ``GHOST_OPS_ISA`` picks another instruction set than the one that is chosen.
+the environment does not load it, ``GHOST_OPS_BACKEND=native`` makes it an error that it cannot be loaded, and
+``GHOST_OPS_ISA`` picks another instruction set than the one that is chosen (``environment.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import warnings
 from pathlib import Path
 
 import torch
+
+from . import environment
 
 NAMESPACE = "ghost_ops"
 # Instruction sets with products of bfloat16 of their own, which round their maps; all else of them is another set's.
@@ -32,12 +35,12 @@ def reason() -> str | None:
 
 def isa() -> str:
     """The instruction set whose kernels run here, such as ``"avx512"``; ``"none"`` without the library."""
-    return _text("ghost_ops_cpu_isa") or "none"
+    return _text(_library, "ghost_ops_cpu_isa") or "none"
 
 
 def isas() -> tuple[str, ...]:
     """The instruction sets that the library has kernels for and this machine runs, the fastest first."""
-    return tuple(filter(None, _text("ghost_ops_cpu_isas").split(",")))
+    return tuple(filter(None, _text(_library, "ghost_ops_cpu_isas").split(",")))
 
 
 def program_scratch(steps: list[int], images: int, height: int, width: int) -> int:
@@ -74,8 +77,8 @@ def empty_cache() -> None:
     computing what goes there: with what is in use hardly more than was once in use at the same time, and 1024 MiB at
     most, or what the environment variable ``GHOST_OPS_KEEP_MB`` says; with 0 nothing is kept.
     """
-    if _library is not None:
-        _library.ghost_ops_cpu_empty_cache()
+    if _library is not None and _library.ghost_ops_cpu_empty_cache():
+        raise RuntimeError("ghost_ops.empty_cache: the memory could not be given back")
 
 
 def kept_bytes() -> int:
@@ -84,20 +87,36 @@ def kept_bytes() -> int:
         return 0
     call = _library.ghost_ops_cpu_kept_bytes
     call.restype = ctypes.c_int64
-    return call()
+    found = call()
+    if found < 0:
+        raise RuntimeError("kept_bytes: there is no memory for what counts them")
+    return found
 
 
 def poison_maps(on: bool) -> None:
     """For tests: whether memory that is kept is filled with NaNs before it is used again."""
-    if _library is not None:
-        _library.ghost_ops_cpu_poison_maps(int(on))
+    if _library is not None and _library.ghost_ops_cpu_poison_maps(int(on)):
+        raise RuntimeError("poison_maps: there is no memory for what keeps maps")
 
 
-def _text(function: str) -> str:
+def use_reference(on: bool) -> None:
+    """Set whether the CPU kernels hand every call to the reference, in all threads, until this is called again."""
+    global _uses_reference
+    _uses_reference = on
+    if _library is not None and not torch.compiler.is_compiling():  # which traces ``uses_reference`` instead
+        _library.ghost_ops_cpu_use_reference(int(on))
+
+
+def uses_reference() -> bool:
+    """Whether the CPU kernels hand every call to the reference."""
+    return _uses_reference
+
+
+def _text(library: ctypes.CDLL | None, function: str) -> str:
     """What a function ``const char* function()`` of the library returns; empty without the library."""
-    if _library is None:
+    if library is None:
         return ""
-    call = getattr(_library, function)
+    call = getattr(library, function)
     call.restype = ctypes.c_char_p
     return call().decode()
 
@@ -121,28 +140,40 @@ def _warn(why: str) -> None:
 
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The loaded library, or why there is none."""
-    wish = os.environ.get("GHOST_OPS_BACKEND", "")
-    if wish not in ("", "native", "reference"):
-        raise ValueError(f"GHOST_OPS_BACKEND: expected 'native' or 'reference', got {wish!r}")
-    if wish == "reference":
-        return None, "GHOST_OPS_BACKEND=reference is set"
     if not LIBRARY.exists():
         if sys.platform != "linux":
             return None, f"its kernels are built on Linux only, this is {sys.platform}"
-        why = (
+        return None, (
             f"{LIBRARY.name} is missing, since the package was built without a C++ compiler or with GHOST_OPS_NATIVE=0"
         )
-        _warn(why)
-        return None, why
     if not _is_loaded() and _operators_exist():  # registering them a second time would end the process
         return None, "another copy of ghost_ops has registered its operators in this process"
     try:
         torch.ops.load_library(str(LIBRARY))
         return ctypes.CDLL(str(LIBRARY)), None
     except OSError as error:
-        why = f"{LIBRARY.name} does not load: {error}"
-        _warn(why)
+        return None, f"{LIBRARY.name} does not load: {error}"
+
+
+def _set_up() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, loaded as the environment says, or why there is none."""
+    wishes = environment.read()
+    if wishes.backend == "reference":
+        return None, "GHOST_OPS_BACKEND=reference is set"
+    library, why = _load()
+    if library is None:
+        if wishes.backend == "native":
+            raise RuntimeError(f"GHOST_OPS_BACKEND=native: the compiled kernels are not loaded: {why}")
+        if (LIBRARY.exists() or sys.platform == "linux") and not _operators_exist():
+            _warn(why)
         return None, why
+    if wishes.keep_mb is not None:
+        library.ghost_ops_cpu_keep_most(ctypes.c_int64(wishes.keep_mb << 20))
+    if wishes.isa is not None and not library.ghost_ops_cpu_use_isa(wishes.isa.encode()):
+        names = environment.one_of(_text(library, "ghost_ops_cpu_isas").split(","))
+        raise environment.wrong("GHOST_OPS_ISA", f"{names}, which this machine runs", wishes.isa)
+    return library, None
 
 
-_library, _reason = _load()
+_uses_reference = False
+_library, _reason = _set_up()

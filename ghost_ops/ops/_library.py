@@ -43,15 +43,20 @@ def _as_operator(name: str) -> Callable:
     return implementation
 
 
+def _kernel_size(weight: torch.Tensor) -> int:
+    """The side of a depthwise weight's kernel, C x 1 x side x side; 0, which no kernel takes, of any other shape."""
+    return weight.shape[3] if weight.dim() == 4 and weight.shape[2] == weight.shape[3] else 0
+
+
 def _on_cuda(name: str, arguments: str) -> Callable:
     """An operator on a CUDA device: by the backend that is chosen there, the reference where no kernel takes it."""
     names = [argument.split()[-1] for argument in arguments.split(")")[0].split(", ")]
     map_index = int(name.endswith("_backward"))
-    cheap_index = names.index("cheap_weight") if "cheap_weight" in names else None
+    weight_index = next((names.index(n) for n in ("cheap_weight", "weight") if n in names), None)
 
     def implementation(*args):
-        cheap = None if cheap_index is None else args[cheap_index]
-        choice = select(name, args[map_index], None if cheap is None else cheap.shape[-1])
+        weight = None if weight_index is None else args[weight_index]
+        choice = select(name, args[map_index], None if weight is None else _kernel_size(weight))
         if choice.is_reference:
             return getattr(torch.ops.ghost_ops, f"{name}_reference").default(*args)
         return (cuda if choice.backend == "cuda" else triton).load(name)(*args)
@@ -109,21 +114,23 @@ def refuse_double_backward(name: str) -> Callable:
     return call
 
 
-def without_gradients(name: str, shown: str | None = None) -> Callable:
+def without_gradients(name: str) -> Callable:
     """Make operator ``name`` one for inference only, whose backward is an error and not a gradient of nothing.
 
-    Returns the function to call it by, which passes by autograd where nothing needs a gradient. The error calls the
-    operator ``shown``.
+    Returns the function to call it by, which passes by autograd where nothing needs a gradient.
     """
-    operator = overload(name)
+    operator, twin = overload(name), overload(f"{name}_reference")
 
     def raise_(ctx, *grads):
-        raise NotImplementedError(f"ghost_ops.{shown or name} is for inference: it has no gradients")
+        raise NotImplementedError(f"ghost_ops.{name} is for inference: it has no gradients")
 
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", raise_, lib=_library)
+    for called in (name, f"{name}_reference"):
+        torch.library.register_autograd(f"{NAMESPACE}::{called}", raise_, lib=_library)
 
     def call(*args):
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or _need_gradients(args):
+        if torch.compiler.is_compiling():  # a compiled ``use_backend`` has no effect but on what is traced within it
+            return (twin if native.uses_reference() else operator)(*args)
+        if torch._C._are_functorch_transforms_active() or _need_gradients(args):
             return operator(*args)
         return _below_autograd(operator, args)
 

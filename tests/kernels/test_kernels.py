@@ -178,13 +178,3 @@ for dtype in (torch.float32, torch.bfloat16):
     env = os.environ | {"GHOST_OPS_ISA": isa}
     run = subprocess.run([sys.executable, "-c", code, isa], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-
-
-def test_unknown_instruction_set_is_refused():
-    code = """
-import torch, ghost_ops
-ghost_ops.functional.squeeze_excite(torch.ones(1, 2, 3, 3), torch.ones(1, 2), None, torch.ones(2, 1), None)
-"""
-    env = os.environ | {"GHOST_OPS_ISA": "sse9"}
-    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert run.returncode != 0 and "GHOST_OPS_ISA" in run.stderr and "got sse9" in run.stderr

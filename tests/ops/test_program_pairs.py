@@ -41,6 +41,7 @@ from tests.ops.program_cases import Program, draw_call, draw_program, make_progr
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN, RELU = Layer(), Layer(BIAS, 0.0, 1)
 DRAWN = 70
+ZERO, ONE = r"precision 0 \(float32\)", r"precision 1 \(bfloat16\)"
 
 
 @pytest.fixture(autouse=True)
@@ -233,9 +234,9 @@ def test_forms_of_the_other_precision_are_refused():
     p, x = block(), make_map((1, 3, 14, 15))
     words, floats = pack(p), program_pack(list(p.parameters), p.code)
     for v in (x, x.double()):
-        with pytest.raises((RuntimeError, ValueError), match="packed: expected int32 for steps of precision 1"):
+        with pytest.raises((RuntimeError, ValueError), match=f"packed: expected int32 for steps of {ONE}, got float32"):
             program(v, floats, code_of(p))
-        with pytest.raises((RuntimeError, ValueError), match="packed: expected floats for steps of precision 0"):
+        with pytest.raises((RuntimeError, ValueError), match=f"packed: expected floats for steps of {ZERO}, got int32"):
             program(v, words, p.code)
         for wrong in (words[:-16], torch.cat([words, words[:16]]), words[:0]):
             with pytest.raises((RuntimeError, ValueError), match=r"packed: expected|shape"):
@@ -245,7 +246,7 @@ def test_forms_of_the_other_precision_are_refused():
 def test_parameters_as_they_are_have_no_precision():
     p, x = block(), make_map((1, 3, 14, 15))
     for v, parameters in ((x, p.parameters), (x.double(), p.to(torch.float64).parameters)):
-        with pytest.raises((RuntimeError, ValueError), match="steps: expected those of precision 0, got 1"):
+        with pytest.raises((RuntimeError, ValueError), match=f"steps: expected those of {ZERO}, got those of {ONE}"):
             program_eval(v, list(parameters), code_of(p))
 
 
@@ -253,7 +254,7 @@ def test_an_older_format_is_refused():
     p, x = block(), make_map((1, 3, 14, 15))
     older = [FORMAT - 1, p.slots, *p.code[3:]]
     for v in (x, x.double()):
-        with pytest.raises((RuntimeError, ValueError), match=rf"steps: expected .*format .*{FORMAT}"):
+        with pytest.raises((RuntimeError, ValueError), match=f"steps: expected .*format .*{FORMAT}"):
             program(v, pack(p), older)
 
 

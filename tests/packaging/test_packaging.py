@@ -133,6 +133,7 @@ def test_library_exports_nothing_but_its_questions(wheel):
     library = unpack(wheel) / "ghost_ops" / "_cpu.so"
     exported = {line.split()[-1] for line in run("nm", "-D", "--defined-only", library, cwd=ROOT).splitlines()}
     questions = {"isa", "isas", "program_scratch", "advise_huge_pages", "empty_cache", "kept_bytes", "poison_maps"}
+    questions |= {"use_reference", "use_isa", "keep_most"}
     assert exported == {f"ghost_ops_cpu_{name}" for name in questions}
 
 

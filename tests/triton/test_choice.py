@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,37 @@ def test_direct_calls_go_to_the_kernels_or_to_the_reference(monkeypatch):
     backward = _library._on_cuda("ghost_module_backward", schemas["ghost_module_backward"])
     grads = backward(*(t.double() for t in (out, x, w1)), None, w2.double(), *[None] * 4, 6, 1, 1, 0.0, 0.0)
     assert grads[0].shape == x.shape and asked[-1] == ("ghost_module_backward", 5)
+
+
+DEPTHWISE = [
+    name for name, arguments in (s.split("(", 1) for s in _library._schemas())
+    if {"Tensor cheap_weight", "Tensor? cheap_weight", "Tensor weight"} & set(arguments.split(")")[0].split(", "))
+    and name in triton.OPERATORS
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEPTHWISE)
+@pytest.mark.parametrize("sides", [(3, 3), (7, 7), (9, 9), (2, 2), (4, 4), (3, 5), (5, 3), (), (3,)])
+def test_direct_calls_of_kernels_that_are_not_compiled(device, monkeypatch, name, sides):
+    """Of every operator that has a depthwise weight, whatever that argument's name."""
+    ran = []
+    monkeypatch.setattr(triton, "load", lambda op: lambda *args: ran.append("triton"))
+    twin = types.SimpleNamespace(default=lambda *args: ran.append("reference"))
+    monkeypatch.setattr(torch.ops.ghost_ops, f"{name}_reference", twin)
+    arguments = next(s for s in _library._schemas() if s.startswith(f"{name}(")).split("(", 1)[1]
+    args = []
+    for argument in arguments.split(")")[0].split(", "):
+        kind, what = argument.split()
+        args.append(None if kind == "Tensor?" else on_cuda() if kind == "Tensor" else 1)
+        if what in ("cheap_weight", "weight"):
+            with FakeTensorMode():
+                args[-1] = torch.empty(8, 1, *sides, device="cuda") if sides else torch.empty((), device="cuda")
+    _library._on_cuda(name, arguments)(*args)
+    assert ran == ["triton" if sides in ((3, 3), (7, 7)) else "reference"]
+
+
+def test_every_operator_with_a_depthwise_weight_is_tried():
+    assert {"depthwise", "depthwise_backward", "ghost_module", "cheap_concat_backward"} <= set(DEPTHWISE)
 
 
 def test_importing_costs_nothing():

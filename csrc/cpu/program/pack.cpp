@@ -68,7 +68,7 @@ class Packer {
   }
 
   void finish() const {
-    check_.that(next_ == parameters_.size(), "parameters", std::to_string(next_),
+    check_.that(next_ == parameters_.size(), "parameters", std::to_string(next_) + " of them",
                 static_cast<int64_t>(parameters_.size()));
   }
 
@@ -80,7 +80,8 @@ class Packer {
   const Tensor& next() {
     check_.that(next_ < parameters_.size(), "parameters", "more of them", static_cast<int64_t>(parameters_.size()));
     const Tensor& t = parameters_[next_++];
-    check_.that(readable(t), "parameters", "float32 or bfloat16 tensors on the CPU", static_cast<int64_t>(next_ - 1));
+    check_.that(readable(t), "parameters", "float32 or bfloat16 tensors on the CPU",
+                Checks::text(t.dtype()) + " at index " + std::to_string(next_ - 1));
     return t;
   }
   const Tensor& weight(std::initializer_list<int64_t> sizes) {

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from .. import environment
+
 LIBRARY = Path(__file__).resolve().parents[2] / "_cuda.so"
 LEAST_CAPABILITY = (8, 0)  # bfloat16 products
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -26,14 +28,7 @@ OPERATORS = ("ghost_module", "program")
 FASTER_ON: frozenset[tuple[int, int]] = frozenset()  # capabilities on which benchmarks/gpu.py saw them beat Triton
 
 
-def _wish() -> str:
-    wish = os.environ.get("GHOST_OPS_GPU", "")
-    if wish not in ("", "cuda", "triton"):
-        raise ValueError(f"GHOST_OPS_GPU: expected 'cuda' or 'triton', got {wish!r}")
-    return wish
-
-
-WISH = _wish()
+WISH = environment.read().gpu
 
 
 def _reason() -> str | None:

@@ -114,7 +114,9 @@ def program_eval(x: torch.Tensor, parameters: Sequence[torch.Tensor], steps: Seq
     """The program's result on x, N x C x H x W, with parameters as they are in the net."""
     decoded = decode(steps)
     if precision_of(steps) != FLOAT32:
-        raise ValueError("program_eval: steps: expected those of precision 0, got 1")
+        raise ValueError(
+            "program_eval: steps: expected those of precision 0 (float32), got those of precision 1 (bfloat16)"
+        )
     return _run(x, _folded(parameters, decoded), decoded)
 
 
@@ -260,8 +262,8 @@ def numbers(packed: torch.Tensor, precision: int) -> torch.Tensor:
         ValueError: the form is of the other precision.
     """
     if (packed.dtype == torch.int32) != (precision == BFLOAT16):
-        expected = "int32 for steps of precision 1" if precision == BFLOAT16 else "floats for steps of precision 0"
-        raise ValueError(f"program: packed: expected {expected}, got {packed.dtype}")
+        expected = ("floats for steps of precision 0 (float32)", "int32 for steps of precision 1 (bfloat16)")[precision]
+        raise ValueError(f"program: packed: expected {expected}, got {str(packed.dtype).removeprefix('torch.')}")
     if precision == FLOAT32:
         return packed
     packed = packed.contiguous()

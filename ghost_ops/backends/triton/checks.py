@@ -34,6 +34,40 @@ def expect_half(name: str, half: Half, channels: int, like: torch.Tensor) -> Non
         expect(f"{name}_act_weight", half.weight, (channels,), like)
 
 
+def _expect_map(x: torch.Tensor) -> None:
+    if x.dim() != 4 or min(x.shape[1:]) < 1:
+        raise ValueError(f"ghost_ops: x: expected N x C x H x W with at least one pixel, got {tuple(x.shape)}")
+
+
+def expect_depthwise(x: torch.Tensor, weight: torch.Tensor, one: Half, stride: int) -> tuple[int, int]:
+    """The tensors of a depthwise convolution padded by half its kernel fit each other. Returns the output's sides."""
+    _expect_map(x)
+    c, d = x.shape[1], weight.shape[-1] if weight.dim() else 0
+    expect("weight", weight, (c, 1, d, d), x)
+    for name, t in (("bias", one.bias), ("act_weight", one.weight)):
+        if name == "bias" or (t is not None and t.numel() != 1):
+            expect(name, t, (c,), x)
+    if stride < 1:
+        raise ValueError(f"ghost_ops: stride: expected at least 1, got {stride}")
+    height, width = ((side + 2 * (d // 2) - d) // stride + 1 for side in x.shape[2:])
+    return height, width
+
+
+def expect_excitation(
+    like: torch.Tensor,
+    reduce_weight: torch.Tensor,
+    reduce_bias: torch.Tensor | None,
+    expand_weight: torch.Tensor,
+    expand_bias: torch.Tensor | None,
+) -> None:
+    """The two layers fit each other and ``like``, which is N x C or N x C x H x W."""
+    c, r = like.shape[1], reduce_weight.shape[0] if reduce_weight.dim() else 0
+    expect("reduce_weight", reduce_weight, (r, c), like)
+    expect("reduce_bias", reduce_bias, (r,), like)
+    expect("expand_weight", expand_weight, (c, r), like)
+    expect("expand_bias", expand_bias, (c,), like)
+
+
 def expect_module(
     x: torch.Tensor,
     weight: torch.Tensor | None,
@@ -43,8 +77,7 @@ def expect_module(
     out_channels: int,
 ) -> None:
     """A Ghost module's tensors fit each other; with ``weight`` None x is the primary convolution's result."""
-    if x.dim() != 4 or min(x.shape[1:]) < 1:
-        raise ValueError(f"ghost_ops: x: expected N x C x H x W with at least one pixel, got {tuple(x.shape)}")
+    _expect_map(x)
     c = x.shape[1]
     m = c if weight is None else weight.shape[0]
     expect("primary_weight", weight, (m, c, 1, 1), x)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ..activation import NONE
-from . import launch, tiles
+from . import checks, launch, tiles
 from .activation import activate, affine, normalized, slopes
 from .half import Half
 from .maps import read_tap, store_rows, strip_of, weights_of, whole, whole_strides
@@ -67,9 +67,9 @@ def layer(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """act(conv(x) + bias) and its means, N x C (empty if not asked for); weight C x 1 x K x K, padded by K // 2."""
     one = Half(bias, act, slope, slopes)
+    height, width = checks.expect_depthwise(x, weight, one, stride)
     n, c, *sides = x.shape
     d = weight.shape[-1]
-    height, width = ((side + 2 * (d // 2) - d) // stride + 1 for side in sides)
     out = launch.new_map(x, c, sides=(height, width))
     tile, splits, per_split = tiles.strips("stencil", out, c, d * d)
     found = launch.empty((n, c) if squeeze else (0,), x.dtype, x.device)

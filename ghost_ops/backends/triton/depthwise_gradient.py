@@ -8,6 +8,7 @@ import triton.language as tl
 
 from ..reference import depthwise_backward as in_pytorch
 from . import checks, launch, tiles
+from .half import Half
 from .maps import near, strip_of, weights_of, whole, whole_strides
 from .sums import by_taps, total
 from .tape import taped
@@ -103,8 +104,9 @@ def depthwise_backward(grad_out, x, weight, bias, stride, input_wanted, weight_w
     """Gradients of x, weight and bias: empty where they are not wanted, or there is no bias."""
     if stride > MOST_STRIDE:
         return in_pytorch(grad_out, x, weight, bias, stride, input_wanted, weight_wanted)
+    height, width = checks.expect_depthwise(x, weight, Half(bias), stride)
     n, c, *sides = x.shape
-    d, (height, width) = weight.shape[-1], grad_out.shape[2:]
+    d = weight.shape[-1]
     checks.expect("grad_out", grad_out, (n, c, height, width), x)
     common = {
         "grad": grad_out, **launch.strides("grad", grad_out), "IN_H": sides[0], "IN_W": sides[1], "C": c, "D": d,

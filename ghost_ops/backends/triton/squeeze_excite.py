@@ -138,8 +138,6 @@ def scaled_map(
 def _linear(v, weight, bias, act, gate=None):
     """act(v) weight' + bias, and its gate's value where a gate is given."""
     rows, (outer, inner) = v.shape[0], weight.shape
-    checks.expect("squeeze or hidden", v, (rows, inner), weight)
-    checks.expect("bias", bias, (outer,), v)
     out = launch.empty((rows, outer), v.dtype, v.device)
     gated = None if gate is None else launch.empty((rows, outer), v.dtype, v.device)
     tf32 = v.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32  # as torch's linear layers
@@ -157,6 +155,8 @@ def _linear(v, weight, bias, act, gate=None):
 @taped
 def excite(squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
     """The gate's values (N x C) of means that are there already, as a Ghost module returns them."""
+    checks.expect("squeeze", squeeze, tuple(squeeze.shape[:2]), squeeze)
+    checks.expect_excitation(squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias)
     hidden, _ = _linear(squeeze, reduce_weight, reduce_bias, plain.NONE)
     return _linear(hidden, expand_weight, expand_bias, act, gate)[1]
 
@@ -164,6 +164,7 @@ def excite(squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias, act,
 @taped
 def squeeze_excite(x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
     """The excited x, and what the backward needs: squeeze (N x C), hidden before act (N x R), logits (N x C)."""
+    checks.expect_excitation(x, reduce_weight, reduce_bias, expand_weight, expand_bias)
     squeeze = image_sums(x, None, True)
     hidden, _ = _linear(squeeze, reduce_weight, reduce_bias, plain.NONE)
     logits, _ = _linear(hidden, expand_weight, expand_bias, act)
@@ -178,6 +179,10 @@ def squeeze_excite_backward(
     Between the two passes over maps stand products of N x C vectors, which torch does: no pass more.
     """
     checks.expect("grad_out", grad_out, tuple(x.shape), x)
+    checks.expect_excitation(x, reduce_weight, reduce_bias, expand_weight, expand_bias)
+    for name, t, width in (("squeeze", squeeze, x.shape[1]), ("hidden", hidden, reduce_weight.shape[0])):
+        checks.expect(name, t, (x.shape[0], width), x)
+    checks.expect("logits", logits, tuple(squeeze.shape), x)
     size = x.shape[2] * x.shape[3]
     squeeze, hidden, logits = squeeze.float(), hidden.float(), logits.float()
     grad_logits = plain.gate_backward(image_sums(grad_out, x), logits, gate)

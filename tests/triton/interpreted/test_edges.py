@@ -139,6 +139,58 @@ def test_direct_calls_refuse_what_does_not_fit(change):
         overload("ghost_module")(*args)
 
 
+DEPTHWISE = ((2, 6, 7, 5), (6, 1, 3, 3), (6,))  # x, weight, bias
+DEPTHWISE_REFUSED = {
+    "x": (0, (2, 5, 7, 5), (2, 6, 7), (2, 6, 0, 5)),
+    "weight": (1, (5, 1, 3, 3), (6, 1, 3, 2), (6, 1, 2, 3), (6, 2, 3, 3), (6, 3, 3), (6,), ()),
+    "bias": (2, (5,), (7,), (1,), ()),
+}
+
+
+@pytest.mark.parametrize("name", ["depthwise", "depthwise_backward"])
+@pytest.mark.parametrize("argument", DEPTHWISE_REFUSED)
+def test_direct_depthwise_calls_refuse_what_does_not_fit(name, argument):
+    index, *shapes = DEPTHWISE_REFUSED[argument]
+    for shape in shapes:
+        args = [torch.randn(s) for s in DEPTHWISE]
+        args[index] = torch.randn(shape)
+        more = (2,) if name == "depthwise" else (2, True, True)
+        given = () if name == "depthwise" else (torch.randn(2, 6, 4, 3),)
+        with pytest.raises(ValueError, match="expected"):
+            overload(name)(*given, *args, *more)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 2), (2, 6, 3, 3), (1, 6, 4, 3), (2, 5, 4, 3), (2, 6, 7, 5)])
+def test_direct_depthwise_backward_refuses_a_gradient_of_another_shape(shape):
+    with pytest.raises(ValueError, match="grad_out: expected shape"):
+        overload("depthwise_backward")(torch.randn(shape), *(torch.randn(s) for s in DEPTHWISE), 2, True, True)
+
+
+def test_a_stride_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="stride: expected at least 1, got 0"):
+        overload("depthwise")(*(torch.randn(s) for s in DEPTHWISE), 0)
+
+
+EXCITATION = {"reduce_weight": (3, 6), "reduce_bias": (3,), "expand_weight": (6, 3), "expand_bias": (6,)}
+VECTORS = {"squeeze": (2, 6), "hidden": (2, 3), "logits": (2, 6)}
+
+
+@pytest.mark.parametrize("argument", [*EXCITATION, *VECTORS])
+def test_direct_excitations_refuse_what_does_not_fit(argument):
+    good = {"grad_out": (2, 6, 4, 3), "x": (2, 6, 4, 3)} | VECTORS | EXCITATION
+    calls = {"squeeze_excite": ("x", *EXCITATION), "squeeze_excite_backward": tuple(good)}
+    calls["excite"] = ("squeeze", *EXCITATION)
+    for name, arguments in calls.items():
+        if argument in arguments:
+            size = good[argument]
+            for shape in ((*size[:-1], size[-1] - 1), (size[0] - 1, *size[1:]), (*size, 1)):
+                args = [torch.randn(shape if a == argument else good[a]) for a in arguments]
+                if name == "excite" and argument == "squeeze" and len(shape) == 2 and shape[1] == 6:
+                    continue  # fewer images
+                with pytest.raises(ValueError, match="expected"):
+                    overload(name)(*args, 1, 0)
+
+
 def test_direct_backward_refuses_a_gradient_of_another_shape():
     x, w1, w2 = (t.detach() for t in leaves((2, 6, 5, 7), (5, 6, 1, 1), (5, 1, 3, 3)))
     with pytest.raises(ValueError, match="grad_out: expected shape"):

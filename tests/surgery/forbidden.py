@@ -12,7 +12,6 @@ from torch import nn
 from .. import zoo
 
 
-
 class Ghost(zoo.ArticleGhostModule):
     def __init__(self):
         super().__init__(6, 10)

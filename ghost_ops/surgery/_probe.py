@@ -116,13 +116,15 @@ class Probe:
         """
         try:
             return self._observe()
-        except Refused:
+        except Refused as refused:
             cast = self.watch.casts()
-            if cast is None:
-                raise
-            self.watch.object(f"its forward casts tensors ({cast!r})")
-            self._to(torch.float32)  # to see what else it is
-            return self._observe()
+            if cast is not None:
+                self.watch.object(f"its forward casts tensors ({cast!r})")
+            self._to(torch.float32)  # what cannot be run in float64 may hold tensors of its own in float32
+            try:
+                return self._observe()
+            except Refused:
+                raise refused from None
 
     def _observe(self) -> tuple[list[torch.Tensor], list[Call]]:
         self._theirs, traces = [], []

@@ -26,7 +26,7 @@ from ..nn import (
 )
 from ..nn._structure import NORMS, Structure, Unfusable
 from ..nn._wrapper import Wrapper
-from ._copy import Refused
+from ._copy import Refused, refuse_compiled
 from ._probe import BOTTLENECK, GHOST, SQUEEZE_EXCITE, Call, Probe
 
 Parts = GhostParts | SqueezeExciteParts | BottleneckParts
@@ -125,6 +125,7 @@ def _ghost(module: nn.Module) -> tuple[GhostParts, Reads] | None:
     primary = _nominate(module)
     if primary is None:
         if {"primary_conv", "cheap_operation"} <= set(module._modules):
+            refuse_compiled(module)
             raise Refused("its primary_conv and cheap_operation are not one convolution each, the second depthwise")
         return None
     probe = Probe(module, primary.in_channels)

@@ -58,11 +58,16 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
-def _check(module: nn.Module) -> None:
-    """What is seen without running: a fused module has one input and calls the class's forward."""
+def refuse_compiled(module: nn.Module) -> None:
+    """Raise ``Refused`` if something inside was scripted or traced: of that nothing can be read or copied so."""
     for path, child in module.named_modules():
         if isinstance(child, torch.jit.ScriptModule):
-            raise Refused(f"its child {path!r} was compiled by torch.jit" if path else "it was compiled by torch.jit")
+            raise Refused(f"its child {path!r} was compiled by torch.jit")
+
+
+def _check(module: nn.Module) -> None:
+    """What is seen without running: a fused module has one input and calls the class's forward."""
+    refuse_compiled(module)
     if "forward" in vars(module):
         raise Refused("its forward was replaced on the instance")
     if type(module).__call__ is not nn.Module.__call__:

@@ -91,7 +91,7 @@ class Probe:
         self._dtype = torch.float64
         with _ambient():
             self.copy = drawn_copy(module, self._generator)
-            self._parameters = list(self.copy.parameters())
+            self._modules, self._parameters = list(self.copy.modules()), list(self.copy.parameters())
             constants = {size for t in (*self._parameters, *self.copy.buffers()) for size in t.shape} | {channels}
             self.watch = Watch(frozenset(constants))
             self._recorder = Recorder(self.watch)
@@ -117,13 +117,15 @@ class Probe:
         """
         try:
             return self._observe()
-        except Refused:
+        except Refused as refused:
             cast = self.watch.casts()
-            if cast is None:
-                raise
-            self.watch.object(f"its forward casts tensors ({cast!r})")
-            self._to(torch.float32)  # to see what else it is
-            return self._observe()
+            if cast is not None:
+                self.watch.object(f"its forward casts tensors ({cast!r})")
+            self._to(torch.float32)  # what cannot be run in float64 may hold tensors of its own in float32
+            try:
+                return self._observe()
+            except Refused:
+                raise refused from None
 
     def _observe(self) -> tuple[list[torch.Tensor], list[Call]]:
         self._theirs, traces = [], []
@@ -157,24 +159,25 @@ class Probe:
             Refused: it cannot.
         """
         self.refuse()
-        self._refuse_first(self._differences(compose, mismatch))
-        self._to(torch.float32)
-        self._refuse_first(self._further_differences(compose, kind))
-        unwatchable = self._recorder.unwatchable()
-        if unwatchable is not None:
-            raise Refused(unwatchable)
+        with _ambient():
+            reason = next(self._differences(compose, mismatch), None)
+            if reason is None:
+                self._to(torch.float32)
+                try:
+                    with self._noting():
+                        further = self._further_differences(compose, kind)
+                        reason = next((r for r in further if r is not None or self.watch.objections), None)
+                except Refused as refused:
+                    reason = str(refused)
+        self.refuse()
+        reason = reason or self._recorder.unwatchable()
+        if reason is not None:
+            raise Refused(reason)
 
     def refuse(self) -> None:
         """Raise ``Refused`` if its forward was seen to do something that fused code does not."""
         if self.watch.objections:
             raise Refused(self.watch.objections[0])
-
-    def _refuse_first(self, reasons: Iterator[str | None]) -> None:
-        with _ambient(), self._noting():
-            reason = next((r for r in reasons if r is not None or self.watch.objections), None)
-        self.refuse()
-        if reason is not None:
-            raise Refused(reason)
 
     # Trials
 
@@ -182,14 +185,14 @@ class Probe:
         return [Trial(self.input, training, True, True, True) for training in (True, False)]
 
     def _differences(self, compose: Forward, mismatch: str) -> Iterator[str | None]:
-        """After each trial in float64 why ``compose`` cannot stand in, or None."""
+        """Why ``compose`` cannot stand in, as seen from values in float64."""
         for trial, theirs in zip(self._first(), self._theirs):
             ours = self._ours(compose, trial)
-            same = ours is not None and agree(ours.out, theirs.out)
-            yield None if same else mismatch + self.watch.explain()
+            if ours is None or not agree(ours.out, theirs.out):
+                yield mismatch + self.watch.explain()
 
     def _further_differences(self, compose: Forward, kind: str) -> Iterator[str | None]:
-        """The same for what is as well asked in float32, in which PyTorch's convolutions are fast."""
+        """After each trial in float32, in which PyTorch's convolutions are fast, why it cannot, or None."""
         one, *others = self._inputs()
         both = Trial(one, False, True, True, True)
         for trial in (Trial(self.input, True, True, True, True), both):
@@ -199,8 +202,9 @@ class Probe:
             elif theirs.requires_grad != ours.requires_grad or not _all_agree(ours.gradients, theirs.gradients):
                 yield f"its gradients are not those of a {kind}{self.watch.explain()}"
             yield None
-            again = self._run(self._watched, Trial(trial.x, trial.training))
-            yield None if agree(again.out, theirs.out) else "it computes something else without gradients"
+            if trial.training:  # in eval the hard input comes without gradients
+                again = self._run(self._watched, Trial(trial.x, True))
+                yield None if agree(again.out, theirs.out) else "it computes something else without gradients"
         for x_grad, parameters_grad in ((True, False), (False, True), (False, False)):
             some = self._run(self._watched, Trial(one, False, True, x_grad, parameters_grad), True)
             wanted = [t if x_grad else None for t in theirs.gradients[:1]]
@@ -263,7 +267,7 @@ class Probe:
             return None
 
     def _run(self, forward: Forward, trial: Trial, backward: bool = False) -> Result:
-        for module in self.copy.modules():
+        for module in self._modules:
             module.__dict__["training"] = trial.training  # not by train(), which may be the class's own
         for parameter in self._parameters:
             parameter.requires_grad_(trial.parameters_grad)
@@ -410,4 +414,8 @@ def _ambient() -> Iterator[None]:
         stack.enter_context(torch.autocast("cpu", enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
+        threads = torch.get_num_threads()
+        if threads > 1:  # on maps so small threads only wait for each other
+            stack.callback(torch.set_num_threads, threads)
+            torch.set_num_threads(1)
         yield

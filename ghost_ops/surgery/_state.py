@@ -19,7 +19,9 @@ from torch import nn
 
 _DEPTH, _NODES, _LONG = 6, 4000, 500
 _FOREIGN = frozenset((*sys.stdlib_module_names, "torch", "numpy", "ghost_ops"))  # their own state is not a module's
-_ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, types.BuiltinFunctionType)
+_ATOMS = frozenset(
+    (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, types.BuiltinFunctionType)
+)
 _FUNCTIONS = (types.FunctionType, classmethod, staticmethod, property)
 
 
@@ -52,24 +54,26 @@ class State:
     def __init__(self, module: nn.Module) -> None:
         self._kept: dict[int, tuple[object, str, object]] = {}
         self._bindings: dict[tuple[int, str], tuple[dict, str, object]] = {}
-        for path, child in module.named_modules():
+        modules = list(module.named_modules())
+        for path, child in modules:
             self._keep_module(child, f"{path}." if path else "")
-        for child in module.modules():
-            self._keep_class(type(child))
+        for cls in dict.fromkeys(type(child) for _, child in modules):
+            self._keep_class(cls)
 
     def difference(self) -> str | None:
-        """The first thing that is no longer as it was, or None."""
+        """The name of the first thing that is no longer as it was, or None."""
         for namespace, name, value in self._bindings.values():
             if namespace.get(name) is not value:
                 return f"{name!r}, a variable outside of it"
         for thing, label, before in self._kept.values():
             after = _content(thing)
+            if _same(before, after):
+                continue
             if isinstance(before, dict):
                 for key in (*before, *after):
                     if key not in after or key not in before or before[key] is not after[key]:
                         return label.replace("*", str(key))
-            elif not _same(before, after):
-                return label
+            return label
         return None
 
     def restore(self) -> None:
@@ -84,8 +88,10 @@ class State:
         attributes = vars(module)
         self._kept[id(module)] = module, f"'{prefix}*'", _content(module)
         for name, value in attributes.items():
+            if type(value) in _ATOMS:
+                continue
             if name == "_modules" or "_hooks" in name:  # the hooks are ours
-                self._kept[id(value)] = value, f"{name!r} of {prefix or 'it'!r}", _content(value)
+                self._kept[id(value)] = value, f"the {name[1:]} of '{prefix[:-1]}'", dict(value)
             elif name in ("_parameters", "_buffers"):
                 self._kept[id(value)] = value, f"'{prefix}*'", _content(value)
                 for inner, t in value.items():
@@ -104,7 +110,7 @@ class State:
                 self._keep_function(vars(base)["forward"], cls, 0)
 
     def _keep(self, thing: object, label: str, depth: int) -> None:
-        if isinstance(thing, _ATOMS) or id(thing) in self._kept or depth > _DEPTH or len(self._kept) > _NODES:
+        if type(thing) in _ATOMS or id(thing) in self._kept or depth > _DEPTH or len(self._kept) > _NODES:
             return
         if isinstance(thing, types.MethodType):
             thing = thing.__func__
@@ -182,7 +188,9 @@ def _content(thing: object) -> object:
     if isinstance(thing, torch.Tensor):
         return thing.detach().clone() if thing.layout is torch.strided and not thing.is_meta else None
     if isinstance(thing, nn.Module):
-        return {name: value for name, value in vars(thing).items() if name != "training"}
+        content = dict(vars(thing))
+        content.pop("training", None)
+        return content
     if isinstance(thing, types.FunctionType):
         return dict(vars(thing))
     if isinstance(thing, type):
@@ -214,11 +222,13 @@ def _content(thing: object) -> object:
 
 def _same(before: object, after: object) -> bool:
     if isinstance(before, torch.Tensor):
-        return before.shape == after.shape and bool(((before == after) | ((before != before) & (after != after))).all())
+        if before.shape != after.shape:
+            return False
+        return torch.equal(before, after) or bool(((before == after) | ((before != before) & (after != after))).all())
     if isinstance(before, np.ndarray):
         return before.shape == after.shape and before.tobytes() == after.tobytes()
     if isinstance(before, dict):
-        return before.keys() == after.keys() and all(before[key] is after[key] for key in before)
+        return len(before) == len(after) and all(key in after and before[key] is after[key] for key in before)
     if isinstance(before, list):
         return len(before) == len(after) and all(a is b for a, b in zip(before, after))
     return before == after

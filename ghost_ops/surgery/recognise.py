@@ -28,7 +28,7 @@ from ..nn._structure import NORMS, Structure, Unfusable
 from ..nn.fused_bottleneck import BottleneckRunner
 from ..nn.fused_ghost_module import GhostModuleRunner
 from ..nn.fused_squeeze_excite import SqueezeExciteRunner
-from ._copy import Refused
+from ._copy import Refused, refuse_compiled
 from ._probe import BOTTLENECK, GHOST, SQUEEZE_EXCITE, Call, Probe
 
 _UNITS = {GHOST: GhostModuleRunner, SQUEEZE_EXCITE: SqueezeExciteRunner}
@@ -128,6 +128,7 @@ def _ghost(module: nn.Module) -> tuple[GhostParts, Reads] | None:
     primary = _nominate(module)
     if primary is None:
         if {"primary_conv", "cheap_operation"} <= set(module._modules):
+            refuse_compiled(module)
             raise Refused("its primary_conv and cheap_operation are not one convolution each, the second depthwise")
         return None
     probe = Probe(module, primary.in_channels)

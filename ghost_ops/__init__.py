@@ -18,7 +18,7 @@ from .nn import (
     SELayer,
     SqueezeExcite,
 )
-from .surgery import explain, freeze, fuse, revert
+from .surgery import explain, freeze, fuse, revert, thaw
 
 try:
     __version__ = _metadata.version("ghost-ops")
@@ -41,5 +41,6 @@ __all__ = [
     "fuse",
     "models",
     "revert",
+    "thaw",
     "use_backend",
 ]

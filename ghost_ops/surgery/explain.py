@@ -15,7 +15,9 @@ from rich.table import Table
 from torch import nn
 
 from ..nn import FrozenProgram, FusedGhostBottleneck
+from ..nn._in_place import STATE, source_class
 from ..nn._wrapper import Wrapper
+from ..nn.frozen_net import Frozen
 from .recognise import survey
 from .saved import Saved
 
@@ -88,12 +90,14 @@ def explain(net: nn.Module, example: object) -> Explanation:
     if not isinstance(net, nn.Module):
         raise TypeError(f"explain: net: expected a torch.nn.Module, got {type(net).__name__}")
     names = {module: name for name, module in net.named_modules()}
-    wrappers = {module: {} for module in names if isinstance(module, (Wrapper, FrozenProgram))}
+    frozen = _Frozen(names)
+    wrappers = {module: {} for module in names if isinstance(module, (Wrapper, FrozenProgram)) and module not in frozen}
     saved = Saved(net)
     with (
         _recording(wrappers, saved),
         saved.watching(),
         _unchanged(net),
+        frozen.through_programs(),
         torch.set_grad_enabled(net.training),
         _uncompiled(),
     ):
@@ -104,16 +108,65 @@ def explain(net: nn.Module, example: object) -> Explanation:
 
     rows = {}
     for module, notes in wrappers.items():
-        kind = type(getattr(module, "_source", None) or module).__name__
+        if module in frozen.packed and not notes:
+            continue
+        name, kind = names[module], type(getattr(module, "_source", None) or module).__name__
+        name, kind = frozen.whole.get(module, (name, kind))
         rows[module] = [
-            Row(names[module], kind, seen, *_split(runs), True, len(sizes), max(sizes) if net.training else None)
+            Row(name, kind, seen, *_split(runs), True, len(sizes), max(sizes) if net.training else None)
             for (seen, runs), sizes in notes.items()
-        ] or [Row(names[module], kind, "", _uncalled(module, wrappers, names), "", True)]
+        ] or [Row(name, kind, "", _uncalled(module, wrappers, names), "", True)]
+    for path, module, why in frozen.left:
+        rows.setdefault(module, []).append(Row(path, source_class(module).__name__, "", "plain PyTorch", why, False))
     for found in survey(net):
+        if found.module in frozen or found.module in frozen.packed:
+            continue
         why = found.reason or "it could be fused: ghost_ops.fuse(net)"
         row = Row(found.name, type(found.module).__name__, "", "plain PyTorch", why, False)
         rows.setdefault(found.module, []).append(row)
     return Explanation(tuple(row for module in names for row in rows.get(module, ())))
+
+
+class _Frozen:
+    """What :func:`freeze` has done inside a net.
+
+    Attributes:
+        whole: programs that are all of a module's forward, with the path and the class of this module.
+        packed: the modules whose parameters are in a program.
+        left: what went back to PyTorch: path, module and reason.
+    """
+
+    def __init__(self, names: dict[nn.Module, str]) -> None:
+        self.states = {module: module.__dict__[STATE] for module in names if isinstance(module, Frozen)}
+        self.whole: dict[nn.Module, tuple[str, str]] = {}
+        self.packed: set[nn.Module] = set()
+        self.left: list[tuple[str, nn.Module, str]] = []
+        for module, state in self.states.items():
+            programs = module._modules.get(state.child, nn.ModuleList())
+            for program in programs:
+                for part in program.parts:
+                    inner = module.get_submodule(part)
+                    self.packed.update(m for m in inner.modules() if m not in set(programs.modules()))
+                if state.whole:
+                    self.whole[program] = names[module], source_class(module).__name__
+            for path, why in state.left:
+                name = ".".join(filter(None, (names[module], path)))
+                self.left.append((name, module.get_submodule(path), why))
+
+    def __contains__(self, module: nn.Module) -> bool:
+        return module in self.states
+
+    @contextmanager
+    def through_programs(self) -> Iterator[None]:
+        """Let calls that pass by the forward of a program, or replay a CUDA graph, be calls of programs."""
+        kept = [(state, state.graphs, state.fast) for state in self.states.values()]
+        for state in self.states.values():
+            state.graphs = state.fast = None
+        try:
+            yield
+        finally:
+            for state, graphs, fast in kept:
+                state.graphs, state.fast = graphs, fast
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from .nn import (
     SELayer,
     SqueezeExcite,
 )
-from .surgery import explain, freeze, fuse, revert
+from .surgery import explain, freeze, fuse, revert, thaw
 
 try:
     __version__ = _metadata.version("ghost-ops")
@@ -42,5 +42,6 @@ __all__ = [
     "fuse",
     "models",
     "revert",
+    "thaw",
     "use_backend",
 ]

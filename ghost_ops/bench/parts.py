@@ -84,7 +84,8 @@ def run_parts(
             reference = copy.deepcopy(part).double()(entry.double())
             program, entry = frozen_part(name, part, kind), entry.to(kind)
             call: Callable[[], torch.Tensor] = lambda program=program, entry=entry: program(entry)
-            packed = sum(t.numel() * t.element_size() for t in program.buffers())
+            programs = (m for m in program.modules() if isinstance(m, FrozenProgram))
+            packed = sum(p.packed.numel() * p.packed.element_size() for p in programs)
             row.bytes = (entry.numel() + reference.numel()) * entry.element_size() + packed
             row.roof = limits.roof(row.flops, row.bytes, dtype)
             if _compare(call, reference, row):

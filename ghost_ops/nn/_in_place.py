@@ -15,17 +15,18 @@ from typing import ClassVar
 
 from torch import nn
 
-STATE = "_ghost_ops"  # the one attribute that a module gains
+STATE = "_ghost_ops"  # the one attribute that a fused module gains
 
 
 class InPlace(nn.Module):
     """Base of the behaviours that come before a module's own class in the method resolution order.
 
     A behaviour overrides ``_forward``, which gets the arguments of a call. It has no other public method or attribute,
-    since each would hide one of the module's own. What it must remember is in ``module.__dict__["_ghost_ops"]``.
+    since each would hide one of the module's own. What it must remember is the one attribute that the module gains.
     """
 
     name_prefix: ClassVar[str] = "InPlace"
+    state_name: ClassVar[str] = STATE
 
     def _forward(self, *args: object, **kwargs: object) -> object:
         """What a call of the module computes."""
@@ -86,7 +87,7 @@ def change_class(module: nn.Module, behaviour: type[InPlace], state: object) -> 
     """
     made = in_place_class(behaviour, type(module))
     object.__setattr__(module, "__class__", made)
-    module.__dict__[STATE] = state
+    module.__dict__[behaviour.state_name] = state
 
 
 def restore_class(module: nn.Module) -> None:
@@ -99,7 +100,7 @@ def restore_class(module: nn.Module) -> None:
     if made is not type(module):
         raise TypeError(f"expected a module whose class was changed last by ghost_ops, got a {type(module).__name__}")
     object.__setattr__(module, "__class__", made._source_class)
-    module.__dict__.pop(STATE, None)
+    module.__dict__.pop(made._behaviour.state_name, None)
 
 
 def _new(behaviour: type[InPlace], source: type[nn.Module], *args: object) -> nn.Module:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..backends import native
 from ..backends.cuda.program import summary
 from ..backends.steps import BFLOAT16, FLOAT32, Store, decode, precision_of, with_precision
 from ..dispatch import Decision, select
+from ..ops.checks import autocast
 from ..ops.program import program, program_pack
 from ._program import Built
 from ._runner import Route, _observers, observed
 from ._structure import Unfusable
 
+FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+
 
 class FrozenProgram(nn.Module):
-    """What ``ghost_ops.freeze`` puts in the place of a run of modules: inference alone, with weights of its own.
+    """What ``ghost_ops.freeze`` puts in the place of a run of modules: inference only, with weights of its own.
 
     Its only state is the buffer ``packed``, in a form that is the same on every processor, and the list of ``steps``
     (``ghost_ops/backends/steps.py``). It may be called by many threads at once.
@@ -26,23 +30,42 @@ class FrozenProgram(nn.Module):
     Of bfloat16 parameters the weights of products (all but depthwise ones) are packed as bfloat16, half as many bytes,
     rounded once after the BatchNorms are folded in; sums are float32, and so is all between the steps. Where the
     processor multiplies bfloat16 itself, the maps are rounded on their way into a product. Such a form keeps its
-    precision through ``.to(dtype)``, and takes inputs of every dtype.
+    precision through ``.to(dtype)``, and takes inputs of every floating-point dtype. Others take inputs of the dtype
+    that they were packed for, which ``.to(dtype)`` changes. Under autocast the input is cast as autocast casts it.
 
     Args:
         packed: the packed parameters: float32, or int32 where the steps' precision is bfloat16.
         steps: what to do with them.
         parts: for people: the modules that it stands for.
+        dtype: of its inputs; None for that of ``packed``.
+
+    Attributes:
+        input_name: how error messages call the input: the class of the net and the parameter of its forward.
 
     Shape: N x C x H x W, float32 or bfloat16 (on a CUDA device float16 too), NCHW or channels_last, of any N, H and W
     that the net takes, to a map in the input's dtype and memory format, or to N x features.
     """
 
-    def __init__(self, packed: torch.Tensor, steps: list[int], parts: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        packed: torch.Tensor,
+        steps: list[int],
+        parts: tuple[str, ...] = (),
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("packed", packed)
         self.steps = list(steps)
         self.parts = parts
+        self.input_name = "FrozenProgram: x"
         self.training = False
+        self._expect(dtype or packed.dtype)
+
+    def _expect(self, dtype: torch.dtype | None) -> None:
+        """Remember what an input must be; None stands for every floating-point dtype."""
+        self.dtype = None if precision_of(self.steps) == BFLOAT16 else dtype
+        self._dtypes = FLOATING if self.dtype is None else frozenset((self.dtype,))
+        self._channels = decode(self.steps)[0].channels
 
     @classmethod
     def of(cls, built: Built, parts: tuple[str, ...] = (), dtype: torch.dtype | None = None) -> FrozenProgram:
@@ -61,9 +84,18 @@ class FrozenProgram(nn.Module):
         rounded = [t.to(kept).float().cpu() for t in tensors]  # packed on the CPU: the form is the same everywhere
         code = with_precision(built.code, BFLOAT16 if kept is torch.bfloat16 else FLOAT32)
         with torch.no_grad():
-            return cls(program_pack(rounded, code).to(device), code, parts)
+            return cls(program_pack(rounded, code).to(device), code, parts, kept)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            if torch.is_autocast_enabled(x.device.type):
+                x = autocast(x)[0]
+        elif isinstance(x, fx.Proxy):
+            return program(x, self.packed, self.steps)
+        elif not isinstance(x, torch.Tensor) or x.dtype not in self._dtypes or torch._C._is_any_autocast_enabled():
+            x = self._cast(x)
+        if x.dim() != 4 or x.size(1) != self._channels:
+            self._refuse(x)
         if _observers and not torch.compiler.is_compiling():
             return observed(self, x, lambda: Route(self.decide(x), lambda: program(x, self.packed, self.steps)))
         return program(x, self._buffers["packed"], self.steps)  # a module's own lookup costs as much as the operator
@@ -75,6 +107,36 @@ class FrozenProgram(nn.Module):
             return decision
         return replace(decision, runs=f"{decision.runs}, {summary(x, self.packed, self.steps)}")
 
+    def _cast(self, x: object) -> torch.Tensor:
+        """The input in the dtype that autocast asks for, as a convolution would read it.
+
+        Raises:
+            TypeError: x is not a tensor of a dtype that the program takes.
+        """
+        if not isinstance(x, torch.Tensor):
+            self._refuse(x)
+        follows = torch.is_autocast_enabled(x.device.type)
+        if x.dtype not in (FLOATING if follows else self._dtypes):
+            self._refuse(x)
+        return autocast(x)[0]
+
+    def _refuse(self, x: object) -> None:
+        kind = "floating-point" if self.dtype is None else str(self.dtype)
+        expected = f"{self.input_name}: expected a {kind} tensor N x {self._channels} x H x W"
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{expected}, got {type(x).__name__}")
+        got = f"{expected}, got {x.dtype} of shape {tuple(x.shape)}"
+        if x.dim() != 4 or x.size(1) != self._channels:
+            raise ValueError(got)
+        raise TypeError(got)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> FrozenProgram:
+        device = self.packed.device
+        super()._apply(fn, recurse)
+        if self.dtype is not None:  # what is packed need not have this dtype, and the function is all that is known
+            self._expect(fn(torch.empty(0, dtype=self.dtype, device=device)).dtype)
+        return self
+
     def scratch_bytes(self, x: torch.Tensor) -> int:
         """Memory that each thread of PyTorch's keeps for calls on inputs such as x, beside input and output."""
         if not x.is_cpu:
@@ -84,6 +146,9 @@ class FrozenProgram(nn.Module):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
+        if "_dtypes" not in state:  # saved before programs knew the dtype of their inputs: every one was taken
+            self.__dict__.update(input_name="FrozenProgram: x")
+            self._expect(None)
         self.packed = native.in_huge_pages(self.packed)  # a loaded one lies in small pages, and is slower to read
 
     def extra_repr(self) -> str:

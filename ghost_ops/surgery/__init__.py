@@ -1,8 +1,8 @@
-"""Changes to somebody's net: ``fuse`` and ``revert``, ``freeze``, and ``explain``, which says what runs and why."""
+"""Changes to somebody's net: ``fuse``, ``revert``, ``freeze`` and ``thaw``; ``explain`` says what runs and why."""
 
 from .explain import Explanation, Row, explain
-from .freeze import freeze
+from .freeze import freeze, thaw
 from .fuse import fuse, revert
 from .recognise import Finding, survey
 
-__all__ = ["Explanation", "Finding", "Row", "explain", "freeze", "fuse", "revert", "survey"]
+__all__ = ["Explanation", "Finding", "Row", "explain", "freeze", "fuse", "revert", "survey", "thaw"]

@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ..dispatch import PLAIN_PYTORCH
 from ..nn import FrozenProgram, FusedGhostBottleneck
 from ..nn._fused import Fused
 from ..nn._in_place import source_class
 from ..nn._runner import Route, observing
+from ..nn.frozen_net import Frozen, state_of
 from .recognise import survey
 from .saved import Saved
 
@@ -85,12 +87,14 @@ def explain(net: nn.Module, example: object) -> Explanation:
     if not isinstance(net, nn.Module):
         raise TypeError(f"explain: net: expected a torch.nn.Module, got {type(net).__name__}")
     names = {module: name for name, module in net.named_modules()}
-    known = {module: {} for module in names if isinstance(module, (Fused, FrozenProgram))}
+    frozen = _Frozen(names)
+    known = {module: {} for module in names if isinstance(module, (Fused, FrozenProgram)) and module not in frozen}
     saved = Saved(net)
     with (
         _recording(known, saved),
         saved.watching(),
         _unchanged(net),
+        frozen.through_programs(),
         torch.set_grad_enabled(net.training),
         _uncompiled(),
     ):
@@ -101,19 +105,67 @@ def explain(net: nn.Module, example: object) -> Explanation:
 
     rows = {}
     for module, notes in known.items():
-        kind = source_class(module).__name__
+        if module in frozen.packed and not notes:
+            continue
+        name, kind = frozen.whole.get(module, (names[module], source_class(module).__name__))
         rows[module] = [
             Row(
-                names[module], kind, seen, decision.runs + more, decision.why, True, len(sizes),
+                name, kind, seen, decision.runs + more, decision.why, True, len(sizes),
                 max(sizes) if net.training else None,
             )
             for (seen, decision, more), sizes in notes.items()
-        ] or [Row(names[module], kind, "", _uncalled(module, known, names), "", True)]  # fmt: skip
+        ] or [Row(name, kind, "", _uncalled(module, known, names), "", True)]  # fmt: skip
+    for path, module, why in frozen.left:
+        rows.setdefault(module, []).append(Row(path, source_class(module).__name__, "", PLAIN_PYTORCH, why, False))
     for found in survey(net):
+        if found.module in frozen or found.module in frozen.packed:
+            continue
         why = found.reason or "it could be fused: ghost_ops.fuse(net)"
-        row = Row(found.name, type(found.module).__name__, "", "plain PyTorch", why, False)
+        row = Row(found.name, type(found.module).__name__, "", PLAIN_PYTORCH, why, False)
         rows.setdefault(found.module, []).append(row)
     return Explanation(tuple(row for module in names for row in rows.get(module, ())))
+
+
+class _Frozen:
+    """What :func:`freeze` has done inside a net.
+
+    Attributes:
+        whole: programs that are all of a module's forward, with the path and the class of this module.
+        packed: the modules whose parameters are in a program.
+        left: what went back to PyTorch: path, module and reason.
+    """
+
+    def __init__(self, names: dict[nn.Module, str]) -> None:
+        self.states = {module: state_of(module) for module in names if isinstance(module, Frozen)}
+        self.whole: dict[nn.Module, tuple[str, str]] = {}
+        self.packed: set[nn.Module] = set()
+        self.left: list[tuple[str, nn.Module, str]] = []
+        for module, state in self.states.items():
+            programs = module._modules.get(state.child, nn.ModuleList())
+            for program in programs:
+                for part in program.parts:
+                    inner = module.get_submodule(part)
+                    self.packed.update(m for m in inner.modules() if m not in set(programs.modules()))
+                if state.whole:
+                    self.whole[program] = names[module], source_class(module).__name__
+            for path, why in state.left:
+                name = ".".join(filter(None, (names[module], path)))
+                self.left.append((name, module.get_submodule(path), why))
+
+    def __contains__(self, module: nn.Module) -> bool:
+        return module in self.states
+
+    @contextmanager
+    def through_programs(self) -> Iterator[None]:
+        """Let calls that pass by the forward of a program, or replay a CUDA graph, be calls of programs."""
+        kept = [(state, state.graphs, state.fast) for state in self.states.values()]
+        for state in self.states.values():
+            state.graphs = state.fast = None
+        try:
+            yield
+        finally:
+            for state, graphs, fast in kept:
+                state.graphs, state.fast = graphs, fast
 
 
 def _uncalled(module: nn.Module, known: dict[nn.Module, dict], names: dict[nn.Module, str]) -> str:

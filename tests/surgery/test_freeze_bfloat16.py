@@ -15,7 +15,7 @@ from ghost_ops.backends.steps import BFLOAT16, FLOAT32, decode, precision_of
 from ghost_ops.nn import FrozenProgram
 
 from ..helpers import assert_as_accurate, make_map
-from .test_freeze import _as_with_kernels, programs  # noqa: F401  (a fixture)
+from .test_freeze import _as_with_kernels, programs, whole_program  # noqa: F401  (a fixture)
 from .test_freeze_life import BOTH, COPIES, LOADS, NETS, Larger, assert_twin_apart, in_another_process, make_net
 
 BF16 = torch.bfloat16
@@ -111,7 +111,7 @@ def test_explain_and_scratch(x):
     (row,) = explain(frozen, x).rows
     assert row.input == "2 x 3 x 33 x 31 bfloat16" and row.runs.startswith("program on ")
     if native.isa() != "none":
-        assert 0 < frozen.scratch_bytes(x) <= freeze(make_net()).scratch_bytes(x)
+        assert 0 < whole_program(frozen).scratch_bytes(x) <= whole_program(freeze(make_net())).scratch_bytes(x)
 
 
 @pytest.mark.parametrize("how", COPIES)

@@ -206,7 +206,7 @@ def _squeeze_excite(module: nn.Module) -> tuple[SqueezeExciteParts, Reads] | Non
     gates = [gate for gate in GATES if probe.computes(_excite(first.module, second.module, code, gate))]
     wrong = f"it does not compute a squeeze-and-excite with any of the gates {', '.join(GATES)}"
     if len(gates) != 1:
-        raise Refused(wrong + probe.watch.explain())
+        raise Refused(probe.explain(wrong))
     probe.confirm(_excite(first.module, second.module, code, gates[0]), wrong, SQUEEZE_EXCITE)
     act = between[0].path if between else None
     read = {first.path, second.path, act}

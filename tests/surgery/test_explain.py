@@ -34,7 +34,8 @@ def test_eval(x):
     assert rows["blocks.0.se"].runs == "within blocks.0"
     assert rows["blocks.1"] == Row(
         "blocks.1", "ScaledGhostModule", "", "plain PyTorch",
-        "it does not compute a Ghost module: its results differ from those of its two convolutions", False,
+        "it does not compute a Ghost module: its results differ from those of its two convolutions"
+        "; its forward also calls mul", False,
     )  # fmt: skip
     assert rows["blocks.2"].runs == "program_eval on native"
 

@@ -285,7 +285,7 @@ class Recorder:
         if self._is_on():
             path = self._paths[id(module)]
             full = f"{path}.{name}" if path else name
-            self._watch.object(f"its forward leaves something behind: it sets {full!r}")
+            self._watch.object(f"its forward leaves something behind: it sets {full!r}", first=True)
 
 
 def _is_data(cls: type, name: str) -> bool:

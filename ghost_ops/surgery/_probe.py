@@ -174,6 +174,14 @@ class Probe:
         if reason is not None:
             raise Refused(reason)
 
+    def explain(self, mismatch: str) -> str:
+        """The sentence for a forward that computes something else, with what may be the cause."""
+        with _ambient(), self._noting():
+            again = self._run(self._watched, self._first()[1])
+        if not agree(again.out, self._theirs[1].out):
+            return "its results differ from one call to the next"
+        return mismatch + self.watch.explain()
+
     def refuse(self) -> None:
         """Raise ``Refused`` if its forward was seen to do something that fused code does not."""
         if self.watch.objections:
@@ -189,7 +197,7 @@ class Probe:
         for trial, theirs in zip(self._first(), self._theirs):
             ours = self._ours(compose, trial)
             if ours is None or not agree(ours.out, theirs.out):
-                yield mismatch + self.watch.explain()
+                yield self.explain(mismatch)
 
     def _further_differences(self, compose: Forward, kind: str) -> Iterator[str | None]:
         """After each trial in float32, in which PyTorch's convolutions are fast, why it cannot, or None."""
@@ -202,9 +210,8 @@ class Probe:
             elif theirs.requires_grad != ours.requires_grad or not _all_agree(ours.gradients, theirs.gradients):
                 yield f"its gradients are not those of a {kind}{self.watch.explain()}"
             yield None
-            if trial.training:  # in eval the hard input comes without gradients
-                again = self._run(self._watched, Trial(trial.x, True))
-                yield None if agree(again.out, theirs.out) else "it computes something else without gradients"
+            again = self._run(self._watched, Trial(trial.x, trial.training))
+            yield None if agree(again.out, theirs.out) else "it computes something else without gradients"
         for x_grad, parameters_grad in ((True, False), (False, True), (False, False)):
             some = self._run(self._watched, Trial(one, False, True, x_grad, parameters_grad), True)
             wanted = [t if x_grad else None for t in theirs.gradients[:1]]
@@ -329,7 +336,7 @@ class Probe:
                 generators.restore()
             changed = state.difference()
             if changed is not None:
-                self.watch.object(f"its forward leaves something behind: it changes {changed}")
+                self.watch.object(f"its forward leaves something behind: it changes {changed}", first=True)
                 state.restore()
 
     def _is_inside(self, path: str) -> bool:

@@ -34,6 +34,7 @@ from ._probe import BOTTLENECK, GHOST, SQUEEZE_EXCITE, Call, Probe
 _UNITS = {GHOST: GhostModuleRunner, SQUEEZE_EXCITE: SqueezeExciteRunner}
 Parts = GhostParts | SqueezeExciteParts | BottleneckParts
 Reads = tuple[tuple[str, str], ...]
+_OTHER_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # of these the forward is known: never one of ours
 
 
@@ -109,12 +110,15 @@ def _is_nothing(module: nn.Module) -> bool:
 # Ghost modules
 
 
+def _two_convolutions(module: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions of the children that have one each."""
+    found = ([m for m in child.modules() if isinstance(m, nn.Conv2d)] for child in module.children())
+    return [convs[0] for convs in found if len(convs) == 1]
+
+
 def _nominate(module: nn.Module) -> nn.Conv2d | None:
     """The primary convolution of what has the structure of a Ghost module."""
-    halves = []
-    for child in module.children():
-        convs = [m for m in child.modules() if isinstance(m, nn.Conv2d)]
-        halves += convs if len(convs) == 1 else []
+    halves = _two_convolutions(module)
     if len(halves) == 1 and isinstance(module, GhostModule):  # ours at ratio 1
         return halves[0]
     if len(halves) != 2:
@@ -137,6 +141,10 @@ def _ghost(module: nn.Module) -> tuple[GhostParts, Reads] | None:
     if kept <= primary.out_channels and not isinstance(module, GhostModule):
         return None  # a separable convolution, say: nothing is concatenated
     probe.refuse()
+    convs = [call for call in calls if isinstance(call.module, nn.Conv2d)]
+    if len(convs) > 2:
+        extra = next(call.path for call in convs if call.module not in _two_convolutions(probe.copy))
+        raise Refused(f"it also calls {extra!r}, a convolution more than a Ghost module has")
     halves = _halves(calls)
     if not 1 <= len(halves) <= 2:
         raise Refused(f"it calls {len(halves)} convolutions where a Ghost module calls two")
@@ -170,6 +178,9 @@ def _halves(calls: list[Call]) -> list[tuple[Call, Call | None, Call | None]]:
                 raise Refused(f"its {norm.path!r} normalises something else than the output of {conv.path!r}")
         if calls and not isinstance(calls[0].module, nn.Conv2d):
             act = calls.pop(0)
+            if isinstance(act.module, _OTHER_NORMS):
+                kind = type(act.module).__name__
+                raise Refused(f"its normalisation {act.path!r} is of the class {kind}, which is not a BatchNorm2d")
             Structure.activation(act.module)
         halves.append((conv, norm, act))
     return halves
@@ -185,7 +196,7 @@ def _is_dense(module: nn.Module) -> bool:
 
 
 def _squeeze_excite(module: nn.Module) -> tuple[SqueezeExciteParts, Reads] | None:
-    dense = [m for m in module.modules() if m._parameters]
+    dense = [m for m in module.modules() if m._parameters and not isinstance(m, nn.PReLU)]
     if len(dense) != 2 or not all(_is_dense(m) for m in dense):
         return None
     reduce, expand = dense
@@ -209,7 +220,7 @@ def _squeeze_excite(module: nn.Module) -> tuple[SqueezeExciteParts, Reads] | Non
     gates = [gate for gate in GATES if probe.computes(_excite(first.module, second.module, code, gate))]
     wrong = f"it does not compute a squeeze-and-excite with any of the gates {', '.join(GATES)}"
     if len(gates) != 1:
-        raise Refused(wrong + probe.watch.explain())
+        raise Refused(probe.explain(wrong))
     probe.confirm(_excite(first.module, second.module, code, gates[0]), wrong, SQUEEZE_EXCITE)
     act = between[0].path if between else None
     read = {first.path, second.path, act}

@@ -9,7 +9,8 @@ from ghost_ops.surgery import fuse, survey
 
 from . import forbidden
 
-HARMLESS = {("squeeze-and-excite", name) for name in ("clamp", "minimum")}  # a gate's values are at most one
+# The gate's values are at most one, in a map of one pixel.
+HARMLESS = {("squeeze-and-excite", name) for name in ("clamp", "minimum", "converted", "converted_product")}
 CASES = [
     pytest.param(kind, cause, function, id=f"{kind}, {name}")
     for kind in forbidden.KINDS
@@ -31,6 +32,7 @@ def test_left_alone_with_the_reason(kind, cause, function):
     assert type(fuse(module)) is cls
     assert (module.seen, module.calls, module.numbers, forbidden.LOG, forbidden.CALLS) == ([], 0, {}, [], 0)
     assert not {"last", "penalty"} & vars(module).keys() and not hasattr(cls, "total")
+    assert not module.kept and not module.queue and not vars(forbidden.CONFIG)
     assert module.count == 0 and not torch.is_inference_mode_enabled()
 
 

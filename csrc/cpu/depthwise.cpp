@@ -163,7 +163,7 @@ struct Backward {
         const float* rows[kMostRows];
         grad.window(y, count, rows);
         for (int64_t i = 0; i < count; i++)
-          kernels().sum(rows[i], grad.pixel(), g.out_w, g.c, bias_sums + group * sum_floats(g.c));
+          kernels().sum_in_double(rows[i], grad.pixel(), g.out_w, g.c, bias_sums + group * sum_floats(g.c));
       }
     });
   }

@@ -37,9 +37,15 @@ def activate(z: torch.Tensor, act: int, slope: float = 0.0, weight: torch.Tensor
 
 
 def activate_backward(
-    grad: torch.Tensor, z: torch.Tensor, act: int, slope: float = 0.0, weight: torch.Tensor | None = None
+    grad: torch.Tensor,
+    z: torch.Tensor,
+    act: int,
+    slope: float = 0.0,
+    weight: torch.Tensor | None = None,
+    sums: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Gradients of z and of PReLU's weight (None for the others), given the gradient of ``activate(z, ...)``."""
+    """Gradients of z and of PReLU's weight (None for the others), given the gradient of ``activate(z, ...)``; the
+    weight's is added in the dtype ``sums``, or in z's."""
     zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
     if act == NONE:
         return grad, None
@@ -51,7 +57,8 @@ def activate_backward(
         return torch.where(z > 0, grad, grad * slope), None
     if act == PRELU:
         grad_slopes = torch.where(z > 0, zero, grad * z)
-        grad_weight = grad_slopes.sum([0, *range(2, z.dim())]) if weight.numel() > 1 else grad_slopes.sum().reshape(1)
+        over = [0, *range(2, z.dim())] if weight.numel() > 1 else None
+        grad_weight = grad_slopes.sum(over, dtype=sums).reshape(weight.shape)
         return torch.where(z > 0, grad, grad * _slopes(weight, z)), grad_weight.to(weight.dtype)
     if act == SILU:
         s = torch.sigmoid(z)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..backends import cuda, native, reference, triton
+from ..backends import composed, cuda, native, reference, triton
 from ..backends.layout import memory_format
 from ..dispatch import select
 from .flops import register_with_counter
@@ -26,9 +27,9 @@ def _schemas() -> list[str]:
     return [line for line in text.splitlines() if "->" in line]
 
 
-def _as_operator(name: str) -> Callable:
-    """The reference implementation with an operator's manners: dense results that alias no argument."""
-    function, map_index = getattr(reference, name), int(name.endswith("_backward"))
+def _as_operator(name: str, module: ModuleType = reference) -> Callable:
+    """An implementation in Python with an operator's manners: dense results that alias no argument."""
+    function, map_index = getattr(module, name), int(name.endswith("_backward"))
 
     def implementation(*args):
         results = function(*args)
@@ -64,6 +65,18 @@ def _on_cuda(name: str, arguments: str) -> Callable:
     return implementation
 
 
+def _on_cpu(name: str) -> Callable:
+    """An operator on the CPU that has no kernel of its own, but native kernels in it."""
+    function = _as_operator(name, composed)
+
+    def implementation(*args):
+        if native.uses_reference():
+            return overload(f"{name}_reference")(*args)
+        return function(*args)
+
+    return implementation
+
+
 def _define() -> None:
     for schema in _schemas():
         name, arguments = schema.split("(", 1)
@@ -73,6 +86,8 @@ def _define() -> None:
         _library.define(f"{name}_reference({arguments}")
         for operator in (name, f"{name}_reference"):
             _library.impl(operator, function, "CompositeExplicitAutograd")
+        if native.available() and name in composed.OPERATORS:
+            _library.impl(name, _on_cpu(name), "CPU")
         if (triton.available() and name in triton.OPERATORS) or (cuda.could_load() and name in cuda.OPERATORS):
             _library.impl(name, _on_cuda(name, arguments), "CUDA")
 

@@ -131,6 +131,7 @@ struct NormBackward {
   // norm_backward_sums adds to these: g, g (z - mean), and grad min(z scale + shift, 0), the gradient of PReLU's weight
   // (or null). sum_floats(channels) each.
   float *sum_g, *sum_gz, *sum_slope;
+  int64_t block;  // pixels of g that are summed in float32 before they join a compensated sum: 2 or 4
   // norm_backward: out = k (g - c0 - (z - mean) c1); norm_backward_sums: out = g, or null. May be grad or grad_too
   const float *k, *c0, *c1;
   float* out;
@@ -169,6 +170,7 @@ struct Kernels {
   void (*scale_panels)(const float* from, const float* scale, int64_t k, int64_t n, float* to);
   // the sums are sum_floats(channels) long
   void (*sum)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels, float* sum);
+  void (*sum_in_double)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels, float* sum);  // of gradients
   void (*sum_product)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, int64_t pixels,
                       int64_t channels, float* sum);
   // sums of z - origin and of its square

@@ -17,6 +17,7 @@ void GHOST_SYMBOL(affine)(const float*, int64_t, const ghost::Affine&, float*, i
 void GHOST_SYMBOL(add)(const float*, int64_t, const float*, int64_t, float*, int64_t, int64_t, int64_t);
 void GHOST_SYMBOL(scale_panels)(const float*, const float*, int64_t, int64_t, float*);
 void GHOST_SYMBOL(sum)(const float*, int64_t, int64_t, int64_t, float*);
+void GHOST_SYMBOL(sum_in_double)(const float*, int64_t, int64_t, int64_t, float*);
 void GHOST_SYMBOL(sum_product)(const float*, int64_t, const float*, int64_t, int64_t, int64_t, float*);
 void GHOST_SYMBOL(moments)(const float*, int64_t, int64_t, int64_t, const float*, float*, float*);
 void GHOST_SYMBOL(norm_backward_sums)(const ghost::NormBackward&);
@@ -41,6 +42,7 @@ const ghost::Kernels GHOST_SYMBOL(kernels) = {
     GHOST_SYMBOL(add),
     GHOST_SYMBOL(scale_panels),
     GHOST_SYMBOL(sum),
+    GHOST_SYMBOL(sum_in_double),
     GHOST_SYMBOL(sum_product),
     GHOST_SYMBOL(moments),
     GHOST_SYMBOL(norm_backward_sums),

@@ -35,19 +35,42 @@ def cheap_concat(
     return finish(torch.cat([y1, y2], 1), out_channels, residual, return_squeeze)
 
 
+def channel_sums(grad: torch.Tensor, sums: torch.dtype | None = None) -> torch.Tensor:
+    """The sum of each channel, the gradient of a bias; added in the dtype ``sums``, or in the gradient's.
+
+    ``convolution_backward`` adds pixel after pixel in float32, and loses what is left where gradients nearly cancel;
+    ``sum`` adds sums of short runs.
+    """
+    return grad.sum((0, 2, 3), dtype=sums).to(grad.dtype)
+
+
+def depthwise_backward(
+    grad: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, sums: torch.dtype | None = None
+):  # fmt: skip
+    """Gradients of y, weight and bias of ``depthwise``; the bias's is added as in ``channel_sums``."""
+    pad = weight.shape[-1] // 2
+    grad_y, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, y, weight, None, [1, 1], [pad, pad], [1, 1], False, [0, 0], y.shape[1], [True, True, False]
+    )
+    return grad_y, grad_weight, channel_sums(grad, sums)
+
+
 def cheap_concat_backward(
     grad_out, z, cheap_weight, cheap_bias, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
-    cheap_act_slope,
+    cheap_act_slope, sums=None, of_depthwise=depthwise_backward,
 ):  # fmt: skip
-    """Gradients of z, cheap_weight, cheap_bias, act_weight, cheap_act_weight (empty where there is none)."""
+    """Gradients of z, cheap_weight, cheap_bias, act_weight, cheap_act_weight (empty where there is none).
+
+    Sums over pixels are added in the dtype ``sums``, or in z's; ``of_depthwise`` is the convolution's backward.
+    """
     m = z.shape[1]
     y1 = activate(z, act, act_slope, act_weight)
     weight = match(cheap_weight, z)
     z2 = depthwise(y1, weight, cheap_bias)
     grad_y2 = F.pad(grad_out[:, m:], (0, 0, 0, 0, 0, m + weight.shape[0] - out_channels))
-    grad_z2, grad_cheap_act = activate_backward(grad_y2, z2, cheap_act, cheap_act_slope, cheap_act_weight)
-    grad_y1, grad_weight, grad_bias = depthwise_backward(grad_z2, y1, weight)
-    grad_z, grad_act = activate_backward(grad_y1 + grad_out[:, :m], z, act, act_slope, act_weight)
+    grad_z2, grad_cheap_act = activate_backward(grad_y2, z2, cheap_act, cheap_act_slope, cheap_act_weight, sums)
+    grad_y1, grad_weight, grad_bias = of_depthwise(grad_z2, y1, weight, sums)
+    grad_z, grad_act = activate_backward(grad_y1 + grad_out[:, :m], z, act, act_slope, act_weight, sums)
     return (
         grad_z,
         grad_weight.to(cheap_weight.dtype),
@@ -60,11 +83,3 @@ def cheap_concat_backward(
 def given(grad: torch.Tensor | None, parameter: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
     """The gradient in its parameter's dtype, or an empty tensor where there is no parameter."""
     return x.new_empty(0) if parameter is None else grad.to(parameter.dtype)
-
-
-def depthwise_backward(grad: torch.Tensor, y: torch.Tensor, weight: torch.Tensor):
-    """Gradients of y, weight and bias of ``depthwise``."""
-    pad = weight.shape[-1] // 2
-    return torch.ops.aten.convolution_backward(
-        grad, y, weight, [weight.shape[0]], [1, 1], [pad, pad], [1, 1], False, [0, 0], y.shape[1], [True] * 3
-    )

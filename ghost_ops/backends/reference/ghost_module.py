@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..activation import activate, activate_backward
-from .cheap_concat import cheap_concat, cheap_concat_backward, finish, given, match
+from .cheap_concat import channel_sums, cheap_concat, cheap_concat_backward, depthwise_backward, finish, given, match
 
 
 def _scaled(x, input_scale):
@@ -26,24 +26,37 @@ def ghost_module(
     )  # fmt: skip
 
 
+def pointwise_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, sums: torch.dtype | None = None
+):  # fmt: skip
+    """Gradients of x, weight and bias of a 1x1 convolution; the bias's is added as in ``channel_sums``."""
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False]
+    )
+    return grad_x, grad_weight, channel_sums(grad, sums)
+
+
 def ghost_module_backward(
     grad_out, x, primary_weight, primary_bias, cheap_weight, cheap_bias, input_scale, act_weight, cheap_act_weight,
-    out_channels, act, cheap_act, act_slope, cheap_act_slope,
+    out_channels, act, cheap_act, act_slope, cheap_act_slope, sums=None, of_depthwise=depthwise_backward,
 ):  # fmt: skip
-    """Gradients of x, the four parameters, input_scale and the two PReLU weights (empty where there is none)."""
+    """Gradients of x, the four parameters, input_scale and the two PReLU weights (empty where there is none).
+
+    ``sums`` and ``of_depthwise`` are those of ``cheap_concat_backward``.
+    """
     xs, weight = _scaled(x, input_scale), match(primary_weight, x)
     z = F.conv2d(xs, weight, match(primary_bias, x))
     if cheap_weight is None:
-        grad_z, grad_act = activate_backward(grad_out, z, act, act_slope, act_weight)
+        grad_z, grad_act = activate_backward(grad_out, z, act, act_slope, act_weight, sums)
         grad_act = given(grad_act, act_weight, x)
         grad_cheap = grad_cheap_bias = grad_cheap_act = x.new_empty(0)
     else:
         grad_z, grad_cheap, grad_cheap_bias, grad_act, grad_cheap_act = cheap_concat_backward(
             grad_out, z, cheap_weight, cheap_bias, act_weight, cheap_act_weight, out_channels, act, cheap_act,
-            act_slope, cheap_act_slope,
+            act_slope, cheap_act_slope, sums, of_depthwise,
         )  # fmt: skip
-    grad_x, grad_weight, grad_bias = pointwise_backward(grad_z, xs, weight)
-    grad_scale = x.new_empty(0) if input_scale is None else (grad_x * x).sum((2, 3)).to(input_scale.dtype)
+    grad_x, grad_weight, grad_bias = pointwise_backward(grad_z, xs, weight, sums)
+    grad_scale = x.new_empty(0) if input_scale is None else (grad_x * x).sum((2, 3), dtype=sums).to(input_scale.dtype)
     return (
         _scaled(grad_x, input_scale),
         grad_weight.to(primary_weight.dtype),
@@ -80,10 +93,3 @@ def ghost_module_eval(
         x, weight, bias, cheap, cheap_bias, input_scale, residual, act_weight, cheap_act_weight, out_channels, act,
         cheap_act, act_slope, cheap_act_slope, return_squeeze,
     )  # fmt: skip
-
-
-def pointwise_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor):
-    """Gradients of x, weight and bias of a 1x1 convolution."""
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, [weight.shape[0]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3
-    )

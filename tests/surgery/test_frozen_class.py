@@ -14,6 +14,7 @@ from ghost_ops.nn import FrozenProgram
 from ghost_ops.nn._in_place import STATE, made_class, source_class
 from ghost_ops.nn._wrapper import Wrapper
 from ghost_ops.nn.frozen_net import Frozen
+from ghost_ops.nn.graphed import Graphs
 
 from .. import zoo
 from ..helpers import make_map, randomise
@@ -515,6 +516,45 @@ def test_autocast(make, dtype, x):
             whole_program(freeze(make_vision()))(x.long())
         with torch.autocast("cpu", enabled=False):
             assert frozen(x).dtype == torch.float32
+
+
+# CUDA graphs, as far as they go without a device
+
+
+class Replays(Graphs):
+    """Runs instead of replaying."""
+
+    def __call__(self, run, x, name):
+        self.names = [*getattr(self, "names", ()), name]
+        return run(x)
+
+
+@pytest.mark.parametrize(
+    "make", [make_vision, lambda: randomise(Untraceable("called")).eval()], ids=["whole", "parted"]
+)
+def test_graphs(make):
+    net = make()
+    frozen = freeze(net)
+    channels = next(m for m in net.modules() if isinstance(m, nn.Conv2d)).in_channels
+    x, state = make_map((2, channels, 9, 7)), frozen.__dict__[STATE]
+    with torch.no_grad():
+        want = frozen(x)
+        state.graphs = Replays()
+        state.attach(frozen)
+        assert torch.equal(frozen(x), want) and len(state.graphs.names) == 1
+        if make is make_vision:
+            assert torch.equal(frozen(pixel_values=x), want)
+            assert state.graphs.names == ["Vision (frozen): pixel_values"] * 2
+        explain(frozen, x)
+        twin = copy.deepcopy(frozen)
+        assert type(twin.__dict__[STATE].graphs) is Replays and torch.equal(twin(x), want)
+        state.graphs = Graphs()
+        state.attach(frozen)
+        with pytest.raises(ValueError, match=r"\(frozen\): .*: expected a tensor on a CUDA device, got one on cpu"):
+            frozen(x)
+        with pytest.raises(TypeError, match="expected a tensor, got int"):
+            frozen(3)
+        assert len(pickle.loads(pickle.dumps(frozen)).__dict__[STATE].graphs) == 0
 
 
 # Old files

@@ -92,7 +92,8 @@ def freeze(
         return freeze(thaw(net).eval(), dtype, cuda_graph=cuda_graph, example=example)
     wanted = tuple(path for path, parameter in net.named_parameters() if parameter.requires_grad)
     reason = _no_kernels(net)
-    frozen, left = _frozen(net, dtype, example) if reason is None else (_copied(net, dtype), ())
+    with compare.undisturbed(net):  # tracing runs forwards too
+        frozen, left = _frozen(net, dtype, example) if reason is None else (_copied(net, dtype), ())
     if not holds_programs(frozen):
         reasons = dict.fromkeys(f"{path}: {why}" if path else why for path, why in left)
         why = reason or "; ".join(reasons) or "no Ghost module that a program computes was found"

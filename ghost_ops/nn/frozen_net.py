@@ -21,6 +21,7 @@ from .graphed import Graphs
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_TENSOR, _autocasts, _jit_trace = torch.Tensor, torch._C._is_any_autocast_enabled, torch._C._get_tracing_state
 _OF_ONE_OBJECT = ("counter", "version", "defaults", "fast")  # of a state's attributes: no copy has them
 _HOOKS_OF_ONE = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _REBUILDING = ("reset_classifier",)  # methods, of timm's nets, that set attributes before they set new children
@@ -189,14 +190,14 @@ class Frozen(InPlace):
             owner, hooks, dtypes, counter, buffers, steps = state.fast
             if (
                 not torch.compiler.is_dynamo_compiling()  # the first: what follows is not to be compiled
-                and type(x) is torch.Tensor
+                and type(x) is _TENSOR
                 and x.is_cpu
                 and x.dtype in dtypes
                 and owner is self
                 and counter._version == state.version
                 and not any(hooks)
-                and not torch._C._is_any_autocast_enabled()
-                and torch._C._get_tracing_state() is None
+                and not _autocasts()
+                and _jit_trace() is None
             ):
                 try:
                     return program(x, buffers["packed"], steps)

@@ -15,7 +15,7 @@ from ...nn.frozen_net import Frozen, FrozenState, freeze_class, thaw_class
 from ...nn.graphed import GraphedNet, Graphs
 from ..fuse import fuse, revert
 from . import compare
-from .build import build, holds_programs
+from .build import build, free_name, holds_programs
 from .compare import Arguments
 from .decide import Decision, decide
 from .trace import kept_whole
@@ -102,7 +102,7 @@ def freeze(
     if not isinstance(frozen, Frozen):
         if isinstance(frozen, (FrozenProgram, fx.GraphModule)):
             return GraphedNet(frozen) if cuda_graph else frozen
-        freeze_class(frozen, FrozenState(), [])
+        freeze_class(frozen, FrozenState(free_name(frozen)), [])
     state = frozen.__dict__[STATE]
     state.left, state.wanted = left, wanted
     if cuda_graph:
@@ -148,7 +148,7 @@ def _copied(net: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """A fused copy that needs no gradient."""
     try:
         made = copy.deepcopy(net)
-    except RuntimeError as error:
+    except Exception as error:
         raise ValueError(f"freeze: net: it cannot be copied: {_what_to_call(net, error)}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -169,7 +169,7 @@ def _what_to_call(net: nn.Module, error: Exception) -> str:
                 else:
                     first = "call the net once within torch.no_grad()"
                 return f"{where} was computed from other parameters with gradients: {first} first"
-    return str(error).strip().splitlines()[0]
+    return compare.first_line(error)
 
 
 def _frozen(

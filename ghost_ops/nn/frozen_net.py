@@ -146,12 +146,8 @@ class FrozenState:
         return net, hooks, program._dtypes, self.counter, program._buffers, program.steps
 
     def check(self, net: nn.Module) -> None:
-        """Look at a version that is not the one seen last.
-
-        Raises:
-            RuntimeError: a tensor that was packed has been changed since.
-        """
-        if self.version is not None:
+        """Look whether a tensor that was packed has been changed since; raises ``RuntimeError``."""
+        if self.version not in (None, self.counter._version):
             raise RuntimeError(f"{_name(net)}: a parameter or buffer was changed in place: {_AGAIN}")
         self.version = self.counter._version  # after load_state_dict, which loads what is packed too
 
@@ -270,7 +266,11 @@ class Frozen(InPlace):
 
     def load_state_dict(self, state_dict: Mapping[str, object], *args: object, **kwargs: object) -> object:
         _refuse_plain(self, state_dict, "")
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        found = super().load_state_dict(state_dict, *args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, Frozen):
+                module.__dict__[STATE].check(module)
+        return found
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         _refuse_plain(self, state_dict, prefix)

@@ -350,6 +350,7 @@ def test_the_state_of_a_twin_loads(x):
         assert torch.equal(other(x), frozen(x))
         nn.Sequential(other).load_state_dict(nn.Sequential(frozen).state_dict())
         assert torch.equal(other(x), frozen(x))
+        other.load_state_dict(frozen.state_dict())
         other.stem[0].weight.zero_()
     with pytest.raises(RuntimeError, match="changed in place"):
         other(x)
@@ -410,6 +411,8 @@ def test_thaw(make, x):
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in plain.state_dict().items())
     assert [p.requires_grad for p in plain.parameters()] == [p.requires_grad for p in net.parameters()]
     assert not first.requires_grad and not plain.training
+    again = thaw(freeze(frozen))
+    assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in net.parameters()]
     with torch.no_grad():
         assert torch.equal(plain(x), net(x))
         want = frozen(x)

@@ -88,8 +88,10 @@ def freeze(
         raise ValueError(f"freeze: cuda_graph: expected a net on one CUDA device, got one on {where}")
     if net.training:
         raise ValueError("freeze: net: expected a net in eval mode (net.eval()), got one in training mode")
-    if isinstance(net, Frozen) and dtype is not None:
-        return freeze(thaw(net).eval(), dtype, cuda_graph=cuda_graph, example=example)
+    if isinstance(net, Frozen):
+        if dtype is not None:
+            return freeze(thaw(net), dtype, cuda_graph=cuda_graph, example=example)
+        return _graphed(copy.deepcopy(net), cuda_graph)
     wanted = tuple(path for path, parameter in net.named_parameters() if parameter.requires_grad)
     reason = _no_kernels(net)
     with compare.undisturbed(net):  # tracing runs forwards too
@@ -105,9 +107,13 @@ def freeze(
         freeze_class(frozen, FrozenState(free_name(frozen)), [])
     state = frozen.__dict__[STATE]
     state.left, state.wanted = left, wanted
+    return _graphed(frozen, cuda_graph)
+
+
+def _graphed(frozen: Frozen, cuda_graph: bool) -> Frozen:
     if cuda_graph:
-        state.graphs = Graphs()
-        state.attach(frozen)
+        frozen.__dict__[STATE].graphs = Graphs()
+        frozen.__dict__[STATE].attach(frozen)
     return frozen
 
 
@@ -177,7 +183,7 @@ def _frozen(
 ) -> tuple[nn.Module, tuple[tuple[str, str], ...]]:
     """The copy, frozen where that is right, and what was left with the reasons."""
     made = _copied(net, None)
-    if isinstance(made, (Frozen, FrozenProgram)) or not any(t.is_floating_point() for t in made.parameters()):
+    if isinstance(made, FrozenProgram) or not any(t.is_floating_point() for t in made.parameters()):
         return made if dtype is None else made.to(dtype), ()
     whole = kept_whole(made)
     source = compare.private(net)

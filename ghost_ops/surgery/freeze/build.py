@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
+from ...nn._in_place import made_class, restore_class
 from ...nn._structure import PLAIN_TENSORS, Unfusable
 from ...nn._wrapper import Wrapper
 from ...nn.frozen import FrozenProgram
@@ -96,7 +97,10 @@ def _single(module: Wrapper) -> nn.Module:
 
 def plain_of(module: Wrapper) -> nn.Module:
     """The module that ``fuse`` has replaced, with what is inside still fused; one that was built fused is itself."""
-    return module if module._source is None else module.unwrap()
+    if made_class(type(module)) is not None:
+        restore_class(module)
+        return module
+    return module if getattr(module, "_source", None) is None else module.unwrap()
 
 
 def _first_argument(module: nn.Module) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 STATE = "_ghost_ops_frozen"  # beside what a module that was built fused has
+_TENSOR, _autocasts, _jit_trace = torch.Tensor, torch._C._is_any_autocast_enabled, torch._C._get_tracing_state
 _OF_ONE_OBJECT = ("counter", "version", "defaults", "fast")  # of a state's attributes: no copy has them
 _HOOKS_OF_ONE = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _REBUILDING = ("reset_classifier",)  # methods, of timm's nets, that set attributes before they set new children
@@ -146,12 +147,8 @@ class FrozenState:
         return net, hooks, program._dtypes, self.counter, program._buffers, program.steps
 
     def check(self, net: nn.Module) -> None:
-        """Look at a version that is not the one seen last.
-
-        Raises:
-            RuntimeError: a tensor that was packed has been changed since.
-        """
-        if self.version is not None:
+        """Look whether a tensor that was packed has been changed since; raises ``RuntimeError``."""
+        if self.version not in (None, self.counter._version):
             raise RuntimeError(f"{_name(net)}: a parameter or buffer was changed in place: {_AGAIN}")
         self.version = self.counter._version  # after load_state_dict, which loads what is packed too
 
@@ -191,14 +188,14 @@ class Frozen(InPlace):
             owner, hooks, dtypes, counter, buffers, steps = state.fast
             if (
                 not torch.compiler.is_dynamo_compiling()  # the first: what follows is not to be compiled
-                and type(x) is torch.Tensor
+                and type(x) is _TENSOR
                 and x.is_cpu
                 and x.dtype in dtypes
                 and owner is self
                 and counter._version == state.version
                 and not any(hooks)
-                and not torch._C._is_any_autocast_enabled()
-                and torch._C._get_tracing_state() is None
+                and not _autocasts()
+                and _jit_trace() is None
             ):
                 try:
                     return program(x, buffers["packed"], steps)
@@ -210,14 +207,14 @@ class Frozen(InPlace):
         state = self.__dict__[STATE]
         if torch.compiler.is_compiling():
             if state.whole and len(args) == 1 and not kwargs:
-                return self._modules[state.child]._modules["0"].forward(args[0])
+                return self._modules[state.child]._modules["0"](args[0])
         else:
             if state.counter._version != state.version:
                 state.check(self)
             if state.graphs is not None:
                 return _replayed(self, state, args, kwargs)
             if state.whole and len(args) == 1 and not kwargs:
-                return self._modules[state.child]._modules["0"].forward(args[0])
+                return self._modules[state.child]._modules["0"](args[0])
         return _run(self, state, args, kwargs)
 
     def _own(self, *args: object, **kwargs: object) -> object:
@@ -271,7 +268,11 @@ class Frozen(InPlace):
 
     def load_state_dict(self, state_dict: Mapping[str, object], *args: object, **kwargs: object) -> object:
         _refuse_plain(self, state_dict, "")
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        found = super().load_state_dict(state_dict, *args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, Frozen):
+                module.__dict__[STATE].check(module)
+        return found
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         _refuse_plain(self, state_dict, prefix)

@@ -208,7 +208,9 @@ def _unchanged(net: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for module, name, buffer, value in kept:
-                module._buffers[name] = buffer.copy_(value)
+                if buffer.is_meta or not torch.equal(buffer, value):  # a frozen net notices what is written
+                    buffer.copy_(value)
+                module._buffers[name] = buffer
 
 
 @contextmanager

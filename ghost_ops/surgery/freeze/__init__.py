@@ -15,7 +15,7 @@ from ...nn.frozen_net import Frozen, FrozenState, freeze_class, state_of, thaw_c
 from ...nn.graphed import GraphedNet, Graphs
 from ..fuse import fuse, revert
 from . import compare
-from .build import build, holds_programs
+from .build import build, free_name, holds_programs
 from .compare import Arguments
 from .decide import Decision, decide
 from .trace import kept_whole
@@ -88,11 +88,14 @@ def freeze(
         raise ValueError(f"freeze: cuda_graph: expected a net on one CUDA device, got one on {where}")
     if net.training:
         raise ValueError("freeze: net: expected a net in eval mode (net.eval()), got one in training mode")
-    if isinstance(net, Frozen) and dtype is not None:
-        return freeze(thaw(net).eval(), dtype, cuda_graph=cuda_graph, example=example)
+    if isinstance(net, Frozen):
+        if dtype is not None:
+            return freeze(thaw(net), dtype, cuda_graph=cuda_graph, example=example)
+        return _graphed(copy.deepcopy(net), cuda_graph)
     wanted = tuple(path for path, parameter in net.named_parameters() if parameter.requires_grad)
     reason = _no_kernels(net)
-    frozen, left = _frozen(net, dtype, example) if reason is None else (_copied(net, dtype), ())
+    with compare.undisturbed(net):  # tracing runs forwards too
+        frozen, left = _frozen(net, dtype, example) if reason is None else (_copied(net, dtype), ())
     if not holds_programs(frozen):
         reasons = dict.fromkeys(f"{path}: {why}" if path else why for path, why in left)
         why = reason or "; ".join(reasons) or "no Ghost module that a program computes was found"
@@ -101,12 +104,16 @@ def freeze(
     if not isinstance(frozen, Frozen):
         if isinstance(frozen, (FrozenProgram, fx.GraphModule)):
             return GraphedNet(frozen) if cuda_graph else frozen
-        freeze_class(frozen, FrozenState(), [])
+        freeze_class(frozen, FrozenState(free_name(frozen)), [])
     state = state_of(frozen)
     state.left, state.wanted = left, wanted
+    return _graphed(frozen, cuda_graph)
+
+
+def _graphed(frozen: Frozen, cuda_graph: bool) -> Frozen:
     if cuda_graph:
-        state.graphs = Graphs()
-        state.attach(frozen)
+        state_of(frozen).graphs = Graphs()
+        state_of(frozen).attach(frozen)
     return frozen
 
 
@@ -147,7 +154,7 @@ def _copied(net: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """A fused copy that needs no gradient."""
     try:
         made = copy.deepcopy(net)
-    except RuntimeError as error:
+    except Exception as error:
         raise ValueError(f"freeze: net: it cannot be copied: {_what_to_call(net, error)}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -168,7 +175,7 @@ def _what_to_call(net: nn.Module, error: Exception) -> str:
                 else:
                     first = "call the net once within torch.no_grad()"
                 return f"{where} was computed from other parameters with gradients: {first} first"
-    return str(error).strip().splitlines()[0]
+    return compare.first_line(error)
 
 
 def _frozen(
@@ -176,7 +183,7 @@ def _frozen(
 ) -> tuple[nn.Module, tuple[tuple[str, str], ...]]:
     """The copy, frozen where that is right, and what was left with the reasons."""
     made = _copied(net, None)
-    if isinstance(made, (Frozen, FrozenProgram)) or not any(t.is_floating_point() for t in made.parameters()):
+    if isinstance(made, FrozenProgram) or not any(t.is_floating_point() for t in made.parameters()):
         return made if dtype is None else made.to(dtype), ()
     whole = kept_whole(made)
     source = compare.private(net)

@@ -61,7 +61,7 @@ def freeze_module(module: nn.Module, whole: frozenset[str], only_ours: bool) -> 
     modules = dict(module.named_modules(remove_duplicate=False))
     known = opened(module)
     traced = trace(module, {*whole, *(path for path, m in modules.items() if m in known)}, only_ours)
-    child = _free_name(module)
+    child = free_name(module)
     runs = replace_runs(traced.graph, modules, known, child)
     if not runs:
         return module
@@ -88,7 +88,7 @@ def _single(module: Fused) -> nn.Module:
     except Unfusable:
         return module
     plain = plain_of(module)
-    child = _free_name(plain)
+    child = free_name(plain)
     graph = fx.Graph()
     run.argument = _first_argument(plain)
     graph.output(graph.call_module(f"{child}.0", (graph.placeholder(run.argument),)))
@@ -126,7 +126,8 @@ def _graph_module(module: fx.GraphModule, graph: fx.Graph, runs: list[Run], chil
     return made.eval()
 
 
-def _free_name(module: nn.Module) -> str:
+def free_name(module: nn.Module) -> str:
+    """A name for the child that holds a module's programs."""
     name = "frozen_programs"
     while hasattr(module, name):
         name += "_"

@@ -9,6 +9,7 @@ import copy
 import random
 import sys
 import types
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -135,7 +136,10 @@ def _noting(calls: list[Arguments]) -> Callable:
 
 @contextmanager
 def undisturbed(net: nn.Module) -> Iterator[None]:
-    """Put random generators back afterwards, and let convolutions on a CUDA device keep the precision of float32."""
+    """Put random generators back afterwards, and let convolutions on a CUDA device keep the precision of float32.
+
+    What the net warns of is for its own calls to say.
+    """
     devices = {t.device for t in (*net.parameters(), *net.buffers()) if t.is_cuda}
     python, numpy = random.getstate(), sys.modules.get("numpy")
     drawn = numpy.random.get_state() if numpy is not None else None
@@ -143,7 +147,8 @@ def undisturbed(net: nn.Module) -> Iterator[None]:
     try:
         if devices:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        with torch.random.fork_rng(devices=sorted(devices, key=str)):
+        with torch.random.fork_rng(devices=sorted(devices, key=str)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         if devices:
@@ -179,7 +184,7 @@ def difference(source: nn.Module, frozen: nn.Module, calls: Iterable[Arguments])
                 try:
                     ours, changed = _run(frozen, call, seed)
                 except Exception as error:
-                    return f"it fails where its source does not ({_first_line(error)})"
+                    return f"it fails where its source does not ({first_line(error)})"
                 why = _different(ours, theirs) or _different(changed, given)
             if why is not None:
                 how = {torch.no_grad: "", torch.enable_grad: " with gradients enabled"}
@@ -194,7 +199,7 @@ def unlike(frozen: nn.Module, source: nn.Module, call: Arguments, dtype: torch.d
         try:
             ours = _run(frozen, call.copied(dtype), 0)[0]
         except Exception as error:
-            return f"in {dtype} it fails ({_first_line(error)})"
+            return f"in {dtype} it fails ({first_line(error)})"
     why = _different(tree_map(_widened, ours), tree_map(_widened, theirs), tolerance=1.0)
     return None if why is None else f"its result in {dtype} is far from that of its source: {why}"
 
@@ -206,7 +211,10 @@ def _widened(t: object) -> object:
 def _run(net: nn.Module, call: Arguments, seed: int) -> tuple[object, object]:
     """What a net returns, and its arguments afterwards."""
     call = call.copied()
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device
+    for device in {p.device for p in net.parameters() if p.is_cuda}:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed)
@@ -316,6 +324,7 @@ def _same_value(a: object, b: object) -> bool:
     return _equal(a, b)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error in one line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

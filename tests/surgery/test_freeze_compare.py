@@ -1,0 +1,534 @@
+"""A frozen net is compared with its source: what tracing gets wrong goes back to PyTorch, and ``explain`` says so."""
+
+import copy
+import itertools
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import prune
+
+from ghost_ops import explain, freeze
+from ghost_ops.nn.frozen_net import STATE
+from ghost_ops.surgery.freeze import compare
+from ghost_ops.surgery.freeze.compare import Arguments
+
+from .. import zoo
+from ..helpers import make_map, randomise
+from .test_freeze import Classifier, _as_with_kernels, huawei, programs, whole_program  # noqa: F401
+
+
+@pytest.fixture
+def x():
+    return make_map((2, 3, 33, 31))
+
+
+class Around(nn.Module):
+    """A net between two functions of the module and a map."""
+
+    def __init__(self, before=None, after=None):
+        super().__init__()
+        self.body = randomise(Classifier(*huawei()))
+        self.before, self.after = before, after
+        self.calls, self.seen, self.total = 0, [], {"images": 0}
+        self.register_buffer("count", torch.zeros(1))
+        self.offset = torch.tensor(0.5)
+
+    def forward(self, x):
+        x = x if self.before is None else self.before(self, x)
+        x = self.body(x)
+        return x if self.after is None else self.after(self, x)
+
+
+def count_calls(self, x):
+    self.calls += 1
+    return x + self.calls
+
+
+def only_count(self, x):
+    self.calls += 1
+    return x
+
+
+def keep_a_list(self, x):
+    self.seen.append(tuple(x.shape))
+    return x
+
+
+def keep_a_dict(self, x):
+    self.total["images"] = self.total["images"] + 1
+    return x
+
+
+def fill_a_buffer(self, x):
+    self.count += 1
+    return x
+
+
+def scaled_by_a_buffer(self, x):
+    self.count.add_(1)
+    return x * self.count.view(1, 1)
+
+
+def keep_the_last(self, x):
+    self.last = x.mean()
+    return x
+
+
+def as_told(asks, right):
+    """What is done to a map depends on what it is asked."""
+
+    def run(self, x):
+        return right(x) if asks(x) else x
+
+    return run
+
+
+# Each: where it stands, and whether running it twice on the same input gives the same
+IMPURE = {
+    "noise": (None, lambda self, x: x + torch.randn(1), False),
+    "small noise": (lambda self, x: x + 1e-4 * torch.randn(1), None, False),
+    "noise like": (None, lambda self, x: x + torch.randn_like(x), False),
+    "Python's noise": (None, lambda self, x: x * random.random(), False),
+    "NumPy's noise": (None, lambda self, x: x * float(np.random.rand()), False),
+    "dropout that always drops": (None, lambda self, x: F.dropout(x, 0.5, training=True), False),
+    "counted": (None, count_calls, False),
+    "counted only": (None, only_count, True),
+    "a list": (keep_a_list, None, True),
+    "a dictionary": (None, keep_a_dict, True),
+    "a buffer": (fill_a_buffer, None, True),
+    "scaled by a buffer": (None, scaled_by_a_buffer, False),
+    "the last": (None, keep_the_last, True),
+    "grad mode": (None, lambda self, x: x + 1 if torch.is_grad_enabled() else x, True),
+    "inference mode": (None, lambda self, x: x + 1 if torch.is_inference_mode_enabled() else x, True),
+    "isinstance": (as_told(lambda x: isinstance(x, torch.Tensor), lambda x: (x - 0.5) / 0.2), None, True),
+    "is_tensor": (as_told(torch.is_tensor, lambda x: (x - 0.5) / 0.2), None, True),
+    "type": (as_told(lambda x: type(x) is torch.Tensor, lambda x: x * 2), None, True),
+    "hasattr": (as_told(lambda x: hasattr(x, "tensors"), lambda x: x.tensors), None, True),
+    "not hasattr": (as_told(lambda x: not hasattr(x, "mask"), lambda x: x * 2), None, True),
+    "a constant": (None, lambda self, x: x + torch.arange(5), True),
+    "an attribute": (None, lambda self, x: x + self.offset * 2, True),
+    "a size": (lambda self, x: x if int(x.shape[2]) < 64 else x[:, :, :64], None, True),
+    "a batch": (None, lambda self, x: x if len(x) > 1 else x * 2, True),
+    "values": (lambda self, x: x.clamp(-1, 1) if x.max() > 1 else x, None, True),
+    "in place": (lambda self, x: x.mul_(2), None, True),
+}
+
+
+def states(net):
+    return net.calls, net.seen, net.total, net.count, getattr(net, "last", torch.zeros(()))
+
+
+@pytest.mark.parametrize("name", IMPURE)
+def test_impure_forwards(name, x):
+    before, after, same = IMPURE[name]
+    net = Around(before, after).eval()
+    untouched = copy.deepcopy(net)
+    frozen = freeze(net)
+    assert all(map(torch.equal, net.state_dict().values(), untouched.state_dict().values()))
+    assert str(states(net)) == str(states(untouched)) and len(programs(frozen)) == 1
+    for mode, seed in itertools.product((torch.no_grad, torch.enable_grad, torch.inference_mode), range(3)):
+        for v in (x, make_map((1, 3, 70, 40))):
+            results = []
+            for m in (net, frozen):
+                for generator in (torch.manual_seed, random.seed, np.random.seed):
+                    generator(seed)
+                with mode():
+                    results.append(m(v.clone()))
+            torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+            for ours, theirs in zip(states(frozen), states(net), strict=True):
+                if isinstance(ours, torch.Tensor):
+                    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+                else:
+                    assert ours == theirs
+    if not same:
+        torch.manual_seed(1)
+        first = frozen(x)
+        assert not torch.equal(frozen(x), first)
+
+
+def test_explain_and_warning_say_why(x):
+    frozen = freeze(Around(None, only_count).eval())
+    rows = {row.name: row for row in explain(frozen, x).rows}
+    assert rows[""].why == "a call changes 'calls', which the frozen one would not" and not rows[""].fused
+    assert rows["body"].runs.startswith("program on ") and rows["body"].module == "Classifier"
+    assert frozen.__dict__[STATE].left == (("", rows[""].why),)
+    for net, why in (
+        (Around(None, lambda self, x: x + torch.randn(1)), "makes a tensor that tracing would keep"),
+        (Around(None, lambda self, x: x + 1 if torch.is_grad_enabled() else x), "not be that of its source: off by 1"),
+        (Around(lambda self, x: x if x.max() > 1 else -x), "cannot be traced"),
+    ):
+        assert why in dict(freeze(net.eval()).__dict__[STATE].left)[""]
+
+
+def test_the_warning_names_what_went_back():
+    class Noisy(zoo.ArticleGhostModule):
+        def forward(self, x, scale=1.0):
+            self.scale = scale
+            return super().forward(x) * scale + torch.rand(1)
+
+    with pytest.warns(UserWarning, match=r"nothing of this Sequential was frozen: (?s:.)*found"):
+        freeze(nn.Sequential(Noisy(3, 8), nn.ReLU()).eval())
+
+
+# What stands before a net
+
+
+def test_torchvision_normalize(x):
+    transforms = pytest.importorskip("torchvision.transforms.v2")
+    normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    net = nn.Sequential(normalize, randomise(Classifier(*huawei()))).eval()
+    frozen = freeze(net)
+    assert len(programs(frozen)) == 1 and type(frozen[0]) is type(normalize)
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), net(x), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(frozen(x), frozen[1](x), rtol=0.1)
+
+
+class Normalize(nn.Module):
+    """As torchvision's: what is not a tensor passes by."""
+
+    def forward(self, *inputs):
+        outputs = [self.transform(v) if isinstance(v, torch.Tensor) else v for v in inputs]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def transform(self, v):
+        return (v - 0.5) / 0.25
+
+
+class Checked(nn.Module):
+    def forward(self, x):
+        return (x - 0.5) / 0.25 if torch.is_tensor(x) else x
+
+
+@pytest.mark.parametrize("first", [Normalize, Checked])
+def test_what_holds_no_ghost_module_is_called_as_it_is(first, x):
+    blocks = zoo.HuaweiBottleneck(8, 16, 8), zoo.YoloGhostConv(8, 12)
+    net = randomise(nn.Sequential(first(), zoo.conv_bn(3, 8, 3, 2), *blocks, nn.AdaptiveAvgPool2d(1))).eval()
+    frozen = freeze(net)
+    assert len(programs(frozen)) == 1 and type(frozen[0]) is first, "the rest is one program"
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), net(x), rtol=1e-4, atol=1e-4)
+    ((path, why),) = frozen.__dict__[STATE].left
+    assert path == "" and why.startswith("what holds no Ghost module is called as it is: ")
+
+
+def test_a_child_at_a_path_that_is_a_method(x):
+    """A pooling module called "mean" is no mean: it keeps both dimensions."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ghost, self.mean = zoo.ArticleGhostModule(3, 12), nn.AdaptiveAvgPool2d(1)
+            self.view, self.flatten, self.size = nn.Hardswish(), nn.Identity(), nn.Conv2d(12, 5, 1)
+
+        def forward(self, x):
+            return self.size(self.flatten(self.view(self.mean(self.ghost(x)))))
+
+    net = randomise(Net()).eval()
+    frozen = freeze(net)
+    assert frozen(x).shape == net(x).shape == (2, 5, 1, 1)
+    torch.testing.assert_close(frozen(x), net(x).detach(), rtol=1e-4, atol=1e-4)
+
+    class Pooled(Net):
+        def forward(self, x):
+            return self.mean(self.ghost(x))
+
+    net = randomise(Pooled()).eval()
+    frozen = freeze(net)
+    assert frozen(x).shape == net(x).shape and len(programs(frozen)) == 1
+    torch.testing.assert_close(frozen(x), net(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_wrong_in_one_child_leaves_the_others(x):
+    class Bad(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ghost, self.calls = zoo.ArticleGhostModule(8, 8), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.ghost(x) * self.calls
+
+    net = randomise(
+        nn.Sequential(zoo.conv_bn(3, 8, 3, 2), zoo.HuaweiBottleneck(8, 16, 8), Bad(), zoo.YoloGhostConv(8, 8))
+    )
+    frozen = freeze(net.eval())
+    assert len(programs(frozen)) == 3 and {path for path, _ in frozen.__dict__[STATE].left} == {"", "2"}
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(frozen(x), net(x), rtol=1e-4, atol=1e-4)
+    assert frozen[2].calls == net[2].calls == 3
+
+
+def test_a_wrong_program_is_noticed(x, monkeypatch):
+    """Whatever tracing or packing gets wrong."""
+    from ghost_ops.nn import frozen_net
+    from ghost_ops.surgery.freeze import runs
+
+    right = runs.FrozenProgram.of
+
+    def wrong(built, parts=(), dtype=None):
+        program = right(built, parts, dtype)
+        program.packed.mul_(1.01)
+        return program
+
+    monkeypatch.setattr(runs.FrozenProgram, "of", wrong)
+    with pytest.warns(UserWarning, match="its result would not be that of its source: off by"):
+        frozen = freeze(randomise(Classifier(*huawei())).eval())
+    assert not programs(frozen) and not isinstance(frozen, frozen_net.Frozen)
+    with pytest.warns(UserWarning, match="nothing of this Classifier was frozen"):
+        freeze(randomise(Classifier(*huawei())).eval(), torch.bfloat16)
+
+
+# Inputs to compare on
+
+
+class Sized(Around):
+    """As a net with a layer for maps of one size."""
+
+    side = 0
+
+    def forward(self, x):
+        if tuple(x.shape[2:]) != (self.side, self.side):
+            raise ValueError("another size")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("side, is_drawn", [(224, True), (28, True), (77, False)])
+def test_nets_of_one_size(side, is_drawn):
+    cls = type("OfSize", (Sized,), {"side": side})
+    net, x = cls().eval(), make_map((2, 3, side, side))
+    frozen = freeze(net)
+    assert len(programs(frozen)) == 1
+    (left,) = frozen.__dict__[STATE].left
+    assert left[0] == "" and ("cannot be traced" in left[1]) == is_drawn
+    assert is_drawn or left[1] == "no input that it accepts could be drawn: give freeze an example"
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), net(x), rtol=1e-4, atol=1e-4)
+    given = freeze(net, example=x).__dict__[STATE].left
+    assert "cannot be traced" in dict(given)[""]
+
+
+class Pair(nn.Module):
+    """Two images, of which nothing is drawn."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = randomise(Classifier(*huawei()))
+
+    def forward(self, left, right, *, weight=0.5):
+        return self.body(left) * weight + self.body(right) * (1 - weight)
+
+
+def test_examples(x):
+    net, y = Pair().eval(), x.flip(0)
+    for example in ((x, y), [x, y], {"left": x, "right": y}):
+        frozen = freeze(net, example=example)
+        assert len(programs(frozen)) == 2 and not frozen.__dict__[STATE].left
+    without = freeze(net)
+    assert len(programs(without)) == 1 and "give freeze an example" in dict(without.__dict__[STATE].left)[""]
+    with torch.no_grad():
+        for ours in (frozen, without):
+            torch.testing.assert_close(ours(x, right=y), net(x, y), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(ours(x, y, weight=0.9), net(x, y, weight=0.9), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="freeze: example: expected arguments that this Pair accepts"):
+        freeze(net, example=x)
+    half = freeze(copy.deepcopy(net).bfloat16(), example=(x.bfloat16(), y.bfloat16()))
+    assert len(programs(half)) == 2 and half(x.bfloat16(), y.bfloat16()).dtype == torch.bfloat16
+
+
+def test_nothing_could_be_compared():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.parts = nn.ModuleList([Sum()])
+
+        def forward(self, a, b):
+            return self.parts[0](self.conv(a), b)
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ghost = zoo.ArticleGhostModule(4, 4)
+
+        def forward(self, a, b):
+            return self.ghost(a + b)
+
+    frozen = freeze(randomise(Two()).eval())
+    assert len(programs(frozen)) == 1, "the Ghost module was compared on its own"
+    sizes = compare.SIZES
+    try:
+        compare.SIZES = ()
+        with pytest.warns(UserWarning, match="no input that it accepts could be drawn: give freeze an example"):
+            freeze(randomise(Two()).eval())
+    finally:
+        compare.SIZES = sizes
+
+
+# What is left alone by comparing
+
+
+def test_random_generators_stay():
+    net = Around(None, lambda self, x: x + torch.randn(1) * random.random() * float(np.random.rand())).eval()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    freeze(net)
+    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
+    assert (np.random.get_state()[1] == before[2]).all()
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_default_devices(device, x):
+    timm = pytest.importorskip("timm")
+    nets = randomise(timm.create_model("ghostnet_050", num_classes=5)).eval(), Around(count_calls).eval()
+    for net in nets:
+        torch.set_default_device(device)
+        try:
+            frozen = freeze(net)
+            assert len(programs(frozen)) == 1
+        finally:
+            torch.set_default_device(None)
+        with torch.no_grad():
+            torch.testing.assert_close(frozen(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+def test_within_modes(x):
+    net = randomise(Classifier(*huawei())).eval()
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with mode:
+            frozen = freeze(net)
+        whole_program(frozen)
+        with torch.no_grad():
+            torch.testing.assert_close(frozen(x), net(x), rtol=1e-4, atol=1e-4)
+        assert not any(t.is_inference() for t in frozen.state_dict().values())
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_the_structure_is_decided_in_float32(half, x):
+    """A difference below what rounding to half precision is."""
+    net = Around(None, lambda self, x: x * 1.004 if torch.is_grad_enabled() else x).eval()
+    for frozen in (freeze(net, torch.bfloat16), freeze(copy.deepcopy(net).bfloat16())):
+        assert "not be that of its source: off by 0.00" in dict(frozen.__dict__[STATE].left)[""]
+        assert len(programs(frozen)) == 1 and frozen(x.bfloat16()).dtype == torch.bfloat16
+    with pytest.warns(UserWarning, match="nothing of this Around"):
+        freeze(copy.deepcopy(net).half())
+
+
+def test_results_far_off_in_half_precision_are_refused(monkeypatch):
+    class Overflows(Around):
+        def forward(self, x):
+            out = super().forward(x)
+            return out / 0 if out.dtype == torch.bfloat16 else out
+
+    net = Around(None, lambda self, x: x if x.dtype == torch.float32 else x / 0).eval()
+    with pytest.warns(UserWarning, match=r"its result in torch\.bfloat16 is far from that of its source"):
+        frozen = freeze(Classifier(*huawei()).eval(), torch.bfloat16) if monkeypatch.setattr(
+            compare, "unlike", lambda *_: "its result in torch.bfloat16 is far from that of its source: NaN"
+        ) is None else None  # fmt: skip
+    assert not programs(frozen) and next(frozen.parameters()).dtype == torch.bfloat16
+    monkeypatch.undo()
+    call, source = Arguments.of(make_map((1, 3, 40, 40))), compare.private(net)
+    for wrong, why in (
+        (lambda v: torch.full((1, 5), torch.nan, dtype=v.dtype), "not finite"),
+        (lambda v: torch.full((1, 5), 1e4, dtype=v.dtype), "off by"),
+        (lambda v: torch.zeros((1, 4), dtype=v.dtype), "of shape"),
+        (lambda v: v.missing, "it fails"),
+    ):
+        assert why in compare.unlike(wrong_net(wrong), source, call, torch.bfloat16)
+    assert compare.unlike(copy.deepcopy(net.body).bfloat16(), compare.private(net.body), call, torch.bfloat16) is None
+
+
+def wrong_net(function):
+    class Wrong(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    return Wrong()
+
+
+# Copies that cannot be made
+
+
+def weight_normed():
+    net = nn.Sequential(zoo.ArticleGhostModule(3, 8), nn.Conv2d(8, 4, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nn.utils.weight_norm(net[1])
+    return net
+
+
+def pruned():
+    net = nn.Sequential(zoo.ArticleGhostModule(3, 8), nn.Conv2d(8, 4, 1))
+    prune.l1_unstructured(net[1], "weight", 0.5)
+    return net
+
+
+def keeping():
+    net = nn.Sequential(zoo.ArticleGhostModule(3, 8), nn.Conv2d(8, 4, 1))
+    net[1].register_forward_hook(lambda module, args, out: setattr(module, "features", out))
+    return net
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            weight_normed,
+            r"1\.weight was computed .*: call torch\.nn\.utils\.remove_weight_norm\(module, 'weight'\) first",
+        ),
+        (pruned, r"1\.weight was computed .*: call torch\.nn\.utils\.prune\.remove\(module, 'weight'\) first"),
+        (keeping, r"1\.features was computed .*: call the net once within torch\.no_grad\(\) first"),
+    ],
+)
+def test_nets_that_cannot_be_copied(make, message, x):
+    net = make().eval()
+    net(x).sum().backward()
+    with pytest.raises(ValueError, match="freeze: net: it cannot be copied: " + message) as raised:
+        freeze(net)
+    assert "\n" not in str(raised.value)
+    if make is weight_normed:
+        nn.utils.remove_weight_norm(net[1])
+    elif make is pruned:
+        prune.remove(net[1], "weight")
+    else:
+        with torch.no_grad():
+            net(x)
+    frozen = freeze(net)
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), net(x), rtol=1e-4, atol=1e-4)
+    assert len(programs(frozen)) == 1
+
+
+# The comparison itself
+
+
+def test_differences():
+    x = torch.randn(3, 4)
+    for ours, theirs, why in (
+        (x, x + 1e-5, None),
+        (x, x * 1.01, "off by"),
+        (x, x[:2], "of shape"),
+        (x, x.double(), "float64"),
+        ((x, x), [x, x], "instead of"),
+        ((x, x), (x,), "structure"),
+        ({"a": x}, {"b": x}, "structure"),
+        (x, 3, "instead of"),
+        (torch.tensor([1, 2]), torch.tensor([1, 3]), "other values"),
+        (torch.tensor([torch.nan, 1]), torch.tensor([torch.nan, 1]), None),
+        (torch.tensor([torch.nan, 1]), torch.tensor([torch.inf, 1]), "not finite"),
+        (torch.zeros(2), torch.zeros(2), None),
+        (torch.tensor([1e-9]), torch.zeros(1), "off by"),
+        (None, None, None),
+        ("a", "b", "'a' instead of 'b'"),
+        (torch.zeros(0), torch.zeros(0), None),
+    ):
+        found = compare._different(ours, theirs)
+        assert (found is None) if why is None else (why in found), (ours, theirs, found)

@@ -65,7 +65,7 @@ def _decide(half: Half, x: torch.Tensor) -> Decision:
     if bias is not None and bias.shape != weight.shape[:1]:
         raise NotNow("the bias of one of its convolutions does not have its shape")
     decision = select("depthwise", seen, kernel[0])
-    if decision.is_reference:
+    if decision.backend == "reference":
         raise NotNow(decision.why)
     return decision
 

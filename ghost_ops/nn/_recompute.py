@@ -73,8 +73,8 @@ def prepare(plan: tuple, x: torch.Tensor) -> BlockCall:
         found = half.tensors()
         tensors += [*found[:4], None, None, found[6]] if uses_batch else found
     tensors += [] if excited is None else excited.tensors
-    between = tuple([_depthwise.decide(half, x) for half in depthwise])
-    around = tuple([_depthwise.decide(half, x) for half in shortcut])
+    calls = tuple([_depthwise.decide(half, x) for half in halves])
+    between, around = calls[: len(depthwise)], calls[len(depthwise) :]
     return BlockCall(first, between, excited, second, around, batch, tuple(tensors), _autocast_now(x))
 
 
@@ -131,7 +131,7 @@ class _Recompute(torch.autograd.Function):
 
 
 def _without_tensors(call: BlockCall) -> BlockCall:
-    ghost1, ghost2 = (ghost._replace(x=None, tensors=()) for ghost in (call.ghost1, call.ghost2))
+    ghost1, ghost2 = call.ghost1._replace(x=None, tensors=()), call.ghost2._replace(x=None, tensors=())
     se = None if call.se is None else call.se._replace(x=None, tensors=())
     return call._replace(ghost1=ghost1, ghost2=ghost2, se=se, tensors=())
 

@@ -170,7 +170,7 @@ class ProgramRunner(Runner):
         if why is not None:
             raise NotNow(why)
         decision = select("program_eval", x)
-        if decision.is_reference:
+        if decision.backend == "reference":
             raise NotNow(decision.why)
         built = self._built(module)
         found = built.parameters(x)

@@ -22,40 +22,48 @@ def update(norm: nn.Module, mean: torch.Tensor, var: torch.Tensor, count: int | 
 
 def update_all(batches: Sequence[Batch], count: int | torch.Tensor) -> None:
     """``update`` of several BatchNorms over as many values, in few launches."""
-    batches = [b for b in batches if b[0].training and b[0].track_running_stats]
-    if len({id(norm) for norm, _, _ in batches}) < len(batches):  # one that is in two places is updated twice
-        for batch in batches:
-            update_all([batch], count)
-        return
-    tracked = [norm._buffers["num_batches_tracked"] for norm, _, _ in batches]
-    tracked = [t for t in tracked if t is not None]
+    tracked, seen, norms, old, means, variances = [], [], [], [], [], []
+    for norm, mean, var in batches:  # in a training step calls of Python count: no comprehensions here
+        if not (norm.training and norm.track_running_stats):
+            continue
+        if norm in seen:  # one that is in two places is updated twice
+            update_all(batches[:1], count)
+            update_all(batches[1:], count)
+            return
+        seen.append(norm)
+        steps, running = norm._buffers["num_batches_tracked"], norm._buffers["running_mean"]
+        if steps is not None:
+            tracked.append(steps)
+        if running is not None and (norm.momentum is not None or steps is not None):
+            norms.append(norm)
+            old += [running, norm._buffers["running_var"]]
+            means.append(mean)
+            variances.append(var)
     if tracked:
         torch._foreach_add_(tracked, 1)
-    batches = [b for b in batches if b[0]._buffers["running_mean"] is not None and _weight(b[0], b[1]) is not None]
-    if not batches:
+    if not norms:
         return
-    norms = [norm for norm, _, _ in batches]
-    old = [norm._buffers[name] for norm in norms for name in ("running_mean", "running_var")]
-    unbiased = torch._foreach_mul([var for _, _, var in batches], count / (count - 1))
-    new = [t for (_, mean, _), var in zip(batches, unbiased, strict=True) for t in (mean, var)]
-    weights = [_weight(norm, mean) for norm, mean, _ in batches]
-    if isinstance(weights[0], float) and weights.count(weights[0]) == len(weights) and _alike(old + new):
-        torch._foreach_lerp_(old, new, weights[0])
+    unbiased = torch._foreach_mul(variances, count / (count - 1))
+    weight, alike, new = norms[0].momentum, True, []
+    for i, norm in enumerate(norms):
+        new += [means[i], unbiased[i]]
+        alike = alike and isinstance(weight, float) and norm.momentum == weight
+        alike = (
+            alike and old[2 * i].dtype is old[2 * i + 1].dtype is means[i].dtype is unbiased[i].dtype is old[0].dtype
+        )
+    if alike:
+        torch._foreach_lerp_(old, new, weight)
         return
     for i, (a, b) in enumerate(zip(old, new, strict=True)):
+        weight = _weight(norms[i // 2], b)
         if a.dtype == b.dtype:
-            a.lerp_(b, weights[i // 2])
+            a.lerp_(b, weight)
         else:  # half-precision buffers: rounded once, as PyTorch's kernel does
-            a.copy_(a.to(b.dtype).lerp_(b, weights[i // 2]))
+            a.copy_(a.to(b.dtype).lerp_(b, weight))
 
 
-def _weight(norm: nn.Module, like: torch.Tensor) -> float | torch.Tensor | None:
-    """Of the new batch; None where nothing is updated."""
+def _weight(norm: nn.Module, like: torch.Tensor) -> float | torch.Tensor:
+    """The weight of the new batch."""
     if norm.momentum is not None:
         return norm.momentum
-    tracked = norm._buffers["num_batches_tracked"]
-    return None if tracked is None else 1.0 / tracked.to(like.dtype)
-
-
-def _alike(tensors: list[torch.Tensor]) -> bool:
-    return all(t.dtype is tensors[0].dtype for t in tensors)
+    return 1.0 / norm._buffers["num_batches_tracked"].to(like.dtype)

@@ -100,8 +100,8 @@ class BottleneckRunner(ProgramRunner):
             reasons = reasons if why in reasons else (*reasons, why)
             return Route(_in_parts((), reasons), lambda: plain_forward(module, x))
         _, ghost1, depthwise, se, ghost2, shortcut = plan
-        between = [_depthwise.decide(half, x) for half in depthwise]
-        around = [_depthwise.decide(half, x) for half in shortcut]
+        calls = [_depthwise.decide(half, x) for half in (*depthwise, *shortcut)]
+        between, around = calls[: len(depthwise)], calls[len(depthwise) :]
 
         def run() -> torch.Tensor:
             inner = ghost1._ghost_ops.forward(ghost1, x)

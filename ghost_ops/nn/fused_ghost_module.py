@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from abc import ABCMeta
-from operator import is_
 from typing import NamedTuple
 
 import torch
@@ -120,16 +119,13 @@ class GhostModuleRunner(ProgramRunner):
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
             return _choose(plan, x, autocast(x)[0], tensors)
         key = [x.dtype, x.device, x.shape[1], forced(), need_grad((x, *tensors))]
-        key += [norm.training for norm in plan.norms]
-        if plan.decided and x.shape[0] * x.shape[2] * x.shape[3] > 1:
-            then, decision, seen, dtypes, shapes = plan.decided
-            if then == key and all(map(is_, tensors, seen)):
-                here = [t for t in tensors if t is not None]
-                if [t.dtype for t in here] == dtypes and [t.shape for t in here] == shapes:
-                    return GhostCall(decision, plan, x, tensors, _numbers(plan))
+        for norm in plan.norms:
+            key.append(norm.training)
+        several = x.shape[0] * x.shape[2] * x.shape[3] > 1  # values a channel, as batch statistics need
+        if plan.decided and several and plan.decided[0] == key and _are_as_seen(tensors, plan.decided[2]):
+            return GhostCall(plan.decided[1], plan, x, tensors, _numbers(plan))
         call = _choose(plan, x, x, tensors)
-        here = [t for t in tensors if t is not None]
-        plan.decided[:] = key, call.decision, tensors, [t.dtype for t in here], [t.shape for t in here]
+        plan.decided[:] = key, call.decision, [None if t is None else (t, t.dtype, t.shape) for t in tensors]
         return call
 
 
@@ -142,6 +138,17 @@ def _gather(entries: tuple) -> tuple[torch.Tensor | None, ...]:
     except KeyError as name:  # sharded, pruned or otherwise computed: an attribute, but not a parameter
         raise NotNow(f"{name} of one of its children is not a parameter or buffer of its own") from None
     return tuple(found)
+
+
+def _are_as_seen(tensors: tuple, seen: list[tuple | None]) -> bool:
+    """Whether these are the tensors that were seen, with the dtypes and shapes that they had."""
+    for t, then in zip(tensors, seen, strict=True):
+        if then is None or t is None:
+            if t is not then:
+                return False
+        elif t is not then[0] or t.dtype is not then[1] or t.shape != then[2]:
+            return False
+    return True
 
 
 def _choose(plan: _Plan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple) -> GhostCall:
@@ -166,7 +173,7 @@ def _choose(plan: _Plan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple) ->
         direct = cheap is not None and first is RUNNING and second is RUNNING and not compiling
         operator = EVAL if direct and not need_grad((x, *tensors)) else FOLDED
     decision = select(operator, seen, None if cheap is None else cheap.kernel()[0])
-    if decision.is_reference:
+    if decision.backend == "reference":
         raise NotNow(decision.why)
     return GhostCall(decision, plan, seen, tensors, _numbers(plan))
 

@@ -82,7 +82,7 @@ class SqueezeExciteRunner(Runner):
             raise NotNow(f"its input has {x.shape[1]} channels, its layers do not")
         (seen,) = autocast(x)
         decision = select("squeeze_excite", seen)
-        if decision.is_reference:
+        if decision.backend == "reference":
             raise NotNow(decision.why)
         return ExciteCall(decision, plan, seen, tensors)
 
@@ -136,7 +136,7 @@ def _tensors(plan: _Plan, x: torch.Tensor) -> tuple:
         if t.device != x.device:
             raise NotNow(f"its input is on {x.device}, one of its parameters on {t.device}")
     (hidden, channels), ones = w1.shape[:2], (*w1.shape[2:], *w2.shape[2:])
-    fit = w2.shape[:2] == (channels, hidden) and all(n == 1 for n in ones)
+    fit = w2.shape[:2] == (channels, hidden) and ones.count(1) == len(ones)
     if not fit or (b1 is not None and b1.shape != (hidden,)) or (b2 is not None and b2.shape != (channels,)):
         raise NotNow("its two layers do not fit each other")
     return tensors

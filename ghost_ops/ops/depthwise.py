@@ -70,4 +70,4 @@ def depthwise(
 
 def run(decision: Decision, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int):
     """:func:`depthwise` of checked arguments."""
-    return (reference.depthwise if decision.is_reference else _call)(x, weight, bias, stride)
+    return (reference.depthwise if decision.backend == "reference" else _call)(x, weight, bias, stride)

@@ -84,7 +84,7 @@ def squeeze_excite(
 
 def run(decision: Decision, *args: object) -> torch.Tensor:
     """:func:`squeeze_excite` of checked arguments in the order of the schema, weights as matrices."""
-    return (reference.squeeze_excite if decision.is_reference else _call)(*args)[0]
+    return (reference.squeeze_excite if decision.backend == "reference" else _call)(*args)[0]
 
 
 def _layers(

@@ -73,7 +73,7 @@ class Watch(TorchFunctionMode):
         if self.quiet:
             return func(*args, **kwargs)
         name = _name(func)
-        known = name not in _FORBIDDEN and name in _RANK
+        known = name in _RANK
         if not known and not (name in _FORBIDDEN and _is_checkpointing()):
             self._judge(name)
         self.quiet += 1
@@ -108,8 +108,9 @@ class Watch(TorchFunctionMode):
         frame = _caller()
         if frame is not None and "autocast" in frame.f_code.co_names:
             self.object("its forward changes autocast for a part of it", first=True)
-        elif name in _KINDS:
-            self.object(f"its forward asks for the {name} of a tensor, which may decide what it computes")
+        elif name in _KINDS:  # where nothing branches it can only be handed on, as to `to` or `zeros`
+            if frame is None or branches(frame.f_code):
+                self.object(f"its forward asks for the {name} of a tensor, which may decide what it computes")
         else:
             self.object(
                 f"its forward reads a tensor into Python ({name.strip('_')!r}), which may decide what it computes"

@@ -125,6 +125,7 @@ class Probe:
             try:
                 return self._observe()
             except Refused:
+                self.refuse()
                 raise refused from None
 
     def _observe(self) -> tuple[list[torch.Tensor], list[Call]]:

@@ -1,10 +1,11 @@
 """Which modules of somebody's net are Ghost modules, squeeze-and-excite layers and Ghost bottlenecks.
 
-By what they are and do, never by name. The structure nominates a module: for a Ghost module, two children with one
-convolution each, the second depthwise over the first. A copy is then run (``_probe``), the calls of its children say
-which piece is which, and the results must be those of the operator, in training and in eval, in float64. So the
-article's modules, Huawei's, timm's, YOLO's ``GhostConv``, Ghost-ResNet's and whatever else computes a Ghost module are
-one case, and those that only look alike (GhostNetV2's attention, a scaled output) are left alone, with the reason.
+They are recognised by what they are and do, never by name. The structure nominates a module: for a Ghost module, two
+children with one convolution each, the second depthwise over the first. A copy is then run (``_probe``), the calls of
+its children say which piece is which, and the results and gradients must be those of the operator, in training and in
+eval, on ordinary and on hard inputs; and the forward must do nothing besides. So the article's modules, Huawei's,
+timm's, YOLO's ``GhostConv``, Ghost-ResNet's and whatever else computes a Ghost module are one case. Those that only
+look alike (GhostNetV2's attention, a scaled output, a stored feature map) are left alone, with the reason.
 """
 
 from __future__ import annotations

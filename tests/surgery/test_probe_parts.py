@@ -151,3 +151,28 @@ def test_reasons_are_true(make, reason):
     (finding,) = [f for f in survey(module) if f.module is module]
     assert finding.parts is None and reason in finding.reason
     assert "failed" not in finding.reason and "Error" not in finding.reason
+
+
+class Branching(zoo.ArticleGhostModule):
+    def forward(self, x):
+        return super().forward(x) if self.training or x.shape[-1] > 99 else super().forward(x.relu())
+
+
+class WithFloats(zoo.ArticleGhostModule):
+    """Its own constant is in float32, so that it cannot be run in float64."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.one = torch.ones(10, 1, 1, 1)
+
+    def forward(self, x):
+        return F.conv2d(super().forward(x), self.one, groups=10)
+
+
+def test_an_objection_comes_before_a_failure():
+    assert "branches on the size" in survey(Branching(6, 10))[0].reason
+
+
+def test_what_runs_in_float32_only():
+    (finding,) = survey(WithFloats(6, 10))
+    assert finding.parts is not None and set(finding.reads) == {("", "oup"), ("", "one")}

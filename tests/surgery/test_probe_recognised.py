@@ -98,6 +98,10 @@ def keeps_for_itself(self, y):
     return kept.pop()
 
 
+def hands_dtype_and_device_on(self, y):
+    return y + torch.zeros(1, dtype=y.dtype, device=y.device)
+
+
 def follows_the_mode(self, y):
     return y if self.training else y.clone()
 
@@ -122,6 +126,7 @@ STEPS = [
     (calls_a_function, {}, set()),
     (asks_for_what_is_missing, {}, {"nothing_such"}),
     (keeps_for_itself, {}, set()),
+    (hands_dtype_and_device_on, {}, set()),
     (follows_the_mode, {}, set()),
     (scales, {"scales": {"now": [1.0, torch.tensor(2.0)]}}, {"scales"}),
     (calls_an_attribute, {"identity": torch.clone}, {"identity"}),

@@ -56,8 +56,7 @@ class State:
         self._bindings: dict[tuple[int, str], tuple[dict, str, object]] = {}
         modules = list(module.named_modules())
         for path, child in modules:
-            if not _is_fused(child):  # those keep plans
-                self._keep_module(child, f"{path}." if path else "")
+            self._keep_module(child, f"{path}." if path else "")
         for cls in dict.fromkeys(type(child) for _, child in modules):
             self._keep_class(cls)
 
@@ -171,10 +170,6 @@ class State:
                     self._keep_named(vars(value), names & vars(value).keys(), depth + 1)
             elif value is not None:
                 self._keep(value, f"{name!r}, a variable outside of it", depth + 1)
-
-
-def _is_fused(module: nn.Module) -> bool:
-    return any(base.__module__.startswith("ghost_ops.nn._") for base in type(module).__mro__)
 
 
 def _is_users(module: str | None) -> bool:

@@ -187,6 +187,8 @@ def refuse_call(x: object) -> str | None:
 
 def refuse_autocast(x: torch.Tensor) -> str | None:
     """Why a whole block may not see x under autocast, which casts what some parts read and not what others do."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.get_autocast_dtype(device):
         return "autocast makes of its parts and of its shortcut different dtypes"

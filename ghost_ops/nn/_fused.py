@@ -156,7 +156,9 @@ def apply(
             raise ValueError(f"{owner}: parts: expected paths inside a {type(module).__name__}, got {path!r}") from None
     (input_name, *_) = inspect.signature(module.forward).parameters
     runner = runner_type(parts, input_name)
-    runner.watch(module, (*reads, *_classes(module, runner_type.paths(parts, owner))))
+    reads = (*reads, *_classes(module, runner_type.paths(parts, owner)))
+    units = [f"{name}." for name, child in module.named_modules() if name and is_fused(child)]  # watch themselves
+    runner.watch(module, tuple(read for read in reads if not f"{read[0]}.".startswith(tuple(units))))
     change_class(module, behaviour, runner)
 
 

@@ -82,12 +82,13 @@ class Built:
             now = [entries[name] for entries, name in self._entries]
         except KeyError as name:
             raise NotNow(f"{name} of one of its children is not a parameter or buffer of its own") from None
-        if self._seen is not None and not torch.is_autocast_enabled(x.device.type):
+        if self._seen is not None and not torch._C._is_any_autocast_enabled():
             then, dtype, found, dtypes, shapes = self._seen
             same = dtype is x.dtype and x.is_cpu and all(map(is_, now, then))
             if same and [t.dtype for t in found] == dtypes and [t.shape for t in found] == shapes:
-                if any(norm.training for norm in self._norms):
-                    raise NotNow("one of its BatchNorms uses batch statistics")
+                for norm in self._norms:
+                    if norm.training:
+                        raise NotNow("one of its BatchNorms uses batch statistics")
                 same = [_constants(source) for source in self.sources] == self._numbers
                 return found if same else None
         found = self._checked(x)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
 from ..dispatch import Decision, refuse_autocast, refuse_call, select
-from ..ops.program import program_eval
+from ..ops.program import run_eval
 from ._program import Builder, Built
 from ._structure import NotNow, Structure, Unfusable
 from ._watch import Watch
@@ -164,8 +165,42 @@ class ProgramRunner(Runner):
         """What the steps are read from, each made anew where something has changed; raises ``Unfusable``."""
         return (self.current_plan(module),)
 
-    def program_route(self, module: nn.Module, x: torch.Tensor) -> Route:
-        """The module as one operator call; raises ``Unfusable``."""
+    def without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
+        """What runs where no program does.
+
+        Args:
+            why: why none does; None in training and compilation, where none is looked for.
+        """
+        raise NotImplementedError
+
+    def as_program(self, decision: Decision) -> Decision:
+        """The decision for the operator, as one for the module."""
+        return decision
+
+    def forward(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if module.training or _observers or torch.compiler.is_compiling():
+            return super().forward(module, x)
+        try:
+            _, built, found = self._program_call(module, x)
+        except Unfusable as reason:
+            why = str(reason)
+        else:
+            return run_eval(x, found, built.code)
+        return self.without_program(module, x, why).run()
+
+    def route(self, module: nn.Module, x: torch.Tensor) -> Route:
+        if module.training or torch.compiler.is_compiling():
+            return self.without_program(module, x, None)
+        try:
+            decision, built, found = self._program_call(module, x)
+        except Unfusable as reason:
+            why = str(reason)
+        else:
+            return Route(self.as_program(decision), lambda: run_eval(x, found, built.code))
+        return self.without_program(module, x, why)
+
+    def _program_call(self, module: nn.Module, x: torch.Tensor) -> tuple[Decision, Built, list[torch.Tensor]]:
+        """The decision for one operator call, the program and its parameters; raises ``Unfusable``."""
         why = refuse_call(x) or refuse_autocast(x)
         if why is not None:
             raise NotNow(why)
@@ -182,15 +217,16 @@ class ProgramRunner(Runner):
             raise NotNow(f"its input has {x.shape[1]} channels, its weights do not")
         if need_grad((x, *found)):
             raise NotNow("gradients are wanted")
-        return Route(decision, lambda: program_eval(x, found, built.code))
+        return decision, built, found
 
     def _built(self, module: nn.Module) -> Built:
         """The module as a program, made anew where something inside has changed."""
         plans = self.plans(module)
-        if self._program is not None and all(a is b for a, b in zip(self._program[0], plans, strict=True)):
-            if isinstance(self._program[1], Unfusable):
-                raise self._program[1].with_traceback(None)
-            return self._program[1]
+        if self._program is not None and all(map(is_, self._program[0], plans)):
+            built = self._program[1]
+            if isinstance(built, str):
+                raise Unfusable(built)
+            return built
         self._program = None
         builder = Builder()
         try:
@@ -199,7 +235,7 @@ class ProgramRunner(Runner):
         except NotNow:
             raise  # the cause may end before anything that the plans hold changes
         except Unfusable as reason:
-            self._program = plans, Unfusable(str(reason))
+            self._program = plans, str(reason)
             raise
         self._program = plans, built
         return built

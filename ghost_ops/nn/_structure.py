@@ -141,7 +141,7 @@ class Structure:
         self.children = root._modules  # of another dictionary, as a replica has one, nothing is known
         self.links: list[Link] = []
         self.halves: list[Half] = []
-        self.watched: tuple[Watched, ...] = ()
+        self.watched: tuple[tuple[dict, str, object, Watched], ...] = ()
 
     def find(self, path: str) -> nn.Module:
         """The module at ``path``; everything on the way counts as read."""
@@ -249,8 +249,8 @@ class Structure:
         for half in self.halves:
             if _GEOMETRY_OF(half.conv.__dict__) != half.seen:
                 return True
-        for attribute in self.watched:
-            if attribute.has_changed():
+        for attributes, name, fixed, attribute in self.watched:
+            if attributes.get(name, attribute) is not fixed and attribute.has_changed():
                 return True
         return False
 

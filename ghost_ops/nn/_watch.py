@@ -24,18 +24,14 @@ class _Same(NamedTuple):
 
 
 class Watched(NamedTuple):
-    """An attribute of a module, a snapshot of its value, and the value itself where that cannot change."""
+    """An attribute of a module, and a snapshot of its value."""
 
     owner: nn.Module
     name: str
     value: object
-    fixed: object
 
     def has_changed(self) -> bool:
-        now = self.owner.__dict__.get(self.name, MISSING)
-        if now is MISSING:
-            now = getattr(self.owner, self.name, MISSING)
-        return now is not self.fixed and snapshot(now) != self.value
+        return snapshot(getattr(self.owner, self.name, MISSING)) != self.value
 
 
 class Watch:
@@ -69,12 +65,14 @@ class Watch:
                 return f"the attribute {name!r}{where} has changed since it was recognised"
         return None
 
-    def bound(self, module: nn.Module) -> tuple[Watched, ...]:
-        """The attributes with their owners, for a check on every call."""
+    def bound(self, module: nn.Module) -> tuple[tuple[dict, str, object, Watched], ...]:
+        """The attributes with their owners, for a check on every call: where each stands, and the value itself where
+        that cannot change."""
         found = []
         for (path, name), value in zip(self.reads, self.values, strict=True):
-            now = _read(module, path, name)
-            found.append(Watched(module.get_submodule(path), name, value, now if type(now) in _FIXED else _NEVER))
+            owner, now = module.get_submodule(path), _read(module, path, name)
+            fixed = now if type(now) in _FIXED else _NEVER
+            found.append((owner.__dict__, name, fixed, Watched(owner, name, value)))
         return tuple(found)
 
 

@@ -61,17 +61,10 @@ class BottleneckRunner(ProgramRunner):
         depthwise, shortcut = structure.halves_of(parts.depthwise), structure.halves_of(parts.shortcut)
         return _Plan(structure.close(), ghost1, depthwise, se, ghost2, shortcut)
 
-    def route(self, module: nn.Module, x: torch.Tensor) -> Route:
+    def without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         reasons: tuple[str, ...] = ()
-        compiling = torch.compiler.is_compiling()
-        if not compiling:
-            if module.training:
-                reasons = ("it is in training mode",)
-            else:
-                try:
-                    return self._as_one_block(module, x)
-                except Unfusable as reason:
-                    reasons = (str(reason),)
+        if not torch.compiler.is_compiling():
+            reasons = ("it is in training mode" if why is None else why,)
             if self.memory == "low":
                 try:
                     return self._recomputing(module, x)
@@ -84,9 +77,8 @@ class BottleneckRunner(ProgramRunner):
                     pass
         return self._in_parts(module, x, reasons)
 
-    def _as_one_block(self, module: nn.Module, x: torch.Tensor) -> Route:
-        decision, run = self.program_route(module, x)
-        return Route(_as_one_block(decision), run)
+    def as_program(self, decision: Decision) -> Decision:
+        return _as_one_block(decision)
 
     def _in_parts(self, module: nn.Module, x: torch.Tensor, reasons: tuple[str, ...]) -> Route:
         """The parts one after the other, each fused on its own; by the module's forward where it must be called."""

@@ -82,12 +82,7 @@ class GhostModuleRunner(ProgramRunner):
         pointwise = primary.is_pointwise()
         return _Plan(structure.close(), primary, cheap, parts.out_channels, pointwise, entries, norms, [])
 
-    def route(self, module: nn.Module, x: torch.Tensor) -> Route:
-        if not module.training and not torch.compiler.is_compiling():
-            try:
-                return self.program_route(module, x)
-            except Unfusable:
-                pass
+    def without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         try:
             call = self.choose(module, x)
         except Unfusable as reason:

@@ -124,7 +124,7 @@ def refuse_double_backward(name: str) -> Callable:
     def call(*args):
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return operator(*args)
-        return _below_autograd(operator, args)
+        return below_autograd(operator, args)
 
     return call
 
@@ -147,7 +147,7 @@ def without_gradients(name: str) -> Callable:
             return (twin if native.uses_reference() else operator)(*args)
         if torch._C._are_functorch_transforms_active() or _need_gradients(args):
             return operator(*args)
-        return _below_autograd(operator, args)
+        return below_autograd(operator, args)
 
     return call
 
@@ -165,7 +165,7 @@ def _need_gradients(args: tuple) -> bool:
     return False
 
 
-def _below_autograd(operator: torch._ops.OpOverload, args: tuple) -> object:
+def below_autograd(operator: torch._ops.OpOverload, args: tuple) -> object:
     """The operator, past its autograd, which is written in Python and costs 10 us."""
     if torch.is_inference_mode_enabled():
         return operator(*args)
@@ -198,6 +198,6 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
             return operator(*args)
         if _need_gradients(args):
             return Fast.apply(*args)
-        return _below_autograd(operator, args)
+        return below_autograd(operator, args)
 
     return call

@@ -12,7 +12,7 @@ import torch
 
 from ..backends import reference
 from ..backends.steps import BFLOAT16, decode, output_shape, precision_of
-from ._library import memory_format, register_fake, without_gradients
+from ._library import below_autograd, memory_format, overload, register_fake, without_gradients
 
 
 def _fake(x, _parameters, steps):
@@ -29,5 +29,13 @@ def _fake_pack(parameters, steps):
 register_fake("program", _fake)
 register_fake("program_eval", _fake)
 register_fake("program_pack", _fake_pack)
+
+_eval_operator = overload("program_eval")
+
+
+def run_eval(x: torch.Tensor, parameters: list[torch.Tensor], steps: list[int]) -> torch.Tensor:
+    """``program_eval`` where nothing needs a gradient, in eager mode: at batch 1 another look costs."""
+    return below_autograd(_eval_operator, (x, parameters, steps))
+
 
 program, program_pack, program_eval = (without_gradients(name) for name in ("program", "program_pack", "program_eval"))

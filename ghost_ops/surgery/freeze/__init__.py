@@ -24,6 +24,7 @@ __all__ = ["freeze", "thaw"]
 
 
 @torch.inference_mode(False)  # what is made within could not be used outside of it
+@torch.no_grad()  # a copy of a scripted child has parameters that are results otherwise
 def freeze(
     net: nn.Module, dtype: torch.dtype | None = None, *, cuda_graph: bool = False, example: object = None
 ) -> nn.Module:
@@ -117,6 +118,7 @@ def _graphed(frozen: Frozen, cuda_graph: bool) -> Frozen:
     return frozen
 
 
+@torch.no_grad()
 def thaw(net: nn.Module) -> nn.Module:
     """A plain copy of a frozen net: its own class, without programs, its modules plain PyTorch ones.
 

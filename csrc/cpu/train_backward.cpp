@@ -6,21 +6,19 @@
 namespace ghost {
 namespace {
 
-constexpr int64_t kMostRows = 56 + 6;   // of a step and its halo
-constexpr int64_t kSmallMap = 16 * 16;  // pixels; PyTorch's sums over such maps hardly round
+constexpr int64_t kMostRows = 56 + 6;  // of a step and its halo
 
 /// The BatchNorm of one half in the backward: partial sums of the groups, then the coefficients that they give.
 struct NormGradient {
   const TrainedHalf* half;
-  int64_t groups, pad, block;
+  int64_t groups, pad;
   float* sums;  // [group][g, g (z - mean), slope], each of sum_floats(channels)
   float *k, *c0, *c1;
 
-  NormGradient(const TrainedHalf& h, int64_t channels, int64_t groups, int64_t pixels, Scratch& scratch)
+  NormGradient(const TrainedHalf& h, int64_t channels, int64_t groups, Scratch& scratch)
       : half(&h),
         groups(groups),
         pad(sum_floats(channels)),
-        block(pixels <= kSmallMap ? 2 : 4),
         sums(scratch.zeros(groups * 3 * pad)),
         k(scratch.zeros(pad)),
         c0(scratch.zeros(pad)),
@@ -35,7 +33,6 @@ struct NormGradient {
     b.z = z.data, b.z_pixel = z.pixel;
     b.grad = grad.data, b.grad_pixel = grad.pixel;
     b.affine = half->affine(), b.mean = half->mean;
-    b.block = block;
     return b;
   }
 
@@ -296,8 +293,8 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
              scratch.zeros(groups * t.c * padded(t.m)),
              scratch.zeros(groups * taps * sum_floats(kept)),
              through.data<float>(),
-             NormGradient(t.primary, t.m, groups, t.h * t.w, scratch),
-             NormGradient(t.cheap_norm, kept, groups, t.h * t.w, scratch)};
+             NormGradient(t.primary, t.m, groups, scratch),
+             NormGradient(t.cheap_norm, kept, groups, scratch)};
 
   const auto f = [&](int64_t n) { return scratch.zeros(n); };
   float *gamma1_grad = f(t.m), *beta1_grad = f(t.m), *slope1_grad = f(t.m);

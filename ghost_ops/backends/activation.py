@@ -50,7 +50,7 @@ def activate_backward(
     if act == NONE:
         return grad, None
     if act == RELU:
-        return torch.where(z > 0, grad, zero), None
+        return torch.ops.aten.threshold_backward(grad, z, 0), None  # one pass
     if act == RELU6:
         return torch.where((z > 0) & (z < 6), grad, zero), None
     if act == LEAKY_RELU:

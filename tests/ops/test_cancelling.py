@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ghost_ops import FusedGhostModule, GhostModule, functional
-from tests.helpers import LAYOUTS, NEARBY, nudged, randomise
+from tests.helpers import LAYOUTS, NEARBY, farthest, nudged, randomise
 from tests.ops.cases import Errors
 
 CASES = 24
@@ -81,7 +81,7 @@ def slopes(numbers, m: int, seed: int) -> tuple[tuple[str, str], Tensors, tuple[
     if seed % 2:
         name = ("act_weight", "cheap_act_weight")[seed // 2 % 2]
         names = ("prelu", "silu") if name == "act_weight" else ("silu", "prelu")
-        return names, {name: numbers((m, 1)[seed // 4 % 2]) * 0.3}, (name,)
+        return names, {name: numbers(m) * 0.3}, (name,)
     return (("silu", "none"), ("none", "silu"))[seed // 2 % 2], {}, ()
 
 
@@ -219,17 +219,13 @@ def largest_errors(found: Tensors, exact: Tensors) -> dict[str, float]:
 
 
 def usual_errors(call: Call | Modules, seed: int, exact: Tensors) -> dict[str, float]:
-    """What PyTorch's largest errors are without luck: the median for nearby arguments, or what the exact result moves
-    when the arguments move by half a unit in their last place."""
+    """PyTorch's largest errors without luck: the median for nearby arguments."""
     found = []
     for near in (call.near(2.0**-6, i) for i in NEARBY):
         right = near.gradients(near.plain, seed, torch.float64)
         if right is not None:
             found.append(largest_errors(near.gradients(near.plain, seed, torch.float32), right))
-    usual = {name: sorted(errors[name] for errors in found)[len(found) // 2] for name in exact} if found else {}
-    moved = call.near(2.0**-24)
-    moved = moved.gradients(moved.plain, seed, torch.float64) or exact
-    return {name: max(error, usual.get(name, 0.0)) for name, error in largest_errors(moved, exact).items()}
+    return {name: sorted(errors[name] for errors in found)[len(found) // 2] if found else 0.0 for name in exact}
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -248,6 +244,10 @@ def test_what_is_left_is_as_accurate_as_pytorch(operator, threads):
             cases += 1
             ours, plain = (call.gradients(f, seed, torch.float32) for f in (call.ours, call.plain))
             again, usual = call.gradients(call.ours, seed, torch.float32), usual_errors(call, seed, exact)
+            # what the exact result moves with half a unit in the arguments' last place is nobody's error
+            moved = call.near(2.0**-24)
+            moved = moved.gradients(moved.plain, seed, torch.float64) or exact
+            plain = {name: farthest(right, plain[name], moved[name].float()) for name, right in exact.items()}
             worst, of_plain = (largest_errors(found, exact) for found in (ours, plain))
             for name, right in exact.items():
                 what = f"{name} of case {seed}"

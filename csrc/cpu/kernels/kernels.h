@@ -131,7 +131,6 @@ struct NormBackward {
   // norm_backward_sums adds to these: g, g (z - mean), and grad min(z scale + shift, 0), the gradient of PReLU's weight
   // (or null). sum_floats(channels) each.
   float *sum_g, *sum_gz, *sum_slope;
-  int64_t block;  // pixels of g that are summed in float32 before they join a compensated sum: 2 or 4
   // norm_backward: out = k (g - c0 - (z - mean) c1); norm_backward_sums: out = g, or null. May be grad or grad_too
   const float *k, *c0, *c1;
   float* out;

@@ -42,8 +42,8 @@ GHOST_INLINE void with_act(Act act, const F& f) {
 
 constexpr int64_t kBlock = 8;  // pixels summed plainly before they join a compensated sum
 
-GHOST_INLINE int64_t block_end(int64_t begin, int64_t pixels, int64_t block = kBlock) {
-  return begin + block < pixels ? begin + block : pixels;
+GHOST_INLINE int64_t block_end(int64_t begin, int64_t pixels) {
+  return begin + kBlock < pixels ? begin + kBlock : pixels;
 }
 
 }  // namespace
@@ -245,25 +245,21 @@ extern "C" void GHOST_SYMBOL(norm_backward_sums)(const NormBackward& all) {
       const NormBackward& n = block.n;
       Sum<V> sum_g, sum_gz, sum_slope;
       for (int64_t b = 0; b < n.pixels; b += kBlock) {
-        auto gz0 = V::zero(), gz1 = gz0;  // pairs: an addition waits for the one before
+        auto g0 = V::zero(), g1 = g0, gz0 = g0, gz1 = g0, slopes = g0;  // pairs: an addition waits for the one before
         const int64_t end = block_end(b, n.pixels);
-        const auto add = [&](int64_t at, auto& g, auto& gz, auto& slopes) {
+        int64_t i = b;
+        const auto add = [&](int64_t at, auto& g, auto& gz) {
           const auto p = block.at(block, at);
           g += p.g;
           gz = V::fma(p.g, p.centred, gz);
           if (n.out) store_some<V>(n.out + at * n.out_pixel + block.c, p.g, block.lanes);
           if (n.sum_slope) slopes += p.a > 0.f ? V::zero() : p.grad * p.a;
         };
-        for (int64_t i = b; i < end;) {  // fewer pixels at a time, since beta's gradient may nearly cancel
-          auto g0 = V::zero(), g1 = g0, slopes = g0;
-          for (const int64_t half = block_end(i, end, n.block); i < half; i += 2) {
-            add(i, g0, gz0, slopes);
-            if (i + 1 < half) add(i + 1, g1, gz1, slopes);
-          }
-          Sum<V>::add(sum_g, g0 + g1);
-          if (n.sum_slope) Sum<V>::add(sum_slope, slopes);
-        }
+        for (; i + 2 <= end; i += 2) add(i, g0, gz0), add(i + 1, g1, gz1);
+        if (i < end) add(i, g0, gz0);
+        Sum<V>::add(sum_g, g0 + g1);
         Sum<V>::add(sum_gz, gz0 + gz1);
+        Sum<V>::add(sum_slope, slopes);
       }
       add_to<V>(n.sum_g, n.channels, block.c, sum_g, block.lanes);
       add_to<V>(n.sum_gz, n.channels, block.c, sum_gz, block.lanes);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,6 +20,8 @@ from ._runner import Route, _observers, observed
 from ._structure import Unfusable
 
 FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+
+HUGE_PAGE = 2 << 20  # bytes
 
 
 class FrozenProgram(nn.Module):
@@ -84,7 +87,7 @@ class FrozenProgram(nn.Module):
         rounded = [t.to(kept).float().cpu() for t in tensors]  # packed on the CPU: the form is the same everywhere
         code = with_precision(built.code, BFLOAT16 if kept is torch.bfloat16 else FLOAT32)
         with torch.no_grad():
-            return cls(program_pack(rounded, code).to(device), code, parts, kept)
+            return cls(_in_fresh_pages(program_pack(rounded, code).to(device)), code, parts, kept)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():
@@ -149,7 +152,7 @@ class FrozenProgram(nn.Module):
         if "_dtypes" not in state:  # saved before programs knew the dtype of their inputs: every one was taken
             self.__dict__.update(input_name="FrozenProgram: x")
             self._expect(None)
-        self.packed = native.in_huge_pages(self.packed)  # a loaded one lies in small pages, and is slower to read
+        self.packed = _in_fresh_pages(self.packed)  # a loaded one lies in small pages, and is slower to read
 
     def extra_repr(self) -> str:
         names = [type(step).__name__.lower() for step in decode(self.steps)]
@@ -160,3 +163,17 @@ class FrozenProgram(nn.Module):
     def returns_map(self) -> bool:
         """Whether the result is N x C x H x W, not N x features."""
         return isinstance(decode(self.steps)[-1], Store)
+
+
+def _in_fresh_pages(t: torch.Tensor) -> torch.Tensor:
+    """A copy of a CPU tensor in memory that nothing has used, which the system can give in huge pages.
+
+    Memory that ``malloc`` hands out again, after other large tensors were freed, keeps the small pages that it has:
+    a frozen net at batch 1 takes 5 % longer to read its weights from these.
+    """
+    size = t.numel() * t.element_size()
+    if not t.is_cpu or size < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return native.in_huge_pages(t)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=t.dtype).view(t.shape).copy_(t)

@@ -144,7 +144,7 @@ class FrozenState:
         program = net._modules[self.child]._modules["0"]
         hooks = tuple(getattr(_modules, f"_global{name}") for name in _HOOKS_OF_ONE)
         hooks += tuple(entries for m in (net, program) for name, entries in vars(m).items() if name in _HOOKS_OF_ONE)
-        return net, hooks, program._dtypes, self.counter, program._buffers, program.steps
+        return net._modules, hooks, program._dtypes, self.counter, program._buffers, program.steps
 
     def check(self, net: nn.Module) -> None:
         """Look whether a tensor that was packed has been changed since; raises ``RuntimeError``."""
@@ -185,13 +185,13 @@ class Frozen(InPlace):
         state = self.__dict__[STATE]
         if state.fast is not None and len(args) == 1 and not kwargs:
             (x,) = args
-            owner, hooks, dtypes, counter, buffers, steps = state.fast
+            modules, hooks, dtypes, counter, buffers, steps = state.fast
             if (
                 not torch.compiler.is_dynamo_compiling()  # the first: what follows is not to be compiled
                 and type(x) is _TENSOR
                 and x.is_cpu
                 and x.dtype in dtypes
-                and owner is self
+                and self._modules is modules  # not so in a replica, which has the state of its source
                 and counter._version == state.version
                 and not any(hooks)
                 and not _autocasts()

@@ -26,6 +26,7 @@ from ..nn import (
 )
 from ..nn._fused import Fused, runner_of
 from ..nn._structure import NORMS, Structure, Unfusable
+from ..nn.frozen_net import Frozen
 from ..nn.fused_bottleneck import BottleneckRunner
 from ..nn.fused_ghost_module import GhostModuleRunner
 from ..nn.fused_squeeze_excite import SqueezeExciteRunner
@@ -74,12 +75,12 @@ def survey(net: nn.Module) -> list[Finding]:
     if not isinstance(net, nn.Module):
         raise TypeError(f"survey: net: expected a torch.nn.Module, got {type(net).__name__}")
     findings: dict[nn.Module, Finding] = {}
-    for name, module in _outermost(net, (Fused,)):
+    for name, module in _outermost(net, (Fused, Frozen)):
         finding = _examine(name, module, SQUEEZE_EXCITE, _squeeze_excite) or _examine(name, module, GHOST, _ghost)
         if finding is not None:
             findings[module] = finding
     blocks: dict[nn.Module, Finding] = {}
-    for name, module in reversed(list(_outermost(net, (FusedGhostBottleneck,)))):  # the innermost first
+    for name, module in reversed(list(_outermost(net, (FusedGhostBottleneck, Frozen)))):  # the innermost first
         if any(isinstance(inner, FusedGhostBottleneck) or _is_ours(inner, blocks) for inner in module.modules()):
             continue
         finding = _examine(name, module, BOTTLENECK, lambda m: _bottleneck(m, findings))

@@ -79,9 +79,9 @@ def _eager(layout: torch.memory_format) -> Callable[..., Built]:
 
 def _ours(layout: torch.memory_format) -> Callable[..., Built]:
     def build(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
-        """Shares the weights of the plain module; a net is copied, since ``fuse`` works in place."""
+        """A module shares its weights with the plain one; a net is copied, since ``fuse`` works in place."""
         if isinstance(module, GhostModule):
-            fused = FusedGhostModule.wrap(module, module.parts())
+            fused = FusedGhostModule.wrap(copy.copy(module), module.parts())
         else:
             fused = surgery.fuse(copy.deepcopy(module))
         return Built(_without_grad(fused, x.contiguous(memory_format=layout)))

@@ -138,7 +138,7 @@ class Structure:
 
     def __init__(self, root: nn.Module) -> None:
         self.root: nn.Module | None = root
-        self.children = root._modules  # of another dictionary, as a replica has one, nothing is known
+        self.children, self.attributes = root._modules, root.__dict__  # of a replica's or a copy's nothing is known
         self.links: list[Link] = []
         self.halves: list[Half] = []
         self.watched: tuple[tuple[dict, str, object, Watched], ...] = ()
@@ -230,7 +230,7 @@ class Structure:
     def has_changed(self, module: nn.Module) -> bool:
         """Whether a child of the module that this was read from was swapped, hooked, given another class, or a
         convolution another geometry, or a watched attribute another value."""
-        if module._modules is not self.children:
+        if module._modules is not self.children or module.__dict__ is not self.attributes:
             return True
         for siblings, name, child, kind, state, children, parameters, buffers in self.links:
             if (

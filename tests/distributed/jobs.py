@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.algorithms.join import Join
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -192,3 +192,24 @@ def refuses_one_value(rank: int) -> str:
     except ValueError as error:
         return str(error)
     return "nothing"
+
+
+def fsdp1(rank: int, kind: str, memory: str) -> dict[str, object]:
+    """Two steps under the older FSDP with ``use_orig_params``: outputs, gradients of the input, and what runs."""
+    blocks = nn.Sequential(zoo.HuaweiBottleneck(8, 16, 12, 3, 2, True), zoo.HuaweiBottleneck(12, 24, 12))
+    net = randomise(blocks).train()
+    if kind == FUSED:
+        fuse(net, memory=memory)
+    net = nn.Sequential(
+        *(FullyShardedDataParallel(b, use_orig_params=True, device_id=torch.device("cpu")) for b in net)
+    )
+    optimizer, found = torch.optim.SGD(net.parameters(), lr=0.01), {}
+    for step in range(2):
+        x = make_map((4, 8, 9, 7), seed=10 * rank + step).requires_grad_()
+        optimizer.zero_grad()
+        out = net(x)
+        out.square().mean().backward()
+        optimizer.step()
+        found |= {f"output {step}": out.detach(), f"gradient of x {step}": x.grad}
+    runs = {row.name: row.runs for row in explain(net, x.detach()).rows} if kind == FUSED else {}
+    return {"tensors": found, "runs": runs}

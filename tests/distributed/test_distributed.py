@@ -58,6 +58,16 @@ def test_fused_trains_as_plain(name, ranks):
                 assert torch.equal(value, kinds[FUSED][1]["tensors"][what]), f"the processes differ in {what}"
 
 
+@pytest.mark.parametrize("memory", ["balanced", "low"])
+def test_the_older_fsdp(memory, ranks):
+    fused, plain = (ranks.run(jobs.fsdp1, kind, memory) for kind in (FUSED, PLAIN))
+    for ours, theirs in zip(fused, plain, strict=True):
+        for what, value in ours["tensors"].items():
+            torch.testing.assert_close(value, theirs["tensors"][what], rtol=1e-4, atol=1e-5, msg=what)
+        again = [runs for runs in ours["runs"].values() if "computed again" in runs]
+        assert len(again) == 2 * (memory == "low"), ours["runs"]
+
+
 @pytest.mark.parametrize("kind", [FUSED, PLAIN])
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
 def test_sync_batch_norm_over_uneven_batches_is_the_full_batch(wrap, kind, ranks):

@@ -73,10 +73,6 @@ class Half(NamedTuple):
     seen: tuple
     is_depthwise: bool = False
 
-    @property
-    def name(self) -> str:
-        return ACTIVATIONS[self.code]
-
     def slope(self) -> float:
         return self.act.negative_slope if self.code == LEAKY_RELU else 0.01
 
@@ -138,6 +134,7 @@ class Structure:
 
     def __init__(self, root: nn.Module) -> None:
         self.root: nn.Module | None = root
+        self.places: list[tuple[nn.Module, str]] = []  # of the links: owner and name, while it is being read
         self.children, self.attributes = root._modules, root.__dict__  # of a replica's or a copy's nothing is known
         self.links: list[Link] = []
         self.halves: list[Half] = []
@@ -150,7 +147,7 @@ class Structure:
             child = module._modules.get(name)
             if child is None:
                 raise Unfusable(f"it has no child at {path!r}")
-            if not any(link.siblings is module._modules and link.name == name for link in self.links):
+            if not any(owner is module and other == name for owner, other in self.places):
                 self._read(module, name, child, path)
             module = child
         return module
@@ -160,12 +157,13 @@ class Structure:
             raise Unfusable(f"its child {path!r} carries hooks, or a forward of its own: these must run")
         if "parametrizations" in child._modules:
             raise Unfusable(f"its child {path!r} is parametrised")
+        self.places.append((owner, name))
         count, tensors = len(child._modules), (child._parameters, child._buffers)
         self.links.append(Link(owner._modules, name, child, type(child), child.__dict__, count, *tensors))
 
     def close(self) -> Structure:
         """To be called when all was found: a ``Sequential`` on the way must hold nothing else."""
-        self.root = None  # the module holds its plan, and must not be held by it
+        self.root, self.places = None, []  # the module holds its plan, and must not be held by it
         found = [link.child for link in self.links]
         for link in self.links:
             for name, child in link.child._modules.items() if link.kind is nn.Sequential else ():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import functional
+from ..backends.activation import ACTIVATIONS
 from ..dispatch import PLAIN_TENSORS, Decision, forced, plain, refuse_call, select
 from ..ops import ghost_module_train as training
 from ..ops.checks import autocast
@@ -235,9 +236,9 @@ def _check_shapes(half: Half, tensors: tuple, channels: int) -> None:
 
 def _activations(call: GhostCall) -> dict[str, object]:
     (primary, cheap), tensors, numbers = call.plan[1:3], call.tensors, call.numbers
-    found = {"act": primary.name, "act_slope": numbers[0], "act_weight": tensors[6]}
+    found = {"act": ACTIVATIONS[primary.code], "act_slope": numbers[0], "act_weight": tensors[6]}
     if cheap is not None:
-        found |= {"cheap_act": cheap.name, "cheap_act_slope": numbers[1], "cheap_act_weight": tensors[13]}
+        found |= {"cheap_act": ACTIVATIONS[cheap.code], "cheap_act_slope": numbers[1], "cheap_act_weight": tensors[13]}
     return found
 
 

@@ -1,6 +1,6 @@
 """Where the pieces of somebody's module are: what surgery recognises, and what the fused modules read.
 
-A path is that of ``torch.nn.Module.get_submodule``, from the module that is wrapped: ``"primary_conv.0"``.
+A path is that of ``torch.nn.Module.get_submodule``, from the module that is fused: ``"primary_conv.0"``.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Row:
 
     Attributes:
         name: path in the net.
-        module: name of the class, of the replaced module where it was replaced.
+        module: name of the module's own class.
         input: shape, dtype and memory format; empty where the module was not called on its own.
         runs: the operator and its backend, or how else it runs.
         why: why nothing faster runs; empty where nothing faster is known.

@@ -7,10 +7,12 @@ import warnings
 from torch import nn
 
 from ..nn import _fused
-from ..nn.fused_bottleneck import BottleneckRunner, FusedBlock, check_memory
+from ..nn.fused_bottleneck import MEMORY, BottleneckRunner, FusedBlock, check_memory
 from ..nn.fused_ghost_module import FusedGhost
 from ..nn.fused_squeeze_excite import FusedExcite
 from .recognise import BOTTLENECK, GHOST, SQUEEZE_EXCITE, survey
+
+__all__ = ["MEMORY", "fuse", "revert"]
 
 _BEHAVIOURS = {GHOST: FusedGhost, SQUEEZE_EXCITE: FusedExcite, BOTTLENECK: FusedBlock}
 

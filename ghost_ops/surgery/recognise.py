@@ -75,12 +75,12 @@ def survey(net: nn.Module) -> list[Finding]:
     if not isinstance(net, nn.Module):
         raise TypeError(f"survey: net: expected a torch.nn.Module, got {type(net).__name__}")
     findings: dict[nn.Module, Finding] = {}
-    for name, module in _outermost(net, (Fused, Frozen)):
+    for name, module in _outermost(net, (Fused,)):
         finding = _examine(name, module, SQUEEZE_EXCITE, _squeeze_excite) or _examine(name, module, GHOST, _ghost)
         if finding is not None:
             findings[module] = finding
     blocks: dict[nn.Module, Finding] = {}
-    for name, module in reversed(list(_outermost(net, (FusedGhostBottleneck, Frozen)))):  # the innermost first
+    for name, module in reversed(list(_outermost(net, (FusedGhostBottleneck,)))):  # the innermost first
         if any(isinstance(inner, FusedGhostBottleneck) or _is_ours(inner, blocks) for inner in module.modules()):
             continue
         finding = _examine(name, module, BOTTLENECK, lambda m: _bottleneck(m, findings))
@@ -92,7 +92,8 @@ def survey(net: nn.Module) -> list[Finding]:
 def _outermost(net: nn.Module, closed: tuple[type, ...]) -> Iterator[tuple[str, nn.Module]]:
     """Every module once, parents first, those inside a ``closed`` one left out, and it too."""
     inside = {m for outer in net.modules() if isinstance(outer, closed) for m in outer.modules()}
-    return ((name, module) for name, module in net.named_modules() if module not in inside)
+    skipped = (*closed, Frozen)  # a frozen module stays as it is; what is inside of it may have been left alone
+    return ((n, m) for n, m in net.named_modules() if m not in inside and not isinstance(m, skipped))
 
 
 def _examine(name: str, module: nn.Module, kind: str, find) -> Finding | None:

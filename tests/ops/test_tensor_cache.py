@@ -111,7 +111,8 @@ def test_many_threads_make_one():
 
 @pytest.fixture
 def frozen():
-    return ghost_ops.freeze(GhostNet(0.5, num_classes=10).eval())
+    (program,) = ghost_ops.freeze(GhostNet(0.5, num_classes=10).eval()).frozen_programs
+    return program
 
 
 def index_of(frozen, backend):

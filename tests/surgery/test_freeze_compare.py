@@ -156,7 +156,10 @@ def test_explain_and_warning_say_why(x):
     assert frozen.__dict__[STATE].left == (("", rows[""].why),)
     for net, why in (
         (Around(None, lambda self, x: x + torch.randn(1)), "makes a tensor that tracing would keep"),
-        (Around(None, lambda self, x: x + 1 if torch.is_grad_enabled() else x), "not be that of its source: off by 1"),
+        (
+            Around(None, lambda self, x: x + 1 if torch.is_grad_enabled() else x),
+            "not be that of its source with gradients enabled: off by 1",
+        ),
         (Around(lambda self, x: x if x.max() > 1 else -x), "cannot be traced"),
     ):
         assert why in dict(freeze(net.eval()).__dict__[STATE].left)[""]

@@ -7,7 +7,7 @@ import torch
 
 from ghost_ops.surgery import fuse, survey
 
-from . import forbidden
+from . import forbidden, forbidden_subtle  # noqa: F401  the second adds to the first
 
 # The gate's values are at most one, in a map of one pixel.
 HARMLESS = {("squeeze-and-excite", name) for name in ("clamp", "minimum", "converted", "converted_product")}

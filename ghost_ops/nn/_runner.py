@@ -221,9 +221,9 @@ class ProgramRunner(Runner):
 
     def _built(self, module: nn.Module) -> Built:
         """The module as a program, made anew where something inside has changed."""
-        plans = self.plans(module)
-        if self._program is not None and all(map(is_, self._program[0], plans)):
-            built = self._program[1]
+        plans, program = self.plans(module), self._program  # read once, since other threads may call the module too
+        if program is not None and all(map(is_, program[0], plans)):
+            built = program[1]
             if isinstance(built, str):
                 raise Unfusable(built)
             return built

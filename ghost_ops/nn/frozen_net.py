@@ -131,6 +131,8 @@ class FrozenState:
             if t.device == self.counter.device:
                 made[id(t)] = t, _sharing(self.counter, t)
         for module in net.modules() if made else ():  # a tensor that modules share stays one
+            if isinstance(module, torch.jit.ScriptModule):  # nothing of it was packed, and its tables cannot be written
+                continue
             for entries in (module._parameters, module._buffers):
                 entries.update({name: made[id(t)][1] for name, t in entries.items() if id(t) in made})
         self.counter = torch.empty(0, device="cpu") if self.counter is None else self.counter

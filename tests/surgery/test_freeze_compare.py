@@ -347,3 +347,18 @@ def test_differences():
     ):
         found = compare._different(ours, theirs)
         assert (found is None) if why is None else (why in found), (ours, theirs, found)
+
+
+@pytest.mark.parametrize("how", [torch.jit.script, lambda m: torch.jit.trace(m, make_map((1, 3, 32, 32)))])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_children_stay_between_programs(how):
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+    net = randomise(nn.Sequential(stem, zoo.HuaweiBottleneck(8, 16, 8, se=True), zoo.ArticleGhostModule(8, 12))).eval()
+    net[0] = how(stem.eval())
+    x = make_map((2, 3, 32, 32))
+    with torch.no_grad():
+        wanted = net(x)
+        frozen = freeze(net)
+        assert len(programs(frozen)) == 1 and isinstance(frozen[0], torch.jit.ScriptModule)
+        torch.testing.assert_close(frozen(x), wanted, rtol=1e-4, atol=1e-4)
+        assert {row.name for row in explain(frozen, x).rows if row.fused}

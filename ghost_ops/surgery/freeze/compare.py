@@ -84,9 +84,9 @@ def private(net: nn.Module) -> nn.Module:
 
 def draw(net: nn.Module) -> list[Arguments]:
     """Up to two inputs that a net accepts, of different sizes and batches where it accepts such."""
-    convolution = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = next(filter(None, map(_input_channels, net.modules())), None)
     first = next((p for p in net.parameters() if p.is_floating_point()), None)
-    if convolution is None or first is None or first.is_meta:
+    if channels is None or first is None or first.is_meta:
         return []
     found: list[Arguments] = []
     for height, width in SIZES:
@@ -94,7 +94,7 @@ def draw(net: nn.Module) -> list[Arguments]:
             if any(call.args[0].shape[0] == batch for call in found):
                 continue
             generator = torch.Generator().manual_seed(len(found))
-            shape = batch, convolution.in_channels, height, width
+            shape = batch, channels, height, width
             x = torch.randn(shape, dtype=torch.float32, device="cpu", generator=generator)
             call = Arguments((x.to(first.device, first.dtype),), {})
             if accepts(net, call):
@@ -103,6 +103,15 @@ def draw(net: nn.Module) -> list[Arguments]:
         if len(found) == len(BATCHES):
             break
     return found
+
+
+def _input_channels(module: nn.Module) -> int | None:
+    """Number of input channels of a convolution, a scripted or traced one too; None of another module."""
+    if isinstance(module, nn.Conv2d):
+        return module.in_channels
+    if isinstance(module, torch.jit.ScriptModule) and module.original_name == "Conv2d":
+        return module.weight.shape[1] if getattr(module, "groups", 1) == 1 else None
+    return None
 
 
 def accepts(net: nn.Module, call: Arguments) -> bool:

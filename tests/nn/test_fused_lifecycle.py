@@ -324,3 +324,20 @@ def test_export():
     module, x = made("constructed").eval().requires_grad_(False), make_map(X)
     program = torch.export.export(module, (x,))
     torch.testing.assert_close(program.module()(x), module(x))
+
+
+def test_what_version_0_1_has_pickled_loads():
+    """There a fused module stood in the place of another, ``_source``, and shared its dictionaries."""
+    source, x = randomise(Foreign()).eval(), make_map(X)
+    wanted = source(x)
+    loaded = FusedGhostModule.__new__(FusedGhostModule)
+    loaded.__setstate__({**vars(source), "_source": source, "_source_parts": PARTS})
+    assert isinstance(loaded, Foreign) and isinstance(loaded, FusedGhostModule) and loaded.f == -1
+    assert not why(loaded, x).startswith("plain")
+    torch.testing.assert_close(loaded(x), wanted)
+    assert type(revert(loaded)) is Foreign and set(vars(loaded)) == set(vars(Foreign()))
+    built = made("constructed").eval()
+    state = {name: value for name, value in vars(built).items() if name != "_ghost_ops"}
+    loaded = FusedGhostModule.__new__(FusedGhostModule)
+    loaded.__setstate__(state)
+    torch.testing.assert_close(loaded(x), built(x))

@@ -57,7 +57,14 @@ def in_place_class(behaviour: type[InPlace], source: type[nn.Module]) -> type[nn
     def forward(self, *args, **kwargs):
         return self._forward(*args, **kwargs)
 
+    @functools.wraps(source.__init__)
+    def __init__(self, *args, **kwargs):
+        if type(self) is made:  # ``type(module)(...)`` makes a module as the class's own methods do: a plain one
+            object.__setattr__(self, "__class__", source)
+        source.__init__(self, *args, **kwargs)
+
     body = {
+        "__init__": __init__,
         "__doc__": source.__doc__,
         "__module__": source.__module__,
         "_behaviour": behaviour,
@@ -65,7 +72,8 @@ def in_place_class(behaviour: type[InPlace], source: type[nn.Module]) -> type[nn
         "forward": forward,
     }
     name = behaviour.name_prefix + source.__name__
-    return types.new_class(name, (behaviour, source), exec_body=lambda namespace: namespace.update(body))
+    made = types.new_class(name, (behaviour, source), exec_body=lambda namespace: namespace.update(body))
+    return made
 
 
 def made_class(cls: type) -> type | None:

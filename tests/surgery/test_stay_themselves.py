@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ghost_ops.nn import FusedGhostBottleneck, FusedGhostModule, FusedSELayer
-from ghost_ops.surgery import explain, fuse, revert
+from ghost_ops.surgery import explain, freeze, fuse, revert
 
 from .. import zoo
 from ..helpers import make_map, randomise
@@ -131,6 +131,16 @@ def test_its_apply_runs():
     module = fuse(make())
     module.double()
     assert module.log == ["applied"] and module.primary_conv[0].weight.dtype is torch.float64
+
+
+def test_another_of_its_class_is_a_plain_one(x):
+    """As methods make it that copy the structure of a module."""
+    for module in (fuse(make()), freeze(make().eval())):
+        twin = type(module)(8, 12)
+        assert type(twin) is Own and twin.log == [] and twin.train() is twin
+        assert inspect.signature(type(module)) == inspect.signature(Own)
+        twin.load_state_dict({k: v for k, v in module.state_dict().items() if "programs" not in k})
+        torch.testing.assert_close(twin.eval()(x), module.eval()(x))
 
 
 def test_a_class_that_registers_its_subclasses_sees_none():

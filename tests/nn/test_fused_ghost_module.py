@@ -316,3 +316,24 @@ def test_other_dtypes_and_devices_run_plain(monkeypatch):
     assert why(module, x).startswith("plain PyTorch")
     assert_agree(module, x)
     assert module.to("meta")(x.to("meta")).shape == (2, 12, 5, 5)
+
+
+def test_gradients_that_nearly_cancel():
+    """Of a loss that is a linear ramp times the output, with running statistics: what is left of a BatchNorm's beta."""
+    errors = {}
+    for seed in range(8):
+        plain = randomise(GhostModule(16, 24), seed).eval()
+        fused, exact = FusedGhostModule(16, 24).eval(), copy.deepcopy(plain).double()
+        fused.load_state_dict(plain.state_dict())
+        x = make_map((1 + seed % 2, 16, 13, 13), seed=seed)
+        ramp = torch.linspace(-1, 1, 13).expand(len(x), 24, 13, 13)
+        for module in (fused, plain, exact):
+            like = next(module.parameters())
+            (module(x.to(like.dtype)) * ramp.to(like.dtype)).sum().backward()
+        for path in ("primary_conv.1.bias", "cheap_operation.1.bias", "cheap_operation.1.weight"):
+            truth = exact.get_parameter(path).grad
+            for name, module in (("ours", fused), ("eager", plain)):
+                error = float((module.get_parameter(path).grad.double() - truth).square().sum())
+                errors[path, name] = errors.get((path, name), 0.0) + error
+    for path in dict.fromkeys(path for path, _ in errors):
+        assert errors[path, "ours"] <= 4 * errors[path, "eager"], (path, errors)  # of squares: twice in the mean

@@ -149,17 +149,13 @@ struct WideSum {
 
 }  // namespace
 
-// As sum, but pairs of pixels are added in double: for gradients, which may nearly cancel.
+// As sum, but every pixel is added in double: for gradients, which may nearly cancel.
 extern "C" void GHOST_SYMBOL(sum_in_double)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels,
                                             float* sum) {
   over_channels(channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
     WideSum<V> s;
-    const float* at = x + c;
-    int64_t i = 0;
-    for (; i + 2 <= pixels; i += 2, at += 2 * x_pixel)
-      WideSum<V>::add(s, load_some<V>(at, lanes) + load_some<V>(at + x_pixel, lanes));
-    if (i < pixels) WideSum<V>::add(s, load_some<V>(at, lanes));
+    for (int64_t i = 0; i < pixels; i++) WideSum<V>::add(s, load_some<V>(x + i * x_pixel + c, lanes));
     add_to<V>(sum, channels, c, WideSum<V>::as_floats(s), lanes);
   });
 }

@@ -23,7 +23,7 @@ class Pool {
   /// Returns to the system all that is kept.
   void empty();
   int64_t kept_bytes();
-  /// How much may be kept, from now on. 1 GiB unless somebody says otherwise.
+  /// How much may be kept, from now on. 1 GiB by default.
   static void keep_most(int64_t bytes) { most_ = bytes; }
   /// For tests: whether memory is filled with NaNs before it is handed out.
   void poison(bool on) { poison_ = on; }

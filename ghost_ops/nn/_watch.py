@@ -67,10 +67,12 @@ class Watch:
 
     def bound(self, module: nn.Module) -> tuple[tuple[dict, str, object, Watched], ...]:
         """The attributes with their owners, for a check on every call: where each stands, and the value itself where
-        that cannot change."""
+        that cannot change. An owner that is gone was a child, whose return the structure notices."""
         found = []
         for (path, name), value in zip(self.reads, self.values, strict=True):
-            owner, now = module.get_submodule(path), _read(module, path, name)
+            owner, now = _owner(module, path), _read(module, path, name)
+            if owner is None:
+                continue
             fixed = now if type(now) in _FIXED else _NEVER
             found.append((owner.__dict__, name, fixed, Watched(owner, name, value)))
         return tuple(found)
@@ -82,12 +84,17 @@ def _by_identity(value: object) -> bool:
     return isinstance(value, (tuple, frozenset)) and any(map(_by_identity, value))
 
 
-def _read(module: nn.Module, path: str, name: str) -> object:
+def _owner(module: nn.Module, path: str) -> nn.Module | None:
     for step in path.split(".") if path else ():
         module = module._modules.get(step)
         if module is None:
-            return MISSING
-    return getattr(module, name, MISSING)
+            return None
+    return module
+
+
+def _read(module: nn.Module, path: str, name: str) -> object:
+    owner = _owner(module, path)
+    return MISSING if owner is None else getattr(owner, name, MISSING)
 
 
 def snapshot(value: object) -> object:

@@ -90,7 +90,7 @@ class BottleneckRunner(ProgramRunner):
         except Unfusable as reason:
             why = str(reason)
             reasons = reasons if why in reasons else (*reasons, why)
-            return Route(_in_parts((), reasons), lambda: plain_forward(module, x))
+            return Route(_one_decision((), reasons), lambda: plain_forward(module, x))
         _, ghost1, depthwise, se, ghost2, shortcut = plan
         calls = [_depthwise.decide(half, x) for half in (*depthwise, *shortcut)]
         between, around = calls[: len(depthwise)], calls[len(depthwise) :]
@@ -181,7 +181,7 @@ def _as_one_block(decision: Decision) -> Decision:
 
 
 @functools.lru_cache(maxsize=256)
-def _in_parts(how: tuple[str, ...], reasons: tuple[str, ...]) -> Decision:
+def _one_decision(how: tuple[str, ...], reasons: tuple[str, ...]) -> Decision:
     return Decision(", ".join(("its parts in turn", *how)), "reference", None, reasons)
 
 
@@ -194,7 +194,7 @@ def _parts_decision(how: tuple[str, ...], calls: tuple[_depthwise.ConvCall, ...]
             reason = f"its depthwise convolutions are plain PyTorch: {call.reason}"
             reasons = reasons if reason in reasons else (*reasons, reason)
     # the compiler does not look into caches
-    return (_in_parts.__wrapped__ if torch.compiler.is_compiling() else _in_parts)(how, reasons)
+    return (_one_decision.__wrapped__ if torch.compiler.is_compiling() else _one_decision)(how, reasons)
 
 
 def check_memory(owner: str, value: object) -> None:

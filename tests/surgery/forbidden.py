@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections import deque
 
 import numpy as np
@@ -405,34 +404,6 @@ def largest(self, y):
 @step("it computes something else")
 def length(self, y):
     return y * 1.5 if len(y) > 200 else y
-
-
-# Chance
-
-
-@step("draws random numbers")
-def rand(self, y):
-    return y + torch.rand(1)
-
-
-@step("draws random numbers")
-def dropout(self, y):
-    return F.dropout(y, 0.5, self.training)
-
-
-@step("draws random numbers")
-def rand_like(self, y):
-    return y + 1e-12 * torch.rand_like(y)
-
-
-@step("draws random numbers")
-def numpy_noise(self, y):
-    return y + float(np.random.rand())
-
-
-@step("draws random numbers")
-def python_random(self, y):
-    return y * 2 if random.random() < 1e-9 else y
 
 
 # What cannot be noticed

@@ -1,8 +1,12 @@
-"""The same as in ``forbidden``, in ways that are harder to see: containers, counters and helpers of other kinds."""
+"""More of ``forbidden``: what is harder to see (containers, counters and helpers of other kinds), and chance."""
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .forbidden import CONFIG, step
@@ -139,3 +143,31 @@ def converted(self, y):
 @step("it computes something else")
 def converted_product(self, y):
     return y * 1.5 if 0.5 * y.shape[-2] >= 100 else y
+
+
+# Chance
+
+
+@step("draws random numbers")
+def rand(self, y):
+    return y + torch.rand(1)
+
+
+@step("draws random numbers")
+def dropout(self, y):
+    return F.dropout(y, 0.5, self.training)
+
+
+@step("draws random numbers")
+def rand_like(self, y):
+    return y + 1e-12 * torch.rand_like(y)
+
+
+@step("draws random numbers")
+def numpy_noise(self, y):
+    return y + float(np.random.rand())
+
+
+@step("draws random numbers")
+def python_random(self, y):
+    return y * 2 if random.random() < 1e-9 else y

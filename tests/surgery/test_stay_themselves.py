@@ -418,3 +418,26 @@ def test_a_parameter_that_was_away_for_a_while(x):
         del conv.weight
         conv._parameters["weight"] = weight
         assert torch.equal(module(x), wanted) and not why(module, x).startswith("plain")
+
+
+def test_a_watched_child_that_goes_away(x):
+    """The module is still a Ghost module then, written in another way."""
+
+    class Switched(zoo.ArticleGhostModule):
+        def __init__(self, inp, oup):
+            super().__init__(inp, oup)
+            self.switch = nn.Module()
+            self.switch.on = True
+
+        def forward(self, x):
+            if "switch" in self._modules and not self.switch.on:
+                return super().forward(x) * 2
+            return super().forward(x)
+
+    plain = randomise(Switched(8, 12)).eval()
+    fused = fuse(copy.deepcopy(plain))
+    with torch.no_grad():
+        for change in (lambda m: None, lambda m: setattr(m.switch, "on", False), lambda m: delattr(m, "switch")):
+            change(plain), change(fused)
+            torch.testing.assert_close(fused(x), plain(x))
+        assert not why(fused, x).startswith("plain")

@@ -1,4 +1,4 @@
-"""Blocks as the steps of a program (``backends/steps.py``), read from the children that fused modules have found.
+"""Blocks as the steps of a program (``ghost_ops/program``), read from the children that fused modules have found.
 
 A program reads parameters in the order of its steps. ``Source`` is a layer that has some; the tensors of all sources,
 one after the other, are the program's parameters.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..backends import steps as s
+from .. import program as s
 from ..backends.activation import LEAKY_RELU, PRELU
 from ..dispatch import PLAIN_TENSORS
 from . import _batch_norm
@@ -256,7 +256,7 @@ class Builder:
 
     def dense(self, source: Dense) -> None:
         features, channels = source.tensors()[0].shape[:2]
-        self.steps.append(s.Dense(channels, features, self._layer(source)))
+        self.steps.append(s.Linear(channels, features, self._layer(source)))
 
     def store(self, slot: int) -> None:
         self.steps.append(s.Store(slot))

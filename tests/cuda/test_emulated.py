@@ -7,7 +7,7 @@ import torch
 
 from ghost_ops.backends import reference
 from ghost_ops.backends.cuda.program import program
-from ghost_ops.backends.steps import Depthwise, Excite, Ghost, Layer, Load, Store
+from ghost_ops.program import Depthwise, Excite, Ghost, Layer, Load, Store
 from tests.cuda import emulate
 from tests.cuda.programs import Emulator, draw_block
 from tests.helpers import assert_as_accurate, surrounded_by_nan

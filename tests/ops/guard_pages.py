@@ -10,9 +10,9 @@ from contextlib import suppress
 import torch
 
 from ghost_ops import FusedGhostModule
-from ghost_ops.backends.steps import BFLOAT16, FLOAT32, Depthwise, Layer, Load, Store, with_precision
 from ghost_ops.functional import squeeze_excite
 from ghost_ops.ops.program import program, program_eval, program_pack
+from ghost_ops.program import BFLOAT16, FLOAT32, Depthwise, Layer, Load, Store, with_precision
 from tests.helpers import make_map
 from tests.ops.program_cases import draw_call, make_program
 

@@ -10,25 +10,27 @@ import torch
 
 from ghost_ops.backends import reference
 from ghost_ops.backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, PRELU
-from ghost_ops.backends.steps import (
+from ghost_ops.program import (
     BETA,
     BIAS,
     GAMMA,
     NORM,
     SLOPES,
     Conv,
-    Dense,
     Depthwise,
     Excite,
     Ghost,
     Layer,
+    Linear,
     Load,
     Pool,
     Step,
     Store,
+    decode,
     encode,
-    layers,
+    weights_of,
 )
+from ghost_ops.program.packing import packed_size
 from tests.helpers import assert_as_accurate
 from tests.ops.cases import Errors, in_layout
 
@@ -64,7 +66,7 @@ def parameters_for(steps: Sequence[Step], seed: int = 0) -> tuple[torch.Tensor, 
     def numbers(*shape):
         return torch.randn(shape, generator=generator)
 
-    for layer, shape in (pair for step in steps for pair in layers(step)):
+    for layer, shape in (pair for step in steps for pair in step.layers()):
         n, fan_in = shape[0], shape[1] * shape[2] * shape[3]
         found.append(numbers(*shape) * fan_in**-0.5)
         if layer.parts & BIAS:
@@ -78,6 +80,11 @@ def parameters_for(steps: Sequence[Step], seed: int = 0) -> tuple[torch.Tensor, 
         if layer.parts & SLOPES:
             found.append(0.3 * numbers(rng.choice([1, n])))
     return tuple(found)
+
+
+def size_of(code: Sequence[int]) -> int:
+    """Number of elements of the packed form of such steps."""
+    return packed_size(decode(code), weights_of(code))
 
 
 def make_program(*steps: Step, slots: int = SLOTS, seed: int = 0) -> Program:
@@ -179,7 +186,7 @@ class _Drawing:
         self.steps.append(Pool(width))
         for _ in range(rng.randint(0, 3)):
             features = self.channels()
-            self.steps.append(Dense(width, features, self.layer()))
+            self.steps.append(Linear(width, features, self.layer()))
             width = features
         return tuple(self.steps)
 

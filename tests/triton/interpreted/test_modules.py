@@ -8,10 +8,10 @@ import torch
 from ghost_ops import FusedGhostBottleneck, FusedGhostModule
 from ghost_ops import nn as ghost_nn
 from ghost_ops.backends import reference, triton
-from ghost_ops.backends.steps import BFLOAT16, FLOAT32, Conv, with_precision
 from ghost_ops.backends.triton import forward
 from ghost_ops.nn import _runner, fused_bottleneck
 from ghost_ops.nn.frozen import FrozenProgram
+from ghost_ops.program import BFLOAT16, FLOAT32, Conv, with_precision
 from tests.helpers import assert_as_accurate, on, randomise
 from tests.ops.cases import Errors
 from tests.ops.program_cases import draw_call, draw_program, mismatch

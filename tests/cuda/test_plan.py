@@ -16,7 +16,7 @@ from ghost_ops.backends.cuda.weights import Block
 from ghost_ops.nn import FrozenProgram
 from tests.cuda import emulate
 from tests.cuda.programs import Emulator, draw_block
-from tests.ops.program_cases import parameters_for
+from tests.program.cases import parameters_for
 
 H200 = emulate.H200
 DEVICES = {"sm_80": (108, 163 << 10), "sm_89": (128, 99 << 10), "sm_90": H200}

@@ -14,7 +14,7 @@ from ghost_ops.nn.frozen import FrozenProgram
 from ghost_ops.program import BFLOAT16, FLOAT32, Conv, with_precision
 from tests.helpers import assert_as_accurate, on, randomise
 from tests.ops.cases import Errors
-from tests.ops.program_cases import draw_call, draw_program, mismatch
+from tests.program.cases import draw_call, draw_program, mismatch
 
 from .drawn import few_tiles
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from torch.library import opcheck
 
 from ghost_ops.backends import native, reference
-from ghost_ops.backends.activation import LEAKY_RELU, NONE
+from ghost_ops.backends.activation import LEAKY_RELU
 from ghost_ops.ops._library import overload
 from ghost_ops.ops.program import program, program_eval, program_pack
 from ghost_ops.program import (
@@ -37,7 +36,7 @@ from ghost_ops.program import (
 from ghost_ops.program.packing import unpack
 from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
-from tests.ops.program_cases import Program, draw_call, draw_program, make_program, size_of
+from tests.program.cases import Program, draw_call, draw_program, make_program, size_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN, RELU = Layer(), Layer(BIAS, 0.0, 1)
@@ -278,14 +277,6 @@ def test_opcheck(features, layout):
     p, x = block(features), make_map((2, 3, 14, 15), layout=layout)
     opcheck(overload("program"), (x, pack(p), code_of(p)))
     opcheck(overload("program_pack"), (list(p.parameters), code_of(p)))
-
-
-def test_encoding_and_back():
-    for seed in range(DRAWN):
-        p = draw_program(seed)
-        assert decode(code_of(p)) == list(p.steps)
-    steps = tuple(replace(s, layer=Layer(0, 0.0, NONE)) if isinstance(s, Linear) else s for s in block().steps)
-    assert decode(code_of(replace(block(), steps=steps))) == list(steps)
 
 
 def test_scratch_is_known_before_a_call():

@@ -35,7 +35,7 @@ from ghost_ops.program import (
 )
 from tests.helpers import make_map, surrounded_by_nan
 from tests.ops import guard_pages
-from tests.ops.program_cases import draw_program, make_program, parameters_for, size_of
+from tests.program.cases import draw_program, make_program, parameters_for, size_of
 
 PLAIN = Layer()
 SLOTS = 4

@@ -23,13 +23,12 @@ from ghost_ops.program import (
     Load,
     Pool,
     Store,
-    decode,
     encode,
     output_shape,
 )
 from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
-from tests.ops.program_cases import (
+from tests.program.cases import (
     Call,
     Program,
     draw_call,
@@ -320,12 +319,6 @@ def test_one_slope_and_many():
     one = program_eval(x, [w1, torch.tensor([0.3]), w2, torch.tensor([0.3])], encode(steps, 2))
     many = program_eval(x, [w1, torch.full((4,), 0.3), w2, torch.full((4,), 0.3)], encode(steps, 2))
     assert torch.equal(one, many)
-
-
-def test_encoding_and_back():
-    for seed in range(DRAWN):
-        p = draw_program(seed)
-        assert decode(p.code) == list(p.steps)
 
 
 # As PyTorch sees the operators

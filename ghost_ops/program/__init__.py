@@ -8,7 +8,7 @@ was asked for them), the excitation, and one row of features an image.
 from .format import FORMAT, decode, encode, output_shape, output_sizes, precision_of, weights_of, with_precision
 from .layer import BETA, BIAS, GAMMA, NORM, SLOPES, Folded, Layer
 from .step import MapStep, Step, register_step, step_kinds
-from .steps import Conv, Depthwise, Excite, Ghost, Linear, Load, Pool, Store
+from .steps import Activation, Conv, Depthwise, Excite, Ghost, Linear, Load, MaxPool, Pool, Store
 from .weights import BFLOAT16, FLOAT32, WeightFormat, register_format, weight_format
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "GAMMA",
     "NORM",
     "SLOPES",
+    "Activation",
     "Conv",
     "Depthwise",
     "Excite",
@@ -29,6 +30,7 @@ __all__ = [
     "Linear",
     "Load",
     "MapStep",
+    "MaxPool",
     "Pool",
     "Step",
     "Store",

@@ -53,7 +53,7 @@ class Layer:
     slope: float = 0.0
 
     @property
-    def has_slopes(self) -> bool:
+    def packs_slopes(self) -> bool:
         """Whether one slope a channel is packed with it."""
         return self.act in WITH_SLOPES
 

@@ -71,22 +71,28 @@ class PackedLayer:
 
     def size(self, weights: WeightFormat) -> int:
         """Number of elements that it takes."""
-        return up(self._weight_size(weights), 16) + self._width * (1 + self.layer.has_slopes)
+        return up(self._weight_size(weights), 16) + self._width * (1 + self.layer.packs_slopes)
 
     def pack(self, folded: Folded, weights: WeightFormat) -> list[torch.Tensor]:
         """Its pieces, of elements of four bytes."""
-        weight, bias, slopes = (None if t is None else t.detach().float().cpu() for t in folded)
-        vectors = [bias]
-        if self.layer.has_slopes:
-            slopes = torch.tensor(self.layer.slope, dtype=torch.float32) if slopes is None else slopes
-            vectors.append(slopes.expand(self.shape[0]) if slopes.numel() == 1 else slopes)
-        return [*self._pack_weight(weight, weights), *map(self._spread, vectors)]
+        weight, bias, _ = (None if t is None else t.detach().float().cpu() for t in folded)
+        return [*self._pack_weight(weight, weights), self._spread(bias), *self._pack_slopes(folded)]
 
     def unpack(self, reader: Reader, kinds: tuple[int, ...]) -> Folded:
         """What is packed of it; the slopes only where its activation is one of these kinds."""
         weight, bias = self._unpack_weight(reader), self._gathered(reader.floats(self._width))
-        slopes = self._gathered(reader.floats(self._width)) if self.layer.has_slopes else None
-        return Folded(weight, bias, slopes if self.layer.act in kinds else None)
+        return Folded(weight, bias, self._unpack_slopes(reader, kinds))
+
+    def _pack_slopes(self, folded: Folded) -> list[torch.Tensor]:
+        if not self.layer.packs_slopes:
+            return []
+        slopes = torch.tensor(self.layer.slope) if folded.slopes is None else folded.slopes.detach().cpu()
+        slopes = slopes.float()
+        return [self._spread(slopes.expand(self.shape[0]) if slopes.numel() == 1 else slopes)]
+
+    def _unpack_slopes(self, reader: Reader, kinds: tuple[int, ...]) -> torch.Tensor | None:
+        slopes = self._gathered(reader.floats(self._width)) if self.layer.packs_slopes else None
+        return slopes if self.layer.act in kinds else None
 
     def _spread(self, vector: torch.Tensor) -> torch.Tensor:
         return vector.new_zeros(self._width).index_copy(0, self._lanes, vector[: len(self._lanes)])

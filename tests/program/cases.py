@@ -16,6 +16,7 @@ from ghost_ops.program import (
     GAMMA,
     NORM,
     SLOPES,
+    Activation,
     Conv,
     Depthwise,
     Excite,
@@ -23,6 +24,7 @@ from ghost_ops.program import (
     Layer,
     Linear,
     Load,
+    MaxPool,
     Pool,
     Step,
     Store,
@@ -189,6 +191,20 @@ class _Drawing:
             self.steps.append(Linear(width, features, self.layer()))
             width = features
         return tuple(self.steps)
+
+
+def program_of_other_steps() -> Program:
+    """Max pooling and activations of their own between Ghost modules; no kernel of a device knows these steps."""
+    layer = Layer(BIAS, 0.0, 1)
+    prelu = Layer(SLOPES, 0.0, PRELU)
+    steps = (
+        Load(0, 5, False), Ghost(0, 1, -1, False, False, 5, 9, 9, 17, 3, layer, layer), MaxPool(1, 2, 17, 3, 2, 1),
+        Activation(2, 3, True, 17, prelu), Excite(17, 4, 1, layer, layer),
+        Ghost(3, 4, 2, True, False, 17, 9, 9, 17, 5, layer, layer), Activation(4, 0, True, 17, layer), Pool(17),
+    )  # fmt: skip
+    before = len(parameters_for(steps[:3]))
+    found = parameters_for(steps)
+    return Program(steps, (*found[:before], 0.3 * torch.arange(17.0), *found[before:]), 5)
 
 
 def draw_program(seed: int, most_channels: int = 70, longest: int = 7) -> Program:

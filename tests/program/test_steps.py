@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ghost_ops.activations import LEAKY_RELU, PRELU, RELU
+from ghost_ops.activations import ACTIVATIONS, PRELU, RELU
 from ghost_ops.backends import reference
 from ghost_ops.program import (
     BFLOAT16,
@@ -26,6 +26,7 @@ from ghost_ops.program import (
 )
 from tests.helpers import make_map
 
+LEAKY_RELU = ACTIVATIONS.index("leaky_relu")
 PLAIN = Layer()
 GHOST = Ghost(0, 1, -1, False, False, 5, 7, 7, 13, 3, PLAIN, PLAIN)
 
@@ -52,22 +53,21 @@ def test_max_pooling(kernel, stride, padding):
     torch.testing.assert_close(out, want, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [Layer(act=RELU), Layer(act=LEAKY_RELU, slope=0.3), Layer(SLOPES, act=PRELU)],
-    ids=["relu", "leaky", "prelu"],
-)
-@pytest.mark.parametrize("slopes", [1, 13])
-def test_activations(layer, slopes):
+ACTS = {
+    "relu": (Layer(act=RELU), None), "leaky": (Layer(act=LEAKY_RELU, slope=0.3), None),
+    "prelu": (Layer(SLOPES, act=PRELU), 13), "prelu of one slope": (Layer(SLOPES, act=PRELU), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_activations(name):
     """They follow a Ghost module, whose channels lie in two halves."""
-    x = make_map((2, 5, 6, 7))
+    (layer, count), x = ACTS[name], make_map((2, 5, 6, 7))
     weights = torch.randn(7, 5, 1, 1) / 2, torch.randn(7, 1, 3, 3) / 3
-    slopes = torch.rand(slopes) if layer.act == PRELU else None
+    slopes = () if count is None else (torch.rand(count),)
     made = run([Load(0, 5, False), GHOST, Store(1)], x, weights)
-    want = {RELU: F.relu, LEAKY_RELU: lambda t: F.leaky_relu(t, 0.3), PRELU: lambda t: F.prelu(t, slopes)}[layer.act](
-        made
-    )
-    parameters = weights if slopes is None else (*weights, slopes)
+    want = F.prelu(made, *slopes) if slopes else F.leaky_relu(made, layer.slope)
+    parameters = (*weights, *slopes)
     out = run([Load(0, 5, False), GHOST, Activation(1, 2, False, 13, layer), Store(2)], x, parameters)
     torch.testing.assert_close(out, want, rtol=0, atol=0)
     means = run([Load(0, 5, False), GHOST, Activation(1, 2, True, 13, layer), Pool(13)], x, parameters)

@@ -1,13 +1,10 @@
 """``MaxPool``: max pooling."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from ..step import MapStep, Size, register_step
+from ..step import MapStep, register_step
 
 
 @register_step
@@ -26,7 +23,7 @@ class MaxPool(MapStep):
     stride: int
     padding: int
 
-    def output_size(self, sizes: Mapping[int, Size], entry: Size) -> Size:
+    def output_size(self, sizes, entry):
         return tuple((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in sizes[self.source])
 
     def run(self, state, folded):

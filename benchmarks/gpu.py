@@ -35,7 +35,7 @@ from ghost_ops.bench.cases import ModuleCase, NetCase, module_cases
 from ghost_ops.bench.peers import fold
 from ghost_ops.bench.training import TrainCase, saved_bytes
 from ghost_ops.dispatch import select
-from ghost_ops.nn import GraphedNet
+from ghost_ops.fused import GraphedNet
 
 PARTS = ("modules", "nets", "train")
 BATCHES = (1, 32, 256, 1024)

@@ -9,11 +9,8 @@ from importlib import metadata as _metadata
 from . import functional, models
 from .backends import empty_cache
 from .dispatch import use_backend
+from .fused import FusedGhostBottleneck, FusedGhostModule, FusedSELayer, FusedSqueezeExcite
 from .nn import (
-    FusedGhostBottleneck,
-    FusedGhostModule,
-    FusedSELayer,
-    FusedSqueezeExcite,
     GhostBottleneck,
     GhostModule,
     SELayer,

@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import surgery
 from ..backends import native
-from ..nn import FrozenProgram, GhostBottleneck
-from ..nn._program import Builder, Dense
-from ..nn._structure import Structure
+from ..fused import FrozenProgram
+from ..fused.builder import Builder, Dense
+from ..fused.structure import Structure
+from ..nn import GhostBottleneck
 from .cases import NetCase
 from .roofline import Limits
 from .rows import MISSING, OK, TOLERANCES, WRONG, PartRow, error_of

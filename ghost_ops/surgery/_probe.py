@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from ..nn._structure import NORMS, Structure, Unfusable
+from ..fused.structure import NORMS, Structure, Unfusable
 from ._compare import agree
 from ._copy import Refused, drawn_copy, first_line, normal
 from ._observe import Recorder, Watch

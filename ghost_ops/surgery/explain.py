@@ -12,11 +12,11 @@ from rich.table import Table
 from torch import nn
 
 from ..dispatch import PLAIN_PYTORCH
-from ..nn import FrozenProgram, FusedGhostBottleneck
-from ..nn._fused import Fused
-from ..nn._in_place import source_class
-from ..nn._runner import Route, observing
-from ..nn.frozen_net import Frozen, state_of
+from ..fused import FrozenProgram, FusedGhostBottleneck
+from ..fused.behaviour import Fused
+from ..fused.frozen_net import Frozen, state_of
+from ..fused.in_place import source_class
+from ..fused.runner import Route, observing
 from .recognise import survey
 from .saved import Saved
 

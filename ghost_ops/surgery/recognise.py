@@ -17,19 +17,14 @@ import torch
 from torch import nn
 
 from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, PRELU, activate, apply_gate
-from ..nn import (
-    BottleneckParts,
-    FusedGhostBottleneck,
-    GhostModule,
-    GhostParts,
-    SqueezeExciteParts,
-)
-from ..nn._fused import Fused, runner_of
-from ..nn._structure import NORMS, Structure, Unfusable
-from ..nn.frozen_net import Frozen
-from ..nn.fused_bottleneck import BottleneckRunner
-from ..nn.fused_ghost_module import GhostModuleRunner
-from ..nn.fused_squeeze_excite import SqueezeExciteRunner
+from ..fused import BottleneckParts, FusedGhostBottleneck, GhostParts, SqueezeExciteParts
+from ..fused.behaviour import Fused, runner_of
+from ..fused.bottleneck import BottleneckRunner
+from ..fused.frozen_net import Frozen
+from ..fused.ghost_module import GhostModuleRunner
+from ..fused.squeeze_excite import SqueezeExciteRunner
+from ..fused.structure import NORMS, Structure, Unfusable
+from ..nn import GhostModule
 from ._copy import Refused, refuse_compiled
 from ._probe import BOTTLENECK, GHOST, SQUEEZE_EXCITE, Call, Probe
 

@@ -138,7 +138,7 @@ def _arguments(tensors: dict, options: dict) -> tuple:
 def test_a_whole_net_at_its_own_size():
     """GhostNet-050 at 64 x 64, frozen: sixteen bottlenecks, each one call."""
     net = randomise(ghost_ops.models.ghostnet_050()).eval()
-    frozen = next(m for m in ghost_ops.freeze(net).modules() if isinstance(m, ghost_ops.nn.FrozenProgram))
+    frozen = next(m for m in ghost_ops.freeze(net).modules() if isinstance(m, ghost_ops.fused.FrozenProgram))
     x = make_map((1, 3, 64, 64), torch.float32, "channels_last")
     found = describe(x, frozen.packed, frozen.steps)
     assert sum(name.startswith("bottleneck") for name, _ in found) == 16

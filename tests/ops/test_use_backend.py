@@ -9,7 +9,7 @@ import ghost_ops
 from ghost_ops import functional
 from ghost_ops.backends import native, reference
 from ghost_ops.backends.activation import ACTIVATIONS, GATES, HARD_SIGMOID, NONE, PRELU, RELU, SILU
-from ghost_ops.nn.frozen import FrozenProgram
+from ghost_ops.fused.frozen import FrozenProgram
 from ghost_ops.ops._library import _schemas, overload
 from tests.helpers import LAYOUTS, randomise
 from tests.ops.program_cases import draw_program

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ghost_ops import use_backend
-from ghost_ops.nn import _runner
+from ghost_ops.fused import runner
 from ghost_ops.surgery import Row, explain, fuse
 
 from .. import zoo
@@ -140,7 +140,7 @@ def test_leaves_no_trace(x):
     with pytest.raises(RuntimeError):
         explain(net, torch.ones(2, 5, 17, 17))
     assert all(cls.forward is forward for cls, forward in forwards.items())
-    assert [set(vars(m)) for m in net.modules()] == attributes and not _runner._observers
+    assert [set(vars(m)) for m in net.modules()] == attributes and not runner._observers
     assert all(a is b for a, b in zip(net.modules(), modules, strict=True))
 
 

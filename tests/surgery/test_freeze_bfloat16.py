@@ -12,7 +12,7 @@ from ghost_ops import explain, freeze
 from ghost_ops.backends import native
 from ghost_ops.backends.reference.program import numbers, unpack
 from ghost_ops.backends.steps import BFLOAT16, FLOAT32, decode, precision_of
-from ghost_ops.nn import FrozenProgram
+from ghost_ops.fused import FrozenProgram
 
 from ..helpers import assert_as_accurate, make_map
 from .test_freeze import _as_with_kernels, programs, whole_program  # noqa: F401  (a fixture)

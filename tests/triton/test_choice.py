@@ -17,7 +17,7 @@ from ghost_ops import dispatch
 from ghost_ops.backends import triton
 from ghost_ops.bench import machine
 from ghost_ops.dispatch import select, use_backend
-from ghost_ops.nn import GraphedNet
+from ghost_ops.fused import GraphedNet
 from ghost_ops.ops import _library
 from tests.helpers import on
 

@@ -8,7 +8,7 @@ import copy
 import torch
 from torch import nn
 
-from ...nn._structure import is_hooked
+from ...fused.structure import is_hooked
 from .runs import ACTS, NORMS, NOTHING
 
 

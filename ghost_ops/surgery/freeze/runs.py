@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ...nn import FusedGhostBottleneck, FusedGhostModule, SyncBatchNorm
-from ...nn._fused import Fused
-from ...nn._program import Builder, Dense
-from ...nn._structure import Structure, Unfusable, is_hooked
-from ...nn.frozen import FrozenProgram
+from ...fused import FusedGhostBottleneck, FusedGhostModule
+from ...fused.behaviour import Fused
+from ...fused.builder import Builder, Dense
+from ...fused.frozen import FrozenProgram
+from ...fused.structure import Structure, Unfusable, is_hooked
+from ...nn import SyncBatchNorm
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, nn.BatchNorm1d)
 ACTS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.Hardswish)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import ghost_ops
-from ghost_ops.nn import FusedGhostBottleneck, FusedGhostModule
+from ghost_ops.fused import FusedGhostBottleneck, FusedGhostModule
 
 from ..helpers import make_map, randomise
 

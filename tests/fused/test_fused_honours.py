@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from ghost_ops import nn as gnn
-from ghost_ops.nn import FusedGhostBottleneck, FusedGhostModule
+from ghost_ops import fused as gfused
+from ghost_ops.fused import FusedGhostBottleneck, FusedGhostModule
 
 from ..helpers import make_map, randomise
 from .twins import assert_agree, plain_twin, why
@@ -218,10 +218,10 @@ def test_jit_trace():
     torch.testing.assert_close(traced(x), module(x))
 
 
-@pytest.mark.parametrize("kind", [gnn.FusedSELayer, gnn.FusedSqueezeExcite])
+@pytest.mark.parametrize("kind", [gfused.FusedSELayer, gfused.FusedSqueezeExcite])
 def test_squeeze_excite_honours_hooks_and_parametrisations(kind):
     module, x = randomise(kind(8)), make_map((2, 8, 5, 5))
-    first = "fc.0" if kind is gnn.FusedSELayer else "conv_reduce"
+    first = "fc.0" if kind is gfused.FusedSELayer else "conv_reduce"
     assert why(module, x).startswith("squeeze_excite on")
     for change in (
         lambda m: m.get_submodule(first).register_forward_hook(lambda m, i, out: out * 3),

@@ -18,13 +18,13 @@ from torch.autograd.function import once_differentiable
 
 from ..dispatch import refuse_autocast, refuse_call
 from ..ops import ghost_module_train as training
-from . import _batch_norm, _depthwise
-from ._batch_norm import BATCH
-from ._depthwise import ConvCall
-from ._structure import Half, NotNow
-from .fused_ghost_module import TRAIN, GhostCall, execute, folded, train, train_arguments
-from .fused_squeeze_excite import ExciteCall
-from .fused_squeeze_excite import execute as excite
+from . import batch_norm, convolutions
+from .batch_norm import BATCH
+from .convolutions import ConvCall
+from .ghost_module import TRAIN, GhostCall, execute, folded, train, train_arguments
+from .squeeze_excite import ExciteCall
+from .squeeze_excite import execute as excite
+from .structure import Half, NotNow
 
 _STATISTICS = 4  # of a Ghost module over batch statistics
 _NO_STATISTICS = (None,) * _STATISTICS
@@ -60,7 +60,7 @@ def prepare(plan: tuple, x: torch.Tensor) -> BlockCall:
     _, ghost1, depthwise, se, ghost2, shortcut = plan
     first = ghost1._ghost_ops.choose(ghost1, x)
     halves = (*depthwise, *shortcut)
-    batch = tuple([_batch_norm.statistics(half.norm) is BATCH for half in halves])
+    batch = tuple([batch_norm.statistics(half.norm) is BATCH for half in halves])
     height, width = x.shape[2:]
     for half in depthwise:
         height, width = _size_after(half, height, 0), _size_after(half, width, 1)
@@ -73,7 +73,7 @@ def prepare(plan: tuple, x: torch.Tensor) -> BlockCall:
         found = half.tensors()
         tensors += [*found[:4], None, None, found[6]] if uses_batch else found
     tensors += [] if excited is None else excited.tensors
-    calls = tuple([_depthwise.decide(half, x) for half in halves])
+    calls = tuple([convolutions.decide(half, x) for half in halves])
     between, around = calls[: len(depthwise)], calls[len(depthwise) :]
     return BlockCall(first, between, excited, second, around, batch, tuple(tensors), _autocast_now(x))
 
@@ -88,13 +88,13 @@ class _Recompute(torch.autograd.Function):
     def forward(ctx, call, x, *tensors):
         y, statistics1 = _ghost(call.ghost1, x)
         for conv in call.depthwise:
-            y = _depthwise.run(conv, y)
+            y = convolutions.run(conv, y)
         if call.se is not None:
             y = excite(call.se, y, call.se.tensors)
         out, statistics2 = _ghost(call.ghost2, y)
         residual = x
         for conv in call.shortcut:
-            residual = _depthwise.run(conv, residual)
+            residual = convolutions.run(conv, residual)
         ctx.call = _without_tensors(call)  # autograd's own count in the backward
         ctx.save_for_backward(x, *statistics1, *statistics2, *tensors)
         return out + residual
@@ -115,13 +115,13 @@ class _Recompute(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(**call.autocast):
             y = _ghost_again(call.ghost1, x, of_ghost1, saved[:_STATISTICS], True)
             for conv, found, batch in zip(call.depthwise, of_convs, call.batch):
-                y = _depthwise.run_with(conv, y, found, batch)
+                y = convolutions.run_with(conv, y, found, batch)
             if call.se is not None:
                 y = excite(call.se, y, of_se)
             out = _ghost_again(call.ghost2, y, of_ghost2, saved[_STATISTICS : 2 * _STATISTICS], False)
             residual = x
             for conv, found, batch in zip(call.shortcut, of_convs[between:], call.batch[between:], strict=True):
-                residual = _depthwise.run_with(conv, residual, found, batch)
+                residual = convolutions.run_with(conv, residual, found, batch)
         outputs = [t for t in (out, residual) if t.requires_grad]
         leaves = [t if need else None for t, need in zip((x, *tensors), needs[1:], strict=True)]
         wanted = [t for t in leaves if t is not None]

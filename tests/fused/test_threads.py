@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from ghost_ops.nn import FusedGhostBottleneck, FusedGhostModule
+from ghost_ops.fused import FusedGhostBottleneck, FusedGhostModule
 
 from ..helpers import make_map, randomise
 

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from ghost_ops import use_backend
-from ghost_ops.nn import FusedGhostBottleneck
+from ghost_ops.fused import FusedGhostBottleneck
 
 from ..helpers import randomise
 from .test_bottleneck import ALL, map_for

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from ghost_ops.nn._fused import runner_of
+from ghost_ops.fused.behaviour import runner_of
 from ghost_ops.surgery import revert
 
 from ..helpers import NEARBY, assert_as_accurate, nearby, without_luck

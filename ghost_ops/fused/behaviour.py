@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ._in_place import STATE, InPlace, change_class, made_class, restore_class
-from ._runner import Runner
+from .in_place import STATE, InPlace, change_class, made_class, restore_class
+from .runner import Runner
 
 
 class Fused(InPlace):

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ghost_ops import fused as gfused
 from ghost_ops import nn as gnn
 from ghost_ops.backends import native
-from ghost_ops.nn import FusedGhostModule, GhostModule, GhostParts
-from ghost_ops.nn._fused import plain_forward, runner_of
+from ghost_ops.fused import FusedGhostModule, GhostParts
+from ghost_ops.fused.behaviour import plain_forward, runner_of
+from ghost_ops.nn import GhostModule
 from ghost_ops.surgery import revert
 
 from ..helpers import LAYOUTS, make_map, randomise
@@ -150,9 +152,9 @@ def test_bad_wrap_of_a_replaced_forward_and_of_a_gate():
     source.forward = lambda x: x
     with pytest.raises(ValueError, match="forward"):
         FusedGhostModule.wrap(source, PARTS)
-    parts = gnn.SqueezeExciteParts("fc.0", "fc.2", gate="tanh")
+    parts = gfused.SqueezeExciteParts("fc.0", "fc.2", gate="tanh")
     with pytest.raises(ValueError, match=r"gate: expected one of clamp, .*, got 'tanh'"):
-        gnn.FusedSELayer.wrap(gnn.SELayer(8), parts)
+        gfused.FusedSELayer.wrap(gnn.SELayer(8), parts)
 
 
 @KINDS

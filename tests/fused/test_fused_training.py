@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ghost_ops.nn import FusedGhostBottleneck, FusedGhostModule
+from ghost_ops.fused import FusedGhostBottleneck, FusedGhostModule
 
 from ..helpers import make_map, randomise
 from .twins import plain_twin, why

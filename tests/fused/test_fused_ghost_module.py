@@ -8,8 +8,9 @@ from torch import nn
 
 from ghost_ops import use_backend
 from ghost_ops.backends import native
-from ghost_ops.nn import FusedGhostModule, GhostModule
-from ghost_ops.nn.fused_ghost_module import with_epilogues
+from ghost_ops.fused import FusedGhostModule
+from ghost_ops.fused.ghost_module import with_epilogues
+from ghost_ops.nn import GhostModule
 
 from ..helpers import assert_as_accurate, draw_shapes, make_map, randomise
 from .twins import assert_agree, plain_twin, why

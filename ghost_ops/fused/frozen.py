@@ -15,9 +15,9 @@ from ..backends.steps import BFLOAT16, FLOAT32, Store, decode, precision_of, wit
 from ..dispatch import Decision, select
 from ..ops.checks import autocast
 from ..ops.program import program, program_pack
-from ._program import Built
-from ._runner import Route, _observers, observed
-from ._structure import Unfusable
+from .builder import Built
+from .runner import Route, _observers, observed
+from .structure import Unfusable
 
 FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize, prune
 
 from ghost_ops import fuse, use_backend
 from ghost_ops.backends import native
-from ghost_ops.nn import FusedGhostBottleneck
+from ghost_ops.fused import FusedGhostBottleneck
 from ghost_ops.ops import depthwise
 
 from .. import zoo

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..backends.reference.ghost_module import fold
-from ._structure import SYNCED, Half, NotNow
+from .structure import SYNCED, Half, NotNow
 
 __all__ = ["ABSENT", "BATCH", "RUNNING", "folded", "statistics"]
 

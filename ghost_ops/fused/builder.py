@@ -16,9 +16,9 @@ from torch import nn
 from ..backends import steps as s
 from ..backends.activation import LEAKY_RELU, PRELU
 from ..dispatch import PLAIN_TENSORS
-from . import _batch_norm
-from ._batch_norm import BATCH
-from ._structure import Half, NotNow, Unfusable
+from . import batch_norm
+from .batch_norm import BATCH
+from .structure import Half, NotNow, Unfusable
 
 KERNELS = (1, 3, 5, 7)  # of depthwise steps
 MOST_RUNS = 64  # channels times kernel rows of a first convolution; csrc/cpu/kernels/kernels.h has the same
@@ -45,7 +45,7 @@ Source = Half | Dense
 
 def layer(source: Source, tensors: Sequence[torch.Tensor | None]) -> s.Layer:
     """What a program must know of a source whose tensors are these."""
-    if _batch_norm.statistics(source.norm) is BATCH:
+    if batch_norm.statistics(source.norm) is BATCH:
         raise NotNow("one of its BatchNorms uses batch statistics")
     parts = sum(part for part, t in zip(_PARTS, tensors[1:], strict=True) if t is not None)
     eps = 0.0 if source.norm is None else source.norm.eps
@@ -104,7 +104,7 @@ class Built:
             tensors = source.tensors()
             if _key(source) != key:
                 return None
-            if _batch_norm.statistics(source.norm) is BATCH:
+            if batch_norm.statistics(source.norm) is BATCH:
                 raise NotNow("one of its BatchNorms uses batch statistics")
             if tensors[0].dtype is not dtype and not widened:
                 raise NotNow(f"its input is {dtype}, the weight of a convolution {tensors[0].dtype}")

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from ghost_ops import nn as gnn
+from ghost_ops import fused as gfused
 from ghost_ops.backends.activation import GATES, apply_gate
 from ghost_ops.nn.squeeze_excite import make_divisible
 
 from ..helpers import assert_as_accurate, make_map, randomise
 from .twins import assert_agree, plain_twin, why
 
-KINDS = pytest.mark.parametrize("kind", [gnn.FusedSELayer, gnn.FusedSqueezeExcite])
+KINDS = pytest.mark.parametrize("kind", [gfused.FusedSELayer, gfused.FusedSqueezeExcite])
 
 
 class Foreign(nn.Module):
@@ -41,8 +41,8 @@ def test_agrees(kind, layout, shape):
 @pytest.mark.parametrize("act", [nn.SiLU, nn.ReLU6, nn.Hardswish, nn.Identity])
 @pytest.mark.parametrize("gate", GATES)
 def test_agrees_wrapped(gate, act, bias):
-    parts = gnn.SqueezeExciteParts("down", "up", "act", gate=gate, others=("pool",))
-    module = gnn.FusedSELayer.wrap(randomise(Foreign(gate, act, bias)), parts)
+    parts = gfused.SqueezeExciteParts("down", "up", "act", gate=gate, others=("pool",))
+    module = gfused.FusedSELayer.wrap(randomise(Foreign(gate, act, bias)), parts)
     x = make_map((2, 8, 5, 7))
     assert_agree(module, x)
     assert not why(module, x).startswith("plain")

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import functools
 from abc import ABCMeta
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from ..dispatch import Decision, fuses_epilogues, refuse_autocast, refuse_call, select
-from . import _depthwise, _recompute
-from ._fused import BuiltFused, Fused, plain_forward, runner_of
-from ._in_place import STATE
-from ._program import Builder
-from ._runner import ProgramRunner, Route, need_grad
-from ._structure import Half, NotNow, Structure, Unfusable
-from .bottleneck import GhostBottleneck
-from .fused_ghost_module import FusedGhostModule, GhostModuleRunner, with_epilogues
-from .fused_squeeze_excite import FusedSqueezeExcite, SqueezeExciteRunner
-from .parts import BottleneckParts
+from ..nn import GhostBottleneck
+from . import convolutions, recompute
+from .behaviour import BuiltFused, Fused, plain_forward, runner_of
+from .builder import Builder
+from .ghost_module import FusedGhostModule, GhostModuleRunner, with_epilogues
+from .in_place import STATE
+from .runner import ProgramRunner, Route, need_grad
+from .squeeze_excite import FusedSqueezeExcite, SqueezeExciteRunner
+from .structure import Half, NotNow, Structure, Unfusable
 
 MEMORY = ("balanced", "low")
+
+
+@dataclass(frozen=True)
+class BottleneckParts:
+    """The pieces of a Ghost bottleneck.
+
+    Attributes:
+        ghost1, ghost2: paths of the two Ghost modules.
+        depthwise: paths of what stands between them before the SE layer, in order: convolutions, BatchNorms,
+            activations, or ``Sequential`` of these (an empty one counts as nothing).
+        se: path of the squeeze-and-excite layer, or None.
+        shortcut: paths as in ``depthwise``; none, or only empty ``Sequential``: the identity.
+    """
+
+    ghost1: str
+    ghost2: str
+    depthwise: tuple[str, ...] = ()
+    se: str | None = None
+    shortcut: tuple[str, ...] = ()
 
 
 class _Plan(NamedTuple):
@@ -92,29 +110,29 @@ class BottleneckRunner(ProgramRunner):
             reasons = reasons if why in reasons else (*reasons, why)
             return Route(_one_decision((), reasons), lambda: plain_forward(module, x))
         _, ghost1, depthwise, se, ghost2, shortcut = plan
-        calls = [_depthwise.decide(half, x) for half in (*depthwise, *shortcut)]
+        calls = [convolutions.decide(half, x) for half in (*depthwise, *shortcut)]
         between, around = calls[: len(depthwise)], calls[len(depthwise) :]
 
         def run() -> torch.Tensor:
             inner = ghost1._ghost_ops.forward(ghost1, x)
             for call in between:
-                inner = _depthwise.run(call, inner)
+                inner = convolutions.run(call, inner)
             if se is not None:
                 inner = se._ghost_ops.forward(se, inner)
             out, residual = ghost2._ghost_ops.forward(ghost2, inner), x
             for call in around:
-                residual = _depthwise.run(call, residual)
+                residual = convolutions.run(call, residual)
             return out + residual
 
         return Route(_parts_decision((), (*between, *around), reasons), run)
 
     def _recomputing(self, module: nn.Module, x: torch.Tensor) -> Route:
         """The parts one after the other, of which autograd keeps the block's input only; raises ``Unfusable``."""
-        call = _recompute.prepare(self.current_plan(module), x) if torch.is_grad_enabled() else None
+        call = recompute.prepare(self.current_plan(module), x) if torch.is_grad_enabled() else None
         if call is None or not need_grad((x, *call.tensors)):
             raise NotNow("no gradients are wanted")
         decision = _parts_decision(("computed again in the backward",), (*call.depthwise, *call.shortcut), ())
-        return Route(decision, lambda: _recompute.run(call, x))
+        return Route(decision, lambda: recompute.run(call, x))
 
     def _with_epilogues(self, module: nn.Module, x: torch.Tensor, reasons: tuple[str, ...]) -> Route:
         """Without gradients on a device that has no ``program_eval``: a call for each Ghost module, whose passes take
@@ -130,21 +148,21 @@ class BottleneckRunner(ProgramRunner):
             raise NotNow("autocast makes of its parts and of its shortcut different dtypes")
         if need_grad((x, *module.parameters())):
             raise NotNow("gradients are wanted")
-        between = [_depthwise.decide(half, x) for half in depthwise]
-        around = [_depthwise.decide(half, x) for half in shortcut]
+        between = [convolutions.decide(half, x) for half in depthwise]
+        around = [convolutions.decide(half, x) for half in shortcut]
 
         def run() -> torch.Tensor:
             squeezed = se is not None and not depthwise
             found = with_epilogues(ghost1, x, return_squeeze=squeezed)
             inner, squeeze = found if squeezed else (found, None)
             for call in between:
-                inner = _depthwise.run(call, inner)
+                inner = convolutions.run(call, inner)
             excitation, residual = None, x
             if se is not None:
                 squeeze = inner.mean((2, 3)) if squeeze is None else squeeze
                 excitation = se._ghost_ops.excitation(se, squeeze)
             for call in around:
-                residual = _depthwise.run(call, residual)
+                residual = convolutions.run(call, residual)
             return with_epilogues(ghost2, inner, input_scale=excitation, residual=residual)
 
         how = ("with squeeze, excitation and shortcut in the passes of the Ghost modules",)
@@ -185,7 +203,9 @@ def _one_decision(how: tuple[str, ...], reasons: tuple[str, ...]) -> Decision:
     return Decision(", ".join(("its parts in turn", *how)), "reference", None, reasons)
 
 
-def _parts_decision(how: tuple[str, ...], calls: tuple[_depthwise.ConvCall, ...], reasons: tuple[str, ...]) -> Decision:
+def _parts_decision(
+    how: tuple[str, ...], calls: tuple[convolutions.ConvCall, ...], reasons: tuple[str, ...]
+) -> Decision:
     """The decision that the parts run one after the other, with what runs the convolutions between them."""
     for call in calls:
         if call.decision is not None and call.decision.runs not in how:
@@ -243,3 +263,8 @@ class FusedGhostBottleneck(BuiltFused, FusedBlock, GhostBottleneck, metaclass=AB
     def memory(self, value: str) -> None:
         check_memory(type(self).__name__, value)
         self._ghost_ops.memory = value
+
+    def parts(self) -> BottleneckParts:
+        """Where its pieces are."""
+        depthwise = () if self.conv_dw is None else ("conv_dw", "bn_dw")
+        return BottleneckParts("ghost1", "ghost2", depthwise, None if self.se is None else "se", ("shortcut",))

@@ -14,9 +14,9 @@ from torch.nn.modules import module as _modules
 
 from ..dispatch import PLAIN_TENSORS
 from ..ops.program import program
-from ._in_place import InPlace, change_class, restore_class, source_class
 from .frozen import FrozenProgram
 from .graphed import Graphs
+from .in_place import InPlace, change_class, restore_class, source_class
 
 if TYPE_CHECKING:
     from typing_extensions import Self

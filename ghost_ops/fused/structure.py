@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.modules.utils import _pair
 
 from ..backends.activation import ACTIVATIONS, LEAKY_RELU, NONE, PRELU
-from ._watch import Watched
-from .sync_batch_norm import SyncBatchNorm
+from ..nn import SyncBatchNorm
+from .watch import Watched
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Identity: "none",

@@ -13,9 +13,9 @@ from torch import nn
 
 from ..dispatch import Decision, refuse_autocast, refuse_call, select
 from ..ops.program import run_eval
-from ._program import Builder, Built
-from ._structure import NotNow, Structure, Unfusable
-from ._watch import Watch
+from .builder import Builder, Built
+from .structure import NotNow, Structure, Unfusable
+from .watch import Watch
 
 Recogniser = Callable[[nn.Module], tuple[object, tuple[tuple[str, str], ...]]]
 _observers: list[Callable[[nn.Module, object, Callable], object]] = []

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from ghost_ops import nn as gnn
-from ghost_ops.nn import BottleneckParts, FusedGhostBottleneck, FusedGhostModule, GhostBottleneck
+from ghost_ops import fused as gfused
+from ghost_ops.fused import BottleneckParts, FusedGhostBottleneck, FusedGhostModule
+from ghost_ops.nn import GhostBottleneck
 from ghost_ops.surgery import revert
 
 from ..helpers import make_map, randomise
@@ -127,10 +128,10 @@ def test_wraps_the_articles_structure(inp, stride, use_se):
     source = randomise(ArticleBottleneck(inp, 12, 8, 3, stride, use_se))
     keys = list(source.state_dict())
     for i in (0, 3):
-        parts = dataclasses.replace(gnn.GhostModule(1, 2).parts(), out_channels=source.conv[i].oup)
+        parts = dataclasses.replace(gfused.FusedGhostModule(1, 2).parts(), out_channels=source.conv[i].oup)
         FusedGhostModule.wrap(source.conv[i], parts)
     if use_se:
-        gnn.FusedSELayer.wrap(source.conv[2], gnn.SELayer(4).parts())
+        gfused.FusedSELayer.wrap(source.conv[2], gfused.FusedSELayer(4).parts())
     parts = BottleneckParts("conv.0", "conv.3", ("conv.1",), "conv.2" if use_se else None, ("shortcut",))
     module = FusedGhostBottleneck.wrap(source, parts)
     assert list(module.state_dict()) == keys
@@ -151,7 +152,7 @@ def test_wraps_the_articles_structure(inp, stride, use_se):
 def test_parts_that_are_not_fused_run_in_turn():
     source = randomise(GhostBottleneck(**BLOCKS["SE"])).eval()
     plain, x = copy.deepcopy(source), map_for("SE")
-    module = FusedGhostBottleneck.wrap(source, source.parts())
+    module = FusedGhostBottleneck.wrap(source, FusedGhostBottleneck.parts(source))
     with torch.no_grad():
         assert "expected FusedGhostModule children, found a GhostModule" in why(module, x)
         assert torch.equal(module(x), plain(x))

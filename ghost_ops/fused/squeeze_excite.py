@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABCMeta
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,15 +12,33 @@ from torch import nn
 
 from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU
 from ..dispatch import PLAIN_TENSORS, Decision, plain, refuse_call, select
+from ..nn import SELayer, SqueezeExcite
 from ..ops import squeeze_excite as operator
 from ..ops.checks import autocast
-from ._fused import BuiltFused, Fused, plain_forward
-from ._in_place import STATE
-from ._program import Builder, Dense
-from ._runner import Route, Runner
-from ._structure import NotNow, Structure, Unfusable
-from .parts import SqueezeExciteParts
-from .squeeze_excite import SELayer, SqueezeExcite
+from .behaviour import BuiltFused, Fused, plain_forward
+from .builder import Builder, Dense
+from .in_place import STATE
+from .runner import Route, Runner
+from .structure import NotNow, Structure, Unfusable
+
+
+@dataclass(frozen=True)
+class SqueezeExciteParts:
+    """The pieces of a squeeze-and-excite layer.
+
+    Attributes:
+        reduce, expand: paths of the two ``Linear`` or 1x1 ``Conv2d``.
+        act: path of the activation between them, or None.
+        gate: ``clamp``, ``hard_sigmoid``, ``sigmoid`` or ``identity``: not in a state_dict, so the recogniser says.
+        others: paths of the further modules that a forward calls (pooling, gate): fused code skips them, so that they
+            must carry no hooks.
+    """
+
+    reduce: str
+    expand: str
+    act: str | None = None
+    gate: str = "sigmoid"
+    others: tuple[str, ...] = ()
 
 
 class _Plan(NamedTuple):
@@ -168,6 +187,10 @@ class FusedSELayer(BuiltFused, FusedExcite, SELayer, metaclass=ABCMeta):
         super().__init__(*args, **kwargs)
         self.__dict__[STATE] = SqueezeExciteRunner()
 
+    def parts(self) -> SqueezeExciteParts:
+        """Where its pieces are."""
+        return SqueezeExciteParts("fc.0", "fc.2", "fc.1", gate="clamp", others=("avg_pool",))
+
 
 class FusedSqueezeExcite(BuiltFused, FusedExcite, SqueezeExcite, metaclass=ABCMeta):
     """As :class:`FusedSELayer`, with the constructor and state_dict of :class:`SqueezeExcite`."""
@@ -179,3 +202,7 @@ class FusedSqueezeExcite(BuiltFused, FusedExcite, SqueezeExcite, metaclass=ABCMe
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.__dict__[STATE] = SqueezeExciteRunner()
+
+    def parts(self) -> SqueezeExciteParts:
+        """Where its pieces are."""
+        return SqueezeExciteParts("conv_reduce", "conv_expand", "act1", gate="hard_sigmoid")

@@ -11,7 +11,7 @@ from ..backends.activation import activate
 from ..dispatch import PLAIN_TENSORS, Decision, select
 from ..ops import depthwise as operator
 from ..ops.checks import autocast
-from ._structure import Half, NotNow, Unfusable
+from .structure import Half, NotNow, Unfusable
 
 
 class ConvCall(NamedTuple):

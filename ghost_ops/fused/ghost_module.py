@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABCMeta
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,22 +14,43 @@ from torch import nn
 from .. import functional
 from ..backends.activation import ACTIVATIONS
 from ..dispatch import PLAIN_TENSORS, Decision, forced, plain, refuse_call, select
+from ..nn import GhostModule
+from ..nn.running_statistics import update_all
 from ..ops import ghost_module_train as training
 from ..ops.checks import autocast
 from ..ops.ghost_module import ghost_module_eval_operator
-from . import _batch_norm
-from ._batch_norm import ABSENT, BATCH, RUNNING
-from ._fused import BuiltFused, Fused, plain_forward
-from ._in_place import STATE
-from ._program import Builder
-from ._runner import ProgramRunner, Route, need_grad
-from ._running_statistics import update_all
-from ._structure import Half, NotNow, Structure, Unfusable
-from .ghost_module import GhostModule
-from .parts import GhostParts
+from . import batch_norm
+from .batch_norm import ABSENT, BATCH, RUNNING
+from .behaviour import BuiltFused, Fused, plain_forward
+from .builder import Builder
+from .in_place import STATE
+from .runner import ProgramRunner, Route, need_grad
+from .structure import Half, NotNow, Structure, Unfusable
 
 EVAL, FOLDED, TRAIN, TAIL = "ghost_module_eval", "ghost_module", "ghost_module_train", "cheap_concat"
 _NO_TENSORS = (None,) * 7
+
+
+@dataclass(frozen=True)
+class GhostParts:
+    """The pieces of a Ghost module.
+
+    Attributes:
+        primary_conv: path of the primary ``Conv2d``.
+        primary_norm: path of the ``BatchNorm2d`` after it, or None.
+        primary_act: path of its activation, or None; an empty ``Sequential`` or an ``Identity`` counts as none.
+        cheap_conv: path of the depthwise ``Conv2d``, or None: ratio 1, a plain convolution.
+        cheap_norm, cheap_act: as for the primary half.
+        out_channels: channels kept of the concatenation; None keeps all.
+    """
+
+    primary_conv: str
+    primary_norm: str | None = None
+    primary_act: str | None = None
+    cheap_conv: str | None = None
+    cheap_norm: str | None = None
+    cheap_act: str | None = None
+    out_channels: int | None = None
 
 
 class _Plan(NamedTuple):
@@ -153,8 +175,8 @@ def _are_as_seen(tensors: tuple, seen: list[tuple | None]) -> bool:
 def _choose(plan: _Plan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple) -> GhostCall:
     primary, cheap = plan.primary, plan.cheap
     compiling = torch.compiler.is_compiling()
-    first = _batch_norm.statistics(primary.norm)
-    second = ABSENT if cheap is None else _batch_norm.statistics(cheap.norm)
+    first = batch_norm.statistics(primary.norm)
+    second = ABSENT if cheap is None else batch_norm.statistics(cheap.norm)
     _check_tensors(plan, tensors, x, seen, compiling)
     if BATCH in (first, second):
         if first is not second:
@@ -276,8 +298,8 @@ def folded(
     """With PyTorch folding the BatchNorms, if any, so that gradients reach what they are folded from."""
     _, plan, x, tensors, numbers = call
     primary, cheap = plan.primary, plan.cheap
-    weight, bias = _batch_norm.folded(primary, tensors[:7], numbers[2])
-    cheap_weight, cheap_bias = (None, None) if cheap is None else _batch_norm.folded(cheap, tensors[7:], numbers[3])
+    weight, bias = batch_norm.folded(primary, tensors[:7], numbers[2])
+    cheap_weight, cheap_bias = (None, None) if cheap is None else batch_norm.folded(cheap, tensors[7:], numbers[3])
     more = _activations(call) | {
         "out_channels": plan.out_channels,
         "residual": residual,
@@ -361,3 +383,9 @@ class FusedGhostModule(BuiltFused, FusedGhost, GhostModule, metaclass=ABCMeta):
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.__dict__[STATE] = GhostModuleRunner()
+
+    def parts(self) -> GhostParts:
+        """Where its pieces are."""
+        halves = ["primary_conv"] if self.ratio == 1 else ["primary_conv", "cheap_operation"]
+        paths = [f"{half}.{i}" for half in halves for i in range(3)]
+        return GhostParts(*paths, out_channels=self.oup)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import ghost_ops
-from ghost_ops.nn import FusedGhostBottleneck
-from ghost_ops.nn._fused import runner_of
+from ghost_ops.fused import FusedGhostBottleneck
+from ghost_ops.fused.behaviour import runner_of
 from ghost_ops.surgery.saved import Saved
 
 from .. import zoo

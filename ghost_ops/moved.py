@@ -23,6 +23,8 @@ _MODULES: dict[str, tuple[str, dict[str, str]]] = {
     "nn.fused_bottleneck": ("fused.bottleneck", {}),
     "nn.fused_ghost_module": ("fused.ghost_module", {}),
     "nn.fused_squeeze_excite": ("fused.squeeze_excite", {}),
+    "nn.graphed": ("fused.graphed", {}),
+    "nn.parts": ("fused", {}),
 }
 
 

@@ -9,7 +9,14 @@ from importlib import metadata as _metadata
 from . import functional, models
 from .backends import empty_cache
 from .dispatch import use_backend
-from .fused import FusedGhostBottleneck, FusedGhostModule, FusedSELayer, FusedSqueezeExcite
+from .fused import (
+    FusedGhostBottleneck,
+    FusedGhostModule,
+    FusedSELayer,
+    FusedSqueezeExcite,
+    LayerBlock,
+    register_block,
+)
 from .nn import (
     GhostBottleneck,
     GhostModule,
@@ -30,6 +37,7 @@ __all__ = [
     "FusedSqueezeExcite",
     "GhostBottleneck",
     "GhostModule",
+    "LayerBlock",
     "SELayer",
     "SqueezeExcite",
     "empty_cache",
@@ -38,6 +46,7 @@ __all__ = [
     "functional",
     "fuse",
     "models",
+    "register_block",
     "revert",
     "thaw",
     "use_backend",

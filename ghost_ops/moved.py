@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from operator import attrgetter
 from types import ModuleType
 
 _PACKAGE = __name__.rpartition(".")[0]
@@ -16,13 +17,21 @@ _PACKAGE = __name__.rpartition(".")[0]
 _MODULES: dict[str, tuple[str, dict[str, str]]] = {
     "nn._fused": ("fused.behaviour", {}),
     "nn._in_place": ("fused.in_place", {}),
-    "nn._runner": ("fused.runner", {}),
     "nn._watch": ("fused.watch", {}),
     "nn.frozen": ("fused.frozen", {}),
     "nn.frozen_net": ("fused.frozen_net", {}),
-    "nn.fused_bottleneck": ("fused.bottleneck", {}),
-    "nn.fused_ghost_module": ("fused.ghost_module", {}),
-    "nn.fused_squeeze_excite": ("fused.squeeze_excite", {}),
+    "nn.fused_bottleneck": (
+        "fused.bottleneck",
+        {"BottleneckRunner": "BottleneckBlock", "FusedBlock": "BottleneckBlock.behaviour"},
+    ),
+    "nn.fused_ghost_module": (
+        "fused.ghost_module",
+        {"FusedGhost": "GhostModuleBlock.behaviour", "GhostModuleRunner": "GhostModuleBlock"},
+    ),
+    "nn.fused_squeeze_excite": (
+        "fused.squeeze_excite",
+        {"FusedExcite": "SqueezeExciteBlock.behaviour", "SqueezeExciteRunner": "SqueezeExciteBlock"},
+    ),
     "nn.graphed": ("fused.graphed", {}),
     "nn.parts": ("fused", {}),
 }
@@ -57,7 +66,7 @@ class _OldModules(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         where, renamed = _MODULES[module.__name__.partition(".")[2]]
         target = importlib.import_module(f"{_PACKAGE}.{where}")
-        module.__getattr__ = lambda name: getattr(target, renamed.get(name, name))
+        module.__getattr__ = lambda name: attrgetter(renamed.get(name, name))(target)
 
 
 sys.meta_path.append(_OldModules())

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import surgery
 from ..backends import native
 from ..fused import FrozenProgram
-from ..fused.builder import Builder, Dense
-from ..fused.structure import Structure
+from ..fused.builder import Builder
+from ..fused.layers import LinearAct, activation_code, conv_bn_act
 from ..nn import GhostBottleneck
 from .cases import NetCase
 from .roofline import Limits
@@ -35,7 +35,7 @@ def plain_parts(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _stem(stem: nn.Sequential, dtype: torch.dtype) -> FrozenProgram:
     builder = Builder()
-    builder.store(builder.convolution(Structure(stem).triple(*stem)))
+    builder.store(builder.dense_conv(conv_bn_act(*stem)))
     return FrozenProgram.of(builder.finish(), (STEM,), dtype)
 
 
@@ -43,11 +43,11 @@ def _tail(tail: nn.Sequential, dtype: torch.dtype) -> FrozenProgram:
     """As ``freeze`` builds it; on its own ``freeze`` makes no program of a run without a Ghost module."""
     stage, _, head, act, _, classifier = tail
     builder, last = Builder(), stage[0]
-    half = Structure(last).triple(last.conv, last.bn1, last.act1)
+    half = conv_bn_act(last.conv, last.bn1, last.act1)
     builder.chain([half], builder.load(last.conv.in_channels), squeeze=True)
     builder.pool(last.conv.out_channels)
-    builder.dense(Dense(head, None, act, Structure.activation(act)))
-    builder.dense(Dense(classifier, None, None, Structure.activation(None)))
+    builder.linear(LinearAct(head, None, act, activation_code(act)))
+    builder.linear(LinearAct(classifier, None, None, activation_code(None)))
     return FrozenProgram.of(builder.finish(), (TAIL,), dtype)
 
 

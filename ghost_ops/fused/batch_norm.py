@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from ..backends.reference.ghost_module import fold
-from .structure import SYNCED, Half, NotNow
+from .errors import NotNow
+from .layers import SYNCED, ConvBNAct
 
 __all__ = ["ABSENT", "BATCH", "RUNNING", "folded", "statistics"]
 
@@ -28,15 +29,15 @@ def statistics(norm: nn.Module | None) -> str:
     return RUNNING
 
 
-def folded(half: Half, tensors: tuple, eps: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+def folded(layer: ConvBNAct, tensors: tuple, eps: float) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of the convolution with its BatchNorm, if any, folded in; differentiable.
 
     Args:
-        tensors: as ``half.tensors()`` gives them.
+        tensors: as ``layer.tensors()`` gives them.
         eps: the BatchNorm's.
     """
     weight, bias, gamma, beta, mean, var, _ = tensors
-    if half.norm is None:
+    if layer.norm is None:
         return weight, bias
     if bias is None and gamma is not None and beta is not None and weight.dtype is gamma.dtype is torch.float32:
         scale = gamma * torch.rsqrt(var + eps)  # as ``fold``, in the fewest calls: at batch 1 they count

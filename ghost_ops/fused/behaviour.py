@@ -1,8 +1,8 @@
 """The behaviour of fused modules: before somebody's own class, changed in place, or built in.
 
 A module is fused by :func:`apply`, which changes its class in place, and plain again by :func:`remove`. Modules that
-are built fused (:class:`FusedGhostModule` and the like) have the behaviour as a base class. Both hold a runner
-(:mod:`._runner`), which decides and runs a call.
+are built fused (:class:`FusedGhostModule` and the like) have the behaviour as a base class. Both hold a block
+(:mod:`._block`), which decides and runs a call.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from .block import Block
 from .in_place import STATE, InPlace, change_class, made_class, restore_class
-from .runner import Runner
 
 
 class Fused(InPlace):
     """Base of the behaviours of fused modules."""
 
     name_prefix = "Fused"
-    runner_type: ClassVar[type[Runner]]
+    block_type: ClassVar[type[Block]]
 
     @classmethod
     def __subclasshook__(cls, subclass: type) -> bool:
@@ -33,16 +33,16 @@ class Fused(InPlace):
         return issubclass(made._behaviour, cls.behaviour) or NotImplemented
 
     def _forward(self, *args: object, **kwargs: object) -> torch.Tensor:
-        runner = self._ghost_ops
+        block = self._ghost_ops
         if len(args) == 1 and not kwargs:
-            return runner.forward(self, args[0])
-        if not args and len(kwargs) == 1 and runner.input_name in kwargs:
-            return runner.forward(self, kwargs[runner.input_name])
+            return block.forward(self, args[0])
+        if not args and len(kwargs) == 1 and block.input_name in kwargs:
+            return block.forward(self, kwargs[block.input_name])
         return plain_forward(self, *args, **kwargs)  # raises the error of the module's own forward
 
     def _replicate_for_data_parallel(self) -> nn.Module:
         replica = super()._replicate_for_data_parallel()
-        replica.__dict__[STATE] = runner_of(self).fresh()
+        replica.__dict__[STATE] = block_of(self).fresh()
         return replica
 
 
@@ -92,7 +92,7 @@ def _of_version_0_1(module: nn.Module) -> None:
     """A fused module that version 0.1 has pickled stood in the place of another, ``_source``, and shared its state."""
     state = module.__dict__
     source, parts, memory = (state.pop(name, None) for name in ("_source", "_source_parts", "memory"))
-    state[STATE] = module.runner_type()
+    state[STATE] = module.block_type()
     if source is not None:
         behaviour = type(module).behaviour
         object.__setattr__(module, "__class__", type(source))
@@ -101,8 +101,8 @@ def _of_version_0_1(module: nn.Module) -> None:
         module._ghost_ops.memory = memory
 
 
-def runner_of(module: nn.Module) -> Runner | None:
-    """The runner of a fused module; None of any other."""
+def block_of(module: nn.Module) -> Block | None:
+    """The block of a fused module; None of any other."""
     return module._ghost_ops if isinstance(module, Fused) else None
 
 
@@ -146,20 +146,20 @@ def apply(
         raise TypeError(f"{owner}: source: expected a plain module, got {type(module).__name__}")
     if "forward" in module.__dict__:
         raise ValueError(f"{owner}: source: expected its class's forward, got one set on the instance")
-    runner_type = behaviour.runner_type
-    if not isinstance(parts, runner_type.part_type):
-        raise TypeError(f"{owner}: parts: expected {runner_type.part_type.__name__}, got {type(parts).__name__}")
-    for path in runner_type.paths(parts, owner):
+    block_type = behaviour.block_type
+    if not isinstance(parts, block_type.Parts):
+        raise TypeError(f"{owner}: parts: expected {block_type.Parts.__name__}, got {type(parts).__name__}")
+    for path in block_type.paths(parts, owner):
         try:
             module.get_submodule(path)
         except AttributeError:
             raise ValueError(f"{owner}: parts: expected paths inside a {type(module).__name__}, got {path!r}") from None
     (input_name, *_) = inspect.signature(module.forward).parameters
-    runner = runner_type(parts, input_name)
-    reads = (*reads, *_classes(module, runner_type.paths(parts, owner)))
+    block = block_type(parts, input_name)
+    reads = (*reads, *_classes(module, block_type.paths(parts, owner)))
     units = [f"{name}." for name, child in module.named_modules() if name and is_fused(child)]  # watch themselves
-    runner.watch(module, tuple(read for read in reads if not f"{read[0]}.".startswith(tuple(units))))
-    change_class(module, behaviour, runner)
+    block.watch(module, tuple(read for read in reads if not f"{read[0]}.".startswith(tuple(units))))
+    change_class(module, behaviour, block)
 
 
 def _classes(module: nn.Module, paths: list[str]) -> Iterator[tuple[str, str]]:

@@ -12,14 +12,18 @@ from torch import nn
 
 from ..dispatch import Decision, fuses_epilogues, refuse_autocast, refuse_call, select
 from ..nn import GhostBottleneck
-from . import convolutions, recompute
-from .behaviour import BuiltFused, Fused, plain_forward, runner_of
+from . import recompute
+from .behaviour import BuiltFused, block_of, plain_forward
+from .block import Block, Reads, Route, any_requires_grad
 from .builder import Builder
-from .ghost_module import FusedGhostModule, GhostModuleRunner, with_epilogues
+from .convolutions import ConvCall, decide_convolution, run_convolution
+from .errors import NotNow, Unfusable
+from .ghost_module import FusedGhostModule, GhostModuleBlock, with_epilogues
 from .in_place import STATE
-from .runner import ProgramRunner, Route, need_grad
-from .squeeze_excite import FusedSqueezeExcite, SqueezeExciteRunner
-from .structure import Half, NotNow, Structure, Unfusable
+from .layers import NORMS, ConvBNAct, is_activation
+from .registry import register_block
+from .squeeze_excite import FusedSqueezeExcite, SqueezeExciteBlock
+from .structure import Structure
 
 MEMORY = ("balanced", "low")
 
@@ -46,59 +50,103 @@ class BottleneckParts:
 class _Plan(NamedTuple):
     structure: Structure
     ghost1: nn.Module
-    depthwise: list[Half]
+    depthwise: list[ConvBNAct]
     se: nn.Module | None
     ghost2: nn.Module
-    shortcut: list[Half]
+    shortcut: list[ConvBNAct]
 
 
-class BottleneckRunner(ProgramRunner):
-    """Runs a Ghost bottleneck: as a program, or its parts one after the other.
+@register_block
+class BottleneckBlock(Block):
+    """A Ghost bottleneck: a program, or its parts one after the other.
 
     Attributes:
         memory: what is kept for the backward: ``"balanced"`` or ``"low"``.
     """
 
-    part_type = BottleneckParts
+    kind = "Ghost bottleneck"
+    Parts = BottleneckParts
+    holds_blocks = True
+    autocast_dtypes = (torch.bfloat16,)  # under autocast a block is fused only where its input has autocast's dtype
     memory = "balanced"
 
     @classmethod
-    def paths(cls, parts: BottleneckParts, owner: str) -> list[str]:
-        paths = (parts.ghost1, parts.ghost2, *parts.depthwise, parts.se, *parts.shortcut)
-        return [path for path in paths if path is not None]
+    def match(cls, candidate: object) -> tuple[BottleneckParts, Reads] | None:
+        units = candidate.blocks
+        ghosts = [path for path, block in units.items() if issubclass(block, GhostModuleBlock)]
+        if len(ghosts) != 2:
+            return None
+        for path, child in candidate.module.named_modules():
+            inside = any(f"{path}.".startswith(f"{unit}.") for unit in units)
+            if not (inside or child._modules or type(child) in (nn.Conv2d, *NORMS) or is_activation(child)):
+                return None
+        try:
+            probe = candidate.probe(candidate.piece(ghosts[0], "primary_conv").in_channels)
+            _, calls = probe.observe()
+        except Unfusable:
+            return None  # a stem and two Ghost modules, say: the Ghost modules are fused on their own
+        at = [i for i, call in enumerate(calls) if call.path in ghosts]
+        if len(at) != 2:
+            return None
+        first, last = at
+        between = calls[first + 1 : last]
+        ends_in_se = bool(between) and units.get(between[-1].path) is SqueezeExciteBlock
+        se = between.pop() if ends_in_se else None
+        around = calls[:first] + calls[last + 1 :]
+        if any(call.path in units for call in (*between, *around)):
+            return None
+
+        def chain(x: torch.Tensor, *calls: object | None) -> torch.Tensor:
+            for call in calls:
+                x = x if call is None else call.module(x)
+            return x
+
+        def compose(x: torch.Tensor) -> torch.Tensor:
+            return chain(x, calls[first], *between, se, calls[last]) + chain(x, *around)
+
+        wrong = "it does not compute a Ghost bottleneck; what is inside is fused on its own"
+        probe.confirm(compose, wrong, cls)
+        parts = BottleneckParts(
+            calls[first].path,
+            calls[last].path,
+            tuple(call.path for call in between),
+            None if se is None else se.path,
+            tuple(call.path for call in around),
+        )
+        return parts, candidate.reads(probe)
 
     def describe(self, module: nn.Module, structure: Structure) -> _Plan:
         parts = self.parts_of(module)
         ghost1, ghost2 = structure.find(parts.ghost1), structure.find(parts.ghost2)
         se = None if parts.se is None else structure.find(parts.se)
         for child in (ghost1, ghost2):
-            if not isinstance(runner_of(child), GhostModuleRunner):
+            if not isinstance(block_of(child), GhostModuleBlock):
                 raise Unfusable(f"expected FusedGhostModule children, found a {type(child).__name__}")
-        if se is not None and not isinstance(runner_of(se), SqueezeExciteRunner):
+        if se is not None and not isinstance(block_of(se), SqueezeExciteBlock):
             raise Unfusable(f"expected a fused squeeze-and-excite layer, found a {type(se).__name__}")
-        depthwise, shortcut = structure.halves_of(parts.depthwise), structure.halves_of(parts.shortcut)
+        depthwise, shortcut = structure.conv_bn_acts(parts.depthwise), structure.conv_bn_acts(parts.shortcut)
         return _Plan(structure.close(), ghost1, depthwise, se, ghost2, shortcut)
 
-    def without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
+    def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         reasons: tuple[str, ...] = ()
         if not torch.compiler.is_compiling():
             reasons = ("it is in training mode" if why is None else why,)
             if self.memory == "low":
                 try:
-                    return self._recomputing(module, x)
+                    return self._recompute_route(module, x)
                 except Unfusable as reason:
                     reasons = (*reasons, f"it keeps what is inside for the backward, since {reason}")
             if not module.training:
                 try:
-                    return self._with_epilogues(module, x, reasons)
+                    return self._fused_epilogue_route(module, x, reasons)
                 except Unfusable:
                     pass
-        return self._in_parts(module, x, reasons)
+        return self._sequential_route(module, x, reasons)
 
-    def as_program(self, decision: Decision) -> Decision:
+    def decision_of_program(self, decision: Decision) -> Decision:
         return _as_one_block(decision)
 
-    def _in_parts(self, module: nn.Module, x: torch.Tensor, reasons: tuple[str, ...]) -> Route:
+    def _sequential_route(self, module: nn.Module, x: torch.Tensor, reasons: tuple[str, ...]) -> Route:
         """The parts one after the other, each fused on its own; by the module's forward where it must be called."""
         try:
             why = refuse_call(x) or refuse_autocast(x)
@@ -110,31 +158,31 @@ class BottleneckRunner(ProgramRunner):
             reasons = reasons if why in reasons else (*reasons, why)
             return Route(_one_decision((), reasons), lambda: plain_forward(module, x))
         _, ghost1, depthwise, se, ghost2, shortcut = plan
-        calls = [convolutions.decide(half, x) for half in (*depthwise, *shortcut)]
+        calls = [decide_convolution(layer, x) for layer in (*depthwise, *shortcut)]
         between, around = calls[: len(depthwise)], calls[len(depthwise) :]
 
         def run() -> torch.Tensor:
             inner = ghost1._ghost_ops.forward(ghost1, x)
             for call in between:
-                inner = convolutions.run(call, inner)
+                inner = run_convolution(call, inner)
             if se is not None:
                 inner = se._ghost_ops.forward(se, inner)
             out, residual = ghost2._ghost_ops.forward(ghost2, inner), x
             for call in around:
-                residual = convolutions.run(call, residual)
+                residual = run_convolution(call, residual)
             return out + residual
 
         return Route(_parts_decision((), (*between, *around), reasons), run)
 
-    def _recomputing(self, module: nn.Module, x: torch.Tensor) -> Route:
+    def _recompute_route(self, module: nn.Module, x: torch.Tensor) -> Route:
         """The parts one after the other, of which autograd keeps the block's input only; raises ``Unfusable``."""
         call = recompute.prepare(self.current_plan(module), x) if torch.is_grad_enabled() else None
-        if call is None or not need_grad((x, *call.tensors)):
+        if call is None or not any_requires_grad((x, *call.tensors)):
             raise NotNow("no gradients are wanted")
         decision = _parts_decision(("computed again in the backward",), (*call.depthwise, *call.shortcut), ())
-        return Route(decision, lambda: recompute.run(call, x))
+        return Route(decision, lambda: recompute.run_recomputed(call, x))
 
-    def _with_epilogues(self, module: nn.Module, x: torch.Tensor, reasons: tuple[str, ...]) -> Route:
+    def _fused_epilogue_route(self, module: nn.Module, x: torch.Tensor, reasons: tuple[str, ...]) -> Route:
         """Without gradients on a device that has no ``program_eval``: a call for each Ghost module, whose passes take
         in squeeze, excitation and shortcut. Raises ``Unfusable`` where the parts must be called."""
         why = refuse_call(x)
@@ -146,23 +194,23 @@ class BottleneckRunner(ProgramRunner):
             raise NotNow("its backend has no fused epilogue for squeeze, excitation and shortcut")
         if torch.is_autocast_enabled(x.device.type):
             raise NotNow("autocast makes of its parts and of its shortcut different dtypes")
-        if need_grad((x, *module.parameters())):
+        if any_requires_grad((x, *module.parameters())):
             raise NotNow("gradients are wanted")
-        between = [convolutions.decide(half, x) for half in depthwise]
-        around = [convolutions.decide(half, x) for half in shortcut]
+        between = [decide_convolution(layer, x) for layer in depthwise]
+        around = [decide_convolution(layer, x) for layer in shortcut]
 
         def run() -> torch.Tensor:
             squeezed = se is not None and not depthwise
             found = with_epilogues(ghost1, x, return_squeeze=squeezed)
             inner, squeeze = found if squeezed else (found, None)
             for call in between:
-                inner = convolutions.run(call, inner)
+                inner = run_convolution(call, inner)
             excitation, residual = None, x
             if se is not None:
                 squeeze = inner.mean((2, 3)) if squeeze is None else squeeze
                 excitation = se._ghost_ops.excitation(se, squeeze)
             for call in around:
-                residual = convolutions.run(call, residual)
+                residual = run_convolution(call, residual)
             return with_epilogues(ghost2, inner, input_scale=excitation, residual=residual)
 
         how = ("with squeeze, excitation and shortcut in the passes of the Ghost modules",)
@@ -172,19 +220,18 @@ class BottleneckRunner(ProgramRunner):
         ghost1 = self.current_plan(module).ghost1
         return ghost1._ghost_ops.channels(ghost1)
 
-    def build(self, module: nn.Module, builder: Builder, source: int) -> int:
-        """Write the block's steps; returns the slot of its output. ``source`` is released."""
+    def lower_module(self, module: nn.Module, builder: Builder, source: int) -> int:
         _, ghost1, depthwise, se, ghost2, shortcut = self.current_plan(module)
-        expands = se is not None
-        expanded = ghost1._ghost_ops.build(ghost1, builder, source, squeeze=expands and not depthwise)
-        inner = builder.chain(depthwise, expanded, squeeze=expands)
+        excites = se is not None
+        expanded = ghost1._ghost_ops.lower_module(ghost1, builder, source, squeeze=excites and not depthwise)
+        inner = builder.chain(depthwise, expanded, squeeze=excites)
         if inner != expanded:
             builder.release(expanded)
         if se is not None:
-            se._ghost_ops.build(se, builder)
+            se._ghost_ops.lower_excitation(se, builder)
         residual = builder.chain(shortcut, source)
-        out = ghost2._ghost_ops.build(ghost2, builder, inner, residual=residual, scaled=expands)
-        builder.release(source, inner, residual)
+        out = ghost2._ghost_ops.lower_module(ghost2, builder, inner, residual=residual, scaled=excites)
+        builder.release(*{inner, residual} - {source})
         return out
 
     def plans(self, module: nn.Module) -> tuple:
@@ -203,9 +250,7 @@ def _one_decision(how: tuple[str, ...], reasons: tuple[str, ...]) -> Decision:
     return Decision(", ".join(("its parts in turn", *how)), "reference", None, reasons)
 
 
-def _parts_decision(
-    how: tuple[str, ...], calls: tuple[convolutions.ConvCall, ...], reasons: tuple[str, ...]
-) -> Decision:
+def _parts_decision(how: tuple[str, ...], calls: tuple[ConvCall, ...], reasons: tuple[str, ...]) -> Decision:
     """The decision that the parts run one after the other, with what runs the convolutions between them."""
     for call in calls:
         if call.decision is not None and call.decision.runs not in how:
@@ -223,13 +268,7 @@ def check_memory(owner: str, value: object) -> None:
         raise ValueError(f"{owner}: memory: expected one of {', '.join(MEMORY)}, got {value!r}")
 
 
-class FusedBlock(Fused):
-    """The behaviour of a fused Ghost bottleneck."""
-
-    runner_type = BottleneckRunner
-
-
-class FusedGhostBottleneck(BuiltFused, FusedBlock, GhostBottleneck, metaclass=ABCMeta):
+class FusedGhostBottleneck(BuiltFused, BottleneckBlock.behaviour, GhostBottleneck, metaclass=ABCMeta):
     """Ghost bottleneck over the fused operators: constructor, parameters and state_dict of :class:`GhostBottleneck`.
 
     In eval without gradients the block is one call: ghost1, depthwise convolution, squeeze in passing, excitation into
@@ -244,14 +283,14 @@ class FusedGhostBottleneck(BuiltFused, FusedBlock, GhostBottleneck, metaclass=AB
             only, and what lies inside is computed once more.
     """
 
-    behaviour = FusedBlock
+    behaviour = BottleneckBlock.behaviour
     plain_type = GhostBottleneck
     _ghost_module = FusedGhostModule
     _squeeze_excite = FusedSqueezeExcite
 
     def __init__(self, *args: object, memory: str = "balanced", **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self.__dict__[STATE] = BottleneckRunner()
+        self.__dict__[STATE] = BottleneckBlock()
         self.memory = memory
 
     @property

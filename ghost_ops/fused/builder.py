@@ -1,49 +1,28 @@
-"""Blocks as the steps of a program (``backends/steps.py``), read from the children that fused modules have found.
+"""``Builder``: writes the steps of a program from the layers that blocks have read.
 
-A program reads parameters in the order of its steps. ``Source`` is a layer that has some; the tensors of all sources,
-one after the other, are the program's parameters.
+A program reads parameters in the order of its steps: the tensors of all sources, one after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import is_
-from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from ..backends import steps as s
-from ..backends.activation import LEAKY_RELU, PRELU
-from ..dispatch import PLAIN_TENSORS
+from ..backends.activation import LEAKY_RELU
 from . import batch_norm
 from .batch_norm import BATCH
-from .structure import Half, NotNow, Unfusable
+from .compiled_program import CompiledProgram
+from .errors import NotNow, Unfusable
+from .layers import ConvBNAct, LinearAct, ParameterSource
 
 KERNELS = (1, 3, 5, 7)  # of depthwise steps
 MOST_RUNS = 64  # channels times kernel rows of a first convolution; csrc/cpu/kernels/kernels.h has the same
 _PARTS = (s.BIAS, s.GAMMA, s.BETA, s.NORM, 0, s.SLOPES)  # of the tensors after the weight
 
 
-class Dense(NamedTuple):
-    """A linear layer, or a 1x1 convolution of a single pixel, with what follows it; as ``Half`` is a convolution."""
-
-    conv: nn.Module
-    norm: nn.Module | None
-    act: nn.Module | None
-    code: int
-
-    def slope(self) -> float:
-        return self.act.negative_slope if self.code == LEAKY_RELU else 0.01
-
-    def tensors(self) -> tuple[torch.Tensor | None, ...]:
-        return Half.tensors(self)
-
-
-Source = Half | Dense
-
-
-def layer(source: Source, tensors: Sequence[torch.Tensor | None]) -> s.Layer:
+def layer(source: ParameterSource, tensors: Sequence[torch.Tensor | None]) -> s.Layer:
     """What a program must know of a source whose tensors are these."""
     if batch_norm.statistics(source.norm) is BATCH:
         raise NotNow("one of its BatchNorms uses batch statistics")
@@ -52,104 +31,17 @@ def layer(source: Source, tensors: Sequence[torch.Tensor | None]) -> s.Layer:
     return s.Layer(parts, eps, source.code, source.slope() if source.code == LEAKY_RELU else 0.0)
 
 
-class Built:
-    """A program, and the sources of its parameters.
-
-    Attributes:
-        code: the list of its steps.
-        sources: in the order of the parameters.
-    """
-
-    def __init__(self, code: list[int], sources: list[Source]) -> None:
-        self.code = code
-        self.sources = sources
-        self._key = [_key(source) for source in sources]
-        self._entries = [entry for source in sources for entry in _entries(source)]
-        self._norms = [source.norm for source in sources if source.norm is not None]
-        self._numbers = [_constants(source) for source in sources]
-        self._seen: tuple | None = None
-
-    def parameters(self, x: torch.Tensor) -> list[torch.Tensor] | None:
-        """The parameters as they are now; None where the program must be built anew.
-
-        At batch 1 a check of everything costs as much as the arithmetic of a small block, so that what was checked for
-        the same tensors is only looked through for what may have changed since.
-
-        Raises:
-            Unfusable: a kernel must not read one of them, or PyTorch would refuse it beside x.
-        """
-        try:
-            now = [entries[name] for entries, name in self._entries]
-        except KeyError as name:
-            raise NotNow(f"{name} of one of its children is not a parameter or buffer of its own") from None
-        if self._seen is not None and not torch._C._is_any_autocast_enabled():
-            then, dtype, found, dtypes, shapes = self._seen
-            same = dtype is x.dtype and x.is_cpu and all(map(is_, now, then))
-            if same and [t.dtype for t in found] == dtypes and [t.shape for t in found] == shapes:
-                for norm in self._norms:
-                    if norm.training:
-                        raise NotNow("one of its BatchNorms uses batch statistics")
-                same = [_constants(source) for source in self.sources] == self._numbers
-                return found if same else None
-        found = self._checked(x)
-        if found is not None:
-            self._seen = now, x.dtype, found, [t.dtype for t in found], [t.shape for t in found]
-        return found
-
-    def _checked(self, x: torch.Tensor) -> list[torch.Tensor] | None:
-        found: list[torch.Tensor] = []
-        dtype, device = x.dtype, x.device
-        widened = torch.is_autocast_enabled(device.type)
-        for source, key in zip(self.sources, self._key, strict=True):
-            tensors = source.tensors()
-            if _key(source) != key:
-                return None
-            if batch_norm.statistics(source.norm) is BATCH:
-                raise NotNow("one of its BatchNorms uses batch statistics")
-            if tensors[0].dtype is not dtype and not widened:
-                raise NotNow(f"its input is {dtype}, the weight of a convolution {tensors[0].dtype}")
-            for t in tensors:
-                if t is None:
-                    continue
-                if type(t) not in PLAIN_TENSORS:
-                    raise NotNow(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
-                if not t.is_cpu or (t.dtype is not dtype and t.dtype is not torch.float32):
-                    raise NotNow(f"its input is {dtype} on {device}, one of its parameters {t.dtype} on {t.device}")
-                found.append(t)
-        return found
-
-
-def _entries(source: Source) -> list[tuple[dict, str]]:
-    """Where the tensors of a source stand."""
-    found = [(source.conv._parameters, "weight"), (source.conv._parameters, "bias")]
-    if source.norm is not None:
-        found += [(source.norm._parameters, name) for name in ("weight", "bias")]
-        found += [(source.norm._buffers, name) for name in ("running_mean", "running_var")]
-    return found + ([(source.act._parameters, "weight")] if source.code == PRELU else [])
-
-
-def _key(source: Source) -> tuple:
-    """What a program's steps depend on."""
-    tensors = source.tensors()
-    return (tensors[0].shape, *(t is None for t in tensors), *_constants(source))
-
-
-def _constants(source: Source) -> tuple[float | None, float]:
-    """The numbers that its steps hold."""
-    return source.norm and source.norm.eps, source.slope()
-
-
 class Builder:
     """Collects steps. Every method returns the slot that it filled; a slot is free again once nobody reads it."""
 
     def __init__(self) -> None:
         self.steps: list[s.Step] = []
-        self.sources: list[Source] = []
+        self.sources: list[ParameterSource] = []
         self._free: list[int] = []
         self._slots = 0
 
-    def finish(self) -> Built:
-        return Built(s.encode(self.steps, max(self._slots, 1)), self.sources)
+    def finish(self) -> CompiledProgram:
+        return CompiledProgram(s.encode(self.steps, max(self._slots, 1)), self.sources)
 
     def mark(self) -> tuple:
         """The state now, for ``reset``."""
@@ -162,106 +54,134 @@ class Builder:
     # Slots
 
     def take(self) -> int:
+        """A free slot."""
         if self._free:
             return self._free.pop()
         self._slots += 1
         return self._slots - 1
 
     def release(self, *slots: int) -> None:
+        """Say that no later step reads these slots."""
         self._free += {slot for slot in slots if slot >= 0} - set(self._free)
 
     # Steps
 
     def load(self, channels: int) -> int:
+        """The input as a map: the first step."""
         out = self.take()
         self.steps.append(s.Load(out, channels, False))
         return out
 
-    def convolution(self, half: Half) -> int:
-        """A dense convolution, the first step."""
-        (kernel, other), (stride, padding, dilation, groups, _) = half.kernel(), half.geometry
+    def dense_conv(self, layer: ConvBNAct) -> int:
+        """A dense convolution of the net's input, the first step."""
+        (kernel, other), (stride, padding, dilation, groups, _) = layer.kernel(), layer.geometry
         if (
             isinstance(padding, str)
             or (kernel, stride[0], padding[0]) != (other, stride[1], padding[1])
-            or (dilation != (1, 1) or groups != 1 or kernel * half.conv.in_channels > MOST_RUNS)
+            or (dilation != (1, 1) or groups != 1 or kernel * layer.conv.in_channels > MOST_RUNS)
         ):
-            raise Unfusable("its convolution is not a square dense one of few channels, such as an image's")
-        out, conv = self.take(), half.conv
-        self.steps.append(
-            s.Conv(out, conv.in_channels, conv.out_channels, kernel, stride[0], padding[0], self._layer(half))
-        )
+            most = f"kernel * in_channels <= {MOST_RUNS}"
+            raise Unfusable(f"a first convolution has no program: it needs a square kernel, groups=1 and {most}")
+        out, conv, params = self.take(), layer.conv, self._layer(layer)
+        self.steps.append(s.Conv(out, conv.in_channels, conv.out_channels, kernel, stride[0], padding[0], params))
         return out
 
-    def chain(self, halves: Iterable[Half], source: int, squeeze: bool = False) -> int:
-        """Depthwise and 1x1 convolutions in turn; the slots between them are released, ``source`` is not."""
-        halves, at = list(halves), source
-        for i, half in enumerate(halves):
-            wanted = squeeze and i == len(halves) - 1
-            if half.is_pointwise():
-                out = self.pointwise(half, at, wanted)
-            else:
-                out = self._depthwise(half, at, wanted)
+    def chain(self, layers: Iterable[ConvBNAct], source: int, squeeze: bool = False) -> int:
+        """Depthwise and 1x1 convolutions in turn; the slots between them are released, ``source`` is not.
+
+        Args:
+            squeeze: the channel means of the output are the next squeeze.
+        """
+        layers, at = list(layers), source
+        for i, layer in enumerate(layers):
+            out = self.conv(layer, at, squeeze=squeeze and i == len(layers) - 1)
             self.release(*([] if at == source else [at]))
             at = out
         return at
 
-    def pointwise(self, half: Half, source: int, squeeze: bool = False) -> int:
-        out, conv = self.take(), half.conv
-        c, m = conv.in_channels, conv.out_channels
-        self.steps.append(s.Ghost(source, out, -1, False, squeeze, c, m, 0, m, 1, self._layer(half), None))
-        return out
+    def conv(self, layer: ConvBNAct, source: int, *, residual: int = -1, squeeze: bool = False) -> int:
+        """A 1x1 convolution of stride 1, or a depthwise one of size 1, 3, 5 or 7.
 
-    def _depthwise(self, half: Half, source: int, squeeze: bool) -> int:
-        conv, (kernel, other) = half.conv, half.kernel()
-        stride, padding, dilation, groups, _ = half.geometry
+        Args:
+            residual: slot that is added to the output of a 1x1 convolution; -1 for none.
+            squeeze: the channel means of the output are the next squeeze.
+
+        Raises:
+            Unfusable: another convolution, or a residual of a depthwise one.
+        """
+        if layer.is_pointwise():
+            return self.ghost(layer, None, None, source, residual=residual, squeeze=squeeze)
+        conv, (kernel, other) = layer.conv, layer.kernel()
+        stride, padding, dilation, groups, _ = layer.geometry
         same = padding == (kernel // 2,) * 2 or (padding == "same" and stride == (1, 1))
         depthwise = groups == conv.in_channels == conv.out_channels and dilation == (1, 1)
         if not (kernel == other and kernel in KERNELS and same and depthwise and stride[0] == stride[1]):
             raise Unfusable("one of its convolutions is neither 1x1 nor depthwise of size 1, 3, 5 or 7")
+        if residual >= 0:
+            raise Unfusable("a program adds a residual to 1x1 convolutions and Ghost modules only")
         out = self.take()
         self._whole_vectors(source)
-        self.steps.append(s.Depthwise(source, out, squeeze, conv.in_channels, kernel, stride[0], self._layer(half)))
+        params = self._layer(layer)
+        self.steps.append(s.Depthwise(source, out, squeeze, conv.in_channels, kernel, stride[0], params))
         return out
 
     def ghost(
-        self, primary: Half, cheap: Half | None, kept: int | None, source: int, *, residual: int = -1,
-        scaled: bool = False, squeeze: bool = False,
+        self, primary: ConvBNAct, cheap: ConvBNAct | None, out_channels: int | None, source: int, *,
+        residual: int = -1, scaled: bool = False, squeeze: bool = False,
     ) -> int:  # fmt: skip
-        """A Ghost module."""
+        """A Ghost module, or with no cheap operation a 1x1 convolution.
+
+        Args:
+            out_channels: channels that are kept of the concatenation; None keeps all.
+            residual: slot that is added to the output; -1 for none.
+            scaled: the input is multiplied by the excitation.
+            squeeze: the channel means of the output are the next squeeze.
+
+        Raises:
+            Unfusable: a primary convolution that is not 1x1 of stride 1, or another cheap operation.
+        """
         if not primary.is_pointwise():
             raise Unfusable("its primary convolution is not 1x1 of stride 1")
-        m, made, kernel, second = primary.conv.out_channels, 0, 1, None
+        channels, primary_channels = primary.conv.in_channels, primary.conv.out_channels
+        cheap_channels, kernel, second = 0, 1, None
         first = self._layer(primary)
         if cheap is not None:
-            made, kernel = cheap.conv.out_channels, cheap.kernel()[0]
+            cheap_channels, kernel = cheap.conv.out_channels, cheap.kernel()[0]
             if kernel not in KERNELS:
                 raise Unfusable(f"its cheap operation is of size {kernel}, not 1, 3, 5 or 7")
             second = self._layer(cheap)
-        kept = m + made if kept is None else kept
-        if not (m < kept <= m + made if made else kept == m):
+        computed = primary_channels + cheap_channels
+        kept = computed if out_channels is None else out_channels
+        if not (primary_channels < kept <= computed if cheap_channels else kept == primary_channels):
             raise Unfusable(f"no operator keeps {kept} channels of what it computes")
         out = self.take()
-        channels = primary.conv.in_channels
         self.steps.append(
-            s.Ghost(source, out, residual, scaled, squeeze, channels, m, made, kept, kernel, first, second)
-        )
+            s.Ghost(
+                source, out, residual, scaled, squeeze, channels, primary_channels, cheap_channels, kept, kernel, first,
+                second,
+            )
+        )  # fmt: skip
         return out
 
-    def excite(self, channels: int, reduce: Dense, expand: Dense, gate: int) -> None:
+    def excite(self, channels: int, reduce: LinearAct, expand: LinearAct, gate: int) -> None:
+        """The excitation of the squeeze."""
         hidden = reduce.tensors()[0].shape[0]
         self.steps.append(s.Excite(channels, hidden, gate, self._layer(reduce), self._layer(expand)))
 
     def pool(self, channels: int) -> None:
+        """The squeeze as features."""
         self.steps.append(s.Pool(channels))
 
-    def dense(self, source: Dense) -> None:
+    def linear(self, source: LinearAct) -> None:
+        """A linear layer of the features."""
         features, channels = source.tensors()[0].shape[:2]
         self.steps.append(s.Dense(channels, features, self._layer(source)))
 
     def store(self, slot: int) -> None:
+        """The slot that the program returns: the last step."""
         self.steps.append(s.Store(slot))
 
-    def _layer(self, source: Source) -> s.Layer:
+    def _layer(self, source: ParameterSource) -> s.Layer:
         self.sources.append(source)
         return layer(source, source.tensors())
 

@@ -15,9 +15,9 @@ from ..backends.steps import BFLOAT16, FLOAT32, Store, decode, precision_of, wit
 from ..dispatch import Decision, select
 from ..ops.checks import autocast
 from ..ops.program import program, program_pack
-from .builder import Built
-from .runner import Route, _observers, observed
-from .structure import Unfusable
+from .block import Route, _observers, observed
+from .compiled_program import CompiledProgram
+from .errors import Unfusable
 
 FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
@@ -71,7 +71,7 @@ class FrozenProgram(nn.Module):
         self._channels = decode(self.steps)[0].channels
 
     @classmethod
-    def of(cls, built: Built, parts: tuple[str, ...] = (), dtype: torch.dtype | None = None) -> FrozenProgram:
+    def of(cls, built: CompiledProgram, parts: tuple[str, ...] = (), dtype: torch.dtype | None = None) -> FrozenProgram:
         """Packs copies of the parameters, as they are now; rounded to ``dtype`` first, which with bfloat16 is also what
         products keep their weights in."""
         tensors = [t.detach() for source in built.sources for t in source.tensors() if t is not None]

@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import functional
 from ..backends.activation import ACTIVATIONS
-from ..dispatch import PLAIN_TENSORS, Decision, forced, plain, refuse_call, select
+from ..dispatch import Decision, forced, plain, refuse_call, select
 from ..nn import GhostModule
 from ..nn.running_statistics import update_all
 from ..ops import ghost_module_train as training
@@ -21,11 +21,15 @@ from ..ops.checks import autocast
 from ..ops.ghost_module import ghost_module_eval_operator
 from . import batch_norm
 from .batch_norm import ABSENT, BATCH, RUNNING
-from .behaviour import BuiltFused, Fused, plain_forward
+from .behaviour import BuiltFused, plain_forward
+from .block import Block, Reads, Route, any_requires_grad
 from .builder import Builder
+from .errors import NotNow, Unfusable
 from .in_place import STATE
-from .runner import ProgramRunner, Route, need_grad
-from .structure import Half, NotNow, Structure, Unfusable
+from .layers import OTHER_NORMS, ConvBNAct, activation_code, gather, take_layer
+from .parameters import check_parameters
+from .registry import register_block
+from .structure import Structure
 
 EVAL, FOLDED, TRAIN, TAIL = "ghost_module_eval", "ghost_module", "ghost_module_train", "cheap_concat"
 _NO_TENSORS = (None,) * 7
@@ -40,7 +44,7 @@ class GhostParts:
         primary_norm: path of the ``BatchNorm2d`` after it, or None.
         primary_act: path of its activation, or None; an empty ``Sequential`` or an ``Identity`` counts as none.
         cheap_conv: path of the depthwise ``Conv2d``, or None: ratio 1, a plain convolution.
-        cheap_norm, cheap_act: as for the primary half.
+        cheap_norm, cheap_act: as for the primary layer.
         out_channels: channels kept of the concatenation; None keeps all.
     """
 
@@ -55,13 +59,13 @@ class GhostParts:
 
 class _Plan(NamedTuple):
     structure: Structure
-    primary: Half
-    cheap: Half | None
+    primary: ConvBNAct
+    cheap: ConvBNAct | None
     out_channels: int | None
     pointwise: bool
     entries: tuple  # dictionary and name of each tensor that the operators read, None where there is none
     norms: tuple
-    decided: list  # what was decided for the last call, see GhostModuleRunner.choose
+    decided: list  # what was decided for the last call, see GhostModuleBlock.choose
 
 
 class GhostCall(NamedTuple):
@@ -71,7 +75,7 @@ class GhostCall(NamedTuple):
         decision: the operator and its backend.
         plan: what was read from the module.
         x: the input as autocast wants it.
-        tensors: parameters and statistics, seven for each convolution (see ``Half.tensors``).
+        tensors: parameters and statistics, seven for each convolution (see ``ConvBNAct.tensors``).
         numbers: slopes of the two LeakyReLU, and eps of the two BatchNorms; 0 where there is none.
     """
 
@@ -82,30 +86,65 @@ class GhostCall(NamedTuple):
     numbers: tuple[float, float, float, float]
 
 
-class GhostModuleRunner(ProgramRunner):
-    """Runs a Ghost module: one of four operators, or a program of one step."""
+@register_block
+class GhostModuleBlock(Block):
+    """A Ghost module: one of four operators, or a program of one step."""
 
-    part_type = GhostParts
+    kind = "Ghost module"
+    Parts = GhostParts
 
     @classmethod
-    def paths(cls, parts: GhostParts, owner: str) -> list[str]:
-        paths = (getattr(parts, f"{half}_{what}") for half in ("primary", "cheap") for what in ("conv", "norm", "act"))
-        return [path for path in paths if path is not None]
+    def match(cls, candidate: object) -> tuple[GhostParts, Reads] | None:
+        primary = _nominate(candidate.module)
+        if primary is None:
+            if {"primary_conv", "cheap_operation"} <= set(candidate.module._modules):
+                candidate.refuse_compiled()
+                raise Unfusable(
+                    "its primary_conv and cheap_operation are not one convolution each, the second depthwise"
+                )
+            return None
+        probe = candidate.probe(primary.in_channels)
+        theirs, calls = probe.observe()
+        kept = theirs[0].shape[1]
+        if kept <= primary.out_channels and not isinstance(candidate.module, GhostModule):
+            return None  # a separable convolution, say: nothing is concatenated
+        probe.refuse()
+        convs = [call for call in calls if isinstance(call.module, nn.Conv2d)]
+        if len(convs) > 2:
+            extra = next(call.path for call in convs if call.module not in _two_convolutions(probe.copy))
+            raise Unfusable(f"it also calls {extra!r}, a convolution more than a Ghost module has")
+        layers = _layers(calls)
+        if not 1 <= len(layers) <= 2:
+            raise Unfusable(f"it calls {len(layers)} convolutions where a Ghost module calls two")
+
+        def compose(x: torch.Tensor) -> torch.Tensor:
+            pieces = []
+            for layer in layers:
+                for call in layer:
+                    x = x if call is None else call.module(x)
+                pieces.append(x)
+            return torch.cat(pieces, 1)[:, :kept]
+
+        wrong = "it does not compute a Ghost module: its results differ from those of its two convolutions"
+        probe.confirm(compose, wrong, cls)
+        paths = [None if call is None else call.path for layer in layers for call in layer]
+        computed = sum(layer[0].module.out_channels for layer in layers)
+        return GhostParts(*paths, out_channels=None if kept == computed else kept), candidate.reads(probe)
 
     def describe(self, module: nn.Module, structure: Structure) -> _Plan:
         parts = self.parts_of(module)
-        primary = structure.half(parts.primary_conv, parts.primary_norm, parts.primary_act)
+        primary = structure.conv_bn_act(parts.primary_conv, parts.primary_norm, parts.primary_act)
         cheap = None
         if parts.cheap_conv is not None:
-            cheap = structure.half(parts.cheap_conv, parts.cheap_norm, parts.cheap_act)
+            cheap = structure.conv_bn_act(parts.cheap_conv, parts.cheap_norm, parts.cheap_act)
             if not cheap.is_cheap(primary.conv.out_channels):
                 raise Unfusable("its cheap operation is not a depthwise convolution that keeps the size of the map")
         entries = (*primary.entries(), *(_NO_TENSORS if cheap is None else cheap.entries()))
-        norms = tuple(half.norm for half in (primary, cheap) if half is not None and half.norm is not None)
+        norms = tuple(layer.norm for layer in (primary, cheap) if layer is not None and layer.norm is not None)
         pointwise = primary.is_pointwise()
         return _Plan(structure.close(), primary, cheap, parts.out_channels, pointwise, entries, norms, [])
 
-    def without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
+    def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         try:
             call = self.choose(module, x)
         except Unfusable as reason:
@@ -116,7 +155,7 @@ class GhostModuleRunner(ProgramRunner):
     def channels(self, module: nn.Module) -> int:
         return self.current_plan(module).primary.conv.in_channels
 
-    def build(self, module: nn.Module, builder: Builder, source: int, **more) -> int:
+    def lower_module(self, module: nn.Module, builder: Builder, source: int, **more: object) -> int:
         plan = self.current_plan(module)
         return builder.ghost(plan.primary, plan.cheap, plan.out_channels, source, **more)
 
@@ -133,10 +172,10 @@ class GhostModuleRunner(ProgramRunner):
         if why is not None:
             raise NotNow(why)
         plan = self.current_plan(module)
-        tensors = _gather(plan.entries)
+        tensors = gather(plan.entries)
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
             return _choose(plan, x, autocast(x)[0], tensors)
-        key = [x.dtype, x.device, x.shape[1], forced(), need_grad((x, *tensors))]
+        key = [x.dtype, x.device, x.shape[1], forced(), any_requires_grad((x, *tensors))]
         for norm in plan.norms:
             key.append(norm.training)
         several = x.shape[0] * x.shape[2] * x.shape[3] > 1  # values a channel, as batch statistics need
@@ -150,15 +189,45 @@ class GhostModuleRunner(ProgramRunner):
         return call
 
 
-def _gather(entries: tuple) -> tuple[torch.Tensor | None, ...]:
-    """From the dictionaries, where ``torch.func.functional_call`` too puts its tensors."""
-    found = []
-    try:
-        for entry in entries:
-            found.append(None if entry is None else entry[0][entry[1]])
-    except KeyError as name:  # sharded, pruned or otherwise computed: an attribute, but not a parameter
-        raise NotNow(f"{name} of one of its children is not a parameter or buffer of its own") from None
-    return tuple(found)
+def _two_convolutions(module: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions of the children that have one each."""
+    found = ([m for m in child.modules() if isinstance(m, nn.Conv2d)] for child in module.children())
+    return [convs[0] for convs in found if len(convs) == 1]
+
+
+def _nominate(module: nn.Module) -> nn.Conv2d | None:
+    """The primary convolution of what has the structure of a Ghost module."""
+    convs = _two_convolutions(module)
+    if len(convs) == 1 and isinstance(module, GhostModule):  # ours at ratio 1
+        return convs[0]
+    if len(convs) != 2:
+        return None
+    primary, cheap = convs
+    depthwise = cheap.groups == cheap.in_channels == primary.out_channels and cheap.out_channels > 0
+    return primary if depthwise else None
+
+
+def _layers(calls: list) -> list[tuple]:
+    """Convolutions, each with the BatchNorm and the activation called after it."""
+    calls, layers = list(calls), []
+    while calls:
+        if type(calls[0].module) is not nn.Conv2d:
+            if isinstance(calls[0].module, OTHER_NORMS):
+                kind = type(calls[0].module).__name__
+                raise Unfusable(
+                    f"its normalisation {calls[0].path!r} is of the class {kind}, which is not a BatchNorm2d"
+                )
+            if layers and layers[-1][2] is None:
+                activation_code(calls[0].module)
+            raise Unfusable(f"it also calls {calls[0].path!r}, a {type(calls[0].module).__name__}")
+        conv, norm, act = take_layer(calls, lambda call: call.module).slots()
+        if (
+            norm is not None
+            and getattr(norm.module, "num_features", conv.module.out_channels) != conv.module.out_channels
+        ):
+            raise Unfusable(f"its {norm.path!r} normalises something else than the output of {conv.path!r}")
+        layers.append((conv, norm, act))
+    return layers
 
 
 def _are_as_seen(tensors: tuple, seen: list[tuple | None]) -> bool:
@@ -177,7 +246,7 @@ def _choose(plan: _Plan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple) ->
     compiling = torch.compiler.is_compiling()
     first = batch_norm.statistics(primary.norm)
     second = ABSENT if cheap is None else batch_norm.statistics(cheap.norm)
-    _check_tensors(plan, tensors, x, seen, compiling)
+    _check_tensors(plan, tensors, x, seen)
     if BATCH in (first, second):
         if first is not second:
             raise NotNow("only one of its two convolutions has a BatchNorm over batch statistics")
@@ -192,7 +261,7 @@ def _choose(plan: _Plan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple) ->
         operator = TAIL
     else:
         direct = cheap is not None and first is RUNNING and second is RUNNING and not compiling
-        operator = EVAL if direct and not need_grad((x, *tensors)) else FOLDED
+        operator = EVAL if direct and not any_requires_grad((x, *tensors)) else FOLDED
     decision = select(operator, seen, None if cheap is None else cheap.kernel()[0])
     if decision.backend == "reference":
         raise NotNow(decision.why)
@@ -217,40 +286,26 @@ def execute(call: GhostCall) -> torch.Tensor:
     return folded(call)
 
 
-def _check_tensors(plan: _Plan, tensors: tuple, x: torch.Tensor, seen: torch.Tensor, compiling: bool) -> None:
+def _check_tensors(plan: _Plan, tensors: tuple, x: torch.Tensor, seen: torch.Tensor) -> None:
     """Refuse what PyTorch would refuse (so that it does, in its words) and parameters that are not plain tensors."""
     primary, cheap = tensors[0], tensors[7]
-    dtype, device = seen.dtype, seen.device
-    widened, on_cpu = torch.is_autocast_enabled(device.type), seen.is_cpu
-    for t in tensors:
-        if t is None:
-            continue
-        if not compiling and type(t) not in PLAIN_TENSORS:
-            raise NotNow(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
-        if t.dtype is not dtype and t.dtype is not torch.float32:
-            raise NotNow(f"its input is {dtype}, one of its parameters {t.dtype}")
-        if not t.is_cpu if on_cpu else t.device != device:  # making a device costs more than asking for the CPU
-            raise NotNow(f"its input is on {device}, one of its parameters on {t.device}")
-    if not widened:
-        for weight in (primary, cheap):
-            if weight is not None and weight.dtype is not dtype:
-                raise NotNow(f"its input is {dtype}, the weight of a convolution {weight.dtype}")
+    check_parameters(seen, (primary, tensors[1], cheap, tensors[8]), (*tensors[2:7], *tensors[9:]))
     m, kept = primary.shape[0], plan.out_channels
     if x.shape[1] != primary.shape[1] * plan.primary.conv.groups:
         raise NotNow(f"its input has {x.shape[1]} channels, its weights do not")
-    made = 0 if cheap is None else cheap.shape[0]
+    cheap_channels = 0 if cheap is None else cheap.shape[0]
     _check_shapes(plan.primary, tensors[:7], m)
     if cheap is not None:
-        _check_shapes(plan.cheap, tensors[7:], made)
-        if cheap.shape[1] != 1 or made % m:
+        _check_shapes(plan.cheap, tensors[7:], cheap_channels)
+        if cheap.shape[1] != 1 or cheap_channels % m:
             raise NotNow("the weight of its cheap operation does not have the shape of a depthwise convolution's")
-    if kept is not None and not (m == kept if cheap is None else m < kept <= m + made):
+    if kept is not None and not (m == kept if cheap is None else m < kept <= m + cheap_channels):
         raise NotNow(f"no operator keeps {kept} channels of what it computes")
 
 
-def _check_shapes(half: Half, tensors: tuple, channels: int) -> None:
+def _check_shapes(layer: ConvBNAct, tensors: tuple, channels: int) -> None:
     weight, *vectors, slopes = tensors
-    if tuple(weight.shape[2:]) != half.kernel():
+    if tuple(weight.shape[2:]) != layer.kernel():
         raise NotNow("the weight of one of its convolutions does not have the size of its kernel")
     for t in vectors:
         if t is not None and tuple(t.shape) != (channels,):
@@ -342,28 +397,22 @@ def with_epilogues(
         residual: added to the output, in its shape.
         return_squeeze: also return the mean of the output over H and W.
     """
-    runner = module._ghost_ops
+    block = module._ghost_ops
     try:
-        call = runner.choose(module, x)
+        call = block.choose(module, x)
     except Unfusable:
         call = None
-    if call is not None and call.decision.operator is EVAL and not need_grad((input_scale, residual)):
+    if call is not None and call.decision.operator is EVAL and not any_requires_grad((input_scale, residual)):
         return _eval(call, input_scale, residual, return_squeeze)
     if call is not None and call.decision.operator is not TRAIN:
         return folded(call, input_scale, residual, return_squeeze)
     x = x if input_scale is None else x * input_scale[:, :, None, None]
-    out = runner.forward(module, x)
+    out = block.forward(module, x)
     out = out if residual is None else out + residual
     return (out, out.mean((2, 3))) if return_squeeze else out
 
 
-class FusedGhost(Fused):
-    """The behaviour of a fused Ghost module."""
-
-    runner_type = GhostModuleRunner
-
-
-class FusedGhostModule(BuiltFused, FusedGhost, GhostModule, metaclass=ABCMeta):
+class FusedGhostModule(BuiltFused, GhostModuleBlock.behaviour, GhostModule, metaclass=ABCMeta):
     """Ghost module over the fused operators: constructor, parameters and state_dict of :class:`GhostModule`.
 
     With batch statistics (training) it runs ``functional.ghost_module_train`` and updates the running ones. With
@@ -376,16 +425,16 @@ class FusedGhostModule(BuiltFused, FusedGhost, GhostModule, metaclass=ABCMeta):
     Shape, dtype: as :class:`GhostModule`; the output has the input's memory format.
     """
 
-    behaviour = FusedGhost
+    behaviour = GhostModuleBlock.behaviour
     plain_type = GhostModule
 
     @functools.wraps(GhostModule.__init__)
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self.__dict__[STATE] = GhostModuleRunner()
+        self.__dict__[STATE] = GhostModuleBlock()
 
     def parts(self) -> GhostParts:
         """Where its pieces are."""
-        halves = ["primary_conv"] if self.ratio == 1 else ["primary_conv", "cheap_operation"]
-        paths = [f"{half}.{i}" for half in halves for i in range(3)]
+        layers = ["primary_conv"] if self.ratio == 1 else ["primary_conv", "cheap_operation"]
+        paths = [f"{layer}.{i}" for layer in layers for i in range(3)]
         return GhostParts(*paths, out_channels=self.oup)

@@ -18,13 +18,14 @@ from torch.autograd.function import once_differentiable
 
 from ..dispatch import refuse_autocast, refuse_call
 from ..ops import ghost_module_train as training
-from . import batch_norm, convolutions
+from . import batch_norm
 from .batch_norm import BATCH
-from .convolutions import ConvCall
+from .convolutions import ConvCall, decide_convolution, run_convolution, run_convolution_with
+from .errors import NotNow
 from .ghost_module import TRAIN, GhostCall, execute, folded, train, train_arguments
+from .layers import ConvBNAct
 from .squeeze_excite import ExciteCall
 from .squeeze_excite import execute as excite
-from .structure import Half, NotNow
 
 _STATISTICS = 4  # of a Ghost module over batch statistics
 _NO_STATISTICS = (None,) * _STATISTICS
@@ -59,26 +60,26 @@ def prepare(plan: tuple, x: torch.Tensor) -> BlockCall:
         raise NotNow(why)
     _, ghost1, depthwise, se, ghost2, shortcut = plan
     first = ghost1._ghost_ops.choose(ghost1, x)
-    halves = (*depthwise, *shortcut)
-    batch = tuple([batch_norm.statistics(half.norm) is BATCH for half in halves])
+    layers = (*depthwise, *shortcut)
+    batch = tuple([batch_norm.statistics(layer.norm) is BATCH for layer in layers])
     height, width = x.shape[2:]
-    for half in depthwise:
-        height, width = _size_after(half, height, 0), _size_after(half, width, 1)
+    for layer in depthwise:
+        height, width = _size_after(layer, height, 0), _size_after(layer, width, 1)
     # an input of the right shape, dtype and device for those whose own is not there yet
     like = x.new_empty(1).expand(x.shape[0], ghost2._ghost_ops.channels(ghost2), height, width)
     second = ghost2._ghost_ops.choose(ghost2, like)
     excited = None if se is None else se._ghost_ops.choose(se, like)
     tensors = [*_of_ghost(first), *_of_ghost(second)]
-    for half, uses_batch in zip(halves, batch, strict=True):
-        found = half.tensors()
+    for layer, uses_batch in zip(layers, batch, strict=True):
+        found = layer.tensors()
         tensors += [*found[:4], None, None, found[6]] if uses_batch else found
     tensors += [] if excited is None else excited.tensors
-    calls = tuple([convolutions.decide(half, x) for half in halves])
+    calls = tuple([decide_convolution(layer, x) for layer in layers])
     between, around = calls[: len(depthwise)], calls[len(depthwise) :]
     return BlockCall(first, between, excited, second, around, batch, tuple(tensors), _autocast_now(x))
 
 
-def run(call: BlockCall, x: torch.Tensor) -> torch.Tensor:
+def run_recomputed(call: BlockCall, x: torch.Tensor) -> torch.Tensor:
     """The block's output."""
     return _Recompute.apply(call, x, *call.tensors)
 
@@ -88,13 +89,13 @@ class _Recompute(torch.autograd.Function):
     def forward(ctx, call, x, *tensors):
         y, statistics1 = _ghost(call.ghost1, x)
         for conv in call.depthwise:
-            y = convolutions.run(conv, y)
+            y = run_convolution(conv, y)
         if call.se is not None:
             y = excite(call.se, y, call.se.tensors)
         out, statistics2 = _ghost(call.ghost2, y)
         residual = x
         for conv in call.shortcut:
-            residual = convolutions.run(conv, residual)
+            residual = run_convolution(conv, residual)
         ctx.call = _without_tensors(call)  # autograd's own count in the backward
         ctx.save_for_backward(x, *statistics1, *statistics2, *tensors)
         return out + residual
@@ -115,13 +116,13 @@ class _Recompute(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(**call.autocast):
             y = _ghost_again(call.ghost1, x, of_ghost1, saved[:_STATISTICS], True)
             for conv, found, batch in zip(call.depthwise, of_convs, call.batch):
-                y = convolutions.run_with(conv, y, found, batch)
+                y = run_convolution_with(conv, y, found, batch)
             if call.se is not None:
                 y = excite(call.se, y, of_se)
             out = _ghost_again(call.ghost2, y, of_ghost2, saved[_STATISTICS : 2 * _STATISTICS], False)
             residual = x
             for conv, found, batch in zip(call.shortcut, of_convs[between:], call.batch[between:], strict=True):
-                residual = convolutions.run_with(conv, residual, found, batch)
+                residual = run_convolution_with(conv, residual, found, batch)
         outputs = [t for t in (out, residual) if t.requires_grad]
         leaves = [t if need else None for t, need in zip((x, *tensors), needs[1:], strict=True)]
         wanted = [t for t in leaves if t is not None]
@@ -167,12 +168,12 @@ def _ghost_again(call: GhostCall, x: torch.Tensor, tensors: list, statistics: li
     return folded(call)
 
 
-def _size_after(half: Half, side: int, axis: int) -> int:
+def _size_after(layer: ConvBNAct, side: int, axis: int) -> int:
     """Pixels along an axis after a convolution."""
-    stride, padding, dilation, _, _ = half.geometry
+    stride, padding, dilation, _, _ = layer.geometry
     if isinstance(padding, str):
         return side
-    return (side + 2 * padding[axis] - dilation[axis] * (half.kernel()[axis] - 1) - 1) // stride[axis] + 1
+    return (side + 2 * padding[axis] - dilation[axis] * (layer.kernel()[axis] - 1) - 1) // stride[axis] + 1
 
 
 def _autocast_now(x: torch.Tensor) -> dict[str, object]:

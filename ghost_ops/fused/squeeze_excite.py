@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import functools
 from abc import ABCMeta
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.utils import _pair
 
-from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU
-from ..dispatch import PLAIN_TENSORS, Decision, plain, refuse_call, select
+from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU, activate, apply_gate
+from ..dispatch import Decision, plain, refuse_call, select
 from ..nn import SELayer, SqueezeExcite
 from ..ops import squeeze_excite as operator
 from ..ops.checks import autocast
-from .behaviour import BuiltFused, Fused, plain_forward
-from .builder import Builder, Dense
+from .behaviour import BuiltFused, plain_forward
+from .block import Block, Reads, Route
+from .builder import Builder
+from .errors import NotNow, Unfusable
 from .in_place import STATE
-from .runner import Route, Runner
-from .structure import NotNow, Structure, Unfusable
+from .layers import LinearAct, activation_code, does_nothing
+from .parameters import check_parameters
+from .registry import register_block
+from .structure import Structure
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,14 @@ class ExciteCall(NamedTuple):
     tensors: tuple
 
 
-class SqueezeExciteRunner(Runner):
-    """Runs a squeeze-and-excite layer by one operator."""
+@register_block
+class SqueezeExciteBlock(Block):
+    """A squeeze-and-excite layer, one operator."""
 
-    part_type = SqueezeExciteParts
+    kind = "squeeze-and-excite"
+    Parts = SqueezeExciteParts
+    priority = 1
+    autocast_dtypes = (torch.float32, torch.bfloat16)
 
     @classmethod
     def paths(cls, parts: SqueezeExciteParts, owner: str) -> list[str]:
@@ -69,25 +79,57 @@ class SqueezeExciteRunner(Runner):
             raise ValueError(f"{owner}: parts.gate: expected one of {', '.join(GATES)}, got {parts.gate!r}")
         return [path for path in (parts.reduce, parts.act, parts.expand, *parts.others) if path is not None]
 
+    @classmethod
+    def match(cls, candidate: object) -> tuple[SqueezeExciteParts, Reads] | None:
+        dense = [m for m in candidate.module.modules() if m._parameters and not isinstance(m, nn.PReLU)]
+        if len(dense) != 2 or not all(map(_is_dense, dense)):
+            return None
+        reduce, expand = dense
+        (hidden, channels), (back, other) = reduce.weight.shape[:2], expand.weight.shape[:2]
+        if (channels, hidden) != (back, other):
+            return None
+        probe = candidate.probe(channels)
+        try:
+            theirs, calls = probe.observe()
+        except Unfusable:
+            return None  # some other two layers, for inputs of another kind
+        at = [i for i, call in enumerate(calls) if _is_dense(call.module)]
+        if len(at) != 2 or any(out.shape != probe.input.shape for out in theirs):
+            return None
+        probe.refuse()
+        between = [call for call in calls[at[0] + 1 : at[1]] if not does_nothing(call.module)]
+        code = activation_code(between[0].module if between else None)
+        if len(between) > 1 or code in (PRELU, LEAKY_RELU):
+            raise Unfusable(f"between its layers it calls {', '.join(type(c.module).__name__ for c in between)}")
+        first, second = calls[at[0]], calls[at[1]]
+        gates = [gate for gate in GATES if probe.computes(_compose(first.module, second.module, code, gate))]
+        wrong = f"it does not compute a squeeze-and-excite with any of the gates {', '.join(GATES)}"
+        if len(gates) != 1:
+            raise Unfusable(probe.explain(wrong))
+        probe.confirm(_compose(first.module, second.module, code, gates[0]), wrong, cls)
+        act = between[0].path if between else None
+        read = {first.path, second.path, act}
+        others = tuple(dict.fromkeys(call.path for call in calls if call.path not in read))
+        return SqueezeExciteParts(first.path, second.path, act, gates[0], others), candidate.reads(probe)
+
     def describe(self, module: nn.Module, structure: Structure) -> _Plan:
         parts = self.parts_of(module)
         reduce, expand = structure.find(parts.reduce), structure.find(parts.expand)
-        act = structure.activation(None if parts.act is None else structure.find(parts.act))
+        act = activation_code(None if parts.act is None else structure.find(parts.act))
         for path in parts.others:
             structure.find(path)
         for layer in (reduce, expand):
-            if not (type(layer) is nn.Linear or (type(layer) is nn.Conv2d and _is_pointwise(layer))):
+            if not (_is_dense(layer)):
                 raise Unfusable(f"one of its layers is a {type(layer).__name__}, not a Linear or 1x1 Conv2d")
         if act in (PRELU, LEAKY_RELU):
             raise Unfusable(f"the operator does not take {ACTIVATIONS[act]} inside")
         return _Plan(structure.close(), reduce, expand, act, GATES.index(parts.gate))
 
-    def route(self, module: nn.Module, x: torch.Tensor) -> Route:
+    def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         try:
             call = self.choose(module, x)
         except Unfusable as reason:
-            why = str(reason)
-            return Route(plain(why), lambda: plain_forward(module, x))
+            return Route(plain(str(reason)), lambda: plain_forward(module, x))
         return Route(call.decision, lambda: execute(call, call.x, call.tensors))
 
     def choose(self, module: nn.Module, x: torch.Tensor) -> ExciteCall:
@@ -96,10 +138,10 @@ class SqueezeExciteRunner(Runner):
         if why is not None:
             raise NotNow(why)
         plan = self.current_plan(module)
-        tensors = _tensors(plan, x)
+        (seen,) = autocast(x)
+        tensors = _tensors(plan, seen)
         if tensors[0].shape[1] != x.shape[1]:
             raise NotNow(f"its input has {x.shape[1]} channels, its layers do not")
-        (seen,) = autocast(x)
         decision = select("squeeze_excite", seen)
         if decision.backend == "reference":
             raise NotNow(decision.why)
@@ -116,7 +158,7 @@ class SqueezeExciteRunner(Runner):
         w1, b1, w2, b2 = self.tensors(module)
         return operator.excite_operator(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
-    def build(self, module: nn.Module, builder: Builder) -> None:
+    def lower_excitation(self, module: nn.Module, builder: Builder) -> None:
         """Write the layer's step of a program, from the squeeze to the excitation.
 
         Raises:
@@ -126,7 +168,9 @@ class SqueezeExciteRunner(Runner):
         for part in (reduce, expand):
             if "weight" not in part._parameters:
                 raise NotNow("the weight of one of its layers is not a parameter of its own")
-        builder.excite(expand.weight.shape[0], Dense(reduce, None, None, act), Dense(expand, None, None, NONE), gate)
+        builder.excite(
+            expand.weight.shape[0], LinearAct(reduce, None, None, act), LinearAct(expand, None, None, NONE), gate
+        )
 
 
 def execute(call: ExciteCall, x: torch.Tensor, tensors: tuple) -> torch.Tensor:
@@ -136,24 +180,14 @@ def execute(call: ExciteCall, x: torch.Tensor, tensors: tuple) -> torch.Tensor:
     return operator.run(call.decision, x, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
 
-def _tensors(plan: _Plan, x: torch.Tensor) -> tuple:
+def _tensors(plan: _Plan, seen: torch.Tensor) -> tuple:
     """Weight and bias of both layers; refuses what PyTorch would refuse and what is not a plain tensor."""
     try:
         reduce, expand = plan.reduce._parameters, plan.expand._parameters
         tensors = w1, b1, w2, b2 = reduce["weight"], reduce["bias"], expand["weight"], expand["bias"]
     except KeyError as name:
         raise NotNow(f"{name} of one of its layers is not a parameter of its own") from None
-    widened = torch.is_autocast_enabled(x.device.type)
-    compiling = torch.compiler.is_compiling()
-    for t in tensors:
-        if t is None:
-            continue
-        if not compiling and type(t) not in PLAIN_TENSORS:
-            raise NotNow(f"one of its parameters is a {type(t).__name__}, not a plain tensor")
-        if t.dtype is not x.dtype and not (widened and t.dtype is torch.float32):
-            raise NotNow(f"its input is {x.dtype}, one of its parameters {t.dtype}")
-        if t.device != x.device:
-            raise NotNow(f"its input is on {x.device}, one of its parameters on {t.device}")
+    check_parameters(seen, tensors)
     (hidden, channels), ones = w1.shape[:2], (*w1.shape[2:], *w2.shape[2:])
     fit = w2.shape[:2] == (channels, hidden) and ones.count(1) == len(ones)
     if not fit or (b1 is not None and b1.shape != (hidden,)) or (b2 is not None and b2.shape != (channels,)):
@@ -161,47 +195,57 @@ def _tensors(plan: _Plan, x: torch.Tensor) -> tuple:
     return tensors
 
 
-def _is_pointwise(conv: nn.Conv2d) -> bool:
-    one = conv.kernel_size in ((1, 1), 1) and conv.stride in ((1, 1), 1) and conv.groups == 1
-    return one and conv.padding in ((0, 0), 0, "valid", "same")
+def _is_dense(module: nn.Module) -> bool:
+    """Whether it is a linear layer, or a convolution that is one on a single pixel."""
+    if type(module) is not nn.Conv2d:
+        return type(module) is nn.Linear
+    one = _pair(module.kernel_size) == _pair(module.stride) == (1, 1) and module.groups == 1
+    return one and module.padding in ((0, 0), 0, "valid", "same")
 
 
-class FusedExcite(Fused):
-    """The behaviour of a fused squeeze-and-excite layer."""
+def _compose(reduce: nn.Module, expand: nn.Module, act: int, gate: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A squeeze-and-excite put together from its two layers."""
 
-    runner_type = SqueezeExciteRunner
+    def dense(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, layer.weight.flatten(1), layer.bias)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        logits = dense(expand, activate(dense(reduce, x.mean((2, 3))), act))
+        return x * apply_gate(logits, GATES.index(gate))[:, :, None, None]
+
+    return run
 
 
-class FusedSELayer(BuiltFused, FusedExcite, SELayer, metaclass=ABCMeta):
+class FusedSELayer(BuiltFused, SqueezeExciteBlock.behaviour, SELayer, metaclass=ABCMeta):
     """Squeeze-and-excite in one operator, forward and backward: constructor and state_dict of :class:`SELayer`.
 
     Where the operator does not serve it runs as plain PyTorch: :meth:`why` says so. Somebody's own layer that
     ``ghost_ops.fuse`` has fused counts as an instance too.
     """
 
-    behaviour = FusedExcite
+    behaviour = SqueezeExciteBlock.behaviour
     plain_type = SELayer
 
     @functools.wraps(SELayer.__init__)
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self.__dict__[STATE] = SqueezeExciteRunner()
+        self.__dict__[STATE] = SqueezeExciteBlock()
 
     def parts(self) -> SqueezeExciteParts:
         """Where its pieces are."""
         return SqueezeExciteParts("fc.0", "fc.2", "fc.1", gate="clamp", others=("avg_pool",))
 
 
-class FusedSqueezeExcite(BuiltFused, FusedExcite, SqueezeExcite, metaclass=ABCMeta):
+class FusedSqueezeExcite(BuiltFused, SqueezeExciteBlock.behaviour, SqueezeExcite, metaclass=ABCMeta):
     """As :class:`FusedSELayer`, with the constructor and state_dict of :class:`SqueezeExcite`."""
 
-    behaviour = FusedExcite
+    behaviour = SqueezeExciteBlock.behaviour
     plain_type = SqueezeExcite
 
     @functools.wraps(SqueezeExcite.__init__)
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self.__dict__[STATE] = SqueezeExciteRunner()
+        self.__dict__[STATE] = SqueezeExciteBlock()
 
     def parts(self) -> SqueezeExciteParts:
         """Where its pieces are."""

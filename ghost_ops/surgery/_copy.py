@@ -16,13 +16,14 @@ from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from ..fused.behaviour import is_fused, remove
-from ..fused.structure import SYNCED
+from ..fused.errors import Unfusable
+from ..fused.layers import SYNCED
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _NORMS = (nn.modules.batchnorm._NormBase,)
 
 
-class Refused(Exception):
+class Refused(Unfusable):
     """Why a module is left alone, in a sentence."""
 
 

@@ -13,7 +13,7 @@ from ghost_ops import fused as gfused
 from ghost_ops import nn as gnn
 from ghost_ops.backends import native
 from ghost_ops.fused import FusedGhostModule, GhostParts
-from ghost_ops.fused.behaviour import plain_forward, runner_of
+from ghost_ops.fused.behaviour import block_of, plain_forward
 from ghost_ops.nn import GhostModule
 from ghost_ops.surgery import revert
 
@@ -83,7 +83,7 @@ def test_copies_are_independent_and_stay_fused(kind, way):
     torch.testing.assert_close(module(x), before)
     assert not twin(x).any()
     assert_agree(randomise(twin.train()), x)
-    path = runner_of(twin).parts_of(twin).primary_conv
+    path = block_of(twin).parts_of(twin).primary_conv
     handle = twin.get_submodule(path).register_forward_hook(lambda m, i, out: out + 1)
     assert why(twin, x).startswith("plain")
     handle.remove()

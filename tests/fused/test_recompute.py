@@ -9,7 +9,7 @@ from torch import nn
 
 import ghost_ops
 from ghost_ops.fused import FusedGhostBottleneck
-from ghost_ops.fused.behaviour import runner_of
+from ghost_ops.fused.behaviour import block_of
 from ghost_ops.surgery.saved import Saved
 
 from .. import zoo
@@ -32,7 +32,7 @@ def frozen_norms(block):
 
 
 def assert_low(block, x):
-    by = ", depthwise on native" if runner_of(block).current_plan(block).shortcut else ""
+    by = ", depthwise on native" if block_of(block).current_plan(block).shortcut else ""
     assert why(block, x) == AGAIN + by, why(block, x)
 
 
@@ -196,11 +196,11 @@ def test_repeats_to_the_bit():
 def test_memory_is_chosen_and_kept():
     net = ghost_ops.models.ghostnet_050(num_classes=4)
     blocks = [m for m in ghost_ops.fuse(net, memory="low").modules() if isinstance(m, FusedGhostBottleneck)]
-    assert len(blocks) == 16 and all(runner_of(b).memory == "low" for b in blocks)
+    assert len(blocks) == 16 and all(block_of(b).memory == "low" for b in blocks)
     for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), ghost_ops.fuse(net)):
-        assert {runner_of(m).memory for m in again.modules() if isinstance(m, FusedGhostBottleneck)} == {"low"}
+        assert {block_of(m).memory for m in again.modules() if isinstance(m, FusedGhostBottleneck)} == {"low"}
     ghost_ops.fuse(net, memory="balanced")
-    assert all(runner_of(b).memory == "balanced" for b in blocks)
+    assert all(block_of(b).memory == "balanced" for b in blocks)
     assert not any(hasattr(m, "memory") for m in ghost_ops.revert(net).modules())
     for call in (
         lambda: ghost_ops.fuse(net, memory="none"),

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from ghost_ops.fused.behaviour import runner_of
+from ghost_ops.fused.behaviour import block_of
 from ghost_ops.surgery import revert
 
 from ..helpers import NEARBY, assert_as_accurate, nearby, without_luck
@@ -20,7 +20,7 @@ def plain_twin(fused: nn.Module) -> nn.Module:
 
 def why(fused: nn.Module, x: torch.Tensor) -> str:
     """What would run a fused module, and why nothing faster does."""
-    return str(runner_of(fused).decide(fused, x))
+    return str(block_of(fused).decide(fused, x))
 
 
 def run(module: nn.Module, x: torch.Tensor, backward: bool, seed: int = 7) -> dict[str, torch.Tensor]:

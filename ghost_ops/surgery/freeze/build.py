@@ -9,10 +9,10 @@ from torch import fx, nn
 
 from ...dispatch import PLAIN_TENSORS
 from ...fused.behaviour import Fused, remove
+from ...fused.errors import Unfusable
 from ...fused.frozen import FrozenProgram
 from ...fused.frozen_net import Code, Frozen, FrozenState, freeze_class
 from ...fused.in_place import made_class
-from ...fused.structure import Unfusable
 from .opened import opened
 from .runs import Run, replace_runs
 from .trace import Untraceable, trace

@@ -6,7 +6,8 @@ from operator import attrgetter
 import pytest
 
 import ghost_ops
-from ghost_ops import backends, dispatch, fused, moved, nn
+from ghost_ops import backends, dispatch, fused, moved, nn, program
+from ghost_ops.backends import steps
 
 
 @pytest.mark.parametrize("old, new", [("use_backend", "use_backend"), ("choose", "select"), ("BACKENDS", "BACKENDS")])
@@ -21,8 +22,14 @@ def test_fused_modules_are_found_in_nn(name):
         assert getattr(nn, name) is getattr(fused, name)
 
 
+@pytest.mark.parametrize("old, new", [("Dense", "Linear"), ("Ghost", "Ghost"), ("encode", "encode"), ("BIAS", "BIAS")])
+def test_old_names_of_steps_warn(old, new):
+    with pytest.warns(DeprecationWarning, match=rf"ghost_ops\.backends\.steps\.{old} is ghost_ops\.program\.{new} now"):
+        assert getattr(steps, old) is getattr(program, new)
+
+
 def test_others_do_not_exist():
-    for module in (backends, nn):
+    for module in (backends, nn, steps):
         with pytest.raises(AttributeError, match="no attribute 'Choice2'"):
             _ = module.Choice2
     assert ghost_ops.use_backend is dispatch.use_backend

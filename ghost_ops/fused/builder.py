@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from ..backends import steps as s
-from ..backends.activation import LEAKY_RELU
+from .. import program as s
+from ..activations import LEAKY_RELU
 from . import batch_norm
 from .batch_norm import BATCH
 from .compiled_program import CompiledProgram
@@ -175,7 +175,7 @@ class Builder:
     def linear(self, source: LinearAct) -> None:
         """A linear layer of the features."""
         features, channels = source.tensors()[0].shape[:2]
-        self.steps.append(s.Dense(channels, features, self._layer(source)))
+        self.steps.append(s.Linear(channels, features, self._layer(source)))
 
     def store(self, slot: int) -> None:
         """The slot that the program returns: the last step."""

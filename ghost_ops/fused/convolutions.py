@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..backends.activation import activate
+from ..activations import activate
 from ..dispatch import Decision, select
 from ..ops import depthwise as operator
 from ..ops.checks import autocast

@@ -11,10 +11,10 @@ from torch import fx, nn
 
 from ..backends import native
 from ..backends.cuda.program import summary
-from ..backends.steps import BFLOAT16, FLOAT32, Store, decode, precision_of, with_precision
 from ..dispatch import Decision, select
 from ..ops.checks import autocast
 from ..ops.program import program, program_pack
+from ..program import BFLOAT16, FLOAT32, Store, decode, precision_of, with_precision
 from .block import Route, _observers, observed
 from .compiled_program import CompiledProgram
 from .errors import Unfusable
@@ -28,7 +28,7 @@ class FrozenProgram(nn.Module):
     """What ``ghost_ops.freeze`` puts in the place of a run of modules: inference only, with weights of its own.
 
     Its only state is the buffer ``packed``, in a form that is the same on every processor, and the list of ``steps``
-    (``ghost_ops/backends/steps.py``). It may be called by many threads at once.
+    (``ghost_ops/program``). It may be called by many threads at once.
 
     Of bfloat16 parameters the weights of products (all but depthwise ones) are packed as bfloat16, half as many bytes,
     rounded once after the BatchNorms are folded in; sums are float32, and so is all between the steps. Where the

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import functional
-from ..backends.activation import ACTIVATIONS
+from ..activations import ACTIVATIONS
 from ..dispatch import Decision, forced, plain, refuse_call, select
 from ..nn import GhostModule
 from ..nn.running_statistics import update_all

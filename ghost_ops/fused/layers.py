@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from ..backends.activation import ACTIVATIONS, LEAKY_RELU, NONE, PRELU
+from ..activations import ACTIVATIONS, LEAKY_RELU, NONE, PRELU
 from ..nn import SyncBatchNorm
 from .errors import NotNow, Unfusable
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU, activate, apply_gate
+from ..activations import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU, activate, apply_gate
 from ..dispatch import Decision, plain, refuse_call, select
 from ..nn import SELayer, SqueezeExcite
 from ..ops import squeeze_excite as operator

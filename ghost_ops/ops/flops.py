@@ -24,7 +24,7 @@ from types import ModuleType
 
 import torch
 
-from ..backends.steps import decode, layers, output_sizes
+from ..program import decode, output_sizes
 
 COUNTER = "torch.utils.flop_counter"
 Shape = Sequence[int]
@@ -110,7 +110,7 @@ def _program(x, _parameters, steps, **_):
     return sum(
         _convolution((x[0], shape[1]), shape, size)
         for step, size in zip(decoded, sizes, strict=True)
-        for _, shape in layers(step)
+        for _, shape in step.layers()
     )
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from ..backends import reference
-from ..backends.steps import BFLOAT16, decode, output_shape, precision_of
+from ..program import decode, output_shape, weights_of
+from ..program.packing import packed_size
 from ._library import below_autograd, memory_format, overload, register_fake, without_gradients
 
 
@@ -22,8 +22,8 @@ def _fake(x, _parameters, steps):
 
 
 def _fake_pack(parameters, steps):
-    dtype = torch.int32 if precision_of(steps) == BFLOAT16 else torch.float32
-    return torch.empty(reference.packed_floats(steps), dtype=dtype)
+    weights = weights_of(steps)
+    return torch.empty(packed_size(decode(steps), weights), dtype=weights.dtype)
 
 
 register_fake("program", _fake)

@@ -17,12 +17,12 @@ from ghost_ops.backends.cuda import launch, plan
 from ghost_ops.backends.cuda.ghost_module import _block_of, ghost_module
 from ghost_ops.backends.cuda.program import describe, fitting, program, summary
 from ghost_ops.backends.cuda.weights import Block
-from ghost_ops.backends.steps import BFLOAT16, FLOAT32, with_precision
+from ghost_ops.program import BFLOAT16, FLOAT32, with_precision
 from tests.cuda import emulate
 from tests.cuda.programs import draw_block
 from tests.helpers import assert_as_accurate, make_map, poisoned_memory, randomise
 from tests.ops.cases import Errors
-from tests.ops.program_cases import draw_program
+from tests.program.cases import draw_program
 from tests.triton.interpreted.drawn import draw
 
 LAST = torch.channels_last

@@ -8,7 +8,7 @@ from .cheap_concat import cheap_concat, cheap_concat_backward
 from .depthwise import depthwise, depthwise_backward
 from .ghost_module import ghost_module, ghost_module_backward, ghost_module_eval
 from .ghost_module_train import ghost_module_train, ghost_module_train_backward
-from .program import packed_floats, program, program_eval, program_pack
+from .program import program, program_eval, program_pack
 from .squeeze_excite import excite, squeeze_excite, squeeze_excite_backward
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "ghost_module_eval",
     "ghost_module_train",
     "ghost_module_train_backward",
-    "packed_floats",
     "program",
     "program_eval",
     "program_pack",

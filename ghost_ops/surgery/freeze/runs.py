@@ -234,7 +234,7 @@ class Run:
         if getattr(step, "out", -1) != self.slot or not hasattr(step, "squeeze"):
             return []
         self.builder.steps[-1] = replace(step, squeeze=True)
-        self.builder.pool(step.kept if hasattr(step, "kept") else step.channels)
+        self.builder.pool(getattr(step, "out_channels", step.channels))
         keepdim = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
         means = node.op != "call_module"  # of which the target is a path: it may be called "mean"
         self.flat = means and node.target in ("mean", torch.mean) and not keepdim

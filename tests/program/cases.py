@@ -10,25 +10,29 @@ import torch
 
 from ghost_ops.backends import reference
 from ghost_ops.backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, PRELU
-from ghost_ops.backends.steps import (
+from ghost_ops.program import (
     BETA,
     BIAS,
     GAMMA,
     NORM,
     SLOPES,
+    Activation,
     Conv,
-    Dense,
     Depthwise,
     Excite,
     Ghost,
     Layer,
+    Linear,
     Load,
+    MaxPool,
     Pool,
     Step,
     Store,
+    decode,
     encode,
-    layers,
+    weights_of,
 )
+from ghost_ops.program.packing import packed_size
 from tests.helpers import assert_as_accurate
 from tests.ops.cases import Errors, in_layout
 
@@ -64,7 +68,7 @@ def parameters_for(steps: Sequence[Step], seed: int = 0) -> tuple[torch.Tensor, 
     def numbers(*shape):
         return torch.randn(shape, generator=generator)
 
-    for layer, shape in (pair for step in steps for pair in layers(step)):
+    for layer, shape in (pair for step in steps for pair in step.layers()):
         n, fan_in = shape[0], shape[1] * shape[2] * shape[3]
         found.append(numbers(*shape) * fan_in**-0.5)
         if layer.parts & BIAS:
@@ -78,6 +82,11 @@ def parameters_for(steps: Sequence[Step], seed: int = 0) -> tuple[torch.Tensor, 
         if layer.parts & SLOPES:
             found.append(0.3 * numbers(rng.choice([1, n])))
     return tuple(found)
+
+
+def size_of(code: Sequence[int]) -> int:
+    """Number of elements of the packed form of such steps."""
+    return packed_size(decode(code), weights_of(code))
 
 
 def make_program(*steps: Step, slots: int = SLOTS, seed: int = 0) -> Program:
@@ -179,9 +188,23 @@ class _Drawing:
         self.steps.append(Pool(width))
         for _ in range(rng.randint(0, 3)):
             features = self.channels()
-            self.steps.append(Dense(width, features, self.layer()))
+            self.steps.append(Linear(width, features, self.layer()))
             width = features
         return tuple(self.steps)
+
+
+def program_of_other_steps() -> Program:
+    """Max pooling and activations of their own between Ghost modules; no kernel of a device knows these steps."""
+    layer = Layer(BIAS, 0.0, 1)
+    prelu = Layer(SLOPES, 0.0, PRELU)
+    steps = (
+        Load(0, 5, False), Ghost(0, 1, -1, False, False, 5, 9, 9, 17, 3, layer, layer), MaxPool(1, 2, 17, 3, 2, 1),
+        Activation(2, 3, True, 17, prelu), Excite(17, 4, 1, layer, layer),
+        Ghost(3, 4, 2, True, False, 17, 9, 9, 17, 5, layer, layer), Activation(4, 0, True, 17, layer), Pool(17),
+    )  # fmt: skip
+    before = len(parameters_for(steps[:3]))
+    found = parameters_for(steps)
+    return Program(steps, (*found[:before], 0.3 * torch.arange(17.0), *found[before:]), 5)
 
 
 def draw_program(seed: int, most_channels: int = 70, longest: int = 7) -> Program:

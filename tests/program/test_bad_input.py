@@ -15,16 +15,17 @@ import torch
 
 from ghost_ops.backends import native, reference
 from ghost_ops.backends.activation import LEAKY_RELU, PRELU
-from ghost_ops.backends.steps import (
+from ghost_ops.ops.program import program, program_eval, program_pack
+from ghost_ops.program import (
     BIAS,
     FORMAT,
     SLOPES,
     Conv,
-    Dense,
     Depthwise,
     Excite,
     Ghost,
     Layer,
+    Linear,
     Load,
     Pool,
     Store,
@@ -32,10 +33,9 @@ from ghost_ops.backends.steps import (
     encode,
     output_shape,
 )
-from ghost_ops.ops.program import program, program_eval, program_pack
 from tests.helpers import make_map, surrounded_by_nan
 from tests.ops import guard_pages
-from tests.ops.program_cases import draw_program, make_program, parameters_for
+from tests.program.cases import draw_program, make_program, parameters_for, size_of
 
 PLAIN = Layer()
 SLOTS = 4
@@ -54,7 +54,7 @@ VALID = (
     Ghost(2, 3, 0, True, True, 11, 4, 4, 8, 5, PLAIN, PLAIN),
 )
 MAP = (*VALID, Store(3))
-FEATURES = (*VALID, Pool(8), Dense(8, 5, PLAIN), Dense(5, 3, PLAIN))
+FEATURES = (*VALID, Pool(8), Linear(8, 5, PLAIN), Linear(5, 3, PLAIN))
 CONV = (Conv(0, 3, 8, 3, 1, 1, PLAIN), Ghost(0, 1, -1, False, False, 8, 4, 4, 8, 3, PLAIN, PLAIN), Store(1))
 
 
@@ -81,14 +81,14 @@ REFUSED = {
     "another format": ([FORMAT - 1, *code(*MAP)[1:]], f"its format is not {FORMAT}"),
     "no slot": ([FORMAT, 0, *code(*MAP)[2:]], "slots is 0"),
     "slots without end": ([FORMAT, 2**40, *code(*MAP)[2:]], "slots is 1099511627776"),
-    "kind too high": ([*code(*MAP[:-1]), 8, 3], "kind is 8"),
+    "kind too high": ([*code(*MAP[:-1]), 99, 3], "kind is 99"),
     "kind too low": ([*code(*MAP[:-1]), -1, 3], "kind is -1"),
     "one number more": ([*code(*MAP), 0], "steps after the last one"),
     "a step after the last": (code(*MAP, Store(3)), "steps after the last one"),
     "no end": (code(*VALID), "neither a map nor features"),
     "two loads": (code(VALID[0], *MAP), "a first step that does not read the input"),
     "no load": (without(0), "is read before it is written"),
-    "a layer first": (code(Dense(8, 5, PLAIN)), "a layer of other features"),
+    "a layer first": (code(Linear(8, 5, PLAIN)), "a layer of other features"),
     "slot too high": (change(1, out=SLOTS), "slot is 4"),
     "slot too low": (change(1, source=-1), "slot is -1"),
     "unwritten slot": (change(2, source=3), "slot 3 is read before it is written"),
@@ -102,10 +102,10 @@ REFUSED = {
     "other channels": (change(1, channels=9), "channels that do not fit"),
     "other channels of a depthwise step": (change(2, channels=10), "channels that do not fit"),
     "channels without end": (change(1, primary=2**30), "primary is 1073741824"),
-    "no multiple": (change(1, made=7), "no multiple of the primary ones"),
-    "negative channels made": (change(1, made=-6), "made is -6"),
-    "too few kept": (change(1, kept=6), "channels kept"),
-    "too many kept": (change(1, kept=13), "channels kept"),
+    "no multiple": (change(1, cheap_channels=7), "no multiple of the primary ones"),
+    "negative channels made": (change(1, cheap_channels=-6), "made is -6"),
+    "too few kept": (change(1, out_channels=6), "channels kept"),
+    "too many kept": (change(1, out_channels=13), "channels kept"),
     "no flag": ([*code(VALID[0])[:-1], 2, *code(*MAP[1:])[3:]], "by_lanes is 2"),
     "even kernel": (change(1, kernel=4), "a kernel of even size"),
     "large kernel": (change(2, kernel=9), "kernel is 9"),
@@ -124,7 +124,7 @@ REFUSED = {
     "pooled without squeeze": (code(*VALID[:4], Pool(8)), "a pooling without the squeeze"),
     "pooled twice": (code(*VALID, Pool(8), Pool(8)), "a pooling without the squeeze"),
     "other features": (change(7, FEATURES, channels=4), "a layer of other features"),
-    "a layer before the pooling": (code(*VALID, Dense(8, 5, PLAIN)), "a layer of other features"),
+    "a layer before the pooling": (code(*VALID, Linear(8, 5, PLAIN)), "a layer of other features"),
     "a map after the pooling": (code(*FEATURES, Store(3)), "a map's step after the pooling"),
     "no such activation": (change(1, layer=Layer(0, 0.0, 7)), "act is 7"),
     "PReLU without slopes": (change(1, layer=Layer(0, 0.0, PRELU)), "a PReLU without slopes"),
@@ -137,7 +137,7 @@ REFUSED = {
 def test_lists_that_are_refused(name):
     steps, message = REFUSED[name]
     x, parameters = make_map((1, 3 if steps[3:4] == [1] else 8, 7, 9)), list(parameters_for(MAP))
-    packed = torch.zeros(reference.packed_floats(code(*MAP)))
+    packed = torch.zeros(size_of(code(*MAP)))
     message = f"steps: expected a list that ghost_ops wrote: .*({message})"
     if native.available():
         for call in (
@@ -309,7 +309,7 @@ def test_the_reference_survives_them_too(seed):
         with suppress(Exception):
             program_eval(x.double(), [t.double() for t in p.parameters], steps)
         with suppress(Exception):
-            assert reference.packed_floats(steps) >= 0
+            assert size_of(steps) >= 0
         with suppress(Exception):
             assert reference.program_pack(p.parameters, steps).isfinite().any()
 

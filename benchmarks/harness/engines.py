@@ -1,4 +1,4 @@
-"""Other engines as peers, each optional: ONNX Runtime, OpenVINO, ncnn, ExecuTorch, with the threads asked for."""
+"""Other engines, each optional: ONNX Runtime, OpenVINO, ncnn, ExecuTorch, with the threads asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import operator
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,9 +18,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from . import ncnn_format
+from .baselines import Baseline, Built, fold, register
 from .machine import Unavailable, need
-from .peers import PYTORCH, PYTORCH_BFLOAT16, Built, Peer, fold
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def _onnxruntime(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
     out = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), "float32")
     binding.bind_ortvalue_output(session.get_outputs()[0].name, out)
 
-    def call(held: object = held) -> object:  # which must outlive the binding
+    def call(held: object = held) -> object:  # it must outlive the binding
         session.run_with_iobinding(binding)
         return out
 
@@ -110,34 +110,34 @@ def _openvino(channels_last: bool, precision: str = "f32") -> Callable[..., Buil
 
 
 def _ncnn(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
-    """The folded graph in ncnn's own file format; it has no batches, so that the images run one after another."""
-    need("ncnn")
+    """ncnn has no batches: its converter gets one image, and the images run one after another."""
+    for package in ("ncnn", "pnnx"):
+        need(package)
     import ncnn
+    import pnnx
 
     net = ncnn.Net()
     net.opt.num_threads = threads
     for name in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_packed", "bf16_storage", "vulkan_compute"):
         if hasattr(net.opt, f"use_{name}"):
             setattr(net.opt, f"use_{name}", False)
-    try:
-        parameters, weights = ncnn_format.write(fold(module))
-    except ncnn_format.Unsupported as error:
-        raise Unavailable(str(error)) from error
-    with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder) / "net.param", Path(folder) / "net.bin"
-        files[0].write_text(parameters)
-        files[1].write_bytes(weights)
-        if net.load_param(str(files[0])) or net.load_model(str(files[1])):
-            raise Unavailable("ncnn does not load the net that was written for it")
+    image = x[:1].contiguous()
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        torch.jit.trace(module, image).save(f"{folder}/net.pt")
+        shape = "inputshape=[" + ",".join(map(str, image.shape)) + "]f32"
+        command = [pnnx.EXEC_PATH, "net.pt", shape, "fp16=0", "ncnnparam=net.param", "ncnnbin=net.bin"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode or net.load_param(f"{folder}/net.param") or net.load_model(f"{folder}/net.bin"):
+            raise RuntimeError(f"pnnx wrote nothing that ncnn loads: {done.stderr.strip()[-200:]}")
     arrays = [image.contiguous().numpy() for image in x]
     images = [ncnn.Mat(array) for array in arrays]
 
-    def call(arrays: object = arrays) -> list:  # of whose memory the images are views
+    def call(arrays: object = arrays) -> list:  # the images are views of their memory
         out = []
         for image in images:
             extractor = net.create_extractor()
-            extractor.input("in", image)
-            out.append(extractor.extract("out")[1])
+            extractor.input("in0", image)
+            out.append(extractor.extract("out0")[1])
         return out
 
     return Built(call, lambda out: torch.stack([torch.from_numpy(mat.numpy().copy()) for mat in out]))
@@ -165,7 +165,7 @@ def _executorch(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
         if len(delegates) != 1:
             raise RuntimeError(f"ExecuTorch made {len(delegates)} delegates of one net")
 
-    def call(buffer: object = buffer) -> torch.Tensor:  # of whose memory the net's weights are views
+    def call(buffer: object = buffer) -> torch.Tensor:  # the net's weights are views of its memory
         return loaded.forward((x,), clone_outputs=False)[0]
 
     return Built(call, lambda out: out.clone(), check)
@@ -196,12 +196,11 @@ def for_one_delegate(graph: fx.GraphModule, x: torch.Tensor) -> fx.GraphModule:
 
 
 ENGINES = (
-    Peer("onnxruntime", "ONNX Runtime", "engine", _onnxruntime),
-    Peer("openvino", "OpenVINO", "engine", _openvino(channels_last=False)),
-    Peer("openvino_nhwc", "OpenVINO, NHWC in and out", "engine", _openvino(channels_last=True)),
-    Peer("ncnn", "ncnn", "engine", _ncnn),
-    Peer("executorch", "ExecuTorch, XNNPACK", "engine", _executorch),
+    Baseline("onnxruntime", "ONNX Runtime", "engine", _onnxruntime),
+    Baseline("openvino", "OpenVINO", "engine", _openvino(channels_last=False)),
+    Baseline("openvino_nhwc", "OpenVINO, NHWC in and out", "engine", _openvino(channels_last=True)),
+    Baseline("ncnn", "ncnn", "engine", _ncnn),
+    Baseline("executorch", "ExecuTorch, XNNPACK", "engine", _executorch),
 )
-ENGINES_BFLOAT16 = (Peer("openvino_bfloat16", "OpenVINO, bfloat16", "engine", _openvino(True, "bf16"), "bfloat16"),)
-PEERS = {peer.name: peer for peer in (*PYTORCH, *ENGINES)}  # of every module and net
-EVERY = PEERS | {peer.name: peer for peer in (*PYTORCH_BFLOAT16, *ENGINES_BFLOAT16)}
+BFLOAT16 = Baseline("openvino_bfloat16", "OpenVINO, bfloat16", "engine", _openvino(True, "bf16"), "bfloat16")
+register(*ENGINES, BFLOAT16)

@@ -1,4 +1,4 @@
-"""The nets that people would run instead of a GhostNet: torchvision's, with the names that timm has for them."""
+"""Nets that people run instead of a GhostNet: torchvision's, under the names that timm has for them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from .cases import NETS
 from .machine import Unavailable
 
 _NAMES = {
@@ -49,4 +50,5 @@ def _builder(name: str) -> Callable[[], nn.Module]:
     return lambda: getattr(_models()[0], name)()
 
 
-RIVALS = {ours: _builder(theirs) for ours, theirs in _NAMES.items()}
+OTHER_MODELS = {name: _builder(theirs) for name, theirs in _NAMES.items()}
+NETS.update(OTHER_MODELS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .rows import OK, Row
+from .results import OK, Result
 from .training import STEPS, TrainCase
 
 STEPS_RUN = 3  # the first makes gradients and momenta, the others show what stays
@@ -29,14 +29,14 @@ def resident_bytes(name: str, case: TrainCase, batch: int, threads: int) -> int:
     return int(child.stdout.split()[-1])
 
 
-def add_resident(rows: list[Row], case: TrainCase, on_step: Callable[[str], None]) -> list[Row]:
-    """Fills in ``resident_bytes`` of the rows of ``run_training`` that have a time; on Linux alone."""
+def add_resident(rows: list[Result], case: TrainCase, on_step: Callable[[str], None]) -> list[Result]:
+    """Fills in ``resident_bytes`` of the rows of ``run_training`` that have a time; on Linux only."""
     if not Path("/proc/self/clear_refs").exists():
         return rows
     for row in rows:
         if row.status == OK:
             on_step(f"{row.label}: memory")
-            row.resident_bytes = resident_bytes(row.peer, case, row.batch, row.threads)
+            row.resident_bytes = resident_bytes(row.baseline, case, row.batch, row.threads)
     return rows
 
 

@@ -1,7 +1,7 @@
-"""The routes that a Ghost module or a net can take through PyTorch, ours among them.
+"""The ways to run a Ghost module or a net with PyTorch: the targets, which are ghost_ops, and the baselines.
 
-A peer is built for one module and one input, in its best layout and with what it can prepare ahead of time prepared;
-what is timed is the call alone.
+A baseline is built for one module and one input, in its best layout, with everything prepared that it can prepare ahead
+of time. Only the call is timed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 
 from .. import surgery
 from ..fused import FrozenProgram
@@ -22,18 +23,18 @@ from .machine import Unavailable
 from .timing import interleave
 
 NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
-OURS, FROZEN, FROZEN_BFLOAT16 = "ghost_ops", "frozen", "frozen_bfloat16"
-BASES = (OURS, FROZEN, FROZEN_BFLOAT16)  # those of ours that peers are compared with, and that always run
+FUSED, FROZEN, FROZEN_BFLOAT16 = "ghost_ops", "frozen", "frozen_bfloat16"
+TARGETS = (FUSED, FROZEN, FROZEN_BFLOAT16)  # what baselines are compared with; they always run
 
 
 @dataclass
 class Built:
-    """A peer that is ready to run.
+    """A baseline that is ready to run.
 
     Attributes:
         call: what is timed; returns the result in whatever form the engine has.
         result: the result of a call as an N x C x H x W tensor.
-        check: raises RuntimeError where what was timed is not what the peer's name says.
+        check: raises RuntimeError where what was timed is not what the baseline's name says.
         input: what a call reads, N x C x H x W, for other images to be copied into; None where there is no such way.
     """
 
@@ -44,15 +45,15 @@ class Built:
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A way to run a module.
+class Baseline:
+    """A way to run a module: a target or what it is compared with.
 
     Attributes:
-        name: in results.
-        label: for people.
-        group: ours, pytorch or engine.
-        build: of module, input (channels_last) and threads; raises ``Unavailable`` where it cannot run here.
-        dtype: float32 or bfloat16: what products are made of.
+        name: its name in results.
+        label: its name for people.
+        group: target, pytorch or engine.
+        build: takes module, input (channels_last) and threads; raises ``Unavailable`` where it cannot run here.
+        dtype: the dtype of the products, float32 or bfloat16.
     """
 
     name: str
@@ -78,7 +79,7 @@ def _eager(layout: torch.memory_format) -> Callable[..., Built]:
     return build
 
 
-def _ours(layout: torch.memory_format) -> Callable[..., Built]:
+def _fused(layout: torch.memory_format) -> Callable[..., Built]:
     def build(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
         """A module shares its weights with the plain one; a net is copied, since ``fuse`` works in place."""
         if isinstance(module, GhostModule):
@@ -103,26 +104,17 @@ def _frozen(layout: torch.memory_format, dtype: torch.dtype = torch.float32) -> 
     return build
 
 
-def fold(module: nn.Module) -> nn.Module:
-    """A copy, as a ``torch.fx.GraphModule``, whose BatchNorms are folded into the convolutions before them."""
-    traced = torch.fx.symbolic_trace(copy.deepcopy(module).eval())
-    children = dict(traced.named_modules())
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(children[node.target], nn.BatchNorm2d):
-            continue
-        before = node.args[0]
-        if before.op != "call_module" or not isinstance(children[before.target], nn.Conv2d) or len(before.users) > 1:
-            raise Unavailable(f"its BatchNorm {node.target} does not follow a convolution of its own")
-        fused = nn.utils.fusion.fuse_conv_bn_eval(children[before.target], children[node.target])
-        owner, _, name = before.target.rpartition(".")
-        setattr(traced.get_submodule(owner), name, fused)
-        children[before.target] = fused
-        node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
-    traced.graph.lint()
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced.requires_grad_(False)
+def fold(module: nn.Module) -> torch.fx.GraphModule:
+    """A traced copy of a module in eval whose BatchNorms are folded into the convolutions before them.
+
+    Raises:
+        Unavailable: one of its BatchNorms cannot be folded.
+    """
+    folded = fuse(module, no_trace=True)
+    left = [name for name, child in folded.named_modules() if isinstance(child, nn.BatchNorm2d)]
+    if left:
+        raise Unavailable(f"its BatchNorm {left[0]} does not follow a convolution of its own")
+    return folded.requires_grad_(False)
 
 
 def _folded(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
@@ -214,7 +206,7 @@ def compile_alone(
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[], None]]:
     """``torch.compile`` of a module, and a check that one graph was made of it, and none since.
 
-    It has a backend of its own: entries of equal backends are shared by all modules of a class, so that a frozen peer
+    It has a backend of its own: entries of equal backends are shared by all modules of a class, so that a frozen one
     could silently run what was compiled for another. Nor may anything call ``torch._dynamo.reset``, which un-freezes.
     """
     from torch._dynamo import config as dynamo
@@ -268,18 +260,31 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 
 
-PYTORCH = (
-    Peer(OURS, "ghost_ops", "ours", _ours(CHANNELS_LAST)),
-    Peer("ghost_ops_nchw", "ghost_ops, NCHW", "ours", _ours(NCHW)),
-    Peer(FROZEN, "ghost_ops.freeze", "ours", _frozen(CHANNELS_LAST)),
-    Peer("frozen_nchw", "ghost_ops.freeze, NCHW", "ours", _frozen(NCHW)),
-    Peer("eager_nchw", "eager, NCHW", "pytorch", _eager(NCHW)),
-    Peer("eager", "eager, channels_last", "pytorch", _eager(CHANNELS_LAST)),
-    Peer("folded", "BN folded, channels_last", "pytorch", _folded),
-    Peer("two_kernels", "two kernels, kept output", "pytorch", _two_kernels),
-    Peer("compile", "torch.compile", "pytorch", _compiled(freezing=False)),
-    Peer("compile_frozen", "torch.compile, freezing", "pytorch", _compiled(freezing=True)),
-)
-PYTORCH_BFLOAT16 = (
-    Peer(FROZEN_BFLOAT16, "ghost_ops.freeze, bfloat16", "ours", _frozen(CHANNELS_LAST, torch.bfloat16), "bfloat16"),
+BASELINES: dict[str, Baseline] = {}  # targets and baselines by name, in the order in which tables show them
+
+
+def register(*baselines: Baseline) -> None:
+    """Add what ``ghost-ops bench`` runs; an engine calls this in its own module."""
+    BASELINES.update({baseline.name: baseline for baseline in baselines})
+
+
+def baselines_of(dtype: str) -> list[Baseline]:
+    """The targets and baselines whose products have this dtype."""
+    return [baseline for baseline in BASELINES.values() if baseline.dtype == dtype]
+
+
+register(
+    Baseline(FUSED, "ghost_ops", "target", _fused(CHANNELS_LAST)),
+    Baseline("ghost_ops_nchw", "ghost_ops, NCHW", "target", _fused(NCHW)),
+    Baseline(FROZEN, "ghost_ops.freeze", "target", _frozen(CHANNELS_LAST)),
+    Baseline("frozen_nchw", "ghost_ops.freeze, NCHW", "target", _frozen(NCHW)),
+    Baseline("eager_nchw", "eager, NCHW", "pytorch", _eager(NCHW)),
+    Baseline("eager", "eager, channels_last", "pytorch", _eager(CHANNELS_LAST)),
+    Baseline("folded", "BN folded, channels_last", "pytorch", _folded),
+    Baseline("two_kernels", "two kernels, kept output", "pytorch", _two_kernels),
+    Baseline("compile", "torch.compile", "pytorch", _compiled(freezing=False)),
+    Baseline("compile_frozen", "torch.compile, freezing", "pytorch", _compiled(freezing=True)),
+    Baseline(
+        FROZEN_BFLOAT16, "ghost_ops.freeze, bfloat16", "target", _frozen(CHANNELS_LAST, torch.bfloat16), "bfloat16"
+    ),
 )

@@ -1,4 +1,4 @@
-"""Where a frozen net's time goes: stem, every bottleneck and tail, each as a program of its own on what reaches it."""
+"""Where a frozen net's time goes: stem, every bottleneck and tail, each as a program on the map that reaches it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import surgery
-from ..backends import native
-from ..fused import FrozenProgram
-from ..fused.builder import Builder
-from ..fused.layers import LinearAct, activation_code, conv_bn_act
-from ..nn import GhostBottleneck
+from ghost_ops import surgery
+from ghost_ops.backends import native
+from ghost_ops.fused import FrozenProgram
+from ghost_ops.fused.builder import Builder
+from ghost_ops.fused.layers import LinearAct, activation_code, conv_bn_act
+from ghost_ops.nn import GhostBottleneck
+
 from .cases import NetCase
+from .results import MISSING, NET, OK, TOLERANCES, WRONG, PartResult, error_of
 from .roofline import Limits
-from .rows import MISSING, OK, TOLERANCES, WRONG, PartRow, error_of
 from .timing import in_turn, torch_threads
 
-STEM, TAIL, NET = "stem", "tail", "net"
+STEM, TAIL = "stem", "tail"
 
 
 def plain_parts(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -66,14 +67,14 @@ def run_parts(
     *,
     rounds: int,
     min_seconds: float = 0.02,
-) -> list[PartRow]:
+) -> list[PartResult]:
     """Every part of the net and the whole of it, each compared with float64 on its input, before and after timing."""
     kind = getattr(torch, dtype)
     net, x = case.build(), case.input(batch)
     rows, running = [], {}
     with torch_threads(threads), torch.inference_mode():
         for name, part in [*plain_parts(net), (NET, net)]:
-            row = PartRow(case.name, batch, threads, dtype, name)
+            row = PartResult(case.name, batch, threads, dtype, name)
             rows.append(row)
             if not native.available():
                 row.status, row.reason = MISSING, f"no program runs here: {native.reason()}"
@@ -97,14 +98,12 @@ def run_parts(
         )  # fmt: skip
         for name, (row, call, reference) in running.items():
             if _compare(call, reference, row):
-                timing = timings[name]
-                row.seconds, row.spread, row.samples = timing.median, timing.spread, list(timing.samples)
-                row.share = row.roof / row.seconds
+                row.take(timings[name])
                 row.peak_share = row.flops / row.seconds / limits.peak(dtype)
     return rows
 
 
-def _compare(call: Callable[[], torch.Tensor], reference: torch.Tensor, row: PartRow) -> bool:
+def _compare(call: Callable[[], torch.Tensor], reference: torch.Tensor, row: PartResult) -> bool:
     row.error = max(row.error or 0.0, error_of(call().float(), reference))
     if row.error > TOLERANCES[row.dtype]:
         row.status = WRONG

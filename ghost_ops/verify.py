@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import functional
-from ..backends.activation import ACTIVATIONS
-from ..dispatch import select, use_backend
+from . import functional
+from .backends.activation import ACTIVATIONS
+from .dispatch import select, use_backend
 
 FACTOR = 2.0  # our error may be this many times that of eager PyTorch
 ULPS, GRADIENT_ULPS = 2.0, 8.0  # by luck eager may be exact: as many units in the last place are always allowed
@@ -209,7 +209,7 @@ def evaluate(drawn: Drawn, dtype: torch.dtype, layout: str, backward: bool, back
 
 
 def _rounded(drawn: Drawn, dtype: torch.dtype) -> Drawn:
-    """The same call with values that the dtype has: rounding the arguments is nobody's error."""
+    """The same call with values that the dtype has: rounding the arguments is not an error of the operator."""
     tensors = {name: t.to(dtype).double() for name, t in drawn.tensors.items()}
     return Drawn(drawn.operator, tensors, drawn.options)
 

@@ -2,9 +2,10 @@
 
 from .ops.cheap_concat import cheap_concat
 from .ops.depthwise import depthwise
+from .ops.excite import excite
 from .ops.ghost_module import ghost_module, ghost_module_eval
 from .ops.ghost_module_train import ghost_module_train
-from .ops.squeeze_excite import excite, squeeze_excite
+from .ops.squeeze_excite import squeeze_excite
 
 __all__ = [
     "cheap_concat",

@@ -4,9 +4,13 @@ CUDA devices) and ``cuda`` (CUDA C++ for them); ``ghost_ops.dispatch`` decides b
 import importlib
 import warnings
 
+from . import cuda, native, reference, triton
 from .native import empty_cache
+from .registry import BACKENDS as _BACKENDS
 
-__all__ = ["empty_cache"]
+__all__ = ["cuda", "empty_cache", "native", "reference", "triton"]
+for _module in (native, cuda, triton, reference):  # the order in which they are asked
+    _BACKENDS[_module.BACKEND.name] = _module.BACKEND
 
 
 def __getattr__(name: str) -> object:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..dispatch import Decision, refuse_autocast, refuse_call, select
-from ..ops.program import run_eval
+from ..ops.program import call_program_eval
 from ._program import Builder, Built
 from ._structure import NotNow, Structure, Unfusable
 from ._watch import Watch
@@ -185,7 +185,7 @@ class ProgramRunner(Runner):
         except Unfusable as reason:
             why = str(reason)
         else:
-            return run_eval(x, found, built.code)
+            return call_program_eval(x, found, built.code)
         return self.without_program(module, x, why).run()
 
     def route(self, module: nn.Module, x: torch.Tensor) -> Route:
@@ -196,7 +196,7 @@ class ProgramRunner(Runner):
         except Unfusable as reason:
             why = str(reason)
         else:
-            return Route(self.as_program(decision), lambda: run_eval(x, found, built.code))
+            return Route(self.as_program(decision), lambda: call_program_eval(x, found, built.code))
         return self.without_program(module, x, why)
 
     def _program_call(self, module: nn.Module, x: torch.Tensor) -> tuple[Decision, Built, list[torch.Tensor]]:

@@ -11,8 +11,9 @@ from torch import nn
 
 from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU
 from ..dispatch import PLAIN_TENSORS, Decision, plain, refuse_call, select
-from ..ops import squeeze_excite as operator
 from ..ops.checks import autocast
+from ..ops.excite import excite_operator
+from ..ops.squeeze_excite import call_squeeze_excite
 from ._fused import BuiltFused, Fused, plain_forward
 from ._in_place import STATE
 from ._program import Builder, Dense
@@ -95,7 +96,7 @@ class SqueezeExciteRunner(Runner):
         """The gate's values, N x C, of the means of the map; without gradients."""
         plan = self.current_plan(module)
         w1, b1, w2, b2 = self.tensors(module)
-        return operator.excite_operator(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
+        return excite_operator(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
     def build(self, module: nn.Module, builder: Builder) -> None:
         """Write the layer's step of a program, from the squeeze to the excitation.
@@ -114,7 +115,7 @@ def execute(call: ExciteCall, x: torch.Tensor, tensors: tuple) -> torch.Tensor:
     """The layer's output for x, of these weights and biases."""
     w1, b1, w2, b2 = tensors
     plan = call.plan
-    return operator.run(call.decision, x, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
+    return call_squeeze_excite(call.decision, x, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
 
 def _tensors(plan: _Plan, x: torch.Tensor) -> tuple:

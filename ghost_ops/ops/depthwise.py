@@ -65,9 +65,11 @@ def depthwise(
     kernel = check.depthwise(weight, x)
     check.optional("bias", bias, (x.shape[1],), x)
     check.stride(stride)
-    return run(select("depthwise", x, kernel), x, weight, bias, stride)
+    return call_depthwise(select("depthwise", x, kernel), x, weight, bias, stride)
 
 
-def run(decision: Decision, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int):
+def call_depthwise(
+    decision: Decision, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int
+) -> torch.Tensor:
     """:func:`depthwise` of checked arguments."""
     return (reference.depthwise if decision.backend == "reference" else _call)(x, weight, bias, stride)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from ..backends import reference
+from ..backends.reference.program import packed_floats
 from ..backends.steps import BFLOAT16, decode, output_shape, precision_of
 from ._library import below_autograd, memory_format, overload, register_fake, without_gradients
 
@@ -23,7 +23,7 @@ def _fake(x, _parameters, steps):
 
 def _fake_pack(parameters, steps):
     dtype = torch.int32 if precision_of(steps) == BFLOAT16 else torch.float32
-    return torch.empty(reference.packed_floats(steps), dtype=dtype)
+    return torch.empty(packed_floats(steps), dtype=dtype)
 
 
 register_fake("program", _fake)
@@ -33,7 +33,7 @@ register_fake("program_pack", _fake_pack)
 _eval_operator = overload("program_eval")
 
 
-def run_eval(x: torch.Tensor, parameters: list[torch.Tensor], steps: list[int]) -> torch.Tensor:
+def call_program_eval(x: torch.Tensor, parameters: list[torch.Tensor], steps: list[int]) -> torch.Tensor:
     """``program_eval`` where nothing needs a gradient, in eager mode: at batch 1 another look costs."""
     return below_autograd(_eval_operator, (x, parameters, steps))
 

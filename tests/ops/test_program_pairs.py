@@ -14,7 +14,7 @@ from torch.library import opcheck
 
 from ghost_ops.backends import native, reference
 from ghost_ops.backends.activation import LEAKY_RELU, NONE
-from ghost_ops.backends.reference.program import numbers, unpack
+from ghost_ops.backends.reference.program import numbers, packed_floats, unpack
 from ghost_ops.backends.steps import (
     BFLOAT16,
     BIAS,
@@ -97,7 +97,7 @@ def test_packing_is_that_of_the_reference_to_the_bit():
         p = draw_program(seed)
         ours, theirs = pack(p), reference.program_pack(p.parameters, code_of(p))
         assert ours.dtype == theirs.dtype == torch.int32
-        assert ours.shape == theirs.shape == (reference.packed_floats(code_of(p)),), f"seed {seed}"
+        assert ours.shape == theirs.shape == (packed_floats(code_of(p)),), f"seed {seed}"
         assert torch.equal(ours, theirs), f"seed {seed}: {(ours != theirs).sum()} of {len(ours)}"
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from ..backends.activation import activate
 from ..dispatch import PLAIN_TENSORS, Decision, select
+from ..ops import depthwise as operator
 from ..ops.checks import autocast
-from ..ops.depthwise import call_depthwise
 from ._structure import Half, NotNow, Unfusable
 
 
@@ -78,7 +78,7 @@ def run(call: ConvCall, x: torch.Tensor) -> torch.Tensor:
     else:
         parameters = half.conv._parameters
         (x,) = autocast(x)
-        x = call_depthwise(call.decision, x, parameters["weight"], parameters["bias"], half.geometry[0][0])
+        x = operator.call_depthwise(call.decision, x, parameters["weight"], parameters["bias"], half.geometry[0][0])
     if half.norm is not None:
         x = half.norm(x)
     return x if half.act is None else half.act(x)
@@ -93,7 +93,7 @@ def run_with(call: ConvCall, x: torch.Tensor, tensors: tuple, batch_statistics: 
         z = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     else:
         (x,) = autocast(x)
-        z = call_depthwise(select("depthwise", x, weight.shape[-1]), x, weight, bias, stride[0])
+        z = operator.call_depthwise(select("depthwise", x, weight.shape[-1]), x, weight, bias, stride[0])
     if half.norm is not None:
         running = (None, None) if batch_statistics else (mean, var)
         z = F.batch_norm(z, *running, gamma, beta, batch_statistics, 0.0, call.numbers[1])

@@ -6,7 +6,7 @@ not. The compiled library's CPU kernels hand a configuration that they do not ta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -14,8 +14,7 @@ from torch.autograd.function import once_differentiable
 from ..backends import composed, native, reference
 from ..backends.layout import memory_format
 from ..backends.registry import BACKENDS, SCHEMAS
-from ..dispatch import select
-from .flops import register_with_counter
+from ..dispatch import Decision, select
 
 NAMESPACE = "ghost_ops"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -93,10 +92,10 @@ def _define() -> None:
 
 
 _define()
-register_with_counter()
 
 
 def overload(name: str) -> torch._ops.OpOverload:
+    """The operator, to be called."""
     return getattr(torch.ops.ghost_ops, name).default
 
 
@@ -130,7 +129,7 @@ def refuse_double_backward(name: str) -> Callable:
 
 
 def without_gradients(name: str) -> Callable:
-    """Make operator ``name`` one for inference only, whose backward is an error and not a gradient of nothing.
+    """Make the backward of operator ``name``, which is for inference only, an error and not a gradient of nothing.
 
     Returns the function to call it by, which passes by autograd where nothing needs a gradient.
     """
@@ -174,12 +173,16 @@ def below_autograd(operator: torch._ops.OpOverload, args: tuple) -> object:
 
 
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> Callable:
-    """Make operator ``name`` differentiable on both routes and return the function that picks the route.
+    """Make operator ``name`` differentiable on both routes.
 
     ``register_autograd`` serves compile, export and direct calls; a ``torch.autograd.Function`` is the eager fast path
     (a third of the overhead); where nothing needs a gradient the operator is called as it is.
+
+    Returns:
+        ``call(decision, *args)``: the operator by the route that serves, or, where the decision is the reference, the
+        reference's function, which PyTorch differentiates.
     """
-    operator = overload(name)
+    operator, plain = overload(name), getattr(reference, name)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
 
     class Fast(torch.autograd.Function):
@@ -193,7 +196,9 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
     Fast.backward = staticmethod(once_differentiable(backward))
     Fast.__name__ = Fast.__qualname__ = "".join(part.title() for part in name.split("_"))
 
-    def call(*args):
+    def call(decision: Decision, *args):
+        if decision.backend == "reference":
+            return plain(*args)
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return operator(*args)
         if _need_gradients(args):
@@ -201,3 +206,9 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         return below_autograd(operator, args)
 
     return call
+
+
+def existing(gradients: Iterable[torch.Tensor], parameters: Iterable[torch.Tensor | None]) -> list:
+    """The gradients as autograd wants them: None where there is no parameter, for which a backward returns an empty
+    tensor."""
+    return [None if p is None else g for g, p in zip(gradients, parameters, strict=True)]

@@ -7,6 +7,18 @@ import torch
 from ..backends.activation import PRELU
 from ._library import register_fake, without_gradients
 from .checks import Checks, autocast
+from .flops import aten_formula, count_flops
+
+__all__ = ["excite"]
+
+
+@count_flops("excite")
+def excitation_flops(x, reduce_weight, reduce_bias, expand_weight, *_, **__):
+    """FLOPs of the two linear layers, on a map or on its squeeze."""
+    product = aten_formula("mm")
+    (hidden, channels), batch = reduce_weight[:2], x[0]
+    return product((batch, channels), (channels, hidden)) + product((batch, hidden), (hidden, channels))
+
 
 register_fake("excite", lambda squeeze, *_: torch.empty_like(squeeze, memory_format=torch.contiguous_format))
 excite_operator = without_gradients("excite")

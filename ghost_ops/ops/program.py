@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 
 from ..backends.reference.program import packed_floats
-from ..backends.steps import BFLOAT16, decode, output_shape, precision_of
+from ..backends.steps import BFLOAT16, decode, layers, output_shape, output_sizes, precision_of
 from ._library import below_autograd, memory_format, overload, register_fake, without_gradients
+from .flops import convolution_flops, count_flops
 
 
 def _fake(x, _parameters, steps):
@@ -24,6 +25,22 @@ def _fake(x, _parameters, steps):
 def _fake_pack(parameters, steps):
     dtype = torch.int32 if precision_of(steps) == BFLOAT16 else torch.float32
     return torch.empty(packed_floats(steps), dtype=dtype)
+
+
+@count_flops("program", "program_eval")
+def _flops(x, _parameters, steps, **_):
+    decoded = decode(steps)
+    sizes = output_sizes(decoded, *x[2:])
+    return sum(
+        convolution_flops((x[0], shape[1]), shape, size)
+        for step, size in zip(decoded, sizes, strict=True)
+        for _, shape in layers(step)
+    )
+
+
+@count_flops("program_pack")
+def _pack_flops(*_, **__):
+    return 0
 
 
 register_fake("program", _fake)

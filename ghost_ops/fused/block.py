@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..dispatch import Decision, refuse_autocast, refuse_call, select
-from ..ops.program import run_eval
+from ..ops.program import call_program_eval
 from .builder import Builder
 from .compiled_program import CompiledProgram
 from .errors import NotNow, Unfusable
@@ -170,7 +170,7 @@ class Block:
         except Unfusable as reason:
             why = str(reason)
         else:
-            return run_eval(x, found, program.code)
+            return call_program_eval(x, found, program.code)
         return self.route_without_program(module, x, why).run()
 
     def route(self, module: nn.Module, x: torch.Tensor) -> Route:
@@ -182,7 +182,7 @@ class Block:
         except Unfusable as reason:
             why = str(reason)
         else:
-            return Route(self.decision_of_program(decision), lambda: run_eval(x, found, program.code))
+            return Route(self.decision_of_program(decision), lambda: call_program_eval(x, found, program.code))
         return self.route_without_program(module, x, why)
 
     def decide(self, module: nn.Module, x: torch.Tensor) -> Decision:

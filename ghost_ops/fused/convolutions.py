@@ -70,7 +70,7 @@ def run_convolution(call: ConvCall, x: torch.Tensor) -> torch.Tensor:
     else:
         parameters = layer.conv._parameters
         (x,) = autocast(x)
-        x = operator.run(call.decision, x, parameters["weight"], parameters["bias"], layer.geometry[0][0])
+        x = operator.call_depthwise(call.decision, x, parameters["weight"], parameters["bias"], layer.geometry[0][0])
     if layer.norm is not None:
         x = layer.norm(x)
     return x if layer.act is None else layer.act(x)
@@ -85,7 +85,7 @@ def run_convolution_with(call: ConvCall, x: torch.Tensor, tensors: tuple, batch_
         z = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     else:
         (x,) = autocast(x)
-        z = operator.run(select("depthwise", x, weight.shape[-1]), x, weight, bias, stride[0])
+        z = operator.call_depthwise(select("depthwise", x, weight.shape[-1]), x, weight, bias, stride[0])
     if layer.norm is not None:
         running = (None, None) if batch_statistics else (mean, var)
         z = F.batch_norm(z, *running, gamma, beta, batch_statistics, 0.0, call.numbers[1])

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import fx, nn
 
 from ..backends import native
-from ..backends.cuda.program import summary
-from ..dispatch import Decision, select
+from ..dispatch import Decision, describe_program, select
 from ..ops.checks import autocast
 from ..ops.program import program, program_pack
 from ..program import BFLOAT16, FLOAT32, Store, decode, precision_of, with_precision
@@ -105,10 +103,7 @@ class FrozenProgram(nn.Module):
 
     def decide(self, x: torch.Tensor) -> Decision:
         """What runs it on an input such as x, and why nothing faster does."""
-        decision = select("program", x)
-        if decision.backend != "cuda":
-            return decision
-        return replace(decision, runs=f"{decision.runs}, {summary(x, self.packed, self.steps)}")
+        return describe_program(select("program", x), x, self.packed, self.steps)
 
     def _cast(self, x: object) -> torch.Tensor:
         """The input in the dtype that autocast asks for, as a convolution would read it.

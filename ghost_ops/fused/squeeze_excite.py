@@ -15,8 +15,9 @@ from torch.nn.modules.utils import _pair
 from ..activations import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU, activate, apply_gate
 from ..dispatch import Decision, plain, refuse_call, select
 from ..nn import SELayer, SqueezeExcite
-from ..ops import squeeze_excite as operator
 from ..ops.checks import autocast
+from ..ops.excite import excite_operator
+from ..ops.squeeze_excite import call_squeeze_excite
 from .behaviour import BuiltFused, plain_forward
 from .block import Block, Reads, Route
 from .builder import Builder
@@ -156,7 +157,7 @@ class SqueezeExciteBlock(Block):
         """The gate's values, N x C, of the means of the map; without gradients."""
         plan = self.current_plan(module)
         w1, b1, w2, b2 = self.tensors(module)
-        return operator.excite_operator(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
+        return excite_operator(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
     def lower_excitation(self, module: nn.Module, builder: Builder) -> None:
         """Write the layer's step of a program, from the squeeze to the excitation.
@@ -177,7 +178,7 @@ def execute(call: ExciteCall, x: torch.Tensor, tensors: tuple) -> torch.Tensor:
     """The layer's output for x, of these weights and biases."""
     w1, b1, w2, b2 = tensors
     plan = call.plan
-    return operator.run(call.decision, x, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
+    return call_squeeze_excite(call.decision, x, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
 
 def _tensors(plan: _Plan, seen: torch.Tensor) -> tuple:

@@ -125,12 +125,11 @@ def _arguments(tensors: dict, options: dict) -> tuple:
     with pytest.MonkeyPatch.context() as patch:
         from ghost_ops.ops import ghost_module as public
 
-        def record(*args):
-            seen.append(args)
-            return args[0], args[0]
+        def record(decision, x, *args):
+            seen.append((x, *args))
+            return x, x
 
-        patch.setattr(public, "_call", record)
-        patch.setattr(public.reference, "ghost_module", record)
+        patch.setattr(public, "call_ghost_module", record)
         public.ghost_module(**tensors, **options)
     return seen[0]
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,12 +11,9 @@ from ghost_ops.backends import native
 def fused_routes(monkeypatch):
     """Where the kernels are not built the modules still take their fused routes, over the reference operators."""
     if not native.available():
-
-        def refuse(operator, device, dtype, kernel):
-            known = kernel in (None, *dispatch.CHEAP_KERNELS) and dtype in (torch.float32, torch.bfloat16)
-            return None if known and device.type == "cpu" else "there is no such kernel"
-
-        monkeypatch.setitem(dispatch._REFUSALS, "native", refuse)
+        refuse_device = lambda device: None if device.type == "cpu" else "there is no such kernel"
+        assumed = replace(native.BACKEND, refuse_device=refuse_device, has=lambda operator: True)
+        monkeypatch.setitem(dispatch.BACKENDS, "native", assumed)
         dispatch._select.cache_clear()
     torch.manual_seed(0)
     yield

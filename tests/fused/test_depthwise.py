@@ -38,14 +38,14 @@ def map_for(module, height=9, width=7, **options):
 @pytest.fixture
 def calls(monkeypatch):
     """The strides that the operator was called with, where a kernel ran it."""
-    seen, run = [], depthwise.run
+    seen, run = [], depthwise.call_depthwise
 
     def recorded(decision, x, weight, bias, stride):
         if not decision.is_reference:
             seen.append(stride)
         return run(decision, x, weight, bias, stride)
 
-    monkeypatch.setattr(depthwise, "run", recorded)
+    monkeypatch.setattr(depthwise, "call_depthwise", recorded)
     return seen
 
 

@@ -2,7 +2,7 @@
 #include "checks.h"
 #include "exported.h"
 #include "maps.h"
-#include "operators.h"
+#include "operator.h"
 #include "pool.h"
 #include "program/image.h"
 #include "program/known.h"
@@ -150,6 +150,8 @@ Tensor program(const Tensor& x, const Tensor& packed, const Ints& steps) {
   return run(known, words ? packed.data<const float>() : dense(packed, scratch), {}, x);
 }
 
+GHOST_OPERATOR(program);
+
 Tensor program_pack(const Tensors& parameters, const Ints& steps) {
   for (const Tensor& t : parameters)
     if (!readable(t)) return abi::call<Tensor>("ghost_ops::program_pack_reference", "", parameters, steps);
@@ -161,6 +163,8 @@ Tensor program_pack(const Tensors& parameters, const Ints& steps) {
   pack_program(p, parameters, packed.data<float>(), scratch);
   return packed;
 }
+
+GHOST_OPERATOR(program_pack);
 
 Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& steps) {
   Checks("program_eval").map("x", x);
@@ -175,6 +179,8 @@ Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& step
   const std::vector<RawLayers> raw = pack_program(p, parameters, packed, scratch);
   return run(program, packed, raw, x);
 }
+
+GHOST_OPERATOR(program_eval);
 
 }  // namespace ghost
 

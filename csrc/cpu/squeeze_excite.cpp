@@ -3,7 +3,7 @@
 #include "gates.h"
 #include "halves.h"
 #include "maps.h"
-#include "operators.h"
+#include "operator.h"
 
 namespace ghost {
 namespace {
@@ -216,10 +216,10 @@ const float* dense_rows(float* w, int64_t rows, int64_t columns) {
 
 }  // namespace
 
-Four squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const Tensor& w4, const Optional& b4,
-                    int64_t act, int64_t gate) {
+Results<4> squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const Tensor& w4, const Optional& b4,
+                          int64_t act, int64_t gate) {
   if (!all_readable(x, w3, b3, w4, b4) || x.numel() == 0)
-    return abi::call<Four>("ghost_ops::squeeze_excite_reference", "", x, w3, b3, w4, b4, act, gate);
+    return abi::call<Results<4>>("ghost_ops::squeeze_excite_reference", "", x, w3, b3, w4, b4, act, gate);
   Scratch scratch;
   const Checks check("squeeze_excite");
   check.map("x", x);
@@ -238,6 +238,8 @@ Four squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const
           result(logits, {n, w.c}, dtype)};
 }
 
+GHOST_OPERATOR(squeeze_excite);
+
 Tensor excite(const Tensor& squeeze, const Tensor& w3, const Optional& b3, const Tensor& w4, const Optional& b4,
               int64_t act, int64_t gate) {
   if (!all_readable(squeeze, w3, b3, w4, b4) || squeeze.numel() == 0)
@@ -252,12 +254,14 @@ Tensor excite(const Tensor& squeeze, const Tensor& w3, const Optional& b3, const
   return result(values, {n, w.c}, squeeze.dtype());
 }
 
-Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tensor& squeeze, const Tensor& hidden,
-                             const Tensor& logits, const Tensor& w3, const Optional& b3, const Tensor& w4,
-                             const Optional& b4, int64_t act, int64_t gate) {
+GHOST_OPERATOR(excite);
+
+Results<5> squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tensor& squeeze, const Tensor& hidden,
+                                   const Tensor& logits, const Tensor& w3, const Optional& b3, const Tensor& w4,
+                                   const Optional& b4, int64_t act, int64_t gate) {
   if (!all_readable(grad_out, x, squeeze, hidden, logits, w3, b3, w4, b4) || x.numel() == 0)
-    return abi::call<Five>("ghost_ops::squeeze_excite_backward_reference", "", grad_out, x, squeeze, hidden, logits, w3,
-                           b3, w4, b4, act, gate);
+    return abi::call<Results<5>>("ghost_ops::squeeze_excite_backward_reference", "", grad_out, x, squeeze, hidden,
+                                 logits, w3, b3, w4, b4, act, gate);
   Scratch scratch;
   const Checks check("squeeze_excite_backward");
   check.map("x", x);
@@ -313,5 +317,7 @@ Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tens
           bias(b3, grad_hidden, hidden_pad, w.r), result(dense_rows(grad_w4, w.c, w.r), {w.c, w.r}, w4.dtype()),
           bias(b4, grad_logits, pad, w.c)};
 }
+
+GHOST_OPERATOR(squeeze_excite_backward);
 
 }  // namespace ghost

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from . import environment
+from .registry import CHEAP_KERNELS, Backend
 
 NAMESPACE = "ghost_ops"
 # Instruction sets with products of bfloat16 of their own, which round their maps; all else of them is another set's.
@@ -175,5 +176,25 @@ def _set_up() -> tuple[ctypes.CDLL | None, str | None]:
     return library, None
 
 
+def _refuse_device(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"its kernels run on the CPU, the input is on {device.type}"
+    return reason()
+
+
+def _has(operator: str) -> bool:
+    """Whether a kernel is registered for the CPU: by the library, or composed of its kernels."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{operator}", "CPU")
+
+
+_has._dynamo_marked_constant = True  # what torch.compiler.assume_constant_result does, which would import the compiler
 _uses_reference = False
 _library, _reason = _set_up()
+BACKEND = Backend(
+    "native",
+    is_candidate=lambda device, forced: device.type != "cuda",
+    refuse_device=_refuse_device,
+    has=_has,
+    dtypes=(torch.float32, torch.bfloat16),
+    kernels=CHEAP_KERNELS,
+)

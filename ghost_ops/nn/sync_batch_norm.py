@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ._running_statistics import update
+from .running_statistics import update
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):

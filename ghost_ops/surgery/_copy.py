@@ -15,14 +15,15 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 
-from ..nn._fused import is_fused, remove
-from ..nn._structure import SYNCED
+from ..fused.behaviour import is_fused, remove
+from ..fused.errors import Unfusable
+from ..fused.layers import SYNCED
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _NORMS = (nn.modules.batchnorm._NormBase,)
 
 
-class Refused(Exception):
+class Refused(Unfusable):
     """Why a module is left alone, in a sentence."""
 
 

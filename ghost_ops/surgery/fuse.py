@@ -6,15 +6,11 @@ import warnings
 
 from torch import nn
 
-from ..nn import _fused
-from ..nn.fused_bottleneck import MEMORY, BottleneckRunner, FusedBlock, check_memory
-from ..nn.fused_ghost_module import FusedGhost
-from ..nn.fused_squeeze_excite import FusedExcite
-from .recognise import BOTTLENECK, GHOST, SQUEEZE_EXCITE, survey
+from ..fused import behaviour
+from ..fused.bottleneck import MEMORY, check_memory
+from .recognise import survey
 
 __all__ = ["MEMORY", "fuse", "revert"]
-
-_BEHAVIOURS = {GHOST: FusedGhost, SQUEEZE_EXCITE: FusedExcite, BOTTLENECK: FusedBlock}
 
 
 def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
@@ -43,7 +39,8 @@ def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
         ValueError: an unknown ``memory``.
 
     Warns:
-        UserWarning: nothing was found to fuse, or a module's class cannot be derived from.
+        UserWarning: nothing was found to fuse, a module's class cannot be derived from, or a registered block writes a
+            program that computes something else than the module.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"fuse: net: expected a torch.nn.Module, got {type(net).__name__}")
@@ -51,20 +48,22 @@ def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
         check_memory("fuse", memory)
     findings = survey(net)
     for found in findings:
+        if found.is_fault:
+            warnings.warn(f"fuse: {found.name or 'it'} was left as it is: {found.reason}", UserWarning, stacklevel=2)
         if found.parts is None:
             continue
         try:
-            _fused.apply(found.module, _BEHAVIOURS[found.kind], found.parts, found.reads)
+            behaviour.apply(found.module, found.block.behaviour, found.parts, found.reads)
         except TypeError as error:  # a metaclass or a layout that allows no subclass
             what = f"{found.name or 'it'}, a {type(found.module).__name__}"
             warnings.warn(f"fuse: {what}, was left as it is: {error}", UserWarning, stacklevel=2)
-    if not any(_fused.is_fused(module) for module in net.modules()):
+    if not any(behaviour.is_fused(module) for module in net.modules()):
         seen = "".join(f"; {f.name or 'it'} looks like a {f.kind}, but {f.reason}" for f in findings[:3])
         warnings.warn(f"fuse: no Ghost module was found in this {type(net).__name__}{seen}", UserWarning, stacklevel=2)
     for module in net.modules() if memory is not None else ():
-        runner = _fused.runner_of(module)
-        if isinstance(runner, BottleneckRunner):
-            runner.memory = memory
+        block = behaviour.block_of(module)
+        if hasattr(block, "memory"):
+            block.memory = memory
     return net
 
 
@@ -86,6 +85,6 @@ def revert(net: nn.Module) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise TypeError(f"revert: net: expected a torch.nn.Module, got {type(net).__name__}")
     for module in list(net.modules()):
-        if _fused.is_fused(module):
-            _fused.remove(module)
+        if behaviour.is_fused(module):
+            behaviour.remove(module)
     return net

@@ -125,12 +125,11 @@ def _arguments(tensors: dict, options: dict) -> tuple:
     with pytest.MonkeyPatch.context() as patch:
         from ghost_ops.ops import ghost_module as public
 
-        def record(*args):
-            seen.append(args)
-            return args[0], args[0]
+        def record(decision, x, *args):
+            seen.append((x, *args))
+            return x, x
 
-        patch.setattr(public, "_call", record)
-        patch.setattr(public.reference, "ghost_module", record)
+        patch.setattr(public, "call_ghost_module", record)
         public.ghost_module(**tensors, **options)
     return seen[0]
 
@@ -138,7 +137,7 @@ def _arguments(tensors: dict, options: dict) -> tuple:
 def test_a_whole_net_at_its_own_size():
     """GhostNet-050 at 64 x 64, frozen: sixteen bottlenecks, each one call."""
     net = randomise(ghost_ops.models.ghostnet_050()).eval()
-    frozen = next(m for m in ghost_ops.freeze(net).modules() if isinstance(m, ghost_ops.nn.FrozenProgram))
+    frozen = next(m for m in ghost_ops.freeze(net).modules() if isinstance(m, ghost_ops.fused.FrozenProgram))
     x = make_map((1, 3, 64, 64), torch.float32, "channels_last")
     found = describe(x, frozen.packed, frozen.steps)
     assert sum(name.startswith("bottleneck") for name, _ in found) == 16

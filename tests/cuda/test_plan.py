@@ -13,7 +13,7 @@ from ghost_ops import freeze, models
 from ghost_ops.backends.cuda import plan
 from ghost_ops.backends.cuda.program import describe
 from ghost_ops.backends.cuda.weights import Block
-from ghost_ops.nn import FrozenProgram
+from ghost_ops.fused import FrozenProgram
 from tests.cuda import emulate
 from tests.cuda.programs import Emulator, draw_block
 from tests.program.cases import parameters_for

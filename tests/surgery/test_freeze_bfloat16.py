@@ -11,7 +11,7 @@ from torch import nn
 
 from ghost_ops import explain, freeze
 from ghost_ops.backends import native
-from ghost_ops.nn import FrozenProgram
+from ghost_ops.fused import FrozenProgram
 from ghost_ops.program import BFLOAT16, FLOAT32, decode, precision_of, weight_format
 from ghost_ops.program.packing import unpack
 

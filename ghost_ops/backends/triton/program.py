@@ -20,8 +20,9 @@ from ...program.packing import unpack
 from ..tensor_cache import cached_with_tensor
 from .convolution import MOST, convolution
 from .depthwise import layer as depthwise
+from .excite import excite
 from .ghost_module import ghost_module
-from .squeeze_excite import excite, image_sums
+from .squeeze_excite import image_sums
 from .sums import as_taps
 
 

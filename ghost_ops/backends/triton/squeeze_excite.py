@@ -1,4 +1,4 @@
-"""``squeeze_excite`` and ``excite``: sums over a map, two small products, one scaling pass."""
+"""``squeeze_excite``: sums over a map, two small products, one scaling pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import triton.language as tl
 
 from .. import activation as plain
 from . import checks, launch, tiles
-from .activation import activate, gate_value, load_or
+from .activation import gate_value
+from .excite import linear
 from .maps import strip_of, whole, whole_strides
 from .sums import OverSplits
 from .tape import taped
@@ -65,34 +66,6 @@ def scale_kernel(
         tl.store(out + at, v.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def linear_kernel(
-    v, weight, bias, out, gated, ROWS, INNER, OUTER, ACT: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr,
-    UNIT: tl.constexpr, BR: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """Grid: blocks of ROWS x blocks of OUTER. out = act(v) weight' + bias, and its gate, if asked for."""
-    INNER, OUTER = whole(INNER, UNIT), whole(OUTER, UNIT)
-    blocks = tl.cdiv(OUTER, BO)
-    rows = (tl.program_id(0) // blocks) * BR + tl.arange(0, BR)
-    columns = (tl.program_id(0) % blocks) * BO + tl.arange(0, BO)
-    kind = v.dtype.element_ty
-    acc = tl.zeros((BR, BO), tl.float32)
-    for k in range(0, INNER, BK):
-        inner = k + tl.arange(0, BK)
-        mask = (rows < ROWS)[:, None] & (inner < INNER)[None, :]
-        a = tl.load(v + (rows[:, None].to(tl.int64) * INNER + inner[None, :]), mask=mask, other=0.0).to(tl.float32)
-        a = tl.where(mask, activate(a, ACT, 0.0), 0.0).to(kind)
-        mask = (inner < INNER)[:, None] & (columns < OUTER)[None, :]
-        b = tl.load(weight + (columns[None, :] * INNER + inner[:, None]), mask=mask, other=0.0)
-        acc = tl.dot(a, b.to(kind), acc, input_precision=PRECISION)
-    acc += load_or(bias, columns, columns < OUTER, 0.0)[None, :]
-    at = rows[:, None].to(tl.int64) * OUTER + columns[None, :]
-    mask = (rows < ROWS)[:, None] & (columns < OUTER)[None, :]
-    tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
-    if gated is not None:
-        tl.store(gated + at, gate_value(acc, GATE).to(out.dtype.element_ty), mask=mask)
-
-
 def _strips(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[dict, tuple[int], tiles.Tile]:
     """Arguments of a kernel that goes through strips of x and maps like it, its grid and tile."""
     n, c, height, width = x.shape
@@ -135,39 +108,13 @@ def scaled_map(
     return out
 
 
-def _linear(v, weight, bias, act, gate=None):
-    """act(v) weight' + bias, and its gate's value where a gate is given."""
-    rows, (outer, inner) = v.shape[0], weight.shape
-    out = launch.empty((rows, outer), v.dtype, v.device)
-    gated = None if gate is None else launch.empty((rows, outer), v.dtype, v.device)
-    tf32 = v.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32  # as torch's linear layers
-    arguments = {
-        "v": launch.vector(v), "weight": launch.vector(weight), "bias": launch.vector(bias), "out": out,
-        "gated": gated, "ROWS": rows, "INNER": inner, "OUTER": outer, "ACT": act,
-        "GATE": plain.IDENTITY if gate is None else gate, "PRECISION": "tf32" if tf32 else "ieee",
-        "UNIT": launch.unit(counts=(inner, outer)), "BR": 16, "BO": 16, "BK": 64,
-    }  # fmt: skip
-    with launch.on_device_of(v):
-        launch.run(linear_kernel, (launch.cdiv(rows, 16) * launch.cdiv(outer, 16),), arguments, warps=4, stages=2)
-    return out, gated
-
-
-@taped
-def excite(squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
-    """The gate's values (N x C) of means that are there already, as a Ghost module returns them."""
-    checks.expect("squeeze", squeeze, tuple(squeeze.shape[:2]), squeeze)
-    checks.expect_excitation(squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias)
-    hidden, _ = _linear(squeeze, reduce_weight, reduce_bias, plain.NONE)
-    return _linear(hidden, expand_weight, expand_bias, act, gate)[1]
-
-
 @taped
 def squeeze_excite(x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
     """The excited x, and what the backward needs: squeeze (N x C), hidden before act (N x R), logits (N x C)."""
     checks.expect_excitation(x, reduce_weight, reduce_bias, expand_weight, expand_bias)
     squeeze = image_sums(x, None, True)
-    hidden, _ = _linear(squeeze, reduce_weight, reduce_bias, plain.NONE)
-    logits, _ = _linear(hidden, expand_weight, expand_bias, act)
+    hidden, _ = linear(squeeze, reduce_weight, reduce_bias, plain.NONE)
+    logits, _ = linear(hidden, expand_weight, expand_bias, act)
     return scaled_map(x, logits, gate), squeeze, hidden, logits
 
 

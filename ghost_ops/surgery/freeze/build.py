@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from torch import fx, nn
 
 from ...dispatch import PLAIN_TENSORS
-from ...nn._fused import Fused, remove
-from ...nn._in_place import made_class
-from ...nn._structure import Unfusable
-from ...nn.frozen import FrozenProgram
-from ...nn.frozen_net import Code, Frozen, FrozenState, freeze_class
+from ...fused.behaviour import Fused, remove
+from ...fused.errors import Unfusable
+from ...fused.frozen import FrozenProgram
+from ...fused.frozen_net import Code, Frozen, FrozenState, freeze_class
+from ...fused.in_place import made_class
 from .opened import opened
 from .runs import Run, replace_runs
 from .trace import Untraceable, trace

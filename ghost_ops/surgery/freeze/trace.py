@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
+from ...fused.behaviour import Fused
+from ...fused.frozen import FrozenProgram
+from ...fused.frozen_net import Frozen
+from ...fused.structure import is_hooked
 from ...nn import SyncBatchNorm
-from ...nn._fused import Fused
-from ...nn._structure import is_hooked
-from ...nn.frozen import FrozenProgram
-from ...nn.frozen_net import Frozen
 from ..recognise import survey
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

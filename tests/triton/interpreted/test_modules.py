@@ -9,8 +9,8 @@ from ghost_ops import FusedGhostBottleneck, FusedGhostModule
 from ghost_ops import nn as ghost_nn
 from ghost_ops.backends import reference, triton
 from ghost_ops.backends.triton import forward
-from ghost_ops.nn import _runner, fused_bottleneck
-from ghost_ops.nn.frozen import FrozenProgram
+from ghost_ops.fused import block, bottleneck
+from ghost_ops.fused.frozen import FrozenProgram
 from ghost_ops.program import BFLOAT16, FLOAT32, Conv, with_precision
 from tests.helpers import assert_as_accurate, on, randomise
 from tests.ops.cases import Errors
@@ -36,7 +36,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(forward, "run", noting)
     on_device = lambda op, x, kernel=None: on("reference" if op == "program_eval" else "triton", op)
-    for module in (_runner, fused_bottleneck):
+    for module in (block, bottleneck):
         monkeypatch.setattr(module, "select", on_device)
     return seen
 

@@ -13,11 +13,11 @@ from ..layout import memory_format
 INT32 = 2**31 - 1
 
 
-class _Recording(threading.local):
-    tape = None
+class _Recorder(threading.local):
+    current = None
 
 
-recording = _Recording()  # its tape, where this thread records one (``tape.py``), is told of every launch
+recorder = _Recorder()  # ``current`` is told of every launch while this thread records (``launch_cache.py``)
 
 
 def cdiv(a: int, b: int) -> int:
@@ -29,15 +29,16 @@ def on_device_of(t: torch.Tensor):
     return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
 
 
-def run(kernel, grid: tuple[int, ...], arguments: dict, warps: int, stages: int) -> None:
+def start_kernel(kernel, grid: tuple[int, ...], arguments: dict, warps: int, stages: int) -> None:
     """Launch a kernel; nothing is launched over an empty grid.
 
-    The one place where kernels start: tests take the arguments here and compile them for devices that are not there.
+    This is the only place where kernels start: tests take the arguments here and compile them for devices that are not
+    there.
     """
     if min(grid) > 0:
         compiled = kernel[grid](**arguments, num_warps=warps, num_stages=stages)
-        if recording.tape is not None:
-            recording.tape.launched(kernel, grid, arguments, compiled)
+        if recorder.current is not None:
+            recorder.current.launched(kernel, grid, arguments, compiled)
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -53,6 +54,14 @@ def is_wide(*maps: torch.Tensor | None, images: bool = False) -> bool:
             if sum((size - 1) * abs(stride) for size, stride in zip(t.shape[first:], t.stride()[first:])) > INT32:
                 return True
     return False
+
+
+def maps(**maps: torch.Tensor | None) -> dict[str, torch.Tensor | int | None]:
+    """Maps by name as arguments: each with its strides of image, channel, row and column, 0 where there is no map."""
+    found: dict[str, torch.Tensor | int | None] = {}
+    for name, t in maps.items():
+        found |= {name: t, **strides(name, t)}
+    return found
 
 
 def strides(name: str, t: torch.Tensor | None) -> dict[str, int]:
@@ -81,7 +90,7 @@ def is_flat(*maps: torch.Tensor | None) -> bool:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """An empty dense tensor. Allocations are all that torch does between launches of an operator that is taped."""
+    """An empty dense tensor. Where launches are cached, allocations are all that torch does between them."""
     return torch.empty(shape, dtype=dtype, device=device)
 
 

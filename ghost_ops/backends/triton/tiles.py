@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from . import launch
 from .launch import cdiv, is_wide
 
 KERNELS = ("product", "module", "stencil", "stencil_gradient", "weight_gradient")
@@ -34,7 +36,7 @@ _assumed: str | None = None
 
 @dataclass(frozen=True)
 class Tile:
-    """Of a program.
+    """Sides of the tile of one Triton program, and its launch options.
 
     Attributes:
         pixels, channels, depth: sides of a product's tile, powers of two; these are the most of each.
@@ -51,9 +53,23 @@ class Tile:
     warps: int = 4
     stages: int = 1
 
-    def strip(self, splits: int, per_split: int) -> dict[str, int]:
-        """Arguments of a kernel that goes through strips."""
-        return {"splits": splits, "per_split": per_split, "BW": self.columns, "BM": self.channels}
+
+class Strips(NamedTuple):
+    """How a kernel goes through strips: its tile, the splits of an image, and the rows of a split."""
+
+    tile: Tile
+    splits: int
+    per_split: int
+
+    def start(self, kernel: object, x: torch.Tensor, channels: int, arguments: dict, *axes: int) -> None:
+        """Launch a kernel whose grid is the strips of x's images times blocks of ``channels``, and further ``axes``."""
+        tile = self.tile
+        arguments = arguments | {
+            "splits": self.splits, "per_split": self.per_split, "BW": tile.columns, "BM": tile.channels,
+        }  # fmt: skip
+        with launch.on_device_of(x):
+            grid = (x.shape[0] * self.splits * cdiv(channels, tile.channels), *axes)
+            launch.start_kernel(kernel, grid, arguments, tile.warps, tile.stages)
 
 
 @contextmanager
@@ -130,10 +146,8 @@ def rows_of_strips(height: int, strips: int) -> int:
     return max(cdiv(height, wanted), min(LEAST_ROWS, height))
 
 
-def strips(
-    kernel: str, x: torch.Tensor, channels: int, taps: int = 1, sides: Sequence[int] | None = None
-) -> tuple[Tile, int, int]:
-    """Of kernels that go through strips of an image, of ``sides`` or x's: the tile, splits of an image, rows a split.
+def strips(kernel: str, x: torch.Tensor, channels: int, taps: int = 1, sides: Sequence[int] | None = None) -> Strips:
+    """The strips of a kernel that goes through images of x's sides, or of ``sides``.
 
     A thread has the weights of its channels in registers, ``taps`` each, and so the less values of a row the larger the
     kernel; offsets of 64 bits take registers too. Of the blocks of channels that is taken which leaves least of them
@@ -150,10 +164,10 @@ def strips(
     across = cdiv(width, columns)
     per_split = rows_of_strips(height, images * across * cdiv(channels, block))
     tile = replace(tile, channels=block, columns=columns, values=values, warps=warps)
-    return tile, across * cdiv(height, per_split), per_split
+    return Strips(tile, across * cdiv(height, per_split), per_split)
 
 
-def products_of_strips(kernel: str, x: torch.Tensor, channels: int) -> tuple[Tile, int, int]:
+def products_of_strips(kernel: str, x: torch.Tensor, channels: int) -> Strips:
     """As ``strips``, of kernels whose rows are products: sides of at least ``LEAST``, and few blocks, since each reads
     all of the input."""
     tile = lookup(kernel, shape_class(x), x.device)
@@ -163,7 +177,7 @@ def products_of_strips(kernel: str, x: torch.Tensor, channels: int) -> tuple[Til
     across = cdiv(width, columns)
     per_split = rows_of_strips(height, images * across * cdiv(channels, block))
     tile = replace(tile, channels=block, columns=columns)
-    return tile, across * cdiv(height, per_split), per_split
+    return Strips(tile, across * cdiv(height, per_split), per_split)
 
 
 def rows(groups: int) -> int:

@@ -20,9 +20,15 @@ NAMESPACE = "ghost_ops"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
+def _arguments(name: str) -> list[tuple[str, str]]:
+    """Type and name of each argument of an operator."""
+    arguments = SCHEMAS[name].split("(", 1)[1].split(")")[0]
+    return [tuple(argument.split()) for argument in arguments.split(", ")]
+
+
 def _map_index(name: str) -> int:
-    """The place of an operator's map among its arguments, behind the gradient in a backward."""
-    return int(name.endswith("_backward"))
+    """The place of an operator's map among its arguments: behind the gradient in a backward that has the map."""
+    return int(name.endswith("_backward") and _arguments(name)[1][0] == "Tensor")
 
 
 def _as_operator(name: str, function: Callable) -> Callable:
@@ -49,7 +55,7 @@ def _kernel_size(weight: torch.Tensor) -> int:
 
 def _by_decision(name: str) -> Callable:
     """An operator on a device for which several backends may have kernels: the one that ``select`` decides for."""
-    names = [argument.split()[-1] for argument in SCHEMAS[name].split("(", 1)[1].split(")")[0].split(", ")]
+    names = [argument for _, argument in _arguments(name)]
     map_index = _map_index(name)
     weight_index = next((names.index(n) for n in ("cheap_weight", "weight") if n in names), None)
 

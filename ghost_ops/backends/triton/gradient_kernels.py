@@ -132,11 +132,8 @@ def cheap_norm_bwd_kernel(
 ):  # fmt: skip
     """The cheap convolution's result in ``grad_z2`` becomes its gradient, through a BatchNorm over the batch. Grid:
     see ``tile_coords``; blocks are of CHEAP_CHANNELS."""
-    M, CHEAP_CHANNELS, OUT_CHANNELS = (
-        assume_multiple(M, UNIT),
-        assume_multiple(CHEAP_CHANNELS, UNIT),
-    )
-    assume_multiple(OUT_CHANNELS, UNIT)
+    M, OUT_CHANNELS = assume_multiple(M, UNIT), assume_multiple(OUT_CHANNELS, UNIT)
+    CHEAP_CHANNELS = assume_multiple(CHEAP_CHANNELS, UNIT)
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(
         CHEAP_CHANNELS, H, W, splits, per_split, BW, BM, WIDE

@@ -1,8 +1,9 @@
-"""The backward of Ghost modules: the passes of docs/gradients.md over maps that only kernels see.
+"""The backward of Ghost modules: B1, B2 and B3 of docs/gradients.md, section 2.
 
-z1 is made once (unless given) and kept in scratch memory with the maps' dtype, as eager PyTorch keeps it. Then no pass
-needs a halo of its own: neighbours of a pixel are read from memory. Partial sums, one row of three a group of tiles,
-are joined in a fixed order by small kernels.
+z1 is computed once (unless given) and kept in scratch memory with the maps' dtype, as eager PyTorch keeps it. Then no
+pass needs a halo: neighbours of a pixel are read from memory. B1 computes the sums of g2 and keeps ∂z2, or z2 where the
+BatchNorm's sums must be known first; B2 completes ∂z2 and computes ∂W2 and g1 with its sums; B3 computes ∂x and ∂W1.
+Partial sums, three rows for each group of tiles, are joined in a fixed order by small kernels.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def ghost_tail_bwd(
 
     Args:
         grad_out: N x out_channels x H x W of any strides, also expanded.
-        batch: the BatchNorms of both halves are over batch statistics. Then ``Gradients.z`` is that of the first
-            BatchNorm's result, and ``sums`` what the last pass needs to go through the BatchNorm too.
-        grad_z: where to write; by default a map in z's memory format.
+        batch: whether the BatchNorms of both halves use batch statistics. Then ``Gradients.z`` is g1, the gradient of
+            the first BatchNorm's result, and ``sums`` is what B3 needs for the BatchNorm's backward.
+        grad_z: where the gradient of z is written; by default a new map in z's memory format.
     """
     checks.expect_module(z, None, primary, cheap_weight, cheap, out_channels)
     checks.expect("grad_out", grad_out, (z.shape[0], out_channels, *z.shape[2:]), z)
@@ -135,8 +136,8 @@ def ghost_module_bwd(
     m = weight.shape[0]
     checks.expect("primary_weight", weight, (m, c, 1, 1), x)
     checks.expect("input_scale", scale, (n, c), x)
-    # With an excitation the products read a scaled copy: one pass more, on a route that only direct calls take, since
-    # modules under training apply the excitation before the operator.
+    # With an excitation the products read a scaled copy. That is one more pass, which only direct calls take, since
+    # modules in training apply the excitation before the operator.
     seen = x if scale is None else scaled_map(x, scale)
     z = launch.scratch(x, m)
     primary_product(seen, weight, to=z)

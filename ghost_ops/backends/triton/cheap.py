@@ -1,4 +1,4 @@
-"""The cheap convolution of y1: its statistics, or the output with residual and squeeze."""
+"""The cheap convolution of y1: its statistics (F2), or the output with residual and squeeze (F3)."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def cheap_kernel(
 ):  # fmt: skip
     """Grid: see ``tile_coords``; blocks are of M.
 
-    With AFFINE y is the primary convolution's result, and y1 is made of it here. The first half of ``out`` is written
-    then, and where a ``residual`` is added; else it is y itself. ``statistics``: of the cheap convolution, in place of
-    the output. ``sums``: splits x images x OUT_CHANNELS sums of the output, times ``per_value``.
+    With AFFINE y is z1, the primary convolution's result, and y1 is computed from it here. The first half of ``out`` is
+    written then, and where a ``residual`` is added; else it is y itself. With ``statistics`` those of z2 are written,
+    and no output. ``sums``: splits x images x OUT_CHANNELS sums of the output, times ``per_value``.
     """
     M, OUT_CHANNELS = assume_multiple(M, UNIT), assume_multiple(OUT_CHANNELS, UNIT)
     y_n, y_h, y_w = assume_multiple_strides(y_n, y_h, y_w, UNIT)
@@ -71,7 +71,7 @@ def cheap_kernel(
         )
         cheap_neg_slope = slopes(cheap_slopes, cheap_slopes_stride, cheap_channels, in_output, cheap_slope, CHEAP_ACT)
         taps = load_taps(cheap_weight, cheap_channels, CHEAP_CHANNELS, in_output, D)
-        acc_next = (zeros,) * (D - 1)  # results that the rows read so far began
+        acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
         first = zeros
         found = zeros
         squares = zeros
@@ -145,7 +145,7 @@ def cheap_half(
         weight: m(s - 1) x 1 x d x d.
         primary: where given, y is the primary convolution's result, whose epilogue is applied here, and the output's
             first m channels are written too.
-        residual: of the output, whose first m channels are written then; y is another map.
+        residual: added to the output, whose first m channels are written then too; y is another map.
         squeeze: where means of the output go, N x channels.
         statistics: return groups' statistics of the convolution (groups x 3 x m(s - 1)) and write no output.
     """

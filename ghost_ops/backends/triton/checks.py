@@ -1,6 +1,6 @@
-"""Arguments of direct calls: what does not fit is an error before a kernel reads past it.
+"""Checks the arguments of direct calls, so that no kernel reads past a tensor.
 
-The public functions check more, and say it better (``ops/checks.py``); the operators may be called without them.
+The public functions check more and have better messages (``ops/checks.py``), but operators may be called directly.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The first convolution of a net: dense, of few channels, with what follows it, in one pass."""
+"""The first convolution of a net, which is dense and has few input channels, with its epilogue in one pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .epilogue import Epilogue
 from .launch_cache import cached_launches
 from .maps import assume_multiple, assume_multiple_strides, tile_coords
 
-MOST = 256  # of an output's inputs, which are one step of the product
+MOST = 256  # inputs of an output value, which are one step of the product
 
 
 @triton.jit

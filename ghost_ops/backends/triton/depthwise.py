@@ -1,5 +1,4 @@
-"""Depthwise convolutions of any stride: ``depthwise`` and its backward, and a program's, with what follows it and the
-squeeze."""
+"""``depthwise`` and its backward, of any stride; and the depthwise step of programs, with an epilogue and squeeze."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from .maps import assume_multiple, assume_multiple_strides, load_taps, near, rea
 from .sums import OverSplits, total
 from .taps import by_taps
 
-MOST_STRIDE = 3  # of a backward, in which a thread has the gradients of STRIDE x STRIDE pixels
+MOST_STRIDE = 3  # in the backward, where a thread holds the gradients of STRIDE x STRIDE pixels
 
 
 @triton.jit
@@ -40,7 +39,7 @@ def depthwise_kernel(
     taps = load_taps(weight, channels, C, wanted, D)
     zeros = tl.zeros((BW, BM), tl.float32)
     found = zeros
-    # A result takes in STRIDE rows that no result before it has to do with, and begins those after it.
+    # Each result reads STRIDE rows that no result before it reads, and the first rows of the AHEAD results after it.
     AHEAD: tl.constexpr = (D - 1) // STRIDE
     acc_next = (zeros,) * AHEAD
     for row in range(top - AHEAD, bottom):
@@ -109,7 +108,7 @@ def depthwise_input_bwd_kernel(
     BM: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the input (IN_H x IN_W) into ``to``. Grid: see ``tile_coords``; strips are of squares of STRIDE x
-    STRIDE input pixels (H x W), each of which has taps of its own; blocks are of C."""
+    STRIDE input pixels (H x W), each of which has its own taps; blocks are of C."""
     C = assume_multiple(C, UNIT)
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
     to_n, to_h, to_w = assume_multiple_strides(to_n, to_h, to_w, UNIT)
@@ -117,7 +116,7 @@ def depthwise_input_bwd_kernel(
     grad += image * grad_n
     to += image * to_n
     taps = load_taps(weight, channels, C, wanted, D)
-    # Results that a square has to do with: from BEFORE before it to AFTER after it, in rows and in columns.
+    # A square is read by the results from BEFORE before it to AFTER after it, in rows and in columns.
     BEFORE: tl.constexpr = D // 2 // STRIDE
     AFTER: tl.constexpr = (STRIDE - 1 + D // 2) // STRIDE
     for row in range(top, bottom):
@@ -155,12 +154,12 @@ def depthwise_weight_bwd_kernel(
     grad += image * grad_n
     mask = (columns < W)[:, None] & wanted[None, :]
     zeros = tl.zeros((BW, BM), tl.float32)
-    sums, alone = (zeros,) * (D * D), zeros
+    sums, bias_sum = (zeros,) * (D * D), zeros
     for row in range(top, bottom):
         at = row * grad_h + columns[:, None] * grad_w + channels[None, :] * grad_c
         g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
         if biases is not None:
-            alone += g
+            bias_sum += g
         if weights is not None:
             for k in tl.static_range(D * D):
                 below = row * STRIDE + (k // D - D // 2)
@@ -174,7 +173,7 @@ def depthwise_weight_bwd_kernel(
         for k in tl.static_range(D * D):
             tl.store(to + k * C, tl.sum(sums[k], axis=0), mask=wanted)
     if biases is not None:
-        tl.store(biases + group.to(tl.int64) * C + channels, tl.sum(alone, axis=0), mask=wanted)
+        tl.store(biases + group.to(tl.int64) * C + channels, tl.sum(bias_sum, axis=0), mask=wanted)
 
 
 @cached_launches

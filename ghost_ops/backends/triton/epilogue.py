@@ -14,7 +14,7 @@ from .sums import CHANNELS_PER_PROGRAM
 
 
 class Epilogue(NamedTuple):
-    """What follows a convolution: its bias, BatchNorm (mean None: no BatchNorm) and activation."""
+    """Bias, BatchNorm (none where ``mean`` is None) and activation after a convolution."""
 
     bias: torch.Tensor | None = None
     act: int = NONE
@@ -27,7 +27,7 @@ class Epilogue(NamedTuple):
     eps: float = 0.0
 
     def arguments(self, name: str) -> dict:
-        """A kernel's arguments, each beginning with ``name``."""
+        """Arguments of a kernel, whose names begin with ``name``."""
         vectors = ("bias", "gamma", "beta", "mean", "var")
         found = {f"{name}_{field}": launch.vector(getattr(self, field)) for field in vectors}
         prelu = self.weight if self.act == PRELU else None
@@ -47,7 +47,7 @@ NO_EPILOGUE = Epilogue()
 def epilogue_gradients_kernel(
     partials, sums, bias, beta, gamma, slope, var, eps, groups, CHANNELS, BG: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
-    """The three rows of ``partials`` (groups x 3 x CHANNELS), and the parameters' gradients that are made of them."""
+    """Sums of the three rows of ``partials`` (groups x 3 x CHANNELS), and the parameters' gradients from them."""
     channels = tl.program_id(0) * BC + tl.arange(0, BC)
     wanted = channels < CHANNELS
     first = tl.zeros((BG, BC), tl.float32)
@@ -76,7 +76,7 @@ def epilogue_gradients_kernel(
 
 
 class EpilogueGradients(NamedTuple):
-    """Gradients of what follows a convolution, empty where there is none."""
+    """Gradients of an epilogue's parameters, empty where there is no parameter."""
 
     bias: torch.Tensor
     slopes: torch.Tensor

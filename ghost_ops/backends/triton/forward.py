@@ -1,5 +1,5 @@
-"""The forward of a Ghost module: the primary convolution into the output, or where a residual is added into scratch
-memory, and the cheap half of that."""
+"""The forward of a Ghost module in inference: the primary convolution into the output, or into scratch memory where a
+residual is added, and the cheap half from there."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ def ghost_module_fwd(
 
     Args:
         x: N x C x H x W of any strides.
-        primary, cheap: what follows the two convolutions.
+        primary, cheap: the epilogues of the two convolutions.
         cheap_weight: m(s - 1) x 1 x d x d, or None.
-        scale: N x C, of x. residual: of the output.
+        scale: N x C, the excitation of x.
+        residual: added to the output.
+        squeeze: whether the means of the output are computed too.
     """
     checks.expect_module(x, weight, primary, cheap_weight, cheap, out_channels)
     n, c, height, width = x.shape

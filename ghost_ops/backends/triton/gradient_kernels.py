@@ -1,8 +1,8 @@
-"""The kernels of ``backward``. Grids: groups of tiles x blocks of channels; see ``maps`` for runs and strips.
+"""The kernels of ``backward.py``. Grids: groups of tiles x blocks of channels; see ``maps.py`` for runs and strips.
 
-With the sums of a BatchNorm over its batch (3 x channels: Σ g, Σ g (z - mean),
-PReLU's) a gradient g of the BatchNorm's result becomes that of z:
-γ r (g - Σ g / n - r² (z - mean) Σ g (z - mean) / n), r = 1 / sqrt(var + eps).
+The names are those of docs/gradients.md, section 2. With the sums of a BatchNorm over its batch (3 x channels: Σ g,
+Σ g (z - μ), and PReLU's) a gradient g of the BatchNorm's result becomes that of z:
+γ r (g - Σ g / n - r² (z - μ) Σ g (z - μ) / n), r = 1 / sqrt(v + eps).
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def cheap_epilogue_bwd_kernel(
     BATCH: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
     BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Sums of the gradient of the second BatchNorm's result, and into ``grad_z2`` (pixels x M * MULTIPLIER) that
-    gradient; with BATCH, where the sums must be known first, what it is made of: the cheap convolution's result."""
+    """B1: the sums of g2, and ∂z2 into ``grad_z2`` (pixels x M * MULTIPLIER); with BATCH, where the sums must be known
+    first, z2 itself."""
     M, OUT_CHANNELS = assume_multiple(M, UNIT), assume_multiple(OUT_CHANNELS, UNIT)
     z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
@@ -89,7 +89,7 @@ def cheap_epilogue_bwd_kernel(
         taps = load_taps(cheap_weight, cheap_channels, CHEAP_CHANNELS, wanted, D)
         mask = (columns < W)[:, None] & wanted[None, :]
         in_output = mask & ((M + cheap_channels) < OUT_CHANNELS)[None, :]
-        acc_next = (zeros,) * (D - 1)  # results that the rows read so far began
+        acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
         first, second, third = zeros, zeros, zeros
         last = tl.minimum(bottom + D // 2, H)
         ahead = read_row(z, top - D // 2, columns, channels, last, W, z_c, z_h, z_w, wanted, D)
@@ -130,8 +130,8 @@ def cheap_norm_bwd_kernel(
     WIDE: tl.constexpr,
     UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """The cheap convolution's result in ``grad_z2`` becomes its gradient, through a BatchNorm over the batch. Grid:
-    see ``tile_coords``; blocks are of CHEAP_CHANNELS."""
+    """B2, first part: z2 in ``grad_z2`` becomes ∂z2, through a BatchNorm over the batch. Grid: see ``tile_coords``;
+    blocks are of CHEAP_CHANNELS."""
     M, OUT_CHANNELS = assume_multiple(M, UNIT), assume_multiple(OUT_CHANNELS, UNIT)
     CHEAP_CHANNELS = assume_multiple(CHEAP_CHANNELS, UNIT)
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
@@ -164,7 +164,7 @@ def cheap_norm_bwd_kernel(
 def read_grad_z2_rows(
     grad_z2, row, columns, channels, H, W, CHEAP_CHANNELS, wanted, MULTIPLIER: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip
-    """``read_row`` of the gradients of all that is made of these channels, one after the other."""
+    """``read_row`` of ∂z2 of all cheap channels that read these channels, one after the other."""
     found = ()
     for q in tl.static_range(MULTIPLIER):
         found = found + read_row(
@@ -182,7 +182,7 @@ def primary_epilogue_bwd_kernel(
     PRIMARY_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
     WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the first BatchNorm's result (z's, without one) into ``grad_z``, and its sums."""
+    """B2: g1, the gradient of the first BatchNorm's result (∂z1 without one), into ``grad_z``, and its sums."""
     M = assume_multiple(M, UNIT)
     z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
@@ -205,11 +205,11 @@ def primary_epilogue_bwd_kernel(
     taps = ()
     for q in tl.static_range(MULTIPLIER):
         taps = taps + load_taps(cheap_weight, channels * MULTIPLIER + q, CHEAP_CHANNELS, wanted, D)
-    acc_next = (zeros,) * (D - 1)  # results that the rows read so far began
+    acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
     last = tl.minimum(bottom + D // 2, H)
     ahead = read_grad_z2_rows(grad_z2, top - D // 2, columns, channels, last, W, CHEAP_CHANNELS, wanted, MULTIPLIER, D)
     for below in range(top - D // 2, bottom + D // 2):
-        seen = ahead  # while this row is computed with, the next one is under way
+        seen = ahead  # while this row is used, the next one is being loaded
         ahead = read_grad_z2_rows(grad_z2, below + 1, columns, channels, last, W, CHEAP_CHANNELS, wanted, MULTIPLIER, D)
         acc = acc_next + (zeros,)
         for q in tl.static_range(MULTIPLIER):
@@ -245,8 +245,8 @@ def cheap_weight_bwd_kernel(
     MULTIPLIER: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
     BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the cheap weight: ∂W2[a, b] = Σ y1[u] ∂z2[u - offset(a, b)]. ``weights``: groups x MULTIPLIER x D x D
-    x M. The grid's second axis goes through what is made of each channel."""
+    """B2: gradient of the cheap weight, ∂W2[a, b] = Σ y1[u] ∂z2[u - offset(a, b)]. ``weights``: groups x MULTIPLIER x D
+    x D x M. The grid's second axis is the multiplier."""
     M = assume_multiple(M, UNIT)
     z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
@@ -270,7 +270,7 @@ def cheap_weight_bwd_kernel(
         for i in tl.static_range(D):
             there = row + (D // 2 - i)
             for j in tl.static_range(D):
-                # Where there is no such result nothing is added, whatever y1 is.
+                # Outside of the map nothing is added, whatever y1 is.
                 found = mask & near(there, columns, D - 1 - j, H, W, wanted, D)
                 at = (there * W + columns + (D // 2 - j))[:, None] * CHEAP_CHANNELS + cheap_channels[None, :]
                 gz = tl.load(grad_z2 + at, mask=found, other=0.0).to(tl.float32)
@@ -311,7 +311,7 @@ def input_bwd_kernel(
     WIDE: tl.constexpr, UNIT_IN: tl.constexpr, UNIT: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of x: blocks are of its C channels (BM of them), products run over M. ONE_STEP: as of ``product``."""
+    """B3: ∂x. Blocks are of its C channels (BM of them), products run over M. ONE_STEP: see ``product``."""
     C, M = assume_multiple(C, UNIT_IN), assume_multiple(M, UNIT)
     to_n, to_h, to_w = assume_multiple_strides(to_n, to_h, to_w, UNIT_IN)
     kind: tl.constexpr = grad_x.dtype.element_ty
@@ -352,7 +352,7 @@ def primary_weight_bwd_kernel(
     H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, FLAT_IN: tl.constexpr, WIDE: tl.constexpr,
     UNIT_IN: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the primary weight: groups x M x C partial products over pixels."""
+    """B3: ∂W1, as groups x M x C partial products over pixels."""
     C, M = assume_multiple(C, UNIT_IN), assume_multiple(M, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT_IN)
     across = tl.cdiv(C, BC)

@@ -1,4 +1,4 @@
-"""From tensors to kernel launches: strides, layouts, the device guard, and what a kernel is specialised for."""
+"""Turns tensors into kernel launches: strides, layouts, the device guard, and what a kernel is specialised for."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def start_kernel(kernel, grid: tuple[int, ...], arguments: dict, warps: int, sta
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Of float32 products: TF32 exactly where PyTorch's own convolutions would use it."""
+    """Precision of products: TF32 exactly where PyTorch's own float32 convolutions would use it."""
     return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
 
 
@@ -57,7 +57,7 @@ def is_wide(*maps: torch.Tensor | None, images: bool = False) -> bool:
 
 
 def maps(**maps: torch.Tensor | None) -> dict[str, torch.Tensor | int | None]:
-    """Maps by name as arguments: each with its strides of image, channel, row and column, 0 where there is no map."""
+    """Arguments for maps by name: each map with its strides of image, channel, row and column, 0 where it is None."""
     found: dict[str, torch.Tensor | int | None] = {}
     for name, t in maps.items():
         found |= {name: t, **strides(name, t)}
@@ -65,13 +65,13 @@ def maps(**maps: torch.Tensor | None) -> dict[str, torch.Tensor | int | None]:
 
 
 def strides(name: str, t: torch.Tensor | None) -> dict[str, int]:
-    """A map's strides as arguments: image, channel, row, column."""
+    """The strides of a map as arguments: image, channel, row, column."""
     found = (0, 0, 0, 0) if t is None else t.stride()
     return {f"{name}_{axis}": stride for axis, stride in zip(("n", "c", "h", "w"), found)}
 
 
 def unit(*maps: torch.Tensor | None, counts: tuple[int, ...] = ()) -> int:
-    """Of how many elements, 8 at most, all pixels of these channels_last maps and these counts are whole multiples."""
+    """The largest divisor of 8 that divides ``counts`` and all strides but the channels' of these maps, in elements."""
     steps = list(counts)
     for t in maps:
         if t is not None:

@@ -29,7 +29,7 @@ from triton.runtime import JITFunction, driver
 from . import launch, tiles
 
 LIMIT = 4096  # entries of all operators together: the oldest goes
-ALIGNMENT = 256  # of what shares one allocation
+ALIGNMENT = 256  # bytes between tensors that share one allocation
 _CALL = (  # how Triton starts a kernel (3.6 and 3.7), as a replay does
     "kernel.run(grid_0, grid_1, grid_2, stream, kernel.function, kernel.packed_metadata, launch_metadata, "
     "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *bound_args.values())"
@@ -60,7 +60,7 @@ def _launches_as_known() -> bool:
 
 
 def _switched_off() -> bool:
-    """Whether launches depend on more than a key says, or are watched."""
+    """Whether launches depend on more than the key, or are watched."""
     if tiles._assumed is not None or any(tiles._overrides.values()) or launch.recorder.current is not None:
         return True
     enter, leave = _runtime.launch_enter_hook, _runtime.launch_exit_hook  # chains of hooks, or hooks
@@ -115,7 +115,7 @@ def _record(function: Callable, args: tuple, key: tuple) -> object:
     tensors = []
 
     def stand_in(a):
-        """Tensors that are nobody else's: this call may give one twice, the next call two."""
+        """Detached tensors: where this call passes one tensor twice, the next may pass two."""
         if isinstance(a, Tensor):
             tensors.append(a.detach())
             return tensors[-1]
@@ -172,7 +172,7 @@ class _Recording(TorchDispatchMode):
         try:
             row = [*(*grid, 1, 1)[:3], None, compiled.function, compiled.packed_metadata, None, None, None]
             row += [arguments[name] for name in kernel.arg_names]
-            places = []  # of addresses: whose, and how many bytes from there
+            places = []  # for each address: its position, its base, and its distance from there in bytes
             for i, value in enumerate(row):
                 if isinstance(value, Tensor):
                     base, row[i] = self.known[id(value)][1], None
@@ -184,7 +184,8 @@ class _Recording(TorchDispatchMode):
         self.refused |= bool(getattr(kernel, "pre_run_hooks", None))
 
     def replay(self, results: object) -> Callable | None:
-        """From arguments' addresses to results, or None where that is not possible. It holds no tensor."""
+        """A function from the arguments' addresses to the results, which holds no tensor; None where that is
+        impossible."""
         single, device = isinstance(results, Tensor), self.bases[0].device
         if self.refused or len(self.devices) > 1 or any(t.device != device for t in self.bases):
             return None

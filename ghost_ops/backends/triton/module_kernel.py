@@ -1,9 +1,9 @@
 """A Ghost module that makes no less channels than it reads, in one launch, for large maps.
 
-There memory decides, and y1 is not written before it is read: a program makes a row of it again for each column of the
-cheap kernel, by tensor cores that have nothing else to do, and both halves of the output's pixels are written soon
-after each other, so that the second level cache joins them before they go to memory. Halves written by two launches
-end in parts of the memory's units, which cost three times their bytes (docs/performance.md, "GPU").
+There memory traffic decides. y1 is never read back: a program recomputes a row of it for each column of the cheap
+kernel on tensor cores that are idle otherwise. Both halves of the output's pixels are written soon after each other, so
+that the second level cache joins them before they go to memory. Halves written by two launches end in parts of the
+memory's units, which cost three times their bytes (docs/performance.md, "GPU").
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .maps import assume_multiple, assume_multiple_strides, load_taps, store_row
 from .sums import OverSplits
 from .taps import by_taps
 
-MOST_CHANNELS = 128  # of the input: one step of the product
-LEAST_WIDTH = 17  # of maps: the side of a product is 32 pixels of a row
+MOST_CHANNELS = 128  # input channels, which are one step of the product
+LEAST_WIDTH = 17  # pixels: a product takes 32 pixels of a row
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def module_kernel(
     cheap_neg_slope = slopes(cheap_slopes, cheap_slopes_stride, channels, in_output, cheap_slope, CHEAP_ACT)
     taps = load_taps(cheap_weight, channels, M, in_output, D)
     zeros = tl.zeros((BW, BM), tl.float32)
-    acc_next = (zeros,) * (D - 1)  # results that the rows made so far began
+    acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
     first, second = zeros, zeros
     for below in range(top - D // 2, bottom + D // 2):
         acc, y1 = acc_next + (zeros,), zeros
@@ -101,8 +101,8 @@ def module_kernel(
 
 
 def takes(x: torch.Tensor, cheap_weight: torch.Tensor, m: int, residual: torch.Tensor | None) -> bool:
-    """Whether a module is better one launch: half precision, since float32's products are not for free, and no less
-    output than input, with no third map to read."""
+    """Whether one launch is faster than two: in half precision, since products in float32 cost time, with at least as
+    much output as input, and without a residual."""
     c, width, d = x.shape[1], x.shape[3], cheap_weight.shape[-1]
     if x.dtype == torch.float32 or residual is not None or width < LEAST_WIDTH:
         return False

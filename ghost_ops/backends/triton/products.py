@@ -1,4 +1,4 @@
-"""The primary convolution with what follows it."""
+"""The primary convolution with its epilogue: F1 of docs/gradients.md, and the first pass of inference."""
 
 from __future__ import annotations
 
@@ -92,11 +92,12 @@ def primary_product(
     residual: torch.Tensor | None = None,
     statistics: bool = False,
 ) -> torch.Tensor | None:
-    """The primary convolution of x, with ``primary`` after it, into the first channels of ``to``, if that is given.
+    """The primary convolution of x, with the epilogue ``primary``, into the first channels of ``to``, if that is given.
 
     Args:
-        scale: N x C, of x. residual: of the output, added last.
-        statistics: return groups' statistics of the convolution alone, unrounded: groups x 3 x m.
+        scale: N x C, the excitation of x.
+        residual: added to the output last.
+        statistics: return the groups' statistics of the convolution without epilogue, unrounded: groups x 3 x m.
     """
     n, c, height, width = x.shape
     m = weight.shape[0]

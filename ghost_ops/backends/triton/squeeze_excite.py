@@ -117,7 +117,7 @@ def squeeze_excite_backward(
 ):
     """Gradients of x, reduce weight and bias, expand weight and bias (empty where there is no bias).
 
-    Between the two passes over maps stand products of N x C vectors, which torch does: no pass more.
+    Between the two passes over maps there are only products of N x C vectors, which torch computes.
     """
     checks.expect("grad_out", grad_out, tuple(x.shape), x)
     checks.expect_excitation(x, reduce_weight, reduce_bias, expand_weight, expand_bias)

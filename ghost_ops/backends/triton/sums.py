@@ -1,4 +1,4 @@
-"""How groups' partial sums and statistics are joined: in a fixed order, so that results repeat."""
+"""Joins the partial sums and statistics of groups, in a fixed order, so that results are deterministic."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHANNELS_PER_PROGRAM = 2  # a layer has some ten to hundred, and the device want
 def join_kernel(
     partials, mean_out, var_out, total, groups, CHANNELS, BG: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
-    """Means, then variances around them, of blocks of channels: nothing cancels."""
+    """Means, then variances around them, of blocks of channels, so that nothing cancels."""
     channels = tl.program_id(0) * BC + tl.arange(0, BC)
     wanted = channels < CHANNELS
     origin = tl.load(partials + CHANNELS + channels, mask=wanted, other=0.0)
@@ -84,8 +84,8 @@ def total(
     """Sums over the groups of ``partials`` (groups x rows x channels) into ``to``, in a fixed order.
 
     Args:
-        steps: of rows and channels in ``to``; by default it is rows x channels.
-        per_value: a factor.
+        steps: strides of rows and channels in ``to``; by default it is rows x channels.
+        per_value: factor of the sums.
     """
     groups, rows, channels = partials.shape
     row_step, channel_step = steps or (channels, 1)

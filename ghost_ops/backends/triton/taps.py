@@ -9,15 +9,15 @@ from .sums import total
 
 
 def as_taps(memory: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """A depthwise weight (C x 1 x D x D) whose numbers lie as ``by_taps`` wants them."""
+    """A depthwise weight, C x 1 x D x D, over memory in the layout of ``by_taps``."""
     c, _, height, width = shape
     return memory.as_strided(shape, (1, c, width * c, c), memory.storage_offset())
 
 
 def by_taps(weight: torch.Tensor) -> torch.Tensor:
-    """A depthwise weight (C x 1 x D x D) as kernels read it, all channels of a tap side by side: D x D x C in memory.
+    """A depthwise weight, C x 1 x D x D, in the layout that kernels read: D x D x C in memory, channels side by side.
 
-    One that lies so already, as those of programs do, is taken as it is.
+    A weight that has this layout already, as those of programs have, is returned unchanged.
     """
     c, d = weight.shape[0], weight.shape[-1]
     if weight.stride(0) == 1 and weight.stride(2) == d * c and weight.stride(3) == c:

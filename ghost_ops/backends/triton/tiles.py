@@ -24,12 +24,12 @@ from . import launch
 from .launch import cdiv, is_wide
 
 KERNELS = ("product", "module", "stencil", "stencil_gradient", "weight_gradient")
-LEAST = 16  # of every side of a product
+LEAST = 16  # elements of every side of a product
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
-GROUPS = 1024  # of partial sums, or a group an image: each a run of tiles that one program goes through
-PROGRAMS = 2048  # of a kernel over strips, that a device has enough to do
-LEAST_ROWS = 4  # of a strip: the rows around it are read twice
-REGISTERS = 100  # of a thread, for weights
+GROUPS = 1024  # most groups of partial sums; each is a run of tiles that one program goes through
+PROGRAMS = 2048  # programs of a kernel over strips, so that a device is busy
+LEAST_ROWS = 4  # rows of a strip: the rows around it are read twice
+REGISTERS = 100  # registers of a thread for weights
 _overrides: dict[str, dict] = {}
 _assumed: str | None = None
 
@@ -39,10 +39,10 @@ class Tile:
     """Sides of the tile of one Triton program, and its launch options.
 
     Attributes:
-        pixels, channels, depth: sides of a product's tile, powers of two; these are the most of each.
-        columns: of a strip, with ``channels``.
-        values: of a strip's row, in the registers of each thread.
-        warps, stages: Triton's options; a strip may have less warps.
+        pixels, channels, depth: largest sides of a product's tile, powers of two.
+        columns: most columns of a strip; it has ``channels`` too.
+        values: most values of a strip's row in the registers of a thread.
+        warps, stages: Triton's options; a strip may have fewer warps.
     """
 
     channels: int
@@ -107,7 +107,7 @@ def _table(path: str) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def table() -> dict[str, dict[str, dict[str, int]]]:
-    """By architecture (or "default"), then by ``<kernel>/<class>``."""
+    """The tiles by architecture (or "default"), then by ``<kernel>/<class>``."""
     return _table(os.environ.get("GHOST_OPS_TILES") or str(Path(__file__).with_name("tiles.json")))
 
 
@@ -141,7 +141,7 @@ def _side(needed: int, most: int) -> int:
 
 
 def rows_of_strips(height: int, strips: int) -> int:
-    """Of each part that a program goes down, where so many strips of ``height`` rows stand side by side."""
+    """Rows of each split, where there are so many strips of ``height`` rows."""
     wanted = cdiv(PROGRAMS, max(strips, 1))
     return max(cdiv(height, wanted), min(LEAST_ROWS, height))
 
@@ -149,9 +149,9 @@ def rows_of_strips(height: int, strips: int) -> int:
 def strips(kernel: str, x: torch.Tensor, channels: int, taps: int = 1, sides: Sequence[int] | None = None) -> Strips:
     """The strips of a kernel that goes through images of x's sides, or of ``sides``.
 
-    A thread has the weights of its channels in registers, ``taps`` each, and so the less values of a row the larger the
-    kernel; offsets of 64 bits take registers too. Of the blocks of channels that is taken which leaves least of them
-    idle: nets have 12, 20, 36, 100.
+    A thread holds the weights of its channels in registers, ``taps`` each, and so has fewer values of a row where the
+    kernel is larger; offsets of 64 bits take registers too. The block of channels is the one that leaves the fewest
+    idle, since nets have 12, 20, 36 or 100 channels.
     """
     tile = lookup(kernel, shape_class(x), x.device)
     images, (height, width) = x.shape[0], sides or x.shape[2:]
@@ -168,8 +168,8 @@ def strips(kernel: str, x: torch.Tensor, channels: int, taps: int = 1, sides: Se
 
 
 def products_of_strips(kernel: str, x: torch.Tensor, channels: int) -> Strips:
-    """As ``strips``, of kernels whose rows are products: sides of at least ``LEAST``, and few blocks, since each reads
-    all of the input."""
+    """The strips of a kernel whose rows are products: their sides are at least ``LEAST``, and there are few blocks,
+    since each reads all of the input."""
     tile = lookup(kernel, shape_class(x), x.device)
     images, (height, width) = x.shape[0], x.shape[2:]
     block = min((16, 32, 64), key=lambda b: cdiv(channels, b) * (b + 16) if b <= tile.channels else math.inf)
@@ -181,12 +181,12 @@ def products_of_strips(kernel: str, x: torch.Tensor, channels: int) -> Strips:
 
 
 def rows(groups: int) -> int:
-    """Groups that a program joins at once."""
+    """Number of groups that a program joins at once."""
     return min(1 << (max(groups, 1) - 1).bit_length(), 1024)
 
 
 def flat(kernel: str, x: torch.Tensor, channels: int, depth: int = 1) -> tuple[Tile, int, int]:
-    """Of kernels that number pixels through all images: the tile, pixel tiles a group, and groups."""
+    """For a kernel that numbers pixels through all images: its tile, the number of tiles of a group, and of groups."""
     tile = lookup(kernel, shape_class(x), x.device)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     sides = {"channels": _side(channels, tile.channels), "depth": _side(depth, tile.depth)}

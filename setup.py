@@ -11,6 +11,7 @@ Environment variables:
   CXX, CC, CXXFLAGS, LDFLAGS, CUDA_HOME, MAX_JOBS  as usual
 """
 
+import io
 import os
 import re
 import shlex
@@ -19,8 +20,9 @@ import subprocess
 import sys
 import sysconfig
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -163,32 +165,28 @@ class Ninja:
     """A build.ninja in the making. Paths are relative to the repository, where ninja runs."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self.text = f"""builddir = {folder}
-cxx = {_quote(compiler())}
-nvcc = {_quote([] if why_not_cuda() else nvcc())}
-ldflags = {_quote(shlex.split(os.environ.get("LDFLAGS", "")))}
-rule compile
-  command = $cxx $flags -MMD -MF $out.d -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-  description = compile $out
-rule nvcc
-  command = $nvcc $flags -MD -MF $out.d -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-  description = compile $out
-rule link_cuda
-  command = $nvcc -shared -cudart static '-Xcompiler=-Wl\\,--no-as-needed' -o $out $in $flags
-  description = link $out
-rule link
-  command = $cxx -shared $ldflags -Wl,--no-as-needed -o $out $in $flags
-  description = link $out
-"""
+        self.folder, self.text = folder, io.StringIO()
+        self.writer = ninja_syntax().Writer(self.text, width=sys.maxsize)
+        variables = {
+            "cxx": compiler(),
+            "nvcc": [] if why_not_cuda() else nvcc(),
+            "ldflags": shlex.split(os.environ.get("LDFLAGS", "")),
+        }
+        self.writer.variable("builddir", str(folder))
+        for name, words in variables.items():
+            self.writer.variable(name, _quote(words))
+        compiles = {"description": "compile $out", "depfile": "$out.d", "deps": "gcc"}
+        self.writer.rule("compile", "$cxx $flags -MMD -MF $out.d -c $in -o $out", **compiles)
+        self.writer.rule("nvcc", "$nvcc $flags -MD -MF $out.d -c $in -o $out", **compiles)
+        link = "$cxx -shared $ldflags -Wl,--no-as-needed -o $out $in $flags"
+        link_cuda = r"$nvcc -shared -cudart static '-Xcompiler=-Wl\,--no-as-needed' -o $out $in $flags"
+        self.writer.rule("link", link, "link $out")
+        self.writer.rule("link_cuda", link_cuda, "link $out")
 
     def _build(self, output: str, rule: str, inputs: list[Path], flags: list[str]) -> Path:
-        self.text += f"\nbuild {self.folder / output}: {rule} {_quote(inputs)}\n  flags = {_quote(flags)}\n"
-        return self.folder / output
+        path = self.folder / output
+        self.writer.build(str(path), rule, list(map(str, inputs)), variables={"flags": _quote(flags)})
+        return path
 
     def compile(self, source: Path, flags: list[str], variant: str = "") -> Path:
         output = f"{source.relative_to(CSRC).with_suffix('')}{variant}.o"
@@ -214,12 +212,11 @@ rule link
         import fcntl
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        ninja = [sys.executable, "-m", "ninja"] if find_spec("ninja") else ["ninja"]  # PyPI's, else the machine's
         jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
         with open(self.folder / "lock", "w") as lock:  # two builds of one checkout take turns
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (self.folder / "build.ninja").write_text(self.text)
-            if subprocess.run([*ninja, "-f", self.folder / "build.ninja", *jobs]).returncode:
+            (self.folder / "build.ninja").write_text(self.text.getvalue())
+            if subprocess.run([sys.executable, "-m", "ninja", "-f", self.folder / "build.ninja", *jobs]).returncode:
                 sys.exit(
                     "ghost_ops: the kernels do not compile (GHOST_OPS_NATIVE=0 installs without them, GHOST_OPS_CUDA=0 "
                     "without those for CUDA)"
@@ -227,7 +224,15 @@ rule link
 
 
 def _quote(words: list) -> str:
-    return shlex.join(map(str, words)).replace("$", "$$")
+    return ninja_syntax().escape(shlex.join(map(str, words)))
+
+
+def ninja_syntax() -> ModuleType:
+    """The writer of build files that comes with PyPI's ninja, which pyproject.toml asks for."""
+    try:
+        return import_module("ninja.ninja_syntax")
+    except ImportError:
+        sys.exit("ghost_ops: the Python package ninja is needed to build the kernels: pip install ninja")
 
 
 def describe_build(ninja: Ninja) -> tuple[Path, ...]:

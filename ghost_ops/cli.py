@@ -15,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from . import __version__
+from . import bench as benchmark
 from .bench import machine
-from .bench.cases import frozen_cases, module_cases, net_cases
-from .bench.engines import EVERY, PEERS
+from .bench.baselines import BASELINES, TARGETS, baselines_of
+from .bench.cases import module_cases, net_cases
 from .bench.machine import Unavailable
-from .bench.peers import BASES
 
 QUICK_CASES = 3
 WIDTH = 180  # of tables that go to a file or a pipe
@@ -64,7 +64,7 @@ def info(as_json: bool) -> None:
     for name, state in found["backends"].items():
         table.add_row(f"backend {name}", escape(state))
     for name, version in found["versions"].items():
-        table.add_row(name, version or escape("not installed" + _how(name)))  # [bench] is no markup
+        table.add_row(name, version or escape("not installed" + _how(name)))  # [bench] is not markup
     _console().print(table)
 
 
@@ -78,9 +78,9 @@ def _how(package: str) -> str:
 def verify(quick: bool, as_json: bool) -> None:
     """Compare every operator with float64 on this machine, beside eager PyTorch in the same dtype.
 
-    Exits with 1 where the error of ours is more than twice that of eager and a few units in the last place.
+    Exits with 1 where an error is more than twice that of eager and a few units in the last place.
     """
-    from .bench import verify as checks
+    from . import verify as checks
 
     directions = 2 * len(checks.OPERATORS) - len(checks.FORWARD_ONLY)
     with _progress(directions * len(checks.DTYPES) * len(checks.LAYOUTS)) as progress:
@@ -114,9 +114,10 @@ def verify(quick: bool, as_json: bool) -> None:
 @click.option("--train", is_flag=True, help="A training step of GhostNet-100. Without any part named: these three.")
 @click.option("--train-modules", is_flag=True, help="Forward and backward of every Ghost module.")
 @click.option("--frozen", is_flag=True, help="Frozen nets beside engines and other nets, and the time of their parts.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of --frozen.")
-@click.option("--case", "patterns", multiple=True, metavar="TEXT", help="Only modules and nets whose name has this.")
-@click.option("--peers", multiple=True, metavar="TEXT", help="Only peers whose name has this; ours always runs.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="For --frozen.")
+@click.option("--case", "patterns", multiple=True, metavar="TEXT", help="Only cases whose name contains this.")
+@click.option("--baselines", multiple=True, metavar="TEXT", help="Only baselines whose name contains this.")
+@click.option("--peers", multiple=True, hidden=True)  # the name that --baselines had in 0.1.0
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Default: 1 and 16.")
 @click.option("--train-batch", type=click.IntRange(2), default=32, show_default=True)
 @click.option("--train-side", type=click.IntRange(32), default=224, show_default=True, help="Pixels, when training.")
@@ -133,6 +134,7 @@ def bench(
     frozen: bool,
     dtype: str,
     patterns: tuple[str, ...],
+    baselines: tuple[str, ...],
     peers: tuple[str, ...],
     batches: tuple[int, ...],
     train_batch: int,
@@ -143,21 +145,27 @@ def bench(
     json_path: str | None,
     plot_path: str | None,
 ) -> None:
-    """Time ours and its peers side by side, after comparing each result with float64."""
+    """Time ghost_ops and its baselines side by side, after comparing each result with float64."""
     from .bench import report as reports
     from .bench import roofline
-    from .bench.frozen import choose_cases, run_frozen
-    from .bench.plots import plot
-    from .bench.resident import add_resident
     from .bench.run import new_report, run_case
-    from .bench.training import OURS_LOW, STEPS, TrainCase, TrainModuleCase, run_training
+    from .bench.training import FUSED_LOW, STEPS, TrainCase, TrainModuleCase, run_training
 
+    wanted = baselines + peers
+    in_checkout = benchmark.extend()
+    if not in_checkout and (frozen or plot_path):
+        option = "--frozen" if frozen else "--plot"
+        raise click.ClickException(f"{option} needs a checkout of the repository: its code is in benchmarks/harness")
+    if in_checkout:
+        from .bench.frozen import choose_cases, frozen_cases, run_frozen
+        from .bench.plots import plot
+        from .bench.resident import add_resident
     if plot_path:
         _installed("matplotlib")
     chosen = [part for part, on in zip(PARTS, (modules, nets, train, frozen, train_modules)) if on]
     chosen = chosen or list(PARTS[:2] if patterns else PARTS[:3])
     if dtype != "float32" and not frozen:
-        raise click.UsageError("--dtype is of --frozen: the other parts run in float32")
+        raise click.UsageError("--dtype is for --frozen: the other parts run in float32")
     cases = [*(module_cases() if "modules" in chosen else ()), *(net_cases() if "nets" in chosen else ())]
     cases = [case for case in cases if not patterns or any(p in case.name for p in patterns)]
     trained = [case for case in module_cases() if not patterns or any(p in case.name for p in patterns)]
@@ -165,11 +173,12 @@ def bench(
     if quick and not patterns:
         small = [case for case in cases if case.kind == "module"]
         cases = small[:: max(1, len(small) // QUICK_CASES)][:QUICK_CASES] + [c for c in cases if c.kind == "net"]
-    selected = [peer for peer in PEERS.values() if _wanted(peer.name, peers, quick)]
-    steps = {step.name for step in STEPS if _wanted(step.name, peers, quick)}
+    selected = [baseline for baseline in baselines_of("float32") if _wanted(baseline.name, wanted, quick)]
+    steps = {step.name for step in STEPS if _wanted(step.name, wanted, quick)}
     to_freeze = choose_cases(patterns, dtype) if frozen else []
-    _check_names(patterns, [c.name for c in (*module_cases(), *net_cases(), *frozen_cases())], "--case")
-    _check_names(peers, [*EVERY, *steps], "--peers")
+    known = (*module_cases(), *net_cases(), *(frozen_cases() if in_checkout else ()))
+    _check_names(patterns, [case.name for case in known], "--case")
+    _check_names(wanted, [*BASELINES, *steps], "--baselines")
     batches = batches or ((1,) if quick else (1, 16))
     thread_counts = thread_counts or (1,)
     rounds, min_seconds = (min(rounds, 3), 0.005) if quick else (rounds, 0.02)
@@ -191,32 +200,34 @@ def bench(
             progress.advance(0)
             for batch in batches:
                 for case in cases:
-                    report.rows += run_case(
+                    report.results += run_case(
                         case, batch, threads, selected, rounds=rounds, limits=limits, min_seconds=min_seconds,
                         on_step=step(f"{case.name}, batch {batch}"),
                     )  # fmt: skip
                     progress.advance(0)
                 for case in trained:
                     on_step = step(f"{case.name}, batch {batch}")
-                    report.rows += run_training(
-                        case, batch, threads, steps - {OURS_LOW}, rounds=rounds, on_step=on_step
+                    report.results += run_training(
+                        case, batch, threads, steps - {FUSED_LOW}, rounds=rounds, on_step=on_step
                     )
                     progress.advance(0)
                 if to_freeze:
                     rows, parts = run_frozen(
-                        to_freeze, batch, threads, dtype, lambda name: _wanted(name, peers, quick), limits,
+                        to_freeze, batch, threads, dtype, lambda name: _wanted(name, wanted, quick), limits,
                         rounds=rounds, min_seconds=min_seconds, on_step=step("frozen"),
                     )  # fmt: skip
-                    report.rows += rows
+                    report.results += rows
                     report.parts += parts
                     progress.advance(0)
             if "train" in chosen:
                 case, on_step = TrainCase(side=train_side), step("training")
                 rows = run_training(case, train_batch, threads, steps, rounds=rounds, on_step=on_step)
-                report.rows += add_resident(rows, case, on_step)
+                report.results += add_resident(rows, case, on_step) if in_checkout else rows
                 progress.advance(0)
     if json_path != "-":
         reports.show(report, _console())
+        if not in_checkout:
+            click.echo("ONNX Runtime, OpenVINO, ncnn and ExecuTorch run from a checkout of the repository.", err=True)
     if json_path:
         reports.write_json(report, json_path)
     if plot_path:
@@ -224,8 +235,8 @@ def bench(
 
 
 def _wanted(name: str, patterns: tuple[str, ...], quick: bool) -> bool:
-    """Ours always; compilation takes minutes, so a quick run compiles only where that is asked for."""
-    if name in BASES:
+    """Targets always run. Compilation takes minutes, so a quick run compiles only where that is asked for."""
+    if name in TARGETS:
         return True
     return any(pattern in name for pattern in patterns) if patterns else not (quick and "compile" in name)
 

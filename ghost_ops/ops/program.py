@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from ..backends.reference.program import packed_floats
-from ..backends.steps import BFLOAT16, decode, layers, output_shape, output_sizes, precision_of
+from ..program import decode, output_shape, output_sizes, weights_of
+from ..program.packing import packed_size
 from ._library import below_autograd, memory_format, overload, register_fake, without_gradients
 from .flops import convolution_flops, count_flops
 
@@ -23,8 +23,8 @@ def _fake(x, _parameters, steps):
 
 
 def _fake_pack(parameters, steps):
-    dtype = torch.int32 if precision_of(steps) == BFLOAT16 else torch.float32
-    return torch.empty(packed_floats(steps), dtype=dtype)
+    weights = weights_of(steps)
+    return torch.empty(packed_size(decode(steps), weights), dtype=weights.dtype)
 
 
 @count_flops("program", "program_eval")
@@ -34,7 +34,7 @@ def _flops(x, _parameters, steps, **_):
     return sum(
         convolution_flops((x[0], shape[1]), shape, size)
         for step, size in zip(decoded, sizes, strict=True)
-        for _, shape in layers(step)
+        for _, shape in step.layers()
     )
 
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ghost_ops
 from ghost_ops import functional
-from ghost_ops.backends import steps as s
+from ghost_ops import program as s
 from ghost_ops.backends.registry import SCHEMAS
 from ghost_ops.models import GhostNet
 from ghost_ops.ops._library import overload
@@ -207,10 +207,10 @@ def test_programs():
         s.Excite(13, 4, 1, none, none),
         s.Ghost(0, 1, -1, True, True, 13, 6, 0, 6, 1, none, None),
         s.Pool(6),
-        s.Dense(6, 7, none),
+        s.Linear(6, 7, none),
     ]
     code = s.encode(steps, 2)
-    shapes = [shape for step in steps for _, shape in s.layers(step)]
+    shapes = [shape for step in steps for _, shape in step.layers()]
     parameters = [torch.randn(shape) for shape in shapes]
     x = torch.randn(2, 3, 9, 12)
 

@@ -19,7 +19,7 @@ from ghost_ops.backends import triton
 from ghost_ops.backends.registry import SCHEMAS
 from ghost_ops.bench import machine
 from ghost_ops.dispatch import select, use_backend
-from ghost_ops.nn import GraphedNet
+from ghost_ops.fused import GraphedNet
 from ghost_ops.ops import _library
 from tests.helpers import on
 

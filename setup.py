@@ -260,7 +260,7 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
             ninja.compile_cuda(CSRC / "cuda/kernels.cu", f".{dtype}", (f"-DGHOST_DTYPE={dtype}",))
             for dtype in CUDA_DTYPES
         ]
-        objects.append(ninja.compile_cuda(CSRC / "cuda/limits.cu"))
+        objects.append(ninja.compile_cuda(CSRC / "cuda/device_info.cu"))
         libraries.append(ninja.link_cuda("_cuda.so", [*objects, torch_cpu, ninja.stub("libtorch_cuda.so")]))
 
     dev_sources = sorted(CSRC.glob("dev/*.cpp"))

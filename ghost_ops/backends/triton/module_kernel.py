@@ -3,7 +3,7 @@
 There memory decides, and y1 is not written before it is read: a program makes a row of it again for each column of the
 cheap kernel, by tensor cores that have nothing else to do, and both halves of the output's pixels are written soon
 after each other, so that the second level cache joins them before they go to memory. Halves written by two launches
-end in parts of the memory's units, which cost three times their bytes (docs/performance.md, "GPU").
+end in parts of the memory's units, which cost three times their bytes (docs/performance/gpu.md).
 """
 
 from __future__ import annotations

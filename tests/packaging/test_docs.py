@@ -1,5 +1,6 @@
 """The documentation: links within the repository lead to files and headings that exist, and README stays short."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def test_every_page_can_be_reached_from_the_index():
     index = ROOT / "docs" / "README.md"
     linked = {(index.parent / link.partition("#")[0]).resolve() for link in re.findall(r"\]\(([^)]+)\)", prose(index))}
     missing = {page for page in ROOT.glob("docs/**/*.md") if page != index} - linked
+    assert not missing
+
+
+@pytest.mark.parametrize("package", ["ghost_ops", "ghost_ops.functional", "ghost_ops.models"])
+def test_every_public_name_is_in_the_api_page(package):
+    text = (ROOT / "docs" / "api.md").read_text()
+    missing = [n for n in importlib.import_module(package).__all__ if not re.search(rf"\b{n}\b", text)]
     assert not missing
 
 

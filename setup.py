@@ -238,7 +238,7 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
         for source in sorted(CSRC.glob("cpu/kernels/*.cpp"))
         for isa, flags in sets.items()
     ]
-    pairs = CSRC / "cpu/kernels/pairs.cpp"
+    pairs = CSRC / "cpu/kernels/gemm_bf16.cpp"
     kernels += [
         ninja.compile(pairs, [*KERNEL, *flags, f"-DGHOST_ISA={isa}"], variant=f".{isa}")
         for isa, flags in sets_of_pairs().items()

@@ -25,12 +25,12 @@ void dense(const Program& p, const float* packed, int64_t n, int64_t row, float*
     const int64_t panels = padded(t.primary) / kPanel, flops = 2 * n * t.channels * kPanel;
     abi::parallel_for(panels, std::max<int64_t>(1, kShareFlops / flops), [&](int64_t begin, int64_t end) {
       const int64_t c0 = begin * kPanel, columns = std::min(t.primary, end * kPanel) - c0;
-      const auto product = t.pairs ? k.pointwise_pairs : k.pointwise;
+      const auto product = t.pairs ? k.gemm_bf16 : k.gemm;
       product({from, row, 1, n, t.channels, columns, base + at.weight + c0 * t.depth(t.channels), 0,
                base + at.bias + c0, to + c0, row, true, t.first.act == kRelu, false});
       if (t.first.act != kNone && t.first.act != kRelu)
         k.affine(to + c0, row, {nullptr, nullptr, t.first.act, base + at.slopes + c0}, to + c0, row, n, columns);
-      k.rest();
+      k.release_tiles();
     });
     std::swap(from, to);
   }
@@ -65,7 +65,7 @@ void alone(const Call& call, const Plan& plan, int64_t begin, int64_t end) {
     for (size_t j = 0; j < images.size(); j++) images[j].begin(i + static_cast<int64_t>(j));
     Image::run_alone(images);
   }
-  kernels().rest();
+  kernels().release_tiles();
 }
 
 /// Images one after the other, each by all threads.
@@ -92,7 +92,7 @@ void together(const Call& call, const Plan& plan, int64_t begin, int64_t end) {
               else
                 image.run(phases[phase].first, phases[phase].second, share);
             },
-            kernels().rest);
+            kernels().release_tiles);
   }
 }
 

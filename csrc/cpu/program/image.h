@@ -68,7 +68,7 @@ class Image {
   void excite(const Step& t, int64_t phase, int64_t share, int64_t images);
   void store(int64_t share);
   void activate(const Conv& c, const float* slopes, float* data, int64_t pixel, int64_t pixels, int64_t channels) const;
-  void product(const Step& t, const Pointwise& p) const { (t.pairs ? k_.pointwise_pairs : k_.pointwise)(p); }
+  void product(const Step& t, const Gemm& p) const { (t.pairs ? k_.gemm_bf16 : k_.gemm)(p); }
   void product_rows(const Step& t, const float* a, int64_t k, int64_t n, const float* panels, const float* bias,
                     const Conv& c, const float* slopes, float* out, int64_t share, int64_t images) const;
   void layer(const float* a, int64_t k, int64_t n, const float* weight, const float* bias, const Conv& c,

@@ -138,7 +138,7 @@ class Packer {
 
   void panels(const float* weight, int64_t n, int64_t k, const float* scale, float* out) const {
     if (pairs_)
-      pack_pairs(weight, n, k, scale, out);
+      pack_bf16(weight, n, k, scale, out);
     else
       kernels().pack({weight, k, 1, n, k, scale, nullptr, out});
   }

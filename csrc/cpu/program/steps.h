@@ -47,7 +47,7 @@ struct Step {
 
   int64_t multiplier() const { return made ? made / primary : 0; }
   int64_t kept() const { return out_channels.second; }  // channels of the cheap operation that are computed
-  int64_t depth(int64_t k) const { return pairs ? pairs_of(k) : k; }  // rows of a panel
+  int64_t depth(int64_t k) const { return pairs ? bf16_pairs(k) : k; }  // rows of a panel
   /// Whether the excitation goes into a copy of the weights; pairs are scaled on their way.
   bool scales() const { return scaled && !pairs; }
 };

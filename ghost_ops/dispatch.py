@@ -1,4 +1,4 @@
-"""The place that decides what runs a call: which operator on which backend, and why nothing faster does.
+"""Decides what runs a call: which operator on which backend, and why nothing faster does.
 
 ``select`` decides for one operator, ``refuse_call`` says whether any operator may see an input at the moment.
 Operators, fused modules and ``explain`` read the same :class:`Decision`.
@@ -103,7 +103,7 @@ def select(operator: str, x: torch.Tensor, kernel: int | None = None) -> Decisio
 
 
 def fuses_epilogues(decision: Decision) -> bool:
-    """Whether a backend gains by squeeze, excitation and shortcut in the passes of its Ghost modules."""
+    """Whether the backend is faster with squeeze, excitation and shortcut fused into its Ghost module kernels."""
     return BACKENDS[decision.backend].fuses_epilogues
 
 
@@ -116,7 +116,7 @@ def describe_program(decision: Decision, x: torch.Tensor, packed: torch.Tensor, 
 
 
 def forced() -> str | None:
-    """The backend that ``use_backend`` asks for at the moment."""
+    """The backend that ``use_backend`` currently asks for, or None."""
     return _forced
 
 
@@ -147,13 +147,13 @@ def use_backend(name: str | None) -> Iterator[None]:
 def _force(name: str | None) -> None:
     global _forced
     _forced = name
-    native.use_reference(name == "reference")  # for calls that do not ask ``select``: of the operators themselves
+    native.use_reference(name == "reference")  # direct calls of operators do not ask ``select``
 
 
 def refuse_call(x: object) -> str | None:
-    """Why no operator may see x at the moment, since something that PyTorch does would be lost; None: it may.
+    """Why no operator may take x now, since something that PyTorch does would be lost; None where one may.
 
-    The compiler guards what it traces, so that under it only global hooks count.
+    Under ``torch.compile`` only global hooks count: the compiler guards the rest.
     """
     if nn.modules.module._has_any_global_hook():
         return "a global module hook is registered"
@@ -175,7 +175,7 @@ def refuse_call(x: object) -> str | None:
 
 
 def refuse_autocast(x: torch.Tensor) -> str | None:
-    """Why a whole block may not see x under autocast, which casts what some parts read and not what others do."""
+    """Why a whole block may not take x under autocast, which casts the inputs of some parts and not of others."""
     if not torch._C._is_any_autocast_enabled():
         return None
     device = x.device.type

@@ -1,8 +1,8 @@
-"""Backwards on the CPU that are made of PyTorch's operators and native kernels: the reference's formulas with other
-gradients of the convolutions.
+"""Backwards on the CPU composed of PyTorch's operators and native kernels: the reference's formulas with native
+gradients of the depthwise convolutions.
 
-Sums over pixels are in double, as those of PyTorch's BatchNorm are: where gradients nearly cancel, a convolution's
-backward of PyTorch loses what is left of a bias's.
+Sums over pixels are in double, as in PyTorch's BatchNorm: where gradients nearly cancel, the backward of PyTorch's
+convolution loses the rest of a bias's gradient.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What every backend gives: its description, and one rule for where the code of an operator is.
+"""The description of a backend, and the rule for where the code of an operator is.
 
-``ops/schemas.inc`` is the only list of operators. The code of ``ghost_module_train_backward`` is the function of that
-name in the file ``ghost_module_train.py`` of each backend that has it: the longest file name that the operator's name
+``ops/schemas.inc`` is the only list of operators. A backend's implementation of ``ghost_module_train_backward`` is the
+function of that name in its file ``ghost_module_train.py``: the file with the longest name that the operator's name
 begins with.
 """
 
@@ -40,22 +40,22 @@ def find(package: str, operator: str) -> Callable | None:
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to run operators: where it runs, and what it takes.
+    """A way to run operators: on which devices it runs, and what it takes.
 
     Attributes:
-        name: how users and decisions call it.
-        is_candidate: ``(device, forced) -> bool``: whether it is asked at all; ``forced`` is what ``use_backend`` asks
-            for.
+        name: name for users and in decisions.
+        is_candidate: ``(device, forced) -> bool``: whether it is considered for a device; ``forced`` is the name that
+            ``use_backend`` asks for, or None.
         refuse_device: why it does not run on a device, as the end of a sentence; None where it does.
         has: whether it implements an operator.
         dtypes: of maps that it takes; None for all.
         kernels: sizes of depthwise convolutions that it takes; None for all.
-        dispatch_key: PyTorch's key for which ``ops`` registers its operators; None where something else does.
-        load: its implementation of an operator, for ``dispatch_key``.
+        dispatch_key: PyTorch's dispatch key under which ``ops`` registers its operators; None where they are
+            registered elsewhere, or cannot run.
+        load: gives its implementation of an operator; needed with ``dispatch_key``.
         can_be_forced: whether ``use_backend`` takes its name.
-        fuses_epilogues: whether squeeze, excitation and shortcut gain by being in the passes of Ghost modules.
-        describe_program: ``(x, packed, steps) -> str``: how it runs a program, for people; None where there is nothing
-            to say.
+        fuses_epilogues: whether it is faster with squeeze, excitation and shortcut fused into Ghost module kernels.
+        describe_program: ``(x, packed, steps) -> str``: says how it runs a program; None where it has nothing to say.
     """
 
     name: str

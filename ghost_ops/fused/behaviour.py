@@ -1,4 +1,4 @@
-"""The behaviour of fused modules: before somebody's own class, changed in place, or built in.
+"""The behaviour of fused modules: put before a module's own class in place, or built into ours.
 
 A module is fused by :func:`apply`, which changes its class in place, and plain again by :func:`remove`. Modules that
 are built fused (:class:`FusedGhostModule` and the like) have the behaviour as a base class. Both hold a block
@@ -26,7 +26,7 @@ class Fused(InPlace):
 
     @classmethod
     def __subclasshook__(cls, subclass: type) -> bool:
-        """Of what can be built fused (``metaclass=ABCMeta``) every module with the same behaviour is an instance."""
+        """Every module with the behaviour of a class that can be built fused counts as its instance (``ABCMeta``)."""
         made = made_class(subclass)
         if made is None or "behaviour" not in cls.__dict__:
             return NotImplemented
@@ -61,7 +61,7 @@ class BuiltFused(nn.Module):
 
     @classmethod
     def wrap(cls, source: nn.Module, parts: object) -> nn.Module:
-        """Fuse somebody's module in place; ``ghost_ops.fuse`` recognises it and does the same.
+        """Fuse a module of any class in place; ``ghost_ops.fuse`` recognises it and does the same.
 
         Args:
             source: a module that computes what this class computes; the caller has made sure of it.
@@ -176,7 +176,7 @@ def _classes(module: nn.Module, paths: list[str]) -> Iterator[tuple[str, str]]:
 def remove(module: nn.Module) -> None:
     """Make a fused module plain again, in place: what ``apply`` did is undone, what was built fused becomes plain.
 
-    Modules of a class that somebody derived from a fused one stay as they are.
+    A module whose class derives from a fused one stays as it is.
     """
     made = made_class(type(module))
     if made is type(module):

@@ -194,7 +194,7 @@ class Block:
         self._watch = Watch(module, reads) if reads else None
 
     def parts_of(self, module: nn.Module) -> object:
-        """Where the module's pieces are."""
+        """Return the paths of the module's pieces."""
         return module.parts() if self.parts is None else self.parts
 
     def current_plan(self, module: nn.Module) -> tuple:
@@ -219,7 +219,7 @@ class Block:
         return plan
 
     def _look_again(self, module: nn.Module, change: str) -> None:
-        """Recognise the module once more, since an attribute that its forward reads has changed."""
+        """Recognise the module again, since an attribute that its forward reads has changed."""
         if torch.compiler.is_compiling() or self.recogniser is None:
             raise NotNow(change)
         reads = self._watch.reads

@@ -276,11 +276,11 @@ class FusedGhostBottleneck(BuiltFused, BottleneckBlock.behaviour, GhostBottlenec
     in squeeze, excitation and shortcut. Otherwise (training, gradients, compilation, hooks between the parts) the parts
     run one after the other, each fused on its own.
 
-    Somebody's own block that ``ghost_ops.fuse`` has fused counts as an instance too.
+    A block of another class that ``ghost_ops.fuse`` has fused counts as an instance too.
 
     Args:
         memory: what the block keeps for the backward: ``"balanced"``, what its fused parts need; ``"low"``, its input
-            only, and what lies inside is computed once more.
+            only, and recomputes the rest in the backward.
     """
 
     behaviour = BottleneckBlock.behaviour
@@ -304,6 +304,6 @@ class FusedGhostBottleneck(BuiltFused, BottleneckBlock.behaviour, GhostBottlenec
         self._ghost_ops.memory = value
 
     def parts(self) -> BottleneckParts:
-        """Where its pieces are."""
+        """Return the paths of its pieces."""
         depthwise = () if self.conv_dw is None else ("conv_dw", "bn_dw")
         return BottleneckParts("ghost1", "ghost2", depthwise, None if self.se is None else "se", ("shortcut",))

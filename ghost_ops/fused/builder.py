@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import nn
 
 from .. import program as s
 from ..activations import LEAKY_RELU
@@ -32,7 +33,7 @@ def layer(source: ParameterSource, tensors: Sequence[torch.Tensor | None]) -> s.
 
 
 class Builder:
-    """Collects steps. Every method returns the slot that it filled; a slot is free again once nobody reads it."""
+    """Collects steps. Every method that makes a map returns its slot; ``release`` says that no later step reads it."""
 
     def __init__(self) -> None:
         self.steps: list[s.Step] = []
@@ -162,6 +163,26 @@ class Builder:
             )
         )  # fmt: skip
         return out
+
+    def module(self, module: nn.Module, source: int) -> int:
+        """A module of PyTorch's that is a step of its own, such as a max pooling.
+
+        Raises:
+            Unfusable: no step computes it.
+        """
+        kind, out = s.step_of_module(module), self.take()
+        step = None if kind is None else kind.of_module(module, source, out, self._channels(source))
+        if step is None:
+            raise Unfusable(f"no step computes a {type(module).__name__} as it is")
+        self._whole_vectors(source)
+        self.steps.append(step)
+        if module._parameters:
+            self.sources.append(LinearAct(None, None, module, step.layer.act))
+        return out
+
+    def _channels(self, slot: int) -> int:
+        """Number of channels of the map in a slot."""
+        return s.slot_channels(self.steps)[slot].count
 
     def excite(self, channels: int, reduce: LinearAct, expand: LinearAct, gate: int) -> None:
         """The excitation of the squeeze."""

@@ -77,7 +77,7 @@ def run_convolution(call: ConvCall, x: torch.Tensor) -> torch.Tensor:
 
 
 def run_convolution_with(call: ConvCall, x: torch.Tensor, tensors: tuple, batch_statistics: bool) -> torch.Tensor:
-    """As :func:`run_convolution`, of given tensors (``ConvBNAct.tensors``), without an update of running statistics."""
+    """Run a convolution as :func:`run_convolution` does, on given tensors, without an update of running statistics."""
     layer = call.layer
     weight, bias, gamma, beta, mean, var, slopes = tensors
     stride, padding, dilation, groups, _ = layer.geometry

@@ -6,4 +6,4 @@ class Unfusable(Exception):
 
 
 class NotNow(Unfusable):
-    """As :class:`Unfusable`, for a cause that may end without any change of structure."""
+    """A cause that may end without any change of structure, such as a mode or a dtype."""

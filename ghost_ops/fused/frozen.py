@@ -147,7 +147,7 @@ class FrozenProgram(nn.Module):
         if "_dtypes" not in state:  # saved before programs knew the dtype of their inputs: every one was taken
             self.__dict__.update(input_name="FrozenProgram: x")
             self._expect(None)
-        self.packed = _in_fresh_pages(self.packed)  # a loaded one lies in small pages, and is slower to read
+        self.packed = _in_fresh_pages(self.packed)  # a loaded tensor is in small pages, and slower to read
 
     def extra_repr(self) -> str:
         names = [type(step).__name__.lower() for step in decode(self.steps)]

@@ -350,7 +350,7 @@ def folded(
     residual: torch.Tensor | None = None,
     return_squeeze: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """With PyTorch folding the BatchNorms, if any, so that gradients reach what they are folded from."""
+    """The output where PyTorch folds the BatchNorms, if any, so that gradients reach what they are folded from."""
     _, plan, x, tensors, numbers = call
     primary, cheap = plan.primary, plan.cheap
     weight, bias = batch_norm.folded(primary, tensors[:7], numbers[2])
@@ -420,7 +420,7 @@ class FusedGhostModule(BuiltFused, GhostModuleBlock.behaviour, GhostModule, meta
     BatchNorms are folded on every call, so that a result is never stale. Where no operator serves (another device or
     dtype, hooks or parametrisations inside, an unknown activation, ...) it runs as plain PyTorch: :meth:`why` says so.
 
-    Somebody's own Ghost module that ``ghost_ops.fuse`` has fused counts as an instance too.
+    A Ghost module of another class that ``ghost_ops.fuse`` has fused counts as an instance too.
 
     Shape, dtype: as :class:`GhostModule`; the output has the input's memory format.
     """
@@ -434,7 +434,7 @@ class FusedGhostModule(BuiltFused, GhostModuleBlock.behaviour, GhostModule, meta
         self.__dict__[STATE] = GhostModuleBlock()
 
     def parts(self) -> GhostParts:
-        """Where its pieces are."""
+        """Return the paths of its pieces."""
         layers = ["primary_conv"] if self.ratio == 1 else ["primary_conv", "cheap_operation"]
         paths = [f"{layer}.{i}" for layer in layers for i in range(3)]
         return GhostParts(*paths, out_channels=self.oup)

@@ -1,4 +1,4 @@
-"""A Ghost bottleneck that keeps its input for the backward, and computes what lies inside once more.
+"""A Ghost bottleneck that saves only its input, and recomputes the rest in the backward.
 
 The block is one autograd function. Its inputs are the block's input and every tensor that the block reads, its outputs
 the block's output and their gradients: the backward reads no module, so that hooks on parameters run once, and weights

@@ -233,12 +233,12 @@ class FusedSELayer(BuiltFused, SqueezeExciteBlock.behaviour, SELayer, metaclass=
         self.__dict__[STATE] = SqueezeExciteBlock()
 
     def parts(self) -> SqueezeExciteParts:
-        """Where its pieces are."""
+        """Return the paths of its pieces."""
         return SqueezeExciteParts("fc.0", "fc.2", "fc.1", gate="clamp", others=("avg_pool",))
 
 
 class FusedSqueezeExcite(BuiltFused, SqueezeExciteBlock.behaviour, SqueezeExcite, metaclass=ABCMeta):
-    """As :class:`FusedSELayer`, with the constructor and state_dict of :class:`SqueezeExcite`."""
+    """The same for :class:`SqueezeExcite`: its constructor and state_dict over one operator."""
 
     behaviour = SqueezeExciteBlock.behaviour
     plain_type = SqueezeExcite
@@ -249,5 +249,5 @@ class FusedSqueezeExcite(BuiltFused, SqueezeExciteBlock.behaviour, SqueezeExcite
         self.__dict__[STATE] = SqueezeExciteBlock()
 
     def parts(self) -> SqueezeExciteParts:
-        """Where its pieces are."""
+        """Return the paths of its pieces."""
         return SqueezeExciteParts("conv_reduce", "conv_expand", "act1", gate="hard_sigmoid")

@@ -67,7 +67,7 @@ class SqueezeExcite(nn.Module):
 
     Raises:
         ValueError: a channel count below 1, a ratio that is not positive.
-        TypeError: channels that are no int.
+        TypeError: channels that are not an int.
     """
 
     def __init__(

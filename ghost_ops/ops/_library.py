@@ -20,9 +20,15 @@ NAMESPACE = "ghost_ops"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
+def _arguments(name: str) -> list[tuple[str, str]]:
+    """Type and name of each argument of an operator."""
+    arguments = SCHEMAS[name].split("(", 1)[1].split(")")[0]
+    return [tuple(argument.split()) for argument in arguments.split(", ")]
+
+
 def _map_index(name: str) -> int:
-    """The place of an operator's map among its arguments, behind the gradient in a backward."""
-    return int(name.endswith("_backward"))
+    """The place of an operator's map among its arguments: behind the gradient in a backward that has the map."""
+    return int(name.endswith("_backward") and _arguments(name)[1][0] == "Tensor")
 
 
 def _as_operator(name: str, function: Callable) -> Callable:
@@ -43,13 +49,13 @@ def _as_operator(name: str, function: Callable) -> Callable:
 
 
 def _kernel_size(weight: torch.Tensor) -> int:
-    """The side of a depthwise weight's kernel, C x 1 x side x side; 0, which no kernel takes, of any other shape."""
+    """The kernel size of a depthwise weight, C x 1 x size x size; 0, which no kernel takes, for any other shape."""
     return weight.shape[3] if weight.dim() == 4 and weight.shape[2] == weight.shape[3] else 0
 
 
 def _by_decision(name: str) -> Callable:
     """An operator on a device for which several backends may have kernels: the one that ``select`` decides for."""
-    names = [argument.split()[-1] for argument in SCHEMAS[name].split("(", 1)[1].split(")")[0].split(", ")]
+    names = [argument for _, argument in _arguments(name)]
     map_index = _map_index(name)
     weight_index = next((names.index(n) for n in ("cheap_weight", "weight") if n in names), None)
 
@@ -65,7 +71,7 @@ def _by_decision(name: str) -> Callable:
 
 
 def _composed(name: str) -> Callable:
-    """An operator on the CPU that has no kernel of its own, but native kernels in it."""
+    """An operator on the CPU that is composed of PyTorch's operators and native kernels."""
     function = _as_operator(name, composed.OPERATORS[name])
 
     def implementation(*args):
@@ -100,15 +106,15 @@ def overload(name: str) -> torch._ops.OpOverload:
 
 
 def register_fake(name: str, function: Callable) -> None:
-    """The shapes of an operator's results, for it and for its reference twin."""
+    """Register the fake of an operator, which gives its results' shapes, for it and for ``<name>_reference``."""
     for operator in (name, f"{name}_reference"):
         torch.library.register_fake(f"{NAMESPACE}::{operator}", function, lib=_library)
 
 
 def refuse_double_backward(name: str) -> Callable:
-    """Without this, differentiating a backward operator would silently give zeros.
+    """Make differentiating a backward operator an error; it would silently give zeros.
 
-    Returns the function to call it by, which passes by autograd where that is off.
+    Returns the function that calls it, which bypasses autograd where that is off.
     """
     operator = overload(name)
 
@@ -131,7 +137,7 @@ def refuse_double_backward(name: str) -> Callable:
 def without_gradients(name: str) -> Callable:
     """Make the backward of operator ``name``, which is for inference only, an error and not a gradient of nothing.
 
-    Returns the function to call it by, which passes by autograd where nothing needs a gradient.
+    Returns the function that calls it, which bypasses autograd where nothing needs a gradient.
     """
     operator, twin = overload(name), overload(f"{name}_reference")
 
@@ -165,7 +171,7 @@ def _need_gradients(args: tuple) -> bool:
 
 
 def below_autograd(operator: torch._ops.OpOverload, args: tuple) -> object:
-    """The operator, past its autograd, which is written in Python and costs 10 us."""
+    """Call the operator below its autograd, which is written in Python and costs 10 us."""
     if torch.is_inference_mode_enabled():
         return operator(*args)
     with torch._C._AutoDispatchBelowAutograd():

@@ -52,13 +52,13 @@ def _backward(ctx, grad_out):
     return *(g if w else None for g, w in zip(grads, wanted)), None
 
 
-call_depthwise = differentiable("depthwise", _setup, _backward)  # of checked arguments: (decision, x, weight, ...)
+call_depthwise = differentiable("depthwise", _setup, _backward)  # (decision, x, weight, bias, stride), checked
 
 
 def depthwise(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, stride: int = 1
 ) -> torch.Tensor:
-    """Depthwise convolution padded by half its kernel: each channel with a filter of its own.
+    """Depthwise convolution padded by half its kernel: one filter for each channel.
 
     It computes ``F.conv2d(x, weight, bias, stride, padding=K // 2, groups=C)``, in x's memory format.
 

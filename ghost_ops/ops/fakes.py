@@ -1,4 +1,4 @@
-"""Shapes and memory formats of results, without computing them: what the operators' fakes are made of."""
+"""Empty results with the right shapes and memory formats, for the operators' fakes."""
 
 from __future__ import annotations
 

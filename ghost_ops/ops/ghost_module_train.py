@@ -18,7 +18,7 @@ __all__ = ["ghost_module_train"]
 
 
 class TrainResult(NamedTuple):
-    """Output of :func:`ghost_module_train` and the batch statistics that update the running ones.
+    """Output of :func:`ghost_module_train`, and the batch statistics, which update the running ones.
 
     The variances are biased; ``primary_mean`` and ``cheap_mean`` are those of the products with their biases.
     """
@@ -92,7 +92,7 @@ call_ghost_module_train = differentiable("ghost_module_train", _setup, _backward
 
 
 class _Recompute(torch.autograd.Function):
-    """``ghost_module_train`` over known batch statistics: one pass, or none where only gradients are wanted."""
+    """``ghost_module_train`` with given batch statistics: one pass, or none where only gradients are needed."""
 
     @staticmethod
     def forward(ctx, need_output, statistics, *args):
@@ -126,12 +126,12 @@ def train(args: tuple) -> TrainResult:
 
 
 def recompute(args: tuple, statistics: tuple, need_output: bool) -> torch.Tensor:
-    """The output of :func:`train` once more, for the gradients.
+    """The output of :func:`train`, recomputed for the gradients.
 
     Args:
-        args: as of :func:`train`.
-        statistics: means and variances of the first call.
-        need_output: False where only the gradients are wanted; the values of the result are then undefined.
+        args: the arguments of the first call, as :func:`train` takes them.
+        statistics: the means and variances that the first call returned.
+        need_output: False where only the gradients are needed; the values of the result are undefined then.
     """
     decision = _select(args)
     if decision.backend == "reference":
@@ -140,7 +140,7 @@ def recompute(args: tuple, statistics: tuple, need_output: bool) -> torch.Tensor
 
 
 def _shift_means(statistics: tuple, args: tuple, shift: Callable) -> tuple[torch.Tensor, ...]:
-    """Means of the products with their biases from those without, or the other way; the variances as they are."""
+    """The statistics with the convolutions' biases added to the means, or subtracted from them."""
     mean1, var1, mean2, var2 = statistics
     bias1, bias2 = args[2], args[6]
     if bias1 is not None:
@@ -223,5 +223,5 @@ def ghost_module_train(
 
 
 def _worth_keeping(x: torch.Tensor, m: int) -> bool:
-    """Whether the backward gets z1 instead of making it again: where it is small beside x, which is kept anyway."""
+    """Whether z1 is saved for the backward instead of recomputed: where it is small beside x, which is saved anyway."""
     return x.device.type == "cpu" and torch.is_grad_enabled() and x.shape[1] >= 6 * m

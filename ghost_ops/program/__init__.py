@@ -5,13 +5,25 @@ returns a slot, or, after a pooling, features. State besides the slots: the sque
 was asked for them), the excitation, and one row of features an image.
 """
 
-from .format import FORMAT, decode, encode, output_shape, output_sizes, precision_of, weights_of, with_precision
+from .format import (
+    FORMAT,
+    decode,
+    encode,
+    output_shape,
+    output_sizes,
+    precision_of,
+    slot_channels,
+    weights_of,
+    with_precision,
+)
 from .layer import BETA, BIAS, GAMMA, NORM, SLOPES, Folded, Layer
-from .step import MapStep, Step, register_step, step_kinds
-from .steps import Activation, Conv, Depthwise, Excite, Ghost, Linear, Load, MaxPool, Pool, Store
+from .step import MapStep, Step, module_of_function, register_step, step_kinds, step_of_module
+from .steps import *  # noqa: F403
+from .steps import __all__ as _steps
 from .weights import BFLOAT16, FLOAT32, WeightFormat, register_format, weight_format
 
 __all__ = [
+    *_steps,
     "BETA",
     "BFLOAT16",
     "BIAS",
@@ -20,29 +32,22 @@ __all__ = [
     "GAMMA",
     "NORM",
     "SLOPES",
-    "Activation",
-    "Conv",
-    "Depthwise",
-    "Excite",
     "Folded",
-    "Ghost",
     "Layer",
-    "Linear",
-    "Load",
     "MapStep",
-    "MaxPool",
-    "Pool",
     "Step",
-    "Store",
     "WeightFormat",
     "decode",
     "encode",
+    "module_of_function",
     "output_shape",
     "output_sizes",
     "precision_of",
     "register_format",
     "register_step",
+    "slot_channels",
     "step_kinds",
+    "step_of_module",
     "weight_format",
     "weights_of",
     "with_precision",

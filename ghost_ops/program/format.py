@@ -73,12 +73,19 @@ def output_sizes(steps: Sequence[Step], height: int, width: int) -> list[Size]:
     return found
 
 
-def output_shape(steps: Sequence[Step], batch: int, height: int, width: int) -> Shape:
-    """Shape of a program's result for an input of batch x channels x height x width; sizes may be symbolic."""
+def slot_channels(steps: Sequence[Step]) -> dict[int, Channels]:
+    """Channels of the map in each slot after the steps."""
     channels: dict[int, Channels] = {}
-    sizes: dict[int, Size] = {}
     for step in steps:
         if isinstance(step, MapStep):
             channels[step.out] = step.output_channels(channels)
+    return channels
+
+
+def output_shape(steps: Sequence[Step], batch: int, height: int, width: int) -> Shape:
+    """Shape of a program's result for an input of batch x channels x height x width; sizes may be symbolic."""
+    sizes: dict[int, Size] = {}
+    for step in steps:
+        if isinstance(step, MapStep):
             sizes[step.out] = step.output_size(sizes, (height, width))
-    return steps[-1].result_shape(batch, channels, sizes)
+    return steps[-1].result_shape(batch, slot_channels(steps), sizes)

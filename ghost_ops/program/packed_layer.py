@@ -1,4 +1,4 @@
-"""How the parameters of one layer lie in the packed form of a program."""
+"""How the parameters of one layer are arranged in the packed form of a program."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, ClassVar, get_type_hints
 
 import torch
+from torch import nn
 
 from .layer import Fold, Folded, Layer, bits, real
 from .packed_layer import Channels, PackedLayer, Product
@@ -98,10 +99,30 @@ class Step:
 
 
 class MapStep(Step):
-    """A step that fills slot ``out`` with a map, like the one in slot ``source`` where it does not say otherwise."""
+    """A step that fills slot ``out`` with a map, like the one in slot ``source`` where it does not say otherwise.
 
+    Attributes:
+        module_types: PyTorch's modules that such a step may compute on its own; ``of_module`` makes the step.
+    """
+
+    module_types: ClassVar[tuple[type[nn.Module], ...]] = ()
     source: int
     out: int
+
+    @classmethod
+    def of_module(cls, module: nn.Module, source: int, out: int, channels: int) -> MapStep | None:
+        """The step that computes a module of ``module_types`` on a map of so many channels; None where none does."""
+        raise NotImplementedError
+
+    @staticmethod
+    def module_of(function: object, arguments: tuple, options: Mapping[str, object]) -> nn.Module | None:
+        """The module of ``module_types`` that computes what a function does.
+
+        Args:
+            function: a function of a map, or the name of a tensor's method.
+            arguments, options: those after the map.
+        """
+        return None
 
     def output_channels(self, channels: Mapping[int, Channels]) -> Channels:
         """Channels of its map, given those of the slots."""
@@ -127,6 +148,18 @@ def register_step(cls: type[Step]) -> type[Step]:
     cls._types = get_type_hints(cls)
     _KINDS[cls.kind] = cls
     return cls
+
+
+def step_of_module(module: nn.Module) -> type[MapStep] | None:
+    """The kind of step that may compute a module on its own."""
+    kinds = (kind for kind in _KINDS.values() if issubclass(kind, MapStep))
+    return next((kind for kind in kinds if type(module) in kind.module_types), None)
+
+
+def module_of_function(function: object, arguments: tuple, options: Mapping[str, object]) -> nn.Module | None:
+    """The module that computes what a function, or the method of a name, does after a map, where a step knows it."""
+    kinds = (kind for kind in _KINDS.values() if issubclass(kind, MapStep))
+    return next((m for kind in kinds if (m := kind.module_of(function, arguments, options)) is not None), None)
 
 
 def step_kinds() -> dict[int, type[Step]]:

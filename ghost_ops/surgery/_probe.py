@@ -1,4 +1,4 @@
-"""A module that nobody knows, run on a copy: which children it calls, in which order, and what comes out.
+"""Runs a copy of an unknown module: which children it calls, in which order, and what comes out.
 
 A composition of its children is held against it: values, gradients and which results need them, in training and in
 eval, on inputs of several sizes, without gradients, with NaN, infinite and huge values, and under autocast. What a

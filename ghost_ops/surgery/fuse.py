@@ -17,7 +17,7 @@ def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
     """Make the Ghost modules, squeeze-and-excite layers and Ghost bottlenecks of a net run fused.
 
     They are recognised by structure and checked by running copies of them (:mod:`ghost_ops.surgery.recognise`): the
-    article's, Huawei's, timm's, YOLO's and others. Look-alikes are left alone; :func:`explain` says why.
+    article's, Huawei's, timm's, YOLO's and others. Look-alikes stay as they are; :func:`explain` says why.
 
     The net is changed in place, and its modules stay the objects that they are: each recognised module gets a class
     that derives from its own and runs fused. ``isinstance``, methods, properties, an overridden ``train()``, extra
@@ -28,7 +28,7 @@ def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
     Args:
         net: any module, in any mode, on any device.
         memory: what bottlenecks keep for the backward: ``"balanced"``, as at first, what their fused parts need;
-            ``"low"`` their input only, and what lies inside is computed once more. None leaves those that are fused
+            ``"low"`` their input only, and they recompute the rest in the backward. None leaves those that are fused
             already as they are.
 
     Returns:
@@ -70,7 +70,7 @@ def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
 def revert(net: nn.Module) -> nn.Module:
     """Undo :func:`fuse`: every fused module gets its own class back, with the state that it has by now.
 
-    Modules that were built fused become plain ones of the same children. Modules of a class that somebody derived from
+    Modules that were built fused become plain ones of the same children. Modules of a class that derives from
     a fused one stay as they are.
 
     Args:

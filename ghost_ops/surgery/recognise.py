@@ -1,11 +1,11 @@
-"""Which modules of somebody's net are blocks that can run fused.
+"""Which modules of a net are blocks that can run fused.
 
 They are recognised by what they are and do, never by name. Each registered kind of block
 (:func:`ghost_ops.register_block`) says what such a module looks like. A copy is then run (``_probe``), the calls of its
 children say which piece is which, and the results and gradients must be those of the block, in training and in eval, on
 ordinary and on hard inputs; the forward must do nothing besides; and the program that the block writes must compute the
 same. So the article's modules, Huawei's, timm's, YOLO's ``GhostConv``, Ghost-ResNet's and whatever else computes a
-Ghost module are one case. Those that only look alike are left alone, with the reason.
+Ghost module are one case. Those that only look alike stay as they are, with the reason.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Finding:
         name: its first path in the net.
         module: itself.
         block: the kind of block.
-        parts: where its pieces are; None if it is left alone.
-        reason: why it is left alone, in a sentence; None if it is not.
+        parts: where its pieces are; None if it stays as it is.
+        reason: why it stays as it is, in a sentence; None if it does not.
         reads: every plain attribute of an object or of its class that the computation may depend on: the path of the
             module inside ``module`` ("" for itself) and the attribute's name. Attributes that fused code reads live
             (children, parameters, buffers, hooks, ``training``, what convolutions, linear layers, BatchNorms and known
@@ -163,7 +163,7 @@ def _holds_blocks(module: nn.Module) -> bool:
 def _outermost(net: nn.Module, is_closed: Callable[[nn.Module], bool]) -> Iterator[tuple[str, nn.Module]]:
     """Every module once, parents first, those inside a closed one left out, and it too."""
     inside = {m for outer in net.modules() if is_closed(outer) for m in outer.modules()}
-    # a frozen module stays as it is; what is inside of it may have been left alone
+    # a frozen module stays as it is; what is inside of it may have been left plain
     return ((n, m) for n, m in net.named_modules() if m not in inside and not isinstance(m, Frozen))
 
 

@@ -1,7 +1,7 @@
 // Products of pairs by AMX: 16 rows of a panel of pairs are a tile as they lie, and rows of A become tiles when they
 // are rounded. Internal linkage, as simd.h says.
 #pragma once
-#include "products.h"
+#include "gemm.h"
 #include "tiles.h"
 
 namespace {
@@ -14,20 +14,20 @@ static_assert(kTile == kPanel);
 struct Depth {
   int64_t columns, pairs, tiles;
   explicit Depth(int64_t columns)
-      : columns(columns), pairs(ghost::pairs_of(columns)), tiles((pairs + kTile - 1) / kTile) {}
+      : columns(columns), pairs(ghost::bf16_pairs(columns)), tiles((pairs + kTile - 1) / kTile) {}
   int64_t first_pair(int64_t tile) const {  // that a tile is multiplied by
     const int64_t last = pairs < kTile ? 0 : pairs - kTile;
     return tile * kTile < last ? tile * kTile : last;
   }
 };
 
-// Part of a run that lies in one tile: lanes of a row, from `from` on in A. What is not stored is not of this part.
-struct Part {
+// TilePart of a run that lies in one tile: lanes of a row, from `from` on in A. What is not stored is not of this part.
+struct TilePart {
   int64_t from, to, column;
   uint32_t lanes, stored;
 };
 
-int64_t parts_of(const Block& g, const Depth& depth, Part* out) {
+int64_t parts_of(const Block& g, const Depth& depth, TilePart* out) {
   int64_t found = 0;
   for (int64_t tile = 0; tile < depth.tiles; tile++) {
     const int64_t column = 2 * depth.first_pair(tile), begin = tile * kTwo;
@@ -46,7 +46,7 @@ int64_t parts_of(const Block& g, const Depth& depth, Part* out) {
 
 // Rows of a part, `a` the first of them, times `scale`, rounded.
 template <bool kScaled>
-void round_part(const Part& p, const float* a, int64_t a_row, int64_t rows, const float* scale, float* out,
+void round_part(const TilePart& p, const float* a, int64_t a_row, int64_t rows, const float* scale, float* out,
                 int64_t out_row) {
   const uint32_t low = p.lanes & 0xffff, high = p.lanes >> 16, stored = p.stored;
   Lanes::T low_scale{}, high_scale{};
@@ -157,12 +157,12 @@ class Panels {
   }
 };
 
-void tile_block(const Pointwise& all, const Block& g, int64_t columns, const Source& s, float* c) {
+void tile_block(const Gemm& all, const Block& g, int64_t columns, const Source& s, float* c) {
   constexpr int64_t kPairs = kBlockColumns / 2;
   alignas(64) float a[kTwo * kPairs], sums[2][kTwo * kTwo];
   const Depth depth(columns);
   const int64_t a_row = depth.tiles * kTile, writable = all.c_padded ? s.n_end : all.n;
-  Part parts[kMostRuns + kPairs / kTile];
+  TilePart parts[kMostRuns + kPairs / kTile];
   const int64_t part_count = parts_of(g, depth, parts);
   Panels panels(s, depth);
   ghost::Ahead none{}, &ahead = g.ahead ? *g.ahead : none;
@@ -207,7 +207,7 @@ void tile_block(const Pointwise& all, const Block& g, int64_t columns, const Sou
   store();
 }
 
-void product_by_tiles(const Pointwise& all) {
+void product_by_tiles(const Gemm& all) {
   configure_tiles();
   over_blocks<2>(
       all, [&](const Block& g, int64_t columns, const Source& s, float* c) { tile_block(all, g, columns, s, c); });

@@ -9,8 +9,8 @@ import triton.language as tl
 from .. import activation as plain
 from . import checks, launch
 from .activation import activate, gate_value, load_or
-from .maps import whole
-from .tape import taped
+from .launch_cache import cached_launches
+from .maps import assume_multiple
 
 
 @triton.jit
@@ -19,7 +19,7 @@ def linear_kernel(
     UNIT: tl.constexpr, BR: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid: blocks of ROWS x blocks of OUTER. out = act(v) weight' + bias, and its gate, if asked for."""
-    INNER, OUTER = whole(INNER, UNIT), whole(OUTER, UNIT)
+    INNER, OUTER = assume_multiple(INNER, UNIT), assume_multiple(OUTER, UNIT)
     blocks = tl.cdiv(OUTER, BO)
     rows = (tl.program_id(0) // blocks) * BR + tl.arange(0, BR)
     columns = (tl.program_id(0) % blocks) * BO + tl.arange(0, BO)
@@ -54,11 +54,13 @@ def linear(v, weight, bias, act, gate=None):
         "UNIT": launch.unit(counts=(inner, outer)), "BR": 16, "BO": 16, "BK": 64,
     }  # fmt: skip
     with launch.on_device_of(v):
-        launch.run(linear_kernel, (launch.cdiv(rows, 16) * launch.cdiv(outer, 16),), arguments, warps=4, stages=2)
+        launch.start_kernel(
+            linear_kernel, (launch.cdiv(rows, 16) * launch.cdiv(outer, 16),), arguments, warps=4, stages=2
+        )
     return out, gated
 
 
-@taped
+@cached_launches
 def excite(squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
     """The gate's values (N x C) of means that are there already, as a Ghost module returns them."""
     checks.expect("squeeze", squeeze, tuple(squeeze.shape[:2]), squeeze)

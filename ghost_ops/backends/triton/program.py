@@ -23,7 +23,7 @@ from .depthwise import layer as depthwise
 from .excite import excite
 from .ghost_module import ghost_module
 from .squeeze_excite import image_sums
-from .sums import as_taps
+from .taps import as_taps
 
 
 @dataclass(frozen=True, eq=False)

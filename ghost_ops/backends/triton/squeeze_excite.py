@@ -10,9 +10,9 @@ from .. import activation as plain
 from . import checks, launch, tiles
 from .activation import gate_value
 from .excite import linear
-from .maps import strip_of, whole, whole_strides
+from .launch_cache import cached_launches
+from .maps import assume_multiple, assume_multiple_strides, tile_coords
 from .sums import OverSplits
-from .tape import taped
 
 
 @triton.jit
@@ -20,11 +20,11 @@ def sums_kernel(
     x, x_n, x_c, x_h, x_w, other, other_n, other_c, other_h, other_w, sums, per_value, N, H, W, C, splits, per_split,
     WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Grid: see ``strip_of``; blocks are of C. Sums of x, or of x times ``other``: splits x images x C."""
-    C = whole(C, UNIT)
-    x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT)
-    other_n, other_h, other_w = whole_strides(other_n, other_h, other_w, UNIT)
-    image, split, group, columns, channels, wanted, top, bottom = strip_of(C, H, W, splits, per_split, BW, BM, WIDE)
+    """Grid: see ``tile_coords``; blocks are of C. Sums of x, or of x times ``other``: splits x images x C."""
+    C = assume_multiple(C, UNIT)
+    x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT)
+    other_n, other_h, other_w = assume_multiple_strides(other_n, other_h, other_w, UNIT)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
     x += image * x_n
     if other is not None:
         other += image * other_n
@@ -47,68 +47,62 @@ def scale_kernel(
     GATE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Grid as of ``sums_kernel``. x times the gate of an image's logits, plus its ``shift``, if any."""
-    C = whole(C, UNIT)
-    x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT)
-    out_n, out_h, out_w = whole_strides(out_n, out_h, out_w, UNIT)
-    image, split, group, columns, channels, wanted, top, bottom = strip_of(C, H, W, splits, per_split, BW, BM, WIDE)
+    C = assume_multiple(C, UNIT)
+    x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT)
+    out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
     x += image * x_n
     out += image * out_n
     vector = image * C + channels
-    by = gate_value(tl.load(logits + vector, mask=wanted, other=0.0).to(tl.float32), GATE)
+    scale = gate_value(tl.load(logits + vector, mask=wanted, other=0.0).to(tl.float32), GATE)
     more = tl.zeros((BM,), tl.float32)
     if shift is not None:
         more = tl.load(shift + vector, mask=wanted, other=0.0).to(tl.float32)
     mask = (columns < W)[:, None] & wanted[None, :]
     for row in range(top, bottom):
         at = row * x_h + columns[:, None] * x_w + channels[None, :] * x_c
-        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * by[None, :] + more[None, :]
+        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * scale[None, :] + more[None, :]
         at = row * out_h + columns[:, None] * out_w + channels[None, :] * out_c
         tl.store(out + at, v.to(out.dtype.element_ty), mask=mask)
 
 
-def _strips(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[dict, tuple[int], tiles.Tile]:
-    """Arguments of a kernel that goes through strips of x and maps like it, its grid and tile."""
-    n, c, height, width = x.shape
-    tile, splits, per_split = tiles.strips("stencil", x, c)
-    arguments = {
-        "x": x, **launch.strides("x", x), "H": height, "W": width, "C": c, **tile.strip(splits, per_split),
-        "WIDE": launch.is_wide(x, *others), "UNIT": launch.unit(x, *others, counts=(c,)),
+def _arguments(x: torch.Tensor, *others: torch.Tensor | None) -> dict:
+    """Arguments of a kernel that goes through strips of x and of maps like it."""
+    return {
+        **launch.maps(x=x), "H": x.shape[2], "W": x.shape[3], "C": x.shape[1], "WIDE": launch.is_wide(x, *others),
+        "UNIT": launch.unit(x, *others, counts=(x.shape[1],)),
     }  # fmt: skip
-    return arguments, (n * splits * launch.cdiv(c, tile.channels),), tile
 
 
-@taped
+@cached_launches
 def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = False) -> torch.Tensor:
     """Sums over H and W of x, or of x * other: N x C, float32; means in x's dtype."""
     n, c, height, width = x.shape
-    common, grid, tile = _strips(x, other)
+    strips = tiles.strips("stencil", x, c)
     found = launch.empty((n, c), x.dtype if mean else torch.float32, x.device)
-    sums = OverSplits(found, common["splits"], 1.0 / (height * width) if mean else 1.0)
-    arguments = common | {"other": other, **launch.strides("other", other), **sums.arguments, "N": n}
-    with launch.on_device_of(x):
-        launch.run(sums_kernel, grid, arguments, tile.warps, tile.stages)
+    sums = OverSplits(found, strips.splits, 1.0 / (height * width) if mean else 1.0)
+    arguments = {**_arguments(x, other), **launch.maps(other=other), **sums.arguments, "N": n}
+    strips.start(sums_kernel, x, c, arguments)
     sums.join()
     return found
 
 
-@taped
+@cached_launches
 def scaled_map(
     x: torch.Tensor, logits: torch.Tensor, gate: int = plain.IDENTITY, shift: torch.Tensor | None = None,
     like: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """x * gate(logits) + shift, the vectors N x C, in the memory format of x (or ``like``)."""
     out = launch.new_map(x if like is None else like, x.shape[1])
-    arguments, grid, tile = _strips(x, out)
-    arguments |= {
-        "logits": launch.vector(logits), "shift": launch.vector(shift), "out": out, **launch.strides("out", out),
+    arguments = {
+        **_arguments(x, out), "logits": launch.vector(logits), "shift": launch.vector(shift), **launch.maps(out=out),
         "GATE": gate,
     }  # fmt: skip
-    with launch.on_device_of(x):
-        launch.run(scale_kernel, grid, arguments, tile.warps, tile.stages)
+    tiles.strips("stencil", x, x.shape[1]).start(scale_kernel, x, x.shape[1], arguments)
     return out
 
 
-@taped
+@cached_launches
 def squeeze_excite(x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
     """The excited x, and what the backward needs: squeeze (N x C), hidden before act (N x R), logits (N x C)."""
     checks.expect_excitation(x, reduce_weight, reduce_bias, expand_weight, expand_bias)
@@ -123,7 +117,7 @@ def squeeze_excite_backward(
 ):
     """Gradients of x, reduce weight and bias, expand weight and bias (empty where there is no bias).
 
-    Between the two passes over maps stand products of N x C vectors, which torch does: no pass more.
+    Between the two passes over maps there are only products of N x C vectors, which torch computes.
     """
     checks.expect("grad_out", grad_out, tuple(x.shape), x)
     checks.expect_excitation(x, reduce_weight, reduce_bias, expand_weight, expand_bias)

@@ -1,14 +1,15 @@
-"""The kinds of steps, one file each: fields, shapes, parameters and their packed form, meaning."""
+"""The kinds of steps, one file each: fields, shapes, parameters and their packed form, meaning.
 
-from .activation import Activation
-from .conv import Conv
-from .depthwise import Depthwise
-from .excite import Excite
-from .ghost import Ghost
-from .linear import Linear
-from .load import Load
-from .max_pool import MaxPool
-from .pool import Pool
-from .store import Store
+A file here that registers a step is all that a new kind needs in Python.
+"""
 
-__all__ = ["Activation", "Conv", "Depthwise", "Excite", "Ghost", "Linear", "Load", "MaxPool", "Pool", "Store"]
+import importlib
+import pkgutil
+
+from ..step import step_kinds
+
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")
+
+__all__ = [kind.__name__ for kind in step_kinds().values()]
+globals().update({kind.__name__: kind for kind in step_kinds().values()})

@@ -30,7 +30,7 @@ def replace_runs(
     Args:
         graph: changed in place.
         modules: what its nodes call, by path.
-        opened: modules of somebody's class, each with those of PyTorch that compute the same.
+        opened: modules of other classes, each with those of PyTorch that compute the same.
         child: path of the module whose children ``"0"``, ``"1"``, ... the programs are to be.
 
     Returns:

@@ -44,7 +44,7 @@ def trace(net: nn.Module, whole: Collection[str], only_ours: bool = False) -> Tr
     Args:
         net: stays as it is.
         whole: paths of modules that are not to be looked into.
-        only_ours: look into no module of somebody's own class unless one of ours is inside: its forward may do what no
+        only_ours: look into no module of the net's own classes unless one of ours is inside: its forward may do what no
             trace can see.
 
     Raises:

@@ -29,13 +29,13 @@ def _few_tiles():
 @pytest.fixture
 def calls(monkeypatch):
     """What rides on each single pass that runs; bottlenecks take the route of a device."""
-    seen, run = [], forward.run
+    seen, run = [], forward.ghost_module_fwd
 
     def noting(*args, **kwargs):
         seen.append({name for name, value in kwargs.items() if value is not None and value is not False})
         return run(*args, **kwargs)
 
-    monkeypatch.setattr(forward, "run", noting)
+    monkeypatch.setattr(forward, "ghost_module_fwd", noting)
     on_device = lambda op, x, kernel=None: on("reference" if op == "program_eval" else "triton", op)
     for module in (block, bottleneck):
         monkeypatch.setattr(module, "select", on_device)

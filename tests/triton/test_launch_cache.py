@@ -1,4 +1,4 @@
-"""Tapes, on a launcher that notes what it gets: a replay must start what a full run starts, on the right memory."""
+"""Cached launches, on a launcher that records its calls: a replay starts what a full run starts, on the same memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from ghost_ops.backends.triton import launch, tape, tiles
+from ghost_ops.backends.triton import launch, launch_cache, tiles
 
 STREAM = 77
-ON_DEVICE = tape.on_device
+ON_DEVICE = launch_cache.on_device
 KERNEL = ("x", "x_n", "w", "out", "n", "scale", "MODE")
 
 
@@ -39,27 +39,27 @@ class Kernel:
 
 
 @pytest.fixture(autouse=True)
-def tapes(monkeypatch):
+def cache(monkeypatch):
     """Tapes of this test alone, for tensors of the CPU."""
     found = {}
     active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: STREAM)
-    monkeypatch.setattr(tape, "driver", SimpleNamespace(active=active))
-    monkeypatch.setattr(tape, "on_device", lambda t: True)
-    monkeypatch.setattr(tape, "_tapes", found)
+    monkeypatch.setattr(launch_cache, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr(launch_cache, "on_device", lambda t: True)
+    monkeypatch.setattr(launch_cache, "_launches", found)
     return found
 
 
 def operator(kernel):
     """Two launches, one of them from and to scratch memory; results are a map, a view of another and nothing."""
 
-    @tape.taped
+    @launch_cache.cached_launches
     def call(x, w, scale, mode=0):
         out = launch.new_map(x, 2 * x.shape[1])
         middle, last = launch.scratch(x, 8), launch.empty((x.shape[0], 1, 6), x.dtype, x.device)
         shared = {"x_n": x.stride(0), "n": x.shape[0], "scale": scale, "MODE": mode}
-        launch.run(kernel, (x.shape[0], 2), {"x": x, "w": w, "out": middle, **shared}, 4, 2)
-        launch.run(kernel, (3,), {"x": middle[:, 4:], "w": last, "out": out, **shared}, 4, 2)
-        launch.run(kernel, (x.shape[0] - 3,), {"x": x[:, 1:], "w": None, "out": out[:, 1:], **shared}, 4, 2)
+        launch.start_kernel(kernel, (x.shape[0], 2), {"x": x, "w": w, "out": middle, **shared}, 4, 2)
+        launch.start_kernel(kernel, (3,), {"x": middle[:, 4:], "w": last, "out": out, **shared}, 4, 2)
+        launch.start_kernel(kernel, (x.shape[0] - 3,), {"x": x[:, 1:], "w": None, "out": out[:, 1:], **shared}, 4, 2)
         return out, last.view(x.shape[0], 6), x.new_empty(0)
 
     return call
@@ -110,7 +110,7 @@ def test_a_launch_over_nothing_is_left_out_of_both():
     assert kernel.full == 1 and len(kernel.started) == 2
 
 
-def test_every_kind_of_call_has_a_tape_of_its_own(tapes):
+def test_every_kind_of_call_has_an_entry_of_its_own(cache):
     kernel = Kernel(*KERNEL)
     call, (x, w) = operator(kernel), tensors()
     shifted = torch.empty(x.numel() + 1)[1:].view(x.shape)
@@ -122,14 +122,14 @@ def test_every_kind_of_call_has_a_tape_of_its_own(tapes):
     for count, args in enumerate(calls, 1):
         before = kernel.full
         call(*args)
-        assert kernel.full > before and len(tapes) == count, args
+        assert kernel.full > before and len(cache) == count, args
     before = kernel.full
     for args in calls:
         call(*args)
-    assert kernel.full == before and len(tapes) == len(calls)
+    assert kernel.full == before and len(cache) == len(calls)
 
 
-def test_tf32_and_the_table_are_part_of_the_kind(tapes, monkeypatch):
+def test_tf32_and_the_table_are_part_of_the_kind(cache, monkeypatch):
     kernel = Kernel(*KERNEL)
     call, (x, w) = operator(kernel), tensors()
     call(x, w, 0.5)
@@ -141,120 +141,120 @@ def test_tf32_and_the_table_are_part_of_the_kind(tapes, monkeypatch):
         finally:
             flags.allow_tf32 = before
     call(x, w, 0.5)
-    assert len(tapes) == 3
+    assert len(cache) == 3
     monkeypatch.setenv("GHOST_OPS_TILES", "other.json")
     call(x, w, 0.5)
-    assert len(tapes) == 4 and kernel.full == 8
+    assert len(cache) == 4 and kernel.full == 8
 
 
-def test_overridden_tiles_and_hooks_switch_tapes_off(tapes, monkeypatch):
+def test_overridden_tiles_and_hooks_switch_the_cache_off(cache, monkeypatch):
     kernel = Kernel(*KERNEL)
     call, (x, w) = operator(kernel), tensors()
     with tiles.override("stencil", pixels=16):
         call(x, w, 0.5)
     with tiles.assume("sm_90"):
         call(x, w, 0.5)
-    assert not tapes
+    assert not cache
     call(x, w, 0.5)
     with tiles.override("stencil", pixels=16):
         call(x, w, 0.5)
-    monkeypatch.setattr(tape, "_runtime", SimpleNamespace(launch_enter_hook=print, launch_exit_hook=None))
+    monkeypatch.setattr(launch_cache, "_runtime", SimpleNamespace(launch_enter_hook=print, launch_exit_hook=None))
     call(x, w, 0.5)
-    assert len(tapes) == 1 and kernel.full == 10
+    assert len(cache) == 1 and kernel.full == 10
 
 
-def test_what_is_not_on_a_device_or_no_tensor_runs_in_full(tapes, monkeypatch):
+def test_what_is_not_on_a_device_or_no_tensor_runs_in_full(cache, monkeypatch):
     kernel = Kernel(*KERNEL)
     call, (x, w) = operator(kernel), tensors()
     call(x, w, scale=0.5)
     call(x, w, object())
-    monkeypatch.setattr(tape, "on_device", ON_DEVICE)
+    monkeypatch.setattr(launch_cache, "on_device", ON_DEVICE)
     call(x, w, 0.5)
-    assert not tapes and kernel.full == 6
+    assert not cache and kernel.full == 6
 
 
-def test_tensors_without_memory_run_in_full(tapes):
+def test_tensors_without_memory_run_in_full(cache):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    call = tape.taped(lambda x: x + 1)
+    call = launch_cache.cached_launches(lambda x: x + 1)
     with FakeTensorMode() as mode:
         assert type(call(mode.from_tensor(torch.ones(3)))).__name__ == "FakeTensor"
     assert torch.equal(torch.func.vmap(call)(torch.ones(3, 2)), torch.full((3, 2), 2.0))
-    assert not tapes
+    assert not cache
 
 
 def _sum(x, kernel):
     out = launch.new_map(x, 3)
-    launch.run(kernel, (1,), {"x": x, "out": out}, 4, 2)
+    launch.start_kernel(kernel, (1,), {"x": x, "out": out}, 4, 2)
     return out.sum(0)
 
 
 def _copy(x, kernel):
     out = launch.new_map(x, 3)
-    launch.run(kernel, (1,), {"x": x.double(), "out": out}, 4, 2)
+    launch.start_kernel(kernel, (1,), {"x": x.double(), "out": out}, 4, 2)
     return out
 
 
 def _in_place(x, kernel):
     out = launch.new_map(x, 3).zero_()
-    launch.run(kernel, (1,), {"x": x, "out": out}, 4, 2)
+    launch.start_kernel(kernel, (1,), {"x": x, "out": out}, 4, 2)
     return out
 
 
 def _read(x, kernel):
     out = launch.new_map(x, 3)
-    launch.run(kernel, (1 + int(x.isnan().any()),), {"x": x, "out": out}, 4, 2)
+    launch.start_kernel(kernel, (1 + int(x.isnan().any()),), {"x": x, "out": out}, 4, 2)
     return out
 
 
 def _argument(x, kernel):
-    launch.run(kernel, (1,), {"x": x, "out": x}, 4, 2)
+    launch.start_kernel(kernel, (1,), {"x": x, "out": x}, 4, 2)
     return x[1:]
 
 
 def _list(x, kernel):
     out = launch.new_map(x, 3)
-    launch.run(kernel, (1,), {"x": x, "out": out}, 4, 2)
+    launch.start_kernel(kernel, (1,), {"x": x, "out": out}, 4, 2)
     return [out]
 
 
 def _other_type(x, kernel):
     out = launch.new_map(x, 3)
-    launch.run(kernel, (1,), {"x": x, "out": out}, 4, 2)
+    launch.start_kernel(kernel, (1,), {"x": x, "out": out}, 4, 2)
     return out.view(torch.int32)
 
 
 @pytest.mark.parametrize("function", [_sum, _copy, _in_place, _read, _argument, _list, _other_type])
-def test_torch_in_between_runs_in_full(tapes, function):
+def test_torch_in_between_runs_in_full(cache, function):
     kernel = Kernel("x", "out")
-    call = tape.taped(lambda x: function(x, kernel))
+    call = launch_cache.cached_launches(lambda x: function(x, kernel))
     for count in range(1, 4):
         call(torch.randn(2, 3, 4, 4))
-        assert kernel.full == count and list(tapes.values()) == [None]
+        assert kernel.full == count and list(cache.values()) == [None]
 
 
-def test_a_kernel_unlike_tritons_runs_in_full(tapes, monkeypatch):
+def test_a_kernel_unlike_tritons_runs_in_full(cache, monkeypatch):
     kernel = Kernel("x", "out", "given_by_a_default")
-    call = tape.taped(lambda x: _other_type(x, kernel).view(x.dtype))
+    call = launch_cache.cached_launches(lambda x: _other_type(x, kernel).view(x.dtype))
     call(torch.randn(2, 3, 4, 4))
-    monkeypatch.setattr(tape, "_launches_as_known", lambda: False)
+    monkeypatch.setattr(launch_cache, "_launches_as_known", lambda: False)
     other, (x, w) = Kernel(*KERNEL), tensors()
     operator(other)(x, w, 0.5)
-    assert list(tapes.values()) == [None, None]
+    assert list(cache.values()) == [None, None]
 
 
 def test_the_installed_triton_is_known():
-    assert tape._launches_as_known()
+    assert launch_cache._launches_as_known()
 
 
-def test_an_operator_within_is_part_of_the_outer_tape(tapes):
+def test_an_operator_within_is_part_of_the_outer_entry(cache):
     kernel = Kernel("x", "out")
-    inner = tape.taped(lambda x: _list(x, kernel)[0])
-    outer = tape.taped(lambda x: (inner(inner(x)).permute(1, 0, 2, 3),))
+    inner = launch_cache.cached_launches(lambda x: _list(x, kernel)[0])
+    outer = launch_cache.cached_launches(lambda x: (inner(inner(x)).permute(1, 0, 2, 3),))
     x = torch.randn(2, 3, 4, 4)
     for _ in range(2):
         assert outer(x)[0].stride() == (16, 48, 4, 1)
-    assert kernel.full == 2 and len(kernel.started) == 4 and len(tapes) == 1
+    assert kernel.full == 2 and len(kernel.started) == 4 and len(cache) == 1
     (_, one), (_, two) = kernel.started[2:]
     assert one["x"] == x.data_ptr() and one["out"] == two["x"]
 
@@ -262,11 +262,11 @@ def test_an_operator_within_is_part_of_the_outer_tape(tapes):
 def test_an_argument_given_twice_is_not_taken_for_two():
     kernel = Kernel("x", "out")
 
-    @tape.taped
+    @launch_cache.cached_launches
     def call(a, b):
         out = launch.new_map(a, 3)
-        launch.run(kernel, (1,), {"x": a, "out": out}, 4, 2)
-        launch.run(kernel, (1,), {"x": b[:, 1:], "out": out}, 4, 2)
+        launch.start_kernel(kernel, (1,), {"x": a, "out": out}, 4, 2)
+        launch.start_kernel(kernel, (1,), {"x": b[:, 1:], "out": out}, 4, 2)
         return out
 
     a, b = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
@@ -277,30 +277,30 @@ def test_an_argument_given_twice_is_not_taken_for_two():
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch._C._AutoDispatchBelowAutograd])
-def test_within_an_operator_and_in_inference_mode(tapes, mode):
+def test_within_an_operator_and_in_inference_mode(cache, mode):
     kernel = Kernel(*KERNEL)
     call, (x, w) = operator(kernel), tensors()
     with mode():
         for _ in range(2):
             out, *_ = call(x, w, 0.5)
             assert out.is_inference() == torch.is_inference_mode_enabled()
-    assert kernel.full == 2 and None not in tapes.values()
+    assert kernel.full == 2 and None not in cache.values()
 
 
-def test_old_tapes_go(tapes, monkeypatch):
-    monkeypatch.setattr(tape, "LIMIT", 3)
+def test_old_entries_go(cache, monkeypatch):
+    monkeypatch.setattr(launch_cache, "LIMIT", 3)
     kernel = Kernel(*KERNEL)
     call, (x, w) = operator(kernel), tensors()
     for scale in range(10):
         call(x, w, scale)
-    assert len(tapes) == 3
+    assert len(cache) == 3
     for scale, more in ((9, 0), (7, 0), (0, 2), (8, 0), (7, 2)):
         before = kernel.full
         call(x, w, scale)
         assert kernel.full == before + more
 
 
-def test_tapes_hold_no_tensor():
+def test_entries_hold_no_tensor():
     kernel = Kernel(*KERNEL)
     call, (x, w) = operator(kernel), tensors(4)
     held = [weakref.ref(t) for t in (x, w, *call(x, w, 0.5), *call(x, w, 0.5))]
@@ -312,15 +312,15 @@ def test_tapes_hold_no_tensor():
     assert len(held) > 10 and not any(t() is not None for t in held)
 
 
-def test_a_failed_recording_leaves_nothing(tapes):
+def test_a_failed_recording_leaves_nothing(cache):
     def fail(x):
         raise ValueError("shape")
 
-    call = tape.taped(fail)
+    call = launch_cache.cached_launches(fail)
     for _ in range(2):
         with pytest.raises(ValueError, match="shape"):
             call(torch.ones(3))
-    assert not tapes and launch.recording.tape is None
+    assert not cache and launch.recorder.current is None
 
 
 def test_threads():
@@ -328,10 +328,10 @@ def test_threads():
     kernel = Kernel("x", "out", "n")
     ready, wrong = threading.Barrier(4), []
 
-    @tape.taped
+    @launch_cache.cached_launches
     def call(x, n):
         out = launch.new_map(x, n)
-        launch.run(kernel, (n,), {"x": x, "out": out, "n": n}, 4, 2)
+        launch.start_kernel(kernel, (n,), {"x": x, "out": out, "n": n}, 4, 2)
         return out
 
     def work(number):

@@ -9,9 +9,9 @@
 
 namespace {
 
+using ghost::Gemm;
 using ghost::kMostRuns;
 using ghost::kPanel;
-using ghost::Pointwise;
 using ghost::Run;
 
 constexpr bool kMany = kRegisters >= 32;
@@ -84,24 +84,25 @@ struct Plain {
 constexpr int kRowsOfBase = 7;
 
 template <int MR>
-struct Rows {
+struct RowPointers {
   static constexpr int kBases = (MR + kRowsOfBase - 1) / kRowsOfBase;
   const char* base[kBases];
   int64_t once, thrice, five_times;  // the distance, bytes
 
-  Rows(const float* a, int64_t row) : once(row * (int64_t)sizeof(float)), thrice(3 * once), five_times(5 * once) {
+  RowPointers(const float* a, int64_t row)
+      : once(row * (int64_t)sizeof(float)), thrice(3 * once), five_times(5 * once) {
     for (int j = 0; j < kBases; j++) base[j] = (const char*)a + j * kRowsOfBase * once;
   }
-  GHOST_INLINE void hide(Rows& r) {
+  GHOST_INLINE void hide(RowPointers& r) {
     asm("" : "+r"(r.once), "+r"(r.thrice), "+r"(r.five_times));
 #pragma GCC unroll 4
     for (int j = 0; j < kBases; j++) asm("" : "+r"(r.base[j]));
   }
-  GHOST_INLINE const char* at(const Rows& r, int i) {
+  GHOST_INLINE const char* at(const RowPointers& r, int i) {
     const int64_t far[] = {0, r.once, 2 * r.once, r.thrice, 4 * r.once, r.five_times, 2 * r.thrice};
     return r.base[i / kRowsOfBase] + far[i % kRowsOfBase];
   }
-  GHOST_INLINE void step(Rows& r, int64_t bytes) {
+  GHOST_INLINE void step(RowPointers& r, int64_t bytes) {
 #pragma GCC unroll 4
     for (int j = 0; j < kBases; j++) r.base[j] += bytes;
   }
@@ -127,7 +128,7 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
     }
     const float *b0 = b.at[0], *b1 = b.at[1], *b2 = b.at[2];
     for (int64_t r = 0; r < g.run_count; r++) {
-      Rows<MR> a(g.a + row * a_row + g.runs[r].offset, a_row);
+      RowPointers<MR> a(g.a + row * a_row + g.runs[r].offset, a_row);
       for (int64_t k = g.runs[r].count; k > 0; k -= M::kFloats) {
         const float* const at[3] = {b0, b1, b2};
         Full::T w[NV ? NV : 1];
@@ -135,11 +136,11 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
 #pragma GCC unroll 3
         for (int j = 0; j < NV; j++) w[j] = Full::load(at[j * kLanes / kPanel] + j * kLanes % kPanel);
         if (NH) u = Tail::load(at[NV * kLanes / kPanel]);
-        Rows<MR>::hide(a);
+        RowPointers<MR>::hide(a);
 #pragma GCC unroll 28
         for (int i = 0; i < MR; i++) {
           using Widest = std::conditional_t<NV != 0, Full, Tail>;  // one broadcast: between registers it is slow
-          const auto x = M::template broadcast<Widest>(Rows<MR>::at(a, i));
+          const auto x = M::template broadcast<Widest>(RowPointers<MR>::at(a, i));
           if constexpr (NV != 0)
 #pragma GCC unroll 3
             for (int j = 0; j < NV; j++) v[i][j] = M::template multiply<Full>(x, w[j], v[i][j]);
@@ -150,7 +151,7 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
           __builtin_prefetch(ahead, 0, 2);
           ahead += ahead_step;
         }
-        Rows<MR>::step(a, M::kFloats * a_col * sizeof(float));
+        RowPointers<MR>::step(a, M::kFloats * a_col * sizeof(float));
         b0 += row0;
         if (kStreams > 1) b1 += row1;
         if (kStreams > 2) b2 += row2;
@@ -293,13 +294,13 @@ GHOST_INLINE Streams streams_under(const Source& s, int64_t n, int64_t columns) 
   return b;
 }
 
-GHOST_INLINE const float* bias_at(const Pointwise& all, const Block& g, int64_t n) {
+GHOST_INLINE const float* bias_at(const Gemm& all, const Block& g, int64_t n) {
   return all.bias && !g.accumulate ? all.bias + n : nullptr;
 }
 
 // The columns of a block of one row over packed panels, as far as four of them are full. Returns how many these are.
 template <class M>
-int64_t row_product(const Pointwise& all, const Block& g, const Source& s, float* c) {
+int64_t row_product(const Gemm& all, const Block& g, const Source& s, float* c) {
   int64_t n = 0;
   for (; n + 4 * kPanel <= all.n; n += 4 * kPanel)
     four_panels<M>(g, s.b + n * s.depth + s.first * kPanel, kPanel * s.depth, bias_at(all, g, n), c + n);
@@ -308,7 +309,7 @@ int64_t row_product(const Pointwise& all, const Block& g, const Source& s, float
 
 // All columns of a block from n on, a tile at a time; streams(n, columns) says what of B is under it.
 template <class M, class F>
-GHOST_INLINE void block_product(const Pointwise& all, const Block& g, int64_t n, float* c, const F& streams) {
+GHOST_INLINE void block_product(const Gemm& all, const Block& g, int64_t n, float* c, const F& streams) {
   const int64_t n_end = ghost::by_eight(all.n);
   for (int64_t columns; n < all.n; n += columns) {
     columns = tile_columns(n_end - n);
@@ -323,7 +324,7 @@ GHOST_INLINE void block_product(const Pointwise& all, const Block& g, int64_t n,
 
 // A block over B where it lies.
 template <class M>
-GHOST_INLINE void source_product(const Pointwise& all, const Block& g, const Source& s, float* c) {
+GHOST_INLINE void source_product(const Gemm& all, const Block& g, const Source& s, float* c) {
   const int64_t done = g.rows == 1 && !s.b_row ? row_product<M>(all, g, s, c) : 0;
   block_product<M>(all, g, done, c, [&](int64_t n, int64_t columns) { return streams_under(s, n, columns); });
 }
@@ -343,7 +344,7 @@ int64_t cut_runs(const Run* runs, int64_t run_count, int64_t a_col, int64_t firs
 // Runs f(block, its columns of A, its source, where its C begins) over the blocks of a product with kColumns columns of
 // A to a row of B.
 template <int kColumns, class F>
-GHOST_INLINE void over_blocks(const Pointwise& all, const F& f) {
+GHOST_INLINE void over_blocks(const Gemm& all, const F& f) {
   constexpr int64_t kMost = kBlockColumns / kColumns;
   const Run whole{0, all.k};
   const Run* runs = all.runs ? all.runs : &whole;

@@ -1,12 +1,12 @@
-"""Tapes: an operator's launches, recorded once for each kind of call, then started again without the Python between.
+"""An operator's launches, recorded once for each kind of call, then started again without the Python between.
 
 A launch through Triton costs the host tens of microseconds: strides, tiles and specialisations are found anew, though
 they depend on nothing but the arguments' shapes, strides, dtypes, devices and alignment, the options, and a little
-global state. That is a tape's key. A recording runs the implementation in full and watches it: every tensor that a
+global state. These are the cache's key. A recording runs the implementation in full and watches it: every tensor that a
 kernel gets, and every result, must be an argument, an allocation made within, or a view of one of these. A replay
 allocates the same, puts the addresses into the prepared arguments, and hands them to Triton's compiled launcher.
 
-What cannot be taped runs in full: operators that compute in torch between their launches (noted once for the key),
+What cannot be cached runs in full: operators that compute in torch between their launches (noted once for the key),
 tensors on the CPU or without memory, overridden tiles, launch hooks, and a Triton that starts kernels in another way.
 """
 
@@ -28,8 +28,8 @@ from triton.runtime import JITFunction, driver
 
 from . import launch, tiles
 
-LIMIT = 4096  # tapes kept, of all operators together: the oldest goes
-ALIGNMENT = 256  # of what shares one allocation
+LIMIT = 4096  # entries of all operators together: the oldest goes
+ALIGNMENT = 256  # bytes between tensors that share one allocation
 _CALL = (  # how Triton starts a kernel (3.6 and 3.7), as a replay does
     "kernel.run(grid_0, grid_1, grid_2, stream, kernel.function, kernel.packed_metadata, launch_metadata, "
     "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *bound_args.values())"
@@ -42,7 +42,7 @@ _is_alias_of = torch._C._is_alias_of
 _conv_tf32, _matmul_tf32 = torch._C._get_cudnn_allow_tf32, torch._C._get_cublas_allow_tf32
 _environment, _table = os.environ._data, os.environ.encodekey("GHOST_OPS_TILES")
 _runtime = triton.knobs.runtime
-_tapes: dict[tuple, Callable | None] = {}  # None: runs in full
+_launches: dict[tuple, Callable | None] = {}  # None: runs in full
 _publishing = threading.Lock()
 
 
@@ -60,8 +60,8 @@ def _launches_as_known() -> bool:
 
 
 def _switched_off() -> bool:
-    """Whether launches depend on more than a key says, or are watched."""
-    if tiles._assumed is not None or any(tiles._overrides.values()) or launch.recording.tape is not None:
+    """Whether launches depend on more than the key, or are watched."""
+    if tiles._assumed is not None or any(tiles._overrides.values()) or launch.recorder.current is not None:
         return True
     enter, leave = _runtime.launch_enter_hook, _runtime.launch_exit_hook  # chains of hooks, or hooks
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
@@ -80,10 +80,10 @@ def _read(args: tuple, key: list, pointers: list) -> None:
             key += (len(a), *map(type, a))
             _read(a, key, pointers)
         else:
-            raise TypeError(f"tape: {kind}")
+            raise TypeError(f"cached_launches: {kind}")
 
 
-def taped(function: Callable) -> Callable:
+def cached_launches(function: Callable) -> Callable:
     """An operator's implementation, replayed where that can be.
 
     The function must depend on nothing but its arguments, the tiles and ``allow_tf32``, take positional arguments, the
@@ -102,7 +102,7 @@ def taped(function: Callable) -> Callable:
             return function(*args)
         key = tuple(key)
         try:
-            replay = _tapes[key]
+            replay = _launches[key]
         except KeyError:
             return _record(function, args, key)
         return function(*args) if replay is None else replay(pointers)
@@ -111,29 +111,29 @@ def taped(function: Callable) -> Callable:
 
 
 def _record(function: Callable, args: tuple, key: tuple) -> object:
-    """Runs the function in full and publishes its tape."""
+    """Runs the function in full and keeps its launches."""
     tensors = []
 
     def stand_in(a):
-        """Tensors that are nobody else's: this call may give one twice, the next call two."""
+        """Detached tensors: where this call passes one tensor twice, the next may pass two."""
         if isinstance(a, Tensor):
             tensors.append(a.detach())
             return tensors[-1]
         return type(a)(map(stand_in, a)) if isinstance(a, (list, tuple)) else a
 
     args = stand_in(args)
-    recording = launch.recording.tape = _Recording(tensors)
+    recording = launch.recorder.current = _Recording(tensors)
     try:
         with recording:
             results = function(*args)
     finally:
-        launch.recording.tape = None
+        launch.recorder.current = None
     replay = recording.replay(results) if type(results) in (Tensor, tuple) else None
     if not _switched_off():  # by another thread, meanwhile
         with _publishing:
-            while len(_tapes) >= LIMIT:
-                del _tapes[next(iter(_tapes))]
-            _tapes[key] = replay
+            while len(_launches) >= LIMIT:
+                del _launches[next(iter(_launches))]
+            _launches[key] = replay
     return results
 
 
@@ -168,11 +168,11 @@ class _Recording(TorchDispatchMode):
         return out  # what else it made is unknown: refused where a kernel or the caller gets it
 
     def launched(self, kernel, grid: tuple[int, ...], arguments: dict, compiled) -> None:
-        """``launch.run`` calls this for every kernel that it has started."""
+        """``launch.start_kernel`` calls this for every kernel that it has started."""
         try:
             row = [*(*grid, 1, 1)[:3], None, compiled.function, compiled.packed_metadata, None, None, None]
             row += [arguments[name] for name in kernel.arg_names]
-            places = []  # of addresses: whose, and how many bytes from there
+            places = []  # for each address: its position, its base, and its distance from there in bytes
             for i, value in enumerate(row):
                 if isinstance(value, Tensor):
                     base, row[i] = self.known[id(value)][1], None
@@ -184,7 +184,8 @@ class _Recording(TorchDispatchMode):
         self.refused |= bool(getattr(kernel, "pre_run_hooks", None))
 
     def replay(self, results: object) -> Callable | None:
-        """From arguments' addresses to results, or None where that is not possible. It holds no tensor."""
+        """A function from the arguments' addresses to the results, which holds no tensor; None where that is
+        impossible."""
         single, device = isinstance(results, Tensor), self.bases[0].device
         if self.refused or len(self.devices) > 1 or any(t.device != device for t in self.bases):
             return None

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from .activation import NONE
+from ..activations import NONE
 
 FORMAT = 3
 FLOAT32, BFLOAT16 = 0, 1  # precisions

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
-from .activation import activate, apply_gate
+from ..activations import activate, apply_gate
 from .reference.program import Folded
 from .steps import Conv, Dense, Depthwise, Excite, Ghost, Layer, Load, Pool, Step, Store
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..backends.activation import activate
+from ..activations import activate
 from ..dispatch import PLAIN_TENSORS, Decision, select
 from ..ops import depthwise as operator
 from ..ops.checks import autocast
@@ -21,7 +21,7 @@ class ConvCall(NamedTuple):
         half: the convolution with what follows it.
         decision: the operator that runs it; None where its module is called.
         reason: why its module is called; None of a convolution that is not depthwise.
-        numbers: slope of its LeakyReLU and eps of its BatchNorm.
+        numbers: slope of its activation and eps of its BatchNorm.
     """
 
     half: Half

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..activations import PRELU, slope_of
 from ..backends import steps as s
-from ..backends.activation import LEAKY_RELU, PRELU
 from ..dispatch import PLAIN_TENSORS
 from . import _batch_norm
 from ._batch_norm import BATCH
@@ -34,7 +34,7 @@ class Dense(NamedTuple):
     code: int
 
     def slope(self) -> float:
-        return self.act.negative_slope if self.code == LEAKY_RELU else 0.01
+        return slope_of(self.act, self.code)
 
     def tensors(self) -> tuple[torch.Tensor | None, ...]:
         return Half.tensors(self)
@@ -49,7 +49,7 @@ def layer(source: Source, tensors: Sequence[torch.Tensor | None]) -> s.Layer:
         raise NotNow("one of its BatchNorms uses batch statistics")
     parts = sum(part for part, t in zip(_PARTS, tensors[1:], strict=True) if t is not None)
     eps = 0.0 if source.norm is None else source.norm.eps
-    return s.Layer(parts, eps, source.code, source.slope() if source.code == LEAKY_RELU else 0.0)
+    return s.Layer(parts, eps, source.code, source.slope())
 
 
 class Built:

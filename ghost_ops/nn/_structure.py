@@ -14,19 +14,10 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from ..backends.activation import ACTIVATIONS, LEAKY_RELU, NONE, PRELU
+from ..activations import NONE, PRELU, code_of, fixed_attributes, slope_of
 from ._watch import Watched
 from .sync_batch_norm import SyncBatchNorm
 
-_ACTIVATIONS: dict[type[nn.Module], str] = {
-    nn.Identity: "none",
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.PReLU: "prelu",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hard_swish",
-}
 SYNCED = (nn.SyncBatchNorm, SyncBatchNorm)
 NORMS = (nn.BatchNorm2d, *SYNCED)
 _GEOMETRY_OF = itemgetter("stride", "padding", "dilation", "groups", "padding_mode")
@@ -74,7 +65,7 @@ class Half(NamedTuple):
     is_depthwise: bool = False
 
     def slope(self) -> float:
-        return self.act.negative_slope if self.code == LEAKY_RELU else 0.01
+        return slope_of(self.act, self.code)
 
     def tensors(self) -> tuple[torch.Tensor | None, ...]:
         """Weight, bias, gamma, beta, running mean and variance, PReLU's weight: each None where there is none.
@@ -138,6 +129,7 @@ class Structure:
         self.children, self.attributes = root._modules, root.__dict__  # of a replica's or a copy's nothing is known
         self.links: list[Link] = []
         self.halves: list[Half] = []
+        self.fixed: list[tuple[dict, str, object]] = []  # attributes, name and value of what decides on an activation
         self.watched: tuple[tuple[dict, str, object, Watched], ...] = ()
 
     def find(self, path: str) -> nn.Module:
@@ -157,6 +149,7 @@ class Structure:
             raise Unfusable(f"its child {path!r} carries hooks, or a forward of its own: these must run")
         if "parametrizations" in child._modules:
             raise Unfusable(f"its child {path!r} is parametrised")
+        self.fixed += [(child.__dict__, attribute, getattr(child, attribute)) for attribute in fixed_attributes(child)]
         self.places.append((owner, name))
         count, tensors = len(child._modules), (child._parameters, child._buffers)
         self.links.append(Link(owner._modules, name, child, type(child), child.__dict__, count, *tensors))
@@ -197,10 +190,10 @@ class Structure:
         """The code of an activation module."""
         if _is_nothing(act):
             return NONE
-        name = _ACTIVATIONS.get(type(act))
-        if name is None:
+        code = code_of(act)
+        if code is None:
             raise Unfusable(f"one of its activations is a {type(act).__name__}, which no operator knows")
-        return ACTIVATIONS.index(name)
+        return code
 
     def leaves(self, paths: tuple[str, ...]) -> list[nn.Module]:
         """The modules at ``paths`` in order, ``Sequential`` opened, what does nothing left out."""
@@ -220,7 +213,7 @@ class Structure:
             conv, norm, act = chain.pop(0), None, None
             if chain and type(chain[0]) in NORMS:
                 norm = chain.pop(0)
-            if chain and type(chain[0]) in _ACTIVATIONS:
+            if chain and code_of(chain[0]) is not None:
                 act = chain.pop(0)
             steps.append(self.triple(conv, norm, act))
         return steps
@@ -246,6 +239,9 @@ class Structure:
                 return True
         for half in self.halves:
             if _GEOMETRY_OF(half.conv.__dict__) != half.seen:
+                return True
+        for attributes, name, value in self.fixed:
+            if attributes.get(name) != value:
                 return True
         for attributes, name, fixed, attribute in self.watched:
             if attributes.get(name, attribute) is not fixed and attribute.has_changed():

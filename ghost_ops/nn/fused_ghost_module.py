@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import functional
-from ..backends.activation import ACTIVATIONS
+from ..activations import ACTIVATIONS
 from ..dispatch import PLAIN_TENSORS, Decision, forced, plain, refuse_call, select
 from ..ops import ghost_module_train as training
 from ..ops.checks import autocast
@@ -50,7 +50,7 @@ class GhostCall(NamedTuple):
         plan: what was read from the module.
         x: the input as autocast wants it.
         tensors: parameters and statistics, seven for each convolution (see ``Half.tensors``).
-        numbers: slopes of the two LeakyReLU, and eps of the two BatchNorms; 0 where there is none.
+        numbers: slopes of the two activations, and eps of the two BatchNorms; 0 where there is none.
     """
 
     decision: Decision
@@ -181,7 +181,7 @@ def _numbers(plan: _Plan) -> tuple[float, float, float, float]:
     primary, cheap = plan.primary, plan.cheap
     eps = 0.0 if primary.norm is None else primary.norm.eps
     if cheap is None:
-        return primary.slope(), 0.01, eps, 0.0
+        return primary.slope(), 0.0, eps, 0.0
     return primary.slope(), cheap.slope(), eps, 0.0 if cheap.norm is None else cheap.norm.eps
 
 

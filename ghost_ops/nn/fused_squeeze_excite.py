@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU
+from ..activations import ACTIVATIONS, GATES, NONE, WITH_SLOPES
 from ..dispatch import PLAIN_TENSORS, Decision, plain, refuse_call, select
 from ..ops import squeeze_excite as operator
 from ..ops.checks import autocast
@@ -59,7 +59,7 @@ class SqueezeExciteRunner(Runner):
         for layer in (reduce, expand):
             if not (type(layer) is nn.Linear or (type(layer) is nn.Conv2d and _is_pointwise(layer))):
                 raise Unfusable(f"one of its layers is a {type(layer).__name__}, not a Linear or 1x1 Conv2d")
-        if act in (PRELU, LEAKY_RELU):
+        if act in WITH_SLOPES:
             raise Unfusable(f"the operator does not take {ACTIVATIONS[act]} inside")
         return _Plan(structure.close(), reduce, expand, act, GATES.index(parts.gate))
 

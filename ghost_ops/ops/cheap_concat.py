@@ -52,8 +52,8 @@ def cheap_concat(
     out_channels: int | None = None,
     act: str = "relu",
     cheap_act: str = "relu",
-    act_slope: float = 0.01,
-    cheap_act_slope: float = 0.01,
+    act_slope: float | None = None,
+    cheap_act_slope: float | None = None,
     act_weight: torch.Tensor | None = None,
     cheap_act_weight: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
@@ -81,7 +81,7 @@ def cheap_concat(
     act_code = check.activation("act", act, act_weight, m, z)
     cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, z)
     check.residual(residual, z, out_channels)
-    slopes = check.numbers(act_slope=act_slope, cheap_act_slope=cheap_act_slope)
+    slopes = check.slopes(act_slope=(act_slope, act_code), cheap_act_slope=(cheap_act_slope, cheap_act_code))
     run = reference.cheap_concat if select("cheap_concat", z, cheap_weight.shape[-1]).is_reference else _call
     out, squeeze = run(
         z, cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..backends.activation import ACTIVATIONS, GATES, PRELU
+from ..activations import ACTIVATIONS, GATES, PRELU, default_slope
 
 
 def _shape(t: torch.Tensor) -> str:
@@ -85,6 +85,10 @@ class Checks:
             except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
                 self.fail(name, "a number", type(value).__name__, TypeError)
         return tuple(found)
+
+    def slopes(self, **values: tuple[object, int]) -> tuple[float, ...]:
+        """The values as floats, each given with the code of its activation; for None the activation's default."""
+        return self.numbers(**{k: default_slope(act) if v is None else v for k, (v, act) in values.items()})
 
     def primary(self, weight: object, x: torch.Tensor) -> int:
         """The weight of a 1x1 primary convolution over x; returns its m channels."""

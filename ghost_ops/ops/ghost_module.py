@@ -98,8 +98,8 @@ def ghost_module(
     out_channels: int | None = None,
     act: str = "relu",
     cheap_act: str = "relu",
-    act_slope: float = 0.01,
-    cheap_act_slope: float = 0.01,
+    act_slope: float | None = None,
+    cheap_act_slope: float | None = None,
     act_weight: torch.Tensor | None = None,
     cheap_act_weight: torch.Tensor | None = None,
     input_scale: torch.Tensor | None = None,
@@ -119,8 +119,8 @@ def ghost_module(
         cheap_weight: m(s - 1) x 1 x d x d with d odd (padding d // 2), or None: ratio 1, a plain convolution.
         cheap_bias: m(s - 1), or None.
         out_channels: channels kept, more than m and at most ms (default all).
-        act, cheap_act: none, relu, relu6, leaky_relu, prelu, silu or hard_swish, each for its half.
-        act_slope, cheap_act_slope: negative slope of leaky_relu.
+        act, cheap_act: names from ``ghost_ops.activations.ACTIVATIONS``, such as relu or gelu, each for its half.
+        act_slope, cheap_act_slope: negative slope of leaky_relu (0.01 where it is None), alpha of elu (1).
         act_weight, cheap_act_weight: PReLU's weight, 1 element or one per channel of its half.
         input_scale: N x C, the excitation of the input, applied as it is read.
         residual: N x out_channels x H x W, added to the output as it is written.
@@ -150,7 +150,7 @@ def ghost_module(
     cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
     check.optional("input_scale", input_scale, (x.shape[0], x.shape[1]), x)
     check.residual(residual, x, out_channels)
-    slopes = check.numbers(act_slope=act_slope, cheap_act_slope=cheap_act_slope)
+    slopes = check.slopes(act_slope=(act_slope, act_code), cheap_act_slope=(cheap_act_slope, cheap_act_code))
     kernel = None if cheap_weight is None else cheap_weight.shape[-1]
     run = reference.ghost_module if select("ghost_module", x, kernel).is_reference else _call
     out, squeeze = run(
@@ -181,8 +181,8 @@ def ghost_module_eval(
     out_channels: int | None = None,
     act: str = "relu",
     cheap_act: str = "relu",
-    act_slope: float = 0.01,
-    cheap_act_slope: float = 0.01,
+    act_slope: float | None = None,
+    cheap_act_slope: float | None = None,
     act_weight: torch.Tensor | None = None,
     cheap_act_weight: torch.Tensor | None = None,
     primary_eps: float = 1e-5,
@@ -238,12 +238,11 @@ def ghost_module_eval(
     cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
     check.optional("input_scale", input_scale, (x.shape[0], x.shape[1]), x)
     check.residual(residual, x, out_channels)
-    scalars = check.numbers(
-        act_slope=act_slope, cheap_act_slope=cheap_act_slope, primary_eps=primary_eps, cheap_eps=cheap_eps
-    )
+    slopes = check.slopes(act_slope=(act_slope, act_code), cheap_act_slope=(cheap_act_slope, cheap_act_code))
+    epsilons = check.numbers(primary_eps=primary_eps, cheap_eps=cheap_eps)
     out, squeeze = ghost_module_eval_operator(  # which hands what no kernel takes to the reference
         x, primary_weight, primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, cheap_weight,
         cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, input_scale, residual, act_weight,
-        cheap_act_weight, out_channels, act_code, cheap_act_code, *scalars, bool(return_squeeze),
+        cheap_act_weight, out_channels, act_code, cheap_act_code, *slopes, *epsilons, bool(return_squeeze),
     )  # fmt: skip
     return (out, squeeze) if return_squeeze else out

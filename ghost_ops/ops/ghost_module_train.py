@@ -154,8 +154,8 @@ def ghost_module_train(
     out_channels: int | None = None,
     act: str = "relu",
     cheap_act: str = "relu",
-    act_slope: float = 0.01,
-    cheap_act_slope: float = 0.01,
+    act_slope: float | None = None,
+    cheap_act_slope: float | None = None,
     act_weight: torch.Tensor | None = None,
     cheap_act_weight: torch.Tensor | None = None,
     primary_eps: float = 1e-5,
@@ -190,12 +190,11 @@ def ghost_module_train(
     cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
     if x.shape[0] * x.shape[2] * x.shape[3] <= 1:
         check.fail("x", "more than 1 value per channel when training", f"input size {tuple(x.shape)}")
-    scalars = check.numbers(
-        act_slope=act_slope, cheap_act_slope=cheap_act_slope, primary_eps=primary_eps, cheap_eps=cheap_eps
-    )
+    slopes = check.slopes(act_slope=(act_slope, act_code), cheap_act_slope=(cheap_act_slope, cheap_act_code))
+    epsilons = check.numbers(primary_eps=primary_eps, cheap_eps=cheap_eps)
     return train((
         x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma,
-        cheap_beta, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code, *scalars,
+        cheap_beta, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code, *slopes, *epsilons,
     ))  # fmt: skip
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..activations import ACTIVATIONS, WITH_SLOPES
 from ..backends import reference
-from ..backends.activation import PRELU
 from ..dispatch import Decision, select
 from ._library import differentiable, refuse_double_backward, register_fake, without_gradients
 from .checks import Checks, autocast
@@ -69,7 +69,7 @@ def squeeze_excite(
         reduce_bias: R, or None.
         expand_weight: C x R, or C x R x 1 x 1.
         expand_bias: C, or None.
-        act: activation of the hidden layer: any of :func:`ghost_module`'s but prelu and leaky_relu.
+        act: activation of the hidden layer: any of :func:`ghost_module`'s that has no slope.
         gate: clamp, hard_sigmoid, sigmoid or identity.
 
     Raises:
@@ -107,9 +107,9 @@ def _layers(
         weights.append(w)
     check.optional("reduce_bias", reduce_bias, (weights[0].shape[0],), x)
     check.optional("expand_bias", expand_bias, (x.shape[1],), x)
-    code = check.activation("act", act, None, x.shape[1], x) if act not in ("prelu", "leaky_relu") else PRELU
-    if code == PRELU:
+    if act in [ACTIVATIONS[code] for code in WITH_SLOPES]:
         check.fail("act", "an activation without slopes", repr(act))
+    code = check.activation("act", act, None, x.shape[1], x)
     gate_code = check.gate(gate)
     return weights[0], reduce_bias, weights[1], expand_bias, code, gate_code
 
@@ -139,7 +139,7 @@ def excite(
         reduce_bias: R, or None.
         expand_weight: C x R, or C x R x 1 x 1.
         expand_bias: C, or None.
-        act: activation of the hidden layer: any of :func:`ghost_module`'s but prelu and leaky_relu.
+        act: activation of the hidden layer: any of :func:`ghost_module`'s that has no slope.
         gate: clamp, hard_sigmoid, sigmoid or identity, as in :func:`squeeze_excite`.
 
     Returns:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, PRELU, activate, apply_gate
+from ..activations import GATES, WITH_SLOPES, activate, apply_gate, code_of
 from ..nn import (
     BottleneckParts,
     FusedGhostBottleneck,
@@ -217,7 +217,7 @@ def _squeeze_excite(module: nn.Module) -> tuple[SqueezeExciteParts, Reads] | Non
     probe.refuse()
     between = [call for call in calls[at[0] + 1 : at[1]] if not _is_nothing(call.module)]
     code = Structure.activation(between[0].module if between else None)
-    if len(between) > 1 or code in (PRELU, LEAKY_RELU):
+    if len(between) > 1 or code in WITH_SLOPES:
         raise Refused(f"between its layers it calls {', '.join(type(c.module).__name__ for c in between)}")
     first, second = calls[at[0]], calls[at[1]]
     gates = [gate for gate in GATES if probe.computes(_excite(first.module, second.module, code, gate))]
@@ -311,10 +311,7 @@ def _bottleneck(module: nn.Module, findings: dict[nn.Module, Finding]) -> tuple[
 
 
 def _is_activation(module: nn.Module) -> bool:
-    try:
-        return Structure.activation(module) < len(ACTIVATIONS)
-    except Unfusable:
-        return False
+    return _is_nothing(module) or code_of(module) is not None
 
 
 # Once more, where an attribute that a fused module's forward reads has changed

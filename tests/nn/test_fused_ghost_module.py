@@ -10,6 +10,7 @@ from ghost_ops import use_backend
 from ghost_ops.backends import native
 from ghost_ops.nn import FusedGhostModule, GhostModule
 from ghost_ops.nn.fused_ghost_module import with_epilogues
+from tests.ops.activation_cases import MODULES
 
 from ..helpers import assert_as_accurate, draw_shapes, make_map, randomise
 from .twins import assert_agree, plain_twin, why
@@ -218,9 +219,7 @@ def test_wrong_inputs_raise_as_the_plain_module(x, error, training):
 
 
 @pytest.mark.parametrize("half", ["primary_conv", "cheap_operation"])
-@pytest.mark.parametrize(
-    "act", [nn.ReLU6(), nn.LeakyReLU(0.2), nn.PReLU(), nn.PReLU(6), nn.SiLU(), nn.Hardswish(), nn.Identity()]
-)
+@pytest.mark.parametrize("act", [*MODULES.values(), nn.PReLU(), nn.PReLU(6), nn.Identity()])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_activations(act, half, mode):
     module = FusedGhostModule(5, 12)

@@ -117,7 +117,7 @@ class Packer {
       own = shift;
     }
     if (own) std::copy_n(own, kept, bias);
-    if (c.act == kLeakyRelu) std::fill_n(slopes, kept, static_cast<float>(c.slope));
+    if (slope_kind(c.act) == kNumber) std::fill_n(slopes, kept, static_cast<float>(c.slope));
     if (c.slopes) {
       const Tensor& t = next();
       check_.that(t.numel() == channels || t.numel() == 1, "parameters", "1 slope or one per channel", t.numel());

@@ -126,7 +126,7 @@ Step parse_step(Reader& r, Program& p, State& s) {
     }
     case Kind::excite:
       t.channels = channels(r, "channels"), t.hidden = channels(r, "hidden");
-      t.gate = r.within(0, 3, "gate"), t.first = conv(r), t.second = conv(r);
+      t.gate = r.within(0, kGates - 1, "gate"), t.first = conv(r), t.second = conv(r);
       if (s.squeeze != t.channels) refuse("an excitation without the squeeze of as many channels");
       s.excitation = t.channels;
       break;

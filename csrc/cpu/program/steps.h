@@ -23,7 +23,7 @@ struct Conv {
   bool bias = false, norm = false, gamma = false, beta = false, slopes = false;
   double eps = 0, slope = 0;
   Act act = kNone;
-  bool has_slopes() const { return act == kLeakyRelu || act == kPrelu; }
+  bool has_slopes() const { return slope_kind(act) != kNoSlope; }
 };
 
 enum class Kind : int64_t { load, conv, ghost, depthwise, excite, pool, dense, store };

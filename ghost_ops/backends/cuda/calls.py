@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..activation import LEAKY_RELU, PRELU
+from ...activations import WITH_SLOPES
 from ..reference.program import Folded, places, unpack
 from ..steps import Depthwise, Excite, Ghost, Pool, Step, decode, layers, precision_of
 from ..tensor_cache import cached_with_tensor
@@ -157,7 +157,7 @@ def calls_of(
     steps ``apart``."""
     decoded = decode(steps)
     precision = precision_of(steps)
-    folded = unpack(places(length, precision, 1), decoded, precision, (LEAKY_RELU, PRELU))
+    folded = unpack(places(length, precision, 1), decoded, precision, WITH_SLOPES)
     calls, w = build(decoded, folded, half, apart)
     index, matrices = w.index()
     return Calls(tuple(decoded), tuple(calls), index.to(device), matrices)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from ..activation import NONE
+from ...activations import NONE
 from ..reference.program import Folded
 from ..steps import Depthwise, Excite, Ghost, Layer
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..activation import LEAKY_RELU, PRELU, activate, apply_gate
+from ...activations import PRELU, WITH_SLOPES, activate, apply_gate
 from ..steps import (
     BETA,
     BFLOAT16,
@@ -127,7 +127,7 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: Sequence[int]) -> torc
     return _run(x, unpack(numbers(packed, precision), decoded, precision), decoded)
 
 
-# The packed form. Per layer: the weight, its bias, and the slopes of LeakyReLU or PReLU; each piece begins at a
+# The packed form. Per layer: the weight, its bias, and its slopes, if it has some; each piece begins at a
 # multiple of 16 floats. A product's weight lies in panels: 16 output channels (8 in the last, where no more are left)
 # for each input channel in turn, and those for each tap in turn. A depthwise one lies tap by tap, its channels in two
 # halves as the map's, each padded to 8.
@@ -213,7 +213,7 @@ def packed_floats(steps: Sequence[int]) -> int:
         row = _up(shape[0] if lanes is None else width, 16)
         depth = _up(taps * shape[1], 2) // 2 if pairs else taps * shape[1]
         weight = _up(_up(shape[0], 8) * depth, 16) if lanes is None else taps * row
-        total += weight + row * (2 if layer.act in (LEAKY_RELU, PRELU) else 1)
+        total += weight + row * (2 if layer.act in WITH_SLOPES else 1)
     return total
 
 
@@ -233,7 +233,7 @@ def program_pack(parameters: Sequence[torch.Tensor], steps: Sequence[int]) -> to
     for folded, (layer, shape, lanes, width) in zip(layers_folded, _layouts(decoded), strict=True):
         weight, bias = folded.weight.detach().float().cpu(), folded.bias.detach().float().cpu()
         slopes = None
-        if layer.act in (LEAKY_RELU, PRELU):
+        if layer.act in WITH_SLOPES:
             slopes = (
                 torch.tensor(layer.slope, dtype=torch.float32)
                 if folded.slopes is None
@@ -307,7 +307,7 @@ def unpack(
             weight = F.pad(rows.t(), dropped).reshape(shape)
             spread = lambda t: _pad(t[lanes], out)  # noqa: B023
         bias = spread(take(_up(width, 16)))
-        slopes = spread(take(_up(width, 16))) if layer.act in (LEAKY_RELU, PRELU) else None
+        slopes = spread(take(_up(width, 16))) if layer.act in WITH_SLOPES else None
         found.append(Folded(weight, bias, slopes if layer.act in kinds else None))
     if at != length:
         raise ValueError(f"program: packed: expected {at} elements, got {length}")

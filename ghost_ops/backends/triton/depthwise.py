@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..activation import NONE
+from ...activations import NONE
 from . import checks, launch, tiles
 from .activation import activate, affine, normalized, slopes
 from .half import Half

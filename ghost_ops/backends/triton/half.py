@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..activation import NONE, PRELU
+from ...activations import NONE, PRELU
 from . import launch
 
 

@@ -13,7 +13,7 @@ from math import prod
 
 import torch
 
-from ..activation import LEAKY_RELU, NONE, PRELU
+from ...activations import NONE, WITH_SLOPES
 from ..reference.program import Folded, numbers, places, unpack
 from ..steps import Depthwise, Excite, Ghost, Layer, Step, decode, precision_of
 from ..tensor_cache import cached_with_tensor
@@ -84,7 +84,7 @@ class _Run(Walk):
         return convolution(x, *folded, stride, padding, layer.act, layer.slope)
 
     def excite(self, step: Excite) -> torch.Tensor:
-        if step.reduce.act in (LEAKY_RELU, PRELU) or step.expand.act != NONE:  # in no net: no kernel takes it
+        if step.reduce.act in WITH_SLOPES or step.expand.act != NONE:  # in no net: no kernel takes it
             return super().excite(step)
         reduce, expand = next(self.folded), next(self.folded)
         weights = reduce.weight.flatten(1), reduce.bias, expand.weight.flatten(1), expand.bias

@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import activation as plain
+from ... import activations as plain
 from . import checks, launch, tiles
-from .activation import activate, gate_value, load_or
+from .activation import activate, apply_gate, load_or
 from .maps import strip_of, whole, whole_strides
 from .sums import OverSplits
 from .tape import taped
@@ -53,7 +53,7 @@ def scale_kernel(
     x += image * x_n
     out += image * out_n
     vector = image * C + channels
-    by = gate_value(tl.load(logits + vector, mask=wanted, other=0.0).to(tl.float32), GATE)
+    by = apply_gate(tl.load(logits + vector, mask=wanted, other=0.0).to(tl.float32), GATE)
     more = tl.zeros((BM,), tl.float32)
     if shift is not None:
         more = tl.load(shift + vector, mask=wanted, other=0.0).to(tl.float32)
@@ -90,7 +90,7 @@ def linear_kernel(
     mask = (rows < ROWS)[:, None] & (columns < OUTER)[None, :]
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
     if gated is not None:
-        tl.store(gated + at, gate_value(acc, GATE).to(out.dtype.element_ty), mask=mask)
+        tl.store(gated + at, apply_gate(acc, GATE).to(out.dtype.element_ty), mask=mask)
 
 
 def _strips(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[dict, tuple[int], tiles.Tile]:

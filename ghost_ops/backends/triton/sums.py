@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..activation import PRELU
+from ...activations import PRELU
 from . import launch, tiles
 from .half import Half
 

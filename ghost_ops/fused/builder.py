@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from .. import program as s
-from ..activations import LEAKY_RELU
 from . import batch_norm
 from .batch_norm import BATCH
 from .compiled_program import CompiledProgram
@@ -29,7 +28,7 @@ def layer(source: ParameterSource, tensors: Sequence[torch.Tensor | None]) -> s.
         raise NotNow("one of its BatchNorms uses batch statistics")
     parts = sum(part for part, t in zip(_PARTS, tensors[1:], strict=True) if t is not None)
     eps = 0.0 if source.norm is None else source.norm.eps
-    return s.Layer(parts, eps, source.code, source.slope() if source.code == LEAKY_RELU else 0.0)
+    return s.Layer(parts, eps, source.code, source.slope())
 
 
 class Builder:

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from ...activations import code_of, module_of
 from ...fused.behaviour import Fused, block_of
 from ...fused.builder import Builder
 from ...fused.errors import Unfusable
 from ...fused.frozen import FrozenProgram
-from ...fused.layers import ACTIVATION_TYPES, LinearAct, activation_code, conv_bn_act, take_layer
+from ...fused.layers import LinearAct, activation_code, conv_bn_act, take_layer
 from ...fused.structure import is_hooked
 
 _LONGEST_LAYER = 5  # nodes: a convolution, a BatchNorm, an activation, and what does nothing between them
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
-_ACT_FUNCTIONS = {F.relu: nn.ReLU, torch.relu: nn.ReLU, F.relu6: nn.ReLU6, F.silu: nn.SiLU, F.hardswish: nn.Hardswish}
 
 
 def replace_runs(
@@ -211,12 +211,11 @@ class Run:
 
     def _activation(self, node: fx.Node | None) -> nn.Module | None:
         module = self._module_of(node)
-        if type(module) in ACTIVATION_TYPES:
-            return module
-        known = node is not None and node.op == "call_function" and node.target in _ACT_FUNCTIONS
-        if known and len(node.args) == 1 and set(node.kwargs) <= {"inplace"}:
-            return _ACT_FUNCTIONS[node.target]()
-        return None
+        if module is not None:
+            return None if isinstance(module, nn.Identity) or code_of(module) is None else module
+        if node is None or node.op not in ("call_function", "call_method") or len(node.all_input_nodes) != 1:
+            return None
+        return module_of(node.target, node.args[1:], node.kwargs) if node.args else None
 
     def _is_pooling(self, node: fx.Node, module: nn.Module | None) -> bool:
         if type(module) is nn.AdaptiveAvgPool2d:

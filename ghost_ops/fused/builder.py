@@ -164,13 +164,13 @@ class Builder:
         return out
 
     def module(self, module: nn.Module, source: int) -> int:
-        """A module of PyTorch's that is a step of its own, such as a max pooling.
+        """One of PyTorch's modules that is a step of its own: an activation, a max pooling.
 
         Raises:
             Unfusable: no step computes it.
         """
-        kind, out = s.step_of_module(module), self.take()
-        step = None if kind is None else kind.of_module(module, source, out, self._channels(source))
+        out = self.take()
+        step = s.step_of_module(module, source, out, self._channels(source))
         if step is None:
             raise Unfusable(f"no step computes a {type(module).__name__} as it is")
         self._whole_vectors(source)

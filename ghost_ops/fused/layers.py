@@ -47,8 +47,10 @@ class ConvBNAct(NamedTuple):
 
     def entries(self) -> tuple[tuple[dict, str] | None, ...]:
         """Where each of ``tensors`` is: a dictionary and a name, or None where there is no such module."""
-        conv, norm = self.conv._parameters, self.norm
-        found = [(conv, "weight"), (conv, "bias"), None, None, None, None, None]
+        conv, norm = self.conv, self.norm
+        found: list[tuple[dict, str] | None] = [None] * 7
+        if conv is not None:
+            found[:2] = (conv._parameters, "weight"), (conv._parameters, "bias")
         if norm is not None:
             found[2:4] = (norm._parameters, "weight"), (norm._parameters, "bias")
             found[4:6] = (norm._buffers, "running_mean"), (norm._buffers, "running_var")
@@ -86,9 +88,12 @@ class ConvBNAct(NamedTuple):
 
 
 class LinearAct(NamedTuple):
-    """A linear layer, or a 1x1 convolution of a single pixel, with what follows it; as :class:`ConvBNAct`."""
+    """A linear layer, or a 1x1 convolution of a single pixel, with what follows it; as :class:`ConvBNAct`.
 
-    conv: nn.Module
+    With no ``conv`` it is an activation of its own.
+    """
+
+    conv: nn.Module | None
     norm: nn.Module | None
     act: nn.Module | None
     code: int

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from ghost_ops.activations import ACTIVATIONS
 from ghost_ops.backends import native, reference
-from ghost_ops.backends.activation import LEAKY_RELU
 from ghost_ops.ops._library import overload
 from ghost_ops.ops.program import program, program_eval, program_pack
 from ghost_ops.program import (
@@ -37,6 +37,8 @@ from ghost_ops.program.packing import unpack
 from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
 from tests.program.cases import Program, draw_call, draw_program, make_program, size_of
+
+LEAKY_RELU = ACTIVATIONS.index("leaky_relu")
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN, RELU = Layer(), Layer(BIAS, 0.0, 1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from ghost_ops.activations import ACTIVATIONS, PRELU
 from ghost_ops.backends import native, reference
-from ghost_ops.backends.activation import ACTIVATIONS, PRELU
 from ghost_ops.ops._library import overload
 from ghost_ops.ops.program import program, program_eval, program_pack
 from ghost_ops.program import (

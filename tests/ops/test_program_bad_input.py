@@ -81,7 +81,7 @@ REFUSED = {
     "another format": ([FORMAT - 1, *code(*MAP)[1:]], f"its format is not {FORMAT}"),
     "no slot": ([FORMAT, 0, *code(*MAP)[2:]], "slots is 0"),
     "slots without end": ([FORMAT, 2**40, *code(*MAP)[2:]], "slots is 1099511627776"),
-    "kind too high": ([*code(*MAP[:-1]), 8, 3], "kind is 8"),
+    "kind too high": ([*code(*MAP[:-1]), 99, 3], "kind is 99"),
     "kind too low": ([*code(*MAP[:-1]), -1, 3], "kind is -1"),
     "one number more": ([*code(*MAP), 0], "steps after the last one"),
     "a step after the last": (code(*MAP, Store(3)), "steps after the last one"),

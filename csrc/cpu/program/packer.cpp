@@ -56,6 +56,20 @@ const float* Packer::epilogue(const Layer& l, int64_t channels, float* bias, flo
   return scale;
 }
 
+const float* Packer::lanes_epilogue(const Layer& l, const Channels& c, bool has_bias) {
+  const int64_t count = padded(c.count());
+  float *bias = scratch_.floats(count), *slopes = scratch_.floats(count);
+  const float* scale = epilogue(l, c.count(), bias, slopes);
+  const auto spread = [&](const float* from, float* to) {
+    std::fill_n(to, padded(c.pixel()), 0.f);
+    std::copy_n(from, c.first, to);
+    std::copy_n(from + c.first, c.second, to + c.second_at());
+  };
+  if (has_bias) spread(bias, at(l.bias));
+  if (l.packs_slopes()) spread(slopes, at(l.slopes));
+  return scale;
+}
+
 void Packer::product(const Layer& l, int64_t n, int64_t k) {
   const float* from = weight({n, k, 1, 1});
   const float* scale = epilogue(l, n);

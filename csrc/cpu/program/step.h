@@ -81,6 +81,9 @@ class Step {
 
   virtual ~Step() = default;
 
+  /// Its output has the channels of its input, and threads share all lanes.
+  void keep_channels() { out_channels = in_channels, columns = in_channels.pixel(); }
+
   // Its place in a program.
   virtual bool is_entry() const { return false; }        // it reads the program's input
   virtual bool returns_map() const { return false; }     // it is the last step of a program that makes a map

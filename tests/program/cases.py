@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 
@@ -68,9 +69,13 @@ def parameters_for(steps: Sequence[Step], seed: int = 0) -> tuple[torch.Tensor, 
     def numbers(*shape):
         return torch.randn(shape, generator=generator)
 
-    for layer, shape in (pair for step in steps for pair in step.layers()):
-        n, fan_in = shape[0], shape[1] * shape[2] * shape[3]
-        found.append(numbers(*shape) * fan_in**-0.5)
+    def layers(step: Step):
+        return [(step.layer, (step.channels, 0))] if isinstance(step, Activation) else step.layers()
+
+    for layer, shape in (pair for step in steps for pair in layers(step)):
+        n, fan_in = shape[0], prod(shape[1:])
+        if fan_in:
+            found.append(numbers(*shape) * fan_in**-0.5)
         if layer.parts & BIAS:
             found.append(0.3 * numbers(n))
         if layer.parts & GAMMA:
@@ -124,7 +129,7 @@ class _Drawing:
     def add(self, step: Step, channels: int, size: int = 0) -> None:
         self.steps.append(step)
         self.maps[step.out] = channels, size
-        if isinstance(step, (Ghost, Depthwise)):
+        if hasattr(step, "squeeze"):
             self.squeeze = channels if step.squeeze else 0
 
     def target(self, *taken: int) -> int:
@@ -159,6 +164,19 @@ class _Drawing:
             Depthwise(source, self.target(source), squeeze, channels, kernel, stride, self.layer()), channels, size
         )
 
+    def max_pool(self, source: int) -> None:
+        channels, size = self.maps[source]
+        kernel, stride = self.rng.choice([1, 2, 3, 3, 5]), self.rng.choice([1, 2, 2, 3])
+        if stride > 1 or kernel % 2 == 0:
+            self.sizes += 1
+            size = self.sizes
+        self.add(MaxPool(source, self.target(source), channels, kernel, stride, kernel // 2), channels, size)
+
+    def activation(self, source: int, squeeze: bool) -> None:
+        (channels, size), layer = self.maps[source], self.layer()
+        layer = replace(layer, parts=layer.parts & SLOPES, eps=0.0)
+        self.add(Activation(source, self.target(source), squeeze, channels, layer), channels, size)
+
     def excite(self) -> None:
         rng, channels = self.rng, self.squeeze
         acts = [a for a in range(len(ACTIVATIONS)) if a != PRELU] if rng.random() < 0.7 else [PRELU]
@@ -173,10 +191,16 @@ class _Drawing:
         for _ in range(length):
             source = at if rng.random() < 0.85 else rng.choice(list(self.maps))
             squeeze = rng.random() < 0.4
-            if rng.random() < 0.65:
+            kind = rng.random()
+            if kind < 0.55:
                 self.ghost(source, squeeze)
-            else:
+            elif kind < 0.8:
                 self.depthwise(source, squeeze)
+            elif kind < 0.9:
+                self.activation(source, squeeze)
+            else:
+                squeeze = False
+                self.max_pool(source)
             at = self.steps[-1].out
             if squeeze and rng.random() < 0.8:
                 self.excite()
@@ -200,11 +224,9 @@ def program_of_other_steps() -> Program:
     steps = (
         Load(0, 5, False), Ghost(0, 1, -1, False, False, 5, 9, 9, 17, 3, layer, layer), MaxPool(1, 2, 17, 3, 2, 1),
         Activation(2, 3, True, 17, prelu), Excite(17, 4, 1, layer, layer),
-        Ghost(3, 4, 2, True, False, 17, 9, 9, 17, 5, layer, layer), Activation(4, 0, True, 17, layer), Pool(17),
+        Ghost(3, 4, 2, True, False, 17, 9, 9, 17, 5, layer, layer), Activation(4, 0, True, 17, Layer(act=1)), Pool(17),
     )  # fmt: skip
-    before = len(parameters_for(steps[:3]))
-    found = parameters_for(steps)
-    return Program(steps, (*found[:before], 0.3 * torch.arange(17.0), *found[before:]), 5)
+    return make_program(*steps)
 
 
 def draw_program(seed: int, most_channels: int = 70, longest: int = 7) -> Program:

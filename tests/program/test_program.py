@@ -25,6 +25,7 @@ from ghost_ops.program import (
     Store,
     encode,
     output_shape,
+    step_kinds,
 )
 from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
@@ -84,6 +85,13 @@ def leave_nan_behind(call: Call) -> None:
 # Values
 
 
+def reads_excitations_in_place(call: Call) -> bool:
+    """Whether ``program_eval`` reads the weights of an excitation where they lie, and so adds in another order: for one
+    image, where no BatchNorm is folded in."""
+    excites = [step for step in call.program.steps if isinstance(step, Excite)]
+    return len(call.x) == 1 and any(not (step.reduce.parts | step.expand.parts) & NORM for step in excites)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_drawn_programs(threads, dtype):
@@ -97,16 +105,17 @@ def test_drawn_programs(threads, dtype):
             now = program_eval(call.x, list(call.program.parameters), call.program.code)
         shape = output_shape(call.program.steps, len(call.x), *call.x.shape[2:])
         assert ours.shape == now.shape == shape and ours.dtype == now.dtype == dtype, f"seed {seed}: {call}"
-        assert torch.equal(ours, now), f"seed {seed}: packed before or packed now differ: {call}"
-        found = mismatch(call, ours, "result", errors)
-        wrong += [] if found is None else [f"seed {seed}: {found}"]
+        if not reads_excitations_in_place(call):
+            assert torch.equal(ours, now), f"seed {seed}: packed before or packed now differ: {call}"
+        found = [mismatch(call, ours, "result", errors), mismatch(call, now, "result", errors)]
+        wrong += [f"seed {seed}: {text}" for text in found if text is not None]
     assert not wrong, f"{len(wrong)} of {DRAWN}\n" + "\n".join(wrong[:3])
     errors.assert_within(2.0)
 
 
 def test_the_drawn_programs_are_of_every_kind():
     drawn = [draw_program(seed) for seed in range(DRAWN)]
-    assert set.union(*(p.kinds() for p in drawn)) == {Load, Conv, Ghost, Depthwise, Excite, Pool, Linear, Store}
+    assert set.union(*(p.kinds() for p in drawn)) == set(step_kinds().values())
     steps = [step for p in drawn for step in p.steps]
     ghosts = [s for s in steps if isinstance(s, Ghost)]
     assert {s.layer.act for s in ghosts} == {s.cheap.act for s in ghosts if s.cheap} == set(range(len(ACTIVATIONS)))

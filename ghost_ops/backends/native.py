@@ -195,6 +195,7 @@ BACKEND = Backend(
     is_candidate=lambda device, forced: device.type != "cuda",
     refuse_device=_refuse_device,
     has=_has,
+    missing=reason,
     dtypes=(torch.float32, torch.bfloat16),
     kernels=CHEAP_KERNELS,
 )

@@ -56,7 +56,7 @@ clean:
 distclean: clean
 	rm -rf $(VENV)
 
-# The stamps. torch comes first, and by itself, so that TORCH alone decides which one it is.
+# The stamps. torch comes first, and by itself, so that only TORCH decides which one it is.
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install "$(TORCH)"

@@ -1,4 +1,4 @@
-"""Builds the compiled kernels with ninja. Everything else about the package stands in pyproject.toml.
+"""Builds the compiled kernels with ninja. Everything else about the package is in pyproject.toml.
 
 The kernels need Linux and a C++17 compiler; without them the package installs as pure Python, and its reference
 backend runs. torch is not needed to build: csrc/abi.h declares what the library calls.
@@ -46,7 +46,7 @@ CUDA = "-O3 -std=c++17 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall".split(
 
 
 class Unable(Exception):
-    """Why the kernels cannot be built here."""
+    """Says why the kernels cannot be built here."""
 
 
 @cache
@@ -133,7 +133,7 @@ def architectures() -> list[str]:
         if not matched:
             raise Unable(f'TORCH_CUDA_ARCH_LIST: expected numbers such as "8.0;9.0+PTX", got {name!r}')
         number = "".join(matched.group(1, 2, 3))
-        if int(matched[1]) < 8:  # the list is often everybody's; on such devices other backends run
+        if int(matched[1]) < 8:  # the list is often meant for other packages too; on such devices other backends run
             continue
         if f"compute_{number.rstrip('af')}" in listed:
             found += [f"sm_{number}", *([f"compute_{number}"] if matched[4] else [])]
@@ -243,14 +243,14 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
         for source in sorted(CSRC.glob("cpu/kernels/*.cpp"))
         for isa, flags in sets.items()
     ]
-    pairs = CSRC / "cpu/kernels/pairs.cpp"
+    pairs = CSRC / "cpu/kernels/gemm_bf16.cpp"
     kernels += [
         ninja.compile(pairs, [*KERNEL, *flags, f"-DGHOST_ISA={isa}"], variant=f".{isa}")
         for isa, flags in sets_of_pairs().items()
     ]
     has = [isa for isa in (*sets, *sets_of_pairs()) if isa != "baseline"]
     host = [*sets["baseline"], *(f"-DGHOST_HAS_{isa.upper()}" for isa in has)]
-    sources = [s for folder in (".", "cpu", "cpu/program") for s in CSRC.glob(f"{folder}/*.cpp")]
+    sources = [s for folder in (".", "cpu", "cpu/program", "cpu/program/steps") for s in CSRC.glob(f"{folder}/*.cpp")]
     operators = [ninja.compile(source, host) for source in sorted(sources)]
     torch_cpu = ninja.stub("libtorch_cpu.so")
     libraries = [ninja.link("_cpu.so", [*operators, *kernels, torch_cpu])]
@@ -275,7 +275,7 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
             wide = [*KERNEL, *sets["avx2"], "-Wno-psabi", "-DGHOST_SIXTEEN_LANES"]
             for source in sorted(CSRC.glob("cpu/kernels/*.cpp")):
                 kernels.append(ninja.compile(source, [*wide, "-DGHOST_ISA=wide"], variant=".wide"))
-            tiles = [*wide, "-DGHOST_ISA=tiles", "-DGHOST_EMULATED_TILES"]  # of AMX
+            tiles = [*wide, "-DGHOST_ISA=tiles", "-DGHOST_EMULATED_TILES"]  # emulates AMX
             kernels.append(ninja.compile(pairs, tiles, variant=".tiles"))
         libraries.append(ninja.link(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}", [*objects, *isa, *kernels]))
     return tuple(libraries)
@@ -301,7 +301,7 @@ class BuildNative(build_ext):
         ninja.run()
         to = PACKAGE if self.inplace or self.editable_mode else Path(self.build_lib) / PACKAGE
         to.mkdir(parents=True, exist_ok=True)
-        (to / "_cuda.so").unlink(missing_ok=True)  # of a build that had it
+        (to / "_cuda.so").unlink(missing_ok=True)  # left by a build that had it
         for library in self.built:  # replaced, not overwritten: a process that has loaded the old one keeps it
             os.replace(shutil.copy2(library, to / f"{library.name}.new"), to / library.name)
 

@@ -1,6 +1,6 @@
 """Compile the Triton kernels of a run ahead of time, for a device that is not there, into a cache to be carried to it.
 
-Time on a device is dear, and most of a first run there is compiling: the GPU tests alone have some 3000 kernels. Here
+Time on a device is expensive, and most of a first run there is compiling: the GPU tests have some 3000 kernels. Here
 the operators run on CPU tensors with a driver that compiles as that device would ask it to, and launches nothing. On
 the device the same Triton (the same wheel and Python), with TRITON_CACHE_DIR naming the same path, finds all of it.
 

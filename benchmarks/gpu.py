@@ -1,4 +1,4 @@
-"""The GPU benchmark: Ghost modules, whole nets and training steps on a CUDA device, beside PyTorch at its best.
+"""The GPU benchmark: Ghost modules, whole nets and training steps on a CUDA device, against PyTorch at its best.
 
 Every result is compared with float64 before it is timed; the baselines take turns within a round (A B A B), and medians
 are reported. A launch costs the host up to 30 us on some machines, which decides the time at every batch size, so both
@@ -45,8 +45,8 @@ PARTS = ("modules", "nets", "train")
 BATCHES = (1, 32, 256, 1024)
 TELLING = (256, 1)  # the batches that come first
 TRAIN_BATCHES = (256, 32)
-MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile; all but the first with CUDA graphs
-TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3}  # of the largest element
+MODES = ("default", "reduce-overhead", "max-autotune")  # torch.compile's; all but the first use CUDA graphs
+TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3}  # relative to the largest element
 LAST = torch.channels_last
 GRAPHED = ", CUDA graph"
 WARM_UPS = 3  # before a capture: kernels are compiled, libraries choose theirs
@@ -61,7 +61,7 @@ class Device:
         self.label = "dry run" if dry else torch.cuda.get_device_name()
 
     def forget(self) -> None:
-        """What the last case compiled and kept: a compiler takes only so many nets of a class."""
+        """Drop what the last case compiled and kept: a compiler takes only so many nets of a class."""
         torch._dynamo.reset()
         gc.collect()
         if not self.dry:
@@ -79,7 +79,7 @@ class Device:
         return torch.cuda.max_memory_allocated() - before
 
     def bandwidth(self) -> float:
-        """Bytes a second of a copy, read and written."""
+        """Bytes a second that a copy reads and writes."""
         size = 1 << (20 if self.dry else 30)
         a, b = (torch.empty(size, dtype=torch.uint8, device=self.name) for _ in range(2))
         return 2 * size / min(interleave({"copy": lambda: b.copy_(a)}, rounds=5)["copy"].samples)
@@ -338,7 +338,7 @@ def save(rows: list[Result], device: Device, bandwidth: float, out: Path) -> Pat
 @click.option("--dry-run", "dry", is_flag=True, help="Once, tiny, on the CPU: does it work?")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results", show_default=True)
 def main(parts, batches, train_batches, dtypes, rounds, minutes, modes, quick, dry, out) -> None:
-    """Time ours beside PyTorch's best on a CUDA device."""
+    """Time ghost_ops against PyTorch at its best on a CUDA device."""
     if not dry and not torch.cuda.is_available():
         raise click.ClickException("no CUDA device is there; --dry-run shows on the CPU that the benchmark works")
     end = None if minutes is None else time.monotonic() + 60 * minutes

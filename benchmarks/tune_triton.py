@@ -72,7 +72,7 @@ def calls_of(c: int, m: int, side: int, dtype: torch.dtype, batch: int, device: 
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Of a call as part of a CUDA graph, the median."""
+    """Median seconds of a call as part of a CUDA graph."""
     aside = torch.cuda.Stream()
     with torch.cuda.stream(aside):
         call()

@@ -22,12 +22,12 @@ from .bench.cases import module_cases, net_cases
 from .bench.machine import Unavailable
 
 QUICK_CASES = 3
-WIDTH = 180  # of tables that go to a file or a pipe
+WIDTH = 180  # columns of tables that go to a file or a pipe
 PARTS = ("modules", "nets", "train", "frozen", "train_modules")
 
 
 def _console() -> Console:
-    """Made when it is used: standard output may have been replaced since. Wide where it is no terminal."""
+    """A new console for each use, since standard output may be replaced; wide where it is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
 
@@ -76,7 +76,7 @@ def _how(package: str) -> str:
 @click.option("--quick", is_flag=True, help="Two calls of each kind instead of twelve.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def verify(quick: bool, as_json: bool) -> None:
-    """Compare every operator with float64 on this machine, beside eager PyTorch in the same dtype.
+    """Compare every operator, and eager PyTorch in the same dtype, with float64 on this machine.
 
     Exits with 1 where an error is more than twice that of eager and a few units in the last place.
     """
@@ -113,7 +113,7 @@ def verify(quick: bool, as_json: bool) -> None:
 @click.option("--nets", is_flag=True, help="Whole nets.")
 @click.option("--train", is_flag=True, help="A training step of GhostNet-100. Without any part named: these three.")
 @click.option("--train-modules", is_flag=True, help="Forward and backward of every Ghost module.")
-@click.option("--frozen", is_flag=True, help="Frozen nets beside engines and other nets, and the time of their parts.")
+@click.option("--frozen", is_flag=True, help="Frozen nets, engines and other nets, and the time of a net's parts.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="For --frozen.")
 @click.option("--case", "patterns", multiple=True, metavar="TEXT", help="Only cases whose name contains this.")
 @click.option("--baselines", multiple=True, metavar="TEXT", help="Only baselines whose name contains this.")

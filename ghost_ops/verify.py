@@ -1,4 +1,4 @@
-"""Every operator against float64 on this machine, forward and backward, beside eager PyTorch in the same dtype."""
+"""Compare every operator, and eager PyTorch in the same dtype, with float64: forward and backward, on this machine."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Outcome:
     """An operator in a dtype, layout and direction, the worst of its results over all draws.
 
     Attributes:
-        backend: that ran.
-        calls: how many draws.
-        error, eager_error: relative to the largest element, of the result that is nearest to its bound or past it.
+        backend: the backend that ran.
+        calls: number of draws.
+        error, eager_error: errors relative to the largest element, for the result nearest to its bound or past it.
         ratio: error over what is allowed; above 1 is a failure.
         what: which result, of which call.
     """
@@ -241,8 +241,8 @@ def compare(
 ) -> tuple[float, float, float]:
     """Our error and eager's, relative to the largest element, and ours over what is allowed (infinite: not finite).
 
-    In the largest element and in the Euclidean norm; of the two, that which is nearer to its bound. ``size`` is what
-    the result is large or small beside, where that is not the result itself.
+    Errors are taken in the largest element and in the Euclidean norm, and the one nearer to its bound counts. ``size``
+    is the scale of the result, where that is not the result itself.
     """
     if ours.shape != exact.shape or ours.dtype != eager.dtype:
         return float("inf"), 0.0, float("inf")
@@ -280,7 +280,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _size(operator: str, name: str, exact: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """A mean may be small beside the values that it is of, whose rounding is in it: their root mean square."""
+    """The scale of a mean is the root mean square of its values: their rounding is in it, and it may be far smaller."""
     variance = {"output 1": "output 2", "output 3": "output 4"}.get(name)
     if operator != "ghost_module_train" or variance is None:
         return None

@@ -24,7 +24,7 @@ from .machine import Unavailable, need
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' chatter, which would run through the progress bars."""
+    """Silences the exporters, whose messages would break up the progress bars."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -36,7 +36,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _onnxruntime(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
-    """Input and output bound ahead of time; its threads stop spinning when a run ends, for the sake of the others."""
+    """Binds input and output ahead of time. Its threads stop spinning when a run ends, which helps other engines."""
     for package in ("onnxruntime", "onnx", "onnxscript"):
         need(package)
     import onnxruntime as ort
@@ -67,7 +67,7 @@ def _onnxruntime(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
 
 def _openvino(channels_last: bool, precision: str = "f32") -> Callable[..., Built]:
     def build(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
-        """Its own conversion; by default it would compute in bfloat16 where the CPU can, so the precision is forced."""
+        """Converts by itself. By default it computes in bfloat16 where the CPU can, so the precision is forced."""
         need("openvino")
         import openvino as ov
 
@@ -144,7 +144,7 @@ def _ncnn(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
 
 
 def _executorch(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
-    """Through XNNPACK, the folded net as one delegate, NHWC in and out; its output is kept."""
+    """Runs the folded net through XNNPACK as one delegate, NHWC in and out; its output is kept."""
     need("executorch")
     graph = for_one_delegate(fold(module), x)
     with _quiet():
@@ -172,7 +172,7 @@ def _executorch(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
 
 
 def for_one_delegate(graph: fx.GraphModule, x: torch.Tensor) -> fx.GraphModule:
-    """The same net without what ends a delegate: slices that keep everything, pooling that looks at strides."""
+    """The same net without what ends a delegate: slices that keep everything, pooling that depends on strides."""
     with torch.no_grad():
         ShapeProp(graph).propagate(x)
     children = dict(graph.named_modules())

@@ -23,9 +23,9 @@ _NAMES = {
 
 @cache
 def _models() -> tuple[ModuleType, torch.library.Library | None]:
-    """``torchvision.models``, and what must live as long.
+    """``torchvision.models``, and a library that must live as long.
 
-    Its compiled operators need not load beside this torch: no net here calls them, and their schemas will do.
+    Its compiled operators need not load with this torch: no net here calls them, and their schemas suffice.
     """
     if importlib.util.find_spec("torchvision") is None:
         raise Unavailable("torchvision is not installed: pip install --no-deps torchvision")

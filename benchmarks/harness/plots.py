@@ -13,7 +13,7 @@ HIDDEN = ("ghost_ops_nchw", "frozen_nchw")
 
 
 def plot(report: Report, path: str | Path) -> None:
-    """One row of axes for each kind, batch and thread count, or frozen net; in what format, the path's ending says.
+    """One row of axes for each kind, batch and thread count, or frozen net. The path's ending names the format.
 
     Raises:
         Unavailable: matplotlib is not installed.
@@ -120,7 +120,7 @@ def _parts(axes, parts: list[PartResult]) -> None:
 
 
 def _ratios(axes, rows: list[Result], others: list[Result]) -> None:
-    """What each engine takes beside the frozen net; of the other nets, each in its fastest engine."""
+    """The time of each engine relative to the frozen net's, and that of the other nets, each in its fastest engine."""
     base = target_of(rows[0].kind)
     bars = [(row.label, row.speedup, "C1") for row in rows if row.baseline != base]
     for net in dict.fromkeys(row.case for row in others):

@@ -30,7 +30,7 @@ def resident_bytes(name: str, case: TrainCase, batch: int, threads: int) -> int:
 
 
 def add_resident(rows: list[Result], case: TrainCase, on_step: Callable[[str], None]) -> list[Result]:
-    """Fills in ``resident_bytes`` of the rows of ``run_training`` that have a time; on Linux only."""
+    """Fills in ``resident_bytes`` of the results of ``run_training`` that have a time; on Linux only."""
     if not Path("/proc/self/clear_refs").exists():
         return rows
     for row in rows:
@@ -41,7 +41,10 @@ def add_resident(rows: list[Result], case: TrainCase, on_step: Callable[[str], N
 
 
 def _memory(field: str) -> int:
-    """``VmRSS`` or ``VmHWM`` of this process, in bytes; what getrusage calls the peak may be the parent's."""
+    """``VmRSS`` or ``VmHWM`` of this process, in bytes.
+
+    psutil has no peak that can be reset, and the peak of getrusage may be the parent's.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
@@ -56,7 +59,7 @@ def main(name: str, net: str, side: str, batch: str, threads: str) -> None:
     forward = step.prepare(module)
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
     before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     for _ in range(STEPS_RUN):
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(forward(x), labels).backward()

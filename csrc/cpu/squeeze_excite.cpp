@@ -168,8 +168,8 @@ void layer(const float* x, int64_t images, int64_t k, const float* w, int64_t co
   for_columns(images, k, columns, [&](int64_t c0, int64_t count) {
     float* mine = panels + c0 * k;
     kernels().pack({w + c0 * k, k, 1, count, k, nullptr, nullptr, mine});
-    kernels().pointwise({x, k, 1, images, k, count, mine, 0, bias ? padded_bias + c0 : nullptr, y + c0, y_row,
-                         count % 8 == 0, false, false});
+    kernels().gemm({x, k, 1, images, k, count, mine, 0, bias ? padded_bias + c0 : nullptr, y + c0, y_row,
+                    count % 8 == 0, false, false});
   });
 }
 
@@ -183,7 +183,7 @@ void layer_backward(const float* x, int64_t x_row, int64_t images, const float* 
     w = wide;
   }
   for_columns(images, rows, columns, [&](int64_t c0, int64_t count) {
-    kernels().pointwise(
+    kernels().gemm(
         {x, x_row, 1, images, rows, count, w + c0, by_eight(columns), nullptr, y + c0, y_row, true, false, false});
   });
 }
@@ -203,7 +203,7 @@ void excitation(const Weights& w, int64_t images, int64_t act, int64_t gate, con
 /// C[rows][n] = sum over k images of A[k][rows] B[k][n], the gradient of a weight; A's, B's and C's rows are padded.
 void weight_gradient(const float* a, int64_t rows, int64_t images, const float* b, int64_t n, float* c) {
   for_columns(rows, images, n, [&](int64_t c0, int64_t count) {
-    kernels().pointwise(
+    kernels().gemm(
         {a, 1, padded(rows), rows, images, count, b + c0, padded(n), nullptr, c + c0, padded(n), true, false, false});
   });
 }

@@ -214,11 +214,11 @@ void primary_gradients(const Backward& b) {
       NormBackward call = b.norm1.call(pixels, t.m, z1, b.through_rows(image, y));
       call.affine = {nullptr, nullptr, kNone, nullptr};  // B2 has gone through the activation
       b.norm1.write(call, grad_z1, pixel);
-      k.pointwise({x.data, 1, x.pixel, t.c, pixels, t.m, grad_z1, pixel, nullptr, b.w1_of(group), padded(t.m), true,
-                   false, true});
+      k.gemm({x.data, 1, x.pixel, t.c, pixels, t.m, grad_z1, pixel, nullptr, b.w1_of(group), padded(t.m), true, false,
+              true});
       const Rows to = rows_to_write(b.grad_x, image, y, grad_x_rows);
-      k.pointwise({grad_z1, pixel, 1, pixels, t.m, t.c, b.transposed, 0, nullptr, to.data, to.pixel, !b.grad_x.direct,
-                   false, false});
+      k.gemm({grad_z1, pixel, 1, pixels, t.m, t.c, b.transposed, 0, nullptr, to.data, to.pixel, !b.grad_x.direct, false,
+              false});
       finish_rows(b.grad_x, image, y, count, to);
     }
   });

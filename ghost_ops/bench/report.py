@@ -26,7 +26,7 @@ KINDS = {
 
 
 def to_json(report: Report) -> str:
-    """Indented, without NaN or infinity, which JSON does not have: they become null."""
+    """Indented JSON, which has neither NaN nor infinity: they become null."""
     return json.dumps(_finite(report.as_dict()), indent=1)
 
 
@@ -39,7 +39,7 @@ def _finite(value: object) -> object:
 
 
 def write_json(report: Report, path: str) -> None:
-    """To a file, or to standard output where path is "-"."""
+    """Write to a file, or to standard output where path is "-"."""
     if path == "-":
         print(to_json(report))
     else:
@@ -87,7 +87,7 @@ def render(report: Report) -> RenderableType:
 
 
 def labels_of(results: list[Result]) -> dict[str, str]:
-    """What people read, by the name of a target or baseline, in the order of the results."""
+    """Labels of targets and baselines by name, in the order of the results."""
     return {result.baseline: result.label for result in results}
 
 
@@ -221,7 +221,7 @@ def _summary_table(lines: list[Summary], labels: dict[str, str]) -> RenderableTy
 
 
 def _notes(rows: list[Result]) -> list[RenderableType]:
-    """Why something has no time, each reason once."""
+    """The reasons why something has no time, each once."""
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row.status != OK:

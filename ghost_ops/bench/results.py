@@ -18,7 +18,7 @@ _TARGET_OF_KIND = {"frozen": FROZEN, OTHER_MODEL: FROZEN, "frozen_bfloat16": FRO
 
 
 def target_of(kind: str) -> str:
-    """The target that results of this kind are compared with."""
+    """Name of the target that results of this kind are compared with."""
     return _TARGET_OF_KIND.get(kind, FUSED)
 
 

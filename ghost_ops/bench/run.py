@@ -38,7 +38,7 @@ class Report:
         return summarise(self.results)
 
     def as_dict(self) -> dict[str, object]:
-        """Ready for JSON."""
+        """Everything as dictionaries and lists, ready for JSON."""
         return {
             "schema": SCHEMA,
             "machine": self.machine,
@@ -53,7 +53,7 @@ class Report:
 def run_case(
     case: ModuleCase | NetCase, batch: int, threads: int, baselines: Sequence[Baseline], **options: object
 ) -> list[Result]:
-    """``run_together`` of one case."""
+    """Runs one case: see ``run_together``."""
     return run_together([(case, baselines)], batch, threads, **options)
 
 
@@ -72,8 +72,8 @@ def run_together(
     Args:
         work: cases, each with its baselines, all timed in turn; at most one case has targets, and the results of all
             cases are compared with these.
-        limits: of the machine, for the roofline; None leaves it out.
-        on_step: told what is being done.
+        limits: those of the machine, for the roofline; None leaves the roofline out.
+        on_step: called with what is being done.
     """
     rows: list[Result] = []
     running: list[_Running] = []

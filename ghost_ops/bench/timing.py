@@ -35,7 +35,7 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Interquartile range; 0 of a single sample."""
+        """The interquartile range; 0 for a single sample."""
         if len(self.samples) < 2:
             return 0.0
         low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")

@@ -18,7 +18,7 @@ from .results import FAILED, MISSING, WRONG, Result, relate
 from .timing import interleave, torch_threads
 
 CLASSES = 1000
-TOLERANCE = 1e-3  # of loss and gradients, in the Euclidean norm; or FACTOR times eager's error in the same layout
+TOLERANCE = 1e-3  # for loss and gradients, in the Euclidean norm; or FACTOR times eager's error in the same layout
 FACTOR, CEILING = 2.0, 0.05  # beyond the ceiling a step is wrong whatever eager does
 Forward = Callable[[torch.Tensor], torch.Tensor]
 FUSED_LOW = f"{FUSED}_low"
@@ -125,7 +125,7 @@ Case = TrainCase | TrainModuleCase
 
 
 def gradients(case: Case, net: nn.Module, forward: Forward, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Loss (of a module: its output) and gradients of all parameters, and of x if it needs one: a vector in float64."""
+    """One float64 vector: loss (a module's output), gradients of all parameters, and that of x if it needs one."""
     net.zero_grad(set_to_none=True)
     x = x.detach().requires_grad_(x.requires_grad)
     loss = case.loss(forward(x), target)
@@ -149,9 +149,9 @@ def run_training(
     rounds: int,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> list[Result]:
-    """Rows of the steps in ``names``; one whose gradients are wrong has no speed.
+    """Results of the steps in ``names``; one whose gradients are wrong has no speed.
 
-    The error of a row is that of loss and gradients of the first step, relative to float64 in the Euclidean norm.
+    The error of a result is that of loss and gradients of the first step, relative to float64 in the Euclidean norm.
     Rounding flips some ReLUs of a deep net at random weights, and a flip moves every gradient before it: eager
     channels_last itself is off by several 1e-3 at batch 32. So a step is right within 1e-3, or, where that is more,
     within twice the error of eager in its own layout, and never beyond 5e-2.

@@ -57,7 +57,7 @@ class GhostNet(nn.Module):
         in_chans: channels of the image.
         dropout: probability, before the classifier.
         fused: made of :class:`ghost_ops.fused.FusedGhostBottleneck`; the same parameters, keys and results.
-        device, dtype: of the parameters.
+        device, dtype: device and dtype of the parameters.
 
     Shape: N x in_chans x H x W, any floating dtype, NCHW or channels_last, to N x num_classes.
 

@@ -61,11 +61,11 @@ class PackedLayer:
     Args:
         layer: what the step knows of it.
         shape: the weight's.
-        lanes: the lane of each channel that is packed; these are the first of the weight's outputs.
+        lanes: the lane of each channel that is packed, which are the first of the weight's outputs; None: the first.
         width: number of lanes.
     """
 
-    def __init__(self, layer: Layer, shape: tuple[int, ...], lanes: torch.Tensor, width: int) -> None:
+    def __init__(self, layer: Layer, shape: tuple[int, ...], lanes: torch.Tensor | None, width: int) -> None:
         self.layer, self.shape = layer, shape
         self._lanes, self._width = lanes, up(width, 16)
 
@@ -95,10 +95,14 @@ class PackedLayer:
         return slopes if self.layer.act in kinds else None
 
     def _spread(self, vector: torch.Tensor) -> torch.Tensor:
+        if self._lanes is None:
+            return F.pad(vector, (0, self._width - len(vector)))
         return vector.new_zeros(self._width).index_copy(0, self._lanes, vector[: len(self._lanes)])
 
     def _gathered(self, lanes: torch.Tensor) -> torch.Tensor:
         """The channels among lanes; those that are not packed are zero."""
+        if self._lanes is None:
+            return lanes[..., : self.shape[0]]
         return F.pad(lanes[..., self._lanes], (0, self.shape[0] - len(self._lanes)))
 
     def _weight_size(self, weights: WeightFormat) -> int:
@@ -115,7 +119,7 @@ class Product(PackedLayer):
     """A dense convolution or linear layer: a product of outputs x (taps x inputs)."""
 
     def __init__(self, layer: Layer, shape: tuple[int, ...]) -> None:
-        super().__init__(layer, shape, torch.arange(shape[0]), shape[0])
+        super().__init__(layer, shape, None, shape[0])
 
     def _weight_size(self, weights: WeightFormat) -> int:
         return weights.size(self.shape[0], prod(self.shape[1:]))

@@ -76,8 +76,9 @@ def unpack(
     Raises:
         ValueError: the packed form has another length.
     """
-    length, expected = numbers.numel() // weights.readings, packed_size(steps, weights)
+    packed, length = _packed_layers(steps), numbers.numel() // weights.readings
+    expected = sum(layer.size(weights) for layers in packed for layer in layers)
     if length != expected:
         raise ValueError(f"program: packed: expected {expected} elements, got {length}")
     reader = Reader(numbers, weights)
-    return [[layer.unpack(reader, kinds) for layer in layers] for layers in _packed_layers(steps)]
+    return [[layer.unpack(reader, kinds) for layer in layers] for layers in packed]

@@ -45,7 +45,7 @@ class Step:
             if isinstance(value, Layer):
                 found += value.encode()
             elif value is not None:
-                found.append(bits(value) if isinstance(value, float) else int(value))
+                found.append(bits(value) if self._types[field.name] is float else int(value))
         return found
 
     @classmethod

@@ -132,7 +132,8 @@ def test_a_kind_of_ones_own(monkeypatch):
     register_step(Scale)
     steps, x = [Load(0, 3, False), Scale(0, 1, 0.25), Store(1)], torch.randn(2, 3, 4, 5)
     code = encode(steps, 2)
-    assert decode(code) == steps and program.output_shape(steps, 2, 4, 5) == x.shape
+    assert decode(code) == steps and decode(encode([Scale(0, 1, 3)], 2)) == [Scale(0, 1, 3.0)]
+    assert program.output_shape(steps, 2, 4, 5) == x.shape
     assert torch.equal(reference.program_eval(x, [], code), x * 0.25)
 
 

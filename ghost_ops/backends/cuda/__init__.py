@@ -4,7 +4,7 @@ Importing this package costs nothing. The library is loaded when it is first ask
 CUDA and that has a device; nowhere else.
 
 On an H200, the one device measured, a frozen GhostNet-100 takes 20.3 ms with these kernels and 3.35 ms with Triton's
-(README.md, GPU): Triton is the default, and ``GHOST_OPS_GPU=cuda`` in the environment, or
+(docs/performance/gpu.md): Triton is the default, and ``GHOST_OPS_GPU=cuda`` in the environment, or
 ``with ghost_ops.use_backend("cuda")``, runs these.
 """
 

@@ -3,7 +3,7 @@
 There memory traffic decides. y1 is never read back: a program recomputes a row of it for each column of the cheap
 kernel on tensor cores that are idle otherwise. Both halves of the output's pixels are written soon after each other, so
 that the second level cache joins them before they go to memory. Halves written by two launches end in parts of the
-memory's units, which cost three times their bytes (docs/performance.md, "GPU").
+memory's units, which cost three times their bytes (docs/performance/gpu.md).
 """
 
 from __future__ import annotations

@@ -1,29 +1,23 @@
 """``Activation``: an activation that follows no convolution, such as that of a sum."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from ...activations import activate
-from ..layer import SLOPES, Fold, Folded, Layer
-from ..packed_layer import Channels, PackedLayer, Reader
+from ..layer import SLOPES, Folded, Layer
+from ..packed_layer import PackedLayer
 from ..step import MapStep, register_step
-from ..weights.format import WeightFormat
 
 
 class _Slopes(PackedLayer):
     """The slopes of the activation, and nothing else."""
 
-    def size(self, weights: WeightFormat) -> int:
+    def size(self, weights):
         return self._width * self.layer.packs_slopes
 
-    def pack(self, folded: Folded, weights: WeightFormat) -> list[torch.Tensor]:
+    def pack(self, folded, weights):
         return self._pack_slopes(folded)
 
-    def unpack(self, reader: Reader, kinds: tuple[int, ...]) -> Folded:
+    def unpack(self, reader, kinds):
         return Folded(None, None, self._unpack_slopes(reader, kinds))
 
 
@@ -44,10 +38,10 @@ class Activation(MapStep):
     channels: int
     layer: Layer
 
-    def folded(self, tensors: Iterator[torch.Tensor], fold: Fold) -> list[Folded]:
+    def folded(self, tensors, fold):
         return [Folded(None, None, next(tensors) if self.layer.parts & SLOPES else None)]
 
-    def packed_layers(self, channels: Mapping[int, Channels]) -> list[PackedLayer]:
+    def packed_layers(self, channels):
         source = channels[self.source]
         return [_Slopes(self.layer, (self.channels,), source.lanes(), source.width)]
 

@@ -1,13 +1,10 @@
 """``Conv``: the first convolution of a net."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..layer import Layer
 from ..packed_layer import Channels
-from ..step import MapStep, Size, register_step
+from ..step import MapStep, register_step
 
 
 @register_step
@@ -27,10 +24,10 @@ class Conv(MapStep):
     def layers(self):
         return [(self.layer, (self.filters, self.channels, self.kernel, self.kernel))]
 
-    def output_channels(self, channels: Mapping[int, Channels]) -> Channels:
+    def output_channels(self, channels):
         return Channels(self.filters)
 
-    def output_size(self, sizes: Mapping[int, Size], entry: Size) -> Size:
+    def output_size(self, sizes, entry):
         return tuple((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in entry)
 
     def run(self, state, folded):

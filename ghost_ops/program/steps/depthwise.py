@@ -1,13 +1,10 @@
 """``Depthwise``: a depthwise convolution."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..layer import Layer
-from ..packed_layer import Channels, DepthwiseTaps, PackedLayer
-from ..step import MapStep, Size, register_step
+from ..packed_layer import DepthwiseTaps
+from ..step import MapStep, register_step
 
 
 @register_step
@@ -31,11 +28,11 @@ class Depthwise(MapStep):
     def layers(self):
         return [(self.layer, (self.channels, 1, self.kernel, self.kernel))]
 
-    def packed_layers(self, channels: Mapping[int, Channels]) -> list[PackedLayer]:
+    def packed_layers(self, channels):
         source = channels[self.source]
         return [DepthwiseTaps(*layer, source.lanes(), source.width) for layer in self.layers()]
 
-    def output_size(self, sizes: Mapping[int, Size], entry: Size) -> Size:
+    def output_size(self, sizes, entry):
         return tuple((n - 1) // self.stride + 1 for n in sizes[self.source])
 
     def run(self, state, folded):

@@ -1,7 +1,5 @@
 """``Excite``: the excitation of squeeze-and-excite."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ...activations import apply_gate

@@ -1,14 +1,11 @@
 """``Ghost``: a Ghost module, or a 1x1 convolution."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from ..layer import Layer
-from ..packed_layer import Channels, DepthwiseTaps, PackedLayer, Product
+from ..packed_layer import Channels, DepthwiseTaps, Product
 from ..step import ONLY_IF, MapStep, register_step
 
 
@@ -47,12 +44,12 @@ class Ghost(MapStep):
         cheap = self.cheap, (self.cheap_channels, 1, self.kernel, self.kernel)
         return [primary, cheap] if self.cheap_channels else [primary]
 
-    def packed_layers(self, channels: Mapping[int, Channels]) -> list[PackedLayer]:
+    def packed_layers(self, channels):
         primary, *cheap = self.layers()
         kept = self.out_channels - self.primary  # channels past the slice are not packed
         return [Product(*primary), *(DepthwiseTaps(*layer, torch.arange(kept), kept) for layer in cheap)]
 
-    def output_channels(self, channels: Mapping[int, Channels]) -> Channels:
+    def output_channels(self, channels):
         return Channels(self.primary, self.out_channels - self.primary)
 
     def run(self, state, folded):

@@ -1,7 +1,5 @@
 """``Linear``: a linear layer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..layer import Layer

@@ -1,12 +1,9 @@
 """``Load``: the input as it is."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..packed_layer import Channels
-from ..step import MapStep, Size, register_step
+from ..step import MapStep, register_step
 
 
 @register_step
@@ -19,10 +16,10 @@ class Load(MapStep):
     channels: int
     by_lanes: bool
 
-    def output_channels(self, channels: Mapping[int, Channels]) -> Channels:
+    def output_channels(self, channels):
         return Channels(self.channels)
 
-    def output_size(self, sizes: Mapping[int, Size], entry: Size) -> Size:
+    def output_size(self, sizes, entry):
         return entry
 
     def run(self, state, folded):

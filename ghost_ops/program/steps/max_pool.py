@@ -1,8 +1,5 @@
 """``MaxPool``: max pooling."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from ..step import MapStep, Size, register_step
+from ..step import MapStep, register_step
 
 
 @register_step
@@ -31,7 +28,7 @@ class MaxPool(MapStep):
     padding: int
 
     @classmethod
-    def of_module(cls, module: nn.MaxPool2d, source: int, out: int, channels: int) -> MaxPool | None:
+    def of_module(cls, module, source, out, channels):
         kernel, stride, padding, dilation = map(
             _pair, (module.kernel_size, module.stride, module.padding, module.dilation)
         )
@@ -41,13 +38,13 @@ class MaxPool(MapStep):
         return cls(source, out, channels, kernel[0], stride[0], padding[0])
 
     @staticmethod
-    def module_of(function: object, arguments: tuple, options: Mapping[str, object]) -> nn.MaxPool2d | None:
+    def module_of(function, arguments, options):
         if function not in (F.max_pool2d, torch.max_pool2d):
             return None
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
         return nn.MaxPool2d(**dict(zip(names, arguments)), **options)
 
-    def output_size(self, sizes: Mapping[int, Size], entry: Size) -> Size:
+    def output_size(self, sizes, entry):
         return tuple((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in sizes[self.source])
 
     def run(self, state, folded):

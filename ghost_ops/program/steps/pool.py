@@ -1,7 +1,5 @@
 """``Pool``: global average pooling."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..step import Step, register_step

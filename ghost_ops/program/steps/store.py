@@ -1,7 +1,5 @@
 """``Store``: a map as the result."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..step import Step, register_step

@@ -16,17 +16,17 @@ namespace ghost {
 
 constexpr int64_t kMostShares = 64;
 
-class Team {
+class PhaseBarrier {
  public:
-  Team(int64_t phases, int64_t shares) : phases_(phases), shares_(shares), state_(new Phase[phases]) {}
+  PhaseBarrier(int64_t phases, int64_t shares) : phases_(phases), shares_(shares), state_(new Phase[phases]) {}
 
-  /// run(phase, share) for every phase and share, on torch's threads, and rest() on each when all is done. They must
+  /// run(phase, share) for every phase and share, on torch's threads, and at_end() on each when all is done. They must
   /// not throw: the others would wait.
   template <class Run>
-  void work(const Run& run, void (*rest)()) {
+  void work(const Run& run, void (*at_end)()) {
     abi::parallel_for(shares_, 1, [&](int64_t begin, int64_t) {
       join(begin, run);
-      rest();
+      at_end();
     });
   }
 

@@ -9,9 +9,9 @@
 
 namespace {
 
+using ghost::Gemm;
 using ghost::kMostRuns;
 using ghost::kPanel;
-using ghost::Pointwise;
 using ghost::Run;
 
 constexpr bool kMany = kRegisters >= 32;
@@ -293,13 +293,13 @@ GHOST_INLINE Streams streams_under(const Source& s, int64_t n, int64_t columns) 
   return b;
 }
 
-GHOST_INLINE const float* bias_at(const Pointwise& all, const Block& g, int64_t n) {
+GHOST_INLINE const float* bias_at(const Gemm& all, const Block& g, int64_t n) {
   return all.bias && !g.accumulate ? all.bias + n : nullptr;
 }
 
 // The columns of a block of one row over packed panels, as far as four of them are full. Returns how many these are.
 template <class M>
-int64_t row_product(const Pointwise& all, const Block& g, const Source& s, float* c) {
+int64_t row_product(const Gemm& all, const Block& g, const Source& s, float* c) {
   int64_t n = 0;
   for (; n + 4 * kPanel <= all.n; n += 4 * kPanel)
     four_panels<M>(g, s.b + n * s.depth + s.first * kPanel, kPanel * s.depth, bias_at(all, g, n), c + n);
@@ -308,7 +308,7 @@ int64_t row_product(const Pointwise& all, const Block& g, const Source& s, float
 
 // All columns of a block from n on, a tile at a time; streams(n, columns) says what of B is under it.
 template <class M, class F>
-GHOST_INLINE void block_product(const Pointwise& all, const Block& g, int64_t n, float* c, const F& streams) {
+GHOST_INLINE void block_product(const Gemm& all, const Block& g, int64_t n, float* c, const F& streams) {
   const int64_t n_end = ghost::by_eight(all.n);
   for (int64_t columns; n < all.n; n += columns) {
     columns = tile_columns(n_end - n);
@@ -323,7 +323,7 @@ GHOST_INLINE void block_product(const Pointwise& all, const Block& g, int64_t n,
 
 // A block over B where it lies.
 template <class M>
-GHOST_INLINE void source_product(const Pointwise& all, const Block& g, const Source& s, float* c) {
+GHOST_INLINE void source_product(const Gemm& all, const Block& g, const Source& s, float* c) {
   const int64_t done = g.rows == 1 && !s.b_row ? row_product<M>(all, g, s, c) : 0;
   block_product<M>(all, g, done, c, [&](int64_t n, int64_t columns) { return streams_under(s, n, columns); });
 }
@@ -343,7 +343,7 @@ int64_t cut_runs(const Run* runs, int64_t run_count, int64_t a_col, int64_t firs
 // Runs f(block, its columns of A, its source, where its C begins) over the blocks of a product with kColumns columns of
 // A to a row of B.
 template <int kColumns, class F>
-GHOST_INLINE void over_blocks(const Pointwise& all, const F& f) {
+GHOST_INLINE void over_blocks(const Gemm& all, const F& f) {
   constexpr int64_t kMost = kBlockColumns / kColumns;
   const Run whole{0, all.k};
   const Run* runs = all.runs ? all.runs : &whole;

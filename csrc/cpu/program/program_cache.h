@@ -11,9 +11,9 @@ namespace ghost {
 
 /// The most recent things of a kind, the last used first. What it hands out lives until `most` others were used since.
 template <class T>
-class Recent {
+class LruCache {
  public:
-  explicit Recent(size_t most) : most_(most) {}
+  explicit LruCache(size_t most) : most_(most) {}
 
   /// The one that fits, else the one that is made now.
   template <class Fits, class Make>
@@ -33,10 +33,10 @@ class Recent {
   std::vector<std::unique_ptr<T>> items_;
 };
 
-class KnownProgram {
+class ProgramCache {
  public:
-  /// Of this thread; raises as Program::parse does. To be used within one call of an operator.
-  static KnownProgram& of(const std::vector<int64_t>& list, bool raw);
+  /// This thread's. Raises as Program::parse does. To be used within one call of an operator.
+  static ProgramCache& of(const std::vector<int64_t>& list, bool for_one_call);
 
   const Program& program() const { return program_; }
   /// Raises as Plan does.
@@ -47,13 +47,13 @@ class KnownProgram {
     int64_t h, w, shares;
     Plan plan;
   };
-  KnownProgram(const std::vector<int64_t>& list, bool raw)
-      : list_(list), raw_(raw), program_(Program::parse(list, raw)) {}
+  ProgramCache(const std::vector<int64_t>& list, bool for_one_call)
+      : list_(list), for_one_call_(for_one_call), program_(Program::parse(list, for_one_call)) {}
 
   std::vector<int64_t> list_;
-  bool raw_;
+  bool for_one_call_;
   Program program_;
-  Recent<Sizes> plans_{8};
+  LruCache<Sizes> plans_{8};
 };
 
 }  // namespace ghost

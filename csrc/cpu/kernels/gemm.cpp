@@ -1,7 +1,7 @@
-// Pointwise convolutions as matrix products in float32, and the packing of their weights.
-#include "products.h"
+// Matrix products in float32, and the packing of their weights.
+#include "gemm.h"
 
-extern "C" void GHOST_SYMBOL(pointwise)(const Pointwise& all) {
+extern "C" void GHOST_SYMBOL(gemm)(const Gemm& all) {
   over_blocks<1>(all, [&](const Block& g, int64_t, const Source& s, float* c) { source_product<Plain>(all, g, s, c); });
 }
 

@@ -1,7 +1,7 @@
-// Pointwise convolutions whose weights are bfloat16, in panels of pairs: a row of a panel holds two columns of A,
+// Products whose weights are bfloat16, in panels of pairs: a row of a panel holds two columns of A,
 // kPanel times two bfloat16. Compiled once more than the other kernels, for processors that multiply such pairs
 // themselves; elsewhere, and where rounding A would cost more than that gains, pairs are widened.
-#include "products.h"
+#include "gemm.h"
 #if defined(__AMX_BF16__) || defined(GHOST_EMULATED_TILES)
 #define GHOST_TILES
 #include "amx.h"
@@ -14,12 +14,12 @@ constexpr int64_t kBlockPairs = kBlockColumns / 2;
 #if defined(GHOST_TILES)
 
 // Of few rows most of a tile would be empty, and widening them is no slower.
-bool tiles_pay(const Pointwise& all) { return all.rows > kTile / 4; }
+bool tiles_pay(const Gemm& all) { return all.rows > kTile / 4; }
 
 #elif defined(__AVX512BF16__)
 
 // Pairs of A by pairs of B, both bfloat16: the products are exact, the sums float32.
-struct Pairs {
+struct Bf16Pairs {
   static constexpr int kColumns = 2, kFloats = 1, kMostRows = Plain::kMostRows;
   template <class V>
   GHOST_INLINE typename V::T broadcast(const char* a) {
@@ -76,18 +76,18 @@ void round_block(const Block& g, int64_t columns, const float* scale, float* a, 
   }
 }
 
-void rounded_product(const Pointwise& all, const Block& g, int64_t columns, const Source& s, float* c) {
+void rounded_product(const Gemm& all, const Block& g, int64_t columns, const Source& s, float* c) {
   alignas(64) float a[kMostBlockRows * kBlockPairs + kStep];
-  const int64_t a_row = ghost::padded(ghost::pairs_of(columns));
+  const int64_t a_row = ghost::padded(ghost::bf16_pairs(columns));
   round_block(g, columns, all.scale_k ? all.scale_k + 2 * s.first : nullptr, a, a_row);
-  const Run whole{0, ghost::pairs_of(columns)};
+  const Run whole{0, ghost::bf16_pairs(columns)};
   Block rounded = g;
   rounded.a = a, rounded.a_row = a_row, rounded.runs = &whole, rounded.run_count = 1;
-  source_product<Pairs>(all, rounded, s, c);
+  source_product<Bf16Pairs>(all, rounded, s, c);
 }
 
 // A column of A is rounded once and multiplied by all of B's: with few of these, and short rows, it does not pay.
-bool rounds(const Pointwise& all) { return all.n > 24 || all.k >= 96; }
+bool rounds(const Gemm& all) { return all.n > 24 || all.k >= 96; }
 
 #endif
 
@@ -122,10 +122,10 @@ struct Widened {
 constexpr int64_t kFewRows = 2 * Widened::kMostRows;
 
 // A few rows, which are scaled rather than the weights, their runs next to each other, with a zero for half a pair.
-void few_product(const Pointwise& all, const Block& few, int64_t columns, const Source& s, float* c) {
+void few_product(const Gemm& all, const Block& few, int64_t columns, const Source& s, float* c) {
   alignas(64) float a[kFewRows * kBlockColumns];
   const float* scale = all.scale_k ? all.scale_k + 2 * s.first : nullptr;
-  const Run whole{0, 2 * ghost::pairs_of(columns)};
+  const Run whole{0, 2 * ghost::bf16_pairs(columns)};
   for (int64_t i = 0; i < few.rows; i++) {
     float* to = a + i * kBlockColumns;
     to[whole.count - 1] = 0;
@@ -171,7 +171,7 @@ Streams widened(const Source& s, int64_t n, int64_t tile, int64_t columns, const
   return to;
 }
 
-void widened_product(const Pointwise& all, const Block& g, int64_t columns, const Source& s, float* c) {
+void widened_product(const Gemm& all, const Block& g, int64_t columns, const Source& s, float* c) {
   if (g.rows <= kFewRows) return few_product(all, g, columns, s, c);
   alignas(64) float b[kBlockColumns * (2 * kLanes + 8)];
   const float* scale = all.scale_k ? all.scale_k + 2 * s.first : nullptr;
@@ -180,7 +180,7 @@ void widened_product(const Pointwise& all, const Block& g, int64_t columns, cons
 
 }  // namespace
 
-extern "C" void GHOST_SYMBOL(pointwise_pairs)(const Pointwise& all) {
+extern "C" void GHOST_SYMBOL(gemm_bf16)(const Gemm& all) {
 #if defined(GHOST_TILES)
   if (tiles_pay(all)) return product_by_tiles(all);
 #elif defined(__AVX512BF16__)
@@ -193,7 +193,7 @@ extern "C" void GHOST_SYMBOL(pointwise_pairs)(const Pointwise& all) {
       all, [&](const Block& g, int64_t columns, const Source& s, float* c) { widened_product(all, g, columns, s, c); });
 }
 
-extern "C" void GHOST_SYMBOL(rest)() {
+extern "C" void GHOST_SYMBOL(release_tiles)() {
 #if defined(GHOST_TILES)
   release_tiles();
 #endif

@@ -243,14 +243,14 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
         for source in sorted(CSRC.glob("cpu/kernels/*.cpp"))
         for isa, flags in sets.items()
     ]
-    pairs = CSRC / "cpu/kernels/pairs.cpp"
+    pairs = CSRC / "cpu/kernels/gemm_bf16.cpp"
     kernels += [
         ninja.compile(pairs, [*KERNEL, *flags, f"-DGHOST_ISA={isa}"], variant=f".{isa}")
         for isa, flags in sets_of_pairs().items()
     ]
     has = [isa for isa in (*sets, *sets_of_pairs()) if isa != "baseline"]
     host = [*sets["baseline"], *(f"-DGHOST_HAS_{isa.upper()}" for isa in has)]
-    sources = [s for folder in (".", "cpu", "cpu/program") for s in CSRC.glob(f"{folder}/*.cpp")]
+    sources = [s for folder in (".", "cpu", "cpu/program", "cpu/program/steps") for s in CSRC.glob(f"{folder}/*.cpp")]
     operators = [ninja.compile(source, host) for source in sorted(sources)]
     torch_cpu = ninja.stub("libtorch_cpu.so")
     libraries = [ninja.link("_cpu.so", [*operators, *kernels, torch_cpu])]
@@ -260,7 +260,7 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
             ninja.compile_cuda(CSRC / "cuda/kernels.cu", f".{dtype}", (f"-DGHOST_DTYPE={dtype}",))
             for dtype in CUDA_DTYPES
         ]
-        objects.append(ninja.compile_cuda(CSRC / "cuda/limits.cu"))
+        objects.append(ninja.compile_cuda(CSRC / "cuda/device_info.cu"))
         libraries.append(ninja.link_cuda("_cuda.so", [*objects, torch_cpu, ninja.stub("libtorch_cuda.so")]))
 
     dev_sources = sorted(CSRC.glob("dev/*.cpp"))

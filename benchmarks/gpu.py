@@ -38,7 +38,7 @@ from ghost_ops.bench.run import Report
 from ghost_ops.bench.timing import interleave
 from ghost_ops.bench.training import TrainCase
 from ghost_ops.dispatch import select
-from ghost_ops.nn import GraphedNet
+from ghost_ops.fused import GraphedNet
 from ghost_ops.surgery.saved import saved_bytes
 
 PARTS = ("modules", "nets", "train")

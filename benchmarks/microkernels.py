@@ -24,7 +24,7 @@ from ghost_ops.bench.cases import module_cases
 TOLERANCE = 1e-5  # relative to the largest element
 
 
-def exact_pointwise(x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def exact_gemm(x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return np.maximum(x.astype(np.float64) @ w.T.astype(np.float64) + bias, 0)
 
 
@@ -47,13 +47,13 @@ def measure(kernels, isa: str, seconds: float) -> list[dict]:
     jobs = {}
     for case in module_cases():
         m, side, size = case.primary, case.side, case.kernel
-        jobs["pointwise", f"{side * side} x {case.inp} x {m}"] = (side * side, case.inp, m)
+        jobs["gemm", f"{side * side} x {case.inp} x {m}"] = (side * side, case.inp, m)
         jobs["depthwise", f"{side} x {side} x {m}, {size} x {size}"] = (side, side, m, size)
     for (kernel, shape), sizes in track(jobs.items(), f"{isa}", console=Console(stderr=True), transient=True):
-        if kernel == "pointwise":
+        if kernel == "gemm":
             pixels, c, n = sizes
             arguments = normal(pixels, c), normal(n, c), normal(n)
-            flops, exact = 2 * pixels * c * n, exact_pointwise
+            flops, exact = 2 * pixels * c * n, exact_gemm
         else:
             height, width, c, size = sizes
             arguments = normal(height, width, c), normal(c, size, size), normal(c)

@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ghost_ops import surgery
 from ghost_ops.backends import native
-from ghost_ops.nn import FrozenProgram, GhostBottleneck
-from ghost_ops.nn._program import Builder, Dense
-from ghost_ops.nn._structure import Structure
+from ghost_ops.fused import FrozenProgram
+from ghost_ops.fused.builder import Builder
+from ghost_ops.fused.layers import LinearAct, activation_code, conv_bn_act
+from ghost_ops.nn import GhostBottleneck
 
 from .cases import NetCase
 from .results import MISSING, NET, OK, TOLERANCES, WRONG, PartResult, error_of
@@ -35,7 +36,7 @@ def plain_parts(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _stem(stem: nn.Sequential, dtype: torch.dtype) -> FrozenProgram:
     builder = Builder()
-    builder.store(builder.convolution(Structure(stem).triple(*stem)))
+    builder.store(builder.dense_conv(conv_bn_act(*stem)))
     return FrozenProgram.of(builder.finish(), (STEM,), dtype)
 
 
@@ -43,11 +44,11 @@ def _tail(tail: nn.Sequential, dtype: torch.dtype) -> FrozenProgram:
     """As ``freeze`` builds it; on its own ``freeze`` makes no program of a run without a Ghost module."""
     stage, _, head, act, _, classifier = tail
     builder, last = Builder(), stage[0]
-    half = Structure(last).triple(last.conv, last.bn1, last.act1)
+    half = conv_bn_act(last.conv, last.bn1, last.act1)
     builder.chain([half], builder.load(last.conv.in_channels), squeeze=True)
     builder.pool(last.conv.out_channels)
-    builder.dense(Dense(head, None, act, Structure.activation(act)))
-    builder.dense(Dense(classifier, None, None, Structure.activation(None)))
+    builder.linear(LinearAct(head, None, act, activation_code(act)))
+    builder.linear(LinearAct(classifier, None, None, activation_code(None)))
     return FrozenProgram.of(builder.finish(), (TAIL,), dtype)
 
 

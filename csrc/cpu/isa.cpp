@@ -20,16 +20,16 @@ extern const ghost::Kernels ghost_kernels_avx2;
 extern const ghost::Kernels ghost_kernels_avx512;
 #endif
 #ifdef GHOST_HAS_AVX512BF16  // AVX-512's, with products of bfloat16 that the processor has instructions for
-void ghost_pointwise_pairs_avx512bf16(const ghost::Pointwise&);
+void ghost_gemm_bf16_avx512bf16(const ghost::Gemm&);
 #endif
 #ifdef GHOST_HAS_AMX  // the same by tiles
-void ghost_pointwise_pairs_amx(const ghost::Pointwise&);
-void ghost_rest_amx();
+void ghost_gemm_bf16_amx(const ghost::Gemm&);
+void ghost_release_tiles_amx();
 #endif
-#ifdef GHOST_HAS_WIDE  // the development extension alone: AVX-512's code compiled for AVX2
+#ifdef GHOST_HAS_WIDE  // only in the development extension: AVX-512's code compiled for AVX2
 extern const ghost::Kernels ghost_kernels_wide;
-void ghost_pointwise_pairs_tiles(const ghost::Pointwise&);  // with tiles of AMX in plain C++
-void ghost_rest_tiles();
+void ghost_gemm_bf16_tiles(const ghost::Gemm&);  // with tiles of AMX in plain C++
+void ghost_release_tiles_tiles();
 #endif
 }
 
@@ -43,8 +43,8 @@ struct Set {
 
 #if defined(GHOST_HAS_AVX512BF16) || defined(GHOST_HAS_WIDE)
 /// Another set's kernels but for products of pairs.
-Kernels with_pairs(Kernels k, const char* name, void (*pointwise_pairs)(const Pointwise&), void (*rest)()) {
-  k.name = name, k.pointwise_pairs = pointwise_pairs, k.rest = rest;
+Kernels with_gemm_bf16(Kernels k, const char* name, void (*gemm_bf16)(const Gemm&), void (*release_tiles)()) {
+  k.name = name, k.gemm_bf16 = gemm_bf16, k.release_tiles = release_tiles;
   return k;
 }
 #endif
@@ -60,13 +60,13 @@ bool runs_avx512() {
 #ifdef GHOST_HAS_AVX512BF16
 /// vdpbf16ps does two products a lane where an FMA does one. AMD starts as many of either; Intel a quarter as many, so
 /// that there it is faster to widen the weights.
-bool prefers_pairs() { return __builtin_cpu_is("amd") != 0; }
+bool prefers_bf16_products() { return __builtin_cpu_is("amd") != 0; }
 
 bool runs_avx512bf16() { return runs_avx512() && __builtin_cpu_supports("avx512bf16") != 0; }
 
 Set avx512bf16() {
-  static const Kernels kernels =
-      with_pairs(ghost_kernels_avx512, "avx512bf16", ghost_pointwise_pairs_avx512bf16, ghost_kernels_avx512.rest);
+  static const Kernels kernels = with_gemm_bf16(ghost_kernels_avx512, "avx512bf16", ghost_gemm_bf16_avx512bf16,
+                                                ghost_kernels_avx512.release_tiles);
   return {&kernels, runs_avx512bf16()};
 }
 #endif
@@ -79,7 +79,8 @@ bool may_use_tiles() {
 }
 
 Set amx() {
-  static const Kernels kernels = with_pairs(ghost_kernels_avx512, "amx", ghost_pointwise_pairs_amx, ghost_rest_amx);
+  static const Kernels kernels =
+      with_gemm_bf16(ghost_kernels_avx512, "amx", ghost_gemm_bf16_amx, ghost_release_tiles_amx);
   static const bool runs =
       runs_avx512bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles();
   return {&kernels, runs};
@@ -90,7 +91,8 @@ Set amx() {
 bool runs_wide() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") != 0; }
 
 Set tiles() {
-  static const Kernels kernels = with_pairs(ghost_kernels_wide, "tiles", ghost_pointwise_pairs_tiles, ghost_rest_tiles);
+  static const Kernels kernels =
+      with_gemm_bf16(ghost_kernels_wide, "tiles", ghost_gemm_bf16_tiles, ghost_release_tiles_tiles);
   return {&kernels, runs_wide()};
 }
 #endif
@@ -105,8 +107,8 @@ const Set* sets(int* count) {
       amx(),
 #endif
 #ifdef GHOST_HAS_AVX512BF16
-      prefers_pairs() ? avx512bf16() : Set{&ghost_kernels_avx512, runs_avx512()},
-      prefers_pairs() ? Set{&ghost_kernels_avx512, runs_avx512()} : avx512bf16(),
+      prefers_bf16_products() ? avx512bf16() : Set{&ghost_kernels_avx512, runs_avx512()},
+      prefers_bf16_products() ? Set{&ghost_kernels_avx512, runs_avx512()} : avx512bf16(),
 #elif defined(GHOST_HAS_AVX512)
       {&ghost_kernels_avx512, runs_avx512()},
 #endif

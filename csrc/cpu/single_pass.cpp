@@ -41,8 +41,8 @@ class Band {
     float* to = y1_.row(y);
     const Affine act{nullptr, nullptr, p_.act, p_.slope};
     if (panels_) {
-      k_.pointwise({x.data, x.pixel, 1, pixels, p_.x.c, p_.m, panels_, 0, p_.bias, to, pixel, true, p_.act == kRelu,
-                    false, nullptr, 0, &ahead});
+      k_.gemm({x.data, x.pixel, 1, pixels, p_.x.c, p_.m, panels_, 0, p_.bias, to, pixel, true, p_.act == kRelu, false,
+               nullptr, 0, &ahead});
       if (p_.act != kNone && p_.act != kRelu) k_.affine(to, pixel, act, to, pixel, pixels, p_.m);
     } else {
       k_.affine(x.data, x.pixel, act, to, pixel, pixels, p_.m);

@@ -3,7 +3,7 @@
 #include "gates.h"
 #include "halves.h"
 #include "maps.h"
-#include "operators.h"
+#include "operator.h"
 
 namespace ghost {
 namespace {
@@ -168,8 +168,8 @@ void layer(const float* x, int64_t images, int64_t k, const float* w, int64_t co
   for_columns(images, k, columns, [&](int64_t c0, int64_t count) {
     float* mine = panels + c0 * k;
     kernels().pack({w + c0 * k, k, 1, count, k, nullptr, nullptr, mine});
-    kernels().pointwise({x, k, 1, images, k, count, mine, 0, bias ? padded_bias + c0 : nullptr, y + c0, y_row,
-                         count % 8 == 0, false, false});
+    kernels().gemm({x, k, 1, images, k, count, mine, 0, bias ? padded_bias + c0 : nullptr, y + c0, y_row,
+                    count % 8 == 0, false, false});
   });
 }
 
@@ -183,7 +183,7 @@ void layer_backward(const float* x, int64_t x_row, int64_t images, const float* 
     w = wide;
   }
   for_columns(images, rows, columns, [&](int64_t c0, int64_t count) {
-    kernels().pointwise(
+    kernels().gemm(
         {x, x_row, 1, images, rows, count, w + c0, by_eight(columns), nullptr, y + c0, y_row, true, false, false});
   });
 }
@@ -203,7 +203,7 @@ void excitation(const Weights& w, int64_t images, int64_t act, int64_t gate, con
 /// C[rows][n] = sum over k images of A[k][rows] B[k][n], the gradient of a weight; A's, B's and C's rows are padded.
 void weight_gradient(const float* a, int64_t rows, int64_t images, const float* b, int64_t n, float* c) {
   for_columns(rows, images, n, [&](int64_t c0, int64_t count) {
-    kernels().pointwise(
+    kernels().gemm(
         {a, 1, padded(rows), rows, images, count, b + c0, padded(n), nullptr, c + c0, padded(n), true, false, false});
   });
 }
@@ -216,10 +216,10 @@ const float* dense_rows(float* w, int64_t rows, int64_t columns) {
 
 }  // namespace
 
-Four squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const Tensor& w4, const Optional& b4,
-                    int64_t act, int64_t gate) {
+Results<4> squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const Tensor& w4, const Optional& b4,
+                          int64_t act, int64_t gate) {
   if (!all_readable(x, w3, b3, w4, b4) || x.numel() == 0)
-    return abi::call<Four>("ghost_ops::squeeze_excite_reference", "", x, w3, b3, w4, b4, act, gate);
+    return abi::call<Results<4>>("ghost_ops::squeeze_excite_reference", "", x, w3, b3, w4, b4, act, gate);
   Scratch scratch;
   const Checks check("squeeze_excite");
   check.map("x", x);
@@ -238,6 +238,8 @@ Four squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const
           result(logits, {n, w.c}, dtype)};
 }
 
+GHOST_OPERATOR(squeeze_excite);
+
 Tensor excite(const Tensor& squeeze, const Tensor& w3, const Optional& b3, const Tensor& w4, const Optional& b4,
               int64_t act, int64_t gate) {
   if (!all_readable(squeeze, w3, b3, w4, b4) || squeeze.numel() == 0)
@@ -252,12 +254,14 @@ Tensor excite(const Tensor& squeeze, const Tensor& w3, const Optional& b3, const
   return result(values, {n, w.c}, squeeze.dtype());
 }
 
-Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tensor& squeeze, const Tensor& hidden,
-                             const Tensor& logits, const Tensor& w3, const Optional& b3, const Tensor& w4,
-                             const Optional& b4, int64_t act, int64_t gate) {
+GHOST_OPERATOR(excite);
+
+Results<5> squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tensor& squeeze, const Tensor& hidden,
+                                   const Tensor& logits, const Tensor& w3, const Optional& b3, const Tensor& w4,
+                                   const Optional& b4, int64_t act, int64_t gate) {
   if (!all_readable(grad_out, x, squeeze, hidden, logits, w3, b3, w4, b4) || x.numel() == 0)
-    return abi::call<Five>("ghost_ops::squeeze_excite_backward_reference", "", grad_out, x, squeeze, hidden, logits, w3,
-                           b3, w4, b4, act, gate);
+    return abi::call<Results<5>>("ghost_ops::squeeze_excite_backward_reference", "", grad_out, x, squeeze, hidden,
+                                 logits, w3, b3, w4, b4, act, gate);
   Scratch scratch;
   const Checks check("squeeze_excite_backward");
   check.map("x", x);
@@ -313,5 +317,7 @@ Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tens
           bias(b3, grad_hidden, hidden_pad, w.r), result(dense_rows(grad_w4, w.c, w.r), {w.c, w.r}, w4.dtype()),
           bias(b4, grad_logits, pad, w.c)};
 }
+
+GHOST_OPERATOR(squeeze_excite_backward);
 
 }  // namespace ghost

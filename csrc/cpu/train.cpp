@@ -36,8 +36,8 @@ Rows Trained::z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch,
 }
 
 void Trained::product(const Rows& x, int64_t count, const Rows& to, Ahead ahead) const {
-  kernels().pointwise({x.data, x.pixel, 1, count * w, c, m, panels, 0, nullptr, to.data, to.pixel, true, false, false,
-                       nullptr, 0, &ahead});
+  kernels().gemm({x.data, x.pixel, 1, count * w, c, m, panels, 0, nullptr, to.data, to.pixel, true, false, false,
+                  nullptr, 0, &ahead});
 }
 
 PrimaryRows::PrimaryRows(const Trained& t, int64_t image, int64_t begin, int64_t end, int64_t reach, int64_t step,

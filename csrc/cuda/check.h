@@ -1,4 +1,4 @@
-// Whether a block's numbers can be computed with: before any kernel reads by them.
+// Validates a block's numbers before any kernel reads by them.
 #pragma once
 #include <initializer_list>
 
@@ -6,8 +6,8 @@
 
 namespace ghost::cuda {
 
-/// What is wrong with a block whose parameters lie in buffers of these lengths; null where nothing is.
-inline const char* wrong(const Block& b, int64_t matrices, int64_t vectors) {
+/// Null where a block is valid whose parameters lie in buffers of these lengths, else what is wrong with it.
+inline const char* validate(const Block& b, int64_t matrices, int64_t vectors) {
   constexpr int kMost = 1 << 16;
   const auto within = [](int n, int low, int high) { return low <= n && n <= high; };
   const auto odd = [&](int kernel) { return within(kernel, 1, 7) && kernel % 2 == 1; };

@@ -62,13 +62,13 @@ struct Aligned {
 };
 using Floats = std::vector<float, Aligned<float>>;
 
-struct PointwiseCall {
+struct GemmCall {
   const ghost::Kernels& k;
   Floats panels, bias, out;
-  ghost::Pointwise args{};
+  ghost::Gemm args{};
 
-  PointwiseCall(const std::string& isa, const float* x, int64_t m, int64_t c, const float* w, int64_t n, const float* b,
-                bool relu)
+  GemmCall(const std::string& isa, const float* x, int64_t m, int64_t c, const float* w, int64_t n, const float* b,
+           bool relu)
       : k(of(isa)), panels(padded(n) * c), bias(padded(n)), out(m * padded(n)) {
     k.pack({w, c, 1, n, c, nullptr, nullptr, panels.data()});
     std::copy(b, b + n, bias.begin());
@@ -77,17 +77,17 @@ struct PointwiseCall {
 };
 
 /// A product by pairs of bfloat16. The columns of x lie in runs, with NaN between them.
-struct PairsCall {
+struct GemmBf16Call {
   static constexpr int64_t kGap = 3;
   const ghost::Kernels& k;
   Floats in, panels, bias, out;
   std::vector<float> factors;
   std::vector<ghost::Run> runs;
-  ghost::Pointwise args{};
+  ghost::Gemm args{};
 
-  PairsCall(const std::string& isa, const float* x, int64_t m, int64_t c, const float* w, int64_t n, const float* b,
-            bool relu, const std::vector<float>& scale, const std::vector<int64_t>& counts)
-      : k(of(isa)), panels(ghost::panel_floats(n, ghost::pairs_of(c))), bias(padded(n)), out(m * padded(n)) {
+  GemmBf16Call(const std::string& isa, const float* x, int64_t m, int64_t c, const float* w, int64_t n, const float* b,
+               bool relu, const std::vector<float>& scale, const std::vector<int64_t>& counts)
+      : k(of(isa)), panels(ghost::panel_floats(n, ghost::bf16_pairs(c))), bias(padded(n)), out(m * padded(n)) {
     int64_t row = 0;
     for (int64_t count : counts) runs.push_back({row, count}), row += count + kGap;
     in.assign(m * row, NAN);
@@ -97,7 +97,7 @@ struct PairsCall {
         x += r.count;
       }
     factors = scale;
-    pack_pairs(w, n, c, nullptr, panels.data());
+    pack_bf16(w, n, c, nullptr, panels.data());
     std::copy(b, b + n, bias.begin());
     args = {in.data(),
             row,
@@ -151,19 +151,19 @@ struct DepthwiseCall {
   }
 };
 
-Array pointwise(const std::string& isa, Array x, Array w, Array bias, bool relu) {
+Array gemm(const std::string& isa, Array x, Array w, Array bias, bool relu) {
   expect(x.ndim() == 2 && w.ndim() == 2 && bias.ndim() == 1, "expected x of M x C, w of N x C and bias of N");
   const int64_t m = x.shape(0), c = x.shape(1), n = w.shape(0);
   expect(w.shape(1) == c && bias.shape(0) == n, "expected x of M x C, w of N x C and bias of N");
-  PointwiseCall call(isa, x.data(), m, c, w.data(), n, bias.data(), relu);
-  call.k.pointwise(call.args);
+  GemmCall call(isa, x.data(), m, c, w.data(), n, bias.data(), relu);
+  call.k.gemm(call.args);
   Array out({m, n});
   for (int64_t i = 0; i < m; i++) std::copy_n(call.out.begin() + i * padded(n), n, out.mutable_data() + i * n);
   return out;
 }
 
-Array pointwise_pairs(const std::string& isa, Array x, Array w, Array bias, bool relu, std::vector<float> scale,
-                      std::vector<int64_t> runs) {
+Array gemm_bf16(const std::string& isa, Array x, Array w, Array bias, bool relu, std::vector<float> scale,
+                std::vector<int64_t> runs) {
   expect(x.ndim() == 2 && w.ndim() == 2 && bias.ndim() == 1, "expected x of M x C, w of N x C and bias of N");
   const int64_t m = x.shape(0), c = x.shape(1), n = w.shape(0);
   expect(w.shape(1) == c && bias.shape(0) == n, "expected x of M x C, w of N x C and bias of N");
@@ -172,8 +172,8 @@ Array pointwise_pairs(const std::string& isa, Array x, Array w, Array bias, bool
   for (int64_t count : runs) columns += count;
   expect(columns == c && static_cast<int64_t>(runs.size()) <= ghost::kMostRuns, "runs: expected the columns of x");
   expect(scale.empty() || static_cast<int64_t>(scale.size()) == c, "scale: expected a factor a column of x");
-  PairsCall call(isa, x.data(), m, c, w.data(), n, bias.data(), relu, scale, runs);
-  call.k.pointwise_pairs(call.args);
+  GemmBf16Call call(isa, x.data(), m, c, w.data(), n, bias.data(), relu, scale, runs);
+  call.k.gemm_bf16(call.args);
   Array out({m, n});
   for (int64_t i = 0; i < m; i++) std::copy_n(call.out.begin() + i * padded(n), n, out.mutable_data() + i * n);
   return out;
@@ -226,15 +226,15 @@ Floats numbers(int64_t n) {
   return v;
 }
 
-double time_pointwise(const std::string& isa, int64_t m, int64_t c, int64_t n, double seconds, bool pairs) {
+double time_gemm(const std::string& isa, int64_t m, int64_t c, int64_t n, double seconds, bool bf16) {
   expect(m > 0 && c > 0 && n > 0, "expected positive sizes");
   const auto x = numbers(m * c), w = numbers(n * c), b = numbers(n);
-  if (pairs) {
-    PairsCall call(isa, x.data(), m, c, w.data(), n, b.data(), true, {}, {c});
-    return seconds_per_call(seconds, [&] { call.k.pointwise_pairs(call.args); });
+  if (bf16) {
+    GemmBf16Call call(isa, x.data(), m, c, w.data(), n, b.data(), true, {}, {c});
+    return seconds_per_call(seconds, [&] { call.k.gemm_bf16(call.args); });
   }
-  PointwiseCall call(isa, x.data(), m, c, w.data(), n, b.data(), true);
-  return seconds_per_call(seconds, [&] { call.k.pointwise(call.args); });
+  GemmCall call(isa, x.data(), m, c, w.data(), n, b.data(), true);
+  return seconds_per_call(seconds, [&] { call.k.gemm(call.args); });
 }
 
 double time_depthwise(const std::string& isa, int64_t h, int64_t w, int64_t c, int64_t size, double seconds,
@@ -269,22 +269,21 @@ std::vector<std::string> emulated() { return sets(true); }
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "The torch-free CPU kernels of ghost_ops, one instruction set at a time, for tests and microbenchmarks.";
   m.def("isas", &isas, "Instruction sets that this machine runs, fastest first.");
-  m.def("emulated", &emulated, "Further sets, of code that other machines run, for tests alone.");
+  m.def("emulated", &emulated, "Further sets, of code that other machines run, for tests only.");
   m.def("fma_peak", &fma_peak, py::arg("isa"), py::arg("seconds") = 0.1,
         "GFLOP/s of independent FMA chains, one core.");
-  m.def("pointwise", &pointwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
+  m.def("gemm", &gemm, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
         "x (M x C) times w (N x C) transposed, plus bias.");
-  m.def("pointwise_pairs", &pointwise_pairs, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"),
-        py::arg("relu") = false, py::arg("scale") = std::vector<float>{}, py::arg("runs") = std::vector<int64_t>{},
+  m.def("gemm_bf16", &gemm_bf16, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
+        py::arg("scale") = std::vector<float>{}, py::arg("runs") = std::vector<int64_t>{},
         "The same with w rounded to bfloat16, and columns of x times `scale`; x lies in runs of so many columns.");
   m.def("depthwise", &depthwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
         py::arg("stride") = 1,
         "Depthwise convolution of x (H x W x C) with w (C x k x k), zero padding k // 2, plus bias.");
   m.def("depthwise_backward", &depthwise_backward, py::arg("isa"), py::arg("grad"), py::arg("x"), py::arg("w"),
         py::arg("stride"), "Gradients of x (H x W x C) and w (C x k x k) of a strided depthwise convolution.");
-  m.def("time_pointwise", &time_pointwise, py::arg("isa"), py::arg("m"), py::arg("c"), py::arg("n"),
-        py::arg("seconds") = 0.1, py::arg("pairs") = false,
-        "Seconds per call of an M x C by C x N product, with weights in float32 or in pairs of bfloat16.");
+  m.def("time_gemm", &time_gemm, py::arg("isa"), py::arg("m"), py::arg("c"), py::arg("n"), py::arg("seconds") = 0.1,
+        py::arg("bf16") = false, "Seconds per call of an M x C by C x N product, with weights in float32 or bfloat16.");
   m.def("time_depthwise", &time_depthwise, py::arg("isa"), py::arg("h"), py::arg("w"), py::arg("c"), py::arg("kernel"),
         py::arg("seconds") = 0.1, py::arg("stride") = 1, "Seconds per call of a depthwise convolution over H x W x C.");
 }

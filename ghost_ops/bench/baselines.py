@@ -17,7 +17,8 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from .. import surgery
-from ..nn import FrozenProgram, FusedGhostModule, GhostModule
+from ..fused import FrozenProgram
+from ..nn import GhostModule
 from .machine import Unavailable
 from .timing import interleave
 
@@ -82,7 +83,7 @@ def _fused(layout: torch.memory_format) -> Callable[..., Built]:
     def build(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
         """A module shares its weights with the plain one; a net is copied, since ``fuse`` works in place."""
         if isinstance(module, GhostModule):
-            fused = FusedGhostModule.wrap(copy.copy(module), module.parts())
+            fused = surgery.fuse(copy.copy(module))
         else:
             fused = surgery.fuse(copy.deepcopy(module))
         return Built(_without_grad(fused, x.contiguous(memory_format=layout)))

@@ -45,7 +45,7 @@ def _build(name: str, sources: list[Path], *flags: str) -> Path:
 @functools.cache
 def library() -> ctypes.CDLL:
     """The kernels and the planner, by pointers."""
-    sources = [EMULATOR / "emulator.cpp", EMULATOR / "calls.cpp", CUDA / "questions.cpp"]
+    sources = [EMULATOR / "emulator.cpp", EMULATOR / "calls.cpp", CUDA / "planner_api.cpp"]
     found = ctypes.CDLL(str(_build("kernels", sources)))
     for name in ("run", "gather", "parted"):
         getattr(found, f"ghost_emulated_{name}").restype = ctypes.c_char_p
@@ -55,7 +55,7 @@ def library() -> ctypes.CDLL:
 @functools.cache
 def load_operators() -> ctypes.CDLL:
     """Registers the operators of ``_cuda.so`` for tensors of the CPU, run by the emulator on what would be an H200."""
-    sources = [EMULATOR / "emulator.cpp", EMULATOR / "operators.cpp", CUDA / "operators.cpp", CUDA / "questions.cpp"]
+    sources = [EMULATOR / "emulator.cpp", EMULATOR / "operators.cpp", CUDA / "operators.cpp", CUDA / "planner_api.cpp"]
     flags = ["-fvisibility=hidden", "-Wl,-Bsymbolic", '-DGHOST_DISPATCH_KEY="CPU"']
     sources.append(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
     built = str(_build("operators", sources, *flags))

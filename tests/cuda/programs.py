@@ -12,9 +12,9 @@ import torch
 from ghost_ops.backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU, RELU
 from ghost_ops.backends.cuda import launch
 from ghost_ops.backends.cuda.weights import Block, chunk_of
-from ghost_ops.backends.steps import BETA, BIAS, GAMMA, NORM, SLOPES, Depthwise, Excite, Ghost, Layer, Load, Step, Store
+from ghost_ops.program import BETA, BIAS, GAMMA, NORM, SLOPES, Depthwise, Excite, Ghost, Layer, Load, Step, Store
 from tests.cuda import emulate
-from tests.ops.program_cases import Program, parameters_for
+from tests.program.cases import Program, parameters_for
 
 BN = NORM | GAMMA | BETA
 

@@ -22,23 +22,23 @@ def numbers(*shape, seed=0):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("relu", [False, True])
-def test_pointwise_every_width_and_height(isa, relu):
+def test_gemm_every_width_and_height(isa, relu):
     """Every tail of columns and of rows."""
     for n in (*range(1, 50), 64, 100, 130):
         for m in (1, 2, 3, 5, 13, 16, 20, 22, 24, 27, 32, 40, 49, 57, 83):
             x, w, b = numbers(m, 7, seed=n), numbers(n, 7, seed=m), numbers(n)
             exact = x.astype(np.float64) @ w.astype(np.float64).T + b
             exact = np.maximum(exact, 0) if relu else exact
-            np.testing.assert_allclose(kernels.pointwise(isa, x, w, b, relu), exact, rtol=0, atol=8e-6)
+            np.testing.assert_allclose(kernels.gemm(isa, x, w, b, relu), exact, rtol=0, atol=8e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("rows", [1, 49, 300])
-def test_pointwise_long_sums(isa, rows):
+def test_gemm_long_sums(isa, rows):
     """In blocks: the error grows with a block's length, not with the sum's."""
     x, w, b = numbers(rows, 1500, seed=1), numbers(100, 1500, seed=2), numbers(100)
     exact = x.astype(np.float64) @ w.astype(np.float64).T + b
-    np.testing.assert_allclose(kernels.pointwise(isa, x, w, b, False), exact, rtol=0, atol=7e-5)
+    np.testing.assert_allclose(kernels.gemm(isa, x, w, b, False), exact, rtol=0, atol=7e-5)
 
 
 def rounded(v):
@@ -47,10 +47,10 @@ def rounded(v):
     return np.where(np.isnan(v), v, (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).view(np.float32))
 
 
-def assert_pairs(isa, x, w, b, relu=False, scale=None, runs=()):
+def assert_gemm_bf16(isa, x, w, b, relu=False, scale=None, runs=()):
     """Within what k additions in float32 may lose, and two for blocks and bias, of products that are exact; where
     weights are widened and scaled, these were rounded once more. Narrow products of short rows are always widened."""
-    ours = kernels.pointwise_pairs(isa, x, w, b, relu, [] if scale is None else scale.tolist(), list(runs))
+    ours = kernels.gemm_bf16(isa, x, w, b, relu, [] if scale is None else scale.tolist(), list(runs))
     factors = np.float32(1) if scale is None else scale
     multiplied = (
         x.shape[0] > 4 if isa in ("amx", "tiles") else isa == "avx512bf16" and (w.shape[0] > 24 or w.shape[1] >= 96)
@@ -69,37 +69,37 @@ def assert_pairs(isa, x, w, b, relu=False, scale=None, runs=()):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("relu", [False, True])
-def test_pairs_every_width_and_height(isa, relu):
+def test_gemm_bf16_every_width_and_height(isa, relu):
     for n in (*range(1, 50), 64, 100, 130):
         for m in (1, 2, 3, 5, 8, 9, 13, 17, 27, 49, 57, 83):
             c = (1, 7, 8)[(n + m) % 3]
-            assert_pairs(isa, numbers(m, c, seed=n), numbers(n, c, seed=m), numbers(n), relu)
+            assert_gemm_bf16(isa, numbers(m, c, seed=n), numbers(n, c, seed=m), numbers(n), relu)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("m", [1, 2, 8, 16, 17, 49, 167, 168, 300])
-def test_pairs_runs_scales_and_long_sums(isa, m):
+def test_gemm_bf16_runs_scales_and_long_sums(isa, m):
     """A pair may lie on both sides of a gap, and blocks end where they want to."""
     for runs in ((1,), (1, 1), (3, 5), (33, 31), (32, 1, 64), (255, 2), (256, 1), (1, 511, 3), (5,) * 60, (700, 801)):
         c = sum(runs)
         for n in (3, 100):
-            kernels.pointwise_pairs(isa, np.full((m, 256), np.nan), numbers(n, 256), numbers(n))  # left on the stack
+            kernels.gemm_bf16(isa, np.full((m, 256), np.nan), numbers(n, 256), numbers(n))  # left on the stack
             x, w, b = numbers(m, c, seed=n), numbers(n, c, seed=m), numbers(n)
-            assert_pairs(isa, x, w, b, False, None, runs)
-            assert_pairs(isa, x, w, b, False, np.abs(numbers(c, seed=1)), runs)
+            assert_gemm_bf16(isa, x, w, b, False, None, runs)
+            assert_gemm_bf16(isa, x, w, b, False, np.abs(numbers(c, seed=1)), runs)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("m", [1, 7, 40])
-def test_pairs_keep_nan_and_infinity(isa, m):
+def test_gemm_bf16_keep_nan_and_infinity(isa, m):
     for c in (2, 3, 33):
         for value in (np.nan, np.inf, -np.inf):
             for column in (0, c - 1):
                 x, w, b = numbers(m, c, seed=m), numbers(70, c, seed=1), numbers(70)
                 x[m // 2, column] = value
-                assert_pairs(isa, x, w, b)
+                assert_gemm_bf16(isa, x, w, b)
                 x, w[5, column] = numbers(m, c, seed=m), value
-                assert_pairs(isa, x, w, b)
+                assert_gemm_bf16(isa, x, w, b)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from ghost_ops.nn import BottleneckParts, GhostModule, GhostParts, SELayer, SqueezeExcite, SqueezeExciteParts
+from ghost_ops.fused import BottleneckParts, GhostParts, SqueezeExciteParts
+from ghost_ops.nn import GhostModule, SELayer, SqueezeExcite
 from ghost_ops.surgery import survey
 
 from .. import zoo

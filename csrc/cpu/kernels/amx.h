@@ -1,7 +1,7 @@
 // Products of pairs by AMX: 16 rows of a panel of pairs are a tile as they lie, and rows of A become tiles when they
 // are rounded. Internal linkage, as simd.h says.
 #pragma once
-#include "products.h"
+#include "gemm.h"
 #include "tiles.h"
 
 namespace {
@@ -14,7 +14,7 @@ static_assert(kTile == kPanel);
 struct Depth {
   int64_t columns, pairs, tiles;
   explicit Depth(int64_t columns)
-      : columns(columns), pairs(ghost::pairs_of(columns)), tiles((pairs + kTile - 1) / kTile) {}
+      : columns(columns), pairs(ghost::bf16_pairs(columns)), tiles((pairs + kTile - 1) / kTile) {}
   int64_t first_pair(int64_t tile) const {  // that a tile is multiplied by
     const int64_t last = pairs < kTile ? 0 : pairs - kTile;
     return tile * kTile < last ? tile * kTile : last;
@@ -157,7 +157,7 @@ class Panels {
   }
 };
 
-void tile_block(const Pointwise& all, const Block& g, int64_t columns, const Source& s, float* c) {
+void tile_block(const Gemm& all, const Block& g, int64_t columns, const Source& s, float* c) {
   constexpr int64_t kPairs = kBlockColumns / 2;
   alignas(64) float a[kTwo * kPairs], sums[2][kTwo * kTwo];
   const Depth depth(columns);
@@ -207,7 +207,7 @@ void tile_block(const Pointwise& all, const Block& g, int64_t columns, const Sou
   store();
 }
 
-void product_by_tiles(const Pointwise& all) {
+void product_by_tiles(const Gemm& all) {
   configure_tiles();
   over_blocks<2>(
       all, [&](const Block& g, int64_t columns, const Source& s, float* c) { tile_block(all, g, columns, s, c); });

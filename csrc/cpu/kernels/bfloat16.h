@@ -21,8 +21,8 @@ static inline __attribute__((always_inline)) uint16_t narrow(float f) {  // to n
   return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// weight (n x k) times scale, one a row or null, in panels of pairs: panel_floats(n, pairs_of(k)) of them.
-[[maybe_unused]] static void pack_pairs(const float* weight, int64_t n, int64_t k, const float* scale, float* out) {
+// weight (n x k) times scale, one a row or null, in panels of pairs: panel_floats(n, bf16_pairs(k)) of them.
+[[maybe_unused]] static void pack_bf16(const float* weight, int64_t n, int64_t k, const float* scale, float* out) {
   const auto rounded = [&](int64_t row, int64_t column) -> uint32_t {
     if (row >= n || column >= k) return 0;
     return narrow(weight[row * k + column] * (scale ? scale[row] : 1.f));

@@ -20,7 +20,7 @@ constexpr int64_t panel_floats(int64_t n, int64_t k) { return by_eight(n) * k; }
 
 // Panels of bfloat16 hold pairs: a row is as many floats wide, each the bits of two columns of A, the first one's in
 // the lower half. Where k is odd the last pair's second number is zero.
-constexpr int64_t pairs_of(int64_t k) { return (k + 1) / 2; }
+constexpr int64_t bf16_pairs(int64_t k) { return (k + 1) / 2; }
 
 // Columns of A that follow each other: `count` of them, the first `offset` floats on.
 struct Run {
@@ -35,7 +35,7 @@ struct Ahead {
 };
 
 // C[rows][n] = relu?(A[rows][k] B[k][n] + bias), or C += A B.
-struct Pointwise {
+struct Gemm {
   const float* a;
   int64_t a_row, a_col;  // A[i][j] is a[i * a_row + j * a_col]
   int64_t rows, k, n;
@@ -49,7 +49,7 @@ struct Pointwise {
   const Run* runs = nullptr;       // where the k columns of A lie, in order; null: all together
   int64_t run_count = 0;           // at most kMostRuns
   Ahead* ahead = nullptr;          // or null
-  const float* scale_k = nullptr;  // pointwise_pairs alone: factors of A's columns, or null
+  const float* scale_k = nullptr;  // only for gemm_bf16: factors of A's columns, or null
 };
 
 // B[k][n] = weight[n * w_row + k * w_col] * scale_n[n] * scale_k[k] in panels, panel_floats(n, k) of them.
@@ -151,9 +151,9 @@ inline double sum_of(const float* sum, int64_t channels) { return (double)sum[0]
 
 struct Kernels {
   const char* name;
-  void (*pointwise)(const Pointwise&);
-  void (*pointwise_pairs)(const Pointwise&);  // B is panels of pairs, pairs_of(k) rows of them; a_col is 1
-  void (*rest)();                             // once a thread has done with pointwise_pairs: frees what it left in use
+  void (*gemm)(const Gemm&);
+  void (*gemm_bf16)(const Gemm&);  // B is panels of pairs, bf16_pairs(k) rows of them; a_col is 1
+  void (*release_tiles)();         // to be called when a thread has done with gemm_bf16
   void (*pack)(const Pack&);
   void (*fold)(const Fold&);
   void (*depthwise)(const Depthwise&);

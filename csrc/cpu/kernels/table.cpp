@@ -5,9 +5,9 @@
 #define GHOST_STRING(isa) GHOST_STRING2(isa)
 
 extern "C" {
-void GHOST_SYMBOL(pointwise)(const ghost::Pointwise&);
-void GHOST_SYMBOL(pointwise_pairs)(const ghost::Pointwise&);
-void GHOST_SYMBOL(rest)();
+void GHOST_SYMBOL(gemm)(const ghost::Gemm&);
+void GHOST_SYMBOL(gemm_bf16)(const ghost::Gemm&);
+void GHOST_SYMBOL(release_tiles)();
 void GHOST_SYMBOL(pack)(const ghost::Pack&);
 void GHOST_SYMBOL(fold)(const ghost::Fold&);
 void GHOST_SYMBOL(depthwise)(const ghost::Depthwise&);
@@ -30,9 +30,9 @@ double GHOST_SYMBOL(fma_chain)(int64_t);
 extern const ghost::Kernels GHOST_SYMBOL(kernels);
 const ghost::Kernels GHOST_SYMBOL(kernels) = {
     GHOST_STRING(GHOST_ISA),
-    GHOST_SYMBOL(pointwise),
-    GHOST_SYMBOL(pointwise_pairs),
-    GHOST_SYMBOL(rest),
+    GHOST_SYMBOL(gemm),
+    GHOST_SYMBOL(gemm_bf16),
+    GHOST_SYMBOL(release_tiles),
     GHOST_SYMBOL(pack),
     GHOST_SYMBOL(fold),
     GHOST_SYMBOL(depthwise),

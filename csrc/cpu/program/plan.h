@@ -3,7 +3,7 @@
 #include <memory>
 #include <vector>
 
-#include "steps.h"
+#include "program.h"
 
 namespace ghost {
 
@@ -11,7 +11,7 @@ namespace ghost {
 using Readers = std::vector<std::vector<int64_t>>;
 
 /// How a step's output is cut into shares, one a thread.
-enum class Cut { rows, columns };
+enum class Partition { rows, columns };
 
 /// Rows that are kept of a map: all, or as many as are in use at once, each in the place of the one `rows` before it.
 struct Ring {
@@ -22,33 +22,32 @@ struct Ring {
   int64_t room(int64_t y) const { return rows - place(y); }
 };
 
-struct Sized {
+struct StepPlan {
   int64_t in_h, in_w, h, w;
-  Cut cut;
+  Partition partition;
   int64_t phases;
-  Ring out, y1;  // y1: of a Ghost module that adds a residual, and has its y1 apart
+  Ring out, unfinished;  // unfinished: rows that a step has begun, as far as it keeps them apart
+  Needs needs;
 };
 
 /// Where things lie, in floats. Some images may be under way at once: what one needs only while a step runs, and the
 /// large maps of its first steps, lie in memory that they take turns at; the rest in memory of its own.
 struct Workspace {
-  std::vector<int64_t> values, y1;  // of each step: what it writes, and a y1 apart
-  int64_t mean, hidden, gate;       // of its own
-  int64_t expanded, scaled;
-  int64_t zeros, zero_floats;   // a row outside of a map
-  int64_t sums, sums_of_share;  // of a share: two sums of `half_sums` floats
-  int64_t half_sums;
-  int64_t rows, rows_of_share;  // padded rows of the image, for the first convolution
+  std::vector<int64_t> values, scratch;     // of each step: what it writes, and what it works in
+  int64_t mean, excitation, image_scratch;  // of its own
+  int64_t zeros, zero_floats;               // a row outside of a map
+  int64_t sums, sums_of_share;
+  int64_t share_scratch, scratch_of_share;
   int64_t shared_floats, own_floats;
 };
 
 struct Plan {
   int64_t shares;
-  std::vector<Sized> steps;
+  std::vector<StepPlan> steps;
   Workspace workspace;
-  int64_t late = 0;           // the first step of small maps, which images go through together
-  std::vector<bool> own;      // whether what a step writes is in the image's own memory
-  std::vector<int64_t> ends;  // one past the last step of each run whose rows may be made a few at a time
+  int64_t first_small_map = 0;  // the first step of small maps, which images go through together
+  std::vector<bool> per_image;  // whether what a step writes is in the image's own memory
+  std::vector<int64_t> ends;    // one past the last step of each run whose rows may be made a few at a time
   int64_t out_h = 0, out_w = 0;
   int64_t features = 0;  // floats of a row of features: the most that any layer has
   int64_t flops = 0;     // of one image
@@ -61,19 +60,11 @@ struct Plan {
   Plan(const Program& p, int64_t h, int64_t w, int64_t shares);
 
  private:
-  /// Floats of what steps work in.
-  struct Needs {
-    int64_t expanded = 0, zeros = 0, mean = 0, hidden = 0, scaled = 0, sums = 0, rows = 0;
-  };
-  void place(const Program& p, const Readers& readers, const std::vector<int64_t>& time, int64_t begin, int64_t end,
-             const Needs& needs);
-  void cut_into_bands(const Program& p, const Readers& readers, const Needs& needs);
+  void set_sizes(const Program& p, int64_t h, int64_t w);
+  void place(const Program& p, const Readers& readers, const std::vector<int64_t>& time, int64_t begin, int64_t end);
+  void cut_into_bands(const Program& p, const Readers& readers);
 };
 
-constexpr int64_t kConvRows = 8;   // that the first convolution makes at a time
 constexpr int64_t kMostRows = 64;  // pointers to rows at a time
-
-/// Rows of its output that a step makes at a time.
-int64_t rows_at_once(const Step& t, const Sized& s);
 
 }  // namespace ghost

@@ -28,11 +28,11 @@ Readers readers_of(const Program& p);
 
 /// Lets the maps that only one run of steps uses keep no more rows than are in use at once.
 void keep_rows_in_use(const Program& p, const std::vector<int64_t>& ends, const Readers& readers,
-                      std::vector<Sized>& sizes);
+                      std::vector<StepPlan>& plans);
 
 /// The same of the steps before `end`, in walks that make a share each of the last one's rows.
 void keep_rows_of_bands(const Program& p, int64_t end, int64_t shares, const Readers& readers,
-                        std::vector<Sized>& sizes);
+                        std::vector<StepPlan>& plans);
 
 /// One past the last step before which threads may go through a band of rows each, rows around it made again: all maps
 /// but the last are read by these steps alone, and nothing there is of all rows. 0 where there is none.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +19,11 @@ from pathlib import Path
 import torch
 
 from .. import environment
+from ..registry import CHEAP_KERNELS, Backend, find
 
 LIBRARY = Path(__file__).resolve().parents[2] / "_cuda.so"
 LEAST_CAPABILITY = (8, 0)  # bfloat16 products
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-OPERATORS = ("ghost_module", "program")
 FASTER_ON: frozenset[tuple[int, int]] = frozenset()  # capabilities on which benchmarks/gpu.py saw them beat Triton
 
 
@@ -122,7 +121,36 @@ def refuse_device(device: torch.device) -> str | None:
     return _refusal(index)
 
 
-@functools.cache
-def load(name: str) -> Callable:
-    """The implementation of an operator."""
-    return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+def load(name: str) -> Callable | None:
+    """The implementation of an operator, or None where there is none."""
+    return find(__name__, name)
+
+
+def has(name: str) -> bool:
+    """Whether there is an implementation of an operator."""
+    return load(name) is not None
+
+
+has._dynamo_marked_constant = True
+
+
+def describe_program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> str:
+    """The kernels of a program on such an input, and the bytes that its bottlenecks do not move."""
+    from .program import summary  # which needs what this package registers
+
+    return summary(x, packed, steps)
+
+
+BACKEND = Backend(
+    "cuda",
+    is_candidate=is_wanted,
+    refuse_device=refuse_device,
+    has=has,
+    dtypes=DTYPES,
+    kernels=CHEAP_KERNELS,
+    dispatch_key="CUDA" if could_load() else None,
+    load=load,
+    can_be_forced=True,
+    fuses_epilogues=True,
+    describe_program=describe_program,
+)

@@ -7,9 +7,8 @@ from math import prod
 
 import torch
 
+from ...program import Folded, Ghost, Layer
 from ..activation import LEAKY_RELU
-from ..reference.program import Folded
-from ..steps import Ghost, Layer
 from . import launch
 from .elsewhere import elsewhere
 from .weights import Block, Weights, module
@@ -30,7 +29,7 @@ def _block_of(step: Ghost, shapes: Shapes, half: bool, device: torch.device) -> 
         places.append(None if shape is None else torch.arange(at, at + size, dtype=torch.float64).view(shape))
         at += size
     w = Weights(half)
-    block = module(w, step, Folded(*places[:3]), Folded(*places[3:]) if step.made else None)
+    block = module(w, step, Folded(*places[:3]), Folded(*places[3:]) if step.cheap_channels else None)
     index, matrices = w.index()
     return block, index.to(device), matrices
 

@@ -16,13 +16,6 @@ def squeeze_excite(x, reduce_weight, reduce_bias, expand_weight, expand_bias, ac
     return x * apply_gate(logits, gate)[:, :, None, None], squeeze, hidden, logits
 
 
-def excite(squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
-    """The gate's values (N x C) of means that are there already, as a Ghost module returns them."""
-    hidden = F.linear(squeeze, match(reduce_weight, squeeze), match(reduce_bias, squeeze))
-    logits = F.linear(activate(hidden, act), match(expand_weight, squeeze), match(expand_bias, squeeze))
-    return apply_gate(logits, gate)
-
-
 def squeeze_excite_backward(
     grad_out, x, squeeze, hidden, logits, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate
 ):

@@ -1,0 +1,148 @@
+#include "parse.h"
+
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+namespace ghost {
+namespace {
+
+constexpr int64_t kFormat = 3;
+constexpr int64_t kMostKinds = 64;
+
+/// Filled when the library is loaded, before anything is parsed.
+std::array<StepKind::Parse, kMostKinds>& kinds() {
+  static std::array<StepKind::Parse, kMostKinds> all{};
+  return all;
+}
+
+/// From the beginning of one packed piece to the next.
+constexpr int64_t aligned(int64_t floats) { return padded(floats); }
+
+}  // namespace
+
+StepKind::StepKind(int64_t code, Parse parse) {
+  if (kinds().at(code)) std::abort();  // two kinds have the same number
+  kinds()[code] = parse;
+}
+
+void StepReader::refuse(const std::string& why) {
+  throw std::runtime_error("ghost_ops.program: steps: expected a list that ghost_ops wrote: " + why);
+}
+
+int64_t StepReader::any() {
+  if (at_end()) refuse("it ends within a step");
+  return list_[at_++];
+}
+
+int64_t StepReader::within(int64_t low, int64_t high, const char* what) {
+  const int64_t value = any();
+  if (value < low || value > high)
+    refuse(std::string(what) + " is " + std::to_string(value) + " at " + std::to_string(at_ - 1));
+  return value;
+}
+
+double StepReader::real() {
+  const int64_t bits = any();
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+int64_t StepReader::channels(const char* what) { return within(1, kMostChannels, what); }
+
+int64_t StepReader::odd_kernel() {
+  const int64_t kernel = within(1, 7, "kernel");
+  if (kernel % 2 == 0) refuse("a kernel of even size");
+  return kernel;
+}
+
+Layer StepReader::layer() {
+  Layer l;
+  const int64_t parts = within(0, 31, "parts");
+  l.has_bias = parts & 1, l.has_norm = parts & 2, l.has_gamma = parts & 4, l.has_beta = parts & 8;
+  l.has_slopes = parts & 16;
+  l.eps = real();
+  l.act = static_cast<Act>(within(0, kActs - 1, "act"));
+  l.slope = real();
+  if ((l.act == kPrelu) != l.has_slopes) refuse("a PReLU without slopes, or slopes without one");
+  return l;
+}
+
+int64_t StepReader::writer_of(int64_t slot) const {
+  if (writer_[slot] < 0) refuse("slot " + std::to_string(slot) + " is read before it is written");
+  return writer_[slot];
+}
+
+void StepReader::read_map(Step& t, int64_t slot, int64_t channels) const {
+  t.in = writer_of(slot);
+  t.in_channels = step(t.in).out_channels;
+  t.channels = channels ? channels : t.in_channels.count();
+  if (t.in_channels.count() != t.channels) refuse("channels that do not fit the slot that is read");
+}
+
+void StepReader::check_slots(const Step& t) const {
+  for (const int64_t source : {t.in, t.residual})
+    if (source >= 0 && step(source).out == t.out) refuse("a slot that is read and written at once");
+}
+
+void StepReader::keep_lanes(Step& t) const {
+  t.out_channels = t.in_channels, t.columns = t.in_channels.pixel();
+  if (!step(t.in).whole_vectors) refuse("whole vectors of an input by channels");
+}
+
+void StepReader::place(Layer& l, int64_t weight_floats, int64_t channels) {
+  const auto take = [&](int64_t floats) {
+    const int64_t at = program_.packed_floats;
+    program_.packed_floats += aligned(floats);
+    return at;
+  };
+  l.weight = take(weight_floats), l.bias = take(padded(channels)), l.slopes = program_.packed_floats;
+  if (l.packs_slopes()) take(padded(channels));
+}
+
+void StepReader::place_product(Layer& l, int64_t n, int64_t k) { place(l, format().floats(n, k), n); }
+
+void StepReader::place_vector_products(Layer& first, int64_t n1, int64_t k1, Layer& second, int64_t n2, int64_t k2) {
+  if (!for_one_call_ || first.has_norm || second.has_norm)
+    return place_product(first, n1, k1), place_product(second, n2, k2);
+  first.raw = program_.raw_layers++, second.raw = program_.raw_layers++;
+  place(first, 0, n1), place(second, 0, n2);
+}
+
+Program Program::parse(const std::vector<int64_t>& list, bool for_one_call) {
+  Program p;
+  StepReader r(list, p, for_one_call);
+  const auto refuse = StepReader::refuse;
+  if (r.any() != kFormat) refuse("its format is not " + std::to_string(kFormat));
+  p.slots = r.within(1, 1 << 10, "slots");
+  const auto unknown = [&](const char* what, int64_t value) {
+    refuse(std::string(what) + " is " + std::to_string(value) + " at " + std::to_string(r.at_ - 1));
+  };
+  const int64_t precision = r.any();
+  p.format = weight_format(precision);
+  if (!p.format) unknown("precision", precision);
+  r.writer_.assign(p.slots, -1);
+  while (!r.at_end()) {
+    if (!p.steps.empty() && p.steps.back()->returns_map()) refuse("steps after the last one");
+    const int64_t code = r.any();
+    if (code < 0 || code >= kMostKinds || !kinds()[code]) unknown("kind", code);
+    std::unique_ptr<Step> step = kinds()[code](r);
+    Step& t = *step;
+    if (r.features && !t.makes_features()) refuse("a map's step after the pooling");
+    if (p.steps.empty() != t.is_entry()) refuse("a first step that does not read the input, or another that does");
+    if (t.is_entry()) p.in_channels = t.channels;
+    t.index = p.size(), t.packed_end = p.packed_floats;
+    if (t.out >= 0) r.writer_[t.out] = t.index;
+    if (t.squeeze) r.squeeze = t.out_channels.count();
+    p.steps.push_back(std::move(step));
+  }
+  p.returns_features = r.features > 0;
+  if (!p.returns_features && (p.steps.empty() || !p.steps.back()->returns_map()))
+    refuse("neither a map nor features come out");
+  p.out_channels = p.returns_features ? r.features : p.steps.back()->channels;
+  return p;
+}
+
+}  // namespace ghost

@@ -1,0 +1,78 @@
+// What a step is read with: the list, what earlier steps have left, and room in the packed tensor.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace ghost {
+
+class StepReader {
+ public:
+  static constexpr int64_t kMostChannels = int64_t{1} << 20;
+
+  StepReader(const std::vector<int64_t>& list, Program& program, bool for_one_call)
+      : list_(list), program_(program), for_one_call_(for_one_call) {}
+
+  [[noreturn]] static void refuse(const std::string& why);
+
+  // Numbers, in order. Nothing past the list's end is read, and a number outside of the range that is asked for is
+  // refused.
+  bool at_end() const { return at_ == list_.size(); }
+  int64_t any();
+  int64_t within(int64_t low, int64_t high, const char* what);
+  bool flag(const char* what) { return within(0, 1, what) != 0; }
+  double real();
+  int64_t channels(const char* what);
+  int64_t stride() { return within(1, 64, "stride"); }
+  int64_t padding() { return within(0, 64, "padding"); }
+  int64_t odd_kernel();
+  int64_t slot() { return within(0, program_.slots - 1, "slot"); }
+  int64_t slot_or_none(const char* what) { return within(-1, program_.slots - 1, what); }
+  Layer layer();
+
+  /// The step that has written a slot.
+  int64_t writer_of(int64_t slot) const;
+  /// Lets the step read a slot of so many channels (0: any).
+  void read_map(Step& step, int64_t slot, int64_t channels) const;
+  /// Refuses a step that writes the slot that it reads.
+  void check_slots(const Step& step) const;
+  /// Lets the step read all lanes of its input, and write as many.
+  void keep_lanes(Step& step) const;
+
+  const Step& step(int64_t index) const { return program_[index]; }
+  const WeightFormat& format() const { return *program_.format; }
+
+  /// Room for a layer of so many floats of weights and so many channels.
+  void place(Layer& layer, int64_t weight_floats, int64_t channels);
+  /// The same for a product of n x k weights.
+  void place_product(Layer& layer, int64_t n, int64_t k);
+  /// The same for layers of a few rows, each of which is read once: those of one call are read where they lie.
+  void place_vector_products(Layer& first, int64_t n1, int64_t k1, Layer& second, int64_t n2, int64_t k2);
+
+  int64_t squeeze = 0, excitation = 0, features = 0;  // channels that they have; 0: there are none
+
+ private:
+  friend struct Program;
+
+  const std::vector<int64_t>& list_;
+  Program& program_;
+  const bool for_one_call_;
+  size_t at_ = 0;
+  std::vector<int64_t> writer_;  // of each slot, the step; -1: none yet
+};
+
+/// Makes a kind of step known by the number that lists have for it. Each file in steps/ has one.
+class StepKind {
+ public:
+  using Parse = std::unique_ptr<Step> (*)(StepReader&);
+  StepKind(int64_t code, Parse parse);
+};
+
+template <class Kind>
+StepKind step_kind(int64_t code) {
+  return {code, [](StepReader& r) -> std::unique_ptr<Step> { return std::make_unique<Kind>(r); }};
+}
+
+}  // namespace ghost

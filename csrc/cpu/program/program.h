@@ -1,0 +1,30 @@
+// A program: the steps of a net or a block, decoded from the list of integers that the operators take.
+//
+// The list is written by ghost_ops/backends/steps.py, which says what each number means. All of a program's parameters
+// lie in one packed tensor, in the order of the steps.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "cpu/weights.h"
+#include "step.h"
+
+namespace ghost {
+
+struct Program {
+  std::vector<std::unique_ptr<const Step>> steps;
+  const WeightFormat* format = nullptr;
+  int64_t slots = 0;
+  int64_t packed_floats = 0;
+  int64_t raw_layers = 0;  // whose weights are not packed
+  int64_t in_channels = 0, out_channels = 0;
+  bool returns_features = false;  // N x C, not a map
+
+  int64_t size() const { return static_cast<int64_t>(steps.size()); }
+  const Step& operator[](int64_t step) const { return *steps[step]; }
+
+  /// Raises where ghost_ops did not write the list. `for_one_call`: parameters are packed for this one call.
+  static Program parse(const std::vector<int64_t>& list, bool for_one_call = false);
+};
+
+}  // namespace ghost

@@ -1,0 +1,133 @@
+// One step of a program. Each kind of step is a class of its own in steps/, which says all that there is to know of it:
+// how it is read from the list, what is packed of it, what a plan must know, and how it runs. All other code asks steps
+// and knows no kind.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/kernels/kernels.h"
+
+namespace ghost {
+
+struct Map;
+struct FeatureRows;
+struct StepPlan;
+class Packer;
+class ProgramRun;
+
+/// Where the channels of a pixel lie: `first` of them, then `second`, each half padded to a multiple of 8.
+struct Channels {
+  int64_t first = 0, second = 0;
+  int64_t count() const { return first + second; }
+  int64_t second_at() const { return by_eight(first); }
+  int64_t pixel() const { return by_eight(first) + by_eight(second); }
+};
+
+/// A convolution or linear layer with its BatchNorm and activation, and where its pieces lie in the packed tensor.
+struct Layer {
+  bool has_bias = false, has_norm = false, has_gamma = false, has_beta = false, has_slopes = false;  // as parameters
+  double eps = 0, slope = 0;
+  Act act = kNone;
+  int64_t weight = 0, bias = 0, slopes = 0;  // in floats
+  int64_t raw = -1;                          // its number among the layers whose weights are read where they lie
+  bool packs_slopes() const { return act == kLeakyRelu || act == kPrelu; }
+};
+
+/// Rows [first, end) of a map.
+struct RowRange {
+  int64_t first, end;
+};
+
+/// Rows and columns of a step's output that are one thread's share.
+struct Region {
+  int64_t row0, row1, c0, c1;
+};
+
+/// Rows [y, y + count) and columns [c0, c1) of a step's output that share `share` makes now.
+struct RowTask {
+  int64_t y, count, c0, c1, share;
+  float* sums;  // to which the rows are added where their squeeze is wanted, else null
+};
+
+/// What a step costs, in multiply-adds of a pixel (of an image, where it does not make a map), and how it may be cut.
+struct Work {
+  int64_t products = 0, taps = 0;  // of matrix products, of depthwise convolutions
+  int64_t border = 0;              // rows of the input on either side of a row
+  bool by_columns = false;         // threads may share its columns
+  bool mixes_channels = false;     // each column is made of all channels of the input
+};
+
+/// Memory that a step works in, in floats.
+struct Needs {
+  int64_t zeros = 0;          // a row outside of a map
+  int64_t scratch = 0;        // of the step, from its first row to its last
+  int64_t share_scratch = 0;  // of a share, while it makes rows
+  int64_t image_scratch = 0;  // of each image, while the step runs
+  int64_t sums = 0;           // of a share, for the squeeze
+  int64_t features = 0;       // a row of features
+};
+
+class Step {
+ public:
+  int64_t index = 0;               // among the program's steps
+  int64_t in = -1, residual = -1;  // steps whose maps are read; the residual's rows where rows are finished
+  int64_t out = -1;                // slot that its map goes into
+  bool squeeze = false;            // the means of its map's channels are wanted
+  bool whole_vectors = true;       // whole vectors of its map may be read
+  int64_t channels = 0;            // of its input
+  int64_t columns = 0;             // of its output, as threads share them
+  Channels in_channels, out_channels;
+  int64_t packed_end = 0;  // where its pieces end in the packed tensor
+
+  virtual ~Step() = default;
+
+  // Its place in a program.
+  virtual bool is_entry() const { return false; }        // it reads the program's input
+  virtual bool returns_map() const { return false; }     // it is the last step of a program that makes a map
+  virtual bool makes_features() const { return false; }  // N x C in place of a map
+  virtual bool makes_all_rows_at_once() const { return false; }
+  /// Whether the input's map is read where it lies, in place of a copy.
+  virtual bool reads_in_place(const Map& /*x*/) const { return false; }
+  /// Whether its rows may be made in the caller's map, whose channels are not padded.
+  virtual bool writes_in_place(const Map& /*out*/) const { return false; }
+
+  /// Packs its parameters, in the order in which the list of parameters has them.
+  virtual void pack(Packer&) const {}
+
+  // What a plan must know.
+  /// Sets h and w from in_h and in_w; false where the kernel does not fit.
+  virtual bool set_size(StepPlan&) const { return true; }
+  virtual Work work() const { return {}; }
+  virtual Needs needs(const StepPlan&) const;
+  /// Phases in which several shares run it; all shares of one are done before the next.
+  virtual int64_t phases(const StepPlan&) const;
+  virtual int64_t rows_at_once(const StepPlan&) const;
+  /// Rows of the input that rows of the output are begun from; they may reach over the input's border.
+  virtual RowRange input_rows(int64_t first, int64_t end) const { return {first, end}; }
+  /// Whether rows are made in two stages, make_rows and finish_rows, the first being `halo` rows ahead.
+  virtual bool has_two_stages() const { return false; }
+  virtual int64_t halo() const { return 0; }
+  /// Floats of a pixel that rows which are not finished keep apart from the output.
+  virtual int64_t unfinished_pixel() const { return 0; }
+  /// Bits of what only one step of a run may do: sums for the squeeze lie in one place, and wide rows of more than one
+  /// step would not stay in cache.
+  virtual unsigned once_a_run() const { return squeeze; }
+  /// Whether make_rows writes into the output.
+  virtual bool makes_output() const { return true; }
+
+  // How it runs.
+  /// One share of a phase. As it is here it makes rows, and then their squeeze.
+  virtual void run_phase(ProgramRun&, int64_t phase, int64_t share) const;
+  /// Before the first row.
+  virtual void start(ProgramRun&) const {}
+  virtual void make_rows(ProgramRun&, const RowTask&) const {}
+  virtual void finish_rows(ProgramRun&, const RowTask&) const {}
+  /// The means of a region's channels, in the order of the channels, from the sums of `shares` shares.
+  virtual void take_means(ProgramRun&, const Region&, int64_t share, int64_t shares) const;
+  /// Runs it for so many images, of which this is the first, if that is better than one after the other.
+  virtual bool run_images(ProgramRun&, int64_t /*images*/) const { return false; }
+  /// Makes rows of features from others, if that is what it does.
+  virtual bool run_features(const FeatureRows&) const { return false; }
+};
+
+}  // namespace ghost

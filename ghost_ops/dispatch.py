@@ -15,23 +15,8 @@ import torch
 from torch import nn
 
 from .backends import native
-from .backends.registry import BACKENDS, CHEAP_KERNELS
+from .backends.registry import BACKENDS
 
-__all__ = [
-    "BACKENDS",
-    "CHEAP_KERNELS",
-    "PLAIN_PYTORCH",
-    "PLAIN_TENSORS",
-    "Decision",
-    "describe_program",
-    "forced",
-    "fuses_epilogues",
-    "plain",
-    "refuse_autocast",
-    "refuse_call",
-    "select",
-    "use_backend",
-]
 PLAIN_TENSORS = frozenset((torch.Tensor, nn.Parameter))
 PLAIN_PYTORCH = "plain PyTorch"
 _forced: str | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from . import environment
-from .registry import CHEAP_KERNELS, Backend
+from .registry import CHEAP_KERNELS, SCHEMAS, Backend
 
 NAMESPACE = "ghost_ops"
 # Instruction sets that multiply bfloat16 themselves and so round maps; their other kernels are those of AVX-512.
@@ -184,7 +184,7 @@ def _refuse_device(device: torch.device) -> str | None:
 
 def _has(operator: str) -> bool:
     """Whether a kernel is registered for the CPU: by the library, or composed of its kernels."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{operator}", "CPU")
+    return operator in SCHEMAS and torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{operator}", "CPU")
 
 
 _has._dynamo_marked_constant = True  # what torch.compiler.assume_constant_result does, which would import the compiler
@@ -195,6 +195,7 @@ BACKEND = Backend(
     is_candidate=lambda device, forced: device.type != "cuda",
     refuse_device=_refuse_device,
     has=_has,
+    missing=reason,
     dtypes=(torch.float32, torch.bfloat16),
     kernels=CHEAP_KERNELS,
 )

@@ -53,6 +53,8 @@ class Backend:
         dispatch_key: PyTorch's dispatch key under which ``ops`` registers its operators; None where they are
             registered elsewhere, or cannot run.
         load: gives its implementation of an operator; needed with ``dispatch_key``.
+        missing: why it does not run on this machine, as the end of a sentence; None where it does.
+        off_until: what must be set before it runs by itself; None where nothing must.
         can_be_forced: whether ``use_backend`` takes its name.
         fuses_epilogues: whether it is faster with squeeze, excitation and shortcut fused into Ghost module kernels.
         describe_program: ``(x, packed, steps) -> str``: says how it runs a program; None where it has nothing to say.
@@ -66,9 +68,18 @@ class Backend:
     kernels: tuple[int, ...] | None = None
     dispatch_key: str | None = None
     load: Callable[[str], Callable] | None = None
+    missing: Callable[[], str | None] = lambda: None
+    off_until: Callable[[], str | None] = lambda: None
     can_be_forced: bool = False
     fuses_epilogues: bool = False
     describe_program: Callable[[torch.Tensor, torch.Tensor, list[int]], str] | None = None
+
+    def state(self) -> str:
+        """ "ready", or why it is missing or off."""
+        why, off = self.missing(), self.off_until()
+        if why is not None:
+            return f"missing: {why}"
+        return "ready" if off is None else f"ready, off until {off}"
 
     def refuse(self, operator: str, device: torch.device, dtype: torch.dtype, kernel: int | None) -> str | None:
         """Why it does not take a configuration, as the end of a sentence; None where it does.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..backends import cuda, native, triton
+from ..backends import native
 from ..dispatch import BACKENDS
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -98,39 +98,10 @@ def describe() -> dict[str, object]:
         "commit": commit(),
         "isa": native.isa(),
         "isas": list(native.isas()),
-        "backends": {name: _backend(name) for name in BACKENDS},
+        "backends": {name: backend.state() for name, backend in BACKENDS.items()},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             **{name: version_of(name) for name in ("timm", "triton", *ENGINES.values())},
         },
     }
-
-
-def _backend(name: str) -> str:
-    """ "ready", or why it is missing."""
-    if name == "native" and not native.available():
-        return f"missing: {native.reason()}"
-    if name == "triton":
-        return _triton()
-    if name == "cuda":
-        return _cuda()
-    return "ready"
-
-
-def _cuda() -> str:
-    if not cuda.available():
-        return f"missing: {cuda.reason()}"
-    why = cuda.refuse_device(torch.device("cuda", torch.cuda.current_device()))
-    if why is not None:
-        return f"missing: {why}"
-    return "ready" if cuda.WISH == "cuda" else "ready, off until GHOST_OPS_GPU=cuda"
-
-
-def _triton() -> str:
-    if not triton.available():
-        return f"missing: {triton.reason()}"
-    if not torch.cuda.is_available():
-        return "missing: no CUDA device is there"
-    why = triton.refuse_device(torch.device("cuda", torch.cuda.current_device()))
-    return "ready" if why is None else f"missing: {why}"

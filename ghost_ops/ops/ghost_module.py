@@ -205,7 +205,10 @@ def ghost_module_eval(
         cheap_mean, cheap_var: its running mean and variance, m(s - 1).
         primary_eps, cheap_eps: numbers that are added to the variances.
 
-    The other arguments and the results are those of :func:`ghost_module`.
+    The other arguments are those of :func:`ghost_module`.
+
+    Returns:
+        N x out_channels x H x W, and with ``return_squeeze`` also its mean over H and W, N x out_channels.
 
     Raises:
         ValueError: a shape, size or name that does not fit, naming the argument.

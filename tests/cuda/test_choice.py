@@ -12,7 +12,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ghost_ops import dispatch
 from ghost_ops.backends import cuda, triton
 from ghost_ops.backends.registry import SCHEMAS
-from ghost_ops.bench import machine
 from ghost_ops.dispatch import select, use_backend
 from ghost_ops.ops import _library
 from tests.helpers import on
@@ -99,9 +98,9 @@ def test_calls_go_where_the_choice_says(monkeypatch):
 
 def test_info_says_why(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert machine._backend("cuda") == "ready, off until GHOST_OPS_GPU=cuda"
+    assert dispatch.BACKENDS["cuda"].state() == "ready, off until GHOST_OPS_GPU=cuda"
     monkeypatch.setattr(cuda, "_load", lambda: (None, "no CUDA device is there"))
-    assert machine._backend("cuda") == "missing: no CUDA device is there"
+    assert dispatch.BACKENDS["cuda"].state() == "missing: no CUDA device is there"
     with (
         pytest.raises(ValueError, match="expected 'cuda', 'triton', 'reference' or None, got 'metal'"),
         use_backend("metal"),

@@ -94,7 +94,7 @@ def convolutions(side, dtype, *, c=3, m=16, d=3):
         a_map(2, c, 2 * side, 2 * side), parameter(m, c, d, d), parameter(m), None, 2, d // 2, RELU, 0.0
     )
     x, weight, bias = a_map(2, m, 2 * side, 2 * side), parameter(m, 1, d, d), parameter(m)
-    depthwise.layer(x, weight, bias, None, 2, NONE, 0.0, True)
+    depthwise.depthwise_with_epilogue(x, weight, bias, None, 2, NONE, 0.0, True)
     depthwise.depthwise_backward(a_map(2, m, side, side), x, weight, bias, 2, True, True)
 
 

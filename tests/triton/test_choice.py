@@ -17,7 +17,6 @@ import ghost_ops
 from ghost_ops import dispatch
 from ghost_ops.backends import triton
 from ghost_ops.backends.registry import SCHEMAS
-from ghost_ops.bench import machine
 from ghost_ops.dispatch import select, use_backend
 from ghost_ops.fused import GraphedNet
 from ghost_ops.ops import _library
@@ -79,7 +78,7 @@ def test_without_triton(monkeypatch, device):
         str(select("ghost_module", on_cuda(), 3))
         == "ghost_module on reference: not triton, since Triton is not installed: pip install triton"
     )
-    assert machine._backend("triton") == "missing: Triton is not installed: pip install triton"
+    assert dispatch.BACKENDS["triton"].state() == "missing: Triton is not installed: pip install triton"
 
 
 def test_the_cpu_is_nothing_to_it(device):

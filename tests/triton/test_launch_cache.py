@@ -1,4 +1,4 @@
-"""Cached launches, on a launcher that records its calls: a replay starts what a full run starts, on the same memory."""
+"""Cached launches, on a launcher that notes what it gets: a replay must start what a full run starts."""
 
 from __future__ import annotations
 

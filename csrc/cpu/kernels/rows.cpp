@@ -43,24 +43,21 @@ __attribute__((noinline)) typename Vec<L>::T activate_backward(Called, Act act, 
   return Activation<L>::backward(act, grad, z, slope);
 }
 
-template <Act A>
-constexpr auto kind_of() {
-  if constexpr (A > ghost::act_hard_swish)
-    return Called{};
-  else  // LeakyReLU and PReLU share a loop
-    return Constant<A == ghost::kLeakyRelu ? ghost::kPrelu : A>{};
-}
+constexpr bool has_loop(Act act) { return act <= ghost::act_hard_swish && act != ghost::kLeakyRelu; }
 
+// Each call of f stands here once, or the compiler would not inline it
 template <class F>
 GHOST_INLINE void with_act(Act act, const F& f) {
-  switch (act) {
-#define GHOST_ACTIVATION(code, name, ...) \
-  case ghost::act_##name:                 \
-    return f(kind_of<ghost::act_##name>());
+  switch (act == ghost::kLeakyRelu ? ghost::kPrelu : act) {
+#define GHOST_ACTIVATION(code, name, ...)                                               \
+  case ghost::act_##name:                                                               \
+    if constexpr (has_loop(ghost::act_##name)) return f(Constant<ghost::act_##name>{}); \
+    break;
 #include "activations.inc"
     default:
-      return f(Constant<ghost::kNone>{});
+      break;
   }
+  f(Called{});
 }
 
 constexpr int64_t kBlock = 8;  // pixels summed plainly before they join a compensated sum

@@ -121,6 +121,11 @@ def refuse_device(device: torch.device) -> str | None:
     return _refusal(index)
 
 
+def missing() -> str | None:
+    """Why the kernels do not run on this machine, as the end of a sentence; None where they do."""
+    return reason() or refuse_device(torch.device("cuda", torch.cuda.current_device()))
+
+
 def load(name: str) -> Callable | None:
     """The implementation of an operator, or None where there is none."""
     return find(__name__, name)
@@ -150,6 +155,8 @@ BACKEND = Backend(
     kernels=CHEAP_KERNELS,
     dispatch_key="CUDA" if could_load() else None,
     load=load,
+    missing=missing,
+    off_until=lambda: None if WISH == "cuda" else "GHOST_OPS_GPU=cuda",
     can_be_forced=True,
     fuses_epilogues=True,
     describe_program=describe_program,

@@ -57,6 +57,13 @@ def refuse_device(device: torch.device) -> str | None:
     return None
 
 
+def missing() -> str | None:
+    """Why the kernels do not run on this machine, as the end of a sentence; None where they do."""
+    if _missing is None and not torch.cuda.is_available():
+        return "no CUDA device is there"
+    return _missing or refuse_device(torch.device("cuda", torch.cuda.current_device()))
+
+
 def load(name: str) -> Callable | None:
     """The implementation of an operator, or None where there is none. Imports Triton."""
     return find(__name__, name)
@@ -77,6 +84,7 @@ BACKEND = Backend(
     kernels=CHEAP_KERNELS,
     dispatch_key="CUDA" if available() else None,
     load=load,
+    missing=missing,
     can_be_forced=True,
     fuses_epilogues=True,
 )

@@ -65,7 +65,7 @@ def depthwise_kernel(
 
 
 @cached_launches
-def layer(
+def depthwise_with_epilogue(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, slopes: torch.Tensor | None, stride: int,
     act: int, slope: float, squeeze: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
@@ -90,7 +90,7 @@ def layer(
 
 @cached_launches
 def depthwise(x, weight, bias, stride):
-    return layer(x, weight, bias, None, stride, NONE, 0.0, False)[0]
+    return depthwise_with_epilogue(x, weight, bias, None, stride, NONE, 0.0, False)[0]
 
 
 @triton.constexpr_function

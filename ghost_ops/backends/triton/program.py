@@ -19,7 +19,7 @@ from ...program.interpreter import ProgramInterpreter
 from ...program.packing import unpack
 from ..tensor_cache import cached_with_tensor
 from .convolution import MOST, convolution
-from .depthwise import layer as depthwise
+from .depthwise import depthwise_with_epilogue
 from .excite import excite
 from .ghost_module import ghost_module
 from .squeeze_excite import image_sums
@@ -103,7 +103,7 @@ class TritonInterpreter(ProgramInterpreter):
         if step.kernel % 2 == 0:
             return step.run(self, folded)
         x, layer = self.read(step.source), step.layer
-        out, means = depthwise(x, *folded[0], step.stride, layer.act, layer.slope, step.squeeze)
+        out, means = depthwise_with_epilogue(x, *folded[0], step.stride, layer.act, layer.slope, step.squeeze)
         self.write(step.out, out, step.squeeze, means)
 
     def ghost(self, step: Ghost, folded: list[Folded]) -> None:

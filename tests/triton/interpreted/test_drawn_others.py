@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from ghost_ops import activations as activation
 from ghost_ops import functional
 from ghost_ops.backends.triton.convolution import convolution
-from ghost_ops.backends.triton.depthwise import layer as depthwise
+from ghost_ops.backends.triton.depthwise import depthwise_with_epilogue as depthwise
 from ghost_ops.dispatch import select
 from tests.helpers import assert_as_accurate
 from tests.ops.cases import LAYOUTS, Errors, check, in_layout

@@ -10,7 +10,7 @@ VENV        ?= .venv
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/ops/schemas.inc
+SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activations.inc ghost_ops/ops/schemas.inc
 
 .PHONY: demo test bench gpu lint format clean distclean
 .DELETE_ON_ERROR:

@@ -31,7 +31,7 @@ from setuptools.command.build_ext import build_ext
 PACKAGE, CSRC = Path("ghost_ops"), Path("csrc")
 
 COMMON = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast".split()
-COMMON += "-Wall -Wextra -Wno-unknown-pragmas -Icsrc -Ighost_ops/ops".split()
+COMMON += "-Wall -Wextra -Wno-unknown-pragmas -Icsrc -Ighost_ops -Ighost_ops/ops".split()
 KERNEL = "-fno-exceptions -fno-rtti -fno-threadsafe-statics".split()
 
 # The levels x86-64-v2, v3 and v4, spelled out for compilers older than these names.
@@ -42,7 +42,7 @@ X86_64_V4 = [*X86_64_V3, *"-mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl
 
 CUDA_ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0 12.0"
 CUDA_DTYPES = "float32", "float16", "bfloat16"  # csrc/cuda/kernels.cu is compiled for each
-CUDA = "-O3 -std=c++17 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall".split()
+CUDA = "-O3 -std=c++17 -Icsrc -Ighost_ops -Xcompiler -fPIC,-fvisibility=hidden,-Wall".split()
 
 
 class Unable(Exception):

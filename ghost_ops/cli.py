@@ -147,83 +147,59 @@ def bench(
 ) -> None:
     """Time ghost_ops and its baselines side by side, after comparing each result with float64."""
     from .bench import report as reports
-    from .bench import roofline
-    from .bench.run import new_report, run_case
-    from .bench.training import FUSED_LOW, STEPS, TrainCase, TrainModuleCase, run_training
+    from .bench import session
+    from .bench.training import STEPS, TrainCase, TrainModuleCase
 
-    wanted = baselines + peers
     in_checkout = benchmark.extend()
     if not in_checkout and (frozen or plot_path):
         option = "--frozen" if frozen else "--plot"
         raise click.ClickException(f"{option} needs a checkout of the repository: its code is in benchmarks/harness")
-    if in_checkout:
-        from .bench.frozen import choose_cases, frozen_cases, run_frozen
-        from .bench.plots import plot
-        from .bench.resident import add_resident
     if plot_path:
         _installed("matplotlib")
-    chosen = [part for part, on in zip(PARTS, (modules, nets, train, frozen, train_modules)) if on]
-    chosen = chosen or list(PARTS[:2] if patterns else PARTS[:3])
     if dtype != "float32" and not frozen:
         raise click.UsageError("--dtype is for --frozen: the other parts run in float32")
-    cases = [*(module_cases() if "modules" in chosen else ()), *(net_cases() if "nets" in chosen else ())]
-    cases = [case for case in cases if not patterns or any(p in case.name for p in patterns)]
-    trained = [case for case in module_cases() if not patterns or any(p in case.name for p in patterns)]
-    trained = [TrainModuleCase(case) for case in trained] if "train_modules" in chosen else []
-    if quick and not patterns:
-        small = [case for case in cases if case.kind == "module"]
-        cases = small[:: max(1, len(small) // QUICK_CASES)][:QUICK_CASES] + [c for c in cases if c.kind == "net"]
-    selected = [baseline for baseline in baselines_of("float32") if _wanted(baseline.name, wanted, quick)]
-    steps = {step.name for step in STEPS if _wanted(step.name, wanted, quick)}
-    to_freeze = choose_cases(patterns, dtype) if frozen else []
-    known = (*module_cases(), *net_cases(), *(frozen_cases() if in_checkout else ()))
+    parts = [part for part, on in zip(PARTS, (modules, nets, train, frozen, train_modules)) if on]
+    parts = parts or list(PARTS[:2] if patterns else PARTS[:3])
+    wanted = lambda name: _wanted(name, baselines + peers, quick)
+    steps = {step.name for step in STEPS if wanted(step.name)}
+    known, to_freeze = [*module_cases(), *net_cases()], []
+    if in_checkout:
+        from .bench.frozen import choose_cases, frozen_cases
+
+        known += frozen_cases()
+        to_freeze = choose_cases(patterns, dtype) if frozen else []
     _check_names(patterns, [case.name for case in known], "--case")
-    _check_names(wanted, [*BASELINES, *steps], "--baselines")
-    batches = batches or ((1,) if quick else (1, 16))
-    thread_counts = thread_counts or (1,)
-    rounds, min_seconds = (min(rounds, 3), 0.005) if quick else (rounds, 0.02)
-    if not cases and not trained and not to_freeze and "train" not in chosen:
+    _check_names(baselines + peers, [*BASELINES, *steps], "--baselines")
+    chosen = [case for case in module_cases() if not patterns or any(p in case.name for p in patterns)]
+    trained = [TrainModuleCase(case) for case in chosen] if "train_modules" in parts else []
+    if quick and not patterns:
+        chosen = chosen[:: max(1, len(chosen) // QUICK_CASES)][:QUICK_CASES]
+    cases = chosen if "modules" in parts else []
+    if "nets" in parts:
+        cases = cases + [case for case in net_cases() if not patterns or any(p in case.name for p in patterns)]
+    selection = session.Selection(
+        cases=cases,
+        baselines=[baseline for baseline in baselines_of("float32") if wanted(baseline.name)],
+        trained=trained,
+        steps=steps,
+        to_freeze=to_freeze,
+        train=TrainCase(side=train_side) if "train" in parts else None,
+        train_batch=train_batch,
+        wanted=wanted,
+        parts=parts,
+        dtype=dtype,
+        batches=batches or ((1,) if quick else (1, 16)),
+        thread_counts=thread_counts or (1,),
+        rounds=min(rounds, 3) if quick else rounds,
+        min_seconds=0.005 if quick else 0.02,
+        quick=quick,
+        in_checkout=in_checkout,
+    )
+    if not cases and not trained and not to_freeze and "train" not in parts:
         raise click.UsageError("nothing is left to run: see --case and the parts asked for")
-
-    settings = {"rounds": rounds, "min_seconds": min_seconds, "quick": quick, "parts": chosen, "dtype": dtype}
-    steps_of_threads = 1 + (len(cases) + len(trained) + bool(to_freeze)) * len(batches) + ("train" in chosen)
-    with _progress(len(thread_counts) * steps_of_threads) as progress:
-
-        def step(prefix: str) -> object:
-            return lambda what: progress.update(0, description=f"{prefix}: {what}")
-
-        report = new_report(settings, [])
-        for threads in thread_counts:
-            step("limits of this machine")(f"{threads} threads")
-            limits = roofline.measure(threads, 0.05 if quick else 0.3, bfloat16=dtype == "bfloat16")
-            report.limits.append(limits.as_dict())
-            progress.advance(0)
-            for batch in batches:
-                for case in cases:
-                    report.results += run_case(
-                        case, batch, threads, selected, rounds=rounds, limits=limits, min_seconds=min_seconds,
-                        on_step=step(f"{case.name}, batch {batch}"),
-                    )  # fmt: skip
-                    progress.advance(0)
-                for case in trained:
-                    on_step = step(f"{case.name}, batch {batch}")
-                    report.results += run_training(
-                        case, batch, threads, steps - {FUSED_LOW}, rounds=rounds, on_step=on_step
-                    )
-                    progress.advance(0)
-                if to_freeze:
-                    rows, parts = run_frozen(
-                        to_freeze, batch, threads, dtype, lambda name: _wanted(name, wanted, quick), limits,
-                        rounds=rounds, min_seconds=min_seconds, on_step=step("frozen"),
-                    )  # fmt: skip
-                    report.results += rows
-                    report.parts += parts
-                    progress.advance(0)
-            if "train" in chosen:
-                case, on_step = TrainCase(side=train_side), step("training")
-                rows = run_training(case, train_batch, threads, steps, rounds=rounds, on_step=on_step)
-                report.results += add_resident(rows, case, on_step) if in_checkout else rows
-                progress.advance(0)
+    with _progress(len(selection)) as progress:
+        told = lambda what: progress.update(0, description=what)
+        report = session.run(selection, told, lambda: progress.advance(0))
     if json_path != "-":
         reports.show(report, _console())
         if not in_checkout:
@@ -231,6 +207,8 @@ def bench(
     if json_path:
         reports.write_json(report, json_path)
     if plot_path:
+        from .bench.plots import plot
+
         plot(report, plot_path)
 
 

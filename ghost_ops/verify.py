@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from . import functional
-from .backends.activation import ACTIVATIONS
+from .activations import ACTIVATIONS, GATES, WITH_SLOPES
 from .dispatch import select, use_backend
 
 FACTOR = 2.0  # our error may be this many times that of eager PyTorch
@@ -69,8 +69,8 @@ class Outcome:
         return self.ratio <= 1
 
 
-def _names(generator: random.Random, *without: str) -> str:
-    return generator.choice([name for name in ACTIVATIONS if name not in without])
+def _names(generator: random.Random, *without: int) -> str:
+    return generator.choice([name for code, name in enumerate(ACTIVATIONS) if code not in without])
 
 
 class _Draw:
@@ -164,8 +164,8 @@ class _Draw:
             "expand_weight": self.normal(channels, hidden, scale=hidden**-0.5),
             "expand_bias": self.normal(channels, scale=0.3),
         }
-        gate = self.random.choice(["clamp", "hard_sigmoid", "sigmoid", "identity"])
-        return Drawn("squeeze_excite", tensors, {"act": _names(self.random, "prelu", "leaky_relu"), "gate": gate})
+        gate = self.random.choice(GATES)
+        return Drawn("squeeze_excite", tensors, {"act": _names(self.random, *WITH_SLOPES), "gate": gate})
 
     def depthwise(self) -> Drawn:
         channels, size = self.random.randint(1, 48), self.random.choice([1, 3, 5, 7])

@@ -1,4 +1,4 @@
-// depthwise: a depthwise convolution alone. Backward: each row of the gradient and of x is read once a band, for the
+// depthwise: a depthwise convolution. DepthwiseBackward: each row of the gradient and of x is read once a band, for the
 // gradients of x, of the weight and of the bias.
 #include "operator.h"
 #include "train.h"
@@ -109,7 +109,7 @@ ImageRows input_rows(const Geometry& g, const Map& x, int64_t image, int64_t beg
           scratch};
 }
 
-struct Backward {
+struct DepthwiseBackward {
   Geometry g;
   Map grad_out, x, grad_x;
   bool input, weight, bias;
@@ -147,7 +147,7 @@ struct Backward {
                                      weight_sums + group * weight_floats(), g.stride, g.w});
   }
 
-  void run() const {
+  void take_gradients() const {
     g.for_units([&](int64_t group, int64_t image, int64_t begin, int64_t end) {
       Scratch own;
       const int64_t step = g.step();
@@ -224,17 +224,17 @@ Results<3> depthwise_backward(const Tensor& grad_out, const Tensor& x, const Ten
   const abi::DType dtype = x.dtype();
   Tensor grad_x = input_wanted ? new_map({g.n, g.c, g.h, g.w}, x) : abi::empty({0}, dtype);
   const int64_t groups = g.groups(), floats = g.taps() * sum_floats(g.c);
-  Backward b{g,
-             Map(grad_out),
-             in,
-             input_wanted ? Map(grad_x) : Map(),
-             input_wanted,
-             weight_wanted,
-             bias.has_value(),
-             pack_cheap(dense(weight, scratch), g.kernel, g.c, nullptr, scratch, g.stride == 1),
-             scratch.zeros(weight_wanted ? groups * floats : 0),
-             scratch.zeros(bias ? groups * sum_floats(g.c) : 0)};
-  if (input_wanted || weight_wanted || bias) b.run();
+  DepthwiseBackward b{g,
+                      Map(grad_out),
+                      in,
+                      input_wanted ? Map(grad_x) : Map(),
+                      input_wanted,
+                      weight_wanted,
+                      bias.has_value(),
+                      pack_cheap(dense(weight, scratch), g.kernel, g.c, nullptr, scratch, g.stride == 1),
+                      scratch.zeros(weight_wanted ? groups * floats : 0),
+                      scratch.zeros(bias ? groups * sum_floats(g.c) : 0)};
+  if (input_wanted || weight_wanted || bias) b.take_gradients();
   const auto total = [&](const float* parts, int64_t sums, float* out) {
     const std::vector<double> all = combine(parts, groups, sums * sum_floats(g.c), sums * sum_floats(g.c));
     for (int64_t c = 0; c < g.c; c++)

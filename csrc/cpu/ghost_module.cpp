@@ -35,7 +35,7 @@ void check_norm(const Checks& check, const char* half, const Norm& norm, int64_t
 }
 
 /// What the three operators have in common, after their own arguments are read.
-struct Call {
+struct ModuleArguments {
   const char* op;
   const Tensor& x;
   const Tensor* primary_weight;
@@ -50,7 +50,7 @@ struct Call {
   bool return_squeeze;
 };
 
-Results<2> run(const Call& c) {
+Results<2> run_module(const ModuleArguments& c) {
   const Checks check(c.op);
   check.map("x", c.x);
   const int64_t n = c.x.size(0), channels = c.x.size(1), h = c.x.size(2), w = c.x.size(3);
@@ -58,20 +58,21 @@ Results<2> run(const Call& c) {
   const int64_t m = c.primary_weight ? c.primary_weight->size(0) : channels;
   check.that(m > 0, "primary_weight", "at least one output channel", m);
   check.shape("primary_bias", c.primary_bias, {m});
-  const int64_t made = c.cheap_weight ? c.cheap_weight->size(0) : 0;
+  const int64_t cheap_channels = c.cheap_weight ? c.cheap_weight->size(0) : 0;
   if (c.cheap_weight) {
     check.shape("cheap_weight", *c.cheap_weight, {-1, 1, -1, -1});
-    check.that(made > 0 && made % m == 0, "cheap_weight", "a positive multiple of the primary channels first", made);
-    check.shape("cheap_bias", c.cheap_bias, {made});
+    check.that(cheap_channels > 0 && cheap_channels % m == 0, "cheap_weight",
+               "a positive multiple of the primary channels first", cheap_channels);
+    check.shape("cheap_bias", c.cheap_bias, {cheap_channels});
   }
   if (c.primary_norm) check_norm(check, "primary", *c.primary_norm, m);
-  if (c.cheap_norm) check_norm(check, "cheap", *c.cheap_norm, made);
-  check.that(c.out_channels >= (made ? m + 1 : m) && c.out_channels <= m + made, "out_channels",
+  if (c.cheap_norm) check_norm(check, "cheap", *c.cheap_norm, cheap_channels);
+  check.that(c.out_channels >= (cheap_channels ? m + 1 : m) && c.out_channels <= m + cheap_channels, "out_channels",
              "more than the primary and at most all channels", c.out_channels);
   check.that(c.act >= 0 && c.act < kActs, "act", "an activation's code", c.act);
   check.that(c.cheap_act >= 0 && c.cheap_act < kActs, "cheap_act", "an activation's code", c.cheap_act);
   check.slopes("act_weight", c.act == kPrelu, c.act_weight, m);
-  check.slopes("cheap_act_weight", made && c.cheap_act == kPrelu, c.cheap_act_weight, made);
+  check.slopes("cheap_act_weight", cheap_channels && c.cheap_act == kPrelu, c.cheap_act_weight, cheap_channels);
   check.shape("input_scale", c.input_scale, {n, channels});
   check.shape("residual", c.residual, {n, c.out_channels, h, w});
 
@@ -85,7 +86,7 @@ Results<2> run(const Call& c) {
   if (c.residual) residual = Map(*c.residual), p.residual = &residual;
   p.m = m;
   p.act = static_cast<Act>(c.act);
-  p.cheap_act = made ? static_cast<Act>(c.cheap_act) : kNone;
+  p.cheap_act = cheap_channels ? static_cast<Act>(c.cheap_act) : kNone;
   p.slope = pack_slopes(p.act, c.act_slope, c.act_weight, m, scratch);
   if (c.primary_weight) {
     p.primary = dense(*c.primary_weight, scratch);
@@ -93,11 +94,11 @@ Results<2> run(const Call& c) {
     p.primary_scale = folded.scale, p.bias = folded.bias;
   }
   p.input_scale = dense(c.input_scale, scratch);
-  if (made) {
-    p.cheap_slope = pack_slopes(p.cheap_act, c.cheap_act_slope, c.cheap_act_weight, made, scratch);
-    const Folded folded = fold(c.cheap_bias, c.cheap_norm, made, scratch);
+  if (cheap_channels) {
+    p.cheap_slope = pack_slopes(p.cheap_act, c.cheap_act_slope, c.cheap_act_weight, cheap_channels, scratch);
+    const Folded folded = fold(c.cheap_bias, c.cheap_norm, cheap_channels, scratch);
     p.cheap.kernel = c.cheap_weight->size(2);
-    p.cheap.multiplier = made / m;
+    p.cheap.multiplier = cheap_channels / m;
     p.cheap.channels = c.out_channels - m;
     p.cheap.weight =
         pack_cheap(dense(*c.cheap_weight, scratch), p.cheap.kernel, p.cheap.channels, folded.scale, scratch);
@@ -105,7 +106,7 @@ Results<2> run(const Call& c) {
     p.cheap.bias = folded.bias;
   }
   if (c.return_squeeze) p.squeeze = scratch.floats(n * c.out_channels);
-  run(p);
+  run_single_pass(p);
   if (c.return_squeeze) std::get<1>(result) = ghost::result(p.squeeze, {n, c.out_channels}, dtype);
   return result;
 }
@@ -121,9 +122,9 @@ Results<2> ghost_module(const Tensor& x, const Tensor& w1, const Optional& b1, c
     return abi::call<Results<2>>("ghost_ops::ghost_module_reference", "", x, w1, b1, w2, b2, input_scale, residual,
                                  act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope,
                                  return_squeeze);
-  return run(Call{"ghost_module", x, &w1, b1, nullptr, w2 ? &*w2 : nullptr, b2, nullptr, input_scale, residual,
-                  act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope,
-                  return_squeeze});
+  return run_module(ModuleArguments{"ghost_module", x, &w1, b1, nullptr, w2 ? &*w2 : nullptr, b2, nullptr, input_scale,
+                                    residual, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
+                                    cheap_act_slope, return_squeeze});
 }
 
 GHOST_OPERATOR(ghost_module);
@@ -143,8 +144,9 @@ Results<2> ghost_module_eval(const Tensor& x, const Tensor& w1, const Optional& 
                                  cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2,
                                  return_squeeze);
   const Norm norm1{gamma1, beta1, mean1, var1, eps1}, norm2{gamma2, beta2, mean2, var2, eps2};
-  return run(Call{"ghost_module_eval", x, &w1, b1, &norm1, &w2, b2, &norm2, input_scale, residual, act_weight,
-                  cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, return_squeeze});
+  return run_module(ModuleArguments{"ghost_module_eval", x, &w1, b1, &norm1, &w2, b2, &norm2, input_scale, residual,
+                                    act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
+                                    cheap_act_slope, return_squeeze});
 }
 
 GHOST_OPERATOR(ghost_module_eval);
@@ -157,8 +159,9 @@ Results<2> cheap_concat(const Tensor& z, const Tensor& w2, const Optional& b2, c
                                  cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope,
                                  return_squeeze);
   const Optional none;
-  return run(Call{"cheap_concat", z, nullptr, none, nullptr, &w2, b2, nullptr, none, residual, act_weight,
-                  cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, return_squeeze});
+  return run_module(ModuleArguments{"cheap_concat", z, nullptr, none, nullptr, &w2, b2, nullptr, none, residual,
+                                    act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
+                                    cheap_act_slope, return_squeeze});
 }
 
 GHOST_OPERATOR(cheap_concat);

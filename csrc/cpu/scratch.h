@@ -20,11 +20,11 @@ class Arena {
   struct Free {
     void operator()(float* p) const { std::free(p); }
   };
-  struct Block {
+  struct Piece {
     std::unique_ptr<float, Free> data;
     int64_t size, used;
   };
-  std::vector<Block> blocks_;
+  std::vector<Piece> blocks_;
 };
 
 /// Takes memory from the thread's arena and gives all of it back at the end of the scope. Scopes nest.

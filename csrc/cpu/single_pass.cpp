@@ -9,7 +9,7 @@ class Band {
   Band(const SinglePass& p, int64_t image, const float* panels, float* squeeze, Scratch& scratch)
       : p_(p), k_(kernels()), image_(image), panels_(panels), squeeze_(squeeze), scratch_(scratch) {}
 
-  void run(int64_t begin, int64_t end) {
+  void make_rows(int64_t begin, int64_t end) {
     const int64_t h = p_.out.h, w = p_.out.w, halo = p_.cheap.halo();
     const int64_t top = std::max<int64_t>(0, begin - halo), bottom = std::min(h, end + halo);
     step_ = step_rows(w, bottom - top);
@@ -102,7 +102,7 @@ const float* pack_primary(const SinglePass& p, const float* excitation, Scratch&
 
 }  // namespace
 
-void run(const SinglePass& p) {
+void run_single_pass(const SinglePass& p) {
   const int64_t n = p.out.n, h = p.out.h, w = p.out.w;
   const int64_t taps = p.cheap.kernel * p.cheap.kernel;
   const int64_t flops = 2 * n * h * w * ((p.primary ? p.x.c * p.m : 0) + taps * p.cheap.channels);
@@ -118,7 +118,7 @@ void run(const SinglePass& p) {
       const int64_t image = u / bands, band = u % bands;
       const float* panels = excited ? pack_primary(p, p.input_scale + image * p.x.c, own) : shared;
       Band(p, image, panels, sums ? sums + u * sum_floats(p.out.c) : nullptr, own)
-          .run(h * band / bands, h * (band + 1) / bands);
+          .make_rows(h * band / bands, h * (band + 1) / bands);
     }
   });
   if (!p.squeeze) return;

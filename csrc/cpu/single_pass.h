@@ -20,6 +20,6 @@ struct SinglePass {
   float* squeeze = nullptr;  // [n][out.c]
 };
 
-void run(const SinglePass& pass);
+void run_single_pass(const SinglePass& pass);
 
 }  // namespace ghost

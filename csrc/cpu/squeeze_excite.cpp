@@ -8,50 +8,7 @@
 namespace ghost {
 namespace {
 
-float gate_backward(int64_t gate, float grad, float v) {
-  switch (gate) {
-    case kClamp:
-      return v >= 0.f && v <= 1.f ? grad : 0.f;
-    case kHardSigmoid:
-      return v > -3.f && v < 3.f ? grad / 6.f : 0.f;
-    case kSigmoid:
-      return grad * (sigmoid(v) * (1.f - sigmoid(v)));
-    default:
-      return grad;
-  }
-}
-
-float act_of(int64_t act, float v) {
-  switch (act) {
-    case kRelu:
-      return v < 0.f ? 0.f : v;
-    case kRelu6:
-      return clip(v, 0.f, 6.f);
-    case kSilu:
-      return v * sigmoid(v);
-    case kHardSwish:
-      return v * clip(v + 3.f, 0.f, 6.f) / 6.f;
-    default:
-      return v;
-  }
-}
-
-float act_backward(int64_t act, float grad, float v) {
-  switch (act) {
-    case kRelu:
-      return v <= 0.f ? 0.f : grad;
-    case kRelu6:
-      return v <= 0.f || v >= 6.f ? 0.f : grad;
-    case kSilu:
-      return grad * (sigmoid(v) * (1.f + v * (1.f - sigmoid(v))));
-    case kHardSwish:
-      return v <= -3.f ? 0.f : v < 3.f ? grad * (v / 3.f + 0.5f) : grad;
-    default:
-      return grad;
-  }
-}
-
-bool act_known(int64_t act) { return act >= 0 && act < kActs && act != kPrelu && act != kLeakyRelu; }
+bool act_known(int64_t act) { return act >= 0 && act < kActs && slope_kind(act) == kNoSlope; }
 
 struct Weights {
   const float *reduce, *reduce_bias, *expand, *expand_bias;

@@ -4,13 +4,13 @@
 
 namespace ghost {
 
-double TrainedHalf::inverse_std(int64_t c) const { return 1.0 / std::sqrt(static_cast<double>(var[c]) + eps); }
+double BatchNormState::inverse_std(int64_t c) const { return 1.0 / std::sqrt(static_cast<double>(var[c]) + eps); }
 
-void TrainedHalf::allocate(Scratch& scratch) {
+void BatchNormState::allocate(Scratch& scratch) {
   for (float** p : {&mean, &var, &scale, &shift}) *p = scratch.zeros(padded(channels));
 }
 
-void TrainedHalf::set_affine() {
+void BatchNormState::set_affine() {
   for (int64_t c = 0; c < channels; c++) {
     const double s = inverse_std(c) * (gamma ? gamma[c] : 1.0);
     scale[c] = static_cast<float>(s);
@@ -18,36 +18,36 @@ void TrainedHalf::set_affine() {
   }
 }
 
-int64_t Trained::groups() const {
+int64_t TrainContext::groups() const {
   const bool small = values() * c * m < kSerialFlops;
   return small ? 1 : std::min(n * bands(), abi::num_threads());
 }
 
-int64_t Trained::bands() const {
+int64_t TrainContext::bands() const {
   constexpr int64_t kLeastRows = 14;  // below this the halos of a band cost more than its thread gains
   return std::max<int64_t>(1, std::min(bands_for(n, h, abi::num_threads()), h / kLeastRows));
 }
 
-Rows Trained::z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const {
-  if (z) return kept_rows(image, y);
+Rows TrainContext::z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const {
+  if (z1) return kept_rows(image, y);
   const Rows made{to, by_eight(m)};
   product(rows_of(x, image, y, count, x_scratch, 0, c), count, made, next_rows(x, image, y, count));
   return made;
 }
 
-void Trained::product(const Rows& x, int64_t count, const Rows& to, Ahead ahead) const {
+void TrainContext::product(const Rows& x, int64_t count, const Rows& to, Ahead ahead) const {
   kernels().gemm({x.data, x.pixel, 1, count * w, c, m, panels, 0, nullptr, to.data, to.pixel, true, false, false,
                   nullptr, 0, &ahead});
 }
 
-PrimaryRows::PrimaryRows(const Trained& t, int64_t image, int64_t begin, int64_t end, int64_t reach, int64_t step,
+PrimaryRows::PrimaryRows(const TrainContext& t, int64_t image, int64_t begin, int64_t end, int64_t reach, int64_t step,
                          int64_t span, bool keep_z1, Scratch& scratch)
     : t_(t),
       image_(image),
       next_(std::max<int64_t>(0, begin - reach)),
       bottom_(std::min(t.h, end + reach)),
       step_(step),
-      keep_z1_(keep_z1 && !t.z) {
+      keep_z1_(keep_z1 && !t.z1) {
   if (keep_z1_) z_ = RowRing(next_, step, span, t.h, t.w, by_eight(t.m), scratch);
   y1_ = RowRing(next_, step, span, t.h, t.w, by_eight(t.m), scratch);
   if (t.cheap.expands()) expanded_ = RowRing(next_, step, span, t.h, t.w, by_eight(t.cheap.channels), scratch);
@@ -59,7 +59,7 @@ void PrimaryRows::ensure(int64_t limit) {
   for (limit = std::min(limit, bottom_); next_ < limit;) {
     const int64_t count = std::min(step_, bottom_ - next_), pixels = count * t_.w, pixel = by_eight(t_.m);
     float *y1 = y1_.row(next_), *z = keep_z1_ ? z_.row(next_) : y1;
-    if (t_.fill) z = t_.fill + (image_ * t_.h + next_) * t_.w * pixel;
+    if (t_.z1_out) z = t_.z1_out + (image_ * t_.h + next_) * t_.w * pixel;
     const Rows rows = t_.z1_rows(image_, next_, count, x_scratch_, z);
     k.affine(rows.data, rows.pixel, t_.primary.affine(), y1, pixel, pixels, t_.m);
     if (t_.cheap.expands())
@@ -74,7 +74,7 @@ int64_t PrimaryRows::window(int64_t y, int64_t count, const float** rows) const 
   return by_eight(t_.cheap.expands() ? t_.cheap.channels : t_.m);
 }
 
-Trained trained(const TrainArguments& a, Scratch& scratch) {
+TrainContext make_context(const TrainArguments& a, Scratch& scratch) {
   const Checks check(a.op);
   check.map("x", a.x);
   const int64_t channels = a.x.size(1);
@@ -82,41 +82,42 @@ Trained trained(const TrainArguments& a, Scratch& scratch) {
   const int64_t m = a.primary_weight.size(0);
   check.that(m > 0, "primary_weight", "at least one output channel", m);
   check.shape("cheap_weight", a.cheap_weight, {-1, 1, -1, -1});
-  const int64_t made = a.cheap_weight.size(0);
-  check.that(made > 0 && made % m == 0, "cheap_weight", "a positive multiple of the primary channels first", made);
+  const int64_t cheap_channels = a.cheap_weight.size(0);
+  check.that(cheap_channels > 0 && cheap_channels % m == 0, "cheap_weight",
+             "a positive multiple of the primary channels first", cheap_channels);
   check.shape("primary_gamma", a.primary_gamma, {m});
   check.shape("primary_beta", a.primary_beta, {m});
-  check.shape("cheap_gamma", a.cheap_gamma, {made});
-  check.shape("cheap_beta", a.cheap_beta, {made});
-  check.that(a.out_channels > m && a.out_channels <= m + made, "out_channels",
+  check.shape("cheap_gamma", a.cheap_gamma, {cheap_channels});
+  check.shape("cheap_beta", a.cheap_beta, {cheap_channels});
+  check.that(a.out_channels > m && a.out_channels <= m + cheap_channels, "out_channels",
              "more than the primary and at most all channels", a.out_channels);
   check.that(a.act >= 0 && a.act < kActs, "act", "an activation's code", a.act);
   check.that(a.cheap_act >= 0 && a.cheap_act < kActs, "cheap_act", "an activation's code", a.cheap_act);
   check.slopes("act_weight", a.act == kPrelu, a.act_weight, m);
-  check.slopes("cheap_act_weight", a.cheap_act == kPrelu, a.cheap_act_weight, made);
+  check.slopes("cheap_act_weight", a.cheap_act == kPrelu, a.cheap_act_weight, cheap_channels);
 
-  Trained t;
+  TrainContext t;
   t.x = Map(a.x);
   t.n = t.x.n, t.h = t.x.h, t.w = t.x.w, t.c = channels, t.m = m;
   const auto half = [&](int64_t count, int64_t act, double slope, const std::optional<abi::Tensor>& weight,
                         const std::optional<abi::Tensor>& gamma, const std::optional<abi::Tensor>& beta, double eps) {
-    TrainedHalf h;
+    BatchNormState h;
     h.channels = count, h.act = static_cast<Act>(act), h.eps = eps;
     h.slope = pack_slopes(h.act, slope, weight, count, scratch);
     h.gamma = dense(gamma, scratch), h.beta = dense(beta, scratch);
     return h;
   };
   t.primary = half(m, a.act, a.act_slope, a.act_weight, a.primary_gamma, a.primary_beta, a.primary_eps);
-  t.cheap_norm =
-      half(made, a.cheap_act, a.cheap_act_slope, a.cheap_act_weight, a.cheap_gamma, a.cheap_beta, a.cheap_eps);
+  t.cheap_norm = half(cheap_channels, a.cheap_act, a.cheap_act_slope, a.cheap_act_weight, a.cheap_gamma, a.cheap_beta,
+                      a.cheap_eps);
   float* panels = scratch.floats(padded(m) * channels);
   kernels().pack({dense(a.primary_weight, scratch), channels, 1, m, channels, nullptr, nullptr, panels});
   t.panels = panels;
   t.cheap.kernel = a.cheap_weight.size(2);
-  t.cheap.multiplier = made / m;
-  t.cheap.channels = made;
-  t.cheap.weight = pack_cheap(dense(a.cheap_weight, scratch), t.cheap.kernel, made, nullptr, scratch);
-  t.cheap.weight_row = padded(made);
+  t.cheap.multiplier = cheap_channels / m;
+  t.cheap.channels = cheap_channels;
+  t.cheap.weight = pack_cheap(dense(a.cheap_weight, scratch), t.cheap.kernel, cheap_channels, nullptr, scratch);
+  t.cheap.weight_row = padded(cheap_channels);
   return t;
 }
 

@@ -10,7 +10,7 @@
 namespace ghost {
 
 /// One convolution's BatchNorm with its activation, as coefficients per channel (all padded).
-struct TrainedHalf {
+struct BatchNormState {
   int64_t channels = 0;
   Act act = kNone;
   const float *slope = nullptr, *gamma = nullptr, *beta = nullptr;  // gamma, beta: null where not affine
@@ -24,16 +24,17 @@ struct TrainedHalf {
   void set_affine();  // scale and shift from mean and var
 };
 
-struct Trained {
+struct TrainContext {
   Map x;
   int64_t n = 0, h = 0, w = 0, c = 0, m = 0;
-  TrainedHalf primary, cheap_norm;
+  BatchNormState primary, cheap_norm;
   Cheap cheap;
   const float* panels = nullptr;  // packed primary weight
-  // z1, where it is kept rather than computed again from x: [n][h][w] pixels of z_pixel floats
-  float* z = nullptr;
-  int64_t z_pixel = 0;
-  float* fill = nullptr;  // where PrimaryRows puts the z1 that it makes, for later passes: pixels of by_eight(m) floats
+  // z1, where it is kept rather than computed again from x: [n][h][w] pixels of z1_pixel floats
+  float* z1 = nullptr;
+  int64_t z1_pixel = 0;
+  float* z1_out =
+      nullptr;  // where PrimaryRows puts the z1 that it makes, for later passes: pixels of by_eight(m) floats
 
   int64_t values() const { return n * h * w; }
   int64_t groups() const;
@@ -64,26 +65,26 @@ struct Trained {
   /// Rows of z1: kept ones in place, else the product of x's rows, in `to` (count * w pixels of by_eight(m)).
   Rows z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const;
   /// Where z1 of row y is kept.
-  Rows kept_rows(int64_t image, int64_t y) const { return {z + (image * h + y) * w * z_pixel, z_pixel}; }
+  Rows kept_rows(int64_t image, int64_t y) const { return {z1 + (image * h + y) * w * z1_pixel, z1_pixel}; }
   /// z1 of these rows of x, of which by_eight(m) floats a pixel are written.
   void product(const Rows& x, int64_t count, const Rows& to, Ahead ahead) const;
 };
 
-/// Rows that are made in order, in steps, as far as somebody wants them: z1 and y1 (expanded for the cheap operation).
+/// Rows that are made in order, in steps, as far as they are asked for: z1 and y1 (expanded for the cheap operation).
 class PrimaryRows {
  public:
   /// For rows begin - reach to end + reach; `span` rows before the newest step stay. z1 is there only if kept.
-  PrimaryRows(const Trained& t, int64_t image, int64_t begin, int64_t end, int64_t reach, int64_t step, int64_t span,
-              bool keep_z1, Scratch& scratch);
+  PrimaryRows(const TrainContext& t, int64_t image, int64_t begin, int64_t end, int64_t reach, int64_t step,
+              int64_t span, bool keep_z1, Scratch& scratch);
   void ensure(int64_t limit);  // all rows below it are made
-  Rows z1(int64_t y) const { return t_.z ? t_.kept_rows(image_, y) : Rows{z_.row(y), by_eight(t_.m)}; }
+  Rows z1(int64_t y) const { return t_.z1 ? t_.kept_rows(image_, y) : Rows{z_.row(y), by_eight(t_.m)}; }
   float* y1(int64_t y) const { return y1_.row(y); }
   /// Input rows of the cheap operation for output rows y to y + count, and their pixel stride.
   int64_t window(int64_t y, int64_t count, const float** rows) const;
   int64_t step() const { return step_; }
 
  private:
-  const Trained& t_;
+  const TrainContext& t_;
   int64_t image_, next_, bottom_, step_;
   bool keep_z1_;
   RowRing z_, y1_, expanded_;
@@ -101,7 +102,7 @@ struct TrainArguments {
 };
 
 /// Checks and packs; all of the cheap operation's channels are there, kept or not. Statistics are not set yet.
-Trained trained(const TrainArguments& a, Scratch& scratch);
+TrainContext make_context(const TrainArguments& a, Scratch& scratch);
 
 /// Sums over groups, in their order: total[i] = sum of part[g * stride + i].
 std::vector<double> combine(const float* parts, int64_t groups, int64_t stride, int64_t count);

@@ -10,12 +10,12 @@ constexpr int64_t kMostRows = 56 + 6;  // of a step and its halo
 
 /// The BatchNorm of one half in the backward: partial sums of the groups, then the coefficients that they give.
 struct NormGradient {
-  const TrainedHalf* half;
+  const BatchNormState* half;
   int64_t groups, pad;
   float* sums;  // [group][g, g (z - mean), slope], each of sum_floats(channels)
   float *k, *c0, *c1;
 
-  NormGradient(const TrainedHalf& h, int64_t channels, int64_t groups, Scratch& scratch)
+  NormGradient(const BatchNormState& h, int64_t channels, int64_t groups, Scratch& scratch)
       : half(&h),
         groups(groups),
         pad(sum_floats(channels)),
@@ -63,8 +63,8 @@ struct NormGradient {
   }
 };
 
-struct Backward {
-  Trained t;
+struct ModuleBackward {
+  TrainContext t;
   Map grad_out, grad_x;
   int64_t kept;              // cheap channels that out has: the others have no gradient
   const float* flipped;      // the cheap weight for the gradient of its input
@@ -84,7 +84,7 @@ struct Backward {
 };
 
 /// z2 of rows y to y + count.
-Rows cheap_product(const Trained& t, const PrimaryRows& primary, int64_t y, int64_t count, float* z2) {
+Rows cheap_product(const TrainContext& t, const PrimaryRows& primary, int64_t y, int64_t count, float* z2) {
   const float* rows[kMostRows];
   const int64_t in_pixel = primary.window(y, count, rows), pixel = by_eight(t.cheap.channels);
   kernels().depthwise({rows, in_pixel, count, t.w, t.cheap.channels, t.cheap.kernel, t.cheap.weight, t.cheap.weight_row,
@@ -92,8 +92,8 @@ Rows cheap_product(const Trained& t, const PrimaryRows& primary, int64_t y, int6
   return {z2, pixel};
 }
 
-void cheap_norm_sums(const Backward& b) {
-  const Trained& t = b.t;
+void cheap_norm_sums(const ModuleBackward& b) {
+  const TrainContext& t = b.t;
   const int64_t step = b.step(), halo = t.cheap.halo();
   t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
@@ -112,7 +112,7 @@ void cheap_norm_sums(const Backward& b) {
 /// Gradients of z2 and then of y1 for one unit, in order and only as far as they are wanted.
 class CheapGradient {
  public:
-  CheapGradient(const Backward& b, int64_t image, int64_t begin, int64_t end, Scratch& scratch)
+  CheapGradient(const ModuleBackward& b, int64_t image, int64_t begin, int64_t end, Scratch& scratch)
       : b_(b),
         image_(image),
         step_(b.step()),
@@ -128,7 +128,7 @@ class CheapGradient {
 
   /// The gradient of y1's rows y to y + count, a step at the most, as the sum of two.
   std::pair<Rows, Rows> grad_y1(int64_t y, int64_t count) {
-    const Trained& t = b_.t;
+    const TrainContext& t = b_.t;
     make_grad_z2(y + count + halo_);
     const int64_t pixels = count * t.w, cheap_pixel = by_eight(b_.kept);
     const Rows g = read_rows(b_.grad_out, image_, y, count, grad_, 0, t.m);
@@ -165,7 +165,7 @@ class CheapGradient {
 
  private:
   void make_grad_z2(int64_t limit) {
-    const Trained& t = b_.t;
+    const TrainContext& t = b_.t;
     for (limit = std::min(limit, bottom_); next_ < limit;) {
       const int64_t count = std::min(step_, bottom_ - next_);
       primary_.ensure(next_ + count + halo_);
@@ -176,14 +176,14 @@ class CheapGradient {
     }
   }
 
-  const Backward& b_;
+  const ModuleBackward& b_;
   int64_t image_, step_, halo_, next_, bottom_;
   PrimaryRows primary_;
   RowRing grad_z2_;
   float *z2_, *grad_, *through_;
 };
 
-void primary_norm_sums(const Backward& b) {
+void primary_norm_sums(const ModuleBackward& b) {
   b.t.for_units(true, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
     CheapGradient cheap(b, image, begin, end, own);
@@ -196,21 +196,21 @@ void primary_norm_sums(const Backward& b) {
   });
 }
 
-void primary_gradients(const Backward& b) {
-  const Trained& t = b.t;
+void primary_gradients(const ModuleBackward& b) {
+  const TrainContext& t = b.t;
   const Kernels& k = kernels();
   t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
     const int64_t pixel = by_eight(t.m), floats = b.step() * t.w * pixel;
-    float *z = own.floats(t.z ? 0 : floats), *grad_z1 = own.floats(floats);
+    float *z = own.floats(t.z1 ? 0 : floats), *grad_z1 = own.floats(floats);
     float *x_rows = own.floats(rows_scratch(t.x, b.step())),
           *grad_x_rows = own.floats(rows_scratch(b.grad_x, b.step()));
     for (int64_t y = begin; y < end; y += b.step()) {
       const int64_t count = std::min(b.step(), end - y), pixels = count * t.w;
       const Rows x = rows_of(t.x, image, y, count, x_rows, 0, t.c);
-      if (t.z) fetch_rows(t.x, image, y, count);
-      const Rows z1 = t.z ? t.kept_rows(image, y) : Rows{z, pixel};
-      if (!t.z) t.product(x, count, z1, next_rows(t.x, image, y, count));
+      if (t.z1) fetch_rows(t.x, image, y, count);
+      const Rows z1 = t.z1 ? t.kept_rows(image, y) : Rows{z, pixel};
+      if (!t.z1) t.product(x, count, z1, next_rows(t.x, image, y, count));
       NormBackward call = b.norm1.call(pixels, t.m, z1, b.through_rows(image, y));
       call.affine = {nullptr, nullptr, kNone, nullptr};  // B2 has gone through the activation
       b.norm1.write(call, grad_z1, pixel);
@@ -226,7 +226,7 @@ void primary_gradients(const Backward& b) {
 
 /// Whether B1 should keep z1 for B2 and B3: where making it twice more costs more than writing and reading it, and the
 /// scratch that it takes stays small.
-bool worth_keeping_z1(const Trained& t) {
+bool worth_keeping_z1(const TrainContext& t) {
   constexpr int64_t kMost = 4 << 20;  // floats
   return 2 * t.product_cost() > 4 * t.m && t.values() * by_eight(t.m) <= kMost;
 }
@@ -257,18 +257,19 @@ Results<9> ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, 
                                  w2, gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2, var2, primary,
                                  out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2);
   Scratch scratch;
-  Trained t = trained({"ghost_module_train_backward", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight,
-                       cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
-                      scratch);
+  TrainContext t =
+      make_context({"ghost_module_train_backward", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight,
+                    cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
+                   scratch);
   const Checks check("ghost_module_train_backward");
-  const int64_t made = t.cheap.channels, kept = out_channels - t.m, groups = t.groups();
+  const int64_t cheap_channels = t.cheap.channels, kept = out_channels - t.m, groups = t.groups();
   check.shape("grad_out", grad_out, {t.n, out_channels, t.h, t.w});
   check.shape("primary_mean", mean1, {t.m});
   check.shape("primary_var", var1, {t.m});
-  check.shape("cheap_mean", mean2, {made});
-  check.shape("cheap_var", var2, {made});
+  check.shape("cheap_mean", mean2, {cheap_channels});
+  check.shape("cheap_var", var2, {cheap_channels});
   check.shape("primary", primary, {t.n, t.h, t.w, t.m});
-  const auto set = [&](TrainedHalf& half, const Tensor& mean, const Tensor& var) {
+  const auto set = [&](BatchNormState& half, const Tensor& mean, const Tensor& var) {
     half.allocate(scratch);
     std::copy_n(dense(mean, scratch), half.channels, half.mean);
     std::copy_n(dense(var, scratch), half.channels, half.var);
@@ -285,27 +286,27 @@ Results<9> ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, 
   kernels().pack({dense(w1, scratch), 1, t.c, t.c, t.m, nullptr, nullptr, transposed});
   const int64_t kernel = t.cheap.kernel, taps = kernel * kernel;
   const float* cheap_weight = dense(w2, scratch);
-  Backward b{t,
-             Map(grad_out),
-             Map(grad_x),
-             kept,
-             pack_cheap(cheap_weight, kernel, kept, nullptr, scratch, true),
-             transposed,
-             scratch.zeros(groups * t.c * padded(t.m)),
-             scratch.zeros(groups * taps * sum_floats(kept)),
-             through.data<float>(),
-             NormGradient(t.primary, t.m, groups, scratch),
-             NormGradient(t.cheap_norm, kept, groups, scratch)};
+  ModuleBackward b{t,
+                   Map(grad_out),
+                   Map(grad_x),
+                   kept,
+                   pack_cheap(cheap_weight, kernel, kept, nullptr, scratch, true),
+                   transposed,
+                   scratch.zeros(groups * t.c * padded(t.m)),
+                   scratch.zeros(groups * taps * sum_floats(kept)),
+                   through.data<float>(),
+                   NormGradient(t.primary, t.m, groups, scratch),
+                   NormGradient(t.cheap_norm, kept, groups, scratch)};
 
   const auto f = [&](int64_t n) { return scratch.zeros(n); };
   float *gamma1_grad = f(t.m), *beta1_grad = f(t.m), *slope1_grad = f(t.m);
-  float *gamma2_grad = f(made), *beta2_grad = f(made), *slope2_grad = f(made);
+  float *gamma2_grad = f(cheap_channels), *beta2_grad = f(cheap_channels), *slope2_grad = f(cheap_channels);
   if (primary)
-    b.t.z = const_cast<float*>(dense(*primary, scratch)), b.t.z_pixel = t.m;
+    b.t.z1 = const_cast<float*>(dense(*primary, scratch)), b.t.z1_pixel = t.m;
   else if (t.bands() == 1 && worth_keeping_z1(t))
-    b.t.fill = scratch.floats(floats);
+    b.t.z1_out = scratch.floats(floats);
   cheap_norm_sums(b);
-  if (b.t.fill) b.t.z = std::exchange(b.t.fill, nullptr), b.t.z_pixel = by_eight(t.m);
+  if (b.t.z1_out) b.t.z1 = std::exchange(b.t.z1_out, nullptr), b.t.z1_pixel = by_eight(t.m);
   b.norm2.finish(kept, t.values(), gamma2_grad, beta2_grad, slope2_grad);
   primary_norm_sums(b);
   b.norm1.finish(t.m, t.values(), gamma1_grad, beta1_grad, slope1_grad);
@@ -313,7 +314,7 @@ Results<9> ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, 
 
   const std::vector<double> w1_sum = combine(b.grad_w1, groups, t.c * padded(t.m), t.c * padded(t.m));
   const std::vector<double> w2_sum = combine(b.grad_w2, groups, taps * sum_floats(kept), taps * sum_floats(kept));
-  float *w1_grad = f(t.m * t.c), *w2_grad = f(made * taps);
+  float *w1_grad = f(t.m * t.c), *w2_grad = f(cheap_channels * taps);
   for (int64_t j = 0; j < t.m; j++)
     for (int64_t c = 0; c < t.c; c++) w1_grad[j * t.c + c] = static_cast<float>(w1_sum[c * padded(t.m) + j]);
   for (int64_t j = 0; j < kept; j++)
@@ -326,11 +327,11 @@ Results<9> ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, 
           result(w1_grad, {t.m, t.c, 1, 1}, w1.dtype()),
           given(gamma1, gamma1_grad, t.m, dtype),
           given(beta1, beta1_grad, t.m, dtype),
-          result(w2_grad, {made, 1, kernel, kernel}, w2.dtype()),
-          given(gamma2, gamma2_grad, made, dtype),
-          given(beta2, beta2_grad, made, dtype),
+          result(w2_grad, {cheap_channels, 1, kernel, kernel}, w2.dtype()),
+          given(gamma2, gamma2_grad, cheap_channels, dtype),
+          given(beta2, beta2_grad, cheap_channels, dtype),
           given(act_weight, slope1_grad, t.m, dtype),
-          given(cheap_act_weight, slope2_grad, made, dtype)};
+          given(cheap_act_weight, slope2_grad, cheap_channels, dtype)};
 }
 
 GHOST_OPERATOR(ghost_module_train_backward);

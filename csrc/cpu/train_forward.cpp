@@ -54,11 +54,11 @@ class Moments {
   std::vector<int64_t> counts_;
 };
 
-void primary_statistics(const Trained& t, Scratch& scratch) {
+void primary_statistics(const TrainContext& t, Scratch& scratch) {
   Moments moments(t.groups(), t.m, scratch);
   const int64_t step = step_rows(t.w, t.h);
   // What is kept is made where it is kept, if whole vectors may be written there.
-  const bool in_place = t.z && by_eight(t.m) <= t.z_pixel;
+  const bool in_place = t.z1 && by_eight(t.m) <= t.z1_pixel;
   t.for_units(false, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
     float *x = own.floats(rows_scratch(t.x, step)), *z = own.floats(step * t.w * by_eight(t.m));
@@ -67,8 +67,8 @@ void primary_statistics(const Trained& t, Scratch& scratch) {
       const Rows to = in_place ? t.kept_rows(image, y) : Rows{z, by_eight(t.m)};
       t.product(rows_of(t.x, image, y, count, x, 0, t.c), count, to, next_rows(t.x, image, y, count));
       moments.add(group, to.data, to.pixel, pixels);
-      if (t.z && !in_place)
-        kernels().affine(to.data, to.pixel, {nullptr, nullptr, kNone, nullptr}, t.kept_rows(image, y).data, t.z_pixel,
+      if (t.z1 && !in_place)
+        kernels().affine(to.data, to.pixel, {nullptr, nullptr, kNone, nullptr}, t.kept_rows(image, y).data, t.z1_pixel,
                          pixels, t.m);
     }
   });
@@ -78,10 +78,10 @@ void primary_statistics(const Trained& t, Scratch& scratch) {
 /// y1 where it lies in the output: what the cheap operation reads need not be copied into rings.
 class StoredRows {
  public:
-  StoredRows(const Trained& t, const Map& out, int64_t image, Scratch& scratch)
+  StoredRows(const TrainContext& t, const Map& out, int64_t image, Scratch& scratch)
       : t_(t), out_(out), image_(image), zeros_(scratch.zeros(t.w * out.pixel)) {}
   /// The kernels read whole vectors of a pixel: beyond m channels, never beyond the pixel.
-  static bool serves(const Trained& t, const Map& out) {
+  static bool serves(const TrainContext& t, const Map& out) {
     return out.direct && !t.cheap.expands() && by_eight(t.m) <= out.c;
   }
   float* row(int64_t y) const { return reinterpret_cast<float*>(out_.at(image_, y, 0)); }
@@ -92,14 +92,14 @@ class StoredRows {
   }
 
  private:
-  const Trained& t_;
+  const TrainContext& t_;
   const Map& out_;
   int64_t image_;
   const float* zeros_;
 };
 
 /// y1 is made in rings and copied into the output: any layout, any bands.
-void write_y1_by_rings(const Trained& t, const Map& out, Moments& moments) {
+void write_y1_by_rings(const TrainContext& t, const Map& out, Moments& moments) {
   const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo(), pixel = by_eight(t.cheap.channels);
   t.for_units(true, [&](int64_t group, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
@@ -123,12 +123,12 @@ void write_y1_by_rings(const Trained& t, const Map& out, Moments& moments) {
 }
 
 /// y1 is made in the output: whole images, whose halo no other thread makes.
-void write_y1_in_place(const Trained& t, const Map& out, Moments& moments) {
+void write_y1_in_place(const TrainContext& t, const Map& out, Moments& moments) {
   const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo(), pixel = by_eight(t.cheap.channels);
   t.for_units(true, [&](int64_t group, int64_t image, int64_t, int64_t) {
     Scratch own;
     const StoredRows y1(t, out, image, own);
-    float *x = own.floats(rows_scratch(t.x, step)), *z1 = own.floats(t.z ? 0 : step * t.w * by_eight(t.m));
+    float *x = own.floats(rows_scratch(t.x, step)), *z1 = own.floats(t.z1 ? 0 : step * t.w * by_eight(t.m));
     float* z2 = own.floats(step * t.w * pixel);
     const float* rows[kMostStep + 6];
     for (int64_t y = 0, made = 0; y < t.h; y += step) {
@@ -147,7 +147,7 @@ void write_y1_in_place(const Trained& t, const Map& out, Moments& moments) {
   });
 }
 
-void write_y1(const Trained& t, const Map& out, Scratch& scratch) {
+void write_y1(const TrainContext& t, const Map& out, Scratch& scratch) {
   Moments moments(t.groups(), t.cheap.channels, scratch);
   const bool in_place = StoredRows::serves(t, out) && t.bands() == 1;
   (in_place ? write_y1_in_place : write_y1_by_rings)(t, out, moments);
@@ -155,7 +155,7 @@ void write_y1(const Trained& t, const Map& out, Scratch& scratch) {
 }
 
 /// Only the channels that out keeps. The BatchNorm is in the cheap operation's weights by now, as in inference.
-void write_y2(Trained t, const Map& out, int64_t kept, Scratch& scratch) {
+void write_y2(TrainContext t, const Map& out, int64_t kept, Scratch& scratch) {
   const int64_t taps = t.cheap.kernel * t.cheap.kernel;
   float* weight = scratch.floats(taps * t.cheap.weight_row);
   for (int64_t i = 0; i < taps * t.cheap.weight_row; i++)
@@ -167,7 +167,7 @@ void write_y2(Trained t, const Map& out, int64_t kept, Scratch& scratch) {
   t.for_units(false, [&](int64_t, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
     const StoredRows stored(t, out, image, own);
-    std::optional<PrimaryRows> made;  // else y1 is computed once more
+    std::optional<PrimaryRows> made;  // else y1 is read where it is stored
     if (!in_place) made.emplace(t, image, begin, end, halo, step, step + 2 * halo, false, own);
     float* out_rows = own.floats(rows_scratch(out, step));
     const float* rows[kMostStep + 6];
@@ -188,7 +188,7 @@ void write_y2(Trained t, const Map& out, int64_t kept, Scratch& scratch) {
 
 /// Whether F1 should keep z1 in out's first half: where computing it again costs more than writing and reading it. Not
 /// with several bands an image, where one band's y1 would overwrite the z1 of its neighbour's halo.
-bool worth_keeping(const Trained& t, const Map& out) {
+bool worth_keeping(const TrainContext& t, const Map& out) {
   return out.direct && t.bands() == 1 && t.product_cost() > 3 * t.m;
 }
 
@@ -205,32 +205,33 @@ Results<6> ghost_module_train(const Tensor& x, const Tensor& w1, const Optional&
                                  gamma2, beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
                                  cheap_act_slope, eps1, eps2, keep_primary);
   Scratch scratch;
-  Trained t = trained({"ghost_module_train", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
-                       out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
-                      scratch);
+  TrainContext t =
+      make_context({"ghost_module_train", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
+                    out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
+                   scratch);
   t.primary.allocate(scratch);
   t.cheap_norm.allocate(scratch);
-  const int64_t made = t.cheap.channels;
+  const int64_t cheap_channels = t.cheap.channels;
   Tensor result = new_map({t.n, out_channels, t.h, t.w}, x);
   const Map out(result);
   Tensor primary =
       keep_primary ? new_tensor({t.n, t.h, t.w, t.m}, abi::DType::float32) : abi::empty({0}, abi::DType::float32);
   if (keep_primary)
-    t.z = primary.data<float>(), t.z_pixel = t.m;
+    t.z1 = primary.data<float>(), t.z1_pixel = t.m;
   else if (worth_keeping(t, out))
-    t.z = reinterpret_cast<float*>(out.data), t.z_pixel = out.pixel;
+    t.z1 = reinterpret_cast<float*>(out.data), t.z1_pixel = out.pixel;
   primary_statistics(t, scratch);
   t.primary.set_affine();
   write_y1(t, out, scratch);
   t.cheap_norm.set_affine();
-  t.z = nullptr;
+  t.z1 = nullptr;
   write_y2(t, out, out_channels - t.m, scratch);
   const auto f32 = abi::DType::float32;
   return {std::move(result),
           ghost::result(t.primary.mean, {t.m}, f32),
           ghost::result(t.primary.var, {t.m}, f32),
-          ghost::result(t.cheap_norm.mean, {made}, f32),
-          ghost::result(t.cheap_norm.var, {made}, f32),
+          ghost::result(t.cheap_norm.mean, {cheap_channels}, f32),
+          ghost::result(t.cheap_norm.var, {cheap_channels}, f32),
           std::move(primary)};
 }
 

@@ -4,6 +4,7 @@
 // tile is in the order of the lanes that read it (mma.sync's fragment B), in float32 row by row:
 // ghost_ops/backends/cuda/weights.py.
 #pragma once
+#include "activation.h"
 #include "device.h"
 #include "geometry.h"
 
@@ -90,26 +91,8 @@ struct Epilogue {
   int act;
 };
 
-constexpr int kRelu = 1;  // the other codes: ghost_ops/backends/activation.py
-
-GHOST_DEVICE float relu(float v) { return v < 0.f ? 0.f : v; }  // as torch's, NaN stays
-
 GHOST_DEVICE float activate(float v, const Epilogue& after, int channel) {
-  switch (after.act) {
-    case kRelu:
-      return relu(v);
-    case 2:
-      return v < 0.f ? 0.f : v > 6.f ? 6.f : v;
-    case 3:
-    case 4:
-      return v > 0.f ? v : v * constant(after.slopes + channel);
-    case 5:
-      return v / (1.f + exponential(-v));
-    case 6:
-      return v * (v < -3.f ? 0.f : v > 3.f ? 6.f : v + 3.f) / 6.f;
-    default:
-      return v;
-  }
+  return activation(v, after.act, after.slopes ? constant(after.slopes + channel) : 0.f);
 }
 
 GHOST_DEVICE float finish(float sum, const Epilogue& after, int channel) {

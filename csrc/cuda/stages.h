@@ -205,19 +205,6 @@ GHOST_DEVICE void sum_rows(float* sums, float* partial, const T* rows, int strid
   }
 }
 
-GHOST_DEVICE float apply_gate(float v, int gate) {
-  switch (gate) {
-    case 0:
-      return v < 0.f ? 0.f : v > 1.f ? 1.f : v;
-    case 1:
-      return (v < -3.f ? 0.f : v > 3.f ? 6.f : v + 3.f) / 6.f;
-    case 2:
-      return 1.f / (1.f + exponential(-v));
-    default:
-      return v;
-  }
-}
-
 /// gate(expand(reduce(means))): `lanes` means of shared memory to as many factors there. Has barriers within, and ends
 /// with one.
 GHOST_DEVICE void excite(float* scale, float* hidden, const float* means, int lanes, int units, const float* reduce,

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from .. import program as s
-from ..activations import LEAKY_RELU
 from . import batch_norm
 from .batch_norm import BATCH
 from .compiled_program import CompiledProgram
@@ -29,7 +28,7 @@ def layer(source: ParameterSource, tensors: Sequence[torch.Tensor | None]) -> s.
         raise NotNow("one of its BatchNorms uses batch statistics")
     parts = sum(part for part, t in zip(_PARTS, tensors[1:], strict=True) if t is not None)
     eps = 0.0 if source.norm is None else source.norm.eps
-    return s.Layer(parts, eps, source.code, source.slope() if source.code == LEAKY_RELU else 0.0)
+    return s.Layer(parts, eps, source.code, source.slope())
 
 
 class Builder:
@@ -165,13 +164,13 @@ class Builder:
         return out
 
     def module(self, module: nn.Module, source: int) -> int:
-        """A module of PyTorch's that is a step of its own, such as a max pooling.
+        """One of PyTorch's modules that is a step of its own: an activation, a max pooling.
 
         Raises:
             Unfusable: no step computes it.
         """
-        kind, out = s.step_of_module(module), self.take()
-        step = None if kind is None else kind.of_module(module, source, out, self._channels(source))
+        out = self.take()
+        step = s.step_of_module(module, source, out, self._channels(source))
         if step is None:
             raise Unfusable(f"no step computes a {type(module).__name__} as it is")
         self._whole_vectors(source)

@@ -73,7 +73,8 @@ class CompiledProgram:
 def _key(source: ParameterSource) -> tuple:
     """What a program's steps depend on."""
     tensors = source.tensors()
-    return (tensors[0].shape, *(t is None for t in tensors), *_constants(source))
+    weight = tensors[0]
+    return (weight is not None and weight.shape, *(t is None for t in tensors), *_constants(source))
 
 
 def _constants(source: ParameterSource) -> tuple[float | None, float]:

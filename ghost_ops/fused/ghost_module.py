@@ -76,7 +76,7 @@ class GhostCall(NamedTuple):
         plan: what was read from the module.
         x: the input as autocast wants it.
         tensors: parameters and statistics, seven for each convolution (see ``ConvBNAct.tensors``).
-        numbers: slopes of the two LeakyReLU, and eps of the two BatchNorms; 0 where there is none.
+        numbers: slopes of the two activations, and eps of the two BatchNorms; 0 where there is none.
     """
 
     decision: Decision
@@ -272,7 +272,7 @@ def _numbers(plan: _Plan) -> tuple[float, float, float, float]:
     primary, cheap = plan.primary, plan.cheap
     eps = 0.0 if primary.norm is None else primary.norm.eps
     if cheap is None:
-        return primary.slope(), 0.01, eps, 0.0
+        return primary.slope(), 0.0, eps, 0.0
     return primary.slope(), cheap.slope(), eps, 0.0 if cheap.norm is None else cheap.norm.eps
 
 

@@ -10,19 +10,10 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from ..activations import ACTIVATIONS, LEAKY_RELU, NONE, PRELU
+from ..activations import NONE, PRELU, code_of, slope_of
 from ..nn import SyncBatchNorm
 from .errors import NotNow, Unfusable
 
-ACTIVATION_TYPES: dict[type[nn.Module], str] = {
-    nn.Identity: "none",
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.PReLU: "prelu",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hard_swish",
-}
 SYNCED = (nn.SyncBatchNorm, SyncBatchNorm)
 NORMS = (nn.BatchNorm2d, *SYNCED)
 OTHER_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -52,12 +43,14 @@ class ConvBNAct(NamedTuple):
     is_depthwise: bool = False
 
     def slope(self) -> float:
-        return self.act.negative_slope if self.code == LEAKY_RELU else 0.01
+        return slope_of(self.act, self.code)
 
     def entries(self) -> tuple[tuple[dict, str] | None, ...]:
         """Where each of ``tensors`` is: a dictionary and a name, or None where there is no such module."""
-        conv, norm = self.conv._parameters, self.norm
-        found = [(conv, "weight"), (conv, "bias"), None, None, None, None, None]
+        conv, norm = self.conv, self.norm
+        found: list[tuple[dict, str] | None] = [None] * 7
+        if conv is not None:
+            found[:2] = (conv._parameters, "weight"), (conv._parameters, "bias")
         if norm is not None:
             found[2:4] = (norm._parameters, "weight"), (norm._parameters, "bias")
             found[4:6] = (norm._buffers, "running_mean"), (norm._buffers, "running_var")
@@ -95,9 +88,12 @@ class ConvBNAct(NamedTuple):
 
 
 class LinearAct(NamedTuple):
-    """A linear layer, or a 1x1 convolution of a single pixel, with what follows it; as :class:`ConvBNAct`."""
+    """A linear layer, or a 1x1 convolution of a single pixel, with what follows it; as :class:`ConvBNAct`.
 
-    conv: nn.Module
+    With no ``conv`` it is an activation of its own.
+    """
+
+    conv: nn.Module | None
     norm: nn.Module | None
     act: nn.Module | None
     code: int
@@ -159,7 +155,7 @@ def take_layer(items: list[_Item], module_of: Callable[[_Item], nn.Module | None
             idle.append(items.pop(0))
         elif norm is None and isinstance(module, _ANY_NORM):
             norm = items.pop(0)
-        elif type(module) in ACTIVATION_TYPES:
+        elif code_of(module) is not None:
             act = items.pop(0)
         else:
             break
@@ -186,15 +182,15 @@ def activation_code(act: nn.Module | None) -> int:
     """The code of an activation module. Raises ``Unfusable`` where no operator knows it."""
     if does_nothing(act):
         return NONE
-    name = ACTIVATION_TYPES.get(type(act))
-    if name is None:
+    code = code_of(act)
+    if code is None:
         raise Unfusable(f"one of its activations is a {type(act).__name__}, which no operator knows")
-    return ACTIVATIONS.index(name)
+    return code
 
 
 def is_activation(module: nn.Module | None) -> bool:
     """Whether the module is an activation that the operators know, or does nothing."""
-    return does_nothing(module) or type(module) in ACTIVATION_TYPES
+    return does_nothing(module) or code_of(module) is not None
 
 
 def does_nothing(module: nn.Module | None) -> bool:

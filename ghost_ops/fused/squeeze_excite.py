@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from ..activations import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU, activate, apply_gate
+from ..activations import ACTIVATIONS, GATES, NONE, WITH_SLOPES, activate, apply_gate
 from ..dispatch import Decision, plain, refuse_call, select
 from ..nn import SELayer, SqueezeExcite
 from ..ops.checks import autocast
@@ -100,7 +100,7 @@ class SqueezeExciteBlock(Block):
         probe.refuse()
         between = [call for call in calls[at[0] + 1 : at[1]] if not does_nothing(call.module)]
         code = activation_code(between[0].module if between else None)
-        if len(between) > 1 or code in (PRELU, LEAKY_RELU):
+        if len(between) > 1 or code in WITH_SLOPES:
             raise Unfusable(f"between its layers it calls {', '.join(type(c.module).__name__ for c in between)}")
         first, second = calls[at[0]], calls[at[1]]
         gates = [gate for gate in GATES if probe.computes(_compose(first.module, second.module, code, gate))]
@@ -122,7 +122,7 @@ class SqueezeExciteBlock(Block):
         for layer in (reduce, expand):
             if not (_is_dense(layer)):
                 raise Unfusable(f"one of its layers is a {type(layer).__name__}, not a Linear or 1x1 Conv2d")
-        if act in (PRELU, LEAKY_RELU):
+        if act in WITH_SLOPES:
             raise Unfusable(f"the operator does not take {ACTIVATIONS[act]} inside")
         return _Plan(structure.close(), reduce, expand, act, GATES.index(parts.gate))
 

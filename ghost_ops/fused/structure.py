@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..activations import fixed_attributes
 from .errors import Unfusable
 from .layers import ConvBNAct, conv_bn_act, does_nothing, geometry_now, take_layer
 from .watch import Watched
@@ -44,6 +45,7 @@ class Structure:
         self.modules, self.attributes = root._modules, root.__dict__  # of a replica's or a copy's nothing is known
         self.children: list[WatchedChild] = []
         self.layers: list[ConvBNAct] = []
+        self.fixed: list[tuple[dict, str, object]] = []  # attributes that decide on an activation, and their values
         self.watched: tuple[tuple[dict, str, object, Watched], ...] = ()
 
     def find(self, path: str) -> nn.Module:
@@ -63,6 +65,7 @@ class Structure:
             raise Unfusable(f"its child {path!r} carries hooks, or a forward of its own: these must run")
         if "parametrizations" in child._modules:
             raise Unfusable(f"its child {path!r} is parametrised")
+        self.fixed += [(child.__dict__, attribute, getattr(child, attribute)) for attribute in fixed_attributes(child)]
         self.places.append((owner, name))
         count, tensors = len(child._modules), (child._parameters, child._buffers)
         self.children.append(WatchedChild(owner._modules, name, child, type(child), child.__dict__, count, *tensors))
@@ -126,6 +129,9 @@ class Structure:
                 return True
         for layer in self.layers:
             if geometry_now(layer.conv.__dict__) != layer.seen:
+                return True
+        for attributes, name, value in self.fixed:
+            if attributes.get(name) != value:
                 return True
         for attributes, name, fixed, attribute in self.watched:
             if attributes.get(name, attribute) is not fixed and attribute.has_changed():

@@ -65,8 +65,8 @@ def cheap_concat(
     out_channels: int | None = None,
     act: str = "relu",
     cheap_act: str = "relu",
-    act_slope: float = 0.01,
-    cheap_act_slope: float = 0.01,
+    act_slope: float | None = None,
+    cheap_act_slope: float | None = None,
     act_weight: torch.Tensor | None = None,
     cheap_act_weight: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
@@ -99,11 +99,12 @@ def cheap_concat(
     m = z.shape[1]
     cheap = check.cheap(cheap_weight, m, z)
     check.optional("cheap_bias", cheap_bias, (cheap,), z)
-    codes = check.halves(z, (m, cheap), out_channels, (act, cheap_act), (act_weight, cheap_act_weight))
+    codes = check.halves(
+        z, (m, cheap), out_channels, (act, act_slope, act_weight), (cheap_act, cheap_act_slope, cheap_act_weight)
+    )
     check.residual(residual, z, codes[0])
-    slopes = check.numbers(act_slope=act_slope, cheap_act_slope=cheap_act_slope)
     out, squeeze = call_cheap_concat(
         select("cheap_concat", z, cheap_weight.shape[-1]),
-        z, cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, *codes, *slopes, bool(return_squeeze),
+        z, cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, *codes, bool(return_squeeze),
     )  # fmt: skip
     return (out, squeeze) if return_squeeze else out

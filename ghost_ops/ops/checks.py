@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..backends.activation import ACTIVATIONS, GATES, PRELU
+from ..activations import ACTIVATIONS, GATES, PRELU, default_slope
 
 
 def _shape(t: torch.Tensor) -> str:
@@ -74,22 +74,26 @@ class Checks:
             self.parameter(argument, p, shape, x)
 
     def halves(
-        self,
-        x: torch.Tensor,
-        channels: tuple[int, int],
-        out_channels: int | None,
-        acts: tuple[object, object],
-        act_weights: tuple[object, object],
-    ) -> tuple[int, int, int]:
-        """What the primary and the cheap half of a Ghost module have in common, in this order in each tuple.
+        self, x: torch.Tensor, channels: tuple[int, int], out_channels: int | None, primary: tuple, cheap: tuple
+    ) -> tuple[int, int, int, float, float]:
+        """What the two halves of a Ghost module have in common, in the order of the schemas.
+
+        Args:
+            channels: of the primary and of the cheap half.
+            primary, cheap: of each half the name of the activation, its slope and its weight.
 
         Returns:
-            out_channels (default: all channels), and the codes of both activations.
+            out_channels (all where it is None), the codes of both activations, and their slopes (the activation's
+            default where it is None).
         """
-        m, cheap = channels
-        kept = self.out_channels(m + cheap if out_channels is None else out_channels, m, m + cheap)
-        code = self.activation("act", acts[0], act_weights[0], m, x)
-        return kept, code, self.activation("cheap_act", acts[1], act_weights[1], cheap, x)
+        m, more = channels
+        kept = self.out_channels(m + more if out_channels is None else out_channels, m, m + more)
+        code = self.activation("act", primary[0], primary[2], m, x)
+        cheap_code = self.activation("cheap_act", cheap[0], cheap[2], more, x)
+        slopes = [
+            default_slope(c) if half[1] is None else half[1] for c, half in ((code, primary), (cheap_code, cheap))
+        ]
+        return kept, code, cheap_code, *self.numbers(act_slope=slopes[0], cheap_act_slope=slopes[1])
 
     def input_scale(self, scale: object, x: torch.Tensor) -> None:
         """The excitation of x, N x C, or None."""

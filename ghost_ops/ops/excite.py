@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..backends.activation import PRELU
+from ..activations import ACTIVATIONS, WITH_SLOPES
 from ._library import register_fake, without_gradients
 from .checks import Checks, autocast
 from .flops import aten_formula, count_flops
@@ -44,9 +44,9 @@ def excitation_layers(
         weights.append(w)
     check.optional("reduce_bias", reduce_bias, (weights[0].shape[0],), x)
     check.optional("expand_bias", expand_bias, (x.shape[1],), x)
-    code = check.activation("act", act, None, x.shape[1], x) if act not in ("prelu", "leaky_relu") else PRELU
-    if code == PRELU:
+    if act in [ACTIVATIONS[code] for code in WITH_SLOPES]:
         check.fail("act", "an activation without slopes", repr(act))
+    code = check.activation("act", act, None, x.shape[1], x)
     gate_code = check.gate(gate)
     return weights[0], reduce_bias, weights[1], expand_bias, code, gate_code
 

@@ -90,8 +90,8 @@ def ghost_module(
     out_channels: int | None = None,
     act: str = "relu",
     cheap_act: str = "relu",
-    act_slope: float = 0.01,
-    cheap_act_slope: float = 0.01,
+    act_slope: float | None = None,
+    cheap_act_slope: float | None = None,
     act_weight: torch.Tensor | None = None,
     cheap_act_weight: torch.Tensor | None = None,
     input_scale: torch.Tensor | None = None,
@@ -111,8 +111,8 @@ def ghost_module(
         cheap_weight: m(s - 1) x 1 x d x d with d odd (padding d // 2), or None: ratio 1, a plain convolution.
         cheap_bias: m(s - 1), or None.
         out_channels: number of channels of the output, more than m and at most ms (default: ms).
-        act, cheap_act: activation of each half, a name of ``ghost_ops.backends.activation.ACTIVATIONS``.
-        act_slope, cheap_act_slope: negative slope of leaky_relu.
+        act, cheap_act: activation of each half, a name of ``ghost_ops.activations.ACTIVATIONS``, such as relu or gelu.
+        act_slope, cheap_act_slope: negative slope of leaky_relu (None: 0.01), alpha of elu (None: 1).
         act_weight, cheap_act_weight: PReLU's weight, 1 element or one per channel of its half.
         input_scale: N x C, the excitation of the input, applied as it is read.
         residual: N x out_channels x H x W, added to the output as it is written.
@@ -140,14 +140,15 @@ def ghost_module(
     else:
         cheap = check.cheap(cheap_weight, m, x)
         check.optional("cheap_bias", cheap_bias, (cheap,), x)
-    codes = check.halves(x, (m, cheap), out_channels, (act, cheap_act), (act_weight, cheap_act_weight))
+    codes = check.halves(
+        x, (m, cheap), out_channels, (act, act_slope, act_weight), (cheap_act, cheap_act_slope, cheap_act_weight)
+    )
     check.input_scale(input_scale, x)
     check.residual(residual, x, codes[0])
-    slopes = check.numbers(act_slope=act_slope, cheap_act_slope=cheap_act_slope)
     out, squeeze = call_ghost_module(
         select("ghost_module", x, None if cheap_weight is None else cheap_weight.shape[-1]),
         x, primary_weight, primary_bias, cheap_weight, cheap_bias, input_scale, residual, act_weight, cheap_act_weight,
-        *codes, *slopes, bool(return_squeeze),
+        *codes, bool(return_squeeze),
     )  # fmt: skip
     return (out, squeeze) if return_squeeze else out
 
@@ -173,8 +174,8 @@ def ghost_module_eval(
     out_channels: int | None = None,
     act: str = "relu",
     cheap_act: str = "relu",
-    act_slope: float = 0.01,
-    cheap_act_slope: float = 0.01,
+    act_slope: float | None = None,
+    cheap_act_slope: float | None = None,
     act_weight: torch.Tensor | None = None,
     cheap_act_weight: torch.Tensor | None = None,
     primary_eps: float = 1e-5,
@@ -228,15 +229,15 @@ def ghost_module_eval(
         ("cheap_var", cheap_var, cheap),
     ):
         check.parameter(name, p, (channels,), x)
-    codes = check.halves(x, (m, cheap), out_channels, (act, cheap_act), (act_weight, cheap_act_weight))
+    codes = check.halves(
+        x, (m, cheap), out_channels, (act, act_slope, act_weight), (cheap_act, cheap_act_slope, cheap_act_weight)
+    )
     check.input_scale(input_scale, x)
     check.residual(residual, x, codes[0])
-    scalars = check.numbers(
-        act_slope=act_slope, cheap_act_slope=cheap_act_slope, primary_eps=primary_eps, cheap_eps=cheap_eps
-    )
+    epsilons = check.numbers(primary_eps=primary_eps, cheap_eps=cheap_eps)
     out, squeeze = ghost_module_eval_operator(  # which hands what no kernel takes to the reference
         x, primary_weight, primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, cheap_weight,
         cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, input_scale, residual, act_weight,
-        cheap_act_weight, *codes, *scalars, bool(return_squeeze),
+        cheap_act_weight, *codes, *epsilons, bool(return_squeeze),
     )  # fmt: skip
     return (out, squeeze) if return_squeeze else out

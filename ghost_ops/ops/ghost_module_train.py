@@ -164,8 +164,8 @@ def ghost_module_train(
     out_channels: int | None = None,
     act: str = "relu",
     cheap_act: str = "relu",
-    act_slope: float = 0.01,
-    cheap_act_slope: float = 0.01,
+    act_slope: float | None = None,
+    cheap_act_slope: float | None = None,
     act_weight: torch.Tensor | None = None,
     cheap_act_weight: torch.Tensor | None = None,
     primary_eps: float = 1e-5,
@@ -210,15 +210,15 @@ def ghost_module_train(
     cheap = check.cheap(cheap_weight, m, x)
     check.batch_norm("primary", primary_bias, primary_gamma, primary_beta, m, x)
     check.batch_norm("cheap", cheap_bias, cheap_gamma, cheap_beta, cheap, x)
-    codes = check.halves(x, (m, cheap), out_channels, (act, cheap_act), (act_weight, cheap_act_weight))
+    codes = check.halves(
+        x, (m, cheap), out_channels, (act, act_slope, act_weight), (cheap_act, cheap_act_slope, cheap_act_weight)
+    )
     if x.shape[0] * x.shape[2] * x.shape[3] <= 1:
         check.fail("x", "more than 1 value per channel when training", f"input size {tuple(x.shape)}")
-    scalars = check.numbers(
-        act_slope=act_slope, cheap_act_slope=cheap_act_slope, primary_eps=primary_eps, cheap_eps=cheap_eps
-    )
+    epsilons = check.numbers(primary_eps=primary_eps, cheap_eps=cheap_eps)
     return train((
         x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma,
-        cheap_beta, act_weight, cheap_act_weight, *codes, *scalars,
+        cheap_beta, act_weight, cheap_act_weight, *codes, *epsilons,
     ))  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def squeeze_excite(
         reduce_bias: R, or None.
         expand_weight: C x R, or C x R x 1 x 1.
         expand_bias: C, or None.
-        act: activation of the hidden layer: any of :func:`ghost_module`'s but prelu and leaky_relu.
+        act: activation of the hidden layer: any of :func:`ghost_module`'s that has no slope.
         gate: clamp, hard_sigmoid, sigmoid or identity.
 
     Returns:

@@ -99,24 +99,19 @@ class Step:
 
 
 class MapStep(Step):
-    """A step that fills slot ``out`` with a map, like the one in slot ``source`` where it does not say otherwise.
+    """A step that fills slot ``out`` with a map, like the one in slot ``source`` where it does not say otherwise."""
 
-    Attributes:
-        module_types: PyTorch's modules that such a step may compute on its own; ``of_module`` makes the step.
-    """
-
-    module_types: ClassVar[tuple[type[nn.Module], ...]] = ()
     source: int
     out: int
 
     @classmethod
     def of_module(cls, module: nn.Module, source: int, out: int, channels: int) -> MapStep | None:
-        """The step that computes a module of ``module_types`` on a map of so many channels; None where none does."""
-        raise NotImplementedError
+        """The step that computes one of PyTorch's modules on a map of so many channels; None where none does."""
+        return None
 
     @staticmethod
     def module_of(function: object, arguments: tuple, options: Mapping[str, object]) -> nn.Module | None:
-        """The module of ``module_types`` that computes what a function does.
+        """The module for :meth:`of_module` that computes what a function does; None where there is none.
 
         Args:
             function: a function of a map, or the name of a tensor's method.
@@ -150,16 +145,20 @@ def register_step(cls: type[Step]) -> type[Step]:
     return cls
 
 
-def step_of_module(module: nn.Module) -> type[MapStep] | None:
-    """The kind of step that may compute a module on its own."""
-    kinds = (kind for kind in _KINDS.values() if issubclass(kind, MapStep))
-    return next((kind for kind in kinds if type(module) in kind.module_types), None)
+def _map_steps() -> list[type[MapStep]]:
+    return [kind for kind in _KINDS.values() if issubclass(kind, MapStep)]
+
+
+def step_of_module(module: nn.Module, source: int, out: int, channels: int) -> MapStep | None:
+    """The step that computes a module on its own, from slot to slot; None where there is none."""
+    steps = (kind.of_module(module, source, out, channels) for kind in _map_steps())
+    return next((step for step in steps if step is not None), None)
 
 
 def module_of_function(function: object, arguments: tuple, options: Mapping[str, object]) -> nn.Module | None:
-    """The module that computes what a function, or the method of a name, does after a map, where a step knows it."""
-    kinds = (kind for kind in _KINDS.values() if issubclass(kind, MapStep))
-    return next((m for kind in kinds if (m := kind.module_of(function, arguments, options)) is not None), None)
+    """The module that computes what a function, or the method of a name, does after a map; None where no step does."""
+    modules = (kind.module_of(function, arguments, options) for kind in _map_steps())
+    return next((module for module in modules if module is not None), None)
 
 
 def step_kinds() -> dict[int, type[Step]]:

@@ -15,6 +15,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA, EMULATOR = ROOT / "csrc" / "cuda", Path(__file__).with_name("emulator")
+LIST = ROOT / "ghost_ops" / "activations.inc"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 H200 = (132, 227 << 10)  # processors, bytes of shared memory a block
 FLAGS = (
@@ -28,7 +29,7 @@ def _build(name: str, sources: list[Path], *flags: str) -> Path:
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("g++")
     if compiler is None:
         pytest.skip("the emulator needs a C++ compiler")
-    read = sorted([*CUDA.glob("*"), *EMULATOR.glob("*"), *(ROOT / "csrc").glob("abi*.h")])
+    read = sorted([*CUDA.glob("*"), *EMULATOR.glob("*"), *(ROOT / "csrc").glob("a*.h"), LIST])
     digest = hashlib.sha256(
         b"".join(p.read_bytes() for p in read) + " ".join([*FLAGS, *flags, *map(str, sources)]).encode()
     )
@@ -36,7 +37,7 @@ def _build(name: str, sources: list[Path], *flags: str) -> Path:
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         own = built.with_suffix(f".{os.getpid()}")
-        include = [f"-I{ROOT / 'csrc'}", f"-I{EMULATOR}"]
+        include = [f"-I{ROOT / 'csrc'}", f"-I{LIST.parent}", f"-I{EMULATOR}"]
         subprocess.run([compiler, *FLAGS, *flags, *include, *map(str, sources), "-o", str(own)], check=True)
         own.replace(built)
     return built

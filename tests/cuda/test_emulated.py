@@ -7,7 +7,7 @@ import torch
 
 from ghost_ops.backends import reference
 from ghost_ops.backends.cuda.program import program
-from ghost_ops.program import Depthwise, Excite, Ghost, Layer, Load, Store
+from ghost_ops.program import Depthwise, Excite, Ghost, Layer, Load, MaxPool, Store
 from tests.cuda import emulate
 from tests.cuda.programs import Emulator, draw_block
 from tests.helpers import assert_as_accurate, surrounded_by_nan
@@ -72,6 +72,8 @@ def test_steps_without_kernels(dtype):
     emulator = Emulator()
     check(ours(p, x, emulator), p, x)
     assert len(emulator.plans) == 2
+    pooled = make_program(Load(0, 3, False), MaxPool(0, 1, 3, 2, 2, 0), Store(1))
+    assert torch.equal(ours(pooled, x[:, :3], Emulator()), torch.nn.functional.max_pool2d(x[:, :3], 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

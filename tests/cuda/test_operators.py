@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ghost_ops
+from ghost_ops.activations import ACTIVATIONS, NONE
 from ghost_ops.backends import cuda, reference
-from ghost_ops.backends.activation import LEAKY_RELU, NONE
 from ghost_ops.backends.cuda import launch, plan
 from ghost_ops.backends.cuda.ghost_module import _block_of, ghost_module
 from ghost_ops.backends.cuda.program import describe, fitting, program, summary
@@ -24,6 +24,8 @@ from tests.helpers import assert_as_accurate, make_map, poisoned_memory, randomi
 from tests.ops.cases import Errors
 from tests.program.cases import draw_program
 from tests.triton.interpreted.drawn import draw
+
+LEAKY_RELU = ACTIVATIONS.index("leaky_relu")
 
 LAST = torch.channels_last
 
@@ -235,7 +237,7 @@ def _by_step(x, packed, code, found):
 
 def test_bad_input_is_an_error_before_a_kernel_runs():
     """The private operators, called with what the package would never hand them."""
-    p, x = draw_block(3)
+    p, x = draw_block(4)
     packed = reference.program_pack(p.parameters, p.code)
     seen = []
     with pytest.MonkeyPatch.context() as patch:

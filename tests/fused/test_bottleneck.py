@@ -141,7 +141,7 @@ def test_wraps_the_articles_structure(inp, stride, use_se):
         assert_agree(module, x, backward=False)
     with torch.no_grad():
         assert why(module, x).startswith("as one block"), why(module, x)
-        module.conv.append(nn.Tanh())
+        module.conv.append(nn.Softplus())
         assert why(module, x).startswith("its parts")
         assert_agree(module, x, backward=False)
     twin = copy.deepcopy(module)

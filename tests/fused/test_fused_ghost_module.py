@@ -11,6 +11,7 @@ from ghost_ops.backends import native
 from ghost_ops.fused import FusedGhostModule
 from ghost_ops.fused.ghost_module import with_epilogues
 from ghost_ops.nn import GhostModule
+from tests.ops.activation_cases import MODULES
 
 from ..helpers import assert_as_accurate, draw_shapes, make_map, randomise
 from .twins import assert_agree, plain_twin, why
@@ -219,9 +220,7 @@ def test_wrong_inputs_raise_as_the_plain_module(x, error, training):
 
 
 @pytest.mark.parametrize("half", ["primary_conv", "cheap_operation"])
-@pytest.mark.parametrize(
-    "act", [nn.ReLU6(), nn.LeakyReLU(0.2), nn.PReLU(), nn.PReLU(6), nn.SiLU(), nn.Hardswish(), nn.Identity()]
-)
+@pytest.mark.parametrize("act", [*MODULES.values(), nn.PReLU(), nn.PReLU(6), nn.Identity()])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_activations(act, half, mode):
     module = FusedGhostModule(5, 12)

@@ -84,7 +84,7 @@ CHANGES = {
     "parametrised BatchNorm": lambda m: nn.utils.parametrize.register_parametrization(
         m.primary_conv[1], "weight", nn.Softplus()
     ),
-    "unknown activation": lambda m: m.primary_conv.__setitem__(2, nn.GELU()),
+    "unknown activation": lambda m: m.primary_conv.__setitem__(2, nn.Softplus()),
     "unknown norm": lambda m: m.cheap_operation.__setitem__(1, nn.InstanceNorm2d(6, affine=True)),
     "container swapped": lambda m: setattr(m, "primary_conv", nn.Sequential(nn.Conv2d(6, 6, 1), nn.Tanh())),
     "container extended": lambda m: m.cheap_operation.append(nn.Tanh()),

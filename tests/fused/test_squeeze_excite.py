@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ghost_ops import fused as gfused
-from ghost_ops.backends.activation import GATES, apply_gate
+from ghost_ops.activations import GATES, apply_gate
 from ghost_ops.nn.squeeze_excite import make_divisible
 
 from ..helpers import assert_as_accurate, make_map, randomise

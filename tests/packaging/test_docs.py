@@ -35,6 +35,17 @@ def test_links_lead_somewhere(page):
     assert not broken
 
 
+FOLDERS = "ghost_ops", "csrc", "tests", "benchmarks", "examples"
+FILES = {f"/{path.relative_to(ROOT).as_posix()}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")}
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("docs/**/*.md"), ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_source_files_that_are_named_exist(page):
+    named = set(re.findall(r"(?<![\w<>*/.-])(\w[\w/]*\.(?:py|cpp|cu|h|inc))\b", page.read_text()))
+    missing = {name for name in named - {"setup.py"} if not any(file.endswith("/" + name) for file in FILES)}
+    assert not missing
+
+
 def test_every_page_can_be_reached_from_the_index():
     index = ROOT / "docs" / "README.md"
     linked = {(index.parent / link.partition("#")[0]).resolve() for link in re.findall(r"\]\(([^)]+)\)", prose(index))}

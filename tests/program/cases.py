@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ghost_ops.activations import ACTIVATIONS, GATES, PRELU, WITH_NUMBER
 from ghost_ops.backends import reference
-from ghost_ops.backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, PRELU
 from ghost_ops.program import (
     BETA,
     BIAS,
@@ -106,7 +106,7 @@ class _Drawing:
     def layer(self, acts: Sequence[int] = range(len(ACTIVATIONS))) -> Layer:
         act, parts = self.rng.choice([0, 1, *acts]), self.rng.choice(PARTS)
         parts |= SLOPES if act == PRELU else 0
-        return Layer(parts, self.rng.choice([1e-5, 1e-3]), act, 0.2 if act == LEAKY_RELU else 0.0)
+        return Layer(parts, self.rng.choice([1e-5, 1e-3]), act, 0.2 if act in WITH_NUMBER else 0.0)
 
     def channels(self) -> int:
         return self.rng.choice([1, 3, 4, 7, 8, 12, 16, 17, 20, 24, 33, 40, self.rng.randint(1, self.most)])

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ghost_ops.activations import ACTIVATIONS, PRELU
 from ghost_ops.backends import native, reference
-from ghost_ops.backends.activation import LEAKY_RELU, PRELU
 from ghost_ops.ops.program import program, program_eval, program_pack
 from ghost_ops.program import (
     BIAS,
@@ -36,6 +36,8 @@ from ghost_ops.program import (
 from tests.helpers import make_map, surrounded_by_nan
 from tests.ops import guard_pages
 from tests.program.cases import draw_program, make_program, parameters_for, size_of
+
+LEAKY_RELU = ACTIVATIONS.index("leaky_relu")
 
 PLAIN = Layer()
 SLOTS = 4
@@ -126,7 +128,7 @@ REFUSED = {
     "other features": (change(7, FEATURES, channels=4), "a layer of other features"),
     "a layer before the pooling": (code(*VALID, Linear(8, 5, PLAIN)), "a layer of other features"),
     "a map after the pooling": (code(*FEATURES, Store(3)), "a map's step after the pooling"),
-    "no such activation": (change(1, layer=Layer(0, 0.0, 7)), "act is 7"),
+    "no such activation": (change(1, layer=Layer(0, 0.0, len(ACTIVATIONS))), f"act is {len(ACTIVATIONS)}"),
     "PReLU without slopes": (change(1, layer=Layer(0, 0.0, PRELU)), "a PReLU without slopes"),
     "slopes without PReLU": (change(1, layer=Layer(SLOPES, 0.0, LEAKY_RELU)), "slopes without one"),
     "no such parts": (change(1, layer=Layer(32)), "parts is 32"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ghost_ops.backends.activation import HARD_SIGMOID, HARD_SWISH, NONE, PRELU, RELU, SILU
+from ghost_ops.activations import ACTIVATIONS, GATES, NONE, PRELU, RELU
 from ghost_ops.backends.triton import (
     cheap_concat,
     convolution,
@@ -16,6 +16,8 @@ from ghost_ops.backends.triton import (
     ghost_module_train,
     squeeze_excite,
 )
+
+HARD_SIGMOID, HARD_SWISH, SILU = GATES.index("hard_sigmoid"), ACTIVATIONS.index("hard_swish"), ACTIVATIONS.index("silu")
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 

@@ -21,13 +21,13 @@ struct Depth {
   }
 };
 
-// Part of a run that lies in one tile: lanes of a row, from `from` on in A. What is not stored is not of this part.
-struct Part {
+// TilePart of a run that lies in one tile: lanes of a row, from `from` on in A. What is not stored is not of this part.
+struct TilePart {
   int64_t from, to, column;
   uint32_t lanes, stored;
 };
 
-int64_t parts_of(const Block& g, const Depth& depth, Part* out) {
+int64_t parts_of(const Block& g, const Depth& depth, TilePart* out) {
   int64_t found = 0;
   for (int64_t tile = 0; tile < depth.tiles; tile++) {
     const int64_t column = 2 * depth.first_pair(tile), begin = tile * kTwo;
@@ -46,7 +46,7 @@ int64_t parts_of(const Block& g, const Depth& depth, Part* out) {
 
 // Rows of a part, `a` the first of them, times `scale`, rounded.
 template <bool kScaled>
-void round_part(const Part& p, const float* a, int64_t a_row, int64_t rows, const float* scale, float* out,
+void round_part(const TilePart& p, const float* a, int64_t a_row, int64_t rows, const float* scale, float* out,
                 int64_t out_row) {
   const uint32_t low = p.lanes & 0xffff, high = p.lanes >> 16, stored = p.stored;
   Lanes::T low_scale{}, high_scale{};
@@ -162,7 +162,7 @@ void tile_block(const Gemm& all, const Block& g, int64_t columns, const Source& 
   alignas(64) float a[kTwo * kPairs], sums[2][kTwo * kTwo];
   const Depth depth(columns);
   const int64_t a_row = depth.tiles * kTile, writable = all.c_padded ? s.n_end : all.n;
-  Part parts[kMostRuns + kPairs / kTile];
+  TilePart parts[kMostRuns + kPairs / kTile];
   const int64_t part_count = parts_of(g, depth, parts);
   Panels panels(s, depth);
   ghost::Ahead none{}, &ahead = g.ahead ? *g.ahead : none;

@@ -84,24 +84,25 @@ struct Plain {
 constexpr int kRowsOfBase = 7;
 
 template <int MR>
-struct Rows {
+struct RowPointers {
   static constexpr int kBases = (MR + kRowsOfBase - 1) / kRowsOfBase;
   const char* base[kBases];
   int64_t once, thrice, five_times;  // the distance, bytes
 
-  Rows(const float* a, int64_t row) : once(row * (int64_t)sizeof(float)), thrice(3 * once), five_times(5 * once) {
+  RowPointers(const float* a, int64_t row)
+      : once(row * (int64_t)sizeof(float)), thrice(3 * once), five_times(5 * once) {
     for (int j = 0; j < kBases; j++) base[j] = (const char*)a + j * kRowsOfBase * once;
   }
-  GHOST_INLINE void hide(Rows& r) {
+  GHOST_INLINE void hide(RowPointers& r) {
     asm("" : "+r"(r.once), "+r"(r.thrice), "+r"(r.five_times));
 #pragma GCC unroll 4
     for (int j = 0; j < kBases; j++) asm("" : "+r"(r.base[j]));
   }
-  GHOST_INLINE const char* at(const Rows& r, int i) {
+  GHOST_INLINE const char* at(const RowPointers& r, int i) {
     const int64_t far[] = {0, r.once, 2 * r.once, r.thrice, 4 * r.once, r.five_times, 2 * r.thrice};
     return r.base[i / kRowsOfBase] + far[i % kRowsOfBase];
   }
-  GHOST_INLINE void step(Rows& r, int64_t bytes) {
+  GHOST_INLINE void step(RowPointers& r, int64_t bytes) {
 #pragma GCC unroll 4
     for (int j = 0; j < kBases; j++) r.base[j] += bytes;
   }
@@ -127,7 +128,7 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
     }
     const float *b0 = b.at[0], *b1 = b.at[1], *b2 = b.at[2];
     for (int64_t r = 0; r < g.run_count; r++) {
-      Rows<MR> a(g.a + row * a_row + g.runs[r].offset, a_row);
+      RowPointers<MR> a(g.a + row * a_row + g.runs[r].offset, a_row);
       for (int64_t k = g.runs[r].count; k > 0; k -= M::kFloats) {
         const float* const at[3] = {b0, b1, b2};
         Full::T w[NV ? NV : 1];
@@ -135,11 +136,11 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
 #pragma GCC unroll 3
         for (int j = 0; j < NV; j++) w[j] = Full::load(at[j * kLanes / kPanel] + j * kLanes % kPanel);
         if (NH) u = Tail::load(at[NV * kLanes / kPanel]);
-        Rows<MR>::hide(a);
+        RowPointers<MR>::hide(a);
 #pragma GCC unroll 28
         for (int i = 0; i < MR; i++) {
           using Widest = std::conditional_t<NV != 0, Full, Tail>;  // one broadcast: between registers it is slow
-          const auto x = M::template broadcast<Widest>(Rows<MR>::at(a, i));
+          const auto x = M::template broadcast<Widest>(RowPointers<MR>::at(a, i));
           if constexpr (NV != 0)
 #pragma GCC unroll 3
             for (int j = 0; j < NV; j++) v[i][j] = M::template multiply<Full>(x, w[j], v[i][j]);
@@ -150,7 +151,7 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
           __builtin_prefetch(ahead, 0, 2);
           ahead += ahead_step;
         }
-        Rows<MR>::step(a, M::kFloats * a_col * sizeof(float));
+        RowPointers<MR>::step(a, M::kFloats * a_col * sizeof(float));
         b0 += row0;
         if (kStreams > 1) b1 += row1;
         if (kStreams > 2) b2 += row2;

@@ -46,13 +46,27 @@ const float* Packer::epilogue(const Layer& l, int64_t channels, float* bias, flo
     shift = folded;
   }
   if (shift) std::copy_n(shift, kept, bias);
-  if (l.act == kLeakyRelu) std::fill_n(slopes, kept, static_cast<float>(l.slope));
+  if (slope_kind(l.act) == kNumber) std::fill_n(slopes, kept, static_cast<float>(l.slope));
   if (l.has_slopes) {
     const Tensor& t = next();
     check_.that(t.numel() == channels || t.numel() == 1, "parameters", "1 slope or one per channel", t.numel());
     const float* s = dense(t, scratch_);
     for (int64_t i = 0; i < kept; i++) slopes[i] = s[t.numel() == 1 ? 0 : i];
   }
+  return scale;
+}
+
+const float* Packer::lanes_epilogue(const Layer& l, const Channels& c, bool has_bias) {
+  const int64_t count = padded(c.count());
+  float *bias = scratch_.floats(count), *slopes = scratch_.floats(count);
+  const float* scale = epilogue(l, c.count(), bias, slopes);
+  const auto spread = [&](const float* from, float* to) {
+    std::fill_n(to, padded(c.pixel()), 0.f);
+    std::copy_n(from, c.first, to);
+    std::copy_n(from + c.first, c.second, to + c.second_at());
+  };
+  if (has_bias) spread(bias, at(l.bias));
+  if (l.packs_slopes()) spread(slopes, at(l.slopes));
   return scale;
 }
 

@@ -29,6 +29,8 @@ class Packer {
   const float* epilogue(const Layer& layer, int64_t channels, int64_t kept = -1) {
     return epilogue(layer, channels, at(layer.bias), at(layer.slopes), kept);
   }
+  /// The same of a layer that goes on all lanes of a pixel; without a bias where none is packed.
+  const float* lanes_epilogue(const Layer& layer, const Channels& channels, bool has_bias = true);
   /// All of a layer that is a product of n x k weights.
   void product(const Layer& layer, int64_t n, int64_t k);
   /// n x k weights, each row times its scale.

@@ -87,20 +87,18 @@ void StepReader::check_slots(const Step& t) const {
     if (source >= 0 && step(source).out == t.out) refuse("a slot that is read and written at once");
 }
 
-void StepReader::keep_lanes(Step& t) const {
-  t.out_channels = t.in_channels, t.columns = t.in_channels.pixel();
-  if (!step(t.in).whole_vectors) refuse("whole vectors of an input by channels");
+int64_t StepReader::take(int64_t floats) {
+  const int64_t at = program_.packed_floats;
+  program_.packed_floats += aligned(floats);
+  return at;
 }
 
 void StepReader::place(Layer& l, int64_t weight_floats, int64_t channels) {
-  const auto take = [&](int64_t floats) {
-    const int64_t at = program_.packed_floats;
-    program_.packed_floats += aligned(floats);
-    return at;
-  };
-  l.weight = take(weight_floats), l.bias = take(padded(channels)), l.slopes = program_.packed_floats;
-  if (l.packs_slopes()) take(padded(channels));
+  l.weight = take(weight_floats), l.bias = take(channels);
+  place_slopes(l, channels);
 }
+
+void StepReader::place_slopes(Layer& l, int64_t channels) { l.slopes = take(l.packs_slopes() ? channels : 0); }
 
 void StepReader::place_product(Layer& l, int64_t n, int64_t k) { place(l, format().floats(n, k), n); }
 

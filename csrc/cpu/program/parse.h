@@ -38,14 +38,13 @@ class StepReader {
   void read_map(Step& step, int64_t slot, int64_t channels) const;
   /// Refuses a step that writes the slot that it reads.
   void check_slots(const Step& step) const;
-  /// Lets the step read all lanes of its input, and write as many.
-  void keep_lanes(Step& step) const;
 
   const Step& step(int64_t index) const { return program_[index]; }
   const WeightFormat& format() const { return *program_.format; }
 
   /// Room for a layer of so many floats of weights and so many channels.
   void place(Layer& layer, int64_t weight_floats, int64_t channels);
+  void place_slopes(Layer& layer, int64_t channels);
   /// The same for a product of n x k weights.
   void place_product(Layer& layer, int64_t n, int64_t k);
   /// The same for layers of a few rows, each of which is read once: those of one call are read where they lie.
@@ -55,6 +54,8 @@ class StepReader {
 
  private:
   friend struct Program;
+
+  int64_t take(int64_t floats);
 
   const std::vector<int64_t>& list_;
   Program& program_;

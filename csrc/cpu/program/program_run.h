@@ -20,6 +20,8 @@ struct Value {
   Ring ring;
 
   float* row(int64_t y) const { return data + ring.place(y) * w * pixel; }
+  /// Lanes [c0, c1) of a pixel, as far as they may be read.
+  int64_t lanes(int64_t c0, int64_t c1) const { return (is_padded ? c1 : std::min(c1, channels.count())) - c0; }
   int64_t width_of(int64_t channels) const { return is_padded ? by_eight(channels) : channels; }
 };
 

@@ -30,7 +30,7 @@ struct Layer {
   Act act = kNone;
   int64_t weight = 0, bias = 0, slopes = 0;  // in floats
   int64_t raw = -1;                          // its number among the layers whose weights are read where they lie
-  bool packs_slopes() const { return act == kLeakyRelu || act == kPrelu; }
+  bool packs_slopes() const { return slope_kind(act) != kNoSlope; }
 };
 
 /// Rows [first, end) of a map.
@@ -80,6 +80,9 @@ class Step {
   int64_t packed_end = 0;  // where its pieces end in the packed tensor
 
   virtual ~Step() = default;
+
+  /// Its output has the channels of its input, and threads share all lanes.
+  void keep_channels() { out_channels = in_channels, columns = in_channels.pixel(); }
 
   // Its place in a program.
   virtual bool is_entry() const { return false; }        // it reads the program's input

@@ -7,8 +7,8 @@ from math import prod
 
 import torch
 
+from ...activations import WITH_NUMBER
 from ...program import Folded, Ghost, Layer
-from ..activation import LEAKY_RELU
 from . import launch
 from .elsewhere import elsewhere
 from .weights import Block, Weights, module
@@ -59,7 +59,7 @@ def ghost_module(
         raise ValueError(f"ghost_ops: out_channels: expected {m} to {m + made}, got {out_channels}")
     step = Ghost(0, 1, -1, False, False, c, m, made, out_channels, kernel, Layer(act=act), Layer(act=cheap_act))
     slopes = [
-        torch.full((1,), slope, device=x.device) if code == LEAKY_RELU else weight
+        torch.full((1,), slope, device=x.device) if code in WITH_NUMBER else weight
         for code, slope, weight in ((act, act_slope, act_weight), (cheap_act, cheap_act_slope, cheap_act_weight))
     ]
     tensors = [primary_weight, primary_bias, slopes[0]]

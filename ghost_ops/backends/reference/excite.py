@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from ..activation import activate, apply_gate
+from ...activations import activate, apply_gate
 from .cheap_concat import match
 
 

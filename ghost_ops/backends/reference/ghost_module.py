@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ...activations import activate, activate_backward
 from ...folding import fold
-from ..activation import activate, activate_backward
 from .cheap_concat import channel_sums, cheap_concat, cheap_concat_backward, depthwise_backward, finish, given, match
 
 

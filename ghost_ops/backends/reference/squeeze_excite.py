@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from ..activation import activate, activate_backward, apply_gate, gate_backward
+from ...activations import activate, activate_backward, apply_gate, gate_backward
 from .cheap_concat import given, match
 
 

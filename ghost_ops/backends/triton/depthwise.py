@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..activation import NONE
+from ...activations import NONE
 from ..reference import depthwise_backward as in_pytorch
 from . import checks, launch, tiles
 from .activation import activate, affine, normalized, slopes

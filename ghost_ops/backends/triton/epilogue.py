@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..activation import NONE, PRELU
+from ...activations import NONE, PRELU
 from . import launch, tiles
 from .sums import CHANNELS_PER_PROGRAM
 

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .. import activation as plain
 from . import checks, launch
-from .activation import activate, gate_value, load_or
+from .activation import activate, apply_gate, load_or
 from .launch_cache import cached_launches
 from .maps import assume_multiple
 
@@ -38,7 +38,7 @@ def linear_kernel(
     mask = (rows < ROWS)[:, None] & (columns < OUTER)[None, :]
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
     if gated is not None:
-        tl.store(gated + at, gate_value(acc, GATE).to(out.dtype.element_ty), mask=mask)
+        tl.store(gated + at, apply_gate(acc, GATE).to(out.dtype.element_ty), mask=mask)
 
 
 def linear(v, weight, bias, act, gate=None):

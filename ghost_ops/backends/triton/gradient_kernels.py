@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activation import PRELU, activate, affine, derivative, load_or, normalized, slopes
+from .activation import PRELU, activate, activate_backward, affine, load_or, normalized, slopes
 from .maps import (
     assume_multiple,
     assume_multiple_strides,
@@ -49,7 +49,7 @@ def through_activation(
     """A row of the gradient of activations' arguments ``a``, 0 outside of ``mask``, and of their results."""
     at = row * grad_h + columns[:, None] * grad_w + channels[None, :] * grad_c
     g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
-    return tl.where(mask, g * derivative(a, ACT, slope[None, :]), 0.0), g
+    return tl.where(mask, activate_backward(g, a, ACT, slope[None, :]), 0.0), g
 
 
 @triton.jit
@@ -225,7 +225,7 @@ def primary_epilogue_bwd_kernel(
             at = row * grad_h + columns[:, None] * grad_w + channels[None, :] * grad_c
             g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32) + acc[0]
             a1 = (z1 - middle[None, :]) * scale[None, :] + shift[None, :]
-            g1 = tl.where(mask, g * derivative(a1, PRIMARY_ACT, neg_slope[None, :]), 0.0)
+            g1 = tl.where(mask, activate_backward(g, a1, PRIMARY_ACT, neg_slope[None, :]), 0.0)
             first += g1
             second += tl.where(mask, g1 * (z1 - center[None, :]), 0.0)
             if PRIMARY_ACT == PRELU:

@@ -47,7 +47,8 @@ def _plan(packed: torch.Tensor, steps: tuple[int, ...], length: int, device: tor
     folded = unpack(weights.places(length), decoded, weights)
     shapes = [[[None if t is None else tuple(t.shape) for t in layer] for layer in layers] for layers in folded]
     found = [t for layers in folded for layer in layers for t in layer if t is not None]
-    index = torch.cat([(t.permute(2, 3, 1, 0) if _by_taps(t.shape) else t).reshape(-1) for t in found])
+    flat = [(t.permute(2, 3, 1, 0) if _by_taps(t.shape) else t).reshape(-1) for t in found]
+    index = torch.cat([torch.zeros(0), *flat])
     return _Plan(decoded, weights, index.to(torch.int32).to(device), shapes, [t.numel() for t in found])
 
 

@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import activation as plain
+from ... import activations as plain
 from . import checks, launch, tiles
-from .activation import gate_value
+from .activation import apply_gate
 from .excite import linear
 from .launch_cache import cached_launches
 from .maps import assume_multiple, assume_multiple_strides, tile_coords
@@ -54,7 +54,7 @@ def scale_kernel(
     x += image * x_n
     out += image * out_n
     vector = image * C + channels
-    scale = gate_value(tl.load(logits + vector, mask=wanted, other=0.0).to(tl.float32), GATE)
+    scale = apply_gate(tl.load(logits + vector, mask=wanted, other=0.0).to(tl.float32), GATE)
     more = tl.zeros((BM,), tl.float32)
     if shift is not None:
         more = tl.load(shift + vector, mask=wanted, other=0.0).to(tl.float32)

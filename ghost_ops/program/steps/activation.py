@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...activations import activate
+from ...activations import NONE, PRELU, activate, code_of, module_of, slope_of
 from ..layer import SLOPES, Folded, Layer
 from ..packed_layer import PackedLayer
 from ..step import MapStep, register_step
@@ -37,6 +37,18 @@ class Activation(MapStep):
     squeeze: bool
     channels: int
     layer: Layer
+
+    @classmethod
+    def of_module(cls, module, source, out, channels):
+        code = code_of(module)
+        if code in (None, NONE):
+            return None
+        layer = Layer(SLOPES if code == PRELU else 0, act=code, slope=slope_of(module, code))
+        return cls(source, out, False, channels, layer)
+
+    @staticmethod
+    def module_of(function, arguments, options):
+        return module_of(function, arguments, options)
 
     def folded(self, tensors, fold):
         return [Folded(None, None, next(tensors) if self.layer.parts & SLOPES else None)]

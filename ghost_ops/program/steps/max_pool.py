@@ -19,7 +19,6 @@ class MaxPool(MapStep):
     """
 
     kind = 8
-    module_types = (nn.MaxPool2d,)
     source: int
     out: int
     channels: int
@@ -29,6 +28,8 @@ class MaxPool(MapStep):
 
     @classmethod
     def of_module(cls, module, source, out, channels):
+        if type(module) is not nn.MaxPool2d:
+            return None
         kernel, stride, padding, dilation = map(
             _pair, (module.kernel_size, module.stride, module.padding, module.dilation)
         )

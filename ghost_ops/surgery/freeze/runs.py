@@ -14,12 +14,12 @@ from ...fused.behaviour import Fused, block_of
 from ...fused.builder import Builder
 from ...fused.errors import Unfusable
 from ...fused.frozen import FrozenProgram
-from ...fused.layers import ACTIVATION_TYPES, LinearAct, activation_code, conv_bn_act, take_layer
+from ...fused.layers import LinearAct, activation_code, conv_bn_act, take_layer
 from ...fused.structure import is_hooked
+from ...program import module_of_function
 
 _LONGEST_LAYER = 5  # nodes: a convolution, a BatchNorm, an activation, and what does nothing between them
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
-_ACT_FUNCTIONS = {F.relu: nn.ReLU, torch.relu: nn.ReLU, F.relu6: nn.ReLU6, F.silu: nn.SiLU, F.hardswish: nn.Hardswish}
 
 
 def replace_runs(
@@ -124,8 +124,12 @@ class Run:
         return users[0] if len(users) == 1 and users[0].op in ("call_module", "call_function", "call_method") else None
 
     def _module_of(self, node: fx.Node | None) -> nn.Module | None:
-        plain = node is not None and node.op == "call_module" and len(node.args) == 1 and not node.kwargs
-        return self.modules[node.target] if plain else None
+        """The module that a node calls, or one of PyTorch's that computes the same as the function that it calls."""
+        if node is None or len(node.all_input_nodes) != 1 or not node.args:
+            return None
+        if node.op == "call_module":
+            return self.modules[node.target] if len(node.args) == 1 and not node.kwargs else None
+        return module_of_function(node.target, node.args[1:], node.kwargs)
 
     def _unit(self, node: fx.Node) -> list[fx.Node]:
         """Nodes of the next unit, now part of the program; none where no program computes it."""
@@ -144,6 +148,8 @@ class Run:
         if self.flat is not None and self._is_flattening(node, module):
             self.flat = True
             return [*(user for user in self.last.users if user is not node), node]  # with its size, see _next
+        if self.flat is None and self.builder.steps and module is not None:
+            return self._step(node, module)
         return []
 
     # Units
@@ -162,6 +168,13 @@ class Run:
         self.parts.append(name)
         self.has_block = True
         return True
+
+    def _step(self, node: fx.Node, module: nn.Module) -> list[fx.Node]:
+        """A module of PyTorch's that is a step of its own; raises ``Unfusable``."""
+        source, self.slot = self.slot, self.builder.module(module, self.slot)
+        self.builder.release(source)
+        self.parts += [node.target] if node.op == "call_module" else []
+        return [node]
 
     def _source(self, channels: int) -> int:
         return self.slot if self.builder.steps else self.builder.load(channels)
@@ -201,22 +214,13 @@ class Run:
         """A node and the next ones that may belong to its layer, each with the modules that it stands for."""
         items: list[tuple[fx.Node, nn.Module | None]] = []
         for _ in range(_LONGEST_LAYER):
-            module = self._activation(node) or self._module_of(node)
+            module = self._module_of(node)
             items += [(node, m) for m in self.opened.get(module, (module,))]
             following = self._next(node)
             if following is None:
                 break
             node = following
         return items
-
-    def _activation(self, node: fx.Node | None) -> nn.Module | None:
-        module = self._module_of(node)
-        if type(module) in ACTIVATION_TYPES:
-            return module
-        known = node is not None and node.op == "call_function" and node.target in _ACT_FUNCTIONS
-        if known and len(node.args) == 1 and set(node.kwargs) <= {"inplace"}:
-            return _ACT_FUNCTIONS[node.target]()
-        return None
 
     def _is_pooling(self, node: fx.Node, module: nn.Module | None) -> bool:
         if type(module) is nn.AdaptiveAvgPool2d:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ghost_ops import FusedGhostBottleneck, FusedGhostModule
 from ghost_ops import nn as ghost_nn
@@ -11,7 +12,7 @@ from ghost_ops.backends import reference, triton
 from ghost_ops.backends.triton import forward
 from ghost_ops.fused import block, bottleneck
 from ghost_ops.fused.frozen import FrozenProgram
-from ghost_ops.program import BFLOAT16, FLOAT32, Conv, with_precision
+from ghost_ops.program import BFLOAT16, FLOAT32, Conv, Load, MaxPool, Store, encode, with_precision
 from tests.helpers import assert_as_accurate, on, randomise
 from tests.ops.cases import Errors
 from tests.program.cases import draw_call, draw_program, mismatch, program_of_other_steps
@@ -113,6 +114,11 @@ def test_programs_with_steps_without_kernels():
     packed = reference.program_pack(p.parameters, p.code)
     plain, exact = (reference.program(v, packed, p.code) for v in (x, x.double()))
     assert_as_accurate(triton.load("program")(x, packed, p.code), plain, exact, 4.0)
+
+
+def test_a_program_without_parameters():
+    x, code = torch.randn(2, 3, 5, 6), encode([Load(0, 3, False), MaxPool(0, 1, 3, 2, 2, 0), Store(1)], 2)
+    assert torch.equal(triton.load("program")(x, torch.zeros(0), code), F.max_pool2d(x, 2))
 
 
 def test_frozen_bottleneck():

@@ -13,24 +13,17 @@ class Depthwise final : public Step {
     out = r.slot(), squeeze = r.flag("squeeze");
     r.read_map(*this, source, r.channels("channels"));
     kernel_ = r.odd_kernel(), stride_ = r.stride(), layer_ = r.layer();
-    r.keep_lanes(*this);
+    keep_channels();
+    if (!r.step(in).whole_vectors) r.refuse("whole vectors of an input by channels");
     r.check_slots(*this);
     r.place(layer_, kernel_ * kernel_ * padded(columns), columns);
   }
 
   void pack(Packer& packer) const override {
     const Channels& c = in_channels;
-    const int64_t logical = padded(c.count());
-    const float* weight = packer.weight({c.count(), 1, kernel_, kernel_});
-    std::vector<float> epilogue(2 * logical);
-    const float* scale = packer.epilogue(layer_, c.count(), epilogue.data(), epilogue.data() + logical);
-    const Packer::Piece halves[] = {{0, 0, c.first}, {c.first, c.second_at(), c.second}};
-    packer.taps(layer_, weight, kernel_, scale, {halves[0], halves[1]}, padded(columns));
-    std::fill(packer.at(layer_.bias), packer.at(packed_end), 0.f);
-    for (const Packer::Piece& p : halves) {
-      std::copy_n(&epilogue[p.from], p.count, packer.at(layer_.bias + p.to));
-      if (layer_.packs_slopes()) std::copy_n(&epilogue[logical + p.from], p.count, packer.at(layer_.slopes + p.to));
-    }
+    const float* weight = packer.weight({channels, 1, kernel_, kernel_});
+    const float* scale = packer.lanes_epilogue(layer_, c);
+    packer.taps(layer_, weight, kernel_, scale, {{0, 0, c.first}, {c.first, c.second_at(), c.second}}, padded(columns));
   }
 
   bool set_size(StepPlan& s) const override {

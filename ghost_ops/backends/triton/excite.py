@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import activation as plain
+from ... import activations as plain
 from . import checks, launch
 from .activation import activate, apply_gate, load_or
 from .launch_cache import cached_launches

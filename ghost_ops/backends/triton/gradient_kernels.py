@@ -132,8 +132,8 @@ def cheap_norm_bwd_kernel(
 ):  # fmt: skip
     """B2, first part: z2 in ``grad_z2`` becomes ∂z2, through a BatchNorm over the batch. Grid: see ``tile_coords``;
     blocks are of CHEAP_CHANNELS."""
-    M, OUT_CHANNELS = assume_multiple(M, UNIT), assume_multiple(OUT_CHANNELS, UNIT)
-    CHEAP_CHANNELS = assume_multiple(CHEAP_CHANNELS, UNIT)
+    M, CHEAP_CHANNELS = assume_multiple(M, UNIT), assume_multiple(CHEAP_CHANNELS, UNIT)
+    OUT_CHANNELS = assume_multiple(OUT_CHANNELS, UNIT)
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(
         CHEAP_CHANNELS, H, W, splits, per_split, BW, BM, WIDE

@@ -123,7 +123,7 @@ def test_a_program_without_parameters():
 
 def test_frozen_bottleneck():
     block = randomise(FusedGhostBottleneck(6, 10, 8, se_ratio=0.25)).eval()
-    frozen = FrozenProgram.of(block._ghost_ops._built(block))
+    frozen = FrozenProgram.of(block._ghost_ops._compiled(block))
     x = torch.randn(2, 6, 7, 5, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours, plain = frozen(x), reference.program(x, frozen.packed, frozen.steps)

@@ -29,6 +29,21 @@ def test_codes_stay():
     assert listed == list(range(len(ACTIVATIONS)))
 
 
+def test_old_names_warn():
+    from ghost_ops.backends import activation
+
+    for name, now in (
+        ("SILU", 5),
+        ("HARD_SIGMOID", 1),
+        ("ACTIVATIONS", ACTIVATIONS),
+        ("activate", activations.activate),
+    ):
+        with pytest.warns(DeprecationWarning, match="ghost_ops.activations"):
+            assert getattr(activation, name) == now
+    with pytest.raises(AttributeError):
+        _ = activation.GELU
+
+
 def test_every_activation_has_a_case():
     assert MODULES.keys() == set(ACTIVATIONS) - {"none", "prelu", "clamp"}
 

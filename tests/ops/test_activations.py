@@ -76,7 +76,7 @@ def test_definitions(act):
         else:
             value, gradient = by_pytorch(act, z, grad)
         z, slope = z.detach(), 0.3
-        close = {"rtol": 1e-7, "atol": 1e-12, "equal_nan": True}  # 1e-7: its hard-sigmoid's sixth is a float
+        close = {"rtol": 1e-6, "atol": 1e-12, "equal_nan": True}  # 1e-6: some of its constants are floats
         torch.testing.assert_close(activations._VALUES[code](z, slope), value, **close)
         known = ~z.isnan()
         ours = activations.activate_backward(grad, z, code, slope)[0]

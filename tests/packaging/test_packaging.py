@@ -118,14 +118,17 @@ def test_sdist_holds_what_a_build_needs(checkout, tmp_path):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = {p.relative_to(checkout).as_posix() for p in (checkout / "csrc").rglob("*") if p.is_file()}
-    assert sources | {"ghost_ops/ops/schemas.inc", "setup.py", "pyproject.toml", "LICENSE"} <= names
+    assert (
+        sources | {"ghost_ops/activations.inc", "ghost_ops/ops/schemas.inc", "setup.py", "pyproject.toml", "LICENSE"}
+        <= names
+    )
     assert not any(name.endswith((".so", ".o")) for name in names)
 
 
 def test_wheel_is_for_every_python(wheel):
     assert wheel.name.split("-", 2)[2].startswith("py3-none-linux_")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"ghost_ops/_cpu.so", "ghost_ops/ops/schemas.inc"} <= set(names)
+    assert {"ghost_ops/_cpu.so", "ghost_ops/activations.inc", "ghost_ops/ops/schemas.inc"} <= set(names)
     assert all(name.startswith(("ghost_ops/", "ghost_ops-")) for name in names)
 
 

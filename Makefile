@@ -10,7 +10,7 @@ VENV        ?= .venv
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/ops/schemas.inc
+SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activations.inc ghost_ops/ops/schemas.inc
 
 .PHONY: demo test bench gpu lint format clean distclean
 .DELETE_ON_ERROR:
@@ -56,7 +56,7 @@ clean:
 distclean: clean
 	rm -rf $(VENV)
 
-# The stamps. torch comes first, and by itself, so that TORCH alone decides which one it is.
+# The stamps. torch comes first, and by itself, so that only TORCH decides which one it is.
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install "$(TORCH)"

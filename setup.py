@@ -1,4 +1,4 @@
-"""Builds the compiled kernels with ninja. Everything else about the package stands in pyproject.toml.
+"""Builds the compiled kernels with ninja. Everything else about the package is in pyproject.toml.
 
 The kernels need Linux and a C++17 compiler; without them the package installs as pure Python, and its reference
 backend runs. torch is not needed to build: csrc/abi.h declares what the library calls.
@@ -11,6 +11,7 @@ Environment variables:
   CXX, CC, CXXFLAGS, LDFLAGS, CUDA_HOME, MAX_JOBS  as usual
 """
 
+import io
 import os
 import re
 import shlex
@@ -19,8 +20,9 @@ import subprocess
 import sys
 import sysconfig
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -29,7 +31,7 @@ from setuptools.command.build_ext import build_ext
 PACKAGE, CSRC = Path("ghost_ops"), Path("csrc")
 
 COMMON = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast".split()
-COMMON += "-Wall -Wextra -Wno-unknown-pragmas -Icsrc -Ighost_ops/ops".split()
+COMMON += "-Wall -Wextra -Wno-unknown-pragmas -Icsrc -Ighost_ops -Ighost_ops/ops".split()
 KERNEL = "-fno-exceptions -fno-rtti -fno-threadsafe-statics".split()
 
 # The levels x86-64-v2, v3 and v4, spelled out for compilers older than these names.
@@ -40,11 +42,11 @@ X86_64_V4 = [*X86_64_V3, *"-mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl
 
 CUDA_ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0 12.0"
 CUDA_DTYPES = "float32", "float16", "bfloat16"  # csrc/cuda/kernels.cu is compiled for each
-CUDA = "-O3 -std=c++17 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall".split()
+CUDA = "-O3 -std=c++17 -Icsrc -Ighost_ops -Xcompiler -fPIC,-fvisibility=hidden,-Wall".split()
 
 
 class Unable(Exception):
-    """Why the kernels cannot be built here."""
+    """Says why the kernels cannot be built here."""
 
 
 @cache
@@ -131,7 +133,7 @@ def architectures() -> list[str]:
         if not matched:
             raise Unable(f'TORCH_CUDA_ARCH_LIST: expected numbers such as "8.0;9.0+PTX", got {name!r}')
         number = "".join(matched.group(1, 2, 3))
-        if int(matched[1]) < 8:  # the list is often everybody's; on such devices other backends run
+        if int(matched[1]) < 8:  # the list is often meant for other packages too; on such devices other backends run
             continue
         if f"compute_{number.rstrip('af')}" in listed:
             found += [f"sm_{number}", *([f"compute_{number}"] if matched[4] else [])]
@@ -163,32 +165,28 @@ class Ninja:
     """A build.ninja in the making. Paths are relative to the repository, where ninja runs."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self.text = f"""builddir = {folder}
-cxx = {_quote(compiler())}
-nvcc = {_quote([] if why_not_cuda() else nvcc())}
-ldflags = {_quote(shlex.split(os.environ.get("LDFLAGS", "")))}
-rule compile
-  command = $cxx $flags -MMD -MF $out.d -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-  description = compile $out
-rule nvcc
-  command = $nvcc $flags -MD -MF $out.d -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-  description = compile $out
-rule link_cuda
-  command = $nvcc -shared -cudart static '-Xcompiler=-Wl\\,--no-as-needed' -o $out $in $flags
-  description = link $out
-rule link
-  command = $cxx -shared $ldflags -Wl,--no-as-needed -o $out $in $flags
-  description = link $out
-"""
+        self.folder, self.text = folder, io.StringIO()
+        self.writer = ninja_syntax().Writer(self.text, width=sys.maxsize)
+        variables = {
+            "cxx": compiler(),
+            "nvcc": [] if why_not_cuda() else nvcc(),
+            "ldflags": shlex.split(os.environ.get("LDFLAGS", "")),
+        }
+        self.writer.variable("builddir", str(folder))
+        for name, words in variables.items():
+            self.writer.variable(name, _quote(words))
+        compiles = {"description": "compile $out", "depfile": "$out.d", "deps": "gcc"}
+        self.writer.rule("compile", "$cxx $flags -MMD -MF $out.d -c $in -o $out", **compiles)
+        self.writer.rule("nvcc", "$nvcc $flags -MD -MF $out.d -c $in -o $out", **compiles)
+        link = "$cxx -shared $ldflags -Wl,--no-as-needed -o $out $in $flags"
+        link_cuda = r"$nvcc -shared -cudart static '-Xcompiler=-Wl\,--no-as-needed' -o $out $in $flags"
+        self.writer.rule("link", link, "link $out")
+        self.writer.rule("link_cuda", link_cuda, "link $out")
 
     def _build(self, output: str, rule: str, inputs: list[Path], flags: list[str]) -> Path:
-        self.text += f"\nbuild {self.folder / output}: {rule} {_quote(inputs)}\n  flags = {_quote(flags)}\n"
-        return self.folder / output
+        path = self.folder / output
+        self.writer.build(str(path), rule, list(map(str, inputs)), variables={"flags": _quote(flags)})
+        return path
 
     def compile(self, source: Path, flags: list[str], variant: str = "") -> Path:
         output = f"{source.relative_to(CSRC).with_suffix('')}{variant}.o"
@@ -214,12 +212,11 @@ rule link
         import fcntl
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        ninja = [sys.executable, "-m", "ninja"] if find_spec("ninja") else ["ninja"]  # PyPI's, else the machine's
         jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
         with open(self.folder / "lock", "w") as lock:  # two builds of one checkout take turns
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (self.folder / "build.ninja").write_text(self.text)
-            if subprocess.run([*ninja, "-f", self.folder / "build.ninja", *jobs]).returncode:
+            (self.folder / "build.ninja").write_text(self.text.getvalue())
+            if subprocess.run([sys.executable, "-m", "ninja", "-f", self.folder / "build.ninja", *jobs]).returncode:
                 sys.exit(
                     "ghost_ops: the kernels do not compile (GHOST_OPS_NATIVE=0 installs without them, GHOST_OPS_CUDA=0 "
                     "without those for CUDA)"
@@ -227,7 +224,15 @@ rule link
 
 
 def _quote(words: list) -> str:
-    return shlex.join(map(str, words)).replace("$", "$$")
+    return ninja_syntax().escape(shlex.join(map(str, words)))
+
+
+def ninja_syntax() -> ModuleType:
+    """The writer of build files that comes with PyPI's ninja, which pyproject.toml asks for."""
+    try:
+        return import_module("ninja.ninja_syntax")
+    except ImportError:
+        sys.exit("ghost_ops: the Python package ninja is needed to build the kernels: pip install ninja")
 
 
 def describe_build(ninja: Ninja) -> tuple[Path, ...]:
@@ -255,7 +260,7 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
             ninja.compile_cuda(CSRC / "cuda/kernels.cu", f".{dtype}", (f"-DGHOST_DTYPE={dtype}",))
             for dtype in CUDA_DTYPES
         ]
-        objects.append(ninja.compile_cuda(CSRC / "cuda/limits.cu"))
+        objects.append(ninja.compile_cuda(CSRC / "cuda/device_info.cu"))
         libraries.append(ninja.link_cuda("_cuda.so", [*objects, torch_cpu, ninja.stub("libtorch_cuda.so")]))
 
     dev_sources = sorted(CSRC.glob("dev/*.cpp"))
@@ -270,7 +275,7 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
             wide = [*KERNEL, *sets["avx2"], "-Wno-psabi", "-DGHOST_SIXTEEN_LANES"]
             for source in sorted(CSRC.glob("cpu/kernels/*.cpp")):
                 kernels.append(ninja.compile(source, [*wide, "-DGHOST_ISA=wide"], variant=".wide"))
-            tiles = [*wide, "-DGHOST_ISA=tiles", "-DGHOST_EMULATED_TILES"]  # of AMX
+            tiles = [*wide, "-DGHOST_ISA=tiles", "-DGHOST_EMULATED_TILES"]  # emulates AMX
             kernels.append(ninja.compile(pairs, tiles, variant=".tiles"))
         libraries.append(ninja.link(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}", [*objects, *isa, *kernels]))
     return tuple(libraries)
@@ -296,7 +301,7 @@ class BuildNative(build_ext):
         ninja.run()
         to = PACKAGE if self.inplace or self.editable_mode else Path(self.build_lib) / PACKAGE
         to.mkdir(parents=True, exist_ok=True)
-        (to / "_cuda.so").unlink(missing_ok=True)  # of a build that had it
+        (to / "_cuda.so").unlink(missing_ok=True)  # left by a build that had it
         for library in self.built:  # replaced, not overwritten: a process that has loaded the old one keeps it
             os.replace(shutil.copy2(library, to / f"{library.name}.new"), to / library.name)
 

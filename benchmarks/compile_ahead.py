@@ -1,6 +1,6 @@
 """Compile the Triton kernels of a run ahead of time, for a device that is not there, into a cache to be carried to it.
 
-Time on a device is dear, and most of a first run there is compiling: the GPU tests alone have some 3000 kernels. Here
+Time on a device is expensive, and most of a first run there is compiling: the GPU tests have some 3000 kernels. Here
 the operators run on CPU tensors with a driver that compiles as that device would ask it to, and launches nothing. On
 the device the same Triton (the same wheel and Python), with TRITON_CACHE_DIR naming the same path, finds all of it.
 
@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,15 +67,18 @@ def prepare(cache: Path, capability: int) -> None:
 
     import ghost_ops  # noqa: F401
     from ghost_ops import dispatch
+    from ghost_ops.backends import native
     from ghost_ops.backends import triton as kernels
+    from ghost_ops.backends.registry import SCHEMAS
     from ghost_ops.backends.triton import tiles
     from ghost_ops.ops import _library
 
-    for name in kernels.OPERATORS:
+    for name in filter(kernels.has, SCHEMAS):
         _library._library.impl(name, kernels.load(name), "CPU")
     freezing = sys.modules["ghost_ops.surgery.freeze"]
-    takes = lambda op, device, dtype, kernel: op in kernels.OPERATORS and kernel in (None, *dispatch.CHEAP_KERNELS)
-    dispatch._REFUSALS["native"] = lambda *args: None if takes(*args) else "it has no kernel for a device"
+    dispatch.BACKENDS["native"] = replace(
+        native.BACKEND, refuse_device=lambda device: None, has=kernels.has, dtypes=kernels.DTYPES
+    )
     dispatch._select.cache_clear()
     freezing.native = SimpleNamespace(available=lambda: True)
     freezing.compare.difference = lambda *_: None  # kernels that are only compiled compute nothing

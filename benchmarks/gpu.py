@@ -1,8 +1,8 @@
-"""The GPU benchmark: Ghost modules, whole nets and training steps on a CUDA device, beside PyTorch at its best.
+"""The GPU benchmark: Ghost modules, whole nets and training steps on a CUDA device, against PyTorch at its best.
 
-Every result is compared with float64 before it is timed; peers take turns within a round (A B A B), timed by the
-device's own events; medians are reported. A launch costs the host up to 30 us on some machines, which decides at every
-batch, so both sides are timed as CUDA graphs too. Writes ``<out>/<device>.json`` after every case, the most telling
+Every result is compared with float64 before it is timed; the baselines take turns within a round (A B A B), and medians
+are reported. A launch costs the host up to 30 us on some machines, which decides the time at every batch size, so both
+sides are timed as CUDA graphs too. Writes ``<out>/<device>.json`` after every case, the most telling
 cases first, and ``<device>.png`` in the end where matplotlib is.
 
     python benchmarks/gpu.py [--part modules --part nets --part train] [--batch 256] [--minutes 8] [--dry-run]
@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
 import re
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -30,42 +28,28 @@ from rich.table import Table
 from torch import nn
 
 import ghost_ops
-from ghost_ops.bench import machine
+from ghost_ops.bench import machine, other_models
+from ghost_ops.bench.baselines import fold
 from ghost_ops.bench.cases import ModuleCase, NetCase, module_cases
-from ghost_ops.bench.peers import fold
-from ghost_ops.bench.training import TrainCase, saved_bytes
+from ghost_ops.bench.report import to_json
+from ghost_ops.bench.results import FAILED, WRONG, Result, error_of
+from ghost_ops.bench.roofline import Limits
+from ghost_ops.bench.run import Report
+from ghost_ops.bench.timing import interleave
+from ghost_ops.bench.training import TrainCase
 from ghost_ops.dispatch import select
-from ghost_ops.nn import GraphedNet
+from ghost_ops.fused import GraphedNet
+from ghost_ops.surgery.saved import saved_bytes
 
 PARTS = ("modules", "nets", "train")
 BATCHES = (1, 32, 256, 1024)
 TELLING = (256, 1)  # the batches that come first
 TRAIN_BATCHES = (256, 32)
-MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile; all but the first with CUDA graphs
-RIVALS = ("mobilenet_v3_large", "resnet18")
-TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3}  # of the largest element
+MODES = ("default", "reduce-overhead", "max-autotune")  # torch.compile's; all but the first use CUDA graphs
+TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3}  # relative to the largest element
 LAST = torch.channels_last
 GRAPHED = ", CUDA graph"
 WARM_UPS = 3  # before a capture: kernels are compiled, libraries choose theirs
-
-
-@dataclass
-class Row:
-    """One peer on one case. ``seconds`` is None where it failed, and ``note`` says why."""
-
-    part: str
-    case: str
-    batch: int
-    dtype: str
-    peer: str
-    seconds: float | None = None
-    error: float | None = None
-    peak_bytes: int | None = None
-    saved_bytes: int | None = None
-    gb_per_second: float | None = None
-    share_of_floor: float | None = None
-    speedup: float | None = None  # of our fastest against this peer
-    note: str = ""
 
 
 class Device:
@@ -77,7 +61,7 @@ class Device:
         self.label = "dry run" if dry else torch.cuda.get_device_name()
 
     def forget(self) -> None:
-        """What the last case compiled and kept: a compiler takes only so many nets of a class."""
+        """Drop what the last case compiled and kept: a compiler takes only so many nets of a class."""
         torch._dynamo.reset()
         gc.collect()
         if not self.dry:
@@ -94,25 +78,11 @@ class Device:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
-    def seconds(self, call: Callable[[], object], number: int) -> float:
-        if self.dry:
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(number):
-            call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / number
-
     def bandwidth(self) -> float:
-        """Bytes a second of a copy, read and written."""
+        """Bytes a second that a copy reads and writes."""
         size = 1 << (20 if self.dry else 30)
         a, b = (torch.empty(size, dtype=torch.uint8, device=self.name) for _ in range(2))
-        b.copy_(a)
-        return 2 * size / min(self.seconds(lambda: b.copy_(a), 10) for _ in range(5))
+        return 2 * size / min(interleave({"copy": lambda: b.copy_(a)}, rounds=5)["copy"].samples)
 
 
 def compiled(net: nn.Module, mode: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -132,13 +102,13 @@ def by_backend(name: str, run: Callable[[torch.Tensor], torch.Tensor]) -> Callab
     return called
 
 
-def is_graph(peer: str) -> bool:
-    """Whether a peer replays CUDA graphs, whose memory is not that of a call."""
-    return peer.endswith((GRAPHED, *MODES[1:]))
+def is_graph(name: str) -> bool:
+    """Whether a baseline replays CUDA graphs, whose memory is not that of a call."""
+    return name.endswith((GRAPHED, *MODES[1:]))
 
 
-def inference_peers(case: ModuleCase | NetCase, net: nn.Module, modes: tuple[str, ...]) -> dict[str, Callable]:
-    """What makes of the plain net, on the device and in the dtype, a forward; ours first."""
+def inference_baselines(case: ModuleCase | NetCase, net: nn.Module, modes: tuple[str, ...]) -> dict[str, Callable]:
+    """Functions that make a forward of the plain net, which is on the device and in the dtype; ours first."""
     on_device = next(net.parameters()).is_cuda  # not in a dry run
     found: dict[str, Callable] = {}
 
@@ -164,6 +134,11 @@ def inference_peers(case: ModuleCase | NetCase, net: nn.Module, modes: tuple[str
     return found
 
 
+def new_result(part: str, case: str, batch: int, dtype: torch.dtype, name: str) -> Result:
+    group = "target" if name.startswith("ghost_ops") else "pytorch"
+    return Result(part, case, batch, 1, 1, name, name, group, dtype=str(dtype).removeprefix("torch."))
+
+
 def floor_bytes(case: ModuleCase | NetCase, batch: int, dtype: torch.dtype) -> int:
     """The least that must move, in this dtype (the cases count float32)."""
     return case.bytes(batch) * dtype.itemsize // 4
@@ -172,36 +147,32 @@ def floor_bytes(case: ModuleCase | NetCase, batch: int, dtype: torch.dtype) -> i
 def run_inference(
     device: Device, part: str, case: ModuleCase | NetCase, batch: int, dtype: torch.dtype, rounds: int,
     modes: tuple[str, ...], bandwidth: float,
-) -> list[Row]:  # fmt: skip
+) -> list[Result]:  # fmt: skip
     net = case.build().to(device.name, dtype)
     x = case.input(batch).to(device.name, dtype).contiguous(memory_format=LAST)
     few = x[:8]
     exact = case.build().to(device.name).double().eval()
     exact.load_state_dict({k: v.double() if v.is_floating_point() else v for k, v in net.state_dict().items()})
-    rows, calls = [], {}
+    rows, calls, size = [], {}, floor_bytes(case, batch, dtype)
     with torch.no_grad():
         expected = exact(few.double())
         del exact
-        for name, build in inference_peers(case, net, modes).items():
-            row = Row(part, case.name, batch, str(dtype).removeprefix("torch."), name)
+        for name, build in inference_baselines(case, net, modes).items():
+            row = new_result(part, case.name, batch, dtype, name)
+            row.bytes, row.roof = size, size / bandwidth
             rows.append(row)
             try:
                 run, seen = build(), x.contiguous() if "NCHW" in name else x
-                result = run(seen)[:8]
-                row.error = float((result.double() - expected).abs().max() / expected.abs().max())
-                if not row.error <= TOLERANCE[dtype]:
-                    row.note = "wrong"
+                row.error = error_of(run(seen)[:8], expected)
+                if row.error > TOLERANCE[dtype]:
+                    row.refuse(WRONG, "its result differs from float64")
                     continue
-                calls[id(row)] = call = lambda run=run, seen=seen: run(seen)
-                row.peak_bytes = None if is_graph(name) else device.peak(call)
-            except Exception as error:  # a peer's failure is a result of that peer
-                row.note = f"{type(error).__name__}: {error}"[:200]
-        size = floor_bytes(case, batch, dtype)
+                call = lambda run=run, seen=seen: run(seen)
+                row.resident_bytes = None if is_graph(name) else device.peak(call)
+                calls[id(row)] = call
+            except Exception as error:  # a baseline's failure is a result of that baseline
+                row.refuse(FAILED, f"{type(error).__name__}: {error}"[:200])
         take_turns(device, rows, calls, rounds)
-        for row in rows:
-            if row.seconds:
-                row.gb_per_second = size / row.seconds / 1e9
-                row.share_of_floor = size / bandwidth / row.seconds
     return rows
 
 
@@ -224,22 +195,22 @@ def graphed(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     return replay
 
 
-def run_training(device: Device, batch: int, dtype: torch.dtype, rounds: int, modes: tuple[str, ...]) -> list[Row]:
+def run_training(device: Device, batch: int, dtype: torch.dtype, rounds: int, modes: tuple[str, ...]) -> list[Result]:
     """Steps under autocast: zero_grad, forward, cross-entropy, backward, SGD. Compared by the loss of the first."""
     case = TrainCase(side=64 if device.dry else 224)
     images, labels = (t.to(device.name) for t in case.batch(batch))
     ours, eager = (LAST, ghost_ops.fuse), (LAST, lambda net: net)
-    peers = {"ghost_ops.fuse, channels_last": ours}
+    baselines = {"ghost_ops.fuse, channels_last": ours}
     if not device.dry:
-        peers |= {f"ghost_ops.fuse{GRAPHED}": ours, f"eager, channels_last{GRAPHED}": eager}
-    peers |= {"eager, channels_last": eager, "eager, NCHW": (torch.contiguous_format, lambda net: net)}
+        baselines |= {f"ghost_ops.fuse{GRAPHED}": ours, f"eager, channels_last{GRAPHED}": eager}
+    baselines |= {"eager, channels_last": eager, "eager, NCHW": (torch.contiguous_format, lambda net: net)}
     for mode in modes:
-        peers[f"torch.compile {mode}"] = (LAST, lambda net, mode=mode: compiled(net, mode))
+        baselines[f"torch.compile {mode}"] = (LAST, lambda net, mode=mode: compiled(net, mode))
     rows, calls = [], {}
     with torch.no_grad():
         expected = float(F.cross_entropy(case.build().to(device.name).double()(images.double()), labels))
-    for name, (layout, prepare) in peers.items():
-        row = Row("train", case.name, batch, str(dtype).removeprefix("torch."), name)
+    for name, (layout, prepare) in baselines.items():
+        row = new_result("train", case.name, batch, dtype, name)
         rows.append(row)
         net = case.build().to(device.name).to(memory_format=layout)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
@@ -262,51 +233,45 @@ def run_training(device: Device, batch: int, dtype: torch.dtype, rounds: int, mo
             call = graphed(step) if name.endswith(GRAPHED) else step
             row.error = abs(float(call()) - expected) / abs(expected)
             if not row.error <= TOLERANCE[torch.bfloat16]:
-                row.note = "wrong"
+                row.refuse(WRONG, "its loss differs from float64")
                 continue
             if not is_graph(name):
-                row.saved_bytes, row.peak_bytes = saved_bytes(loss, net), device.peak(call)
+                row.saved_bytes, row.resident_bytes = saved_bytes(loss, net), device.peak(call)
             calls[id(row)] = call
         except Exception as error:
-            row.note = f"{type(error).__name__}: {error}"[:200]
+            row.refuse(FAILED, f"{type(error).__name__}: {error}"[:200])
     take_turns(device, rows, calls, rounds)
     return rows
 
 
-def take_turns(device: Device, rows: list[Row], calls: dict[int, Callable], rounds: int) -> None:
-    """Medians over rounds in which every peer has its turn; sets our fastest beside them."""
-    running = [row for row in rows if id(row) in calls]
-    samples: dict[int, list[float]] = {id(row): [] for row in running}
-    for row in running:
-        for _ in range(1 if device.dry else 10):
-            calls[id(row)]()
-    numbers = {id(row): max(1, int(0.05 / max(device.seconds(calls[id(row)], 3), 1e-6))) for row in running}
-    for _ in range(rounds):
-        for row in running:
-            samples[id(row)].append(device.seconds(calls[id(row)], numbers[id(row)]))
-    for row in running:
-        row.seconds = statistics.median(samples[id(row)])
-    ours = min((row.seconds for row in running if row.peer.startswith("ghost_ops")), default=None)
-    for row in running if ours else ():
-        row.speedup = row.seconds / ours
+def take_turns(device: Device, results: list[Result], calls: dict[int, Callable], rounds: int) -> None:
+    """Times those that have a call, in turn, and relates all to the fastest of ours."""
+    least = 0 if device.dry else 0.05
+    timings = interleave(calls, rounds=rounds, threads=torch.get_num_threads(), min_seconds=least)
+    running = [result for result in results if id(result) in timings]
+    for result in running:
+        result.take(timings[id(result)])
+    ours = min((result.seconds for result in running if result.group == "target"), default=None)
+    for result in running if ours else ():
+        result.speedup = result.seconds / ours
 
 
-def plot(rows: list[Row], path: Path, title: str) -> None:
-    """Times of every peer relative to our fastest: whole nets and steps by batch, modules in the geometric mean."""
+def plot(rows: list[Result], path: Path, title: str) -> None:
+    """Times of every baseline relative to our fastest: whole nets and steps by batch, modules in the geometric mean."""
     from matplotlib.figure import Figure
 
     groups: dict[tuple[str, str], dict[tuple[str, int], list[float]]] = {}
     for row in rows:
         if row.speedup:
-            peers = groups.setdefault((row.part, row.dtype), {})
-            peers.setdefault((row.peer, row.batch), []).append(row.speedup)
+            baselines = groups.setdefault((row.kind, row.dtype), {})
+            baselines.setdefault((row.baseline, row.batch), []).append(row.speedup)
     if not groups:
         return
     figure = Figure(figsize=(6 * len(groups), 4.5), layout="constrained")
     figure.suptitle(title)
-    for axes, ((part, dtype), peers) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items()):
-        for name in dict.fromkeys(peer for peer, _ in peers):
-            points = sorted((batch, statistics.geometric_mean(v)) for (peer, batch), v in peers.items() if peer == name)
+    for axes, ((part, dtype), baselines) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items()):
+        for name in dict.fromkeys(found for found, _ in baselines):
+            points = sorted((n, statistics.geometric_mean(v)) for (found, n), v in baselines.items() if found == name)
             axes.plot(*zip(*points), marker="o", label=name)
         axes.set(xscale="log", xlabel="batch", ylabel="times as long as ours", title=f"{part}, {dtype}")
         axes.axhline(1, color="black", linewidth=0.5)
@@ -314,14 +279,15 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def show(rows: list[Row], console: Console) -> None:
-    table = Table("part", "case", "batch", "dtype", "peer", "ms", "x ours", "GB/s", "of floor", "peak MiB", "note")
+def show(rows: list[Result], console: Console) -> None:
+    table = Table("part", "case", "batch", "dtype", "baseline", "ms", "x ours", "GB/s", "of floor", "peak MiB", "note")
     for r in rows:
         number = lambda v, form: "" if v is None else format(v, form)
+        rate = r.bytes / r.seconds / 1e9 if r.bytes and r.seconds else None
         table.add_row(
-            r.part, r.case, str(r.batch), r.dtype, r.peer, number(r.seconds and r.seconds * 1e3, ".3f"),
-            number(r.speedup, ".2f"), number(r.gb_per_second, ".0f"), number(r.share_of_floor, ".0%"),
-            number(r.peak_bytes and r.peak_bytes / 2**20, ".0f"), r.note,
+            r.kind, r.case, str(r.batch), r.dtype, r.label, number(r.seconds and r.seconds * 1e3, ".3f"),
+            number(r.speedup, ".2f"), number(rate, ".0f"), number(r.share, ".0%"),
+            number(r.resident_bytes and r.resident_bytes / 2**20, ".0f"), r.reason,
         )  # fmt: skip
     console.print(table)
 
@@ -331,7 +297,7 @@ def ordered(
     train_batches: tuple[int, ...],
 ) -> list[tuple[str, ModuleCase | NetCase | None, int]]:  # fmt: skip
     """Part, case and batch, the most telling first, for a run that is cut short: GhostNet itself, its training, its
-    modules, its rivals, then all of these at other batches."""
+    modules, the other models, then all of these at other batches."""
     telling = [batch for batch in TELLING if batch in batches] or list(batches)
     others = [batch for batch in batches if batch not in telling]
     found = []
@@ -343,16 +309,15 @@ def ordered(
     return [one for one in found if one[0] in parts]
 
 
-def save(rows: list[Row], device: Device, bandwidth: float, out: Path) -> Path:
-    """All rows so far, as JSON, in the place of what was written before; returns its path."""
+def save(rows: list[Result], device: Device, bandwidth: float, out: Path) -> Path:
+    """Writes all results so far as JSON, in the place of what was written before; returns the path."""
     name = re.sub(r"[^a-z0-9]+", "-", device.label.lower()).strip("-")
-    found = {
-        "machine": machine.describe() | {"gpu": device.label, "cuda": torch.version.cuda},
-        "copy_bytes_per_second": bandwidth, "rows": [asdict(row) for row in rows],
-    }  # fmt: skip
+    where = machine.describe() | {"gpu": device.label, "cuda": torch.version.cuda}
+    limits = Limits(1, 0.0, "not measured", {"DRAM": bandwidth}, {})
+    found = Report(where, {}, [limits.as_dict()], rows)
     out.mkdir(parents=True, exist_ok=True)
     path, own = out / f"{name}.json", out / f"{name}.json.new"
-    own.write_text(json.dumps(found, indent=1))
+    own.write_text(to_json(found))
     own.replace(path)
     return path
 
@@ -373,7 +338,7 @@ def save(rows: list[Row], device: Device, bandwidth: float, out: Path) -> Path:
 @click.option("--dry-run", "dry", is_flag=True, help="Once, tiny, on the CPU: does it work?")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results", show_default=True)
 def main(parts, batches, train_batches, dtypes, rounds, minutes, modes, quick, dry, out) -> None:
-    """Time ours beside PyTorch's best on a CUDA device."""
+    """Time ghost_ops against PyTorch at its best on a CUDA device."""
     if not dry and not torch.cuda.is_available():
         raise click.ClickException("no CUDA device is there; --dry-run shows on the CPU that the benchmark works")
     end = None if minutes is None else time.monotonic() + 60 * minutes
@@ -384,7 +349,7 @@ def main(parts, batches, train_batches, dtypes, rounds, minutes, modes, quick, d
     rounds, modes = 1 if dry else rounds, () if quick or dry else modes or MODES[:2]
     bandwidth, rows = device.bandwidth(), []
     modules = module_cases()[:2] if dry else module_cases()
-    nets = [NetCase("ghostnet_100", side=64 if dry else 224), *(() if dry else map(NetCase, RIVALS))]
+    nets = [NetCase("ghostnet_100", side=64 if dry else 224), *(() if dry else map(NetCase, other_models.OTHER_MODELS))]
     cases = ordered(parts or PARTS, modules, nets, batches, train_batches)
     runs = [(*one, dtype) for one in cases for dtype in (kinds[:1] if one[0] == "train" else kinds)]
     for i, (part, case, batch, dtype) in enumerate(runs):

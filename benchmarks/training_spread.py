@@ -1,8 +1,8 @@
 """Does fused training stay within what rounding does to plain training? A small GhostNet on scikit-learn's digits.
 
 Two float32 trainings that add the same numbers in another order drift apart: a rounding flips a ReLU, and the flip
-moves every weight. So fused training cannot equal plain training step for step, and need not: it must lie as near to
-plain trainings as these lie to each other. Orders of summation are had by permuting the images within each batch,
+moves every weight. So fused training cannot equal plain training step for step, and need not: it must be as near to
+plain trainings as these are to each other. Other orders of summation come from permuting the images within each batch,
 which changes no sum but its order, by the memory format and by the number of threads.
 
 Measures, of two runs a and b from the same start w0 over the same batches:
@@ -13,7 +13,7 @@ Measures, of two runs a and b from the same start w0 over the same batches:
 
 (a) A run's place is its median distance to the plain runs other than itself. Fused training is within the spread if
     its place is no worse than that of the farthest plain run.
-(b) Over several seeds, test accuracy: the mean of the differences fused - plain, beside two standard errors of such a
+(b) Over several seeds, test accuracy: the mean of the differences fused - plain, against two standard errors of such a
     mean, from the deviation s of plain runs of one seed that differ in order: 2 s sqrt(2 / seeds).
 (c) The same fused training twice, at fixed threads, gives the same bits.
 
@@ -68,7 +68,7 @@ class Run:
 def train(
     data: Data, seed: int, order: Order, *, fused: bool, steps: int, threads: int, dtype: torch.dtype = torch.float32
 ) -> Run:
-    """SGD with momentum under a one-cycle schedule; weights and batches depend on ``seed`` alone."""
+    """SGD with momentum under a one-cycle schedule; weights and batches depend only on ``seed``."""
     torch.manual_seed(seed)
     net = SmallGhostNet().to(dtype).to(memory_format=order.layout).train()
     net = fuse(net) if fused else net
@@ -155,7 +155,7 @@ def accuracies(plain: dict[int, list[Run]], fused: dict[int, Run]) -> dict[str, 
 def measure(steps: int, seeds: int, permutations: int, side: int, threads: int, progress: Progress) -> dict:
     """All three parts, ready for JSON."""
     data, ways = load(side), orders(permutations, threads)
-    few = ways[:4]  # of every seed but the first
+    few = ways[:4]  # for every seed but the first
     task = progress.add_task("training", total=len(ways) + 4 + 1 + (seeds - 1) * (len(few) + 1) + 4)
 
     def run(seed: int, order: Order, fused: bool, dtype: torch.dtype = torch.float32) -> Run:

@@ -19,8 +19,8 @@ import click
 import torch
 from rich.console import Console
 
+from ghost_ops.activations import RELU
 from ghost_ops.backends import triton as backend
-from ghost_ops.backends.activation import RELU
 
 LAYERS = {  # channels, primary channels, side
     "large": ((16, 24, 112), (24, 36, 56), (72, 12, 56)),
@@ -72,7 +72,7 @@ def calls_of(c: int, m: int, side: int, dtype: torch.dtype, batch: int, device: 
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Of a call as part of a CUDA graph, the median."""
+    """Median seconds of a call as part of a CUDA graph."""
     aside = torch.cuda.Stream()
     with torch.cuda.stream(aside):
         call()

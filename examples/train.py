@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.utils.data import Dataset
 from training import data as images
 from training import parallel
@@ -64,17 +65,20 @@ def build(options: dict, classes: int, channels: int, steps: int, world: World) 
     decayed, others = ([p for p in net.parameters() if (p.dim() > 1) == wanted] for wanted in (True, False))
     groups = [{"params": decayed, "weight_decay": options["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=options["lr"], momentum=0.9, nesterov=True)
-    warmup, total = options["warmup"] * steps, options["epochs"] * steps
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    warmup, total = round(options["warmup"] * steps), options["epochs"] * steps
+    schedule = schedule_of(optimizer, warmup, total)
     scaler = torch.amp.GradScaler(world.device.type, enabled=options["amp"] == "float16")
     torch.manual_seed(options["seed"] + 1 + world.rank)  # dropout: another in each process
     return Run(net, model, average, optimizer, schedule, scaler, Place())
+
+
+def schedule_of(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> LRScheduler:
+    """Learning rates by step: a line over the warm-up's steps, then a cosine that ends at 0 after ``total`` steps."""
+    cosine = CosineAnnealingLR(optimizer, max(1, total - warmup))
+    if not warmup:
+        return cosine
+    line = LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup - 1)
+    return SequentialLR(optimizer, [line, cosine], [warmup])
 
 
 def autocast(options: dict, world: World):

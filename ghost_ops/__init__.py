@@ -9,11 +9,15 @@ from importlib import metadata as _metadata
 from . import functional, models
 from .backends import empty_cache
 from .dispatch import use_backend
-from .nn import (
+from .fused import (
     FusedGhostBottleneck,
     FusedGhostModule,
     FusedSELayer,
     FusedSqueezeExcite,
+    LayerBlock,
+    register_block,
+)
+from .nn import (
     GhostBottleneck,
     GhostModule,
     SELayer,
@@ -33,6 +37,7 @@ __all__ = [
     "FusedSqueezeExcite",
     "GhostBottleneck",
     "GhostModule",
+    "LayerBlock",
     "SELayer",
     "SqueezeExcite",
     "empty_cache",
@@ -41,6 +46,7 @@ __all__ = [
     "functional",
     "fuse",
     "models",
+    "register_block",
     "revert",
     "thaw",
     "use_backend",

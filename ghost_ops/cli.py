@@ -15,19 +15,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from . import __version__
+from . import bench as benchmark
 from .bench import machine
-from .bench.cases import frozen_cases, module_cases, net_cases
-from .bench.engines import EVERY, PEERS
+from .bench.baselines import BASELINES, TARGETS, baselines_of
+from .bench.cases import module_cases, net_cases
 from .bench.machine import Unavailable
-from .bench.peers import BASES
 
 QUICK_CASES = 3
-WIDTH = 180  # of tables that go to a file or a pipe
+WIDTH = 180  # columns of tables that go to a file or a pipe
 PARTS = ("modules", "nets", "train", "frozen", "train_modules")
 
 
 def _console() -> Console:
-    """Made when it is used: standard output may have been replaced since. Wide where it is no terminal."""
+    """A new console for each use, since standard output may be replaced; wide where it is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
 
@@ -64,7 +64,7 @@ def info(as_json: bool) -> None:
     for name, state in found["backends"].items():
         table.add_row(f"backend {name}", escape(state))
     for name, version in found["versions"].items():
-        table.add_row(name, version or escape("not installed" + _how(name)))  # [bench] is no markup
+        table.add_row(name, version or escape("not installed" + _how(name)))  # [bench] is not markup
     _console().print(table)
 
 
@@ -76,11 +76,11 @@ def _how(package: str) -> str:
 @click.option("--quick", is_flag=True, help="Two calls of each kind instead of twelve.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def verify(quick: bool, as_json: bool) -> None:
-    """Compare every operator with float64 on this machine, beside eager PyTorch in the same dtype.
+    """Compare every operator, and eager PyTorch in the same dtype, with float64 on this machine.
 
-    Exits with 1 where the error of ours is more than twice that of eager and a few units in the last place.
+    Exits with 1 where an error is more than twice that of eager and a few units in the last place.
     """
-    from .bench import verify as checks
+    from . import verify as checks
 
     directions = 2 * len(checks.OPERATORS) - len(checks.FORWARD_ONLY)
     with _progress(directions * len(checks.DTYPES) * len(checks.LAYOUTS)) as progress:
@@ -113,10 +113,11 @@ def verify(quick: bool, as_json: bool) -> None:
 @click.option("--nets", is_flag=True, help="Whole nets.")
 @click.option("--train", is_flag=True, help="A training step of GhostNet-100. Without any part named: these three.")
 @click.option("--train-modules", is_flag=True, help="Forward and backward of every Ghost module.")
-@click.option("--frozen", is_flag=True, help="Frozen nets beside engines and other nets, and the time of their parts.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of --frozen.")
-@click.option("--case", "patterns", multiple=True, metavar="TEXT", help="Only modules and nets whose name has this.")
-@click.option("--peers", multiple=True, metavar="TEXT", help="Only peers whose name has this; ours always runs.")
+@click.option("--frozen", is_flag=True, help="Frozen nets, engines and other nets, and the time of a net's parts.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="For --frozen.")
+@click.option("--case", "patterns", multiple=True, metavar="TEXT", help="Only cases whose name contains this.")
+@click.option("--baselines", multiple=True, metavar="TEXT", help="Only baselines whose name contains this.")
+@click.option("--peers", multiple=True, hidden=True)  # the name that --baselines had in 0.1.0
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Default: 1 and 16.")
 @click.option("--train-batch", type=click.IntRange(2), default=32, show_default=True)
 @click.option("--train-side", type=click.IntRange(32), default=224, show_default=True, help="Pixels, when training.")
@@ -133,6 +134,7 @@ def bench(
     frozen: bool,
     dtype: str,
     patterns: tuple[str, ...],
+    baselines: tuple[str, ...],
     peers: tuple[str, ...],
     batches: tuple[int, ...],
     train_batch: int,
@@ -143,89 +145,76 @@ def bench(
     json_path: str | None,
     plot_path: str | None,
 ) -> None:
-    """Time ours and its peers side by side, after comparing each result with float64."""
+    """Time ghost_ops and its baselines side by side, after comparing each result with float64."""
     from .bench import report as reports
-    from .bench import roofline
-    from .bench.frozen import choose_cases, run_frozen
-    from .bench.plots import plot
-    from .bench.resident import add_resident
-    from .bench.run import new_report, run_case
-    from .bench.training import OURS_LOW, STEPS, TrainCase, TrainModuleCase, run_training
+    from .bench import session
+    from .bench.training import STEPS, TrainCase, TrainModuleCase
 
+    in_checkout = benchmark.extend()
+    if not in_checkout and (frozen or plot_path):
+        option = "--frozen" if frozen else "--plot"
+        raise click.ClickException(f"{option} needs a checkout of the repository: its code is in benchmarks/harness")
     if plot_path:
         _installed("matplotlib")
-    chosen = [part for part, on in zip(PARTS, (modules, nets, train, frozen, train_modules)) if on]
-    chosen = chosen or list(PARTS[:2] if patterns else PARTS[:3])
     if dtype != "float32" and not frozen:
-        raise click.UsageError("--dtype is of --frozen: the other parts run in float32")
-    cases = [*(module_cases() if "modules" in chosen else ()), *(net_cases() if "nets" in chosen else ())]
-    cases = [case for case in cases if not patterns or any(p in case.name for p in patterns)]
-    trained = [case for case in module_cases() if not patterns or any(p in case.name for p in patterns)]
-    trained = [TrainModuleCase(case) for case in trained] if "train_modules" in chosen else []
+        raise click.UsageError("--dtype is for --frozen: the other parts run in float32")
+    parts = [part for part, on in zip(PARTS, (modules, nets, train, frozen, train_modules)) if on]
+    parts = parts or list(PARTS[:2] if patterns else PARTS[:3])
+    wanted = lambda name: _wanted(name, baselines + peers, quick)
+    steps = {step.name for step in STEPS if wanted(step.name)}
+    known, to_freeze = [*module_cases(), *net_cases()], []
+    if in_checkout:
+        from .bench.frozen import choose_cases, frozen_cases
+
+        known += frozen_cases()
+        to_freeze = choose_cases(patterns, dtype) if frozen else []
+    _check_names(patterns, [case.name for case in known], "--case")
+    _check_names(baselines + peers, [*BASELINES, *steps], "--baselines")
+    chosen = [case for case in module_cases() if not patterns or any(p in case.name for p in patterns)]
+    trained = [TrainModuleCase(case) for case in chosen] if "train_modules" in parts else []
     if quick and not patterns:
-        small = [case for case in cases if case.kind == "module"]
-        cases = small[:: max(1, len(small) // QUICK_CASES)][:QUICK_CASES] + [c for c in cases if c.kind == "net"]
-    selected = [peer for peer in PEERS.values() if _wanted(peer.name, peers, quick)]
-    steps = {step.name for step in STEPS if _wanted(step.name, peers, quick)}
-    to_freeze = choose_cases(patterns, dtype) if frozen else []
-    _check_names(patterns, [c.name for c in (*module_cases(), *net_cases(), *frozen_cases())], "--case")
-    _check_names(peers, [*EVERY, *steps], "--peers")
-    batches = batches or ((1,) if quick else (1, 16))
-    thread_counts = thread_counts or (1,)
-    rounds, min_seconds = (min(rounds, 3), 0.005) if quick else (rounds, 0.02)
-    if not cases and not trained and not to_freeze and "train" not in chosen:
+        chosen = chosen[:: max(1, len(chosen) // QUICK_CASES)][:QUICK_CASES]
+    cases = chosen if "modules" in parts else []
+    if "nets" in parts:
+        cases = cases + [case for case in net_cases() if not patterns or any(p in case.name for p in patterns)]
+    selection = session.Selection(
+        cases=cases,
+        baselines=[baseline for baseline in baselines_of("float32") if wanted(baseline.name)],
+        trained=trained,
+        steps=steps,
+        to_freeze=to_freeze,
+        train=TrainCase(side=train_side) if "train" in parts else None,
+        train_batch=train_batch,
+        wanted=wanted,
+        parts=parts,
+        dtype=dtype,
+        batches=batches or ((1,) if quick else (1, 16)),
+        thread_counts=thread_counts or (1,),
+        rounds=min(rounds, 3) if quick else rounds,
+        min_seconds=0.005 if quick else 0.02,
+        quick=quick,
+        in_checkout=in_checkout,
+    )
+    if not cases and not trained and not to_freeze and "train" not in parts:
         raise click.UsageError("nothing is left to run: see --case and the parts asked for")
-
-    settings = {"rounds": rounds, "min_seconds": min_seconds, "quick": quick, "parts": chosen, "dtype": dtype}
-    steps_of_threads = 1 + (len(cases) + len(trained) + bool(to_freeze)) * len(batches) + ("train" in chosen)
-    with _progress(len(thread_counts) * steps_of_threads) as progress:
-
-        def step(prefix: str) -> object:
-            return lambda what: progress.update(0, description=f"{prefix}: {what}")
-
-        report = new_report(settings, [])
-        for threads in thread_counts:
-            step("limits of this machine")(f"{threads} threads")
-            limits = roofline.measure(threads, 0.05 if quick else 0.3, bfloat16=dtype == "bfloat16")
-            report.limits.append(limits.as_dict())
-            progress.advance(0)
-            for batch in batches:
-                for case in cases:
-                    report.rows += run_case(
-                        case, batch, threads, selected, rounds=rounds, limits=limits, min_seconds=min_seconds,
-                        on_step=step(f"{case.name}, batch {batch}"),
-                    )  # fmt: skip
-                    progress.advance(0)
-                for case in trained:
-                    on_step = step(f"{case.name}, batch {batch}")
-                    report.rows += run_training(
-                        case, batch, threads, steps - {OURS_LOW}, rounds=rounds, on_step=on_step
-                    )
-                    progress.advance(0)
-                if to_freeze:
-                    rows, parts = run_frozen(
-                        to_freeze, batch, threads, dtype, lambda name: _wanted(name, peers, quick), limits,
-                        rounds=rounds, min_seconds=min_seconds, on_step=step("frozen"),
-                    )  # fmt: skip
-                    report.rows += rows
-                    report.parts += parts
-                    progress.advance(0)
-            if "train" in chosen:
-                case, on_step = TrainCase(side=train_side), step("training")
-                rows = run_training(case, train_batch, threads, steps, rounds=rounds, on_step=on_step)
-                report.rows += add_resident(rows, case, on_step)
-                progress.advance(0)
+    with _progress(len(selection)) as progress:
+        told = lambda what: progress.update(0, description=what)
+        report = session.run(selection, told, lambda: progress.advance(0))
     if json_path != "-":
         reports.show(report, _console())
+        if not in_checkout:
+            click.echo("ONNX Runtime, OpenVINO, ncnn and ExecuTorch run from a checkout of the repository.", err=True)
     if json_path:
         reports.write_json(report, json_path)
     if plot_path:
+        from .bench.plots import plot
+
         plot(report, plot_path)
 
 
 def _wanted(name: str, patterns: tuple[str, ...], quick: bool) -> bool:
-    """Ours always; compilation takes minutes, so a quick run compiles only where that is asked for."""
-    if name in BASES:
+    """Targets always run. Compilation takes minutes, so a quick run compiles only where that is asked for."""
+    if name in TARGETS:
         return True
     return any(pattern in name for pattern in patterns) if patterns else not (quick and "compile" in name)
 

@@ -1,4 +1,4 @@
-"""The place that decides what runs a call: which operator on which backend, and why nothing faster does.
+"""Decides what runs a call: which operator on which backend, and why nothing faster does.
 
 ``select`` decides for one operator, ``refuse_call`` says whether any operator may see an input at the moment.
 Operators, fused modules and ``explain`` read the same :class:`Decision`.
@@ -7,17 +7,16 @@ Operators, fused modules and ``explain`` read the same :class:`Decision`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import ModuleType
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from .backends import cuda, native, triton
+from .backends import native
+from .backends.registry import BACKENDS
 
-CHEAP_KERNELS = (1, 3, 5, 7)  # sizes of depthwise convolutions that have kernels
 PLAIN_TENSORS = frozenset((torch.Tensor, nn.Parameter))
 PLAIN_PYTORCH = "plain PyTorch"
 _forced: str | None = None
@@ -58,57 +57,22 @@ def plain(*reasons: str) -> Decision:
     return Decision(PLAIN_PYTORCH, "reference", None, reasons)
 
 
-def _refuse_native(operator: str, device: torch.device, dtype: torch.dtype, kernel: int | None) -> str | None:
-    if device.type != "cpu":
-        return f"its kernels run on the CPU, the input is on {device.type}"
-    if not native.available():
-        return native.reason()
-    if dtype not in (torch.float32, torch.bfloat16):
-        return f"its kernels take float32 and bfloat16, the input is {str(dtype).removeprefix('torch.')}"
-    if kernel is not None and kernel not in CHEAP_KERNELS:
-        what = "depthwise convolution" if operator.startswith("depthwise") else "cheap operation"
-        return f"its kernels take a {what} of size 1, 3, 5 or 7, this one is {kernel}"
-    return None
-
-
-def _refuse_on_cuda(kernels: ModuleType) -> Callable[..., str | None]:
-    """Why a package of kernels for CUDA devices does not take a configuration."""
-
-    def refuse(operator: str, device: torch.device, dtype: torch.dtype, kernel: int | None) -> str | None:
-        why = kernels.refuse_device(device)
-        if why is not None:
-            return why
-        if operator not in kernels.OPERATORS:
-            return f"it has no {operator}"
-        if dtype not in kernels.DTYPES:
-            return f"its kernels take float32, float16 and bfloat16, the input is {str(dtype).removeprefix('torch.')}"
-        if kernel is not None and kernel not in CHEAP_KERNELS:
-            what = "depthwise convolution" if operator.startswith("depthwise") else "cheap operation"
-            return f"its kernels take a {what} of size 1, 3, 5 or 7, this one is {kernel}"
-        return None
-
-    return refuse
-
-
-_REFUSALS = {"native": _refuse_native, "cuda": _refuse_on_cuda(cuda), "triton": _refuse_on_cuda(triton)}
-BACKENDS = (*_REFUSALS, "reference")
-
-
 @functools.lru_cache(maxsize=1024)
 def _select(
     operator: str, device: torch.device, dtype: torch.dtype, kernel: int | None, forced: str | None
 ) -> Decision:
-    names = ["triton"] if device.type == "cuda" else ["native"]
-    if cuda.is_wanted(device, forced):
-        names.insert(0, "cuda")
     refusals: tuple[str, ...] = ()
-    for name in names:
-        asked = forced == "reference"
-        why = "the reference backend was asked for" if asked else _REFUSALS[name](operator, device, dtype, kernel)
+    for backend in BACKENDS.values():
+        if not backend.is_candidate(device, forced):
+            continue
+        if forced == "reference" and backend.name != "reference":
+            why = "the reference backend was asked for"
+        else:
+            why = backend.refuse(operator, device, dtype, kernel)
         if why is None:
-            return Decision(f"{operator} on {name}", name, operator, refusals)
-        refusals = (*refusals, f"not {name}, since {why}")
-    return Decision(f"{operator} on reference", "reference", operator, refusals)
+            return Decision(f"{operator} on {backend.name}", backend.name, operator, refusals)
+        refusals = (*refusals, f"not {backend.name}, since {why}")
+    raise AssertionError("the reference refuses nothing")
 
 
 def select(operator: str, x: torch.Tensor, kernel: int | None = None) -> Decision:
@@ -124,12 +88,20 @@ def select(operator: str, x: torch.Tensor, kernel: int | None = None) -> Decisio
 
 
 def fuses_epilogues(decision: Decision) -> bool:
-    """Whether a backend gains by squeeze, excitation and shortcut in the passes of its Ghost modules."""
-    return decision.backend in ("cuda", "triton")
+    """Whether the backend is faster with squeeze, excitation and shortcut fused into its Ghost module kernels."""
+    return BACKENDS[decision.backend].fuses_epilogues
+
+
+def describe_program(decision: Decision, x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> Decision:
+    """The decision for a program, with what its backend says of how it runs this one."""
+    describe = BACKENDS[decision.backend].describe_program
+    if describe is None:
+        return decision
+    return replace(decision, runs=f"{decision.runs}, {describe(x, packed, steps)}")
 
 
 def forced() -> str | None:
-    """The backend that ``use_backend`` asks for at the moment."""
+    """The backend that ``use_backend`` currently asks for, or None."""
     return _forced
 
 
@@ -145,8 +117,10 @@ def use_backend(name: str | None) -> Iterator[None]:
         ValueError: another name.
     """
     global _forced
-    if name not in (None, "reference", "cuda", "triton"):
-        raise ValueError(f"ghost_ops.use_backend: name: expected 'reference', 'cuda', 'triton' or None, got {name!r}")
+    names = [backend.name for backend in BACKENDS.values() if backend.can_be_forced]
+    if name is not None and name not in names:
+        expected = ", ".join(map(repr, names))
+        raise ValueError(f"ghost_ops.use_backend: name: expected {expected} or None, got {name!r}")
     previous = _forced
     _force(name)
     try:
@@ -158,13 +132,13 @@ def use_backend(name: str | None) -> Iterator[None]:
 def _force(name: str | None) -> None:
     global _forced
     _forced = name
-    native.use_reference(name == "reference")  # for calls that do not ask ``select``: of the operators themselves
+    native.use_reference(name == "reference")  # direct calls of operators do not ask ``select``
 
 
 def refuse_call(x: object) -> str | None:
-    """Why no operator may see x at the moment, since something that PyTorch does would be lost; None: it may.
+    """Why no operator may take x now, since something that PyTorch does would be lost; None where one may.
 
-    The compiler guards what it traces, so that under it only global hooks count.
+    Under ``torch.compile`` only global hooks count: the compiler guards the rest.
     """
     if nn.modules.module._has_any_global_hook():
         return "a global module hook is registered"
@@ -186,7 +160,7 @@ def refuse_call(x: object) -> str | None:
 
 
 def refuse_autocast(x: torch.Tensor) -> str | None:
-    """Why a whole block may not see x under autocast, which casts what some parts read and not what others do."""
+    """Why a whole block may not take x under autocast, which casts the inputs of some parts and not of others."""
     if not torch._C._is_any_autocast_enabled():
         return None
     device = x.device.type

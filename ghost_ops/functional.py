@@ -1,17 +1,6 @@
-"""The operators as functions: see each one's docstring."""
+"""The operators as functions, such as ``functional.ghost_module``: see the docstring of each."""
 
-from .ops.cheap_concat import cheap_concat
-from .ops.depthwise import depthwise
-from .ops.ghost_module import ghost_module, ghost_module_eval
-from .ops.ghost_module_train import ghost_module_train
-from .ops.squeeze_excite import excite, squeeze_excite
+from .ops import FUNCTIONS
 
-__all__ = [
-    "cheap_concat",
-    "depthwise",
-    "excite",
-    "ghost_module",
-    "ghost_module_eval",
-    "ghost_module_train",
-    "squeeze_excite",
-]
+globals().update(FUNCTIONS)
+__all__ = sorted(FUNCTIONS)

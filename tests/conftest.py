@@ -14,7 +14,7 @@ import pytest
 import torch
 
 torch.set_num_threads(2)
-LONG = ("test_interpreter.py", "test_compile_ahead.py", "test_program_pairs.py")  # a minute and more each
+LONG = ("test_interpreter.py", "test_compile_ahead.py", "test_bfloat16.py")  # a minute and more each
 
 
 def _import_torchvision() -> torch.library.Library | None:

@@ -1,6 +1,6 @@
 // depthwise: a depthwise convolution. DepthwiseBackward: each row of the gradient and of x is read once a band, for the
 // gradients of x, of the weight and of the bias.
-#include "operators.h"
+#include "operator.h"
 #include "train.h"
 
 namespace ghost {
@@ -208,11 +208,13 @@ Tensor depthwise(const Tensor& x, const Tensor& weight, const Optional& bias, in
   return out;
 }
 
-Three depthwise_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight, const Optional& bias,
-                         int64_t stride, bool input_wanted, bool weight_wanted) {
+GHOST_OPERATOR(depthwise);
+
+Results<3> depthwise_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight, const Optional& bias,
+                              int64_t stride, bool input_wanted, bool weight_wanted) {
   if (!all_readable(grad_out, x, weight, bias) || !cheap_kernel_known(weight) || x.numel() == 0)
-    return abi::call<Three>("ghost_ops::depthwise_backward_reference", "", grad_out, x, weight, bias, stride,
-                            input_wanted, weight_wanted);
+    return abi::call<Results<3>>("ghost_ops::depthwise_backward_reference", "", grad_out, x, weight, bias, stride,
+                                 input_wanted, weight_wanted);
   const Checks check("depthwise_backward");
   check_weight(check, x, weight, bias, stride);
   Scratch scratch;
@@ -248,5 +250,7 @@ Three depthwise_backward(const Tensor& grad_out, const Tensor& x, const Tensor& 
                         : abi::empty({0}, dtype),
           bias ? result(total(b.bias_sums, 1, scratch.floats(g.c)), {g.c}, bias->dtype()) : abi::empty({0}, dtype)};
 }
+
+GHOST_OPERATOR(depthwise_backward);
 
 }  // namespace ghost

@@ -1,5 +1,5 @@
 // ghost_module, ghost_module_eval and cheap_concat: tensors to the pointers of one single pass.
-#include "operators.h"
+#include "operator.h"
 #include "single_pass.h"
 
 namespace ghost {
@@ -50,7 +50,7 @@ struct ModuleArguments {
   bool return_squeeze;
 };
 
-Two run_module(const ModuleArguments& c) {
+Results<2> run_module(const ModuleArguments& c) {
   const Checks check(c.op);
   check.map("x", c.x);
   const int64_t n = c.x.size(0), channels = c.x.size(1), h = c.x.size(2), w = c.x.size(3);
@@ -77,7 +77,7 @@ Two run_module(const ModuleArguments& c) {
   check.shape("residual", c.residual, {n, c.out_channels, h, w});
 
   const abi::DType dtype = c.x.dtype();
-  Two result{new_map({n, c.out_channels, h, w}, c.x), abi::empty({0}, dtype)};
+  Results<2> result{new_map({n, c.out_channels, h, w}, c.x), abi::empty({0}, dtype)};
   Scratch scratch;
   SinglePass p;
   p.x = Map(c.x);
@@ -113,48 +113,57 @@ Two run_module(const ModuleArguments& c) {
 
 }  // namespace
 
-Two ghost_module(const Tensor& x, const Tensor& w1, const Optional& b1, const Optional& w2, const Optional& b2,
-                 const Optional& input_scale, const Optional& residual, const Optional& act_weight,
-                 const Optional& cheap_act_weight, int64_t out_channels, int64_t act, int64_t cheap_act,
-                 double act_slope, double cheap_act_slope, bool return_squeeze) {
+Results<2> ghost_module(const Tensor& x, const Tensor& w1, const Optional& b1, const Optional& w2, const Optional& b2,
+                        const Optional& input_scale, const Optional& residual, const Optional& act_weight,
+                        const Optional& cheap_act_weight, int64_t out_channels, int64_t act, int64_t cheap_act,
+                        double act_slope, double cheap_act_slope, bool return_squeeze) {
   if (!all_readable(x, w1, b1, w2, b2, input_scale, residual, act_weight, cheap_act_weight) ||
       (w2 && !cheap_kernel_known(*w2)) || x.numel() == 0)
-    return abi::call<Two>("ghost_ops::ghost_module_reference", "", x, w1, b1, w2, b2, input_scale, residual, act_weight,
-                          cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, return_squeeze);
+    return abi::call<Results<2>>("ghost_ops::ghost_module_reference", "", x, w1, b1, w2, b2, input_scale, residual,
+                                 act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope,
+                                 return_squeeze);
   return run_module(ModuleArguments{"ghost_module", x, &w1, b1, nullptr, w2 ? &*w2 : nullptr, b2, nullptr, input_scale,
                                     residual, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
                                     cheap_act_slope, return_squeeze});
 }
 
-Two ghost_module_eval(const Tensor& x, const Tensor& w1, const Optional& b1, const Optional& gamma1,
-                      const Optional& beta1, const Tensor& mean1, const Tensor& var1, const Tensor& w2,
-                      const Optional& b2, const Optional& gamma2, const Optional& beta2, const Tensor& mean2,
-                      const Tensor& var2, const Optional& input_scale, const Optional& residual,
-                      const Optional& act_weight, const Optional& cheap_act_weight, int64_t out_channels, int64_t act,
-                      int64_t cheap_act, double act_slope, double cheap_act_slope, double eps1, double eps2,
-                      bool return_squeeze) {
+GHOST_OPERATOR(ghost_module);
+
+Results<2> ghost_module_eval(const Tensor& x, const Tensor& w1, const Optional& b1, const Optional& gamma1,
+                             const Optional& beta1, const Tensor& mean1, const Tensor& var1, const Tensor& w2,
+                             const Optional& b2, const Optional& gamma2, const Optional& beta2, const Tensor& mean2,
+                             const Tensor& var2, const Optional& input_scale, const Optional& residual,
+                             const Optional& act_weight, const Optional& cheap_act_weight, int64_t out_channels,
+                             int64_t act, int64_t cheap_act, double act_slope, double cheap_act_slope, double eps1,
+                             double eps2, bool return_squeeze) {
   if (!all_readable(x, w1, b1, gamma1, beta1, mean1, var1, w2, b2, gamma2, beta2, mean2, var2, input_scale, residual,
                     act_weight, cheap_act_weight) ||
       !cheap_kernel_known(w2) || x.numel() == 0)
-    return abi::call<Two>("ghost_ops::ghost_module_eval_reference", "", x, w1, b1, gamma1, beta1, mean1, var1, w2, b2,
-                          gamma2, beta2, mean2, var2, input_scale, residual, act_weight, cheap_act_weight, out_channels,
-                          act, cheap_act, act_slope, cheap_act_slope, eps1, eps2, return_squeeze);
+    return abi::call<Results<2>>("ghost_ops::ghost_module_eval_reference", "", x, w1, b1, gamma1, beta1, mean1, var1,
+                                 w2, b2, gamma2, beta2, mean2, var2, input_scale, residual, act_weight,
+                                 cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2,
+                                 return_squeeze);
   const Norm norm1{gamma1, beta1, mean1, var1, eps1}, norm2{gamma2, beta2, mean2, var2, eps2};
   return run_module(ModuleArguments{"ghost_module_eval", x, &w1, b1, &norm1, &w2, b2, &norm2, input_scale, residual,
                                     act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
                                     cheap_act_slope, return_squeeze});
 }
 
-Two cheap_concat(const Tensor& z, const Tensor& w2, const Optional& b2, const Optional& residual,
-                 const Optional& act_weight, const Optional& cheap_act_weight, int64_t out_channels, int64_t act,
-                 int64_t cheap_act, double act_slope, double cheap_act_slope, bool return_squeeze) {
+GHOST_OPERATOR(ghost_module_eval);
+
+Results<2> cheap_concat(const Tensor& z, const Tensor& w2, const Optional& b2, const Optional& residual,
+                        const Optional& act_weight, const Optional& cheap_act_weight, int64_t out_channels, int64_t act,
+                        int64_t cheap_act, double act_slope, double cheap_act_slope, bool return_squeeze) {
   if (!all_readable(z, w2, b2, residual, act_weight, cheap_act_weight) || !cheap_kernel_known(w2) || z.numel() == 0)
-    return abi::call<Two>("ghost_ops::cheap_concat_reference", "", z, w2, b2, residual, act_weight, cheap_act_weight,
-                          out_channels, act, cheap_act, act_slope, cheap_act_slope, return_squeeze);
+    return abi::call<Results<2>>("ghost_ops::cheap_concat_reference", "", z, w2, b2, residual, act_weight,
+                                 cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope,
+                                 return_squeeze);
   const Optional none;
   return run_module(ModuleArguments{"cheap_concat", z, nullptr, none, nullptr, &w2, b2, nullptr, none, residual,
                                     act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
                                     cheap_act_slope, return_squeeze});
 }
+
+GHOST_OPERATOR(cheap_concat);
 
 }  // namespace ghost

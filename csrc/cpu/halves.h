@@ -33,11 +33,11 @@ inline float* pack_cheap(const float* weight, int64_t kernel, int64_t channels, 
   return out;
 }
 
-/// Slopes of an activation, one a channel: LeakyReLU's constant, or PReLU's weight of 1 or `channels` elements.
+/// Slopes of an activation, one a channel: its number, or its weight of 1 or `channels` elements.
 inline const float* pack_slopes(Act act, double slope, const std::optional<abi::Tensor>& weight, int64_t channels,
                                 Scratch& scratch) {
-  if (act == kLeakyRelu) return padded_copy(nullptr, channels, scratch, static_cast<float>(slope));
-  if (act != kPrelu || !weight) return nullptr;
+  if (slope_kind(act) == kNumber) return padded_copy(nullptr, channels, scratch, static_cast<float>(slope));
+  if (slope_kind(act) != kWeight || !weight) return nullptr;
   const float* w = dense(*weight, scratch);
   return weight->numel() == 1 ? padded_copy(nullptr, channels, scratch, *w) : padded_copy(w, channels, scratch);
 }

@@ -52,7 +52,7 @@ class Pool {
 };
 
 /// Asks for huge pages where a large block lies: fresh memory is mapped 4 KB at a time, and weights that are read once
-/// a call miss the TLB (docs/performance.md).
+/// a call miss the TLB (docs/performance/cpu.md).
 void advise_huge_pages(const void* data, int64_t bytes);
 
 }  // namespace ghost

@@ -2,7 +2,7 @@
 #include "checks.h"
 #include "exported.h"
 #include "maps.h"
-#include "operators.h"
+#include "operator.h"
 #include "pool.h"
 #include "program/packer.h"
 #include "program/phase_barrier.h"
@@ -118,6 +118,8 @@ Tensor program(const Tensor& x, const Tensor& packed, const Ints& steps) {
   return run_program(cache, floats ? dense(packed, scratch) : packed.data<const float>(), {}, x);
 }
 
+GHOST_OPERATOR(program);
+
 Tensor program_pack(const Tensors& parameters, const Ints& steps) {
   for (const Tensor& t : parameters)
     if (!readable(t)) return abi::call<Tensor>("ghost_ops::program_pack_reference", "", parameters, steps);
@@ -129,6 +131,8 @@ Tensor program_pack(const Tensors& parameters, const Ints& steps) {
   pack_program(p, parameters, packed.data<float>(), scratch);
   return packed;
 }
+
+GHOST_OPERATOR(program_pack);
 
 Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& steps) {
   Checks("program_eval").map("x", x);
@@ -145,6 +149,8 @@ Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& step
   const std::vector<const float*> raw = pack_program(p, parameters, packed, scratch);
   return run_program(cache, packed, raw, x);
 }
+
+GHOST_OPERATOR(program_eval);
 
 }  // namespace ghost
 

@@ -1,4 +1,4 @@
-// Scratch memory that a thread keeps: fresh memory is slow (docs/performance.md), so it is taken once and reused.
+// Scratch memory that a thread keeps: fresh memory is slow (docs/performance/cpu.md), so it is taken once and reused.
 #pragma once
 #include <cstdint>
 #include <cstdlib>

@@ -3,55 +3,12 @@
 #include "gates.h"
 #include "halves.h"
 #include "maps.h"
-#include "operators.h"
+#include "operator.h"
 
 namespace ghost {
 namespace {
 
-float gate_backward(int64_t gate, float grad, float v) {
-  switch (gate) {
-    case kClamp:
-      return v >= 0.f && v <= 1.f ? grad : 0.f;
-    case kHardSigmoid:
-      return v > -3.f && v < 3.f ? grad / 6.f : 0.f;
-    case kSigmoid:
-      return grad * (sigmoid(v) * (1.f - sigmoid(v)));
-    default:
-      return grad;
-  }
-}
-
-float act_of(int64_t act, float v) {
-  switch (act) {
-    case kRelu:
-      return v < 0.f ? 0.f : v;
-    case kRelu6:
-      return clip(v, 0.f, 6.f);
-    case kSilu:
-      return v * sigmoid(v);
-    case kHardSwish:
-      return v * clip(v + 3.f, 0.f, 6.f) / 6.f;
-    default:
-      return v;
-  }
-}
-
-float act_backward(int64_t act, float grad, float v) {
-  switch (act) {
-    case kRelu:
-      return v <= 0.f ? 0.f : grad;
-    case kRelu6:
-      return v <= 0.f || v >= 6.f ? 0.f : grad;
-    case kSilu:
-      return grad * (sigmoid(v) * (1.f + v * (1.f - sigmoid(v))));
-    case kHardSwish:
-      return v <= -3.f ? 0.f : v < 3.f ? grad * (v / 3.f + 0.5f) : grad;
-    default:
-      return grad;
-  }
-}
-
-bool act_known(int64_t act) { return act >= 0 && act < kActs && act != kPrelu && act != kLeakyRelu; }
+bool act_known(int64_t act) { return act >= 0 && act < kActs && slope_kind(act) == kNoSlope; }
 
 struct Weights {
   const float *reduce, *reduce_bias, *expand, *expand_bias;
@@ -216,10 +173,10 @@ const float* dense_rows(float* w, int64_t rows, int64_t columns) {
 
 }  // namespace
 
-Four squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const Tensor& w4, const Optional& b4,
-                    int64_t act, int64_t gate) {
+Results<4> squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const Tensor& w4, const Optional& b4,
+                          int64_t act, int64_t gate) {
   if (!all_readable(x, w3, b3, w4, b4) || x.numel() == 0)
-    return abi::call<Four>("ghost_ops::squeeze_excite_reference", "", x, w3, b3, w4, b4, act, gate);
+    return abi::call<Results<4>>("ghost_ops::squeeze_excite_reference", "", x, w3, b3, w4, b4, act, gate);
   Scratch scratch;
   const Checks check("squeeze_excite");
   check.map("x", x);
@@ -238,6 +195,8 @@ Four squeeze_excite(const Tensor& x, const Tensor& w3, const Optional& b3, const
           result(logits, {n, w.c}, dtype)};
 }
 
+GHOST_OPERATOR(squeeze_excite);
+
 Tensor excite(const Tensor& squeeze, const Tensor& w3, const Optional& b3, const Tensor& w4, const Optional& b4,
               int64_t act, int64_t gate) {
   if (!all_readable(squeeze, w3, b3, w4, b4) || squeeze.numel() == 0)
@@ -252,12 +211,14 @@ Tensor excite(const Tensor& squeeze, const Tensor& w3, const Optional& b3, const
   return result(values, {n, w.c}, squeeze.dtype());
 }
 
-Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tensor& squeeze, const Tensor& hidden,
-                             const Tensor& logits, const Tensor& w3, const Optional& b3, const Tensor& w4,
-                             const Optional& b4, int64_t act, int64_t gate) {
+GHOST_OPERATOR(excite);
+
+Results<5> squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tensor& squeeze, const Tensor& hidden,
+                                   const Tensor& logits, const Tensor& w3, const Optional& b3, const Tensor& w4,
+                                   const Optional& b4, int64_t act, int64_t gate) {
   if (!all_readable(grad_out, x, squeeze, hidden, logits, w3, b3, w4, b4) || x.numel() == 0)
-    return abi::call<Five>("ghost_ops::squeeze_excite_backward_reference", "", grad_out, x, squeeze, hidden, logits, w3,
-                           b3, w4, b4, act, gate);
+    return abi::call<Results<5>>("ghost_ops::squeeze_excite_backward_reference", "", grad_out, x, squeeze, hidden,
+                                 logits, w3, b3, w4, b4, act, gate);
   Scratch scratch;
   const Checks check("squeeze_excite_backward");
   check.map("x", x);
@@ -313,5 +274,7 @@ Five squeeze_excite_backward(const Tensor& grad_out, const Tensor& x, const Tens
           bias(b3, grad_hidden, hidden_pad, w.r), result(dense_rows(grad_w4, w.c, w.r), {w.c, w.r}, w4.dtype()),
           bias(b4, grad_logits, pad, w.c)};
 }
+
+GHOST_OPERATOR(squeeze_excite_backward);
 
 }  // namespace ghost

@@ -1,6 +1,6 @@
 // ghost_module_train_backward: B1 the sums of the cheap operation's BatchNorm; B2 its weight's gradient and the sums of
 // the primary's BatchNorm; B3 the gradients of the primary weight and of x. Everything else is computed again from x.
-#include "operators.h"
+#include "operator.h"
 #include "train.h"
 
 namespace ghost {
@@ -243,18 +243,19 @@ Tensor given(const Optional& parameter, const float* grad, int64_t channels, abi
 
 }  // namespace
 
-Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const Tensor& w1, const Optional& gamma1,
-                                 const Optional& beta1, const Tensor& w2, const Optional& gamma2, const Optional& beta2,
-                                 const Optional& act_weight, const Optional& cheap_act_weight, const Tensor& mean1,
-                                 const Tensor& var1, const Tensor& mean2, const Tensor& var2, const Optional& primary,
-                                 int64_t out_channels, int64_t act, int64_t cheap_act, double act_slope,
-                                 double cheap_act_slope, double eps1, double eps2) {
+Results<9> ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const Tensor& w1,
+                                       const Optional& gamma1, const Optional& beta1, const Tensor& w2,
+                                       const Optional& gamma2, const Optional& beta2, const Optional& act_weight,
+                                       const Optional& cheap_act_weight, const Tensor& mean1, const Tensor& var1,
+                                       const Tensor& mean2, const Tensor& var2, const Optional& primary,
+                                       int64_t out_channels, int64_t act, int64_t cheap_act, double act_slope,
+                                       double cheap_act_slope, double eps1, double eps2) {
   if (!all_readable(grad_out, x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2,
                     var2, primary) ||
       !cheap_kernel_known(w2) || x.numel() <= x.size(1))
-    return abi::call<Nine>("ghost_ops::ghost_module_train_backward_reference", "", grad_out, x, w1, gamma1, beta1, w2,
-                           gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2, var2, primary, out_channels,
-                           act, cheap_act, act_slope, cheap_act_slope, eps1, eps2);
+    return abi::call<Results<9>>("ghost_ops::ghost_module_train_backward_reference", "", grad_out, x, w1, gamma1, beta1,
+                                 w2, gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2, var2, primary,
+                                 out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2);
   Scratch scratch;
   TrainContext t =
       make_context({"ghost_module_train_backward", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight,
@@ -332,5 +333,7 @@ Nine ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, const 
           given(act_weight, slope1_grad, t.m, dtype),
           given(cheap_act_weight, slope2_grad, cheap_channels, dtype)};
 }
+
+GHOST_OPERATOR(ghost_module_train_backward);
 
 }  // namespace ghost

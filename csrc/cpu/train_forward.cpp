@@ -1,5 +1,5 @@
 // ghost_module_train: F1 takes the statistics of z1, F2 writes y1 and takes those of z2, F3 writes y2.
-#include "operators.h"
+#include "operator.h"
 #include "train.h"
 
 namespace ghost {
@@ -194,16 +194,16 @@ bool worth_keeping(const TrainContext& t, const Map& out) {
 
 }  // namespace
 
-Six ghost_module_train(const Tensor& x, const Tensor& w1, const Optional& b1, const Optional& gamma1,
-                       const Optional& beta1, const Tensor& w2, const Optional& b2, const Optional& gamma2,
-                       const Optional& beta2, const Optional& act_weight, const Optional& cheap_act_weight,
-                       int64_t out_channels, int64_t act, int64_t cheap_act, double act_slope, double cheap_act_slope,
-                       double eps1, double eps2, bool keep_primary) {
+Results<6> ghost_module_train(const Tensor& x, const Tensor& w1, const Optional& b1, const Optional& gamma1,
+                              const Optional& beta1, const Tensor& w2, const Optional& b2, const Optional& gamma2,
+                              const Optional& beta2, const Optional& act_weight, const Optional& cheap_act_weight,
+                              int64_t out_channels, int64_t act, int64_t cheap_act, double act_slope,
+                              double cheap_act_slope, double eps1, double eps2, bool keep_primary) {
   if (!all_readable(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight) ||
       !cheap_kernel_known(w2) || x.numel() <= x.size(1))
-    return abi::call<Six>("ghost_ops::ghost_module_train_reference", "", x, w1, b1, gamma1, beta1, w2, b2, gamma2,
-                          beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope,
-                          eps1, eps2, keep_primary);
+    return abi::call<Results<6>>("ghost_ops::ghost_module_train_reference", "", x, w1, b1, gamma1, beta1, w2, b2,
+                                 gamma2, beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
+                                 cheap_act_slope, eps1, eps2, keep_primary);
   Scratch scratch;
   TrainContext t =
       make_context({"ghost_module_train", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
@@ -234,5 +234,7 @@ Six ghost_module_train(const Tensor& x, const Tensor& w1, const Optional& b1, co
           ghost::result(t.cheap_norm.var, {cheap_channels}, f32),
           std::move(primary)};
 }
+
+GHOST_OPERATOR(ghost_module_train);
 
 }  // namespace ghost

@@ -22,7 +22,7 @@ struct Arguments {
 };
 
 template <class T>
-GHOST_DEVICE After after(const Arguments<T>& a, const Conv& conv, int from = 0) {
+GHOST_DEVICE Epilogue epilogue_of(const Arguments<T>& a, const Conv& conv, int from = 0) {
   return {a.vectors + conv.bias + from, conv.slopes < 0 ? nullptr : a.vectors + conv.slopes + from, conv.act};
 }
 
@@ -50,7 +50,7 @@ struct Tile {
     const int tiles = b.chunk / kColumns, first = index * b.chunk;
     pointwise<2>(primary, narrow_row, at(0), row(b.channels, sizeof(T)), r.x.pixels(), b.channels,
                  a.matrices + b.first.weight + index * tiles * kWeightTile, chunks(b) * tiles, tiles,
-                 after(a, b.first, first));
+                 epilogue_of(a, b.first, first));
     sync_block();
     const int made = b.chunk * b.multiplier;
     const float* const own = b.kernel ? nullptr : scale;
@@ -58,12 +58,12 @@ struct Tile {
     if (made)
       depthwise(expanded + b.chunk, wide_row, r.expanded, primary, narrow_row, r.x, b.chunk, b.multiplier, b.chunk,
                 b.cheap_kernel, 1, a.vectors + b.cheap.weight + index * b.cheap_kernel * b.cheap_kernel * made,
-                after(a, b.cheap, index * made), own ? own + b.chunk : nullptr);
+                epilogue_of(a, b.cheap, index * made), own ? own + b.chunk : nullptr);
     sync_block();
     if (b.kernel) {
       depthwise(last, wide_row, r.inner, expanded, wide_row, r.expanded, all, 1, 0, b.kernel, b.stride,
-                a.vectors + b.depthwise.weight + index * b.kernel * b.kernel * all, after(a, b.depthwise, index * all),
-                scale);
+                a.vectors + b.depthwise.weight + index * b.kernel * b.kernel * all,
+                epilogue_of(a, b.depthwise, index * all), scale);
       sync_block();
     }
     return last;
@@ -90,8 +90,8 @@ struct Tile {
       means[l] = sum / pixels;
     }
     sync_block();
-    excite(scale, at<float>(plan.hidden_at), means, all, b.hidden, a.vectors + b.reduce.weight, after(a, b.reduce),
-           a.vectors + b.expand.weight, after(a, b.expand), b.gate);
+    excite(scale, at<float>(plan.hidden_at), means, all, b.hidden, a.vectors + b.reduce.weight,
+           epilogue_of(a, b.reduce), a.vectors + b.expand.weight, epilogue_of(a, b.expand), b.gate);
     return scale;
   }
 
@@ -131,7 +131,7 @@ struct Tile {
     if (a.phase == Phase::squeeze) return;
     if (mine)
       store(at(plan.second_at), row(b.primary2, sizeof(T)), acc, first, pixels, tile * kColumns, count,
-            after(a, b.second));
+            epilogue_of(a, b.second));
     sync_block();
   }
 
@@ -139,7 +139,7 @@ struct Tile {
   GHOST_DEVICE const T* shortcut(const T* x) const {
     const int wide = row(b.channels, sizeof(T)), tiles = cdiv(b.kept2, kColumns), depth = up(b.channels, kDepth);
     T* const between = at(plan.shortcut_depthwise_at);
-    const After after_depthwise = after(a, b.shortcut_depthwise);
+    const Epilogue after_depthwise = epilogue_of(a, b.shortcut_depthwise);
     const int across = r.out.across.size(), halo = b.shortcut / 2;
 #pragma unroll 1
     for (int i = thread(); i < r.out.pixels() * depth; i += threads()) {
@@ -163,7 +163,7 @@ struct Tile {
     sync_block();
     T* const rows = at(plan.shortcut_at);
     pointwise<2>(rows, row(b.kept2, sizeof(T)), between, wide, r.out.pixels(), b.channels,
-                 a.matrices + b.shortcut_pointwise.weight, tiles, tiles, after(a, b.shortcut_pointwise));
+                 a.matrices + b.shortcut_pointwise.weight, tiles, tiles, epilogue_of(a, b.shortcut_pointwise));
     sync_block();
     return rows;
   }
@@ -192,7 +192,7 @@ GHOST_DEVICE void bottleneck(const Block& b, const Plan& plan, const Arguments<T
   t.sweep(b.hidden && a.phase != Phase::project ? sums : nullptr);
   if (alone) return;
   const T* shortcut = b.shortcut > 0 ? t.shortcut(x) : nullptr;
-  const After after_cheap = b.multiplier2 ? after(a, b.cheap2) : After{};
+  const Epilogue after_cheap = b.multiplier2 ? epilogue_of(a, b.cheap2) : Epilogue{};
   const float* cheap = b.multiplier2 ? a.vectors + b.cheap2.weight : nullptr;
   write(a.out + image * pixels * b.kept2, t.r.out, out_width(b), t.at(plan.second_at), row(b.primary2, sizeof(T)),
         t.r.inner, 0, b.primary2, b, cheap, after_cheap, shortcut, row(b.kept2, sizeof(T)),

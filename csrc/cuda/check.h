@@ -1,13 +1,14 @@
-// Whether a block's numbers can be computed with: before any kernel reads by them.
+// Validates a block's numbers before any kernel reads by them.
 #pragma once
 #include <initializer_list>
 
+#include "activations.h"
 #include "plan.h"
 
 namespace ghost::cuda {
 
-/// What is wrong with a block whose parameters lie in buffers of these lengths; null where nothing is.
-inline const char* wrong(const Block& b, int64_t matrices, int64_t vectors) {
+/// Null where a block is valid whose parameters lie in buffers of these lengths, else what is wrong with it.
+inline const char* validate(const Block& b, int64_t matrices, int64_t vectors) {
   constexpr int kMost = 1 << 16;
   const auto within = [](int n, int low, int high) { return low <= n && n <= high; };
   const auto odd = [&](int kernel) { return within(kernel, 1, 7) && kernel % 2 == 1; };
@@ -24,7 +25,8 @@ inline const char* wrong(const Block& b, int64_t matrices, int64_t vectors) {
     if (!within(b.primary, 1, kMost) || !within(b.multiplier, 0, 7)) return "the channels of the first module";
     if (b.chunk != 16 && b.chunk != 32) return "a chunk";
     if (!odd(b.cheap_kernel) || (b.kernel && !odd(b.kernel)) || (b.shortcut > 0 && !odd(b.shortcut))) return "a kernel";
-    if (!within(b.hidden, 0, kMost) || !within(b.gate, 0, 3) || b.shortcut < -1) return "an excitation or shortcut";
+    if (!within(b.hidden, 0, kMost) || !within(b.gate, 0, kGates - 1) || b.shortcut < -1)
+      return "an excitation or shortcut";
     if (!b.kernel && b.stride > 1) return "a stride without a convolution that has it";
     if (b.shortcut == 0 && (b.stride > 1 || b.channels != b.kept2)) return "a shortcut of another shape";
   } else if (b.stride != 1 || b.kernel || b.hidden) {
@@ -54,10 +56,10 @@ inline const char* wrong(const Block& b, int64_t matrices, int64_t vectors) {
       return at >= 0 && at % to == 0 && at + count <= all;
     };
     if (!fits(p.conv.weight, p.weight, p.is_matrix ? matrices : vectors, p.is_matrix ? kWeightTile : 2) ||
-        !fits(p.conv.bias, p.channels, vectors, 2) || !within(p.conv.act, 0, 6) ||
+        !fits(p.conv.bias, p.channels, vectors, 2) || !within(p.conv.act, 0, kActs - 1) ||
         (p.conv.slopes != -1 && !fits(p.conv.slopes, p.channels, vectors, 2)))
       return "parameters outside of their buffers";
-    if ((p.conv.act == 3 || p.conv.act == 4) && p.conv.slopes < 0) return "an activation without its slopes";
+    if (slope_kind(p.conv.act) != kNoSlope && p.conv.slopes < 0) return "an activation without its slopes";
   }
   return nullptr;
 }

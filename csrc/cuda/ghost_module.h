@@ -18,13 +18,13 @@ GHOST_DEVICE void ghost_module(const Block& b, const Plan& plan, const Arguments
        a.scale ? a.scale + image * b.channels : nullptr);
   const int tiles = cdiv(b.primary2, kColumns), primary_row = row(kModuleChunk, sizeof(T));
   const float* cheap = b.multiplier2 ? a.vectors + b.cheap2.weight : nullptr;
-  const After after_cheap = b.multiplier2 ? after(a, b.cheap2) : After{};
+  const Epilogue after_cheap = b.multiplier2 ? epilogue_of(a, b.cheap2) : Epilogue{};
   for (int first = 0; first < b.primary2; first += kModuleChunk) {
     const int count = least(b.primary2 - first, kModuleChunk);
     sync_block();
     pointwise<4>(primary, primary_row, rows, stride, r.x.pixels(), b.channels,
                  a.matrices + b.second.weight + first / kColumns * kWeightTile, tiles, cdiv(count, kColumns),
-                 after(a, b.second, first));
+                 epilogue_of(a, b.second, first));
     sync_block();
     write(out, r.out, b.width, primary, primary_row, r.inner, first, count, b, cheap, after_cheap,
           static_cast<const T*>(nullptr), 0, a.residual ? a.residual + image * pixels * b.kept2 : nullptr);

@@ -37,6 +37,6 @@ struct Kernels {
 extern const Kernels kernels_float32, kernels_float16, kernels_bfloat16;
 
 /// Processors and shared memory of a device; null, or what went wrong.
-const char* limits(int index, int32_t& processors, int32_t& shared);
+const char* device_info(int index, int32_t& processors, int32_t& shared);
 
 }  // namespace ghost::cuda

@@ -50,7 +50,7 @@ Device device_limits(int32_t index) {
   const std::lock_guard<std::mutex> lock(mutex);
   auto [found, is_new] = known.try_emplace(index);
   if (is_new) {
-    if (const char* why = limits(index, found->second.processors, found->second.shared)) {
+    if (const char* why = device_info(index, found->second.processors, found->second.shared)) {
       known.erase(found);
       fail(std::string("a device does not say what it has: ") + why);
     }
@@ -88,7 +88,7 @@ Block block_of(const Numbers& list, const Tensor& x, const Tensor& matrices, con
   }
   Block b;
   std::memcpy(&b, numbers, sizeof b);
-  if (const char* what = wrong(b, matrices.numel(), vectors.numel())) fail(std::string("block: ") + what);
+  if (const char* what = validate(b, matrices.numel(), vectors.numel())) fail(std::string("block: ") + what);
   expect(x.dim() == 4 && x.is_contiguous(Layout::channels_last), "x: a map in channels_last");
   expect(x.size(1) == b.channels && x.size(2) == b.height && x.size(3) == b.width, "x: a map of the block's sizes");
   expect(matrices.dtype() == x.dtype() && matrices.is_contiguous(), "matrices: as dense as x, in its dtype");

@@ -4,6 +4,7 @@
 // tile is in the order of the lanes that read it (mma.sync's fragment B), in float32 row by row:
 // ghost_ops/backends/cuda/weights.py.
 #pragma once
+#include "activation.h"
 #include "device.h"
 #include "geometry.h"
 
@@ -85,34 +86,16 @@ GHOST_DEVICE void accumulate(float (&acc)[M][N][4], const T* a, int stride, int 
 }
 
 /// Bias, activation, rounding: what follows a convolution.
-struct After {
+struct Epilogue {
   const float *bias, *slopes;
   int act;
 };
 
-constexpr int kRelu = 1;  // the other codes: ghost_ops/backends/activation.py
-
-GHOST_DEVICE float relu(float v) { return v < 0.f ? 0.f : v; }  // as torch's, NaN stays
-
-GHOST_DEVICE float activate(float v, const After& after, int channel) {
-  switch (after.act) {
-    case kRelu:
-      return relu(v);
-    case 2:
-      return v < 0.f ? 0.f : v > 6.f ? 6.f : v;
-    case 3:
-    case 4:
-      return v > 0.f ? v : v * constant(after.slopes + channel);
-    case 5:
-      return v / (1.f + exponential(-v));
-    case 6:
-      return v * (v < -3.f ? 0.f : v > 3.f ? 6.f : v + 3.f) / 6.f;
-    default:
-      return v;
-  }
+GHOST_DEVICE float activate(float v, const Epilogue& after, int channel) {
+  return activation(v, after.act, after.slopes ? constant(after.slopes + channel) : 0.f);
 }
 
-GHOST_DEVICE float finish(float sum, const After& after, int channel) {
+GHOST_DEVICE float finish(float sum, const Epilogue& after, int channel) {
   return activate(sum + constant(after.bias + channel), after, channel);
 }
 
@@ -120,7 +103,7 @@ GHOST_DEVICE float finish(float sum, const After& after, int channel) {
 /// first.
 template <class T, int M, int N>
 GHOST_DEVICE void store(T* out, int stride, const float (&acc)[M][N][4], int row, int rows, int column, int count,
-                        const After& after) {
+                        const Epilogue& after) {
   const auto place = [&](int i, int j, int half) {
     return out + (row + kRows * i + fragment_row(2 * half)) * stride + column + kColumns * j + fragment_column();
   };
@@ -161,7 +144,7 @@ GHOST_DEVICE void store(T* out, int stride, const float (&acc)[M][N][4], int row
 /// once.
 template <int kWide, class T>
 GHOST_DEVICE void pointwise(T* out, int out_stride, const T* in, int in_stride, int pixels, int depth, const T* weight,
-                            int tiles_a_step, int tiles, const After& after) {
+                            int tiles_a_step, int tiles, const Epilogue& after) {
   const int groups = cdiv(tiles, kWide);
   for (int item = warp(); item < cdiv(pixels, kRows) * groups; item += warps()) {
     const int row = item / groups * kRows, tile = item % groups * kWide, count = least(tiles - tile, kWide);

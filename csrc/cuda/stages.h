@@ -95,7 +95,7 @@ GHOST_DEVICE void strip(float (&sum)[kStrip][2], const T* in, int stride, const 
 
 /// What follows the sums of a strip: bias, activation, excitation; `rows` of them are there, `down` apart.
 template <class T>
-GHOST_DEVICE void store_strip(T* out, int down, const float (&sum)[kStrip][2], int rows, const After& after,
+GHOST_DEVICE void store_strip(T* out, int down, const float (&sum)[kStrip][2], int rows, const Epilogue& after,
                               int channel, const float* scale) {
   const auto bias = constant(reinterpret_cast<const Pair<float>*>(after.bias + channel));
   const bool simple = after.act <= kRelu;
@@ -140,7 +140,7 @@ GHOST_DEVICE void copy_primary(T* out, int out_stride, const Region& to, const T
 template <class T>
 GHOST_DEVICE void depthwise(T* out, int out_stride, const Region& to, const T* in, int in_stride, const Region& from,
                             int lanes, int spread, int apart, int kernel, int stride, const float* weight,
-                            const After& after, const float* scale) {
+                            const Epilogue& after, const float* scale) {
   const int pairs = lanes / 2, across = to.across.size(), strips = cdiv(to.down.size(), kStrip);
   const int taps_apart = lanes * spread, down = across * out_stride;
 #pragma unroll 1
@@ -205,23 +205,10 @@ GHOST_DEVICE void sum_rows(float* sums, float* partial, const T* rows, int strid
   }
 }
 
-GHOST_DEVICE float apply_gate(float v, int gate) {
-  switch (gate) {
-    case 0:
-      return v < 0.f ? 0.f : v > 1.f ? 1.f : v;
-    case 1:
-      return (v < -3.f ? 0.f : v > 3.f ? 6.f : v + 3.f) / 6.f;
-    case 2:
-      return 1.f / (1.f + exponential(-v));
-    default:
-      return v;
-  }
-}
-
 /// gate(expand(reduce(means))): `lanes` means of shared memory to as many factors there. Has barriers within, and ends
 /// with one.
 GHOST_DEVICE void excite(float* scale, float* hidden, const float* means, int lanes, int units, const float* reduce,
-                         const After& after_reduce, const float* expand, const After& after_expand, int gate) {
+                         const Epilogue& after_reduce, const float* expand, const Epilogue& after_expand, int gate) {
 #pragma unroll 1
   for (int unit = warp(); unit < units; unit += warps()) {
     float sum = 0.f;
@@ -247,7 +234,7 @@ GHOST_DEVICE void excite(float* scale, float* hidden, const float* means, int la
 /// `shortcut`: rows of all channels in shared memory, or null. `residual`: a map like the output, or null.
 template <class T>
 GHOST_DEVICE void write(T* image, const Region& to, int width, const T* in, int in_stride, const Region& from,
-                        int first, int count, const Block& b, const float* weight, const After& after,
+                        int first, int count, const Block& b, const float* weight, const Epilogue& after,
                         const T* shortcut, int shortcut_stride, const T* residual) {
   const int made = b.kept2 - b.primary2;
   const int cheap = made > 0 ? most(least((first + count) * b.multiplier2, made) - first * b.multiplier2, 0) : 0;

@@ -20,7 +20,7 @@ class Folder(Dataset):
     """``root/class/image``: RGB, side x side, normalised; classes in alphabetical order.
 
     For training each image is cropped (8 to 100 % of its area, 3:4 to 4:3) and mirrored at random, as is usual for
-    ImageNet. The draw depends on seed, epoch and image alone: not on the number of workers, nor on where a run began.
+    ImageNet. The draw depends only on seed, epoch and image, not on the number of workers nor on where a run began.
     """
 
     epoch = 0

@@ -104,7 +104,7 @@ def reduce_gradients(model: nn.Module, wanted: bool) -> None:
 
 
 def share_buffers(net: nn.Module, world: World) -> None:
-    """Everybody's running statistics become those of the first process, which DDP does before each forward."""
+    """The running statistics of all processes become those of the first one, which DDP does before each forward."""
     if world.size > 1:
         for buffer in net.buffers():
             dist.broadcast(buffer, 0)

@@ -1,8 +1,8 @@
-"""Backwards on the CPU that are made of PyTorch's operators and native kernels: the reference's formulas with other
-gradients of the convolutions.
+"""Backwards on the CPU composed of PyTorch's operators and native kernels: the reference's formulas with native
+gradients of the depthwise convolutions.
 
-Sums over pixels are in double, as those of PyTorch's BatchNorm are: where gradients nearly cancel, a convolution's
-backward of PyTorch loses what is left of a bias's.
+Sums over pixels are in double, as in PyTorch's BatchNorm: where gradients nearly cancel, the backward of PyTorch's
+convolution loses the rest of a bias's gradient.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import torch
 from . import reference
 from .reference.cheap_concat import depthwise_backward
 
-OPERATORS = ("cheap_concat_backward", "ghost_module_backward")
-
 
 def _depthwise(grad: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, sums: torch.dtype):
     if y.shape[1] != weight.shape[0]:
@@ -24,6 +22,7 @@ def _depthwise(grad: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, sums: 
     return torch.ops.ghost_ops.depthwise_backward(grad, y, weight, bias, 1, True, True)
 
 
-cheap_concat_backward, ghost_module_backward = (
-    functools.partial(getattr(reference, name), sums=torch.float64, of_depthwise=_depthwise) for name in OPERATORS
-)
+OPERATORS = {
+    name: functools.partial(getattr(reference, name), sums=torch.float64, of_depthwise=_depthwise)
+    for name in ("cheap_concat_backward", "ghost_module_backward")
+}

@@ -1,4 +1,4 @@
-"""The environment variables of the library, read and checked when the package is imported. CONTRIBUTING.md lists them.
+"""The environment variables of the library (docs/environment.md), read and checked when the package is imported.
 
 This is the only place that reads them. ``GHOST_OPS_TILES``, a file that may be changed while a program runs, is read by
 ``backends/triton/tiles.py``.

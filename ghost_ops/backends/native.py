@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from . import environment
+from .registry import CHEAP_KERNELS, SCHEMAS, Backend
 
 NAMESPACE = "ghost_ops"
-# Instruction sets with products of bfloat16 of their own, which round their maps; all else of them is another set's.
+# Instruction sets that multiply bfloat16 themselves and so round maps; their other kernels are those of AVX-512.
 ROUNDING = frozenset({"amx", "avx512bf16"})
 LIBRARY = Path(__file__).resolve().parents[1] / "_cpu.so"
 
@@ -47,7 +48,7 @@ def program_scratch(steps: list[int], images: int, height: int, width: int) -> i
     """Bytes of scratch that one thread keeps for a program over this many images; 0 without the library.
 
     Raises:
-        ValueError: the program is none, or takes no map of this size.
+        ValueError: these are not the steps of a program, or it takes no map of this size.
     """
     if _library is None:
         return 0
@@ -60,7 +61,7 @@ def program_scratch(steps: list[int], images: int, height: int, width: int) -> i
 
 
 def in_huge_pages(t: torch.Tensor) -> torch.Tensor:
-    """A copy of a dense CPU tensor that lies in huge pages where the system has them; t itself without the library."""
+    """A copy of a dense CPU tensor in huge pages, where the system has them; t itself without the library."""
     if _library is None or not t.is_cpu or t.is_meta:
         return t
     copy = torch.empty_like(t)
@@ -73,16 +74,16 @@ def in_huge_pages(t: torch.Tensor) -> torch.Tensor:
 def empty_cache() -> None:
     """Give back the memory that is kept for the next maps, as ``torch.cuda.empty_cache`` does on a GPU.
 
-    On the CPU the kernels keep memory of large outputs that nobody needs any more, since fresh memory costs more than
-    computing what goes there: with what is in use hardly more than was once in use at the same time, and 1024 MiB at
-    most, or what the environment variable ``GHOST_OPS_KEEP_MB`` says; with 0 nothing is kept.
+    On the CPU the memory of large outputs is kept for reuse, since fresh memory costs more than computing what goes
+    there. Kept and used memory together hardly exceed what was once in use at the same time. At most 1024 MiB are
+    kept, or what the environment variable ``GHOST_OPS_KEEP_MB`` says; with 0 nothing is kept.
     """
     if _library is not None and _library.ghost_ops_cpu_empty_cache():
         raise RuntimeError("ghost_ops.empty_cache: the memory could not be given back")
 
 
 def kept_bytes() -> int:
-    """How much is kept for the next maps; 0 without the library."""
+    """Number of bytes that are kept for the next maps; 0 without the library."""
     if _library is None:
         return 0
     call = _library.ghost_ops_cpu_kept_bytes
@@ -94,7 +95,7 @@ def kept_bytes() -> int:
 
 
 def poison_maps(on: bool) -> None:
-    """For tests: whether memory that is kept is filled with NaNs before it is used again."""
+    """For tests: set whether kept memory is filled with NaNs before it is used again."""
     if _library is not None and _library.ghost_ops_cpu_poison_maps(int(on)):
         raise RuntimeError("poison_maps: there is no memory for what keeps maps")
 
@@ -175,5 +176,26 @@ def _set_up() -> tuple[ctypes.CDLL | None, str | None]:
     return library, None
 
 
+def _refuse_device(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"its kernels run on the CPU, the input is on {device.type}"
+    return reason()
+
+
+def _has(operator: str) -> bool:
+    """Whether a kernel is registered for the CPU: by the library, or composed of its kernels."""
+    return operator in SCHEMAS and torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{operator}", "CPU")
+
+
+_has._dynamo_marked_constant = True  # what torch.compiler.assume_constant_result does, which would import the compiler
 _uses_reference = False
 _library, _reason = _set_up()
+BACKEND = Backend(
+    "native",
+    is_candidate=lambda device, forced: device.type != "cuda",
+    refuse_device=_refuse_device,
+    has=_has,
+    missing=reason,
+    dtypes=(torch.float32, torch.bfloat16),
+    kernels=CHEAP_KERNELS,
+)

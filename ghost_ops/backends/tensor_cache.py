@@ -1,8 +1,8 @@
-"""Results that are kept as long as the tensor that they were computed for.
+"""A cache of results that live as long as the tensor that they were computed for.
 
-A program's backends on a device keep an index tensor as large as the packed parameters. Captured CUDA graphs read it,
-so that it must stay as long as a graph may run, which is as long as the packed parameters exist: the graph reads them
-too. It must not stay longer, or every frozen net that was ever made would keep its share of the device's memory.
+The backends of programs on a device keep an index tensor as large as the packed parameters. Captured CUDA graphs read
+it, so it must live as long as a graph may run, which is as long as the packed parameters exist, since the graph reads
+them too. It must not live longer, or frozen nets that were deleted would still hold device memory.
 """
 
 from __future__ import annotations

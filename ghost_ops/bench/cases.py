@@ -15,15 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import models
 from ..nn import GhostModule
-from .rivals import RIVALS
 
 SIDE = 224
-SIDES = (160, 320)  # others of a frozen net
-NETS: dict[str, Callable[..., nn.Module]] = {
+NETS: dict[str, Callable[..., nn.Module]] = {  # by name; other models add themselves
     "ghostnet_100": models.ghostnet_100,
     "ghostnet_050": models.ghostnet_050,
     "ghostnet_130": models.ghostnet_130,
-    **RIVALS,
 }
 FLOAT = 4  # bytes
 
@@ -33,9 +30,9 @@ class ModuleCase:
     """A Ghost module with a 1x1 primary convolution and ratio 2, on square maps.
 
     Attributes:
-        inp, out: channels.
-        side: of the map.
-        kernel: of the cheap operation.
+        inp, out: numbers of channels.
+        side: height and width of the map.
+        kernel: kernel size of the cheap operation.
         relu: whether both halves end in a ReLU.
         count: how many modules of the net are like this.
     """
@@ -84,8 +81,8 @@ class NetCase:
 
     Attributes:
         net: a name of ``NETS``.
-        side: pixels.
-        kind: net; of ``--frozen``: frozen, frozen_bfloat16, or rival for another net beside the frozen one.
+        side: height and width of the images.
+        kind: net; with ``--frozen``: frozen, frozen_bfloat16, or other_model for a net beside the frozen one.
     """
 
     net: str
@@ -116,7 +113,7 @@ class NetCase:
 
 @cache
 def _net_work(name: str, side: int) -> tuple[int, int, int]:
-    """FLOPs of an image, parameters, logits."""
+    """FLOPs for one image, number of parameters, number of logits."""
     with torch.device("meta"):
         net = NETS[name]().eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -145,14 +142,6 @@ def net_cases() -> tuple[NetCase, ...]:
     return (NetCase("ghostnet_100"),)
 
 
-def frozen_cases(dtype: str = "float32") -> tuple[NetCase, ...]:
-    """Nets to freeze, the first by default; in float32 the rivals too."""
-    kind = "frozen" if dtype == "float32" else f"frozen_{dtype}"
-    widths = [(name, SIDE) for name in NETS if name not in RIVALS]
-    frozen = tuple(NetCase(name, side, kind=kind) for name, side in [*widths, *(("ghostnet_100", s) for s in SIDES)])
-    return frozen + (tuple(NetCase(name, kind="rival") for name in RIVALS) if dtype == "float32" else ())
-
-
 def draw_map(batch: int, channels: int, side: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, channels, side, side, generator=generator)
@@ -160,7 +149,7 @@ def draw_map(batch: int, channels: int, side: int, seed: int = 0) -> torch.Tenso
 
 
 def draw_images(batch: int, side: int, seed: int) -> torch.Tensor:
-    """Blots of colour under noise, each image with a contrast of its own, so that a net tells them apart."""
+    """Blots of colour under noise, each image with a contrast of its own, so that a net classifies them differently."""
     generator = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(batch, *shape, generator=generator)
     contrast = 0.5 + 2 * torch.rand(batch, 1, 1, 1, generator=generator)
@@ -170,7 +159,7 @@ def draw_images(batch: int, side: int, seed: int) -> torch.Tensor:
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """BatchNorm's parameters and statistics as after some training, so that folding them is no identity.
+    """BatchNorm's parameters and statistics as after some training, so that folding changes the weights.
 
     The other weights are normal, with the deviation that keeps magnitudes.
     """

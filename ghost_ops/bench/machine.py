@@ -1,4 +1,4 @@
-"""The machine and the software of a run: what a result must say beside its numbers."""
+"""The machine and the software of a run, which a result must name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..backends import cuda, native, triton
+from ..backends import native
 from ..dispatch import BACKENDS
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -22,7 +22,7 @@ CACHES = {1: 32 << 10, 2: 1 << 20, 3: 16 << 20}  # bytes, where the system does 
 
 
 class Unavailable(Exception):
-    """Why a peer cannot run here, and what to do about it."""
+    """Says why a baseline cannot run here, and what to do about it."""
 
 
 def need(module: str, extra: str = "bench") -> None:
@@ -32,7 +32,7 @@ def need(module: str, extra: str = "bench") -> None:
 
 
 def version_of(distribution: str) -> str | None:
-    """The version of an installed distribution, None where there is none."""
+    """The version of an installed distribution; None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -65,12 +65,15 @@ def cpu_model() -> str:
 
 
 def cores() -> int:
-    """The processors that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cache_bytes(level: int) -> int:
-    """Size of the data cache of this level that one core sees."""
+    """Size of the data cache of this level that one core sees.
+
+    py-cpuinfo has no such number: it adds up the second level over all cores, and takes the third from /proc/cpuinfo.
+    """
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
             if (index / "type").read_text().strip() == "Instruction" or int((index / "level").read_text()) != level:
@@ -95,39 +98,10 @@ def describe() -> dict[str, object]:
         "commit": commit(),
         "isa": native.isa(),
         "isas": list(native.isas()),
-        "backends": {name: _backend(name) for name in BACKENDS},
+        "backends": {name: backend.state() for name, backend in BACKENDS.items()},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             **{name: version_of(name) for name in ("timm", "triton", *ENGINES.values())},
         },
     }
-
-
-def _backend(name: str) -> str:
-    """ "ready", or why it is missing."""
-    if name == "native" and not native.available():
-        return f"missing: {native.reason()}"
-    if name == "triton":
-        return _triton()
-    if name == "cuda":
-        return _cuda()
-    return "ready"
-
-
-def _cuda() -> str:
-    if not cuda.available():
-        return f"missing: {cuda.reason()}"
-    why = cuda.refuse_device(torch.device("cuda", torch.cuda.current_device()))
-    if why is not None:
-        return f"missing: {why}"
-    return "ready" if cuda.WISH == "cuda" else "ready, off until GHOST_OPS_GPU=cuda"
-
-
-def _triton() -> str:
-    if not triton.available():
-        return f"missing: {triton.reason()}"
-    if not torch.cuda.is_available():
-        return "missing: no CUDA device is there"
-    why = triton.refuse_device(torch.device("cuda", torch.cuda.current_device()))
-    return "ready" if why is None else f"missing: {why}"

@@ -10,27 +10,23 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .engines import EVERY
-from .parts import NET
-from .rows import FAILED, OK, WRONG, PartRow, Row, base_of
-from .run import Report
+from .results import FAILED, NET, OK, OTHER_MODEL, WRONG, PartResult, Result, target_of
+from .run import SCHEMA, Report
 from .summary import Summary
-from .training import STEPS
 
-LABELS = {peer.name: peer.label for peer in EVERY.values()}
 KINDS = {
     "module": "Ghost modules",
     "net": "Whole nets",
     "frozen": "Frozen nets",
     "frozen_bfloat16": "Frozen nets, bfloat16",
-    "rival": "Other nets beside the frozen one",
+    OTHER_MODEL: "Other nets beside the frozen one",
     "train": "Training step",
     "train_module": "Ghost modules, forward and backward",
 }
 
 
 def to_json(report: Report) -> str:
-    """Indented, without NaN or infinity, which JSON does not have: they become null."""
+    """Indented JSON, which has neither NaN nor infinity: they become null."""
     return json.dumps(_finite(report.as_dict()), indent=1)
 
 
@@ -43,28 +39,56 @@ def _finite(value: object) -> object:
 
 
 def write_json(report: Report, path: str) -> None:
-    """To a file, or to standard output where path is "-"."""
+    """Write to a file, or to standard output where path is "-"."""
     if path == "-":
         print(to_json(report))
     else:
         Path(path).write_text(to_json(report) + "\n")
 
 
+def read_json(path: str | Path) -> Report:
+    """The report that ``write_json`` wrote, in this schema or the one before.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    found = json.loads(Path(path).read_text())
+    if not isinstance(found, dict) or found.get("schema") not in (1, SCHEMA):
+        raise ValueError(f"read_json: {path}: expected a report of schema 1 or {SCHEMA}")
+    rows = [_present(row) for row in found["rows"]] if found["schema"] == 1 else found["results"]
+    results = [Result(**row) for row in rows]
+    parts = [PartResult(**part) for part in found.get("parts", ())]
+    return Report(found["machine"], found["settings"], found["limits"], results, parts)
+
+
+def _present(row: dict[str, object]) -> dict[str, object]:
+    """A row of schema 1 under the names of today."""
+    row = {"baseline" if key == "peer" else key: value for key, value in row.items()}
+    row["group"] = "target" if row["group"] == "ours" else row["group"]
+    row["kind"] = OTHER_MODEL if row["kind"] == "rival" else row["kind"]
+    return row
+
+
 def render(report: Report) -> RenderableType:
     """Everything: the machine, a table for each kind, batch and thread count, the summary, what is missing."""
-    groups: dict[tuple[str, int, int], list[Row]] = {}
-    for row in report.rows:
+    groups: dict[tuple[str, int, int], list[Result]] = {}
+    for row in report.results:
         groups.setdefault((row.kind, row.batch, row.threads), []).append(row)
     parts: list[RenderableType] = [Text(machine_line(report.machine)), *map(_limits_line, report.limits)]
     for key, rows in groups.items():
         parts.append(_training_table(key, rows) if key[0] == "train" else _table(key, rows))
-    nets: dict[tuple[str, int, int, str], list[PartRow]] = {}
+    nets: dict[tuple[str, int, int, str], list[PartResult]] = {}
     for part in report.parts:
         nets.setdefault((part.case, part.batch, part.threads, part.dtype), []).append(part)
     parts += [_parts_table(rows) for rows in nets.values()]
-    parts.append(_summary_table(report.summary()))
-    parts += _notes(report.rows)
+    parts.append(_summary_table(report.summary(), labels_of(report.results)))
+    parts += _notes(report.results)
     return Group(*parts)
+
+
+def labels_of(results: list[Result]) -> dict[str, str]:
+    """Labels of targets and baselines by name, in the order of the results."""
+    return {result.baseline: result.label for result in results}
 
 
 def machine_line(machine: dict) -> str:
@@ -86,51 +110,50 @@ def title(kind: str, batch: int, threads: int) -> str:
     return f"{KINDS.get(kind, kind)}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _table(key: tuple[str, int, int], rows: list[Row]) -> Table:
-    """A line a case: our time, our share of the roof, and for every peer its time and what it is to ours.
+def _table(key: tuple[str, int, int], rows: list[Result]) -> Table:
+    """A line a case: the target's share of the roof, every time, and how many times the target's it is.
 
-    Ours is what ``base_of`` says of the kind; of other nets, the frozen net that was timed beside them.
+    ``target_of`` names the target of a kind; for other nets it is the frozen net that was timed beside them.
     """
-    base = base_of(key[0])
-    names = [name for name in LABELS if any(row.peer == name for row in rows)]
+    base, labels = target_of(key[0]), labels_of(rows)
     cases = list(dict.fromkeys(row.case for row in rows))
-    by_key = {(row.case, row.peer): row for row in rows}
-    whose = "the first frozen net's" if key[0] == "rival" else LABELS[base] + "'s"
+    by_key = {(row.case, row.baseline): row for row in rows}
+    whose = "the first frozen net's" if key[0] == OTHER_MODEL else labels.get(base, base) + "'s"
     table = Table(title=f"{title(*key)}: ms (and how many times {whose})")
     table.add_column("case", no_wrap=True)
-    shares = any(row.share for row in rows) and key[0] != "rival"
+    shares = any(row.share for row in rows) and key[0] != OTHER_MODEL
     if shares:
-        table.caption = f"roof: share of the machine's limit that {LABELS[base]} reaches"
+        table.caption = f"roof: share of the machine's limit that {labels.get(base, base)} reaches"
         table.add_column("roof", justify="right")
-    for name in names:
-        table.add_column(LABELS[name], justify="right", overflow="fold")
+    for label in labels.values():
+        table.add_column(label, justify="right", overflow="fold")
     for case in cases:
-        ours = by_key.get((case, base))
-        share = [] if not shares else [f"{ours.share:.0%}" if ours and ours.share else ""]
+        target = by_key.get((case, base))
+        share = [] if not shares else [f"{target.share:.0%}" if target and target.share else ""]
         count = next(row.count for row in rows if row.case == case)
         label = f"{case} x{count}" if count > 1 else case
-        table.add_row(label, *share, *(_cell(by_key.get((case, name))) for name in names))
+        table.add_row(label, *share, *(_cell(by_key.get((case, name))) for name in labels))
     return table
 
 
-def _cell(row: Row | None) -> Text:
+def _cell(row: Result | None) -> Text:
     if row is None:
         return Text("")
     if row.status != OK:
         return Text(row.status, style="bold red" if row.status in (WRONG, FAILED) else "dim")
     time = f"{row.seconds * 1e3:.3g}"
     agreed = "" if row.agreement is None else f" (top-1 {row.agreement:.1%})"
-    if row.peer == base_of(row.kind) or row.speedup is None:
+    if row.baseline == target_of(row.kind) or row.speedup is None:
         return Text(f"{time} ±{row.spread / row.seconds / 2:.0%}{agreed}")
     return Text.assemble(time, " ", factor(row.speedup), agreed)
 
 
 def factor(speedup: float) -> Text:
-    """How many times longer than ours: green where ours wins, red where it loses."""
+    """How many times longer than the target: green where the target wins, red where it loses."""
     return Text(f"{speedup:.2f}x", style="green" if speedup > 1 else "bold red")
 
 
-def _parts_table(rows: list[PartRow]) -> Table:
+def _parts_table(rows: list[PartResult]) -> Table:
     """A line a part, their sum, and the net in one call."""
     first = rows[0]
     name = f"{first.case}, {first.dtype}, frozen"
@@ -147,7 +170,7 @@ def _parts_table(rows: list[PartRow]) -> Table:
     return table
 
 
-def _sums(rows: list[PartRow]) -> list[str]:
+def _sums(rows: list[PartResult]) -> list[str]:
     seconds, flops, size, roof = (
         sum(getattr(row, name) for row in rows) for name in ("seconds", "flops", "bytes", "roof")
     )
@@ -155,14 +178,14 @@ def _sums(rows: list[PartRow]) -> list[str]:
     return [f"{seconds * 1e3:.3f}", f"{flops / 1e6:.2f}", f"{size / 1e6:.2f}", f"{roof * 1e3:.3f}", share, ""]
 
 
-def _part_cells(row: PartRow) -> list[str | Text]:
+def _part_cells(row: PartResult) -> list[str | Text]:
     if row.seconds is None:
         return [Text(f"{row.status}: {row.reason}", style="bold red" if row.status == WRONG else "dim")]
     time, work = f"{row.seconds * 1e3:.3f} ±{row.spread / row.seconds / 2:.0%}", f"{row.flops / 1e6:.2f}"
     return [time, work, f"{row.bytes / 1e6:.2f}", f"{row.roof * 1e3:.3f}", f"{row.share:.0%}", f"{row.peak_share:.0%}"]
 
 
-def _training_table(key: tuple[str, int, int], rows: list[Row]) -> Table:
+def _training_table(key: tuple[str, int, int], rows: list[Result]) -> Table:
     columns = "", "ms a step", "times ours", "saved for the backward", "peak memory", "error"
     table = Table(*columns, title=title(*key))
     saved, resident = (
@@ -174,7 +197,7 @@ def _training_table(key: tuple[str, int, int], rows: list[Row]) -> Table:
             continue
         time = f"{row.seconds * 1e3:.0f} ±{row.spread / row.seconds / 2:.0%}"
         sizes = _size(row.saved_bytes, saved), _size(row.resident_bytes, resident)
-        times = "" if row.peer == base_of(row.kind) or row.speedup is None else factor(row.speedup)
+        times = "" if row.baseline == target_of(row.kind) or row.speedup is None else factor(row.speedup)
         table.add_row(row.label, time, times, *sizes, f"{row.error:.1e}")
     return table
 
@@ -183,22 +206,22 @@ def _size(size: int | None, largest: int) -> str:
     return "" if size is None else f"{size / 2**20:.0f} MiB ({size / largest:.0%})"
 
 
-def _summary_table(lines: list[Summary]) -> RenderableType:
+def _summary_table(lines: list[Summary], labels: dict[str, str]) -> RenderableType:
     if not lines:
         return Text("")
-    columns = "", "batch", "threads", "ours", "against", "geometric mean", "worst", "slower in"
+    columns = "", "batch", "threads", "target", "against", "geometric mean", "worst", "slower in"
     table = Table(*columns, title="Ours against")
     for line in lines:
-        against = LABELS.get(line.peer) or next((s.label for s in STEPS if s.name == line.peer), line.peer)
+        against = labels.get(line.baseline, line.baseline)
         worst = Text.assemble(factor(line.worst), f" ({line.worst_case})" if line.cases > 1 else "")
         losses = Text(f"{line.losses} of {line.cases}", style="bold red" if line.losses else "")
-        where = KINDS[line.kind], str(line.batch), str(line.threads), LABELS[line.ours]
+        where = KINDS[line.kind], str(line.batch), str(line.threads), labels.get(line.target, line.target)
         table.add_row(*where, against, factor(line.mean), worst, losses)
     return table
 
 
-def _notes(rows: list[Row]) -> list[RenderableType]:
-    """Why something has no time, each reason once."""
+def _notes(rows: list[Result]) -> list[RenderableType]:
+    """The reasons why something has no time, each once."""
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row.status != OK:

@@ -20,7 +20,7 @@ MM_SIDE = 1024
 
 @dataclass(frozen=True)
 class Limits:
-    """Of ``threads`` threads together.
+    """What ``threads`` threads of this machine can do together.
 
     Attributes:
         flops: float32 operations a second, multiply and add counted as two.
@@ -46,7 +46,7 @@ class Limits:
         return next((name for name, capacity in self.capacity.items() if size <= capacity), "DRAM")
 
     def roof(self, flops: int, size: int, dtype: str = "float32") -> float:
-        """The least seconds for this work, ``size`` bytes moving."""
+        """The least seconds for this work, in which ``size`` bytes move."""
         return max(flops / self.peak(dtype), size / self.bandwidth[self.level(size)])
 
     def as_dict(self) -> dict[str, object]:
@@ -83,18 +83,18 @@ def _best(call: Callable[[], object], seconds: float) -> float:
 
 
 def _product_flops(threads: int, seconds: float, dtype: torch.dtype) -> float:
-    """What a matrix product reaches."""
+    """FLOPs a second that a matrix product reaches."""
     a, b = torch.randn(2, MM_SIDE, MM_SIDE).to(dtype).unbind()
     out = torch.empty(MM_SIDE, MM_SIDE, dtype=dtype)
     best = _best(lambda: torch.mm(a, b, out=out), seconds)
-    if threads > 1:  # where threads hinder each other, one alone is the better measure
+    if threads > 1:  # where threads hinder each other, a single one is the better measure
         with torch_threads(1):
             best = min(best, _best(lambda: torch.mm(a, b, out=out), seconds))
     return 2 * MM_SIDE**3 / best
 
 
 def _peak(threads: int, seconds: float) -> tuple[float, str]:
-    """The greatest of what a matrix product reaches and, with the development extension, of bare FMAs."""
+    """FLOPs a second, of a matrix product or, with the development extension, of bare FMAs if these are faster."""
     flops, source = _product_flops(threads, seconds, torch.float32), "torch.mm"
     try:
         from .. import _kernels

@@ -1,4 +1,4 @@
-"""A benchmark run: every case with every peer, compared with float64, then timed side by side."""
+"""A benchmark run: every case with every baseline, compared with float64, then timed side by side."""
 
 from __future__ import annotations
 
@@ -12,53 +12,53 @@ import torch
 from torch import nn
 
 from . import machine
+from .baselines import Baseline, Built
 from .cases import ModuleCase, NetCase, draw_images
 from .machine import Unavailable
-from .peers import Built, Peer
+from .results import FAILED, MISSING, TOLERANCES, WRONG, PartResult, Result, error_of, relate
 from .roofline import Limits
-from .rows import FAILED, MISSING, TOLERANCES, WRONG, PartRow, Row, error_of, relate
 from .summary import Summary, summarise
 from .timing import interleave, torch_threads
 
 AGREED = 256  # images over which the first choice of a bfloat16 net is compared with that of float32
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
 class Report:
-    """The rows of a run, the parts of its frozen nets, and what they were measured on."""
+    """The results of a run, the parts of its frozen nets, and what they were measured on."""
 
     machine: dict[str, object]
     settings: dict[str, object]
     limits: list[dict[str, object]]
-    rows: list[Row]
-    parts: list[PartRow] = field(default_factory=list)
+    results: list[Result]
+    parts: list[PartResult] = field(default_factory=list)
 
     def summary(self) -> list[Summary]:
-        return summarise(self.rows)
+        return summarise(self.results)
 
     def as_dict(self) -> dict[str, object]:
-        """Ready for JSON."""
+        """Everything as dictionaries and lists, ready for JSON."""
         return {
             "schema": SCHEMA,
             "machine": self.machine,
             "settings": self.settings,
             "limits": self.limits,
-            "rows": [asdict(row) for row in self.rows],
+            "results": [asdict(result) for result in self.results],
             "parts": [asdict(part) for part in self.parts],
             "summary": [asdict(line) for line in self.summary()],
         }
 
 
 def run_case(
-    case: ModuleCase | NetCase, batch: int, threads: int, peers: Sequence[Peer], **options: object
-) -> list[Row]:
-    """``run_together`` of one case."""
-    return run_together([(case, peers)], batch, threads, **options)
+    case: ModuleCase | NetCase, batch: int, threads: int, baselines: Sequence[Baseline], **options: object
+) -> list[Result]:
+    """Runs one case: see ``run_together``."""
+    return run_together([(case, baselines)], batch, threads, **options)
 
 
 def run_together(
-    work: Sequence[tuple[ModuleCase | NetCase, Sequence[Peer]]],
+    work: Sequence[tuple[ModuleCase | NetCase, Sequence[Baseline]]],
     batch: int,
     threads: int,
     *,
@@ -66,22 +66,24 @@ def run_together(
     limits: Limits | None = None,
     min_seconds: float = 0.02,
     on_step: Callable[[str], None] = lambda what: None,
-) -> list[Row]:
-    """Build every peer of every case, compare its result with float64, time those that agree, and compare again.
+) -> list[Result]:
+    """Build every baseline of every case, compare its result with float64, time those that agree, and compare again.
 
     Args:
-        work: cases, each with its peers, all of them timed in turn; at most one case has some of ours, beside which
-            the rows of all cases are set.
-        limits: of the machine, for the roofline; None leaves it out.
-        on_step: told what is being done.
+        work: cases, each with its baselines, all timed in turn; at most one case has targets, and the results of all
+            cases are compared with these.
+        limits: those of the machine, for the roofline; None leaves the roofline out.
+        on_step: called with what is being done.
     """
-    rows: list[Row] = []
+    rows: list[Result] = []
     running: list[_Running] = []
     with torch_threads(threads):
-        for case, peers in work:
-            new = [Row(case.kind, case.name, batch, threads, case.count, p.name, p.label, p.group) for p in peers]
+        for case, baselines in work:
+            new = [
+                Result(case.kind, case.name, batch, threads, case.count, b.name, b.label, b.group) for b in baselines
+            ]
             rows += new
-            running += _prepare(case, peers, new, limits, on_step)
+            running += _prepare(case, baselines, new, limits, on_step)
     timings = interleave(
         {index: one.ready.call for index, one in enumerate(running)},
         rounds=rounds, threads=threads, min_seconds=min_seconds,
@@ -97,19 +99,19 @@ def run_together(
 
 
 class _Running(NamedTuple):
-    row: Row
+    row: Result
     ready: Built
     reference: torch.Tensor
 
 
 def _prepare(
     case: ModuleCase | NetCase,
-    peers: Sequence[Peer],
-    rows: list[Row],
+    baselines: Sequence[Baseline],
+    rows: list[Result],
     limits: Limits | None,
     on_step: Callable[[str], None],
 ) -> Iterator[_Running]:
-    """What there is to time: peers, each with its row, whose result is right."""
+    """What there is to time: every baseline whose result is right, with its row."""
     batch, threads = rows[0].batch, rows[0].threads
     try:
         module, x = case.build(), case.input(batch)
@@ -120,14 +122,14 @@ def _prepare(
     with torch.no_grad():
         reference = copy.deepcopy(module).double()(x.double())
     size = case.flops(batch), case.bytes(batch)
-    for peer, row in zip(peers, rows, strict=True):
-        on_step(f"{peer.label}: building")
-        row.flops, row.bytes, row.dtype = *size, peer.dtype
-        row.roof = None if limits is None else limits.roof(*size, peer.dtype)
-        ready = _build(peer, module, x, threads, row)
+    for baseline, row in zip(baselines, rows, strict=True):
+        on_step(f"{baseline.label}: building")
+        row.flops, row.bytes, row.dtype = *size, baseline.dtype
+        row.roof = None if limits is None else limits.roof(*size, baseline.dtype)
+        ready = _build(baseline, module, x, threads, row)
         if ready is not None and _compare(ready, reference, row):
             if row.dtype != "float32" and reference.dim() == 2:
-                on_step(f"{peer.label}: {AGREED} images")
+                on_step(f"{baseline.label}: {AGREED} images")
                 row.agreement = agreement(ready, module)
             yield _Running(row, ready, reference)
 
@@ -146,9 +148,9 @@ def agreement(ready: Built, module: nn.Module, images: int = AGREED) -> float | 
     return float(torch.cat(same).double().mean())
 
 
-def _build(peer: Peer, module: nn.Module, x: torch.Tensor, threads: int, row: Row) -> Built | None:
+def _build(baseline: Baseline, module: nn.Module, x: torch.Tensor, threads: int, row: Result) -> Built | None:
     try:
-        return peer.build(module, x, threads)
+        return baseline.build(module, x, threads)
     except Unavailable as why:
         row.refuse(MISSING, str(why))
     except Exception as error:  # an engine's failure is a result of that engine, not the end of the run
@@ -156,7 +158,7 @@ def _build(peer: Peer, module: nn.Module, x: torch.Tensor, threads: int, row: Ro
     return None
 
 
-def _compare(ready: Built, reference: torch.Tensor, row: Row) -> bool:
+def _compare(ready: Built, reference: torch.Tensor, row: Result) -> bool:
     """Whether a fresh result agrees with the reference; notes the error, and takes back a speed if not."""
     try:
         error = error_of(ready.result(ready.call()), reference)

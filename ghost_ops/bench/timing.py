@@ -1,4 +1,4 @@
-"""Interleaved timing in one process: A B C A B C, so that what disturbs the machine disturbs all alike."""
+"""Interleaved timing in one process: A B C A B C, so that a disturbance of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Interquartile range; 0 of a single sample."""
+        """The interquartile range; 0 for a single sample."""
         if len(self.samples) < 2:
             return 0.0
         low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
@@ -44,7 +44,7 @@ class Timing:
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Within the block PyTorch uses this many threads inside operators."""
+    """PyTorch uses this many threads inside operators within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -64,20 +64,20 @@ def interleave(
     """Time every callable once a round, in the same order each round.
 
     Args:
-        calls: by name. Other engines' threads are the caller's to set: PyTorch's are set here.
-        rounds: samples of each.
-        threads: of PyTorch, within operators.
+        calls: by name. PyTorch's threads are set here; the caller sets those of other engines.
+        rounds: number of samples of each.
+        threads: PyTorch's threads within operators.
         min_seconds: about the least that a sample takes; short calls are repeated to fill it.
-        on_sample: told the name after each sample.
+        on_sample: called with the name after each sample.
 
     Raises:
         ValueError: no rounds, or no threads.
     """
     if rounds < 1 or threads < 1:
         raise ValueError(f"interleave: rounds and threads: expected at least 1, got {rounds} and {threads}")
-    timers = {name: Timer("call()", globals={"call": call}, num_threads=threads) for name, call in calls.items()}
+    timers = {name: _timer(call, threads) for name, call in calls.items()}
     with torch_threads(threads):
-        numbers = {name: _repeats(call, min_seconds) for name, call in calls.items()}
+        numbers = {name: _repeats(timer, min_seconds) for name, timer in timers.items()}
         samples: dict[_Name, list[float]] = {name: [] for name in calls}
         for _ in range(rounds):
             for name, timer in timers.items():
@@ -94,9 +94,9 @@ def in_turn(
 
     Args:
         calls: by name, in the order of a pass.
-        rounds: samples of each: each the median of several passes, since a call may be much shorter than what
+        rounds: number of samples of each, each the median of several passes, since a call may be much shorter than what
             disturbs the machine.
-        threads: of PyTorch, within operators.
+        threads: PyTorch's threads within operators.
         min_seconds: about the least that a round takes.
     """
     spent: dict[str, list[float]] = {}
@@ -110,7 +110,7 @@ def in_turn(
     samples: dict[str, list[float]] = {name: [] for name in calls}
     spent.update((name, []) for name in calls)
     with torch_threads(threads):
-        passes = _repeats(one_pass, min_seconds) if calls else 0
+        passes = _repeats(_timer(one_pass, threads), min_seconds) if calls else 0
         for _ in range(rounds):
             time.sleep(SETTLE)
             one_pass()
@@ -122,15 +122,17 @@ def in_turn(
     return {name: Timing(tuple(values), passes) for name, values in samples.items()}
 
 
-def _repeats(call: Callable[[], object], min_seconds: float) -> int:
+def _timer(call: Callable[[], object], threads: int) -> Timer:
+    """Timer, where there is a GPU, waits for it before it reads the clock."""
+    return Timer("call()", globals={"call": call}, num_threads=threads)
+
+
+def _repeats(timer: Timer, min_seconds: float) -> int:
     """How many calls fill ``min_seconds``; warms up on the way."""
     number = 1
-    call()
+    timer.timeit(number)
     while True:
-        start = time.perf_counter()
-        for _ in range(number):
-            call()
-        seconds = time.perf_counter() - start
+        seconds = number * timer.timeit(number).mean
         if seconds >= min_seconds / 4:
             return max(1, math.ceil(number * min_seconds / seconds))
         number *= 4
@@ -142,7 +144,7 @@ def ratio(slower: Timing, faster: Timing) -> float:
 
 
 def geometric_mean(values: list[float], weights: list[float] | None = None) -> float:
-    """NaN of nothing."""
+    """The weighted geometric mean; NaN where there are no values."""
     weights = [1.0] * len(values) if weights is None else weights
     total = sum(weights)
     return math.exp(sum(w * math.log(v) for v, w in zip(values, weights, strict=True)) / total) if total else math.nan

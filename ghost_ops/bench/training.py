@@ -11,24 +11,22 @@ from torch import nn
 
 from .. import surgery
 from ..surgery.saved import saved_bytes
+from .baselines import CHANNELS_LAST, FUSED, NCHW, compile_alone
 from .cases import NETS, SIDE, ModuleCase, draw_map, randomise
 from .machine import Unavailable
-from .peers import CHANNELS_LAST, NCHW, OURS, compile_alone
-from .rows import FAILED, MISSING, WRONG, Row, relate
+from .results import FAILED, MISSING, WRONG, Result, relate
 from .timing import interleave, torch_threads
 
 CLASSES = 1000
-TOLERANCE = 1e-3  # of loss and gradients, in the Euclidean norm; or FACTOR times eager's error in the same layout
+TOLERANCE = 1e-3  # for loss and gradients, in the Euclidean norm; or FACTOR times eager's error in the same layout
 FACTOR, CEILING = 2.0, 0.05  # beyond the ceiling a step is wrong whatever eager does
 Forward = Callable[[torch.Tensor], torch.Tensor]
-
-
-OURS_LOW = f"{OURS}_low"
+FUSED_LOW = f"{FUSED}_low"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A way to train: name, label and group as of a ``Peer``; ``prepare`` makes of a net its forward."""
+    """A way to train, described as a ``Baseline`` is; ``prepare`` takes a net and returns its forward."""
 
     name: str
     label: str
@@ -44,8 +42,8 @@ def _compile(net: nn.Module) -> Forward:
 STEPS = (
     Step("eager_nchw", "eager, NCHW", "pytorch", NCHW, lambda net: net),
     Step("eager", "eager, channels_last", "pytorch", CHANNELS_LAST, lambda net: net),
-    Step(OURS, "ghost_ops", "ours", CHANNELS_LAST, surgery.fuse),
-    Step(OURS_LOW, "ghost_ops, memory=low", "ours", CHANNELS_LAST, lambda net: surgery.fuse(net, memory="low")),
+    Step(FUSED, "ghost_ops", "target", CHANNELS_LAST, surgery.fuse),
+    Step(FUSED_LOW, "ghost_ops, memory=low", "target", CHANNELS_LAST, lambda net: surgery.fuse(net, memory="low")),
     Step("compile", "torch.compile", "pytorch", CHANNELS_LAST, _compile),
 )
 
@@ -127,7 +125,7 @@ Case = TrainCase | TrainModuleCase
 
 
 def gradients(case: Case, net: nn.Module, forward: Forward, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Loss (of a module: its output) and gradients of all parameters, and of x if it needs one: a vector in float64."""
+    """One float64 vector: loss (a module's output), gradients of all parameters, and that of x if it needs one."""
     net.zero_grad(set_to_none=True)
     x = x.detach().requires_grad_(x.requires_grad)
     loss = case.loss(forward(x), target)
@@ -150,12 +148,12 @@ def run_training(
     *,
     rounds: int,
     on_step: Callable[[str], None] = lambda what: None,
-) -> list[Row]:
-    """Rows of the steps in ``names``; one whose gradients are wrong has no speed.
+) -> list[Result]:
+    """Results of the steps in ``names``; one whose gradients are wrong has no speed.
 
-    The error of a row is that of loss and gradients of the first step, relative to float64 in the Euclidean norm.
+    The error of a result is that of loss and gradients of the first step, relative to float64 in the Euclidean norm.
     Rounding flips some ReLUs of a deep net at random weights, and a flip moves every gradient before it: eager
-    channels_last alone is off by several 1e-3 at batch 32. So a step is right within 1e-3, or, where that is more,
+    channels_last itself is off by several 1e-3 at batch 32. So a step is right within 1e-3, or, where that is more,
     within twice the error of eager in its own layout, and never beyond 5e-2.
     """
     x, target = case.batch(batch)
@@ -175,7 +173,7 @@ def run_training(
             if step.name not in names:
                 continue
             on_step(f"{step.label}: first step")
-            row = Row(case.kind, case.name, batch, threads, case.count, step.name, step.label, step.group)
+            row = Result(case.kind, case.name, batch, threads, case.count, step.name, step.label, step.group)
             rows.append(row)
             call = _prepare(step, case, x, target, reference, allowed[step.layout], row)
             if call is not None:
@@ -183,8 +181,8 @@ def run_training(
     labels_of = {step.name: step.label for step in STEPS}
     timings = interleave(calls, rounds=rounds, threads=threads, on_sample=lambda name: on_step(labels_of[name]))
     for row in rows:
-        if row.peer in timings:
-            row.take(timings[row.peer])
+        if row.baseline in timings:
+            row.take(timings[row.baseline])
     return relate(rows)
 
 
@@ -195,7 +193,7 @@ def _prepare(
     target: torch.Tensor,
     reference: torch.Tensor,
     allowed: float,
-    row: Row,
+    row: Result,
 ) -> Callable[[], None] | None:
     net = case.build().to(memory_format=step.layout)
     x = x.detach().contiguous(memory_format=step.layout).requires_grad_(x.requires_grad)

@@ -41,15 +41,15 @@ def run(
     """Run GhostNet-100 and train a small GhostNet, plain and fused, on real data; print a table, write a figure.
 
     Args:
-        output: the figure, a .png, .pdf or .svg; its folder is made where it is missing.
-        threads: PyTorch's threads for the time of the demo; as they are by default.
+        output: path of the figure, a .png, .pdf or .svg; its folder is created where it is missing.
+        threads: number of PyTorch's threads during the demo; by default it stays as it is.
         quick: seconds instead of minutes: few repetitions, small maps, no torch.compile.
         console: where to print; standard output by default.
 
     Raises:
         ImportError: scikit-learn, matplotlib or pillow is missing; the message says what to install.
-        ValueError: an output of another format, or threads below 1.
-        TypeError: threads that are no int.
+        ValueError: output has another format, or threads is below 1.
+        TypeError: threads is not an int.
     """
     output = _checked_output(output)
     _check_threads(threads)
@@ -70,7 +70,7 @@ def run(
 
 
 def _checked_output(output: str | os.PathLike) -> Path:
-    """Before minutes of work, not after them."""
+    """The path, checked before minutes of work rather than after them."""
     path = Path(output)
     if path.suffix.lower() not in _FORMATS or path.is_dir():
         raise ValueError(f"demo: output: expected a file ending in {', '.join(_FORMATS)}, got {str(path)!r}")
@@ -96,7 +96,7 @@ def _check_packages() -> None:
 
 
 def _machine() -> str:
-    """What ran, in a line."""
+    """One line that says what runs on what."""
     kernels = f"{native.isa()} kernels" if native.available() else f"its reference backend, since {native.reason()}"
     threads = torch.get_num_threads()
     return (

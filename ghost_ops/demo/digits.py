@@ -27,8 +27,8 @@ class Run:
 
     Attributes:
         saved_bytes: what a step's forward keeps for its backward.
-        gradient_error: of the first batch's gradients against float64: norm of the difference over norm.
-        losses: of every step.
+        gradient_error: error of the first batch's gradients against float64: norm of the difference over norm.
+        losses: the loss of every step.
         epochs: seconds of each.
         accuracy: share of right answers in the test set.
     """
@@ -105,7 +105,7 @@ def _gradients(net: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.T
 
 
 def _start(nets: dict[str, nn.Module], x: torch.Tensor, labels: torch.Tensor) -> dict[str, Run]:
-    """The runs before the first step: what the first batch tells."""
+    """The runs before the first step, with what the first batch shows."""
     exact = _gradients(copy.deepcopy(nets[PLAIN]).double(), x.double(), labels)
     runs = {}
     for name, net in nets.items():

@@ -21,7 +21,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as timm 
 EAGER, EAGER_CL, COMPILED = "eager, NCHW", "eager, channels_last", "torch.compile, channels_last"
 FUSED_NCHW, FUSED_CL = "ghost_ops, NCHW", "ghost_ops, channels_last"
 ROUTES = (EAGER, EAGER_CL, COMPILED, FUSED_NCHW, FUSED_CL)
-TOLERANCE = 1e-4  # of the largest logit; rounding alone gives some 1e-6
+TOLERANCE = 1e-4  # relative to the largest logit; rounding gives some 1e-6
 TIMING_SECONDS = 12.0  # about, for each batch size
 COMPILE_SECONDS = 75.0  # once compilation has taken this long, further batch sizes go without
 
@@ -166,7 +166,7 @@ def _rounds(routes: dict[str, Callable[[], torch.Tensor]]) -> int:
 
 
 def _compile(run: Callable[[], torch.Tensor], batch: int, photos: Photos, progress: Progress) -> str | None:
-    """Compile for this batch size by a first call; why there is no compiled net, if so."""
+    """Compile for this batch size by a first call; returns why there is no compiled net, if there is none."""
     if photos.compile_seconds > COMPILE_SECONDS:
         return f"left out, since compiling has taken {photos.compile_seconds:.0f} s already"
     task = progress.add_task(f"photographs: torch.compile, batch {batch}", total=None)

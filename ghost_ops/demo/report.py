@@ -13,7 +13,7 @@ from .photos import COMPILED, EAGER, FUSED_CL, ROUTES, Agreement, Photos
 
 
 def times(speed: float) -> str:
-    """A speed beside another, in words of a table: ``2.31x faster``, ``1.20x slower``, ``as fast`` within 2 %."""
+    """A speed relative to another as a table says it: ``2.31x faster``, ``1.20x slower``, ``as fast`` within 2 %."""
     if 1 / 1.02 < speed < 1.02:
         return "as fast"
     return f"{speed:.2f}x faster" if speed > 1 else f"{1 / speed:.2f}x slower"

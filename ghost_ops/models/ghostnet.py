@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..nn import FusedGhostBottleneck, GhostBottleneck
+from ..fused import FusedGhostBottleneck
+from ..nn import GhostBottleneck
 from ..nn.squeeze_excite import make_divisible
 
 # Han et al. 2020, table 1, stage by stage: depthwise kernel, expansion, output channels, SE ratio, stride.
@@ -55,8 +56,8 @@ class GhostNet(nn.Module):
         num_classes: logits; 0 returns the 1280 features before the classifier.
         in_chans: channels of the image.
         dropout: probability, before the classifier.
-        fused: made of :class:`ghost_ops.nn.FusedGhostBottleneck`; the same parameters, keys and results.
-        device, dtype: of the parameters.
+        fused: made of :class:`ghost_ops.fused.FusedGhostBottleneck`; the same parameters, keys and results.
+        device, dtype: device and dtype of the parameters.
 
     Shape: N x in_chans x H x W, any floating dtype, NCHW or channels_last, to N x num_classes.
 

@@ -7,7 +7,6 @@ from torch import nn
 
 from . import _arguments
 from .ghost_module import GhostModule
-from .parts import BottleneckParts
 from .squeeze_excite import SqueezeExcite
 
 
@@ -71,11 +70,6 @@ class GhostBottleneck(nn.Module):
                 nn.Conv2d(in_chs, out_chs, 1, bias=False, **factory),
                 nn.BatchNorm2d(out_chs, **factory),
             )
-
-    def parts(self) -> BottleneckParts:
-        """Where its pieces are."""
-        depthwise = () if self.conv_dw is None else ("conv_dw", "bn_dw")
-        return BottleneckParts("ghost1", "ghost2", depthwise, None if self.se is None else "se", ("shortcut",))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.ghost1(x)

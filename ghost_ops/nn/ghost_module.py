@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from . import _arguments
-from .parts import GhostParts
 
 
 def _conv_bn_act(conv: nn.Conv2d, relu: bool, **factory) -> nn.Sequential:
@@ -67,12 +66,6 @@ class GhostModule(nn.Module):
         if cheap:
             conv = nn.Conv2d(primary, cheap, dw_size, 1, dw_size // 2, groups=primary, bias=False, **factory)
             self.cheap_operation = _conv_bn_act(conv, relu, **factory)
-
-    def parts(self) -> GhostParts:
-        """Where its pieces are."""
-        halves = ["primary_conv"] if self.ratio == 1 else ["primary_conv", "cheap_operation"]
-        paths = [f"{half}.{i}" for half in halves for i in range(3)]
-        return GhostParts(*paths, out_channels=self.oup)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         primary = self.primary_conv(x)

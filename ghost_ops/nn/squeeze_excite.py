@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import _arguments
-from .parts import SqueezeExciteParts
 
 
 def make_divisible(value: float, divisor: int, round_limit: float = 0.9) -> int:
@@ -51,10 +50,6 @@ class SELayer(nn.Module):
             nn.Linear(channel, hidden, **factory), nn.ReLU(inplace=True), nn.Linear(hidden, channel, **factory)
         )
 
-    def parts(self) -> SqueezeExciteParts:
-        """Where its pieces are."""
-        return SqueezeExciteParts("fc.0", "fc.2", "fc.1", gate="clamp", others=("avg_pool",))
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         excitation = self.fc(self.avg_pool(x).flatten(1)).clamp(0, 1)
         return x * excitation[:, :, None, None]
@@ -72,7 +67,7 @@ class SqueezeExcite(nn.Module):
 
     Raises:
         ValueError: a channel count below 1, a ratio that is not positive.
-        TypeError: channels that are no int.
+        TypeError: channels that are not an int.
     """
 
     def __init__(
@@ -92,10 +87,6 @@ class SqueezeExcite(nn.Module):
         self.conv_reduce = nn.Conv2d(channels, hidden, 1, **factory)
         self.act1 = nn.ReLU(inplace=True)
         self.conv_expand = nn.Conv2d(hidden, channels, 1, **factory)
-
-    def parts(self) -> SqueezeExciteParts:
-        """Where its pieces are."""
-        return SqueezeExciteParts("conv_reduce", "conv_expand", "act1", gate="hard_sigmoid")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         excitation = self.conv_expand(self.act1(self.conv_reduce(x.mean((2, 3), keepdim=True))))

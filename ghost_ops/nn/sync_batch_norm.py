@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ._running_statistics import update
+from .running_statistics import update
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -38,7 +38,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: object = None) -> nn.Module:
         """Make every BatchNorm in ``module`` one of these, in place, PyTorch's SyncBatchNorm included; returns it.
 
-        Parameters and buffers stay the same objects; others' subclasses of BatchNorm are left alone. To be
+        Parameters and buffers stay the same objects; other subclasses of BatchNorm stay as they are. To be
         called before DDP is made, as PyTorch's.
         """
         for child in module.modules():

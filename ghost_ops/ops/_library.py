@@ -1,35 +1,39 @@
 """Definition and registration of the operators: what every ``ops/<op>.py`` builds on.
 
-Schemas stand once, in ``schemas.inc``: the compiled library defines them where it is loaded, this module where it is
+``schemas.inc`` has every schema once: the compiled library defines them where it is loaded, this module where it is
 not. The compiled library's CPU kernels hand a configuration that they do not take to ``<op>_reference``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Iterable
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..backends import composed, cuda, native, reference, triton
+from ..backends import composed, native, reference
 from ..backends.layout import memory_format
-from ..dispatch import select
-from .flops import register_with_counter
+from ..backends.registry import BACKENDS, SCHEMAS
+from ..dispatch import Decision, select
 
 NAMESPACE = "ghost_ops"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-def _schemas() -> list[str]:
-    text = Path(__file__).with_name("schemas.inc").read_text()
-    return [line for line in text.splitlines() if "->" in line]
+def _arguments(name: str) -> list[tuple[str, str]]:
+    """Type and name of each argument of an operator."""
+    arguments = SCHEMAS[name].split("(", 1)[1].split(")")[0]
+    return [tuple(argument.split()) for argument in arguments.split(", ")]
 
 
-def _as_operator(name: str, module: ModuleType = reference) -> Callable:
-    """An implementation in Python with an operator's manners: dense results that alias no argument."""
-    function, map_index = getattr(module, name), int(name.endswith("_backward"))
+def _map_index(name: str) -> int:
+    """The place of an operator's map among its arguments: behind the gradient in a backward that has the map."""
+    return int(name.endswith("_backward") and _arguments(name)[1][0] == "Tensor")
+
+
+def _as_operator(name: str, function: Callable) -> Callable:
+    """A function adapted to the contract of operators: its results are dense and never alias an argument."""
+    map_index = _map_index(name)
 
     def implementation(*args):
         results = function(*args)
@@ -45,29 +49,30 @@ def _as_operator(name: str, module: ModuleType = reference) -> Callable:
 
 
 def _kernel_size(weight: torch.Tensor) -> int:
-    """The side of a depthwise weight's kernel, C x 1 x side x side; 0, which no kernel takes, of any other shape."""
+    """The kernel size of a depthwise weight, C x 1 x size x size; 0, which no kernel takes, for any other shape."""
     return weight.shape[3] if weight.dim() == 4 and weight.shape[2] == weight.shape[3] else 0
 
 
-def _on_cuda(name: str, arguments: str) -> Callable:
-    """An operator on a CUDA device: by the backend that is chosen there, the reference where no kernel takes it."""
-    names = [argument.split()[-1] for argument in arguments.split(")")[0].split(", ")]
-    map_index = int(name.endswith("_backward"))
+def _by_decision(name: str) -> Callable:
+    """An operator on a device for which several backends may have kernels: the one that ``select`` decides for."""
+    names = [argument for _, argument in _arguments(name)]
+    map_index = _map_index(name)
     weight_index = next((names.index(n) for n in ("cheap_weight", "weight") if n in names), None)
 
     def implementation(*args):
-        weight = None if weight_index is None else args[weight_index]
-        choice = select(name, args[map_index], None if weight is None else _kernel_size(weight))
+        x, weight = args[map_index], None if weight_index is None else args[weight_index]
+        x = x if isinstance(x, torch.Tensor) else x[0]  # ``program_pack`` takes a list
+        choice = select(name, x, None if weight is None else _kernel_size(weight))
         if choice.is_reference:
-            return getattr(torch.ops.ghost_ops, f"{name}_reference").default(*args)
-        return (cuda if choice.backend == "cuda" else triton).load(name)(*args)
+            return overload(f"{name}_reference")(*args)
+        return BACKENDS[choice.backend].load(name)(*args)
 
     return implementation
 
 
-def _on_cpu(name: str) -> Callable:
-    """An operator on the CPU that has no kernel of its own, but native kernels in it."""
-    function = _as_operator(name, composed)
+def _composed(name: str) -> Callable:
+    """An operator on the CPU that is composed of PyTorch's operators and native kernels."""
+    function = _as_operator(name, composed.OPERATORS[name])
 
     def implementation(*args):
         if native.uses_reference():
@@ -78,38 +83,38 @@ def _on_cpu(name: str) -> Callable:
 
 
 def _define() -> None:
-    for schema in _schemas():
-        name, arguments = schema.split("(", 1)
-        function = _as_operator(name)
+    keys = {backend.dispatch_key for backend in BACKENDS.values()} - {None}
+    for name, schema in SCHEMAS.items():
+        function = _as_operator(name, getattr(reference, name))
         if not native.available():
             _library.define(schema)
-        _library.define(f"{name}_reference({arguments}")
+        _library.define(schema.replace("(", "_reference(", 1))
         for operator in (name, f"{name}_reference"):
             _library.impl(operator, function, "CompositeExplicitAutograd")
         if native.available() and name in composed.OPERATORS:
-            _library.impl(name, _on_cpu(name), "CPU")
-        if (triton.available() and name in triton.OPERATORS) or (cuda.could_load() and name in cuda.OPERATORS):
-            _library.impl(name, _on_cuda(name, arguments), "CUDA")
+            _library.impl(name, _composed(name), "CPU")
+        for key in keys:
+            _library.impl(name, _by_decision(name), key)
 
 
 _define()
-register_with_counter()
 
 
 def overload(name: str) -> torch._ops.OpOverload:
+    """The operator, to be called."""
     return getattr(torch.ops.ghost_ops, name).default
 
 
 def register_fake(name: str, function: Callable) -> None:
-    """The shapes of an operator's results, for it and for its reference twin."""
+    """Register the fake of an operator, which gives its results' shapes, for it and for ``<name>_reference``."""
     for operator in (name, f"{name}_reference"):
         torch.library.register_fake(f"{NAMESPACE}::{operator}", function, lib=_library)
 
 
 def refuse_double_backward(name: str) -> Callable:
-    """Without this, differentiating a backward operator would silently give zeros.
+    """Make differentiating a backward operator an error; it would silently give zeros.
 
-    Returns the function to call it by, which passes by autograd where that is off.
+    Returns the function that calls it, which bypasses autograd where that is off.
     """
     operator = overload(name)
 
@@ -130,9 +135,9 @@ def refuse_double_backward(name: str) -> Callable:
 
 
 def without_gradients(name: str) -> Callable:
-    """Make operator ``name`` one for inference only, whose backward is an error and not a gradient of nothing.
+    """Make the backward of operator ``name``, which is for inference only, an error and not a gradient of nothing.
 
-    Returns the function to call it by, which passes by autograd where nothing needs a gradient.
+    Returns the function that calls it, which bypasses autograd where nothing needs a gradient.
     """
     operator, twin = overload(name), overload(f"{name}_reference")
 
@@ -166,7 +171,7 @@ def _need_gradients(args: tuple) -> bool:
 
 
 def below_autograd(operator: torch._ops.OpOverload, args: tuple) -> object:
-    """The operator, past its autograd, which is written in Python and costs 10 us."""
+    """Call the operator below its autograd, which is written in Python and costs 10 us."""
     if torch.is_inference_mode_enabled():
         return operator(*args)
     with torch._C._AutoDispatchBelowAutograd():
@@ -174,12 +179,16 @@ def below_autograd(operator: torch._ops.OpOverload, args: tuple) -> object:
 
 
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> Callable:
-    """Make operator ``name`` differentiable on both routes and return the function that picks the route.
+    """Make operator ``name`` differentiable on both routes.
 
     ``register_autograd`` serves compile, export and direct calls; a ``torch.autograd.Function`` is the eager fast path
     (a third of the overhead); where nothing needs a gradient the operator is called as it is.
+
+    Returns:
+        ``call(decision, *args)``: the operator by the route that serves, or, where the decision is the reference, the
+        reference's function, which PyTorch differentiates.
     """
-    operator = overload(name)
+    operator, plain = overload(name), getattr(reference, name)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
 
     class Fast(torch.autograd.Function):
@@ -193,7 +202,9 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
     Fast.backward = staticmethod(once_differentiable(backward))
     Fast.__name__ = Fast.__qualname__ = "".join(part.title() for part in name.split("_"))
 
-    def call(*args):
+    def call(decision: Decision, *args):
+        if decision.backend == "reference":
+            return plain(*args)
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return operator(*args)
         if _need_gradients(args):
@@ -201,3 +212,9 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         return below_autograd(operator, args)
 
     return call
+
+
+def existing(gradients: Iterable[torch.Tensor], parameters: Iterable[torch.Tensor | None]) -> list:
+    """The gradients as autograd wants them: None where there is no parameter, for which a backward returns an empty
+    tensor."""
+    return [None if p is None else g for g, p in zip(gradients, parameters, strict=True)]

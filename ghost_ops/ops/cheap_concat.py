@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import torch
 
-from ..backends import reference
 from ..dispatch import select
-from ._library import differentiable, refuse_double_backward, register_fake
+from ._library import differentiable, existing, refuse_double_backward, register_fake
 from .checks import Checks, autocast
-from .ghost_module import fake_gradient, fake_map, fake_single_pass, spread_squeeze
+from .fakes import fake_gradient, fake_map, fake_module_output
+from .flops import convolution_backward_flops, convolution_flops, count_flops
+from .ghost_module import spread_squeeze
+
+__all__ = ["cheap_concat"]
 
 
 def _fake(z, cheap_weight, *args):
-    return fake_single_pass(z, args[-6], args[-1])
+    return fake_module_output(z, args[-6], args[-1])
 
 
 def _fake_backward(grad_out, z, cheap_weight, cheap_bias, act_weight, cheap_act_weight, *_):
     parameters = (cheap_weight, cheap_bias, act_weight, cheap_act_weight)
     return fake_map(z), *(fake_gradient(p, z) for p in parameters)
+
+
+@count_flops("cheap_concat")
+def _flops(z, cheap_weight, *_, **__):
+    return convolution_flops(z, cheap_weight)
+
+
+@count_flops("cheap_concat_backward")
+def _backward_flops(grad_out, z, cheap_weight, *_, **__):
+    return convolution_backward_flops(z, cheap_weight)
 
 
 register_fake("cheap_concat", _fake)
@@ -37,11 +50,11 @@ def _backward(ctx, grad_out, grad_squeeze):
     z, *parameters = ctx.saved_tensors
     grad_out = spread_squeeze(grad_out, grad_squeeze, ctx.return_squeeze)
     gz, *grads = _gradients(grad_out, z, *parameters, *ctx.scalars[:-1])
-    gw, gb, *slopes = [None if p is None else g for p, g in zip(parameters, grads, strict=True)]
+    gw, gb, *slopes = existing(grads, parameters)
     return gz, gw, gb, grad_out if ctx.has_residual else None, *slopes, *[None] * 6
 
 
-_call = differentiable("cheap_concat", _setup, _backward)
+call_cheap_concat = differentiable("cheap_concat", _setup, _backward)
 
 
 def cheap_concat(
@@ -52,8 +65,8 @@ def cheap_concat(
     out_channels: int | None = None,
     act: str = "relu",
     cheap_act: str = "relu",
-    act_slope: float = 0.01,
-    cheap_act_slope: float = 0.01,
+    act_slope: float | None = None,
+    cheap_act_slope: float | None = None,
     act_weight: torch.Tensor | None = None,
     cheap_act_weight: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
@@ -61,15 +74,24 @@ def cheap_concat(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Activation, cheap operation and concatenation after a primary convolution of any size, stride or dilation.
 
-    y1 = act(z); y2 = cheap_act(depthwise(y1) + cheap_bias); out = concat(y1, y2)[:, :out_channels] + residual.
+    y1 = act(z); y2 = cheap_act(depthwise(y1) + cheap_bias), whose channel j reads y1's channel j // (s - 1); out =
+    concat(y1, y2)[:, :out_channels] + residual. Source: Han et al. 2020 (GhostNet, arXiv 1911.11907), section 3.1.
 
     Args:
-        z: N x m x H x W, the primary convolution's result with its bias (and BatchNorm, folded) applied.
+        z: N x m x H x W, any floating dtype, NCHW or channels_last: the primary convolution's result with its bias
+            (and BatchNorm, folded) applied. The output has its dtype and memory format.
+        cheap_weight: m(s - 1) x 1 x d x d with d odd (padding d // 2), in z's dtype, or float32 beside a half-precision
+            z (as all parameters).
+        cheap_bias: m(s - 1), or None.
 
-    The other arguments and the results are those of :func:`ghost_module`.
+    The other arguments are those of :func:`ghost_module`.
+
+    Returns:
+        N x out_channels x H x W, and with ``return_squeeze`` also its mean over H and W, N x out_channels.
 
     Raises:
-        ValueError, TypeError: naming the argument, what was expected and what came.
+        ValueError: a shape, size or name that does not fit, naming the argument.
+        TypeError: a dtype mix, or something that is not a tensor, naming the argument.
     """
     z, residual = autocast(z, residual)
     check = Checks("cheap_concat", "z")
@@ -77,14 +99,12 @@ def cheap_concat(
     m = z.shape[1]
     cheap = check.cheap(cheap_weight, m, z)
     check.optional("cheap_bias", cheap_bias, (cheap,), z)
-    out_channels = check.out_channels(m + cheap if out_channels is None else out_channels, m, m + cheap)
-    act_code = check.activation("act", act, act_weight, m, z)
-    cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, z)
-    check.residual(residual, z, out_channels)
-    slopes = check.numbers(act_slope=act_slope, cheap_act_slope=cheap_act_slope)
-    run = reference.cheap_concat if select("cheap_concat", z, cheap_weight.shape[-1]).is_reference else _call
-    out, squeeze = run(
-        z, cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code,
-        *slopes, bool(return_squeeze),
+    codes = check.halves(
+        z, (m, cheap), out_channels, (act, act_slope, act_weight), (cheap_act, cheap_act_slope, cheap_act_weight)
+    )
+    check.residual(residual, z, codes[0])
+    out, squeeze = call_cheap_concat(
+        select("cheap_concat", z, cheap_weight.shape[-1]),
+        z, cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, *codes, bool(return_squeeze),
     )  # fmt: skip
     return (out, squeeze) if return_squeeze else out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..backends.activation import ACTIVATIONS, GATES, PRELU
+from ..activations import ACTIVATIONS, GATES, PRELU, default_slope
 
 
 def _shape(t: torch.Tensor) -> str:
@@ -22,10 +22,12 @@ class Checks:
         self.first = first
 
     def fail(self, argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
+        """Raise an error that names the operator, the argument, what was expected and what came."""
         raise error(f"ghost_ops.{self.op}: {argument}: expected {expected}, got {got}")
 
     def map(self, argument: str, x: object, like: torch.Tensor | None = None) -> None:
-        """A floating-point N x C x H x W tensor; only N may be 0."""
+        """Expect a floating-point N x C x H x W tensor, of which only N may be 0, in the dtype and on the device of
+        ``like``."""
         if not isinstance(x, torch.Tensor):
             self.fail(argument, "a tensor", type(x).__name__, TypeError)
         if x.dim() != 4:
@@ -42,7 +44,7 @@ class Checks:
             self.fail(argument, f"the device of {self.first}, {like.device}", x.device)
 
     def vectors(self, argument: str, v: object) -> None:
-        """A floating-point N x C tensor; only N may be 0."""
+        """Expect a floating-point N x C tensor, of which only N may be 0."""
         if not isinstance(v, torch.Tensor):
             self.fail(argument, "a tensor", type(v).__name__, TypeError)
         if v.dim() != 2:
@@ -53,7 +55,8 @@ class Checks:
             self.fail(argument, "at least one channel", _shape(v))
 
     def parameter(self, argument: str, p: object, shape: tuple, x: torch.Tensor) -> None:
-        """A tensor of this shape (None: any size) in x's dtype, or float32 beside a half-precision x; on x's device."""
+        """Expect a tensor of this shape (None: any size) on x's device, in x's dtype, or in float32 where x has half
+        precision."""
         if not isinstance(p, torch.Tensor):
             self.fail(argument, "a tensor", type(p).__name__, TypeError)
         if p.dim() != len(shape) or any(
@@ -66,11 +69,38 @@ class Checks:
             self.fail(argument, f"the device of {self.first}, {x.device}", p.device)
 
     def optional(self, argument: str, p: object, shape: tuple, x: torch.Tensor) -> None:
+        """Expect None, or a tensor as ``parameter`` does."""
         if p is not None:
             self.parameter(argument, p, shape, x)
 
+    def halves(
+        self, x: torch.Tensor, channels: tuple[int, int], out_channels: int | None, primary: tuple, cheap: tuple
+    ) -> tuple[int, int, int, float, float]:
+        """What the two halves of a Ghost module have in common, in the order of the schemas.
+
+        Args:
+            channels: of the primary and of the cheap half.
+            primary, cheap: of each half the name of the activation, its slope and its weight.
+
+        Returns:
+            out_channels (all where it is None), the codes of both activations, and their slopes (the activation's
+            default where it is None).
+        """
+        m, more = channels
+        kept = self.out_channels(m + more if out_channels is None else out_channels, m, m + more)
+        code = self.activation("act", primary[0], primary[2], m, x)
+        cheap_code = self.activation("cheap_act", cheap[0], cheap[2], more, x)
+        slopes = [
+            default_slope(c) if half[1] is None else half[1] for c, half in ((code, primary), (cheap_code, cheap))
+        ]
+        return kept, code, cheap_code, *self.numbers(act_slope=slopes[0], cheap_act_slope=slopes[1])
+
+    def input_scale(self, scale: object, x: torch.Tensor) -> None:
+        """The excitation of x, N x C, or None."""
+        self.optional("input_scale", scale, (x.shape[0], x.shape[1]), x)
+
     def batch_norm(self, half: str, bias: object, gamma: object, beta: object, channels: int, x: torch.Tensor) -> None:
-        """Bias of a convolution and affine parameters of the BatchNorm after it; each may be None."""
+        """Expect a convolution's bias and the affine parameters of its BatchNorm, each of which may be None."""
         for name, p in (("bias", bias), ("gamma", gamma), ("beta", beta)):
             self.optional(f"{half}_{name}", p, (channels,), x)
 
@@ -87,14 +117,14 @@ class Checks:
         return tuple(found)
 
     def primary(self, weight: object, x: torch.Tensor) -> int:
-        """The weight of a 1x1 primary convolution over x; returns its m channels."""
+        """Expect the weight of a 1x1 primary convolution over x; returns its m channels."""
         self.parameter("primary_weight", weight, (None, x.shape[1], 1, 1), x)
         if weight.shape[0] < 1:
             self.fail("primary_weight", "at least one output channel", _shape(weight))
         return weight.shape[0]
 
     def cheap(self, weight: object, m: int, x: torch.Tensor) -> int:
-        """The weight of a cheap operation over m channels; returns the channels that it makes."""
+        """Expect the weight of a cheap operation over m channels; returns the number of channels that it makes."""
         self.parameter("cheap_weight", weight, (None, 1, None, None), x)
         channels, _, height, width = weight.shape
         if height != width or height % 2 == 0:
@@ -104,7 +134,7 @@ class Checks:
         return channels
 
     def depthwise(self, weight: object, x: torch.Tensor) -> int:
-        """The weight of a depthwise convolution of x, one filter a channel; returns the size of its kernel."""
+        """Expect the weight of a depthwise convolution of x, one filter a channel; returns the size of its kernel."""
         self.parameter("weight", weight, (x.shape[1], 1, None, None), x)
         height, width = weight.shape[2:]
         if height != width or height < 1:
@@ -112,13 +142,14 @@ class Checks:
         return height
 
     def stride(self, value: object) -> None:
+        """Expect an int that is at least 1."""
         if isinstance(value, bool) or not isinstance(value, int):
             self.fail("stride", "an int", repr(value), TypeError)
         if value < 1:
             self.fail("stride", "at least 1", value)
 
     def out_channels(self, value: object, m: int, total: int) -> int:
-        """Between the primary channels (one more where there is a cheap operation) and all channels."""
+        """Expect an int of at least m, or m + 1 where there is a cheap operation, and at most all channels."""
         least = m if total == m else m + 1
         if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
             self.fail("out_channels", "an int", repr(value), TypeError)
@@ -127,6 +158,7 @@ class Checks:
         return value
 
     def residual(self, residual: object, x: torch.Tensor, out_channels: int) -> None:
+        """Expect None, or a map of the output's shape."""
         if residual is not None:
             self.map("residual", residual, x)
             if residual.shape != (x.shape[0], out_channels, *x.shape[2:]):
@@ -134,7 +166,7 @@ class Checks:
                 self.fail("residual", expected, _shape(residual))
 
     def activation(self, argument: str, name: object, weight: object, channels: int, x: torch.Tensor) -> int:
-        """The code of an activation; PReLU, and only PReLU, has a weight of 1 or ``channels`` elements."""
+        """The code of an activation. PReLU, and only PReLU, needs a weight, of 1 or ``channels`` elements."""
         if name not in ACTIVATIONS:
             self.fail(argument, "one of " + ", ".join(ACTIVATIONS), repr(name))
         code = ACTIVATIONS.index(name)
@@ -147,6 +179,7 @@ class Checks:
         return code
 
     def gate(self, name: object) -> int:
+        """The code of a gate."""
         if name not in GATES:
             self.fail("gate", "one of " + ", ".join(GATES), repr(name))
         return GATES.index(name)

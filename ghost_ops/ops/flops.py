@@ -10,8 +10,8 @@ too.
 ``torch.profiler`` with ``with_flops=True`` has formulas for a fixed list of aten operators only, which cannot be
 extended: it shows no FLOPs for these operators.
 
-The counter takes 0.1 s to import, as it imports Triton; it is not imported here. The formulas are registered when
-somebody imports it, or at once where it was imported before.
+Each formula is beside its operator (``count_flops``). The counter takes 0.1 s to import, as it imports Triton; it is
+not imported here. The formulas are registered when somebody imports it, or at once where it was imported before.
 """
 
 from __future__ import annotations
@@ -24,117 +24,47 @@ from types import ModuleType
 
 import torch
 
-from ..backends.steps import decode, layers, output_sizes
-
 COUNTER = "torch.utils.flop_counter"
 Shape = Sequence[int]
+FORMULAS: dict[str, Callable[..., int]] = {}  # by operator
 
 
-def _formula(name: str) -> Callable[..., int]:
+def count_flops(*operators: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """A decorator: the function is the formula of these operators, and gets shapes where they get tensors."""
+
+    def add(formula: Callable[..., int]) -> Callable[..., int]:
+        FORMULAS.update(dict.fromkeys(operators, formula))
+        return formula
+
+    return add
+
+
+def aten_formula(name: str) -> Callable[..., int]:
     """PyTorch's formula of an aten operator, which takes shapes or tensors."""
     return sys.modules[COUNTER].flop_registry[getattr(torch.ops.aten, name)]
 
 
-def _convolution(x: Shape, weight: Shape, size: Shape | None = None) -> int:
+def convolution_flops(x: Shape, weight: Shape, size: Shape | None = None) -> int:
     """FLOPs of a convolution of x to a map of this size (default: x's)."""
     out = (x[0], weight[0], *(x[2:] if size is None else size))
-    return _formula("convolution")(x, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, out_val=out)
+    return aten_formula("convolution")(x, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, out_val=out)
 
 
-def _convolution_backward(
+def convolution_backward_flops(
     x: Shape, weight: Shape, size: Shape | None = None, wanted: tuple[bool, bool] = (True, True)
 ) -> int:
     """FLOPs of the gradients of x and of the weight that are wanted."""
     out = (x[0], weight[0], *(x[2:] if size is None else size))
-    return _formula("convolution_backward")(
+    return aten_formula("convolution_backward")(
         out, x, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), x[1] // weight[1], (*wanted, False),
         out_val=(x, weight, None),
     )  # fmt: skip
 
 
-def _halves(count: Callable[..., int], x: Shape, primary_weight: Shape, cheap_weight: Shape | None) -> int:
+def module_flops(count: Callable[..., int], x: Shape, primary_weight: Shape, cheap_weight: Shape | None) -> int:
+    """FLOPs of a Ghost module's two convolutions, each counted by ``count(input, weight)``."""
     y1 = (x[0], primary_weight[0], *x[2:])
     return count(x, primary_weight) + (0 if cheap_weight is None else count(y1, cheap_weight))
-
-
-def _ghost_module(x, primary_weight, primary_bias, cheap_weight, *_, **__):
-    return _halves(_convolution, x, primary_weight, cheap_weight)
-
-
-def _ghost_module_backward(grad_out, x, primary_weight, primary_bias, cheap_weight, *_, **__):
-    return _halves(_convolution_backward, x, primary_weight, cheap_weight)
-
-
-def _ghost_module_eval(x, primary_weight, bias, gamma, beta, mean, var, cheap_weight, *_, **__):
-    return _halves(_convolution, x, primary_weight, cheap_weight)
-
-
-def _ghost_module_train(x, primary_weight, bias, gamma, beta, cheap_weight, *_, **__):
-    return _halves(_convolution, x, primary_weight, cheap_weight)
-
-
-def _ghost_module_train_backward(grad_out, x, primary_weight, gamma, beta, cheap_weight, *_, **__):
-    return _halves(_convolution_backward, x, primary_weight, cheap_weight)
-
-
-def _cheap_concat(z, cheap_weight, *_, **__):
-    return _convolution(z, cheap_weight)
-
-
-def _cheap_concat_backward(grad_out, z, cheap_weight, *_, **__):
-    return _convolution_backward(z, cheap_weight)
-
-
-def _depthwise(x, weight, bias, stride, *, out_shape):
-    return _convolution(x, weight, out_shape[2:])
-
-
-def _depthwise_backward(grad_out, x, weight, bias, stride, input_wanted, weight_wanted, **_):
-    return _convolution_backward(x, weight, grad_out[2:], (input_wanted, weight_wanted))
-
-
-def _excite(x, reduce_weight, reduce_bias, expand_weight, *_, **__):
-    """FLOPs of the two linear layers, on a map or on its squeeze."""
-    product = _formula("mm")
-    (hidden, channels), batch = reduce_weight[:2], x[0]
-    return product((batch, channels), (channels, hidden)) + product((batch, hidden), (hidden, channels))
-
-
-def _squeeze_excite_backward(grad_out, x, squeeze, hidden, logits, reduce_weight, *_, **__):
-    return 2 * _excite(x, reduce_weight, None, reduce_weight[::-1])  # of each layer, gradients of input and weight
-
-
-def _program(x, _parameters, steps, **_):
-    decoded = decode(steps)
-    sizes = output_sizes(decoded, *x[2:])
-    return sum(
-        _convolution((x[0], shape[1]), shape, size)
-        for step, size in zip(decoded, sizes, strict=True)
-        for _, shape in layers(step)
-    )
-
-
-def _program_pack(*_, **__):
-    return 0
-
-
-FORMULAS: dict[str, Callable[..., int]] = {
-    "ghost_module": _ghost_module,
-    "ghost_module_backward": _ghost_module_backward,
-    "ghost_module_eval": _ghost_module_eval,
-    "ghost_module_train": _ghost_module_train,
-    "ghost_module_train_backward": _ghost_module_train_backward,
-    "cheap_concat": _cheap_concat,
-    "cheap_concat_backward": _cheap_concat_backward,
-    "squeeze_excite": _excite,
-    "excite": _excite,
-    "squeeze_excite_backward": _squeeze_excite_backward,
-    "depthwise": _depthwise,
-    "depthwise_backward": _depthwise_backward,
-    "program": _program,
-    "program_pack": _program_pack,
-    "program_eval": _program,
-}
 
 
 def _register(counter: ModuleType) -> None:
@@ -170,8 +100,8 @@ class _WhenImported(importlib.abc.MetaPathFinder):
 
 
 def register_with_counter() -> None:
-    """Register the formulas with PyTorch's counter: now if it was imported, else when it is. The operators are defined
-    before."""
+    """Register the formulas with PyTorch's counter: now if it was imported, else when it is. All operators must be
+    defined, and all formulas there, before."""
     counter = sys.modules.get(COUNTER)
     if counter is None:
         sys.meta_path.insert(0, _WhenImported())

@@ -4,42 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from ..backends import reference
 from ..dispatch import select
-from ._library import (
-    differentiable,
-    memory_format,
-    refuse_double_backward,
-    register_fake,
-    without_gradients,
-)
+from ._library import differentiable, existing, refuse_double_backward, register_fake, without_gradients
 from .checks import Checks, autocast
+from .fakes import fake_gradient, fake_map, fake_module_output
+from .flops import convolution_backward_flops, convolution_flops, count_flops, module_flops
+
+__all__ = ["ghost_module", "ghost_module_eval"]
 
 
 def _fake(x, primary_weight, *args):
-    out_channels, return_squeeze = args[-6], args[-1]
-    return fake_single_pass(x, out_channels, return_squeeze)
-
-
-def fake_single_pass(x, out_channels, return_squeeze):
-    """Shapes of (out, squeeze), as every single-pass operator returns them: out in x's memory format."""
-    out = x.new_empty(x.shape[0], out_channels, *x.shape[2:])
-    out = out.to(memory_format=memory_format(x))
-    return out, x.new_empty((x.shape[0], out_channels) if return_squeeze else (0,))
+    return fake_module_output(x, args[-6], args[-1])
 
 
 def _fake_eval(x, *args):
-    return fake_single_pass(x, args[-8], args[-1])
-
-
-def fake_gradient(parameter, x):
-    """Gradient of an optional parameter: empty where there is none."""
-    return x.new_empty(0) if parameter is None else torch.empty_like(parameter, memory_format=torch.contiguous_format)
-
-
-def fake_map(x):
-    """Gradient of a map, in its memory format."""
-    return torch.empty_like(x, memory_format=memory_format(x))
+    return fake_module_output(x, args[-8], args[-1])
 
 
 def _fake_backward(
@@ -48,6 +27,21 @@ def _fake_backward(
 ):  # fmt: skip
     parameters = (primary_weight, primary_bias, cheap_weight, cheap_bias, input_scale, act_weight, cheap_act_weight)
     return fake_map(x), *(fake_gradient(p, x) for p in parameters)
+
+
+@count_flops("ghost_module")
+def _flops(x, primary_weight, primary_bias, cheap_weight, *_, **__):
+    return module_flops(convolution_flops, x, primary_weight, cheap_weight)
+
+
+@count_flops("ghost_module_eval")
+def _eval_flops(x, primary_weight, bias, gamma, beta, mean, var, cheap_weight, *_, **__):
+    return module_flops(convolution_flops, x, primary_weight, cheap_weight)
+
+
+@count_flops("ghost_module_backward")
+def _backward_flops(grad_out, x, primary_weight, primary_bias, cheap_weight, *_, **__):
+    return module_flops(convolution_backward_flops, x, primary_weight, cheap_weight)
 
 
 register_fake("ghost_module", _fake)
@@ -78,14 +72,12 @@ def _backward(ctx, grad_out, grad_squeeze):
     x, w1, b1, w2, b2, input_scale, act_weight, cheap_act_weight = ctx.saved_tensors
     grad_out = spread_squeeze(grad_out, grad_squeeze, ctx.return_squeeze)
     grads = _gradients(grad_out, x, w1, b1, w2, b2, input_scale, act_weight, cheap_act_weight, *ctx.scalars[:-1])
-    parameters = (w1, b1, w2, b2, input_scale)
-    gx, *rest = grads
-    gw = [None if p is None else g for p, g in zip(parameters, rest[:5], strict=True)]
-    slopes = [None if p is None else g for p, g in zip((act_weight, cheap_act_weight), rest[5:], strict=True)]
-    return gx, *gw, grad_out if ctx.has_residual else None, *slopes, *[None] * 6
+    parameters = (w1, b1, w2, b2, input_scale, act_weight, cheap_act_weight)
+    gx, *gw, slope, cheap_slope = grads[0], *existing(grads[1:], parameters)
+    return gx, *gw, grad_out if ctx.has_residual else None, slope, cheap_slope, *[None] * 6
 
 
-_call = differentiable("ghost_module", _setup, _backward)
+call_ghost_module = differentiable("ghost_module", _setup, _backward)
 
 
 def ghost_module(
@@ -98,8 +90,8 @@ def ghost_module(
     out_channels: int | None = None,
     act: str = "relu",
     cheap_act: str = "relu",
-    act_slope: float = 0.01,
-    cheap_act_slope: float = 0.01,
+    act_slope: float | None = None,
+    cheap_act_slope: float | None = None,
     act_weight: torch.Tensor | None = None,
     cheap_act_weight: torch.Tensor | None = None,
     input_scale: torch.Tensor | None = None,
@@ -118,17 +110,20 @@ def ghost_module(
         primary_bias: m, or None.
         cheap_weight: m(s - 1) x 1 x d x d with d odd (padding d // 2), or None: ratio 1, a plain convolution.
         cheap_bias: m(s - 1), or None.
-        out_channels: channels kept, more than m and at most ms (default all).
-        act, cheap_act: none, relu, relu6, leaky_relu, prelu, silu or hard_swish, each for its half.
-        act_slope, cheap_act_slope: negative slope of leaky_relu.
+        out_channels: number of channels of the output, more than m and at most ms (default: ms).
+        act, cheap_act: activation of each half, a name of ``ghost_ops.activations.ACTIVATIONS``, such as relu or gelu.
+        act_slope, cheap_act_slope: negative slope of leaky_relu (None: 0.01), alpha of elu (None: 1).
         act_weight, cheap_act_weight: PReLU's weight, 1 element or one per channel of its half.
         input_scale: N x C, the excitation of the input, applied as it is read.
         residual: N x out_channels x H x W, added to the output as it is written.
-        return_squeeze: also return the mean of the output over H and W, N x out_channels.
+        return_squeeze: whether the mean of the output over H and W is returned too.
+
+    Returns:
+        N x out_channels x H x W, and with ``return_squeeze`` also its mean over H and W, N x out_channels.
 
     Raises:
         ValueError: a shape, size or name that does not fit, naming the argument.
-        TypeError: a dtype mix, or something that is not a tensor.
+        TypeError: a dtype mix, or something that is not a tensor, naming the argument.
     """
     x, residual, input_scale = autocast(x, residual, input_scale)
     check = Checks("ghost_module")
@@ -145,17 +140,15 @@ def ghost_module(
     else:
         cheap = check.cheap(cheap_weight, m, x)
         check.optional("cheap_bias", cheap_bias, (cheap,), x)
-    out_channels = check.out_channels(m + cheap if out_channels is None else out_channels, m, m + cheap)
-    act_code = check.activation("act", act, act_weight, m, x)
-    cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
-    check.optional("input_scale", input_scale, (x.shape[0], x.shape[1]), x)
-    check.residual(residual, x, out_channels)
-    slopes = check.numbers(act_slope=act_slope, cheap_act_slope=cheap_act_slope)
-    kernel = None if cheap_weight is None else cheap_weight.shape[-1]
-    run = reference.ghost_module if select("ghost_module", x, kernel).is_reference else _call
-    out, squeeze = run(
+    codes = check.halves(
+        x, (m, cheap), out_channels, (act, act_slope, act_weight), (cheap_act, cheap_act_slope, cheap_act_weight)
+    )
+    check.input_scale(input_scale, x)
+    check.residual(residual, x, codes[0])
+    out, squeeze = call_ghost_module(
+        select("ghost_module", x, None if cheap_weight is None else cheap_weight.shape[-1]),
         x, primary_weight, primary_bias, cheap_weight, cheap_bias, input_scale, residual, act_weight, cheap_act_weight,
-        out_channels, act_code, cheap_act_code, *slopes, bool(return_squeeze),
+        *codes, bool(return_squeeze),
     )  # fmt: skip
     return (out, squeeze) if return_squeeze else out
 
@@ -181,8 +174,8 @@ def ghost_module_eval(
     out_channels: int | None = None,
     act: str = "relu",
     cheap_act: str = "relu",
-    act_slope: float = 0.01,
-    cheap_act_slope: float = 0.01,
+    act_slope: float | None = None,
+    cheap_act_slope: float | None = None,
     act_weight: torch.Tensor | None = None,
     cheap_act_weight: torch.Tensor | None = None,
     primary_eps: float = 1e-5,
@@ -212,7 +205,10 @@ def ghost_module_eval(
         cheap_mean, cheap_var: its running mean and variance, m(s - 1).
         primary_eps, cheap_eps: numbers that are added to the variances.
 
-    The other arguments and the results are those of :func:`ghost_module`.
+    The other arguments are those of :func:`ghost_module`.
+
+    Returns:
+        N x out_channels x H x W, and with ``return_squeeze`` also its mean over H and W, N x out_channels.
 
     Raises:
         ValueError: a shape, size or name that does not fit, naming the argument.
@@ -233,17 +229,15 @@ def ghost_module_eval(
         ("cheap_var", cheap_var, cheap),
     ):
         check.parameter(name, p, (channels,), x)
-    out_channels = check.out_channels(m + cheap if out_channels is None else out_channels, m, m + cheap)
-    act_code = check.activation("act", act, act_weight, m, x)
-    cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
-    check.optional("input_scale", input_scale, (x.shape[0], x.shape[1]), x)
-    check.residual(residual, x, out_channels)
-    scalars = check.numbers(
-        act_slope=act_slope, cheap_act_slope=cheap_act_slope, primary_eps=primary_eps, cheap_eps=cheap_eps
+    codes = check.halves(
+        x, (m, cheap), out_channels, (act, act_slope, act_weight), (cheap_act, cheap_act_slope, cheap_act_weight)
     )
+    check.input_scale(input_scale, x)
+    check.residual(residual, x, codes[0])
+    epsilons = check.numbers(primary_eps=primary_eps, cheap_eps=cheap_eps)
     out, squeeze = ghost_module_eval_operator(  # which hands what no kernel takes to the reference
         x, primary_weight, primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, cheap_weight,
         cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, input_scale, residual, act_weight,
-        cheap_act_weight, out_channels, act_code, cheap_act_code, *scalars, bool(return_squeeze),
+        cheap_act_weight, *codes, *epsilons, bool(return_squeeze),
     )  # fmt: skip
     return (out, squeeze) if return_squeeze else out

@@ -7,15 +7,18 @@ from typing import NamedTuple
 
 import torch
 
-from ..backends import reference
-from ..dispatch import select
-from ._library import differentiable, once_differentiable, refuse_double_backward, register_fake
+from ..dispatch import Decision, select
+from ._library import differentiable, existing, once_differentiable, refuse_double_backward, register_fake
 from .checks import Checks, autocast
-from .ghost_module import fake_gradient, fake_map, fake_single_pass, ghost_module_eval_operator
+from .fakes import fake_gradient, fake_map, fake_module_output
+from .flops import convolution_backward_flops, convolution_flops, count_flops, module_flops
+from .ghost_module import ghost_module_eval_operator
+
+__all__ = ["ghost_module_train"]
 
 
 class TrainResult(NamedTuple):
-    """Output of :func:`ghost_module_train` and the batch statistics that update the running ones.
+    """Output of :func:`ghost_module_train`, and the batch statistics, which update the running ones.
 
     The variances are biased; ``primary_mean`` and ``cheap_mean`` are those of the products with their biases.
     """
@@ -33,7 +36,7 @@ def _statistics(x: torch.Tensor, shape: int | tuple[int, ...]) -> torch.Tensor:
 
 def _fake(x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, *args):
     m, cheap, keep = primary_weight.shape[0], cheap_weight.shape[0], args[-1]
-    out, _ = fake_single_pass(x, args[-8], False)
+    out, _ = fake_module_output(x, args[-8], False)
     primary = _statistics(x, (x.shape[0], *x.shape[2:], m) if keep else 0)
     return out, *(_statistics(x, c) for c in (m, m, cheap, cheap)), primary
 
@@ -44,6 +47,16 @@ def _fake_backward(
 ):  # fmt: skip
     parameters = (primary_weight, primary_gamma, primary_beta, cheap_weight, cheap_gamma, cheap_beta)
     return fake_map(x), *(fake_gradient(p, x) for p in (*parameters, act_weight, cheap_act_weight))
+
+
+@count_flops("ghost_module_train")
+def _flops(x, primary_weight, bias, gamma, beta, cheap_weight, *_, **__):
+    return module_flops(convolution_flops, x, primary_weight, cheap_weight)
+
+
+@count_flops("ghost_module_train_backward")
+def _backward_flops(grad_out, x, primary_weight, gamma, beta, cheap_weight, *_, **__):
+    return module_flops(convolution_backward_flops, x, primary_weight, cheap_weight)
 
 
 register_fake("ghost_module_train", _fake)
@@ -70,18 +83,16 @@ def _backward(ctx, grad_out, *_):
     *tensors, b1, b2 = ctx.saved_tensors
     x, *parameters = tensors[:9]
     gx, *grads = _gradients(grad_out, *tensors, *ctx.scalars)
-    gw1, ggamma1, gbeta1, gw2, ggamma2, gbeta2, *slopes = [
-        None if p is None else g for p, g in zip(parameters, grads, strict=True)
-    ]
+    gw1, ggamma1, gbeta1, gw2, ggamma2, gbeta2, *slopes = existing(grads, parameters)
     gb1, gb2 = (None if b is None else torch.zeros_like(b) for b in (b1, b2))  # batch statistics remove the biases
     return gx, gw1, gb1, ggamma1, gbeta1, gw2, gb2, ggamma2, gbeta2, *slopes, *[None] * 8
 
 
-_call = differentiable("ghost_module_train", _setup, _backward)
+call_ghost_module_train = differentiable("ghost_module_train", _setup, _backward)
 
 
 class _Recompute(torch.autograd.Function):
-    """``ghost_module_train`` over known batch statistics: one pass, or none where only gradients are wanted."""
+    """``ghost_module_train`` with given batch statistics: one pass, or none where only gradients are needed."""
 
     @staticmethod
     def forward(ctx, need_output, statistics, *args):
@@ -102,35 +113,34 @@ class _Recompute(torch.autograd.Function):
         return None, None, *_backward(ctx, grad_out)
 
 
-def _is_reference(args: tuple) -> bool:
-    return select("ghost_module_train", args[0], args[5].shape[-1]).backend == "reference"
+def _select(args: tuple) -> Decision:
+    return select("ghost_module_train", args[0], args[5].shape[-1])
 
 
 def train(args: tuple) -> TrainResult:
     """:func:`ghost_module_train` of checked arguments in the order of the schema, without the last one."""
-    keep = _worth_keeping(args[0], args[1].shape[0])
-    if _is_reference(args):
-        out, *statistics, _ = reference.ghost_module_train(*args, False)
-    else:
-        out, *statistics, _ = _call(*args, keep)
+    decision = _select(args)
+    keep = decision.backend != "reference" and _worth_keeping(args[0], args[1].shape[0])
+    out, *statistics, _ = call_ghost_module_train(decision, *args, keep)
     return TrainResult(out, *_shift_means(statistics, args, torch.add))
 
 
 def recompute(args: tuple, statistics: tuple, need_output: bool) -> torch.Tensor:
-    """The output of :func:`train` once more, for the gradients.
+    """The output of :func:`train`, recomputed for the gradients.
 
     Args:
-        args: as of :func:`train`.
-        statistics: means and variances of the first call.
-        need_output: False where only the gradients are wanted; the values of the result are then undefined.
+        args: the arguments of the first call, as :func:`train` takes them.
+        statistics: the means and variances that the first call returned.
+        need_output: False where only the gradients are needed; the values of the result are undefined then.
     """
-    if _is_reference(args):
-        return reference.ghost_module_train(*args, False)[0]
+    decision = _select(args)
+    if decision.backend == "reference":
+        return call_ghost_module_train(decision, *args, False)[0]
     return _Recompute.apply(need_output, _shift_means(statistics, args, torch.sub), *args, False)
 
 
 def _shift_means(statistics: tuple, args: tuple, shift: Callable) -> tuple[torch.Tensor, ...]:
-    """Means of the products with their biases from those without, or the other way; the variances as they are."""
+    """The statistics with the convolutions' biases added to the means, or subtracted from them."""
     mean1, var1, mean2, var2 = statistics
     bias1, bias2 = args[2], args[6]
     if bias1 is not None:
@@ -154,8 +164,8 @@ def ghost_module_train(
     out_channels: int | None = None,
     act: str = "relu",
     cheap_act: str = "relu",
-    act_slope: float = 0.01,
-    cheap_act_slope: float = 0.01,
+    act_slope: float | None = None,
+    cheap_act_slope: float | None = None,
     act_weight: torch.Tensor | None = None,
     cheap_act_weight: torch.Tensor | None = None,
     primary_eps: float = 1e-5,
@@ -163,20 +173,35 @@ def ghost_module_train(
 ) -> TrainResult:
     """Ghost module with BatchNorm over batch statistics after each of its convolutions.
 
-    y1 = act(bn(conv1x1(x))); y2 = cheap_act(bn(depthwise(y1))); out = concat(y1, y2)[:, :out_channels]. For the
-    backward only x and the statistics are saved; everything else is recomputed (docs/gradients.md, section 2). On the
-    CPU the product conv1x1(x) is saved too, in float32, where x has at least six times its channels.
+    y1 = act(bn(conv1x1(x))); y2 = cheap_act(bn(depthwise(y1))), whose channel j reads y1's channel j // (s - 1); out =
+    concat(y1, y2)[:, :out_channels], where bn(v) is (v - mean) / sqrt(var + eps) * gamma + beta with the mean and the
+    biased variance of v over N, H and W. Source: Han et al. 2020 (GhostNet, arXiv 1911.11907), section 3.1; Ioffe and
+    Szegedy 2015 (arXiv 1502.03167), section 3.
+
+    For the backward only x and the statistics are saved; everything else is recomputed (docs/gradients.md, section 2).
+    On the CPU the product conv1x1(x) is saved too, in float32, where x has at least six times its channels.
 
     Args:
-        x: N x C x H x W with more than one value a channel, NCHW or channels_last.
-        primary_gamma, primary_beta, cheap_gamma, cheap_beta: the BatchNorms' affine parameters, one per channel, or
-            None.
-        primary_eps, cheap_eps: added to the variances.
+        x: N x C x H x W with more than one value a channel, any floating dtype, NCHW or channels_last; the output has
+            its dtype and memory format.
+        primary_weight: m x C x 1 x 1, in x's dtype, or float32 beside a half-precision x (as all parameters).
+        primary_bias: m, or None. Batch statistics remove it from the output, and its gradient is zero.
+        primary_gamma, primary_beta: the affine parameters of the BatchNorm after the primary convolution, m, or None.
+        cheap_weight: m(s - 1) x 1 x d x d with d odd (padding d // 2).
+        cheap_bias: m(s - 1), or None, as ``primary_bias``.
+        cheap_gamma, cheap_beta: the affine parameters of the BatchNorm after the cheap operation, m(s - 1), or None.
+        primary_eps, cheap_eps: numbers that are added to the variances.
 
-    The other arguments are those of :func:`ghost_module`. The running statistics are the caller's to update.
+    The other arguments are those of :func:`ghost_module`.
+
+    Returns:
+        The output, N x out_channels x H x W, and the batch statistics, m, m, m(s - 1) and m(s - 1), in float32 (float64
+        of a float64 x), with which the caller updates running statistics.
 
     Raises:
-        ValueError: as :func:`ghost_module`; also one value a channel, as ``torch.nn.BatchNorm2d``.
+        ValueError: a shape, size or name that does not fit, naming the argument; one value a channel, as
+            ``torch.nn.BatchNorm2d`` raises.
+        TypeError: a dtype mix, or something that is not a tensor, naming the argument.
     """
     (x,) = autocast(x)
     check = Checks("ghost_module_train")
@@ -185,20 +210,18 @@ def ghost_module_train(
     cheap = check.cheap(cheap_weight, m, x)
     check.batch_norm("primary", primary_bias, primary_gamma, primary_beta, m, x)
     check.batch_norm("cheap", cheap_bias, cheap_gamma, cheap_beta, cheap, x)
-    out_channels = check.out_channels(m + cheap if out_channels is None else out_channels, m, m + cheap)
-    act_code = check.activation("act", act, act_weight, m, x)
-    cheap_act_code = check.activation("cheap_act", cheap_act, cheap_act_weight, cheap, x)
+    codes = check.halves(
+        x, (m, cheap), out_channels, (act, act_slope, act_weight), (cheap_act, cheap_act_slope, cheap_act_weight)
+    )
     if x.shape[0] * x.shape[2] * x.shape[3] <= 1:
         check.fail("x", "more than 1 value per channel when training", f"input size {tuple(x.shape)}")
-    scalars = check.numbers(
-        act_slope=act_slope, cheap_act_slope=cheap_act_slope, primary_eps=primary_eps, cheap_eps=cheap_eps
-    )
+    epsilons = check.numbers(primary_eps=primary_eps, cheap_eps=cheap_eps)
     return train((
         x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma,
-        cheap_beta, act_weight, cheap_act_weight, out_channels, act_code, cheap_act_code, *scalars,
+        cheap_beta, act_weight, cheap_act_weight, *codes, *epsilons,
     ))  # fmt: skip
 
 
 def _worth_keeping(x: torch.Tensor, m: int) -> bool:
-    """Whether the backward gets z1 instead of making it again: where it is small beside x, which is kept anyway."""
+    """Whether z1 is saved for the backward instead of recomputed: where it is small beside x, which is saved anyway."""
     return x.device.type == "cpu" and torch.is_grad_enabled() and x.shape[1] >= 6 * m

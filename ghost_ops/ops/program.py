@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import torch
 
-from ..backends import reference
-from ..backends.steps import BFLOAT16, decode, output_shape, precision_of
+from ..program import decode, output_shape, output_sizes, weights_of
+from ..program.packing import packed_size
 from ._library import below_autograd, memory_format, overload, register_fake, without_gradients
+from .flops import convolution_flops, count_flops
 
 
 def _fake(x, _parameters, steps):
@@ -22,8 +23,24 @@ def _fake(x, _parameters, steps):
 
 
 def _fake_pack(parameters, steps):
-    dtype = torch.int32 if precision_of(steps) == BFLOAT16 else torch.float32
-    return torch.empty(reference.packed_floats(steps), dtype=dtype)
+    weights = weights_of(steps)
+    return torch.empty(packed_size(decode(steps), weights), dtype=weights.dtype)
+
+
+@count_flops("program", "program_eval")
+def _flops(x, _parameters, steps, **_):
+    decoded = decode(steps)
+    sizes = output_sizes(decoded, *x[2:])
+    return sum(
+        convolution_flops((x[0], shape[1]), shape, size)
+        for step, size in zip(decoded, sizes, strict=True)
+        for _, shape in step.layers()
+    )
+
+
+@count_flops("program_pack")
+def _pack_flops(*_, **__):
+    return 0
 
 
 register_fake("program", _fake)
@@ -33,7 +50,7 @@ register_fake("program_pack", _fake_pack)
 _eval_operator = overload("program_eval")
 
 
-def run_eval(x: torch.Tensor, parameters: list[torch.Tensor], steps: list[int]) -> torch.Tensor:
+def call_program_eval(x: torch.Tensor, parameters: list[torch.Tensor], steps: list[int]) -> torch.Tensor:
     """``program_eval`` where nothing needs a gradient, in eager mode: at batch 1 another look costs."""
     return below_autograd(_eval_operator, (x, parameters, steps))
 

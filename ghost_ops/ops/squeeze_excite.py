@@ -1,15 +1,17 @@
-"""``squeeze_excite``: channel attention over the mean of the map; ``excite``: its gate, from a mean that is there."""
+"""``squeeze_excite``: channel attention over the mean of the map."""
 
 from __future__ import annotations
 
 import torch
 
-from ..backends import reference
-from ..backends.activation import PRELU
 from ..dispatch import Decision, select
-from ._library import differentiable, refuse_double_backward, register_fake, without_gradients
+from ._library import differentiable, existing, refuse_double_backward, register_fake
 from .checks import Checks, autocast
-from .ghost_module import fake_gradient, fake_map
+from .excite import excitation_flops, excitation_layers
+from .fakes import fake_gradient, fake_map
+from .flops import count_flops
+
+__all__ = ["squeeze_excite"]
 
 
 def _fake(x, reduce_weight, *_):
@@ -21,11 +23,16 @@ def _fake_backward(grad_out, x, squeeze, hidden, logits, *parameters):
     return fake_map(x), *(fake_gradient(p, x) for p in parameters[:4])
 
 
+@count_flops("squeeze_excite_backward")
+def _backward_flops(grad_out, x, squeeze, hidden, logits, reduce_weight, *_, **__):
+    # For each layer the gradients of its input and of its weight.
+    return 2 * excitation_flops(x, reduce_weight, None, reduce_weight[::-1])
+
+
+count_flops("squeeze_excite")(excitation_flops)
 register_fake("squeeze_excite", _fake)
-register_fake("excite", lambda squeeze, *_: torch.empty_like(squeeze, memory_format=torch.contiguous_format))
 register_fake("squeeze_excite_backward", _fake_backward)
 _gradients = refuse_double_backward("squeeze_excite_backward")
-excite_operator = without_gradients("excite")
 
 
 def _setup(ctx, inputs, output):
@@ -42,10 +49,15 @@ def _backward(ctx, grad_out, *_):
     saved = ctx.saved_tensors  # asked for once: checkpointing gives them no second time
     parameters = saved[4:]
     gx, *grads = _gradients(grad_out, *saved, *ctx.scalars)
-    return gx, *(None if p is None else g for p, g in zip(parameters, grads, strict=True)), None, None
+    return gx, *existing(grads, parameters), None, None
 
 
 _call = differentiable("squeeze_excite", _setup, _backward)
+
+
+def call_squeeze_excite(decision: Decision, *args: object) -> torch.Tensor:
+    """:func:`squeeze_excite` of checked arguments in the order of the schema, weights as matrices."""
+    return _call(decision, *args)[0]
 
 
 def squeeze_excite(
@@ -65,93 +77,23 @@ def squeeze_excite(
 
     Args:
         x: N x C x H x W, any floating dtype, NCHW or channels_last.
-        reduce_weight: R x C, or R x C x 1 x 1 as of a 1x1 convolution.
+        reduce_weight: R x C, or R x C x 1 x 1 as of a 1x1 convolution, in x's dtype, or float32 beside a half-precision
+            x (as all parameters).
         reduce_bias: R, or None.
         expand_weight: C x R, or C x R x 1 x 1.
         expand_bias: C, or None.
-        act: activation of the hidden layer: any of :func:`ghost_module`'s but prelu and leaky_relu.
+        act: activation of the hidden layer: any of :func:`ghost_module`'s that has no slope.
         gate: clamp, hard_sigmoid, sigmoid or identity.
 
-    Raises:
-        ValueError, TypeError: naming the argument, what was expected and what came.
-    """
-    (x,) = autocast(x)
-    check = Checks("squeeze_excite")
-    check.map("x", x)
-    layers = _layers(check, x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate)
-    return run(select("squeeze_excite", x), x, *layers)
-
-
-def run(decision: Decision, *args: object) -> torch.Tensor:
-    """:func:`squeeze_excite` of checked arguments in the order of the schema, weights as matrices."""
-    return (reference.squeeze_excite if decision.backend == "reference" else _call)(*args)[0]
-
-
-def _layers(
-    check: Checks,
-    x: torch.Tensor,
-    reduce_weight: object,
-    reduce_bias: object,
-    expand_weight: object,
-    expand_bias: object,
-    act: object,
-    gate: object,
-) -> tuple:
-    """The checked layers of an excitation of x's channels: weights as matrices, and codes for names."""
-    weights = []
-    for name, w in (("reduce_weight", reduce_weight), ("expand_weight", expand_weight)):
-        if isinstance(w, torch.Tensor) and w.dim() == 4 and w.shape[2:] == (1, 1):
-            w = w.flatten(1)
-        shape = (None, x.shape[1]) if name == "reduce_weight" else (x.shape[1], weights[0].shape[0])
-        check.parameter(name, w, shape, x)
-        weights.append(w)
-    check.optional("reduce_bias", reduce_bias, (weights[0].shape[0],), x)
-    check.optional("expand_bias", expand_bias, (x.shape[1],), x)
-    code = check.activation("act", act, None, x.shape[1], x) if act not in ("prelu", "leaky_relu") else PRELU
-    if code == PRELU:
-        check.fail("act", "an activation without slopes", repr(act))
-    gate_code = check.gate(gate)
-    return weights[0], reduce_bias, weights[1], expand_bias, code, gate_code
-
-
-def excite(
-    squeeze: torch.Tensor,
-    reduce_weight: torch.Tensor,
-    reduce_bias: torch.Tensor | None,
-    expand_weight: torch.Tensor,
-    expand_bias: torch.Tensor | None,
-    *,
-    act: str = "relu",
-    gate: str = "hard_sigmoid",
-) -> torch.Tensor:
-    """Excitation of a squeeze that is there already: gate(expand(act(reduce(squeeze)))).
-
-    :func:`ghost_module` and :func:`cheap_concat` return the squeeze of their output with ``return_squeeze``, and
-    :func:`ghost_module` takes the excitation as ``input_scale``. Source: Hu et al. 2018 (arXiv 1709.01507), section
-    3.2.
-
-    This function is for inference: it has no gradients. :func:`squeeze_excite` has them.
-
-    Args:
-        squeeze: N x C, any floating dtype: the means of a map over H and W.
-        reduce_weight: R x C, or R x C x 1 x 1 as of a 1x1 convolution, in squeeze's dtype, or float32 beside a
-            half-precision squeeze (as all parameters).
-        reduce_bias: R, or None.
-        expand_weight: C x R, or C x R x 1 x 1.
-        expand_bias: C, or None.
-        act: activation of the hidden layer: any of :func:`ghost_module`'s but prelu and leaky_relu.
-        gate: clamp, hard_sigmoid, sigmoid or identity, as in :func:`squeeze_excite`.
-
     Returns:
-        N x C in squeeze's dtype, contiguous.
+        N x C x H x W in x's dtype and memory format.
 
     Raises:
         ValueError: a shape, size or name that does not fit, naming the argument.
         TypeError: a dtype mix, or something that is not a tensor, naming the argument.
-        NotImplementedError: in the backward, where a gradient is asked for.
     """
-    (squeeze,) = autocast(squeeze)
-    check = Checks("excite", "squeeze")
-    check.vectors("squeeze", squeeze)
-    layers = _layers(check, squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate)
-    return excite_operator(squeeze, *layers)  # which hands what no kernel takes to the reference
+    (x,) = autocast(x)
+    check = Checks("squeeze_excite")
+    check.map("x", x)
+    layers = excitation_layers(check, x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate)
+    return call_squeeze_excite(select("squeeze_excite", x), x, *layers)

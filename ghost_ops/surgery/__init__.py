@@ -1,4 +1,4 @@
-"""Changes to somebody's net: ``fuse``, ``revert``, ``freeze`` and ``thaw``; ``explain`` says what runs and why."""
+"""Changes to a net: ``fuse``, ``revert``, ``freeze`` and ``thaw``; ``explain`` says what runs and why."""
 
 from .explain import Explanation, Row, explain
 from .freeze import freeze, thaw

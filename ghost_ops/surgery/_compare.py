@@ -7,6 +7,14 @@ import torch
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 0.05}  # where only rounding should differ
 
 
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> str:
+    """How far two results are apart, as a phrase."""
+    if ours.shape != theirs.shape:
+        return f"it makes {tuple(ours.shape)} where the module makes {tuple(theirs.shape)}"
+    far, most = float((ours - theirs).abs().max()), float(theirs.abs().max())
+    return f"it is off by {far:.3g} where values reach {most:.3g}"
+
+
 def agree(ours: torch.Tensor | None, theirs: torch.Tensor | None, tolerance: float | None = None) -> bool:
     """Whether two results or gradients agree: shape, dtype, where they are NaN or infinite, and finite values.
 

@@ -1,4 +1,4 @@
-"""A copy of somebody's module that can be run: parameters drawn anew, in float64 on the CPU, without hooks.
+"""A copy of a module that can be run: parameters drawn anew, in float64 on the CPU, without hooks.
 
 With random parameters and statistics of the same shapes neither a large net nor a freshly initialised one (ones and
 zeros, where half of all mistakes are invisible) is any different.
@@ -15,15 +15,16 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 
-from ..nn._fused import is_fused, remove
-from ..nn._structure import SYNCED
+from ..fused.behaviour import is_fused, remove
+from ..fused.errors import Unfusable
+from ..fused.layers import SYNCED
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _NORMS = (nn.modules.batchnorm._NormBase,)
 
 
-class Refused(Exception):
-    """Why a module is left alone, in a sentence."""
+class Refused(Unfusable):
+    """Why a module stays plain PyTorch, in a sentence."""
 
 
 def normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
@@ -32,7 +33,7 @@ def normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
 
 
 def drawn_copy(module: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A copy of ``module`` with drawn parameters and buffers; BatchNorms leave their running statistics alone.
+    """A copy of ``module`` with drawn parameters and buffers; BatchNorms do not update their running statistics.
 
     Raises:
         Refused: fused code could not stand in for what a call of the module does, or it cannot be copied.

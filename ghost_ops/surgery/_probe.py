@@ -1,4 +1,4 @@
-"""A module that nobody knows, run on a copy: which children it calls, in which order, and what comes out.
+"""Runs a copy of an unknown module: which children it calls, in which order, and what comes out.
 
 A composition of its children is held against it: values, gradients and which results need them, in training and in
 eval, on inputs of several sizes, without gradients, with NaN, infinite and huge values, and under autocast. What a
@@ -16,23 +16,18 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from ..nn._structure import NORMS, Structure, Unfusable
-from ._compare import agree
+from ..fused.block import Block
+from ..fused.layers import NORMS, is_activation
+from ._compare import agree, difference
 from ._copy import Refused, drawn_copy, first_line, normal
 from ._observe import Recorder, Watch
 from ._state import Generators, State
 
-GHOST, SQUEEZE_EXCITE, BOTTLENECK = "Ghost module", "squeeze-and-excite", "Ghost bottleneck"
 _KNOWN = (nn.Conv2d, nn.Linear, nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict, *NORMS)
 _HUGE = 1e30  # far beyond what a guard for float16 lets pass
 _ROUGH = 0.05  # between results under bfloat16 autocast
 _GRADIENTS = 1e-4  # between gradients in float32
 _MANY = 2**21  # elements of an input beyond which a size is not tried
-_AUTOCAST = {  # dtypes of the input; a whole block is not fused under autocast where its input has another dtype
-    GHOST: (torch.float32,),
-    SQUEEZE_EXCITE: (torch.float32, torch.bfloat16),
-    BOTTLENECK: (torch.bfloat16,),
-}
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -148,13 +143,19 @@ class Probe:
             ours = self._ours(compose, Trial(self.input))
         return ours is not None and agree(ours.out, self._theirs[1].out)
 
-    def confirm(self, compose: Forward, mismatch: str, kind: str) -> None:
+    def difference(self, compose: Forward) -> str:
+        """How far the values of ``compose`` are from the module's in eval, as a phrase."""
+        with _ambient():
+            ours = self._ours(compose, Trial(self.input))
+        return "it fails" if ours is None else difference(ours.out, self._theirs[1].out)
+
+    def confirm(self, compose: Forward, mismatch: str, kind: type[Block]) -> None:
         """Make sure that ``compose`` can stand in for the forward in every respect; the cheap questions come first.
 
         Args:
             compose: the children put together.
             mismatch: the sentence for a forward that computes something else.
-            kind: what it should compute, for the other sentences.
+            kind: what it should compute.
 
         Raises:
             Refused: it cannot.
@@ -200,7 +201,7 @@ class Probe:
             if ours is None or not agree(ours.out, theirs.out):
                 yield self.explain(mismatch)
 
-    def _further_differences(self, compose: Forward, kind: str) -> Iterator[str | None]:
+    def _further_differences(self, compose: Forward, kind: type[Block]) -> Iterator[str | None]:
         """After each trial in float32, in which PyTorch's convolutions are fast, why it cannot, or None."""
         one, *others = self._inputs()
         both = Trial(one, False, True, True, True)
@@ -209,7 +210,7 @@ class Probe:
             if ours is None or not agree(ours.out, theirs.out):
                 yield f"on an input of {_size(trial.x)} it computes something else{self.watch.explain()}"
             elif theirs.requires_grad != ours.requires_grad or not _all_agree(ours.gradients, theirs.gradients):
-                yield f"its gradients are not those of a {kind}{self.watch.explain()}"
+                yield f"its gradients are not those of a {kind.kind}{self.watch.explain()}"
             yield None
             again = self._run(self._watched, Trial(trial.x, trial.training))
             yield None if agree(again.out, theirs.out) else "it computes something else without gradients"
@@ -226,7 +227,7 @@ class Probe:
             yield self._compare(compose, Trial(x), f"on an input of {_size(x)} it computes something else")
         hard = Trial(self._hard())
         yield self._compare(compose, hard, "with NaN, infinite or huge values it computes something else")
-        for dtype in _AUTOCAST[kind]:
+        for dtype in kind.autocast_dtypes:
             trial = Trial(one.to(dtype), autocast=True)
             yield self._compare(compose, trial, "under autocast it computes something else", _ROUGH)
 
@@ -377,11 +378,7 @@ def _is_known(module: nn.Module) -> bool:
     """Whether fused code reads what it needs of it live: nothing is to be watched."""
     if type(module) in _KNOWN:
         return not module._modules
-    try:
-        Structure.activation(module)
-    except Unfusable:
-        return False
-    return True
+    return is_activation(module)
 
 
 def _size(x: torch.Tensor) -> str:

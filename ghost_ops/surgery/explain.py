@@ -12,11 +12,11 @@ from rich.table import Table
 from torch import nn
 
 from ..dispatch import PLAIN_PYTORCH
-from ..nn import FrozenProgram, FusedGhostBottleneck
-from ..nn._fused import Fused
-from ..nn._in_place import source_class
-from ..nn._runner import Route, observing
-from ..nn.frozen_net import Frozen, state_of
+from ..fused import FrozenProgram
+from ..fused.behaviour import Fused, block_of
+from ..fused.block import Route, observing
+from ..fused.frozen_net import Frozen, state_of
+from ..fused.in_place import source_class
 from .recognise import survey
 from .saved import Saved
 
@@ -170,7 +170,8 @@ class _Frozen:
 
 def _uncalled(module: nn.Module, known: dict[nn.Module, dict], names: dict[nn.Module, str]) -> str:
     for block, notes in known.items():
-        if isinstance(block, FusedGhostBottleneck) and notes and block is not module and module in set(block.modules()):
+        holds = isinstance(block, Fused) and block_of(block).holds_blocks
+        if holds and notes and block is not module and module in set(block.modules()):
             return f"within {names[block] or 'the block'}"
     return "was not called"
 

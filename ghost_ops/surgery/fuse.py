@@ -6,22 +6,18 @@ import warnings
 
 from torch import nn
 
-from ..nn import _fused
-from ..nn.fused_bottleneck import MEMORY, BottleneckRunner, FusedBlock, check_memory
-from ..nn.fused_ghost_module import FusedGhost
-from ..nn.fused_squeeze_excite import FusedExcite
-from .recognise import BOTTLENECK, GHOST, SQUEEZE_EXCITE, survey
+from ..fused import behaviour
+from ..fused.bottleneck import MEMORY, check_memory
+from .recognise import survey
 
 __all__ = ["MEMORY", "fuse", "revert"]
-
-_BEHAVIOURS = {GHOST: FusedGhost, SQUEEZE_EXCITE: FusedExcite, BOTTLENECK: FusedBlock}
 
 
 def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
     """Make the Ghost modules, squeeze-and-excite layers and Ghost bottlenecks of a net run fused.
 
     They are recognised by structure and checked by running copies of them (:mod:`ghost_ops.surgery.recognise`): the
-    article's, Huawei's, timm's, YOLO's and others. Look-alikes are left alone; :func:`explain` says why.
+    article's, Huawei's, timm's, YOLO's and others. Look-alikes stay as they are; :func:`explain` says why.
 
     The net is changed in place, and its modules stay the objects that they are: each recognised module gets a class
     that derives from its own and runs fused. ``isinstance``, methods, properties, an overridden ``train()``, extra
@@ -32,7 +28,7 @@ def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
     Args:
         net: any module, in any mode, on any device.
         memory: what bottlenecks keep for the backward: ``"balanced"``, as at first, what their fused parts need;
-            ``"low"`` their input only, and what lies inside is computed once more. None leaves those that are fused
+            ``"low"`` their input only, and they recompute the rest in the backward. None leaves those that are fused
             already as they are.
 
     Returns:
@@ -43,7 +39,8 @@ def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
         ValueError: an unknown ``memory``.
 
     Warns:
-        UserWarning: nothing was found to fuse, or a module's class cannot be derived from.
+        UserWarning: nothing was found to fuse, a module's class cannot be derived from, or a registered block writes a
+            program that computes something else than the module.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"fuse: net: expected a torch.nn.Module, got {type(net).__name__}")
@@ -51,27 +48,29 @@ def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
         check_memory("fuse", memory)
     findings = survey(net)
     for found in findings:
+        if found.is_fault:
+            warnings.warn(f"fuse: {found.name or 'it'} was left as it is: {found.reason}", UserWarning, stacklevel=2)
         if found.parts is None:
             continue
         try:
-            _fused.apply(found.module, _BEHAVIOURS[found.kind], found.parts, found.reads)
+            behaviour.apply(found.module, found.block.behaviour, found.parts, found.reads)
         except TypeError as error:  # a metaclass or a layout that allows no subclass
             what = f"{found.name or 'it'}, a {type(found.module).__name__}"
             warnings.warn(f"fuse: {what}, was left as it is: {error}", UserWarning, stacklevel=2)
-    if not any(_fused.is_fused(module) for module in net.modules()):
+    if not any(behaviour.is_fused(module) for module in net.modules()):
         seen = "".join(f"; {f.name or 'it'} looks like a {f.kind}, but {f.reason}" for f in findings[:3])
         warnings.warn(f"fuse: no Ghost module was found in this {type(net).__name__}{seen}", UserWarning, stacklevel=2)
     for module in net.modules() if memory is not None else ():
-        runner = _fused.runner_of(module)
-        if isinstance(runner, BottleneckRunner):
-            runner.memory = memory
+        block = behaviour.block_of(module)
+        if hasattr(block, "memory"):
+            block.memory = memory
     return net
 
 
 def revert(net: nn.Module) -> nn.Module:
     """Undo :func:`fuse`: every fused module gets its own class back, with the state that it has by now.
 
-    Modules that were built fused become plain ones of the same children. Modules of a class that somebody derived from
+    Modules that were built fused become plain ones of the same children. Modules of a class that derives from
     a fused one stay as they are.
 
     Args:
@@ -86,6 +85,6 @@ def revert(net: nn.Module) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise TypeError(f"revert: net: expected a torch.nn.Module, got {type(net).__name__}")
     for module in list(net.modules()):
-        if _fused.is_fused(module):
-            _fused.remove(module)
+        if behaviour.is_fused(module):
+            behaviour.remove(module)
     return net

@@ -6,7 +6,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ghost_ops import models
-from ghost_ops.bench.cases import ModuleCase, NetCase, draw_images, frozen_cases, module_cases, net_cases, randomise
+from ghost_ops.bench.cases import ModuleCase, NetCase, draw_images, module_cases, net_cases, randomise
+from ghost_ops.bench.frozen import frozen_cases
 
 
 def test_cases_are_the_32_ghost_modules_of_timms_net():

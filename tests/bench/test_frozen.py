@@ -6,14 +6,13 @@ from torch import nn
 
 from ghost_ops import models
 from ghost_ops.backends import native
-from ghost_ops.bench import engines, frozen, parts, rivals
+from ghost_ops.bench import engines, frozen, other_models, parts
+from ghost_ops.bench.baselines import FROZEN, FROZEN_BFLOAT16, Built, fold
 from ghost_ops.bench.cases import NetCase, draw_images, draw_map, randomise
 from ghost_ops.bench.machine import Unavailable
-from ghost_ops.bench.ncnn_format import write
-from ghost_ops.bench.peers import FROZEN, FROZEN_BFLOAT16, Built, fold
 from ghost_ops.bench.report import render, to_json
+from ghost_ops.bench.results import MISSING, OK, WRONG, error_of
 from ghost_ops.bench.roofline import Limits
-from ghost_ops.bench.rows import MISSING, OK, WRONG, error_of
 from ghost_ops.bench.run import agreement, new_report
 
 LIMITS = Limits(1, 1e11, "made up", {"L2": 1e11, "L3": 5e10, "DRAM": 1e10}, {"L2": 1 << 20, "L3": 1 << 24})
@@ -35,7 +34,7 @@ def test_cases_chosen_by_name():
 @needs_kernels
 def test_a_frozen_net_and_its_parts():
     rows, found = run([NetCase("ghostnet_050", 32, kind="frozen")])
-    assert [(row.peer, row.status) for row in rows] == [(FROZEN, OK), ("eager", OK)]
+    assert [(row.baseline, row.status) for row in rows] == [(FROZEN, OK), ("eager", OK)]
     assert all(row.error < 1e-5 and row.speedup == row.speedups[FROZEN] for row in rows)
     assert [part.part for part in found][:2] == ["stem", "blocks.0.0"] and len(found) == 1 + 16 + 2
     assert [part.part for part in found][-2:] == ["tail", "net"]
@@ -46,7 +45,7 @@ def test_a_frozen_net_and_its_parts():
         assert part.roof == LIMITS.roof(part.flops, part.bytes) and part.share == part.roof / part.seconds
         assert part.peak_share == pytest.approx(part.flops / part.seconds / LIMITS.flops)
     report = new_report({}, [LIMITS])
-    report.rows, report.parts = rows, found
+    report.results, report.parts = rows, found
     assert [part["part"] for part in json.loads(to_json(report))["parts"]] == [part.part for part in found]
 
 
@@ -84,11 +83,11 @@ def test_bfloat16_beside_openvino(monkeypatch):
     monkeypatch.setattr("ghost_ops.bench.run.AGREED", 4)
     names = (FROZEN, FROZEN_BFLOAT16, "openvino_bfloat16")
     rows, found = run([NetCase("ghostnet_050", 32, kind="frozen_bfloat16")], "bfloat16", names)
-    by_peer = {row.peer: row for row in rows}
-    ours = by_peer[FROZEN_BFLOAT16]
+    by_baseline = {row.baseline: row for row in rows}
+    ours = by_baseline[FROZEN_BFLOAT16]
     assert (ours.status, ours.dtype) == (OK, "bfloat16") and 1e-4 < ours.error < 3e-2 and 0 <= ours.agreement <= 1
-    assert by_peer[FROZEN].error < 1e-5 and by_peer[FROZEN].agreement is None and ours.speedup == 1
-    assert by_peer["openvino_bfloat16"].status in (OK, MISSING)
+    assert by_baseline[FROZEN].error < 1e-5 and by_baseline[FROZEN].agreement is None and ours.speedup == 1
+    assert by_baseline["openvino_bfloat16"].status in (OK, MISSING)
     assert {part.dtype for part in found} == {"bfloat16"} and {part.status for part in found} == {OK}
 
 
@@ -103,24 +102,24 @@ def test_agreement_counts_images_and_puts_the_input_back():
     assert choices.unique().numel() > 1
 
 
-@pytest.mark.parametrize("name", rivals.RIVALS)
-def test_rivals_are_written_for_ncnn(name):
-    rows, found = run([NetCase(name, 32, kind="rival")], names=("eager", "ncnn"))
-    assert [row.peer for row in rows] == ["ncnn"] and not found, "of other nets engines alone"
+@pytest.mark.parametrize("name", other_models.OTHER_MODELS)
+def test_other_models_are_converted_for_ncnn(name):
+    rows, found = run([NetCase(name, 32, kind="other_model")], names=("eager", "ncnn"))
+    assert [row.baseline for row in rows] == ["ncnn"] and not found, "of other nets only engines"
     assert rows[0].status in (OK, MISSING), rows[0].reason
     assert rows[0].speedup is None and (rows[0].status == MISSING or rows[0].error < 1e-4)
 
 
 @needs_kernels
-def test_rivals_are_set_beside_the_frozen_net(tmp_path):
-    cases = [NetCase("ghostnet_050", 32, kind="frozen"), NetCase("resnet18", 32, kind="rival")]
+def test_other_models_are_set_beside_the_frozen_net(tmp_path):
+    cases = [NetCase("ghostnet_050", 32, kind="frozen"), NetCase("resnet18", 32, kind="other_model")]
     rows, found = run(cases, names=(FROZEN, "eager", "ncnn"))
-    ours = next(row for row in rows if row.peer == FROZEN)
+    ours = next(row for row in rows if row.baseline == FROZEN)
     for row in rows:
         assert row.status in (OK, MISSING)
         assert row.seconds is None or row.speedup == row.seconds / ours.seconds
     report = new_report({}, [LIMITS])
-    report.rows, report.parts = rows, found
+    report.results, report.parts = rows, found
     from rich.console import Console
 
     console = Console(width=160)
@@ -135,12 +134,12 @@ def test_rivals_are_set_beside_the_frozen_net(tmp_path):
     assert (tmp_path / "frozen.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_missing_rivals_have_a_reason(monkeypatch):
+def test_missing_other_models_have_a_reason(monkeypatch):
     def missing():
         raise Unavailable("torchvision is not installed")
 
-    monkeypatch.setattr(rivals, "_models", missing)
-    rows, _ = run([NetCase("resnet18", 32, kind="rival")], names=("onnxruntime",))
+    monkeypatch.setattr(other_models, "_models", missing)
+    rows, _ = run([NetCase("resnet18", 32, kind="other_model")], names=("onnxruntime",))
     assert [(row.status, row.reason) for row in rows] == [(MISSING, "torchvision is not installed")]
 
 
@@ -166,11 +165,3 @@ def test_slices_that_cut_stay():
 class Cut(nn.Module):
     def forward(self, x):
         return x[:, :2]
-
-
-def test_ncnn_joins_activations_with_convolutions():
-    acts = nn.ReLU(), nn.ReLU6(), nn.Hardswish()
-    net = torch.fx.symbolic_trace(nn.Sequential(*(m for act in acts for m in (nn.Conv2d(3, 3, 1), act))))
-    lines = write(net)[0].splitlines()
-    assert [line.split()[0] for line in lines[2:]] == ["Input", *["Convolution"] * 3, "Noop"]
-    assert lines[3].endswith("9=1") and "9=3 -23310=2,0,6" in lines[4] and "9=6 -23310=2,0.166666667,0.5" in lines[5]

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ghost_ops.bench import verify as checks
-from ghost_ops.bench.verify import compare, draws, evaluate
+from ghost_ops import verify as checks
+from ghost_ops.verify import compare, draws, evaluate
 
 EXACT = torch.linspace(-1, 1, 64, dtype=torch.float64)
 

@@ -15,6 +15,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA, EMULATOR = ROOT / "csrc" / "cuda", Path(__file__).with_name("emulator")
+LIST = ROOT / "ghost_ops" / "activations.inc"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 H200 = (132, 227 << 10)  # processors, bytes of shared memory a block
 FLAGS = (
@@ -28,7 +29,7 @@ def _build(name: str, sources: list[Path], *flags: str) -> Path:
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("g++")
     if compiler is None:
         pytest.skip("the emulator needs a C++ compiler")
-    read = sorted([*CUDA.glob("*"), *EMULATOR.glob("*"), *(ROOT / "csrc").glob("abi*.h")])
+    read = sorted([*CUDA.glob("*"), *EMULATOR.glob("*"), *(ROOT / "csrc").glob("a*.h"), LIST])
     digest = hashlib.sha256(
         b"".join(p.read_bytes() for p in read) + " ".join([*FLAGS, *flags, *map(str, sources)]).encode()
     )
@@ -36,7 +37,7 @@ def _build(name: str, sources: list[Path], *flags: str) -> Path:
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         own = built.with_suffix(f".{os.getpid()}")
-        include = [f"-I{ROOT / 'csrc'}", f"-I{EMULATOR}"]
+        include = [f"-I{ROOT / 'csrc'}", f"-I{LIST.parent}", f"-I{EMULATOR}"]
         subprocess.run([compiler, *FLAGS, *flags, *include, *map(str, sources), "-o", str(own)], check=True)
         own.replace(built)
     return built
@@ -45,7 +46,7 @@ def _build(name: str, sources: list[Path], *flags: str) -> Path:
 @functools.cache
 def library() -> ctypes.CDLL:
     """The kernels and the planner, by pointers."""
-    sources = [EMULATOR / "emulator.cpp", EMULATOR / "calls.cpp", CUDA / "questions.cpp"]
+    sources = [EMULATOR / "emulator.cpp", EMULATOR / "calls.cpp", CUDA / "planner_api.cpp"]
     found = ctypes.CDLL(str(_build("kernels", sources)))
     for name in ("run", "gather", "parted"):
         getattr(found, f"ghost_emulated_{name}").restype = ctypes.c_char_p
@@ -55,7 +56,7 @@ def library() -> ctypes.CDLL:
 @functools.cache
 def load_operators() -> ctypes.CDLL:
     """Registers the operators of ``_cuda.so`` for tensors of the CPU, run by the emulator on what would be an H200."""
-    sources = [EMULATOR / "emulator.cpp", EMULATOR / "operators.cpp", CUDA / "operators.cpp", CUDA / "questions.cpp"]
+    sources = [EMULATOR / "emulator.cpp", EMULATOR / "operators.cpp", CUDA / "operators.cpp", CUDA / "planner_api.cpp"]
     flags = ["-fvisibility=hidden", "-Wl,-Bsymbolic", '-DGHOST_DISPATCH_KEY="CPU"']
     sources.append(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
     built = str(_build("operators", sources, *flags))

@@ -9,12 +9,12 @@ from unittest import mock
 
 import torch
 
-from ghost_ops.backends.activation import ACTIVATIONS, GATES, LEAKY_RELU, NONE, PRELU, RELU
+from ghost_ops.activations import ACTIVATIONS, GATES, NONE, PRELU, RELU, WITH_NUMBER
 from ghost_ops.backends.cuda import launch
 from ghost_ops.backends.cuda.weights import Block, chunk_of
-from ghost_ops.backends.steps import BETA, BIAS, GAMMA, NORM, SLOPES, Depthwise, Excite, Ghost, Layer, Load, Step, Store
+from ghost_ops.program import BETA, BIAS, GAMMA, NORM, SLOPES, Depthwise, Excite, Ghost, Layer, Load, Step, Store
 from tests.cuda import emulate
-from tests.ops.program_cases import Program, parameters_for
+from tests.program.cases import Program, parameters_for
 
 BN = NORM | GAMMA | BETA
 
@@ -78,7 +78,7 @@ def draw_bottleneck(rng: random.Random, most: int = 40) -> tuple[list[Step], int
     def layer(acts=None):
         act = rng.choice([NONE, RELU, *(range(len(ACTIVATIONS)) if acts is None else acts)])
         parts = rng.choice([0, BIAS, NORM, BN, BIAS | BN]) | (SLOPES if act == PRELU else 0)
-        return Layer(parts, 1e-5, act, 0.2 if act == LEAKY_RELU else 0.0)
+        return Layer(parts, 1e-5, act, 0.2 if act in WITH_NUMBER else 0.0)
 
     def ghost(source, out, channels, primary, kept, *, residual=-1, scaled=False, squeeze=False):
         made = primary * (-(-(kept - primary) // primary))

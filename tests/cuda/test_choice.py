@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ghost_ops import dispatch
 from ghost_ops.backends import cuda, triton
-from ghost_ops.bench import machine
+from ghost_ops.backends.registry import SCHEMAS
 from ghost_ops.dispatch import select, use_backend
 from ghost_ops.ops import _library
 from tests.helpers import on
 
 ROOT = Path(__file__).resolve().parents[2]
+OPERATORS = ("ghost_module", "program")
 
 
 @pytest.fixture
@@ -37,15 +39,19 @@ def on_cuda(dtype: torch.dtype = torch.float16) -> torch.Tensor:
         return torch.empty(2, 8, 4, 4, dtype=dtype, device="cuda")
 
 
+def test_the_operators_that_it_has():
+    assert tuple(filter(cuda.has, SCHEMAS)) == OPERATORS
+
+
 def test_triton_is_the_default(device):
     assert not cuda.FASTER_ON, "a device was measured: this test, README and docs/architecture.md must know"
-    for op in cuda.OPERATORS:
+    for op in OPERATORS:
         assert select(op, on_cuda(), 3) == on("triton", op)
 
 
 def test_asked_for(device, monkeypatch):
     with use_backend("cuda"):
-        for op in cuda.OPERATORS:
+        for op in OPERATORS:
             assert select(op, on_cuda(), 3) == on("cuda", op)
         assert select("squeeze_excite", on_cuda()) == on(
             "triton", "squeeze_excite", "not cuda, since it has no squeeze_excite"
@@ -84,18 +90,19 @@ def test_calls_go_where_the_choice_says(monkeypatch):
     monkeypatch.setattr(_library, "select", lambda op, x, kernel=None: on(ran[0], op))
     for name, package in (("cuda", cuda), ("triton", triton)):
         ran[:] = [name]
-        monkeypatch.setattr(package, "load", lambda op, name=name: lambda *args: ran.append((name, op)))
-        _library._on_cuda("program", "Tensor x, Tensor packed, int[] steps) -> Tensor")(torch.empty(1), None, [])
+        load = lambda op, name=name: lambda *args: ran.append((name, op))
+        monkeypatch.setitem(dispatch.BACKENDS, name, replace(package.BACKEND, load=load))
+        _library._by_decision("program")(torch.empty(1), None, [])
         assert ran[1:] == [(name, "program")]
 
 
 def test_info_says_why(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert machine._backend("cuda") == "ready, off until GHOST_OPS_GPU=cuda"
+    assert dispatch.BACKENDS["cuda"].state() == "ready, off until GHOST_OPS_GPU=cuda"
     monkeypatch.setattr(cuda, "_load", lambda: (None, "no CUDA device is there"))
-    assert machine._backend("cuda") == "missing: no CUDA device is there"
+    assert dispatch.BACKENDS["cuda"].state() == "missing: no CUDA device is there"
     with (
-        pytest.raises(ValueError, match="expected 'reference', 'cuda', 'triton' or None, got 'metal'"),
+        pytest.raises(ValueError, match="expected 'cuda', 'triton', 'reference' or None, got 'metal'"),
         use_backend("metal"),
     ):
         pass

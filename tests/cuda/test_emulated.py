@@ -7,12 +7,12 @@ import torch
 
 from ghost_ops.backends import reference
 from ghost_ops.backends.cuda.program import program
-from ghost_ops.backends.steps import Depthwise, Excite, Ghost, Layer, Load, Store
+from ghost_ops.program import Depthwise, Excite, Ghost, Layer, Load, MaxPool, Store
 from tests.cuda import emulate
 from tests.cuda.programs import Emulator, draw_block
 from tests.helpers import assert_as_accurate, surrounded_by_nan
 from tests.ops.cases import Errors, in_layout
-from tests.ops.program_cases import draw_program, make_program
+from tests.program.cases import draw_program, make_program, program_of_other_steps
 
 TILES = (None, (4, 4, 256, False), (5, 3, 512, False), (64, 64, 512, False), (64, 64, 256, True))
 ORDERS = (0, 1, 2)
@@ -63,6 +63,17 @@ def test_drawn_programs(dtype):
             memory_format=torch.channels_last if seed % 2 else torch.contiguous_format
         )
         check(found, p, x)
+
+
+@pytest.mark.parametrize("dtype", emulate.DTYPES)
+def test_steps_without_kernels(dtype):
+    p = program_of_other_steps()
+    x = torch.randn(2, 5, 9, 11).to(dtype)
+    emulator = Emulator()
+    check(ours(p, x, emulator), p, x)
+    assert len(emulator.plans) == 2
+    pooled = make_program(Load(0, 3, False), MaxPool(0, 1, 3, 2, 2, 0), Store(1))
+    assert torch.equal(ours(pooled, x[:, :3], Emulator()), torch.nn.functional.max_pool2d(x[:, :3], 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

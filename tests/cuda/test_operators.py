@@ -11,19 +11,21 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ghost_ops
+from ghost_ops.activations import ACTIVATIONS, NONE
 from ghost_ops.backends import cuda, reference
-from ghost_ops.backends.activation import LEAKY_RELU, NONE
 from ghost_ops.backends.cuda import launch, plan
 from ghost_ops.backends.cuda.ghost_module import _block_of, ghost_module
 from ghost_ops.backends.cuda.program import describe, fitting, program, summary
 from ghost_ops.backends.cuda.weights import Block
-from ghost_ops.backends.steps import BFLOAT16, FLOAT32, with_precision
+from ghost_ops.program import BFLOAT16, FLOAT32, with_precision
 from tests.cuda import emulate
 from tests.cuda.programs import draw_block
 from tests.helpers import assert_as_accurate, make_map, poisoned_memory, randomise
 from tests.ops.cases import Errors
-from tests.ops.program_cases import draw_program
+from tests.program.cases import draw_program
 from tests.triton.interpreted.drawn import draw
+
+LEAKY_RELU = ACTIVATIONS.index("leaky_relu")
 
 LAST = torch.channels_last
 
@@ -125,12 +127,11 @@ def _arguments(tensors: dict, options: dict) -> tuple:
     with pytest.MonkeyPatch.context() as patch:
         from ghost_ops.ops import ghost_module as public
 
-        def record(*args):
-            seen.append(args)
-            return args[0], args[0]
+        def record(decision, x, *args):
+            seen.append((x, *args))
+            return x, x
 
-        patch.setattr(public, "_call", record)
-        patch.setattr(public.reference, "ghost_module", record)
+        patch.setattr(public, "call_ghost_module", record)
         public.ghost_module(**tensors, **options)
     return seen[0]
 
@@ -138,7 +139,7 @@ def _arguments(tensors: dict, options: dict) -> tuple:
 def test_a_whole_net_at_its_own_size():
     """GhostNet-050 at 64 x 64, frozen: sixteen bottlenecks, each one call."""
     net = randomise(ghost_ops.models.ghostnet_050()).eval()
-    frozen = next(m for m in ghost_ops.freeze(net).modules() if isinstance(m, ghost_ops.nn.FrozenProgram))
+    frozen = next(m for m in ghost_ops.freeze(net).modules() if isinstance(m, ghost_ops.fused.FrozenProgram))
     x = make_map((1, 3, 64, 64), torch.float32, "channels_last")
     found = describe(x, frozen.packed, frozen.steps)
     assert sum(name.startswith("bottleneck") for name, _ in found) == 16
@@ -236,7 +237,7 @@ def _by_step(x, packed, code, found):
 
 def test_bad_input_is_an_error_before_a_kernel_runs():
     """The private operators, called with what the package would never hand them."""
-    p, x = draw_block(3)
+    p, x = draw_block(4)
     packed = reference.program_pack(p.parameters, p.code)
     seen = []
     with pytest.MonkeyPatch.context() as patch:

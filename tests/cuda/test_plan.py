@@ -13,10 +13,10 @@ from ghost_ops import freeze, models
 from ghost_ops.backends.cuda import plan
 from ghost_ops.backends.cuda.program import describe
 from ghost_ops.backends.cuda.weights import Block
-from ghost_ops.nn import FrozenProgram
+from ghost_ops.fused import FrozenProgram
 from tests.cuda import emulate
 from tests.cuda.programs import Emulator, draw_block
-from tests.ops.program_cases import parameters_for
+from tests.program.cases import parameters_for
 
 H200 = emulate.H200
 DEVICES = {"sm_80": (108, 163 << 10), "sm_89": (128, 99 << 10), "sm_90": H200}
@@ -135,9 +135,9 @@ def test_bytes_of_one_block_by_hand():
     ((block, _),) = emulator.plans
     found = plan.ask(emulate.library(), tuple(block.numbers(1, 5)), 4, 3, 1, 227 << 10)
     assert found.tiles == (1, 1) and two.residual == 0
-    expanded = one.primary + one.made
-    assert found.fused == 3 * 5 * 4 * (2 * p.channels + two.kept)
-    assert found.by_module == 3 * 5 * 4 * (2 * p.channels + two.kept + 2 * expanded)
+    expanded = one.primary + one.cheap_channels
+    assert found.fused == 3 * 5 * 4 * (2 * p.channels + two.out_channels)
+    assert found.by_module == 3 * 5 * 4 * (2 * p.channels + two.out_channels + 2 * expanded)
 
 
 def _is_plain(steps) -> bool:

@@ -10,12 +10,12 @@ from ghost_ops import functional, use_backend
 from ghost_ops.backends import cuda, reference
 from ghost_ops.backends.cuda.program import describe
 from ghost_ops.dispatch import select
-from ghost_ops.nn import FrozenProgram
+from ghost_ops.fused import FrozenProgram
 from tests.cuda.programs import draw_block
 from tests.gpu.test_running import DEVICE, assert_threads_agree, net_and_images
 from tests.helpers import assert_as_accurate, make_map
 from tests.ops.cases import Errors
-from tests.ops.program_cases import draw_program
+from tests.program.cases import draw_program
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAST = torch.channels_last

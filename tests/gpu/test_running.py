@@ -9,8 +9,8 @@ import torch
 
 import ghost_ops
 from ghost_ops import functional as F
-from ghost_ops.nn import FrozenProgram
-from ghost_ops.nn.frozen_net import STATE
+from ghost_ops.fused import FrozenProgram
+from ghost_ops.fused.frozen_net import STATE
 from tests.helpers import assert_as_accurate, randomise
 from tests.ops.test_registration import Both
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ghost_ops import models
-from ghost_ops.nn import FusedGhostBottleneck, GhostBottleneck
+from ghost_ops.fused import FusedGhostBottleneck
+from ghost_ops.nn import GhostBottleneck
 
 from ..helpers import assert_as_accurate, make_map, randomise
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from ghost_ops import fused as gfused
 from ghost_ops import nn as gnn
 
-MODULES = [gnn.GhostModule, gnn.FusedGhostModule]
+MODULES = [gnn.GhostModule, gfused.FusedGhostModule]
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -72,13 +73,13 @@ def test_bad_ghost_arguments(kind, arguments, error, message):
 BAD_OTHERS = [
     (gnn.SELayer, {"channel": 0}, ValueError, "channel: expected a positive int, got 0"),
     (gnn.SELayer, {"channel": 8, "reduction": 0}, ValueError, "reduction: expected a positive int, got 0"),
-    (gnn.FusedSELayer, {"channel": 3}, ValueError, "reduction: expected at most the 3 channels, got 4"),
+    (gfused.FusedSELayer, {"channel": 3}, ValueError, "reduction: expected at most the 3 channels, got 4"),
     (gnn.SqueezeExcite, {"channels": -1}, ValueError, "channels: expected a positive int, got -1"),
-    (gnn.FusedSqueezeExcite, {"channels": 4, "ratio": 0}, ValueError, "ratio: expected a positive number, got 0"),
+    (gfused.FusedSqueezeExcite, {"channels": 4, "ratio": 0}, ValueError, "ratio: expected a positive number, got 0"),
     (gnn.GhostBottleneck, {"in_chs": 0}, ValueError, "in_chs: expected a positive int, got 0"),
     (gnn.GhostBottleneck, {"mid_chs": 1.5}, TypeError, "mid_chs: expected a positive int, got 1.5"),
-    (gnn.FusedGhostBottleneck, {"dw_kernel_size": 4}, ValueError, "dw_kernel_size: expected an odd positive int"),
-    (gnn.FusedGhostBottleneck, {"stride": 0}, ValueError, "stride: expected a positive int, got 0"),
+    (gfused.FusedGhostBottleneck, {"dw_kernel_size": 4}, ValueError, "dw_kernel_size: expected an odd positive int"),
+    (gfused.FusedGhostBottleneck, {"stride": 0}, ValueError, "stride: expected a positive int, got 0"),
     (gnn.GhostBottleneck, {"se_ratio": -0.5}, ValueError, "se_ratio: expected None or a number of at least 0"),
 ]
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import ghost_ops
-from ghost_ops.backends.activation import ACTIVATIONS
+from ghost_ops.activations import ACTIVATIONS
 from tests.helpers import NEARBY, assert_as_accurate, farthest, nearby, nudged, surrounded_by_nan, without_luck
 
 DRAWN = settings(

@@ -10,11 +10,11 @@ from contextlib import suppress
 import torch
 
 from ghost_ops import FusedGhostModule
-from ghost_ops.backends.steps import BFLOAT16, FLOAT32, Depthwise, Layer, Load, Store, with_precision
 from ghost_ops.functional import squeeze_excite
 from ghost_ops.ops.program import program, program_eval, program_pack
+from ghost_ops.program import BFLOAT16, FLOAT32, Depthwise, Layer, Load, Store, with_precision
 from tests.helpers import make_map
-from tests.ops.program_cases import draw_call, make_program
+from tests.program.cases import draw_call, make_program
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
@@ -56,7 +56,7 @@ def load_by_channels() -> None:
 
 
 def matrix_for_taps() -> None:
-    """A weight that holds one tap of nine: refused, as ``test_program_bad_input`` says, and not read past its end."""
+    """A weight that holds one tap of nine is refused (``tests/program/test_bad_input.py``), not read past its end."""
     p = make_program(Load(0, 512, True), Depthwise(0, 1, False, 512, 3, 1, Layer()), Store(1))
     with suppress(RuntimeError):
         program_pack([guarded(p.parameters[0][:, :, 1, 1].contiguous())], p.code)

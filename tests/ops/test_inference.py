@@ -10,10 +10,10 @@ from torch.library import opcheck
 
 import ghost_ops
 from ghost_ops import functional as F
+from ghost_ops.activations import ACTIVATIONS, GATES
 from ghost_ops.backends import native, reference
-from ghost_ops.backends.activation import ACTIVATIONS, GATES
-from ghost_ops.bench.verify import draws, evaluate
 from ghost_ops.ops._library import overload
+from ghost_ops.verify import draws, evaluate
 from tests.helpers import LAYOUTS, assert_as_accurate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -129,6 +129,11 @@ def test_wheel_is_for_every_python(wheel):
     assert all(name.startswith(("ghost_ops/", "ghost_ops-")) for name in names)
 
 
+def test_wheel_benchmarks_pytorch_only(wheel, tmp_path):
+    script = "from ghost_ops import bench; print(bench.extend())"
+    assert run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(unpack(wheel))).strip() == "False"
+
+
 def test_library_exports_nothing_but_its_questions(wheel):
     library = unpack(wheel) / "ghost_ops" / "_cpu.so"
     exported = {line.split()[-1] for line in run("nm", "-D", "--defined-only", library, cwd=ROOT).splitlines()}

@@ -1,6 +1,6 @@
 import pytest
 
-from ..nn.conftest import fused_routes  # noqa: F401  (autouse: fused routes even where the kernels are not built)
+from ..fused.conftest import fused_routes  # noqa: F401  (autouse: fused routes even where the kernels are not built)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ghost_ops import use_backend
-from ghost_ops.nn import _runner
+from ghost_ops.fused import block
 from ghost_ops.surgery import Row, explain, fuse
 
 from .. import zoo
@@ -140,7 +140,7 @@ def test_leaves_no_trace(x):
     with pytest.raises(RuntimeError):
         explain(net, torch.ones(2, 5, 17, 17))
     assert all(cls.forward is forward for cls, forward in forwards.items())
-    assert [set(vars(m)) for m in net.modules()] == attributes and not _runner._observers
+    assert [set(vars(m)) for m in net.modules()] == attributes and not block._observers
     assert all(a is b for a, b in zip(net.modules(), modules, strict=True))
 
 
@@ -152,6 +152,6 @@ def test_no_module(x):
 def test_a_subclass_that_inherits_its_forward_is_counted_once(x):
     """FSDP2 gives a module such a class; the others keep theirs."""
     net = fuse(randomise(zoo.Net(*(zoo.YoloGhostConv(8, 8) for _ in range(7)), out=8)))
-    for block in net.blocks[1:]:
-        block.__class__ = type("Sharded", (type(block),), {})
+    for inner in net.blocks[1:]:
+        inner.__class__ = type("Sharded", (type(inner),), {})
     assert [row.calls for row in explain(net, x).rows] == [1] * 7

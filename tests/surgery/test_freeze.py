@@ -9,8 +9,8 @@ from torch import nn
 
 from ghost_ops import explain, freeze, models
 from ghost_ops.backends import native
-from ghost_ops.nn import FrozenProgram
-from ghost_ops.nn.frozen_net import Frozen, source_class, state_of
+from ghost_ops.fused import FrozenProgram
+from ghost_ops.fused.frozen_net import Frozen, source_class, state_of
 
 from .. import zoo
 from ..helpers import assert_as_accurate, make_map, randomise

@@ -3,6 +3,7 @@
 import copy
 import io
 import shutil
+from itertools import chain
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from torch import nn
 
 from ghost_ops import explain, freeze
 from ghost_ops.backends import native
-from ghost_ops.backends.reference.program import numbers, unpack
-from ghost_ops.backends.steps import BFLOAT16, FLOAT32, decode, precision_of
-from ghost_ops.nn import FrozenProgram
+from ghost_ops.fused import FrozenProgram
+from ghost_ops.program import BFLOAT16, FLOAT32, decode, precision_of, weight_format
+from ghost_ops.program.packing import unpack
 
 from ..helpers import assert_as_accurate, make_map
 from .test_freeze import _as_with_kernels, programs, whole_program  # noqa: F401  (a fixture)
@@ -63,8 +64,11 @@ def test_rounded_once(name):
     net = NETS[name]().bfloat16().float()  # parameters that bfloat16 has
     for wide, narrow in zip(programs(freeze(net)), programs(freeze(net, BF16)), strict=True):
         steps = decode(wide.steps)
-        a, b = unpack(wide.packed, steps), unpack(numbers(narrow.packed, BFLOAT16), steps, BFLOAT16)
-        for one, other in zip(a, b, strict=True):
+        a, b = (
+            unpack(weights.numbers(program.packed), steps, weights)
+            for weights, program in ((weight_format(FLOAT32), wide), (weight_format(BFLOAT16), narrow))
+        )
+        for one, other in zip(chain(*a), chain(*b), strict=True):
             depthwise = one.weight.shape[1] == 1 and one.weight.shape[2] > 1
             want = one.weight if depthwise else one.weight.bfloat16().float()
             assert torch.equal(other.weight, want) and torch.equal(one.bias, other.bias)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ghost_ops import explain, freeze
-from ghost_ops.nn.frozen_net import STATE
+from ghost_ops.fused.frozen_net import STATE
 from ghost_ops.surgery.freeze import compare
 
 from .. import zoo
@@ -267,7 +267,7 @@ def test_what_is_wrong_in_one_child_leaves_the_others(x):
 
 def test_a_wrong_program_is_noticed(x, monkeypatch):
     """Whatever tracing or packing gets wrong."""
-    from ghost_ops.nn import frozen_net
+    from ghost_ops.fused import frozen_net
     from ghost_ops.surgery.freeze import runs
 
     right = runs.FrozenProgram.of

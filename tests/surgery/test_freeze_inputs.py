@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from ghost_ops import freeze
-from ghost_ops.nn import FrozenProgram
-from ghost_ops.nn.frozen_net import STATE
+from ghost_ops.fused import FrozenProgram
+from ghost_ops.fused.frozen_net import STATE
 from ghost_ops.surgery.freeze import compare
 from ghost_ops.surgery.freeze.compare import Arguments
 

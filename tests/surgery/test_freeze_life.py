@@ -17,7 +17,7 @@ from torch import nn
 
 from ghost_ops import explain, freeze, fuse
 from ghost_ops.backends import native
-from ghost_ops.nn import FrozenProgram
+from ghost_ops.fused import FrozenProgram
 
 from .. import zoo
 from ..helpers import assert_as_accurate, make_map, randomise

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from ghost_ops import FusedGhostModule, explain, freeze, thaw
-from ghost_ops.nn._fused import Fused
-from ghost_ops.nn._in_place import source_class
-from ghost_ops.nn.frozen_net import STATE, Frozen
+from ghost_ops.fused.behaviour import Fused
+from ghost_ops.fused.frozen_net import STATE, Frozen
+from ghost_ops.fused.in_place import source_class
 
 from .. import zoo
 from ..helpers import make_map, randomise

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ghost_ops import explain, freeze
-from ghost_ops.nn import FrozenProgram
-from ghost_ops.nn.frozen_net import STATE
-from ghost_ops.nn.graphed import Graphs
+from ghost_ops.fused import FrozenProgram
+from ghost_ops.fused.frozen_net import STATE
+from ghost_ops.fused.graphed import Graphs
 
 from .. import zoo
 from ..helpers import make_map, randomise

@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 from ghost_ops import models
-from ghost_ops.nn import FusedGhostBottleneck, FusedGhostModule, FusedSELayer, GhostModule
+from ghost_ops.fused import FusedGhostBottleneck, FusedGhostModule, FusedSELayer
+from ghost_ops.nn import GhostModule
 from ghost_ops.surgery import fuse, revert
 
 from .. import zoo
+from ..fused.twins import run, why
 from ..helpers import assert_as_accurate, make_map, randomise
-from ..nn.twins import run, why
 
 FUSED = (FusedGhostModule, FusedSELayer, FusedGhostBottleneck)
 CASES = {

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from ghost_ops.nn import FusedGhostBottleneck, FusedGhostModule
+from ghost_ops.fused import FusedGhostBottleneck, FusedGhostModule
 from ghost_ops.surgery import fuse, revert
 
 from .. import zoo

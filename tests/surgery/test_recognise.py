@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from ghost_ops.nn import BottleneckParts, GhostModule, GhostParts, SELayer, SqueezeExcite, SqueezeExciteParts
+from ghost_ops.fused import BottleneckParts, GhostParts, SqueezeExciteParts
+from ghost_ops.nn import GhostModule, SELayer, SqueezeExcite
 from ghost_ops.surgery import survey
+from tests.ops.activation_cases import MODULES
 
 from .. import zoo
 
@@ -72,9 +74,10 @@ def test_ghost_modules(name):
     assert (finding.kind, finding.parts, finding.reason) == ("Ghost module", parts, None)
 
 
-@pytest.mark.parametrize("act", [nn.ReLU6, nn.SiLU, nn.Hardswish, nn.LeakyReLU])
+@pytest.mark.parametrize("act", MODULES)
 def test_every_activation(act):
-    assert found(zoo.ArticleGhostModule(4, 8, act=act)).parts.primary_act == "primary_conv.2"
+    module = zoo.ArticleGhostModule(4, 8, act=lambda inplace: copy.deepcopy(MODULES[act]))
+    assert found(module).parts.primary_act == "primary_conv.2"
 
 
 def test_a_shared_activation_is_found_where_it_is_called():

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from ghost_ops.nn import FusedGhostBottleneck, FusedGhostModule, FusedSELayer
+from ghost_ops.fused import FusedGhostBottleneck, FusedGhostModule, FusedSELayer
 from ghost_ops.surgery import explain, freeze, fuse, revert
 
 from .. import zoo
+from ..fused.twins import why
 from ..helpers import make_map, randomise
-from ..nn.twins import why
 
 
 class Own(zoo.ArticleGhostModule):

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ghost_ops import freeze, fuse, thaw
-from ghost_ops.nn._in_place import made_class
-from ghost_ops.nn.frozen_net import Frozen
+from ghost_ops.fused.frozen_net import Frozen
+from ghost_ops.fused.in_place import made_class
 
 from .. import zoo
 from ..helpers import make_map, randomise

@@ -76,10 +76,10 @@ def _launch(kernel, arguments: dict, warps: int, stages: int) -> Launch:
 
 @contextmanager
 def recording(found: list[Launch]) -> Iterator[None]:
-    def run(kernel, grid, arguments, warps, stages):
+    def start_kernel(kernel, grid, arguments, warps, stages):
         found.append(_launch(kernel, arguments, warps, stages))
 
-    with mock.patch.object(launch, "run", run):
+    with mock.patch.object(launch, "start_kernel", start_kernel):
         yield
 
 

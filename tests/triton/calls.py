@@ -6,16 +6,18 @@ from collections.abc import Callable
 
 import torch
 
-from ghost_ops.backends.activation import HARD_SIGMOID, HARD_SWISH, NONE, PRELU, RELU, SILU
+from ghost_ops.activations import ACTIVATIONS, GATES, NONE, PRELU, RELU
 from ghost_ops.backends.triton import (
     cheap_concat,
     convolution,
     depthwise,
-    depthwise_gradient,
+    excite,
     ghost_module,
     ghost_module_train,
     squeeze_excite,
 )
+
+HARD_SIGMOID, HARD_SWISH, SILU = GATES.index("hard_sigmoid"), ACTIVATIONS.index("hard_swish"), ACTIVATIONS.index("silu")
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 
@@ -80,7 +82,7 @@ def excitation(c, side, dtype, *, layout=LAST):
     r, x = c // 4, _empty(dtype, layout)(2, c, side, side)
     parameters = [torch.empty(s, dtype=dtype) for s in ((r, c), (r,), (c, r), (c,))]
     _, *vectors = squeeze_excite.squeeze_excite(x, *parameters, RELU, HARD_SIGMOID)
-    squeeze_excite.excite(vectors[0], *parameters, RELU, HARD_SIGMOID)
+    excite.excite(vectors[0], *parameters, RELU, HARD_SIGMOID)
     squeeze_excite.squeeze_excite_backward(x, x, *vectors, *parameters, RELU, HARD_SIGMOID)
 
 
@@ -92,8 +94,8 @@ def convolutions(side, dtype, *, c=3, m=16, d=3):
         a_map(2, c, 2 * side, 2 * side), parameter(m, c, d, d), parameter(m), None, 2, d // 2, RELU, 0.0
     )
     x, weight, bias = a_map(2, m, 2 * side, 2 * side), parameter(m, 1, d, d), parameter(m)
-    depthwise.layer(x, weight, bias, None, 2, NONE, 0.0, True)
-    depthwise_gradient.depthwise_backward(a_map(2, m, side, side), x, weight, bias, 2, True, True)
+    depthwise.depthwise_with_epilogue(x, weight, bias, None, 2, NONE, 0.0, True)
+    depthwise.depthwise_backward(a_map(2, m, side, side), x, weight, bias, 2, True, True)
 
 
 def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import ghost_ops
 from ghost_ops import dispatch
 from ghost_ops.backends import triton
-from ghost_ops.bench import machine
+from ghost_ops.backends.registry import SCHEMAS
 from ghost_ops.dispatch import select, use_backend
-from ghost_ops.nn import GraphedNet
+from ghost_ops.fused import GraphedNet
 from ghost_ops.ops import _library
 from tests.helpers import on
 
 ROOT = Path(__file__).resolve().parents[2]
+OPERATORS = [name for name in SCHEMAS if name not in ("program_pack", "program_eval")]
+
+
+def load(monkeypatch, function):
+    """Let ``function`` load the implementations."""
+    monkeypatch.setitem(dispatch.BACKENDS, "triton", replace(triton.BACKEND, load=function))
+
+
+def test_the_operators_that_it_has():
+    assert list(filter(triton.has, SCHEMAS)) == OPERATORS
 
 
 @pytest.fixture
@@ -40,7 +51,7 @@ def on_cuda(dtype: torch.dtype = torch.float16) -> torch.Tensor:
         return torch.empty(2, 8, 4, 4, dtype=dtype, device="cuda")
 
 
-@pytest.mark.parametrize("op", triton.OPERATORS)
+@pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_device_runs_triton(device, op, dtype):
     assert select(op, on_cuda(dtype), 3) == on("triton", op)
@@ -67,7 +78,7 @@ def test_without_triton(monkeypatch, device):
         str(select("ghost_module", on_cuda(), 3))
         == "ghost_module on reference: not triton, since Triton is not installed: pip install triton"
     )
-    assert machine._backend("triton") == "missing: Triton is not installed: pip install triton"
+    assert dispatch.BACKENDS["triton"].state() == "missing: Triton is not installed: pip install triton"
 
 
 def test_the_cpu_is_nothing_to_it(device):
@@ -85,24 +96,26 @@ def test_direct_calls_go_to_the_kernels_or_to_the_reference(monkeypatch):
         return on("reference" if x.dtype is torch.float64 else "triton", op)
 
     monkeypatch.setattr(_library, "select", answer)
-    monkeypatch.setattr(triton, "load", lambda name: lambda *args: ran.append(name))
-    schemas = {s.split("(", 1)[0]: s.split("(", 1)[1] for s in _library._schemas()}
+    load(monkeypatch, lambda name: lambda *args: ran.append(name))
     x, w1, w2 = torch.randn(2, 4, 5, 5), torch.randn(3, 4, 1, 1), torch.randn(3, 1, 5, 5)
     args = (x, w1, None, w2, None, None, None, None, None, 6, 1, 1, 0.0, 0.0, False)
-    call = _library._on_cuda("ghost_module", schemas["ghost_module"])
+    call = _library._by_decision("ghost_module")
     call(*args)
     assert asked == [("ghost_module", 5)] and ran == ["ghost_module"]
     out, _ = call(*(a.double() if isinstance(a, torch.Tensor) else a for a in args))
     assert out.shape == (2, 6, 5, 5) and out.dtype is torch.float64 and ran == ["ghost_module"]
-    backward = _library._on_cuda("ghost_module_backward", schemas["ghost_module_backward"])
+    backward = _library._by_decision("ghost_module_backward")
     grads = backward(*(t.double() for t in (out, x, w1)), None, w2.double(), *[None] * 4, 6, 1, 1, 0.0, 0.0)
     assert grads[0].shape == x.shape and asked[-1] == ("ghost_module_backward", 5)
 
 
+def arguments_of(name):
+    return SCHEMAS[name].split("(", 1)[1].split(")")[0].split(", ")
+
+
 DEPTHWISE = [
-    name for name, arguments in (s.split("(", 1) for s in _library._schemas())
-    if {"Tensor cheap_weight", "Tensor? cheap_weight", "Tensor weight"} & set(arguments.split(")")[0].split(", "))
-    and name in triton.OPERATORS
+    name for name in OPERATORS
+    if {"Tensor cheap_weight", "Tensor? cheap_weight", "Tensor weight"} & set(arguments_of(name))
 ]  # fmt: skip
 
 
@@ -111,18 +124,17 @@ DEPTHWISE = [
 def test_direct_calls_of_kernels_that_are_not_compiled(device, monkeypatch, name, sides):
     """Of every operator that has a depthwise weight, whatever that argument's name."""
     ran = []
-    monkeypatch.setattr(triton, "load", lambda op: lambda *args: ran.append("triton"))
+    load(monkeypatch, lambda op: lambda *args: ran.append("triton"))
     twin = types.SimpleNamespace(default=lambda *args: ran.append("reference"))
     monkeypatch.setattr(torch.ops.ghost_ops, f"{name}_reference", twin)
-    arguments = next(s for s in _library._schemas() if s.startswith(f"{name}(")).split("(", 1)[1]
     args = []
-    for argument in arguments.split(")")[0].split(", "):
+    for argument in arguments_of(name):
         kind, what = argument.split()
         args.append(None if kind == "Tensor?" else on_cuda() if kind == "Tensor" else 1)
         if what in ("cheap_weight", "weight"):
             with FakeTensorMode():
                 args[-1] = torch.empty(8, 1, *sides, device="cuda") if sides else torch.empty((), device="cuda")
-    _library._on_cuda(name, arguments)(*args)
+    _library._by_decision(name)(*args)
     assert ran == ["triton" if sides in ((3, 3), (7, 7)) else "reference"]
 
 

@@ -1,59 +1,53 @@
-// Activations and their derivatives on vectors. The codes are those of ghost_ops/backends/activation.py.
+// The activations of ghost_ops/activations.inc and their derivatives on vectors.
 #pragma once
 #include "kernels.h"
 #include "simd.h"
 
 namespace {
 
+/// Definitions over vectors of L floats; what they call is what the list says that every language has.
 template <int L>
-GHOST_INLINE typename Vec<L>::T sigmoid(typename Vec<L>::T x) {
-  return 1.f / (1.f + Vec<L>::exp(-x));
-}
-
-template <int L>
-GHOST_INLINE typename Vec<L>::T activate(ghost::Act act, typename Vec<L>::T x, typename Vec<L>::T slope) {
+struct Activation {
   using V = Vec<L>;
-  const typename V::T zero = V::zero();
-  switch (act) {
-    case ghost::kRelu:
-      return V::max(zero, x);
-    case ghost::kRelu6:
-      return V::min(V::set(6.f), V::max(zero, x));
-    case ghost::kLeakyRelu:
-    case ghost::kPrelu:
-      return x > 0.f ? x : x * slope;
-    case ghost::kSilu:
-      return x * sigmoid<L>(x);
-    case ghost::kHardSwish:
-      return x * V::min(V::set(6.f), V::max(zero, x + 3.f)) / 6.f;
-    default:
-      return x;
-  }
-}
+  using T = typename V::T;
+  using I = typename V::I;
 
-// grad times the derivative at x; where the derivative is 0 the gradient is dropped, NaN and all, as PyTorch does
-template <int L>
-GHOST_INLINE typename Vec<L>::T activate_backward(ghost::Act act, typename Vec<L>::T grad, typename Vec<L>::T x,
-                                                  typename Vec<L>::T slope) {
-  using V = Vec<L>;
-  const typename V::T zero = V::zero();
-  switch (act) {
-    case ghost::kRelu:
-      return x <= 0.f ? zero : grad;
-    case ghost::kRelu6:
-      return x <= 0.f ? zero : x >= 6.f ? zero : grad;
-    case ghost::kLeakyRelu:
-    case ghost::kPrelu:
-      return x > 0.f ? grad : grad * slope;
-    case ghost::kSilu: {
-      const typename V::T s = sigmoid<L>(x);
-      return grad * (s * (1.f + x * (1.f - s)));
+  GHOST_INLINE T exp(T z) { return V::exp(z); }
+  GHOST_INLINE T expm1(T z) { return V::expm1(z); }
+  GHOST_INLINE T erf(T z) { return V::erf(z); }
+  GHOST_INLINE T tanh(T z) { return V::tanh(z); }
+  GHOST_INLINE T sigmoid(T z) { return 1.f / (1.f + exp(-z)); }
+  GHOST_INLINE T at_least(T z, float bound) { return V::max(V::set(bound), z); }
+  GHOST_INLINE T at_most(T z, float bound) { return V::min(V::set(bound), z); }
+  GHOST_INLINE T where(I condition, T yes, T no) { return condition ? yes : no; }
+  GHOST_INLINE T where(I condition, float yes, T no) { return where(condition, V::set(yes), no); }
+  GHOST_INLINE T where(I condition, T yes, float no) { return where(condition, yes, V::set(no)); }
+
+#define GHOST_FUNCTION(name, value) \
+  GHOST_INLINE T name([[maybe_unused]] T z) { return value; }
+#include "activations.inc"
+
+  GHOST_INLINE T value(ghost::Act act, T z, [[maybe_unused]] T slope) {
+    switch (act) {
+#define GHOST_ACTIVATION(code, name, parameter, value, backward) \
+  case ghost::act_##name:                                        \
+    return value;
+#include "activations.inc"
+      default:
+        return z;
     }
-    case ghost::kHardSwish:
-      return x <= -3.f ? zero : x < 3.f ? grad * (x * (1.f / 3.f) + 0.5f) : grad;
-    default:
-      return grad;
   }
-}
+
+  GHOST_INLINE T backward(ghost::Act act, T grad, [[maybe_unused]] T z, [[maybe_unused]] T slope) {
+    switch (act) {
+#define GHOST_ACTIVATION(code, name, parameter, value, backward) \
+  case ghost::act_##name:                                        \
+    return backward;
+#include "activations.inc"
+      default:
+        return grad;
+    }
+  }
+};
 
 }  // namespace

@@ -5,9 +5,9 @@
 #pragma once
 #include <cstdint>
 
-namespace ghost {
+#include "activations.h"
 
-enum Act : int64_t { kNone, kRelu, kRelu6, kLeakyRelu, kPrelu, kSilu, kHardSwish, kActs };
+namespace ghost {
 
 constexpr int64_t kPad = 16;  // the widest vector, in floats
 constexpr int64_t padded(int64_t channels) { return (channels + kPad - 1) / kPad * kPad; }
@@ -114,7 +114,7 @@ struct Affine {
   const float* scale;  // null: 1
   const float* shift;  // null: 0
   Act act;
-  const float* slope;  // LeakyReLU's and PReLU's, else unused
+  const float* slope;  // of activations that have slopes, else unused
 };
 
 // Backward of batch norm and activation over `pixels` pixels: g = grad act'(z scale + shift).

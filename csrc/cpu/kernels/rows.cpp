@@ -15,29 +15,49 @@ GHOST_INLINE typename V::T load_or(const float* p, int64_t c, Lanes lanes, float
   return p ? load_some<V>(p + c, lanes) : V::set(otherwise);
 }
 
+// An activation as a constant of the compiler's, so that the loop around it is specialised
 template <Act A>
-struct Constant {
-  constexpr operator Act() const { return A; }
-};
+struct Constant {};
 
-// f(act) with act a compile-time constant, so that the loop inside is specialised
+template <int L, Act A>
+GHOST_INLINE typename Vec<L>::T activate(Constant<A>, Act, typename Vec<L>::T z, typename Vec<L>::T slope) {
+  return Activation<L>::value(A, z, slope);
+}
+template <int L, Act A>
+GHOST_INLINE typename Vec<L>::T activate_backward(Constant<A>, Act, typename Vec<L>::T grad, typename Vec<L>::T z,
+                                                  typename Vec<L>::T slope) {
+  return Activation<L>::backward(A, grad, z, slope);
+}
+
+// A function is called for each vector: beside the arithmetic of the later activations a call is little, and a loop of
+// their own for each would double the library
+struct Called {};
+
+template <int L>
+__attribute__((noinline)) typename Vec<L>::T activate(Called, Act act, typename Vec<L>::T z, typename Vec<L>::T slope) {
+  return Activation<L>::value(act, z, slope);
+}
+template <int L>
+__attribute__((noinline)) typename Vec<L>::T activate_backward(Called, Act act, typename Vec<L>::T grad,
+                                                               typename Vec<L>::T z, typename Vec<L>::T slope) {
+  return Activation<L>::backward(act, grad, z, slope);
+}
+
+constexpr bool has_loop(Act act) { return act <= ghost::act_hard_swish && act != ghost::kLeakyRelu; }
+
+// Each call of f stands here once, or the compiler would not inline it
 template <class F>
 GHOST_INLINE void with_act(Act act, const F& f) {
-  switch (act) {
-    case ghost::kRelu:
-      return f(Constant<ghost::kRelu>{});
-    case ghost::kRelu6:
-      return f(Constant<ghost::kRelu6>{});
-    case ghost::kLeakyRelu:
-    case ghost::kPrelu:
-      return f(Constant<ghost::kPrelu>{});
-    case ghost::kSilu:
-      return f(Constant<ghost::kSilu>{});
-    case ghost::kHardSwish:
-      return f(Constant<ghost::kHardSwish>{});
+  switch (act == ghost::kLeakyRelu ? ghost::kPrelu : act) {
+#define GHOST_ACTIVATION(code, name, ...)                                               \
+  case ghost::act_##name:                                                               \
+    if constexpr (has_loop(ghost::act_##name)) return f(Constant<ghost::act_##name>{}); \
+    break;
+#include "activations.inc"
     default:
-      return f(Constant<ghost::kNone>{});
+      break;
   }
+  f(Called{});
 }
 
 constexpr int64_t kBlock = 8;  // pixels summed plainly before they join a compensated sum
@@ -62,7 +82,7 @@ extern "C" void GHOST_SYMBOL(affine)(const float* z, int64_t z_pixel, const Affi
         auto x = load_some<V>(from, lanes);
         if (scaled) x = x * scale;
         if (shifted) x = x + shift;
-        store_some<V>(to, activate<V::lanes>(act, x, slope), lanes);
+        store_some<V>(to, activate<V::lanes>(act, a.act, x, slope), lanes);
       }
     });
   });
@@ -219,7 +239,7 @@ struct NormBlock {
     if (b.twice) grad += load_some<V>(n.grad_too + i * n.grad_too_pixel + b.c, b.lanes);
     if (b.scaled) a = a * b.scale;  // as `affine` forms it, so that the forward's and the backward's masks agree
     if (b.shifted) a = a + b.shift;
-    return {grad, a, activate_backward<V::lanes>(Code{}, grad, a, b.slope), z - b.mean};
+    return {grad, a, activate_backward<V::lanes>(Code{}, b.n.affine.act, grad, a, b.slope), z - b.mean};
   }
 };
 

@@ -98,8 +98,12 @@ struct Vec {
     for (int i = 0; i < n; i++) p[i] = v[i];
   }
 
-  // e^x to about 1 ulp: x = n ln 2 + r, a polynomial for e^r (Cephes expf); inf and 0 past the range, NaN stays
-  GHOST_INLINE T exp(T x) {
+  // e^x = (1 + p) 2^low 2^high, to about 1 ulp: x = n ln 2 + r, p a polynomial for e^r - 1 (Cephes expf), and 2^n in
+  // two factors, since n itself may be outside the exponents of normal numbers
+  struct Power {
+    T p, low, high;
+  };
+  GHOST_INLINE Power power(T x) {
     const T clamped = max(set(-104.f), min(set(89.f), x));
     const T magic = set(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
     const T shifted = fma(clamped, set(1.44269504088896341f), magic);
@@ -112,11 +116,56 @@ struct Vec {
     p = fma(p, r, set(4.1665795894e-2f));
     p = fma(p, r, set(1.6666665459e-1f));
     p = fma(p, r, set(5.0000001201e-1f));
-    p = fma(p, r * r, r) + 1.f;
-    // 2^n in two factors, since n itself may be outside the exponents of normal numbers
     const I whole = __builtin_convertvector(n, I), low = whole >> 1, high = whole - low;
-    const T result = p * (T)((low + 127) << 23) * (T)((high + 127) << 23);
+    return {fma(p, r * r, r), (T)((low + 127) << 23), (T)((high + 127) << 23)};
+  }
+
+  // inf and 0 past the range, NaN stays
+  GHOST_INLINE T exp(T x) {
+    const Power e = power(x);
+    const T result = (e.p + 1.f) * e.low * e.high;
     return x == x ? result : x;
+  }
+
+  // e^x - 1, which is x near 0
+  GHOST_INLINE T expm1(T x) {
+    const Power e = power(x);
+    const T scale = e.low * e.high, result = fma(e.p, scale, scale - 1.f);
+    return x == x ? (x == 0.f ? x : x > 88.f ? exp(x) : result) : x;
+  }
+
+  GHOST_INLINE T abs(T x) { return (T)((I)x & 0x7fffffff); }
+  GHOST_INLINE T copy_sign(T x, T sign) { return (T)(((I)x & 0x7fffffff) | ((I)sign & (int32_t)0x80000000)); }
+
+  // A polynomial near 0, else 1 - 2 / (e^2|x| + 1) (Cephes tanhf)
+  GHOST_INLINE T tanh(T x) {
+    const T magnitude = abs(x), s = x * x;
+    T p = set(-5.70498872745e-3f);
+    p = fma(p, s, set(2.06390887954e-2f));
+    p = fma(p, s, set(-5.37397155531e-2f));
+    p = fma(p, s, set(1.33314422036e-1f));
+    p = fma(p, s, set(-3.33332819422e-1f));
+    const T far = 1.f - 2.f / (exp(magnitude + magnitude) + 1.f);
+    return copy_sign(magnitude < 0.625f ? fma(p * s, magnitude, magnitude) : far, x);
+  }
+
+  // To about 1 ulp: a polynomial near 0, else 1 - e^polynomial
+  GHOST_INLINE T erf(T x) {
+    const T magnitude = abs(x), s = x * x;
+    T p = set(-5.96761703e-4f);
+    p = fma(p, s, set(4.99119423e-3f));
+    p = fma(p, s, set(-2.67681349e-2f));
+    p = fma(p, s, set(1.12819925e-1f));
+    p = fma(p, s, set(-3.76125336e-1f));
+    p = fma(p, s, set(1.28379166e-1f));
+    const T t = min(set(4.f), magnitude), square = t * t;  // erf is 1 from 3.92 on
+    T q = fma(set(-1.72853470e-5f), t, set(3.83197126e-4f));
+    q = fma(q, square, fma(set(-3.88396438e-3f), t, set(2.42546219e-2f)));
+    q = fma(q, t, set(-1.06777877e-1f));
+    q = fma(q, t, set(-6.34846687e-1f));
+    q = fma(q, t, set(-1.28717512e-1f));
+    q = fma(q, t, -t);
+    return magnitude < 0.927734375f ? fma(p, x, x) : copy_sign(1.f - exp(q), x);
   }
 };
 

@@ -46,7 +46,7 @@ const float* Packer::epilogue(const Layer& l, int64_t channels, float* bias, flo
     shift = folded;
   }
   if (shift) std::copy_n(shift, kept, bias);
-  if (l.act == kLeakyRelu) std::fill_n(slopes, kept, static_cast<float>(l.slope));
+  if (slope_kind(l.act) == kNumber) std::fill_n(slopes, kept, static_cast<float>(l.slope));
   if (l.has_slopes) {
     const Tensor& t = next();
     check_.that(t.numel() == channels || t.numel() == 1, "parameters", "1 slope or one per channel", t.numel());

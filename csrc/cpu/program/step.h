@@ -30,7 +30,7 @@ struct Layer {
   Act act = kNone;
   int64_t weight = 0, bias = 0, slopes = 0;  // in floats
   int64_t raw = -1;                          // its number among the layers whose weights are read where they lie
-  bool packs_slopes() const { return act == kLeakyRelu || act == kPrelu; }
+  bool packs_slopes() const { return slope_kind(act) != kNoSlope; }
 };
 
 /// Rows [first, end) of a map.

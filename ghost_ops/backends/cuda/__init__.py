@@ -4,7 +4,7 @@ Importing this package costs nothing. The library is loaded when it is first ask
 CUDA and that has a device; nowhere else.
 
 On an H200, the one device measured, a frozen GhostNet-100 takes 20.3 ms with these kernels and 3.35 ms with Triton's
-(README.md, GPU): Triton is the default, and ``GHOST_OPS_GPU=cuda`` in the environment, or
+(docs/performance/gpu.md): Triton is the default, and ``GHOST_OPS_GPU=cuda`` in the environment, or
 ``with ghost_ops.use_backend("cuda")``, runs these.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +19,11 @@ from pathlib import Path
 import torch
 
 from .. import environment
+from ..registry import CHEAP_KERNELS, Backend, find
 
 LIBRARY = Path(__file__).resolve().parents[2] / "_cuda.so"
 LEAST_CAPABILITY = (8, 0)  # bfloat16 products
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-OPERATORS = ("ghost_module", "program")
 FASTER_ON: frozenset[tuple[int, int]] = frozenset()  # capabilities on which benchmarks/gpu.py saw them beat Triton
 
 
@@ -122,7 +121,43 @@ def refuse_device(device: torch.device) -> str | None:
     return _refusal(index)
 
 
-@functools.cache
-def load(name: str) -> Callable:
-    """The implementation of an operator."""
-    return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+def missing() -> str | None:
+    """Why the kernels do not run on this machine, as the end of a sentence; None where they do."""
+    return reason() or refuse_device(torch.device("cuda", torch.cuda.current_device()))
+
+
+def load(name: str) -> Callable | None:
+    """The implementation of an operator, or None where there is none."""
+    return find(__name__, name)
+
+
+def has(name: str) -> bool:
+    """Whether there is an implementation of an operator."""
+    return load(name) is not None
+
+
+has._dynamo_marked_constant = True
+
+
+def describe_program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> str:
+    """The kernels of a program on such an input, and the bytes that its bottlenecks do not move."""
+    from .program import summary  # which needs what this package registers
+
+    return summary(x, packed, steps)
+
+
+BACKEND = Backend(
+    "cuda",
+    is_candidate=is_wanted,
+    refuse_device=refuse_device,
+    has=has,
+    dtypes=DTYPES,
+    kernels=CHEAP_KERNELS,
+    dispatch_key="CUDA" if could_load() else None,
+    load=load,
+    missing=missing,
+    off_until=lambda: None if WISH == "cuda" else "GHOST_OPS_GPU=cuda",
+    can_be_forced=True,
+    fuses_epilogues=True,
+    describe_program=describe_program,
+)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..activation import LEAKY_RELU, PRELU
-from ..reference.program import Folded, places, unpack
-from ..steps import Depthwise, Excite, Ghost, Pool, Step, decode, layers, precision_of
+from ...activations import WITH_SLOPES
+from ...program import Depthwise, Excite, Folded, Ghost, Step, decode, weights_of
+from ...program.packing import unpack
 from ..tensor_cache import cached_with_tensor
 from .weights import Block, Parts, Weights, bottleneck, module
 
@@ -45,14 +45,10 @@ class Calls:
     matrices: int
 
 
-def _reads(step: Step) -> set[int]:
-    return {getattr(step, name) for name in ("source", "residual") if getattr(step, name, -1) >= 0}
-
-
 def _dies(slot: int, later: list[Step]) -> bool:
     """Whether nobody reads what is in a slot."""
     for step in later:
-        if slot in _reads(step):
+        if slot in step.reads():
             return False
         if getattr(step, "out", -1) == slot:
             return True
@@ -63,7 +59,7 @@ def _state_dies(later: list[Step]) -> bool:
     """Whether nobody reads the squeeze and the excitation."""
     squeezed = excited = False
     for step in later:
-        if (isinstance(step, (Excite, Pool)) and not squeezed) or (getattr(step, "scaled", False) and not excited):
+        if (step.reads_squeeze and not squeezed) or (getattr(step, "scaled", False) and not excited):
             return False
         squeezed |= bool(getattr(step, "squeeze", False))
         excited |= isinstance(step, Excite)
@@ -92,7 +88,7 @@ def find_bottleneck(steps: list[Step], at: int) -> int:
     if not next_is(Ghost):
         return 0
     two, later = rest[taken], rest[taken + 1 :]
-    residuals = [-1] if stride > 1 or one.channels != two.kept else [-1, one.source]
+    residuals = [-1] if stride > 1 or one.channels != two.out_channels else [-1, one.source]
     if shortcut:
         if not _is_shortcut(shortcut, one.source, stride):
             return 0
@@ -112,7 +108,7 @@ def _is_shortcut(steps: list[Step], source: int, stride: int) -> bool:
     if len(steps) < 2 or not isinstance(steps[1], Ghost):
         return False
     first, second = steps
-    alone = not (first.squeeze or second.scaled or second.squeeze or second.made or second.residual >= 0)
+    alone = not (first.squeeze or second.scaled or second.squeeze or second.cheap_channels or second.residual >= 0)
     return alone and first.source == source and first.stride == stride and second.source == first.out
 
 
@@ -128,23 +124,22 @@ def _parts(steps: list[Step], folded: list[list[Folded]]) -> Parts:
     return Parts(pairs[0], pairs[-1], **middle)
 
 
-def build(steps: list[Step], folded: list[Folded], half: bool, apart: frozenset[int]) -> tuple[list[Call], Weights]:
+def build(
+    steps: list[Step], folded: list[list[Folded]], half: bool, apart: frozenset[int]
+) -> tuple[list[Call], Weights]:  # fmt: skip
     """The calls, and their weights, places as the folded layers are. No bottleneck begins at the steps ``apart``."""
-    rest, w, calls, at = iter(folded), Weights(half), [], 0
-    own = [[next(rest) for _ in layers(step)] for step in steps]
+    w, calls, at = Weights(half), [], 0
     while at < len(steps):
+        step, own = steps[at], folded[at]
         count = 0 if at in apart else find_bottleneck(steps, at)
         if count:
-            calls.append(
-                Call(at, tuple(steps[at : at + count]), bottleneck(w, _parts(steps[at : at + count], own[at:])))
-            )
-        elif isinstance(steps[at], Ghost):
-            calls.append(
-                Call(at, (steps[at],), module(w, steps[at], own[at][0], own[at][1] if steps[at].made else None))
-            )
+            several = steps[at : at + count]
+            calls.append(Call(at, tuple(several), bottleneck(w, _parts(several, folded[at : at + count]))))
+        elif isinstance(step, Ghost):
+            calls.append(Call(at, (step,), module(w, step, own[0], own[1] if step.cheap_channels else None)))
         else:
-            plain = tuple(tuple(t if t is None else (w.plain(t), tuple(t.shape)) for t in f) for f in own[at])
-            calls.append(Call(at, (steps[at],), None, plain))
+            plain = tuple(tuple(t if t is None else (w.plain(t), tuple(t.shape)) for t in f) for f in own)
+            calls.append(Call(at, (step,), None, plain))
         at += max(count, 1)
     return calls, w
 
@@ -155,9 +150,8 @@ def calls_of(
 ) -> Calls:
     """The calls of a program whose packed form is so long, in half precision or float32. No bottleneck begins at the
     steps ``apart``."""
-    decoded = decode(steps)
-    precision = precision_of(steps)
-    folded = unpack(places(length, precision, 1), decoded, precision, (LEAKY_RELU, PRELU))
+    decoded, weights = decode(steps), weights_of(steps)
+    folded = unpack(weights.places(length, 1), decoded, weights, WITH_SLOPES)
     calls, w = build(decoded, folded, half, apart)
     index, matrices = w.index()
     return Calls(tuple(decoded), tuple(calls), index.to(device), matrices)

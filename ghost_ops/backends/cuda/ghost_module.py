@@ -7,9 +7,8 @@ from math import prod
 
 import torch
 
-from ..activation import LEAKY_RELU
-from ..reference.program import Folded
-from ..steps import Ghost, Layer
+from ...activations import WITH_NUMBER
+from ...program import Folded, Ghost, Layer
 from . import launch
 from .elsewhere import elsewhere
 from .weights import Block, Weights, module
@@ -30,7 +29,7 @@ def _block_of(step: Ghost, shapes: Shapes, half: bool, device: torch.device) -> 
         places.append(None if shape is None else torch.arange(at, at + size, dtype=torch.float64).view(shape))
         at += size
     w = Weights(half)
-    block = module(w, step, Folded(*places[:3]), Folded(*places[3:]) if step.made else None)
+    block = module(w, step, Folded(*places[:3]), Folded(*places[3:]) if step.cheap_channels else None)
     index, matrices = w.index()
     return block, index.to(device), matrices
 
@@ -60,7 +59,7 @@ def ghost_module(
         raise ValueError(f"ghost_ops: out_channels: expected {m} to {m + made}, got {out_channels}")
     step = Ghost(0, 1, -1, False, False, c, m, made, out_channels, kernel, Layer(act=act), Layer(act=cheap_act))
     slopes = [
-        torch.full((1,), slope, device=x.device) if code == LEAKY_RELU else weight
+        torch.full((1,), slope, device=x.device) if code in WITH_NUMBER else weight
         for code, slope, weight in ((act, act_slope, act_weight), (cheap_act, cheap_act_slope, cheap_act_weight))
     ]
     tensors = [primary_weight, primary_bias, slopes[0]]

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 
+from ...activations import activate
+from ...program import Folded, Ghost, Layer, MapStep, weights_of
+from ...program.interpreter import ProgramInterpreter
 from ..layout import memory_format
-from ..reference.program import Folded, numbers
-from ..steps import Conv, Depthwise, Ghost, Load, precision_of
 from ..tensor_cache import cached_with_tensor
-from ..walk import Walk
 from . import launch, plan
 from .calls import Call, Calls, calls_of
 from .elsewhere import elsewhere
+from .weights import Block
 
 Find = Callable[[tuple[int, ...], torch.dtype, int, torch.device], object]
 
@@ -32,9 +34,9 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Te
     if calls is None:
         return elsewhere("program", x, packed, steps)
     last = x.contiguous(memory_format=torch.channels_last)
-    floats = numbers(packed, precision_of(code)).float().contiguous()
+    floats = weights_of(code).numbers(packed).float().contiguous()
     buffers = launch.gather(floats, calls.index, calls.matrices, last)
-    result = _Run(last, calls, *buffers).result
+    result = CudaInterpreter(last, *buffers).run_calls(calls)
     return result.contiguous(memory_format=memory_format(x) if result.dim() == 4 else torch.contiguous_format)
 
 
@@ -63,18 +65,12 @@ def planned(
     sizes: dict[int, tuple[int, int]] = {}
     found = []
     for call in calls.calls:
-        step, stride, size = call.steps[0], 1, tuple(shape[2:])
-        if isinstance(step, Conv):
-            sizes[step.out] = tuple((n + 2 * step.padding - step.kernel) // step.stride + 1 for n in size)
-            continue
-        if isinstance(step, (Ghost, Depthwise)):
-            size = sizes[step.source]
-            stride = call.block.stride if call.block is not None else step.stride
-        elif not isinstance(step, Load):
-            continue
         if call.block is not None:
+            size = sizes[call.steps[0].source]
             found.append((call, size, find(tuple(call.block.numbers(*size)), dtype, shape[0], device)))
-        sizes[call.steps[-1].out] = tuple((n - 1) // stride + 1 for n in size)
+        for step in call.steps:
+            if isinstance(step, MapStep):
+                sizes[step.out] = step.output_size(sizes, tuple(shape[2:]))
     return found
 
 
@@ -88,8 +84,8 @@ def describe(
     found = []
     for call, (height, width), p in planned(calls, x.shape, x.dtype, x.device, find):
         first, last = call.steps[0], call.steps[-1]
-        kind = "bottleneck" if call.block.primary else "Ghost module" if first.made else "1x1 convolution"
-        found.append((f"{kind} {first.channels} to {last.kept} on {height} x {width}", p))
+        kind = "bottleneck" if call.block.primary else "Ghost module" if first.cheap_channels else "1x1 convolution"
+        found.append((f"{kind} {first.channels} to {last.out_channels} on {height} x {width}", p))
     return found
 
 
@@ -105,29 +101,41 @@ def summary(x: torch.Tensor, packed: torch.Tensor, steps: list[int], find: Find 
     return ", ".join([f"{counts} {moved}", *(f"{name}: {found}" for name, found in blocks)])
 
 
-class _Run(Walk):
-    def __init__(self, x, calls: Calls, matrices, vectors) -> None:
-        self.calls, self.matrices, self.vectors = calls.calls, matrices, vectors
-        super().__init__(x, calls.steps, iter(()))
+class CudaInterpreter(ProgramInterpreter):
+    """Runs calls, whose parameters are in two buffers: matrices, in the dtype of the maps, and vectors."""
 
-    def walk(self, x: torch.Tensor) -> None:
-        for call in self.calls:
+    def __init__(self, x: torch.Tensor, matrices: torch.Tensor, vectors: torch.Tensor) -> None:
+        super().__init__(x)
+        self.matrices, self.vectors = matrices, vectors
+
+    def run_calls(self, calls: Calls) -> torch.Tensor:
+        for call in calls.calls:
             last = call.steps[-1]
             if call.block is None:
-                self.folded = iter([self._folded(entry) for entry in call.plain])
-                (step,) = call.steps
-                self.take(step, x)
+                self.take(last, [self._folded(entry) for entry in call.plain])
             elif call.block.primary:
-                source = self.maps[call.steps[0].source]
-                self.maps[last.out] = launch.bottleneck(source, self.matrices, self.vectors, call.block)
+                source = self.read(call.steps[0].source)
+                self.write(last.out, launch.bottleneck(source, self.matrices, self.vectors, call.block))
             else:
-                self.block = call.block
-                self.take(last, x)
+                self.module(last, call.block)
+        return self.result(calls.steps[-1])
+
+    def module(self, step: Ghost, block: Block) -> None:
+        scale = self.excitation if step.scaled else None
+        residual = None if step.residual < 0 else self.read(step.residual)
+        out, means = launch.module(
+            self.read(step.source), self.matrices, self.vectors, block, scale, residual, step.squeeze
+        )
+        self.write(step.out, out, step.squeeze, means)
 
     def convolve(self, *args: object, **kwargs: object) -> torch.Tensor:
         """In channels_last, which not all of PyTorch's convolutions keep on a device: not its depthwise ones, nor any
         of a map of one channel, whose layout it takes for NCHW."""
         return super().convolve(*args, **kwargs).contiguous(memory_format=torch.channels_last)
+
+    def linear(self, v: torch.Tensor, folded: Folded, layer: Layer) -> torch.Tensor:
+        weight, bias, slopes = folded
+        return activate(F.linear(v, weight.flatten(1), bias), layer.act, layer.slope, slopes)
 
     def _folded(self, entry) -> Folded:
         def view(place):
@@ -136,10 +144,3 @@ class _Run(Walk):
             return self.matrices[at : at + size].view(shape)
 
         return Folded(*(None if place is None else view(place) for place in entry))
-
-    def ghost(self, step: Ghost) -> tuple[torch.Tensor, torch.Tensor | None]:
-        scale = self.excitation if step.scaled else None
-        residual = None if step.residual < 0 else self.maps[step.residual]
-        return launch.module(
-            self.maps[step.source], self.matrices, self.vectors, self.block, scale, residual, step.squeeze
-        )

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from ..activation import NONE
-from ..reference.program import Folded
-from ..steps import Depthwise, Excite, Ghost, Layer
+from ...activations import NONE
+from ...program import Depthwise, Excite, Folded, Ghost, Layer
 
 NO_CONV = (-1, -1, -1, 0)
 
@@ -135,17 +134,17 @@ def lane_channels(primary: int, multiplier: int, kept: int, chunk: int) -> torch
 def add_module(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> dict:
     """A Ghost module's own fields of ``Block``: as the second one of a bottleneck, or alone."""
     found = {
-        "primary2": step.primary, "multiplier2": step.made // step.primary, "kept2": step.kept,
+        "primary2": step.primary, "multiplier2": step.cheap_channels // step.primary, "kept2": step.out_channels,
         "cheap_kernel2": step.kernel, "second": w.conv(w.matrix(first.weight.flatten(1)), first, step.layer),
     }  # fmt: skip
     if cheap is not None:
-        kept = step.kept - step.primary
+        kept = step.out_channels - step.primary
         found["cheap2"] = w.conv(w.taps(cheap, lambda t: t[:kept]), cheap, step.cheap, lambda t: t[:kept])
     return found
 
 
 def module(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> Block:
-    """A Ghost module, or with ``made`` 0 a 1x1 convolution, alone."""
+    """A Ghost module, or with ``cheap_channels`` 0 a 1x1 convolution, alone."""
     return Block(channels=step.channels, **add_module(w, step, first, cheap))
 
 
@@ -163,8 +162,8 @@ class Parts:
 def bottleneck(w: Weights, parts: Parts) -> Block:
     """A Ghost bottleneck. Source: Han et al. 2020 (GhostNet, arXiv 1911.11907), section 3.2."""
     one, layers = parts.one
-    m, multiplier, chunk = one.primary, one.made // one.primary, chunk_of(one.primary)
-    channels = lane_channels(m, multiplier, one.kept, chunk)
+    m, multiplier, chunk = one.primary, one.cheap_channels // one.primary, chunk_of(one.primary)
+    channels = lane_channels(m, multiplier, one.out_channels, chunk)
     lanes, primary = channels.flatten(), channels[:, 0].flatten()
     b = Block(channels=one.channels, primary=m, multiplier=multiplier, cheap_kernel=one.kernel, chunk=chunk)
     in_primary = lambda t: _pick(t, primary)
@@ -187,7 +186,7 @@ def bottleneck(w: Weights, parts: Parts) -> Block:
         b.expand = w.conv(w.vector(in_lanes(expand.weight.flatten(1).t())), expand, step.expand, in_lanes)
     two, layers = parts.two
     ordered = layers[0]._replace(weight=in_lanes(layers[0].weight.flatten(1)))
-    for name, value in add_module(w, two, ordered, layers[1] if two.made else None).items():
+    for name, value in add_module(w, two, ordered, layers[1] if two.cheap_channels else None).items():
         setattr(b, name, value)
     b.shortcut = 0 if two.residual >= 0 else -1
     if parts.shortcut is not None:

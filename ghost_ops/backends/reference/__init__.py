@@ -1,31 +1,21 @@
 """The meaning of every operator in plain PyTorch: all devices and dtypes, differentiable, twice where PyTorch is.
 
 What every other backend is tested against, and what runs where no kernel takes a configuration. Signatures are those
-of ``ghost_ops/ops/schemas.inc``.
+of ``ghost_ops/ops/schemas.inc``; ``reference.<operator>`` is the implementation of each operator there.
 """
 
-from .cheap_concat import cheap_concat, cheap_concat_backward
-from .depthwise import depthwise, depthwise_backward
-from .ghost_module import ghost_module, ghost_module_backward, ghost_module_eval
-from .ghost_module_train import ghost_module_train, ghost_module_train_backward
-from .program import packed_floats, program, program_eval, program_pack
-from .squeeze_excite import excite, squeeze_excite, squeeze_excite_backward
+from ..registry import SCHEMAS, Backend, find
 
-__all__ = [
-    "cheap_concat",
-    "cheap_concat_backward",
-    "depthwise",
-    "depthwise_backward",
-    "excite",
-    "ghost_module",
-    "ghost_module_backward",
-    "ghost_module_eval",
-    "ghost_module_train",
-    "ghost_module_train_backward",
-    "packed_floats",
-    "program",
-    "program_eval",
-    "program_pack",
-    "squeeze_excite",
-    "squeeze_excite_backward",
-]
+for _operator in SCHEMAS:
+    _implementation = find(__name__, _operator)
+    if _implementation is None:
+        raise ImportError(f"{__name__}: ops/schemas.inc has {_operator}, but no file here implements it")
+    globals()[_operator] = _implementation
+
+BACKEND = Backend(
+    "reference",
+    is_candidate=lambda device, forced: True,
+    refuse_device=lambda device: None,
+    has=lambda operator: True,
+    can_be_forced=True,
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..activation import activate, activate_backward
+from ...activations import activate, activate_backward
 
 
 def match(parameter: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..activation import activate, activate_backward
+from ...activations import activate, activate_backward
+from ...folding import fold
 from .cheap_concat import channel_sums, cheap_concat, cheap_concat_backward, depthwise_backward, finish, given, match
 
 
@@ -67,16 +68,6 @@ def ghost_module_backward(
         grad_act,
         grad_cheap_act,
     )
-
-
-def fold(weight, bias, gamma, beta, mean, var, eps):
-    """Weight and bias of a convolution with the BatchNorm after it folded in, computed in at least float32."""
-    dtype = torch.promote_types(torch.promote_types(weight.dtype, mean.dtype), torch.float32)
-    scale = torch.rsqrt(var.to(dtype) + eps)
-    scale = scale if gamma is None else scale * gamma
-    shift = -mean * scale if bias is None else (bias - mean) * scale
-    shift = shift if beta is None else shift + beta
-    return (weight * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
 
 
 def ghost_module_eval(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..activation import activate, activate_backward
+from ...activations import activate, activate_backward
 from .cheap_concat import depthwise, depthwise_backward, given, match
 from .ghost_module import pointwise_backward
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from ..activation import activate, activate_backward, apply_gate, gate_backward
+from ...activations import activate, activate_backward, apply_gate, gate_backward
 from .cheap_concat import given, match
 
 
@@ -14,13 +14,6 @@ def squeeze_excite(x, reduce_weight, reduce_bias, expand_weight, expand_bias, ac
     hidden = F.linear(squeeze, match(reduce_weight, x), match(reduce_bias, x))
     logits = F.linear(activate(hidden, act), match(expand_weight, x), match(expand_bias, x))
     return x * apply_gate(logits, gate)[:, :, None, None], squeeze, hidden, logits
-
-
-def excite(squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
-    """The gate's values (N x C) of means that are there already, as a Ghost module returns them."""
-    hidden = F.linear(squeeze, match(reduce_weight, squeeze), match(reduce_bias, squeeze))
-    logits = F.linear(activate(hidden, act), match(expand_weight, squeeze), match(expand_bias, squeeze))
-    return apply_gate(logits, gate)
 
 
 def squeeze_excite_backward(

@@ -5,31 +5,15 @@ Importing this package costs nothing: Triton is imported when an operator first 
 
 from __future__ import annotations
 
-import functools
-import importlib
 import importlib.util
 from collections.abc import Callable
 
 import torch
 
+from ..registry import CHEAP_KERNELS, Backend, find
+
 LEAST_CAPABILITY = (8, 0)  # bfloat16 and TF32 products, asynchronous copies
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_FILES = {
-    "ghost_module": "ghost_module",
-    "ghost_module_backward": "ghost_module",
-    "ghost_module_eval": "ghost_module",
-    "ghost_module_train": "ghost_module_train",
-    "ghost_module_train_backward": "ghost_module_train",
-    "cheap_concat": "cheap_concat",
-    "cheap_concat_backward": "cheap_concat",
-    "squeeze_excite": "squeeze_excite",
-    "squeeze_excite_backward": "squeeze_excite",
-    "excite": "squeeze_excite",
-    "depthwise": "depthwise",
-    "depthwise_backward": "depthwise_gradient",
-    "program": "program",
-}
-OPERATORS = tuple(_FILES)
 
 
 def _reason() -> str | None:
@@ -73,7 +57,34 @@ def refuse_device(device: torch.device) -> str | None:
     return None
 
 
-@functools.cache
-def load(name: str) -> Callable:
-    """The implementation of an operator: imports Triton."""
-    return getattr(importlib.import_module(f"{__name__}.{_FILES[name]}"), name)
+def missing() -> str | None:
+    """Why the kernels do not run on this machine, as the end of a sentence; None where they do."""
+    if _missing is None and not torch.cuda.is_available():
+        return "no CUDA device is there"
+    return _missing or refuse_device(torch.device("cuda", torch.cuda.current_device()))
+
+
+def load(name: str) -> Callable | None:
+    """The implementation of an operator, or None where there is none. Imports Triton."""
+    return find(__name__, name)
+
+
+def has(name: str) -> bool:
+    """Whether there is an implementation of an operator. Imports Triton."""
+    return load(name) is not None
+
+
+has._dynamo_marked_constant = True
+BACKEND = Backend(
+    "triton",
+    is_candidate=lambda device, forced: device.type == "cuda",
+    refuse_device=refuse_device,
+    has=has,
+    dtypes=DTYPES,
+    kernels=CHEAP_KERNELS,
+    dispatch_key="CUDA" if available() else None,
+    load=load,
+    missing=missing,
+    can_be_forced=True,
+    fuses_epilogues=True,
+)

@@ -1,22 +1,17 @@
-"""Activations, gates and BatchNorms of tiles; codes and derivatives are those of ``backends/activation.py``."""
+"""Activations, gates and BatchNorms of tiles; the definitions are those of ``ghost_ops/activations.inc``."""
 
 from __future__ import annotations
+
+import linecache
+import re
+from collections.abc import Iterable
 
 import triton
 import triton.language as tl
 
-from .. import activation as codes
+from ... import activations
 
-NONE = tl.constexpr(codes.NONE)
-RELU = tl.constexpr(codes.RELU)
-RELU6 = tl.constexpr(codes.RELU6)
-LEAKY_RELU = tl.constexpr(codes.LEAKY_RELU)
-PRELU = tl.constexpr(codes.PRELU)
-SILU = tl.constexpr(codes.SILU)
-CLAMP = tl.constexpr(codes.CLAMP)
-HARD_SIGMOID = tl.constexpr(codes.HARD_SIGMOID)
-SIGMOID = tl.constexpr(codes.SIGMOID)
-IDENTITY = tl.constexpr(codes.IDENTITY)
+PRELU = tl.constexpr(activations.PRELU)
 
 
 @triton.jit
@@ -31,6 +26,31 @@ def at_least(z, bound: tl.constexpr):
 
 
 @triton.jit
+def expm1(z):
+    """exp(z) - 1, near 0 by its series."""
+    p = tl.full(z.shape, 1.0 / 40320, tl.float32)
+    p = p * z + 1.0 / 5040
+    p = p * z + 1.0 / 720
+    p = p * z + 1.0 / 120
+    p = p * z + 1.0 / 24
+    p = p * z + 1.0 / 6
+    p = p * z + 0.5
+    return tl.where(tl.abs(z) < 0.5, z * z * p + z, tl.exp(z) - 1.0)
+
+
+@triton.jit
+def tanh(z):
+    """A polynomial near 0, else by exp (Cephes tanhf)."""
+    s = z * z
+    p = -5.70498872745e-3 * s + 2.06390887954e-2
+    p = p * s - 5.37397155531e-2
+    p = p * s + 1.33314422036e-1
+    p = p * s - 3.33332819422e-1
+    far = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(z)) + 1.0)
+    return tl.where(tl.abs(z) < 0.625, p * s * z + z, tl.where(z < 0, -far, far))
+
+
+@triton.jit
 def slopes(pointer, stride, channels, mask, slope, ACT: tl.constexpr):
     """Negative slopes of a tile's channels: LeakyReLU's one, PReLU's by channel (stride 0: one for all)."""
     if ACT == PRELU:
@@ -40,54 +60,42 @@ def slopes(pointer, stride, channels, mask, slope, ACT: tl.constexpr):
     return found
 
 
-@triton.jit
-def activate(z, ACT: tl.constexpr, slope):
-    """Activation ACT of z (float32); ``slope``: see ``slopes``, broadcast to z."""
-    if ACT == NONE:
-        y = z
-    elif ACT == RELU:
-        y = at_least(z, 0.0)
-    elif ACT == RELU6:
-        y = at_most(at_least(z, 0.0), 6.0)
-    elif (ACT == LEAKY_RELU) | (ACT == PRELU):
-        y = tl.where(z > 0, z, z * slope)
-    elif ACT == SILU:
-        y = z * tl.sigmoid(z)
-    else:
-        y = z * at_most(at_least(z + 3.0, 0.0), 6.0) * (1.0 / 6.0)
-    return y
+def _translated(definition: str) -> str:
+    """A definition of the list in Triton's words; a product costs less than a quotient by a number."""
+    definition = re.sub(r"\b(exp|erf|sigmoid|where)\(", r"tl.\1(", definition)
+    return re.sub(r"/ ([\d.]+)", r"* (1.0 / \1)", definition)
 
 
-@triton.jit
-def derivative(z, ACT: tl.constexpr, slope):
-    """The activation's derivative at z, PyTorch's at the kinks."""
-    if ACT == NONE:
-        d = tl.full(z.shape, 1.0, tl.float32)
-    elif ACT == RELU:
-        d = tl.where(z > 0, 1.0, 0.0)
-    elif ACT == RELU6:
-        d = tl.where((z > 0) & (z < 6), 1.0, 0.0)
-    elif (ACT == LEAKY_RELU) | (ACT == PRELU):
-        d = tl.where(z > 0, 1.0, slope)
-    elif ACT == SILU:
-        s = tl.sigmoid(z)
-        d = s * (1.0 + z * (1.0 - s))
-    else:
-        d = tl.where(z <= -3, 0.0, tl.where(z < 3, z * (1.0 / 3.0) + 0.5, 1.0))
-    return d
+def _chain(selector: str, results: Iterable[str]) -> str:
+    """Statements that return the result whose number the selector is, which the compiler knows."""
+    cases = [f"if {selector} == {i}:\n        found = {result}\n    " for i, result in enumerate(results)]
+    return f"    {'el'.join(cases)}return found\n"
 
 
-@triton.jit
-def gate_value(v, GATE: tl.constexpr):
-    if GATE == CLAMP:
-        g = at_most(at_least(v, 0.0), 1.0)
-    elif GATE == HARD_SIGMOID:
-        g = at_most(at_least(v + 3.0, 0.0), 6.0) * (1.0 / 6.0)
-    elif GATE == SIGMOID:
-        g = tl.sigmoid(v)
-    else:
-        g = v
-    return g
+def _define() -> None:
+    """Make the functions ``activate``, ``activate_backward`` and ``apply_gate`` of this module of the list.
+
+    Triton reads the source of a function, which is put where Python looks for lines of files that do not exist.
+    """
+    texts = [f"def {name}(z):\n    return {_translated(value)}\n" for name, value in activations.FUNCTIONS.items()]
+    for name, arguments, selector, results in (
+        ("activate", "z, ACT: tl.constexpr, slope", "ACT", [d.value for d in activations.DEFINITIONS]),
+        (
+            "activate_backward",
+            "grad, z, ACT: tl.constexpr, slope",
+            "ACT",
+            [d.backward for d in activations.DEFINITIONS],
+        ),
+        ("apply_gate", "z, GATE: tl.constexpr", "GATE", [f"activate(z, {code}, 0.0)" for code in activations.OF_GATES]),
+    ):
+        texts.append(f"def {name}({arguments}):\n{_chain(selector, map(_translated, results))}")
+    text = "\n\n".join(f"@triton.jit\n{function}" for function in texts)
+    place = f"<{__name__} of activations.inc>"
+    linecache.cache[place] = len(text), None, text.splitlines(keepends=True), place
+    exec(compile(text, place, "exec"), globals())
+
+
+_define()
 
 
 @triton.jit

@@ -1,8 +1,9 @@
-"""The backward of Ghost modules: the passes of docs/gradients.md over maps that only kernels see.
+"""The backward of Ghost modules: B1, B2 and B3 of docs/gradients.md, section 2.
 
-z1 is made once (unless given) and kept in scratch memory with the maps' dtype, as eager PyTorch keeps it. Then no pass
-needs a halo of its own: neighbours of a pixel are read from memory. Partial sums, one row of three a group of tiles,
-are joined in a fixed order by small kernels.
+z1 is computed once (unless given) and kept in scratch memory with the maps' dtype, as eager PyTorch keeps it. Then no
+pass needs a halo: neighbours of a pixel are read from memory. B1 computes the sums of g2 and keeps ∂z2, or z2 where the
+BatchNorm's sums must be known first; B2 completes ∂z2 and computes ∂W2 and g1 with its sums; B3 computes ∂x and ∂W1.
+Partial sums, three rows for each group of tiles, are joined in a fixed order by small kernels.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from typing import NamedTuple
 import torch
 
 from . import checks, launch, tiles
+from .epilogue import Epilogue, EpilogueGradients, epilogue_gradients
 from .gradient_kernels import (
-    cheap_gradient,
-    input_gradient,
-    norm_gradient,
-    primary_gradient,
-    tap_gradient,
-    weight_gradient,
+    cheap_epilogue_bwd_kernel,
+    cheap_norm_bwd_kernel,
+    cheap_weight_bwd_kernel,
+    input_bwd_kernel,
+    primary_epilogue_bwd_kernel,
+    primary_weight_bwd_kernel,
 )
-from .half import Half
 from .products import primary_product
 from .squeeze_excite import image_sums, scaled_map
-from .sums import HalfGradients, by_taps, half_sums, total
+from .sums import total
+from .taps import by_taps
 
 
 class Gradients(NamedTuple):
@@ -31,20 +33,20 @@ class Gradients(NamedTuple):
 
     z: torch.Tensor
     cheap_weight: torch.Tensor
-    one: HalfGradients
-    two: HalfGradients
+    primary: EpilogueGradients
+    cheap: EpilogueGradients
     sums: torch.Tensor
     x: torch.Tensor | None = None
     weight: torch.Tensor | None = None
     scale: torch.Tensor | None = None
 
 
-def through_halves(
+def ghost_tail_bwd(
     grad_out: torch.Tensor,
     z: torch.Tensor,
-    one: Half,
+    primary: Epilogue,
     cheap_weight: torch.Tensor | None,
-    two: Half,
+    cheap: Epilogue,
     out_channels: int,
     batch: bool = False,
     grad_z: torch.Tensor | None = None,
@@ -53,80 +55,78 @@ def through_halves(
 
     Args:
         grad_out: N x out_channels x H x W of any strides, also expanded.
-        batch: the BatchNorms of both halves are over batch statistics. Then ``Gradients.z`` is that of the first
-            BatchNorm's result, and ``sums`` what the last pass needs to go through the BatchNorm too.
-        grad_z: where to write; by default a map in z's memory format.
+        batch: whether the BatchNorms of both halves use batch statistics. Then ``Gradients.z`` is g1, the gradient of
+            the first BatchNorm's result, and ``sums`` is what B3 needs for the BatchNorm's backward.
+        grad_z: where the gradient of z is written; by default a new map in z's memory format.
     """
-    checks.expect_module(z, None, one, cheap_weight, two, out_channels)
+    checks.expect_module(z, None, primary, cheap_weight, cheap, out_channels)
     checks.expect("grad_out", grad_out, (z.shape[0], out_channels, *z.shape[2:]), z)
     n, m, height, width = z.shape
     multiplier = 0 if cheap_weight is None else cheap_weight.shape[0] // m
-    made, d = m * multiplier, 1 if cheap_weight is None else cheap_weight.shape[-1]
+    cheap_channels, d = m * multiplier, 1 if cheap_weight is None else cheap_weight.shape[-1]
     grad_z = launch.new_map(z, m) if grad_z is None else grad_z
-    grad_made = launch.scratch(z, made) if multiplier else None
+    grad_z2 = launch.scratch(z, cheap_channels) if multiplier else None
     common = {
-        "z": z, **launch.strides("z", z), "grad": grad_out, **launch.strides("grad", grad_out), **one.arguments("one"),
+        **launch.maps(z=z, grad=grad_out), **primary.arguments("primary"),
         "cheap_weight": None if cheap_weight is None else by_taps(cheap_weight), "D": d, "MULTIPLIER": multiplier,
         "H": height, "W": width, "M": m,
-        "WIDE": launch.is_wide(z, grad_out, grad_z, grad_made),
+        "WIDE": launch.is_wide(z, grad_out, grad_z, grad_z2),
     }  # fmt: skip
 
     def partial(splits: int, rows: int, channels: int) -> torch.Tensor:
         return launch.empty((n * splits, rows, channels), torch.float32, z.device)
 
-    two_grad = grad_cheap = None
-    with launch.on_device_of(z):
-        if multiplier:
-            tile, splits, per_split = tiles.strips("stencil_gradient", z, m, d * d * multiplier)
+    def taken(kernel, arguments: dict) -> dict:
+        return {name: value for name, value in arguments.items() if name in kernel.arg_names}
 
-            partials, count = partial(splits, 3, made), float(n * height * width)
-            unit = launch.unit(z, grad_out, counts=(m, out_channels))
-            arguments = {
-                **common, **two.arguments("two"), "KEPT": out_channels, "UNIT": unit, **tile.strip(splits, per_split),
-                "made_map": grad_made, "partials": partials, "BATCH": batch,
-            }  # fmt: skip
-            grid = (n * splits * launch.cdiv(m, tile.channels),)
-            launch.run(cheap_gradient, grid, arguments, tile.warps, tile.stages)
-            two_sums, two_grad = half_sums(partials, two)
-            if batch:
-                tile, splits, per_split = tiles.strips("stencil_gradient", z, made)
-                arguments |= {"MADE": made, "two_sums": two_sums, "count": count, **tile.strip(splits, per_split)}
-                arguments = {name: arguments[name] for name in norm_gradient.arg_names}
-                grid = (n * splits * launch.cdiv(made, tile.channels),)
-                launch.run(norm_gradient, grid, arguments, tile.warps, tile.stages)
-        tile, splits, per_split = tiles.strips("stencil_gradient", z, m, d * d * multiplier)
-        partials = partial(splits, 3, m)
-        first = common | {
-            "grad_made": grad_made, "grad_z": grad_z, **launch.strides("to", grad_z), "partials": partials,
-            "UNIT": launch.unit(z, grad_out, grad_z, counts=(m,)), **tile.strip(splits, per_split),
+    cheap_grad = grad_cheap = None
+    if multiplier:
+        strips = tiles.strips("stencil_gradient", z, m, d * d * multiplier)
+        partials = partial(strips.splits, 3, cheap_channels)
+        arguments = {
+            **common, **cheap.arguments("cheap"), "OUT_CHANNELS": out_channels, "grad_z2": grad_z2,
+            "partials": partials, "BATCH": batch, "UNIT": launch.unit(z, grad_out, counts=(m, out_channels)),
         }  # fmt: skip
-        grid = (n * splits * launch.cdiv(m, tile.channels),)
-        launch.run(primary_gradient, grid, first, tile.warps, tile.stages)
-        one_sums, one_grad = half_sums(partials, one)
-        if multiplier:
-            tile, splits, per_split = tiles.strips("stencil_gradient", z, m, 2 * d * d)
-            weights = partial(splits, d * d * multiplier, m)
-            of_taps = {name: common[name] for name in tap_gradient.arg_names if name in common} | {
-                "grad_made": grad_made, "weights": weights, "UNIT": launch.unit(z, counts=(m,)),
-                **tile.strip(splits, per_split),
+        strips.start(cheap_epilogue_bwd_kernel, z, m, arguments)
+        cheap_sums, cheap_grad = epilogue_gradients(partials, cheap)
+        if batch:
+            arguments |= {
+                "CHEAP_CHANNELS": cheap_channels, "cheap_sums": cheap_sums, "count": float(n * height * width),
             }  # fmt: skip
-            grid = (n * splits * launch.cdiv(m, tile.channels), multiplier)
-            launch.run(tap_gradient, grid, of_taps, tile.warps, tile.stages)
+            strips = tiles.strips("stencil_gradient", z, cheap_channels)
+            strips.start(cheap_norm_bwd_kernel, z, cheap_channels, taken(cheap_norm_bwd_kernel, arguments))
+    strips = tiles.strips("stencil_gradient", z, m, d * d * multiplier)
+    partials = partial(strips.splits, 3, m)
+    arguments = common | {
+        "grad_z2": grad_z2, "grad_z": grad_z, **launch.strides("to", grad_z), "partials": partials,
+        "UNIT": launch.unit(z, grad_out, grad_z, counts=(m,)),
+    }  # fmt: skip
+    strips.start(primary_epilogue_bwd_kernel, z, m, arguments)
+    primary_sums, primary_grad = epilogue_gradients(partials, primary)
+    if multiplier:
+        strips = tiles.strips("stencil_gradient", z, m, 2 * d * d)
+        weights = partial(strips.splits, d * d * multiplier, m)
+        arguments = taken(cheap_weight_bwd_kernel, common) | {
+            "grad_z2": grad_z2, "weights": weights, "UNIT": launch.unit(z, counts=(m,)),
+        }  # fmt: skip
+        strips.start(cheap_weight_bwd_kernel, z, m, arguments, multiplier)
     if multiplier:
         grad_cheap = launch.empty(tuple(cheap_weight.shape), cheap_weight.dtype, z.device)
         total(weights, grad_cheap, steps=(1, d * d * multiplier))
     empty = launch.empty((0,), z.dtype, z.device)
-    none = HalfGradients(*[empty] * 4)
-    return Gradients(grad_z, empty if grad_cheap is None else grad_cheap, one_grad, two_grad or none, one_sums)
+    none = EpilogueGradients(*[empty] * 4)
+    return Gradients(
+        grad_z, empty if grad_cheap is None else grad_cheap, primary_grad, cheap_grad or none, primary_sums
+    )
 
 
-def through_module(
+def ghost_module_bwd(
     grad_out: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
-    one: Half,
+    primary: Epilogue,
     cheap_weight: torch.Tensor | None,
-    two: Half,
+    cheap: Epilogue,
     out_channels: int,
     scale: torch.Tensor | None = None,
     batch: bool = False,
@@ -136,15 +136,19 @@ def through_module(
     m = weight.shape[0]
     checks.expect("primary_weight", weight, (m, c, 1, 1), x)
     checks.expect("input_scale", scale, (n, c), x)
-    # With an excitation the products read a scaled copy: one pass more, on a route that only direct calls take, since
-    # modules under training apply the excitation before the operator.
+    # With an excitation the products read a scaled copy. That is one more pass, which only direct calls take, since
+    # modules in training apply the excitation before the operator.
     seen = x if scale is None else scaled_map(x, scale)
     z = launch.scratch(x, m)
     primary_product(seen, weight, to=z)
-    found = through_halves(grad_out, z, one, cheap_weight, two, out_channels, batch, launch.scratch(z, m))
+    found = ghost_tail_bwd(grad_out, z, primary, cheap_weight, cheap, out_channels, batch, launch.scratch(z, m))
     grad_x, w1, count = launch.new_map(x, c), launch.vector(weight), n * height * width
-    norm = {"sums": found.sums if batch else None, "count": float(count), **one.arguments("one")}
-    norm = {k: v for k, v in norm.items() if k in ("sums", "count", "one_gamma", "one_mean", "one_var", "one_eps")}
+    norm = {"sums": found.sums if batch else None, "count": float(count), **primary.arguments("primary")}
+    norm = {
+        k: v
+        for k, v in norm.items()
+        if k in ("sums", "count", "primary_gamma", "primary_mean", "primary_var", "primary_eps")
+    }
     common = {
         "grad_z": found.z, "z": z, **norm, "H": height, "W": width, "M": m, "C": c, "PIXELS": count,
         "PRECISION": launch.precision(x.dtype), "WIDE": launch.is_wide(z, grad_x, seen, images=True),
@@ -158,7 +162,7 @@ def through_module(
             "BM": tile.channels, "BK": tile.depth, "ONE_STEP": m <= tile.depth,
         }  # fmt: skip
         grid = (groups * launch.cdiv(c, tile.channels),)
-        launch.run(input_gradient, grid, arguments, tile.warps, tile.stages)
+        launch.start_kernel(input_bwd_kernel, grid, arguments, tile.warps, tile.stages)
 
         tile, per_group, groups = tiles.flat("weight_gradient", x, m, c)
         blocks = launch.cdiv(m, tile.channels) * launch.cdiv(c, tile.depth)
@@ -167,11 +171,11 @@ def through_module(
         groups = launch.cdiv(launch.cdiv(count, tile.pixels), max(per_group, 1))
         partials = launch.empty((groups, 1, m * c), torch.float32, x.device)
         arguments = {
-            **common, "x": seen, **launch.strides("x", seen), "partials": partials, "per_group": per_group,
+            **common, **launch.maps(x=seen), "partials": partials, "per_group": per_group,
             "FLAT_IN": launch.is_flat(seen), "UNIT_IN": launch.unit(seen, counts=(c,)), "BP": tile.pixels,
             "BM": tile.channels, "BC": tile.depth,
         }  # fmt: skip
-        launch.run(weight_gradient, (groups * blocks,), arguments, tile.warps, tile.stages)
+        launch.start_kernel(primary_weight_bwd_kernel, (groups * blocks,), arguments, tile.warps, tile.stages)
     grad_weight = total(partials, launch.empty(tuple(weight.shape), weight.dtype, x.device))
     grad_scale = launch.empty((0,), x.dtype, x.device)
     if scale is not None:

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 from . import backward, checks, launch
 from .cheap import cheap_half
-from .half import Half
-from .tape import taped
+from .epilogue import Epilogue
+from .launch_cache import cached_launches
 
 
-@taped
+@cached_launches
 def cheap_concat(
     z, cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
     cheap_act_slope, return_squeeze,
 ):  # fmt: skip
-    one, two = Half(None, act, act_slope, act_weight), Half(cheap_bias, cheap_act, cheap_act_slope, cheap_act_weight)
-    checks.expect_module(z, None, one, cheap_weight, two, out_channels)
+    primary, cheap = (
+        Epilogue(None, act, act_slope, act_weight),
+        Epilogue(cheap_bias, cheap_act, cheap_act_slope, cheap_act_weight),
+    )
+    checks.expect_module(z, None, primary, cheap_weight, cheap, out_channels)
     checks.expect("residual", residual, (z.shape[0], out_channels, *z.shape[2:]), z)
     out = launch.new_map(z, out_channels)
     squeeze = launch.empty((z.shape[0], out_channels) if return_squeeze else (0,), z.dtype, z.device)
     cheap_half(
-        z, out, cheap_weight, two, m=z.shape[1], one=one, residual=residual, squeeze=squeeze if return_squeeze else None
+        z, out, cheap_weight, cheap, m=z.shape[1], primary=primary, residual=residual,
+        squeeze=squeeze if return_squeeze else None
     )  # fmt: skip
     return out, squeeze
 
 
-@taped
+@cached_launches
 def cheap_concat_backward(
     grad_out, z, cheap_weight, cheap_bias, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
     cheap_act_slope,
 ):  # fmt: skip
     """Gradients of z, cheap_weight, cheap_bias, act_weight, cheap_act_weight (empty where there is none)."""
-    one = Half(None, act, act_slope, act_weight)
-    two = Half(cheap_bias, cheap_act, cheap_act_slope, cheap_act_weight)
-    found = backward.through_halves(grad_out, z, one, cheap_weight, two, out_channels)
-    return found.z, found.cheap_weight, found.two.bias, found.one.slopes, found.two.slopes
+    primary = Epilogue(None, act, act_slope, act_weight)
+    cheap = Epilogue(cheap_bias, cheap_act, cheap_act_slope, cheap_act_weight)
+    found = backward.ghost_tail_bwd(grad_out, z, primary, cheap_weight, cheap, out_channels)
+    return found.z, found.cheap_weight, found.cheap.bias, found.primary.slopes, found.cheap.slopes

@@ -1,6 +1,6 @@
-"""Arguments of direct calls: what does not fit is an error before a kernel reads past it.
+"""Checks the arguments of direct calls, so that no kernel reads past a tensor.
 
-The public functions check more, and say it better (``ops/checks.py``); the operators may be called without them.
+The public functions check more and have better messages (``ops/checks.py``), but operators may be called directly.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from . import DTYPES
 
 if TYPE_CHECKING:
-    from .half import Half
+    from .epilogue import Epilogue
 
 
 def expect(name: str, t: torch.Tensor | None, shape: tuple[int, ...], like: torch.Tensor) -> None:
@@ -27,11 +27,11 @@ def expect(name: str, t: torch.Tensor | None, shape: tuple[int, ...], like: torc
         raise ValueError(f"ghost_ops: {name}: expected float32, float16 or bfloat16, got {t.dtype}")
 
 
-def expect_half(name: str, half: Half, channels: int, like: torch.Tensor) -> None:
+def expect_epilogue(name: str, epilogue: Epilogue, channels: int, like: torch.Tensor) -> None:
     for field in ("bias", "gamma", "beta", "mean", "var"):
-        expect(f"{name}_{field}", getattr(half, field), (channels,), like)
-    if half.weight is not None and half.weight.numel() != 1:
-        expect(f"{name}_act_weight", half.weight, (channels,), like)
+        expect(f"{name}_{field}", getattr(epilogue, field), (channels,), like)
+    if epilogue.weight is not None and epilogue.weight.numel() != 1:
+        expect(f"{name}_act_weight", epilogue.weight, (channels,), like)
 
 
 def _expect_map(x: torch.Tensor) -> None:
@@ -39,12 +39,12 @@ def _expect_map(x: torch.Tensor) -> None:
         raise ValueError(f"ghost_ops: x: expected N x C x H x W with at least one pixel, got {tuple(x.shape)}")
 
 
-def expect_depthwise(x: torch.Tensor, weight: torch.Tensor, one: Half, stride: int) -> tuple[int, int]:
+def expect_depthwise(x: torch.Tensor, weight: torch.Tensor, primary: Epilogue, stride: int) -> tuple[int, int]:
     """The tensors of a depthwise convolution padded by half its kernel fit each other. Returns the output's sides."""
     _expect_map(x)
     c, d = x.shape[1], weight.shape[-1] if weight.dim() else 0
     expect("weight", weight, (c, 1, d, d), x)
-    for name, t in (("bias", one.bias), ("act_weight", one.weight)):
+    for name, t in (("bias", primary.bias), ("act_weight", primary.weight)):
         if name == "bias" or (t is not None and t.numel() != 1):
             expect(name, t, (c,), x)
     if stride < 1:
@@ -71,9 +71,9 @@ def expect_excitation(
 def expect_module(
     x: torch.Tensor,
     weight: torch.Tensor | None,
-    one: Half,
+    primary: Epilogue,
     cheap_weight: torch.Tensor | None,
-    two: Half,
+    cheap: Epilogue,
     out_channels: int,
 ) -> None:
     """A Ghost module's tensors fit each other; with ``weight`` None x is the primary convolution's result."""
@@ -81,12 +81,12 @@ def expect_module(
     c = x.shape[1]
     m = c if weight is None else weight.shape[0]
     expect("primary_weight", weight, (m, c, 1, 1), x)
-    expect_half("primary", one, m, x)
-    made = 0
+    expect_epilogue("primary", primary, m, x)
+    cheap_channels = 0
     if cheap_weight is not None:
-        made, d = cheap_weight.shape[0], cheap_weight.shape[-1]
-        expect("cheap_weight", cheap_weight, (max(made // m, 1) * m, 1, d, d), x)
-        expect_half("cheap", two, made, x)
-    least = m + 1 if made else m
-    if not least <= out_channels <= m + made:
-        raise ValueError(f"ghost_ops: out_channels: expected {least} to {m + made}, got {out_channels}")
+        cheap_channels, d = cheap_weight.shape[0], cheap_weight.shape[-1]
+        expect("cheap_weight", cheap_weight, (max(cheap_channels // m, 1) * m, 1, d, d), x)
+        expect_epilogue("cheap", cheap, cheap_channels, x)
+    least = m + 1 if cheap_channels else m
+    if not least <= out_channels <= m + cheap_channels:
+        raise ValueError(f"ghost_ops: out_channels: expected {least} to {m + cheap_channels}, got {out_channels}")

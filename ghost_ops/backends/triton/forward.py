@@ -1,5 +1,5 @@
-"""The forward of a Ghost module: the primary convolution into the output, or where a residual is added into scratch
-memory, and the cheap half of that."""
+"""The forward of a Ghost module in inference: the primary convolution into the output, or into scratch memory where a
+residual is added, and the cheap half from there."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import torch
 
 from . import checks, launch, module_kernel
 from .cheap import cheap_half
-from .half import Half
+from .epilogue import Epilogue
 from .products import primary_product
 from .squeeze_excite import image_sums
 
 
-def run(
+def ghost_module_fwd(
     x: torch.Tensor,
     weight: torch.Tensor,
-    one: Half,
+    primary: Epilogue,
     cheap_weight: torch.Tensor | None,
-    two: Half,
+    cheap: Epilogue,
     out_channels: int,
     *,
     scale: torch.Tensor | None = None,
@@ -28,24 +28,26 @@ def run(
 
     Args:
         x: N x C x H x W of any strides.
-        one, two: what follows the two convolutions.
+        primary, cheap: the epilogues of the two convolutions.
         cheap_weight: m(s - 1) x 1 x d x d, or None.
-        scale: N x C, of x. residual: of the output.
+        scale: N x C, the excitation of x.
+        residual: added to the output.
+        squeeze: whether the means of the output are computed too.
     """
-    checks.expect_module(x, weight, one, cheap_weight, two, out_channels)
+    checks.expect_module(x, weight, primary, cheap_weight, cheap, out_channels)
     n, c, height, width = x.shape
     m = weight.shape[0]
     checks.expect("input_scale", scale, (n, c), x)
     checks.expect("residual", residual, (n, out_channels, height, width), x)
     out = launch.new_map(x, out_channels)
     if cheap_weight is None:
-        primary_product(x, weight, one, to=out, scale=scale, residual=residual)
+        primary_product(x, weight, primary, to=out, scale=scale, residual=residual)
         return out, image_sums(out, None, True) if squeeze else launch.empty((0,), x.dtype, x.device)
     means = launch.empty((n, out_channels) if squeeze else (0,), x.dtype, x.device)
     if module_kernel.takes(x, cheap_weight, m, residual):
-        module_kernel.module(x, weight, one, cheap_weight, two, out, scale, means if squeeze else None)
+        module_kernel.launch_module(x, weight, primary, cheap_weight, cheap, out, scale, means if squeeze else None)
         return out, means
     y = out if residual is None else launch.scratch(x, m)
-    primary_product(x, weight, one, to=y, scale=scale)
-    cheap_half(y, out, cheap_weight, two, m=m, residual=residual, squeeze=means if squeeze else None)
+    primary_product(x, weight, primary, to=y, scale=scale)
+    cheap_half(y, out, cheap_weight, cheap, m=m, residual=residual, squeeze=means if squeeze else None)
     return out, means

@@ -6,13 +6,14 @@ import torch
 
 from . import backward, checks, launch
 from .cheap import cheap_half
-from .half import Half
+from .epilogue import Epilogue
+from .launch_cache import cached_launches
 from .products import primary_product
-from .sums import by_taps, join
-from .tape import taped
+from .sums import join
+from .taps import by_taps
 
 
-@taped
+@cached_launches
 def ghost_module_train(
     x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma, cheap_beta,
     act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, primary_eps, cheap_eps,
@@ -20,35 +21,40 @@ def ghost_module_train(
 ):  # fmt: skip
     n, _, height, width = x.shape
     m, count = primary_weight.shape[0], n * height * width
-    one = Half(None, act, act_slope, act_weight, primary_gamma, primary_beta, None, None, primary_eps)
-    two = Half(None, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, None, None, cheap_eps)
-    checks.expect_module(x, primary_weight, one, cheap_weight, two, out_channels)
+    primary = Epilogue(None, act, act_slope, act_weight, primary_gamma, primary_beta, None, None, primary_eps)
+    cheap = Epilogue(None, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, None, None, cheap_eps)
+    checks.expect_module(x, primary_weight, primary, cheap_weight, cheap, out_channels)
     z, out, cheap_weight = launch.scratch(x, m), launch.new_map(x, out_channels), by_taps(cheap_weight)
     primary_mean, primary_var = join(primary_product(x, primary_weight, to=z, statistics=True), count)
-    one = one._replace(mean=primary_mean, var=primary_var)
-    cheap_mean, cheap_var = join(cheap_half(z, out, cheap_weight, two, m=m, one=one, statistics=True), count)
-    cheap_half(z, out, cheap_weight, two._replace(mean=cheap_mean, var=cheap_var), m=m, one=one)
-    primary = z.permute(0, 2, 3, 1).float() if keep_primary else launch.empty((0,), torch.float32, x.device)
-    return out, primary_mean, primary_var, cheap_mean, cheap_var, primary
+    primary = primary._replace(mean=primary_mean, var=primary_var)
+    cheap_mean, cheap_var = join(cheap_half(z, out, cheap_weight, cheap, m=m, primary=primary, statistics=True), count)
+    cheap_half(z, out, cheap_weight, cheap._replace(mean=cheap_mean, var=cheap_var), m=m, primary=primary)
+    kept_z1 = z.permute(0, 2, 3, 1).float() if keep_primary else launch.empty((0,), torch.float32, x.device)
+    return out, primary_mean, primary_var, cheap_mean, cheap_var, kept_z1
 
 
-@taped
+@cached_launches
 def ghost_module_train_backward(
     grad_out, x, primary_weight, primary_gamma, primary_beta, cheap_weight, cheap_gamma, cheap_beta, act_weight,
-    cheap_act_weight, primary_mean, primary_var, cheap_mean, cheap_var, primary, out_channels, act, cheap_act,
+    cheap_act_weight, primary_mean, primary_var, cheap_mean, cheap_var, kept_z1, out_channels, act, cheap_act,
     act_slope, cheap_act_slope, primary_eps, cheap_eps,
 ):  # fmt: skip
     """Gradients of x, primary weight, gamma, beta, cheap weight, gamma, beta, and the two PReLU weights.
 
-    ``primary`` is not read: z1 is made again.
+    ``kept_z1`` is not read: z1 is recomputed.
     """
-    one = Half(None, act, act_slope, act_weight, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps)
-    two = Half(
+    primary = Epilogue(
+        None, act, act_slope, act_weight, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps
+    )
+    cheap = Epilogue(
         None, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps
     )
-    found = backward.through_module(grad_out, x, primary_weight, one, cheap_weight, two, out_channels, batch=True)
-    one_grad, two_grad = found.one, found.two
+    found = backward.ghost_module_bwd(
+        grad_out, x, primary_weight, primary, cheap_weight, cheap, out_channels, batch=True
+    )
+    primary_grad, cheap_grad = found.primary, found.cheap
     return (
-        found.x, found.weight, one_grad.gamma, one_grad.beta, found.cheap_weight, two_grad.gamma, two_grad.beta,
-        one_grad.slopes, two_grad.slopes,
+        found.x, found.weight, primary_grad.gamma, primary_grad.beta, found.cheap_weight, cheap_grad.gamma,
+        cheap_grad.beta,
+        primary_grad.slopes, cheap_grad.slopes,
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""The kernels of ``backward``. Grids: groups of tiles x blocks of channels; see ``maps`` for runs and strips.
+"""The kernels of ``backward.py``. Grids: groups of tiles x blocks of channels; see ``maps.py`` for runs and strips.
 
-With the sums of a BatchNorm over its batch (3 x channels: Σ g, Σ g (z - mean),
-PReLU's) a gradient g of the BatchNorm's result becomes that of z:
-γ r (g - Σ g / n - r² (z - mean) Σ g (z - mean) / n), r = 1 / sqrt(var + eps).
+The names are those of docs/gradients.md, section 2. With the sums of a BatchNorm over its batch (3 x channels: Σ g,
+Σ g (z - μ), and PReLU's) a gradient g of the BatchNorm's result becomes that of z:
+γ r (g - Σ g / n - r² (z - μ) Σ g (z - μ) / n), r = 1 / sqrt(v + eps).
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activation import PRELU, activate, affine, derivative, load_or, normalized, slopes
+from .activation import PRELU, activate, activate_backward, affine, load_or, normalized, slopes
 from .maps import (
+    assume_multiple,
+    assume_multiple_strides,
     block_of,
     in_batch,
+    load_taps,
     near,
     read_row,
     run_of,
     step_down,
     store_partial,
-    strip_of,
     take_row,
-    weights_of,
-    whole,
-    whole_strides,
+    tile_coords,
 )
 
 
@@ -49,170 +49,186 @@ def through_activation(
     """A row of the gradient of activations' arguments ``a``, 0 outside of ``mask``, and of their results."""
     at = row * grad_h + columns[:, None] * grad_w + channels[None, :] * grad_c
     g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
-    return tl.where(mask, g * derivative(a, ACT, slope[None, :]), 0.0), g
+    return tl.where(mask, activate_backward(g, a, ACT, slope[None, :]), 0.0), g
 
 
 @triton.jit
-def cheap_gradient(
+def cheap_epilogue_bwd_kernel(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
-    one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
+    primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
+    primary_slopes_stride, primary_slope,
     cheap_weight,
-    two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, two_slopes, two_slopes_stride, two_slope,
-    made_map, partials, H, W, M, KEPT, splits, per_split, ONE_ACT: tl.constexpr, TWO_ACT: tl.constexpr,
+    cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
+    cheap_slope,
+    grad_z2, partials, H, W, M, OUT_CHANNELS, splits, per_split, PRIMARY_ACT: tl.constexpr, CHEAP_ACT: tl.constexpr,
     BATCH: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
     BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Sums of the gradient of the second BatchNorm's result, and into ``made_map`` (pixels x M * MULTIPLIER) that
-    gradient; with BATCH, where the sums must be known first, what it is made of: the cheap convolution's result."""
-    M, KEPT = whole(M, UNIT), whole(KEPT, UNIT)
-    z_n, z_h, z_w = whole_strides(z_n, z_h, z_w, UNIT)
-    grad_n, grad_h, grad_w = whole_strides(grad_n, grad_h, grad_w, UNIT)
-    image, split, group, columns, channels, wanted, top, bottom = strip_of(M, H, W, splits, per_split, BW, BM, WIDE)
-    one_center, one_scale, one_shift = affine(
-        one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted
+    """B1: the sums of g2, and ∂z2 into ``grad_z2`` (pixels x M * MULTIPLIER); with BATCH, where the sums must be known
+    first, z2 itself."""
+    M, OUT_CHANNELS = assume_multiple(M, UNIT), assume_multiple(OUT_CHANNELS, UNIT)
+    z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)
+    grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
+    primary_center, primary_scale, primary_shift = affine(
+        primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, channels, wanted
     )
-    one_bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
-    MADE = M * MULTIPLIER
-    nothing = tl.zeros((BW, BM), tl.float32)
+    primary_neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
+    CHEAP_CHANNELS = M * MULTIPLIER
+    zeros = tl.zeros((BW, BM), tl.float32)
     z += image * z_n
     grad += image * grad_n
-    made_map += image * (H * W) * MADE
+    grad_z2 += image * (H * W) * CHEAP_CHANNELS
     for q in tl.static_range(MULTIPLIER):
-        made = channels * MULTIPLIER + q
-        middle, scale, shift = affine(two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, made, wanted)
-        bent = slopes(two_slopes, two_slopes_stride, made, wanted, two_slope, TWO_ACT)
-        center = load_or(two_mean, made, wanted, 0.0)
-        held = weights_of(cheap_weight, made, MADE, wanted, D)
+        cheap_channels = channels * MULTIPLIER + q
+        middle, scale, shift = affine(
+            cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_channels, wanted
+        )
+        neg_slope = slopes(cheap_slopes, cheap_slopes_stride, cheap_channels, wanted, cheap_slope, CHEAP_ACT)
+        center = load_or(cheap_mean, cheap_channels, wanted, 0.0)
+        taps = load_taps(cheap_weight, cheap_channels, CHEAP_CHANNELS, wanted, D)
         mask = (columns < W)[:, None] & wanted[None, :]
-        kept = mask & ((M + made) < KEPT)[None, :]
-        pending = (nothing,) * (D - 1)  # results that the rows read so far began
-        first, second, third = nothing, nothing, nothing
+        in_output = mask & ((M + cheap_channels) < OUT_CHANNELS)[None, :]
+        acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
+        first, second, third = zeros, zeros, zeros
         last = tl.minimum(bottom + D // 2, H)
         ahead = read_row(z, top - D // 2, columns, channels, last, W, z_c, z_h, z_w, wanted, D)
         for below in range(top - D // 2, bottom + D // 2):
-            begun, ahead = step_down(
-                ahead, z, below, columns, channels, last, H, W, z_c, z_h, z_w, pending, held, wanted,
-                one_center, one_scale, one_shift, one_bent, ONE_ACT, True, D,
+            acc, ahead = step_down(
+                ahead, z, below, columns, channels, last, H, W, z_c, z_h, z_w, acc_next, taps, wanted,
+                primary_center, primary_scale, primary_shift, primary_neg_slope, PRIMARY_ACT, True, D,
             )  # fmt: skip
-            z2, pending = begun[0], begun[1:]
+            z2, acc_next = acc[0], acc[1:]
             row = below - D // 2
             if row >= top:
-                at = (row * W + columns)[:, None] * MADE + made[None, :]
+                at = (row * W + columns)[:, None] * CHEAP_CHANNELS + cheap_channels[None, :]
                 if BATCH:
-                    rounded = z2.to(made_map.dtype.element_ty)
-                    tl.store(made_map + at, rounded, mask=mask)
-                    z2 = rounded.to(tl.float32)  # as ``norm_gradient`` will see it
-                a2 = normalized(z2, middle, scale, shift, two_mean is not None)
+                    rounded = z2.to(grad_z2.dtype.element_ty)
+                    tl.store(grad_z2 + at, rounded, mask=mask)
+                    z2 = rounded.to(tl.float32)  # as ``cheap_norm_bwd_kernel`` will see it
+                a2 = normalized(z2, middle, scale, shift, cheap_mean is not None)
                 g2, g = through_activation(
-                    grad, grad_c, grad_h, grad_w, row, columns, M + made, kept, a2, bent, TWO_ACT
+                    grad, grad_c, grad_h, grad_w, row, columns, M + cheap_channels, in_output, a2, neg_slope, CHEAP_ACT
                 )
                 if not BATCH:
                     gz = scale[None, :] * g2
-                    tl.store(made_map + at, gz.to(made_map.dtype.element_ty), mask=mask)
+                    tl.store(grad_z2 + at, gz.to(grad_z2.dtype.element_ty), mask=mask)
                 first += g2
-                second += tl.where(kept, g2 * (z2 - center[None, :]), 0.0)
-                if TWO_ACT == PRELU:
-                    third += tl.where(kept & ~(a2 > 0), g * a2, 0.0)
+                second += tl.where(in_output, g2 * (z2 - center[None, :]), 0.0)
+                if CHEAP_ACT == PRELU:
+                    third += tl.where(in_output & ~(a2 > 0), g * a2, 0.0)
         sums = tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)
-        store_partial(partials, group, made, MADE, wanted, sums[0], sums[1], sums[2])
+        store_partial(partials, group, cheap_channels, CHEAP_CHANNELS, wanted, sums[0], sums[1], sums[2])
 
 
 @triton.jit
-def norm_gradient(
-    made_map, grad, grad_n, grad_c, grad_h, grad_w,
-    two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, two_slopes, two_slopes_stride, two_slope,
-    two_sums, count, H, W, M, MADE, KEPT, splits, per_split, TWO_ACT: tl.constexpr, WIDE: tl.constexpr,
+def cheap_norm_bwd_kernel(
+    grad_z2, grad, grad_n, grad_c, grad_h, grad_w,
+    cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
+    cheap_slope,
+    cheap_sums, count, H, W, M, CHEAP_CHANNELS, OUT_CHANNELS, splits, per_split, CHEAP_ACT: tl.constexpr,
+    WIDE: tl.constexpr,
     UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """The cheap convolution's result in ``made_map`` becomes its gradient, through a BatchNorm over the batch. Grid:
-    see ``strip_of``; blocks are of MADE."""
-    M, MADE, KEPT = whole(M, UNIT), whole(MADE, UNIT), whole(KEPT, UNIT)
-    grad_n, grad_h, grad_w = whole_strides(grad_n, grad_h, grad_w, UNIT)
-    image, split, group, columns, channels, wanted, top, bottom = strip_of(MADE, H, W, splits, per_split, BW, BM, WIDE)
-    middle, scale, shift = affine(two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, channels, wanted)
-    bent = slopes(two_slopes, two_slopes_stride, channels, wanted, two_slope, TWO_ACT)
+    """B2, first part: z2 in ``grad_z2`` becomes ∂z2, through a BatchNorm over the batch. Grid: see ``tile_coords``;
+    blocks are of CHEAP_CHANNELS."""
+    M, OUT_CHANNELS = assume_multiple(M, UNIT), assume_multiple(OUT_CHANNELS, UNIT)
+    CHEAP_CHANNELS = assume_multiple(CHEAP_CHANNELS, UNIT)
+    grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(
+        CHEAP_CHANNELS, H, W, splits, per_split, BW, BM, WIDE
+    )
+    middle, scale, shift = affine(
+        cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, channels, wanted
+    )
+    neg_slope = slopes(cheap_slopes, cheap_slopes_stride, channels, wanted, cheap_slope, CHEAP_ACT)
     factor, constant, linear, center = norm_coefficients(
-        two_sums, two_gamma, two_mean, two_var, two_eps, count, channels, MADE, wanted
+        cheap_sums, cheap_gamma, cheap_mean, cheap_var, cheap_eps, count, channels, CHEAP_CHANNELS, wanted
     )
     grad += image * grad_n
-    made_map += image * (H * W) * MADE
+    grad_z2 += image * (H * W) * CHEAP_CHANNELS
     mask = (columns < W)[:, None] & wanted[None, :]
-    kept = mask & ((M + channels) < KEPT)[None, :]
+    in_output = mask & ((M + channels) < OUT_CHANNELS)[None, :]
     for row in range(top, bottom):
-        at = made_map + ((row * W + columns)[:, None] * MADE + channels[None, :])
+        at = grad_z2 + ((row * W + columns)[:, None] * CHEAP_CHANNELS + channels[None, :])
         z2 = tl.load(at, mask=mask, other=0.0).to(tl.float32)
         a2 = normalized(z2, middle, scale, shift, True)
-        g2, _ = through_activation(grad, grad_c, grad_h, grad_w, row, columns, M + channels, kept, a2, bent, TWO_ACT)
+        g2, _ = through_activation(
+            grad, grad_c, grad_h, grad_w, row, columns, M + channels, in_output, a2, neg_slope, CHEAP_ACT
+        )
         gz = factor[None, :] * (g2 - constant[None, :] - linear[None, :] * (z2 - center[None, :]))
-        tl.store(at, gz.to(made_map.dtype.element_ty), mask=mask)
+        tl.store(at, gz.to(grad_z2.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def made_rows(
-    grad_made, row, columns, channels, H, W, MADE, wanted, MULTIPLIER: tl.constexpr, D: tl.constexpr
+def read_grad_z2_rows(
+    grad_z2, row, columns, channels, H, W, CHEAP_CHANNELS, wanted, MULTIPLIER: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip
-    """``read_row`` of the gradients of all that is made of these channels, one after the other."""
+    """``read_row`` of ∂z2 of all cheap channels that read these channels, one after the other."""
     found = ()
     for q in tl.static_range(MULTIPLIER):
         found = found + read_row(
-            grad_made, row, columns, channels * MULTIPLIER + q, H, W, 1, W * MADE, MADE, wanted, D
+            grad_z2, row, columns, channels * MULTIPLIER + q, H, W, 1, W * CHEAP_CHANNELS, CHEAP_CHANNELS, wanted, D
         )  # fmt: skip
     return found
 
 
 @triton.jit
-def primary_gradient(
+def primary_epilogue_bwd_kernel(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
-    one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
-    cheap_weight, grad_made, grad_z, to_n, to_c, to_h, to_w, partials, H, W, M, splits, per_split,
-    ONE_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
+    primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
+    primary_slopes_stride, primary_slope,
+    cheap_weight, grad_z2, grad_z, to_n, to_c, to_h, to_w, partials, H, W, M, splits, per_split,
+    PRIMARY_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
     WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the first BatchNorm's result (z's, without one) into ``grad_z``, and its sums."""
-    M = whole(M, UNIT)
-    z_n, z_h, z_w = whole_strides(z_n, z_h, z_w, UNIT)
-    grad_n, grad_h, grad_w = whole_strides(grad_n, grad_h, grad_w, UNIT)
-    to_n, to_h, to_w = whole_strides(to_n, to_h, to_w, UNIT)
-    image, split, group, columns, channels, wanted, top, bottom = strip_of(M, H, W, splits, per_split, BW, BM, WIDE)
-    middle, scale, shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
-    bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
-    center = load_or(one_mean, channels, wanted, 0.0)
-    MADE = M * MULTIPLIER
+    """B2: g1, the gradient of the first BatchNorm's result (∂z1 without one), into ``grad_z``, and its sums."""
+    M = assume_multiple(M, UNIT)
+    z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)
+    grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
+    to_n, to_h, to_w = assume_multiple_strides(to_n, to_h, to_w, UNIT)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
+    middle, scale, shift = affine(
+        primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, channels, wanted
+    )
+    neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
+    center = load_or(primary_mean, channels, wanted, 0.0)
+    CHEAP_CHANNELS = M * MULTIPLIER
     z += image * z_n
     grad += image * grad_n
     grad_z += image * to_n
     if MULTIPLIER > 0:
-        grad_made += image * (H * W) * MADE
+        grad_z2 += image * (H * W) * CHEAP_CHANNELS
     mask = (columns < W)[:, None] & wanted[None, :]
-    nothing = tl.zeros((BW, BM), tl.float32)
-    first, second, third = nothing, nothing, nothing
-    held = ()
+    zeros = tl.zeros((BW, BM), tl.float32)
+    first, second, third = zeros, zeros, zeros
+    taps = ()
     for q in tl.static_range(MULTIPLIER):
-        held = held + weights_of(cheap_weight, channels * MULTIPLIER + q, MADE, wanted, D)
-    pending = (nothing,) * (D - 1)  # results that the rows read so far began
+        taps = taps + load_taps(cheap_weight, channels * MULTIPLIER + q, CHEAP_CHANNELS, wanted, D)
+    acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
     last = tl.minimum(bottom + D // 2, H)
-    ahead = made_rows(grad_made, top - D // 2, columns, channels, last, W, MADE, wanted, MULTIPLIER, D)
+    ahead = read_grad_z2_rows(grad_z2, top - D // 2, columns, channels, last, W, CHEAP_CHANNELS, wanted, MULTIPLIER, D)
     for below in range(top - D // 2, bottom + D // 2):
-        seen = ahead  # while this row is computed with, the next one is under way
-        ahead = made_rows(grad_made, below + 1, columns, channels, last, W, MADE, wanted, MULTIPLIER, D)
-        begun = pending + (nothing,)
+        seen = ahead  # while this row is used, the next one is being loaded
+        ahead = read_grad_z2_rows(grad_z2, below + 1, columns, channels, last, W, CHEAP_CHANNELS, wanted, MULTIPLIER, D)
+        acc = acc_next + (zeros,)
         for q in tl.static_range(MULTIPLIER):
-            begun = take_row(
-                seen[q * D : (q + 1) * D], below, columns, H, W, begun, held[q * D * D : (q + 1) * D * D], wanted,
-                middle, scale, shift, bent, ONE_ACT, False, True, D,
+            acc = take_row(
+                seen[q * D : (q + 1) * D], below, columns, H, W, acc, taps[q * D * D : (q + 1) * D * D], wanted,
+                middle, scale, shift, neg_slope, PRIMARY_ACT, False, True, D,
             )  # fmt: skip
-        pending = begun[1:]
+        acc_next = acc[1:]
         row = below - D // 2
         if row >= top:
             at = row * z_h + columns[:, None] * z_w + channels[None, :] * z_c
             z1 = tl.load(z + at, mask=mask, other=0.0).to(tl.float32)
             at = row * grad_h + columns[:, None] * grad_w + channels[None, :] * grad_c
-            g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32) + begun[0]
+            g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32) + acc[0]
             a1 = (z1 - middle[None, :]) * scale[None, :] + shift[None, :]
-            g1 = tl.where(mask, g * derivative(a1, ONE_ACT, bent[None, :]), 0.0)
+            g1 = tl.where(mask, activate_backward(g, a1, PRIMARY_ACT, neg_slope[None, :]), 0.0)
             first += g1
             second += tl.where(mask, g1 * (z1 - center[None, :]), 0.0)
-            if ONE_ACT == PRELU:
+            if PRIMARY_ACT == PRELU:
                 third += tl.where(mask & ~(a1 > 0), g * a1, 0.0)
             at = row * to_h + columns[:, None] * to_w + channels[None, :] * to_c
             tl.store(grad_z + at, g1.to(grad_z.dtype.element_ty), mask=mask)
@@ -221,40 +237,43 @@ def primary_gradient(
 
 
 @triton.jit
-def tap_gradient(
+def cheap_weight_bwd_kernel(
     z, z_n, z_c, z_h, z_w,
-    one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
-    grad_made, weights, H, W, M, splits, per_split, ONE_ACT: tl.constexpr, D: tl.constexpr,
+    primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
+    primary_slopes_stride, primary_slope,
+    grad_z2, weights, H, W, M, splits, per_split, PRIMARY_ACT: tl.constexpr, D: tl.constexpr,
     MULTIPLIER: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
     BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the cheap weight: ∂W2[a, b] = Σ y1[u] ∂z2[u - offset(a, b)]. ``weights``: groups x MULTIPLIER x D x D
-    x M. The grid's second axis goes through what is made of each channel."""
-    M = whole(M, UNIT)
-    z_n, z_h, z_w = whole_strides(z_n, z_h, z_w, UNIT)
-    image, split, group, columns, channels, wanted, top, bottom = strip_of(M, H, W, splits, per_split, BW, BM, WIDE)
-    middle, scale, shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
-    bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
-    MADE = M * MULTIPLIER
+    """B2: gradient of the cheap weight, ∂W2[a, b] = Σ y1[u] ∂z2[u - offset(a, b)]. ``weights``: groups x MULTIPLIER x D
+    x D x M. The grid's second axis is the multiplier."""
+    M = assume_multiple(M, UNIT)
+    z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
+    middle, scale, shift = affine(
+        primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, channels, wanted
+    )
+    neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
+    CHEAP_CHANNELS = M * MULTIPLIER
     z += image * z_n
-    grad_made += image * (H * W) * MADE
+    grad_z2 += image * (H * W) * CHEAP_CHANNELS
     q = tl.program_id(1)
-    made = channels
+    cheap_channels = channels
     if MULTIPLIER > 1:
-        made = channels * MULTIPLIER + q
+        cheap_channels = channels * MULTIPLIER + q
     mask = (columns < W)[:, None] & wanted[None, :]
     sums = (tl.zeros((BW, BM), tl.float32),) * (D * D)
     for row in range(top, bottom):
         at = row * z_h + columns[:, None] * z_w + channels[None, :] * z_c
         a1 = (tl.load(z + at, mask=mask, other=0.0).to(tl.float32) - middle[None, :]) * scale[None, :] + shift[None, :]
-        y1 = activate(a1, ONE_ACT, bent[None, :])
+        y1 = activate(a1, PRIMARY_ACT, neg_slope[None, :])
         for i in tl.static_range(D):
             there = row + (D // 2 - i)
             for j in tl.static_range(D):
-                # Where there is no such result nothing is added, whatever y1 is.
+                # Outside of the map nothing is added, whatever y1 is.
                 found = mask & near(there, columns, D - 1 - j, H, W, wanted, D)
-                at = (there * W + columns + (D // 2 - j))[:, None] * MADE + made[None, :]
-                gz = tl.load(grad_made + at, mask=found, other=0.0).to(tl.float32)
+                at = (there * W + columns + (D // 2 - j))[:, None] * CHEAP_CHANNELS + cheap_channels[None, :]
+                gz = tl.load(grad_z2 + at, mask=found, other=0.0).to(tl.float32)
                 more = sums[i * D + j] + gz * tl.where(found, y1, 0.0)
                 sums = sums[: i * D + j] + (more,) + sums[i * D + j + 1 :]
     to = weights + (group.to(tl.int64) * MULTIPLIER + q) * (D * D) * M + channels
@@ -285,40 +304,41 @@ def through_weight(weight, M, C, k, columns, wanted, kind: tl.constexpr, BK: tl.
 
 
 @triton.jit
-def input_gradient(
-    grad_z, z, sums, count, one_gamma, one_mean, one_var, one_eps, weight, grad_x, to_n, to_c, to_h, to_w,
+def input_bwd_kernel(
+    grad_z, z, sums, count, primary_gamma, primary_mean, primary_var, primary_eps, weight, grad_x, to_n, to_c, to_h,
+    to_w,
     H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, ONE_STEP: tl.constexpr, FLAT_IN: tl.constexpr,
     WIDE: tl.constexpr, UNIT_IN: tl.constexpr, UNIT: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of x: blocks are of its C channels (BM of them), products run over M. ONE_STEP: as of ``product``."""
-    C, M = whole(C, UNIT_IN), whole(M, UNIT)
-    to_n, to_h, to_w = whole_strides(to_n, to_h, to_w, UNIT_IN)
+    """B3: ∂x. Blocks are of its C channels (BM of them), products run over M. ONE_STEP: see ``product``."""
+    C, M = assume_multiple(C, UNIT_IN), assume_multiple(M, UNIT)
+    to_n, to_h, to_w = assume_multiple_strides(to_n, to_h, to_w, UNIT_IN)
     kind: tl.constexpr = grad_x.dtype.element_ty
     blocks = tl.cdiv(C, BM)
     group = tl.program_id(0) // blocks
     columns = block_of(tl.program_id(0) % blocks, BM, WIDE)
     wanted = columns < C
     NORM: tl.constexpr = sums is not None
-    near = tl.arange(0, BK)
+    inner = tl.arange(0, BK)
     factor, constant, linear, center = norm_coefficients(
-        sums, one_gamma, one_mean, one_var, one_eps, count, near, M, near < M
+        sums, primary_gamma, primary_mean, primary_var, primary_eps, count, inner, M, inner < M
     )
     for t in range(per_group):
         pixels = run_of(group, per_group, t, BP, WIDE)
         valid = pixels < PIXELS
         acc = tl.zeros((BP, BM), tl.float32)
         if ONE_STEP:
-            a = through_norm(grad_z, z, pixels, valid, near, M, factor, constant, linear, center, NORM)
+            a = through_norm(grad_z, z, pixels, valid, inner, M, factor, constant, linear, center, NORM)
             b = through_weight(weight, M, C, 0, columns, wanted, kind, BK)
             acc = tl.dot(a.to(kind), b, acc, input_precision=PRECISION)
         else:
             for k in range(0, M, BK):
                 channels = k + tl.arange(0, BK)
-                f, c, by, m = norm_coefficients(
-                    sums, one_gamma, one_mean, one_var, one_eps, count, channels, M, channels < M
+                factor_k, constant_k, linear_k, center_k = norm_coefficients(
+                    sums, primary_gamma, primary_mean, primary_var, primary_eps, count, channels, M, channels < M
                 )  # fmt: skip
-                a = through_norm(grad_z, z, pixels, valid, channels, M, f, c, by, m, NORM)
+                a = through_norm(grad_z, z, pixels, valid, channels, M, factor_k, constant_k, linear_k, center_k, NORM)
                 b = through_weight(weight, M, C, k, columns, wanted, kind, BK)
                 acc = tl.dot(a.to(kind), b, acc, input_precision=PRECISION)
         places = in_batch(pixels, H, W, to_n, to_h, to_w, FLAT_IN, WIDE)
@@ -327,14 +347,14 @@ def input_gradient(
 
 
 @triton.jit
-def weight_gradient(
-    grad_z, z, sums, count, one_gamma, one_mean, one_var, one_eps, x, x_n, x_c, x_h, x_w, partials,
+def primary_weight_bwd_kernel(
+    grad_z, z, sums, count, primary_gamma, primary_mean, primary_var, primary_eps, x, x_n, x_c, x_h, x_w, partials,
     H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, FLAT_IN: tl.constexpr, WIDE: tl.constexpr,
     UNIT_IN: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the primary weight: groups x M x C partial products over pixels."""
-    C, M = whole(C, UNIT_IN), whole(M, UNIT)
-    x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT_IN)
+    """B3: ∂W1, as groups x M x C partial products over pixels."""
+    C, M = assume_multiple(C, UNIT_IN), assume_multiple(M, UNIT)
+    x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT_IN)
     across = tl.cdiv(C, BC)
     blocks = tl.cdiv(M, BM) * across
     block = tl.program_id(0) % blocks
@@ -343,7 +363,7 @@ def weight_gradient(
     columns = block_of(block % across, BC, WIDE)
     acc = tl.zeros((BM, BC), tl.float32)
     factor, constant, linear, center = norm_coefficients(
-        sums, one_gamma, one_mean, one_var, one_eps, count, channels, M, channels < M
+        sums, primary_gamma, primary_mean, primary_var, primary_eps, count, channels, M, channels < M
     )
     for t in range(per_group):
         pixels = run_of(group, per_group, t, BP, WIDE)

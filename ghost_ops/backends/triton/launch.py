@@ -1,4 +1,4 @@
-"""From tensors to kernel launches: strides, layouts, the device guard, and what a kernel is specialised for."""
+"""Turns tensors into kernel launches: strides, layouts, the device guard, and what a kernel is specialised for."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..layout import memory_format
 INT32 = 2**31 - 1
 
 
-class _Recording(threading.local):
-    tape = None
+class _Recorder(threading.local):
+    current = None
 
 
-recording = _Recording()  # its tape, where this thread records one (``tape.py``), is told of every launch
+recorder = _Recorder()  # ``current`` is told of every launch while this thread records (``launch_cache.py``)
 
 
 def cdiv(a: int, b: int) -> int:
@@ -29,19 +29,20 @@ def on_device_of(t: torch.Tensor):
     return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
 
 
-def run(kernel, grid: tuple[int, ...], arguments: dict, warps: int, stages: int) -> None:
+def start_kernel(kernel, grid: tuple[int, ...], arguments: dict, warps: int, stages: int) -> None:
     """Launch a kernel; nothing is launched over an empty grid.
 
-    The one place where kernels start: tests take the arguments here and compile them for devices that are not there.
+    This is the only place where kernels start: tests take the arguments here and compile them for devices that are not
+    there.
     """
     if min(grid) > 0:
         compiled = kernel[grid](**arguments, num_warps=warps, num_stages=stages)
-        if recording.tape is not None:
-            recording.tape.launched(kernel, grid, arguments, compiled)
+        if recorder.current is not None:
+            recorder.current.launched(kernel, grid, arguments, compiled)
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Of float32 products: TF32 exactly where PyTorch's own convolutions would use it."""
+    """Precision of products: TF32 exactly where PyTorch's own float32 convolutions would use it."""
     return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
 
 
@@ -55,14 +56,22 @@ def is_wide(*maps: torch.Tensor | None, images: bool = False) -> bool:
     return False
 
 
+def maps(**maps: torch.Tensor | None) -> dict[str, torch.Tensor | int | None]:
+    """Arguments for maps by name: each map with its strides of image, channel, row and column, 0 where it is None."""
+    found: dict[str, torch.Tensor | int | None] = {}
+    for name, t in maps.items():
+        found |= {name: t, **strides(name, t)}
+    return found
+
+
 def strides(name: str, t: torch.Tensor | None) -> dict[str, int]:
-    """A map's strides as arguments: image, channel, row, column."""
+    """The strides of a map as arguments: image, channel, row, column."""
     found = (0, 0, 0, 0) if t is None else t.stride()
     return {f"{name}_{axis}": stride for axis, stride in zip(("n", "c", "h", "w"), found)}
 
 
 def unit(*maps: torch.Tensor | None, counts: tuple[int, ...] = ()) -> int:
-    """Of how many elements, 8 at most, all pixels of these channels_last maps and these counts are whole multiples."""
+    """The largest divisor of 8 that divides ``counts`` and all strides but the channels' of these maps, in elements."""
     steps = list(counts)
     for t in maps:
         if t is not None:
@@ -81,7 +90,7 @@ def is_flat(*maps: torch.Tensor | None) -> bool:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """An empty dense tensor. Allocations are all that torch does between launches of an operator that is taped."""
+    """An empty dense tensor. Where launches are cached, allocations are all that torch does between them."""
     return torch.empty(shape, dtype=dtype, device=device)
 
 

@@ -1,8 +1,8 @@
-"""What the kernels do with maps: places of pixels, products over channels, depthwise sums, statistics.
+"""Functions of kernels for maps: offsets of pixels, products over channels, depthwise sums, statistics.
 
-Two ways to go through a map. *Runs*: pixels are numbered through all images, a tile is BP of them x BM channels; for
-products. *Strips*: BW columns of one image x BM channels, gone down row by row, so that a neighbour's place takes no
-division, and a row of a depthwise convolution is read once for all results that it has to do with.
+There are two ways to go through a map. *Runs*, for products: pixels are numbered through all images, and a tile is BP
+of them x BM channels. *Strips*, for depthwise convolutions: BW columns of one image x BM channels, row by row from top
+to bottom, so that the offset of a neighbour needs no division, and a row is read once for all results that read it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from .activation import activate, normalized
 
 
 @triton.jit
-def whole(v, UNIT: tl.constexpr):
-    """v, a multiple of UNIT, so that the compiler sees it: then it reads and writes several channels at once."""
+def assume_multiple(v, UNIT: tl.constexpr):
+    """v, which must be a multiple of UNIT: tells the compiler, which then reads and writes several channels at once."""
     if UNIT > 1:
         v = v // UNIT * UNIT
     return v
 
 
 @triton.jit
-def whole_strides(map_n, map_h, map_w, UNIT: tl.constexpr):
-    return whole(map_n, UNIT), whole(map_h, UNIT), whole(map_w, UNIT)
+def assume_multiple_strides(map_n, map_h, map_w, UNIT: tl.constexpr):
+    return assume_multiple(map_n, UNIT), assume_multiple(map_h, UNIT), assume_multiple(map_w, UNIT)
 
 
 @triton.jit
@@ -60,9 +60,9 @@ def in_batch(pixels, H, W, map_n, map_h, map_w, FLAT: tl.constexpr, WIDE: tl.con
 
 
 @triton.jit
-def strip_of(CHANNELS, H, W, splits, per_split, BW: tl.constexpr, BM: tl.constexpr, WIDE: tl.constexpr):
-    """What a program over strips works on: image, split and both as one group, columns, channels and which of them
-    there are, the first row and the one past the last. Grid: images x splits (strips side by side, ``per_split`` rows
+def tile_coords(CHANNELS, H, W, splits, per_split, BW: tl.constexpr, BM: tl.constexpr, WIDE: tl.constexpr):
+    """Coordinates of a program over strips: image, split, both as one group, columns (BW), channels (BM), which of
+    these exist, first row, and the row after the last. Grid: images x splits (strips side by side, ``per_split`` rows
     of each) x blocks of CHANNELS."""
     blocks = tl.cdiv(CHANNELS, BM)
     group = tl.program_id(0) // blocks
@@ -83,8 +83,8 @@ def product_rows(x, places, valid, channel_stride, scale, images, C, k, BK: tl.c
     mask = valid[:, None] & (channels < C)[None, :]
     a = tl.load(x + (places[:, None] + channels[None, :].to(places.dtype) * channel_stride), mask=mask, other=0.0)
     if scale is not None:
-        by = tl.load(scale + (images[:, None] * C + channels[None, :]), mask=mask, other=0.0).to(tl.float32)
-        a = (a.to(tl.float32) * by).to(x.dtype.element_ty)
+        excitation = tl.load(scale + (images[:, None] * C + channels[None, :]), mask=mask, other=0.0).to(tl.float32)
+        a = (a.to(tl.float32) * excitation).to(x.dtype.element_ty)
     return a
 
 
@@ -123,14 +123,14 @@ def product(
 
 @triton.jit
 def near(row, columns, tap, H, W, wanted, D: tl.constexpr):
-    """Which of a row's pixels, seen through a column ``tap`` of a D x D kernel, lie in the map (BW x BM)."""
+    """Which pixels of a row are within the map, as a column ``tap`` of a D x D kernel sees it (BW x BM)."""
     there = columns + (tap - D // 2)
     return ((there >= 0) & (there < W) & (row >= 0) & (row < H))[:, None] & wanted[None, :]
 
 
 @triton.jit
 def read_tap(y, row, columns, channels, tap, H, W, map_c, map_h, map_w, wanted, D: tl.constexpr):
-    """A strip's row as a column ``tap`` of a D x D kernel sees it (BW x BM), 0 outside of the map."""
+    """A strip's row as a column ``tap`` of a D x D kernel sees it: BW x BM, 0 outside of the map."""
     place = (columns + (tap - D // 2))[:, None] * map_w + channels[None, :] * map_c
     return tl.load(y + row * map_h + place, mask=near(row, columns, tap, H, W, wanted, D), other=0.0)
 
@@ -145,11 +145,11 @@ def read_row(y, row, columns, channels, H, W, map_c, map_h, map_w, wanted, D: tl
 
 
 @triton.jit
-def weights_of(weight, made, MADE, wanted, D: tl.constexpr):
-    """The weights of a strip's channels, for registers (D x D tensors BM): ``tiles.strips`` sees that there are few."""
+def load_taps(weight, channels, CHANNELS, wanted, D: tl.constexpr):
+    """The taps of a strip's channels, in registers (D x D tensors BM): ``tiles.strips`` keeps BM small enough."""
     found = ()
     for k in tl.static_range(D * D):
-        found = found + (tl.load(weight + (k * MADE + made), mask=wanted, other=0.0).to(tl.float32),)
+        found = found + (tl.load(weight + (k * CHANNELS + channels), mask=wanted, other=0.0).to(tl.float32),)
     return found
 
 
@@ -158,7 +158,7 @@ def as_input(
     v, row, columns, tap, H, W, wanted, center, scale, shift, slope, ACT: tl.constexpr, AFFINE: tl.constexpr,
     D: tl.constexpr,
 ):  # fmt: skip
-    """What the convolution reads through a column ``tap``, of a row that ``read_tap`` read; see ``take_row``."""
+    """The convolution's input at a column ``tap``, from a row that ``read_tap`` loaded; see ``take_row``."""
     v = v.to(tl.float32)
     if AFFINE:
         a = activate(normalized(v, center, scale, shift, True), ACT, slope[None, :])
@@ -168,41 +168,41 @@ def as_input(
 
 @triton.jit
 def take_row(
-    seen, row, columns, H, W, sums, held, wanted, center, scale, shift, slope,
+    seen, row, columns, H, W, sums, taps, wanted, center, scale, shift, slope,
     ACT: tl.constexpr, AFFINE: tl.constexpr, FLIPPED: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Adds a row of a map to the sums of the depthwise convolution, padded by D // 2, that it has to do with.
+    """Adds a row of a map to the sums of the D depthwise results, padded by D // 2, that read it.
 
     Args:
-        seen, held: see ``read_row`` and ``weights_of``; ``wanted``: as of ``read_row``.
-        sums: of the D results that have to do with the row, from D // 2 rows before it on, float32 (D tensors BW x BM).
+        seen, taps: see ``read_row`` and ``load_taps``; ``wanted``: as of ``read_row``.
+        sums: the sums of the D results that read the row, from D // 2 rows before it on, float32 (D tensors BW x BM).
         center, scale, shift, slope: with AFFINE the input is ACT((y - center) * scale + shift), within the map.
-        FLIPPED: the kernel is turned around, as for gradients.
+        FLIPPED: the kernel is turned by 180 degrees, as for gradients.
     """
     for j in tl.static_range(D):
         v = as_input(seen[j], row, columns, j, H, W, wanted, center, scale, shift, slope, ACT, AFFINE, D)
         for i in tl.static_range(D):
-            by = held[(i * D + D - 1 - j) if FLIPPED else ((D - 1 - i) * D + j)]
-            sums = sums[:i] + (sums[i] + v * by[None, :],) + sums[i + 1 :]
+            tap = taps[(i * D + D - 1 - j) if FLIPPED else ((D - 1 - i) * D + j)]
+            sums = sums[:i] + (sums[i] + v * tap[None, :],) + sums[i + 1 :]
     return sums
 
 
 @triton.jit
 def step_down(
-    seen, y, row, columns, channels, last, H, W, map_c, map_h, map_w, pending, held, wanted,
+    seen, y, row, columns, channels, last, H, W, map_c, map_h, map_w, acc_next, taps, wanted,
     center, scale, shift, slope, ACT: tl.constexpr, AFFINE: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """``take_row`` of a row that is here (``seen``), while the next, before ``last``, is under way.
+    """``take_row`` of a row that was loaded (``seen``), while the next row, before ``last``, is being loaded.
 
     Returns:
-        The sums of the D results, of which the first is whole now, and the next row.
+        The sums of the D results, of which the first is complete now, and the next row.
     """
     ahead = read_row(y, row + 1, columns, channels, last, W, map_c, map_h, map_w, wanted, D)
-    begun = pending + (tl.zeros((columns.shape[0], channels.shape[0]), tl.float32),)
-    begun = take_row(
-        seen, row, columns, H, W, begun, held, wanted, center, scale, shift, slope, ACT, AFFINE, False, D
+    acc = acc_next + (tl.zeros((columns.shape[0], channels.shape[0]), tl.float32),)
+    acc = take_row(
+        seen, row, columns, H, W, acc, taps, wanted, center, scale, shift, slope, ACT, AFFINE, False, D
     )  # fmt: skip
-    return begun, ahead
+    return acc, ahead
 
 
 @triton.jit

@@ -1,9 +1,9 @@
 """A Ghost module that makes no less channels than it reads, in one launch, for large maps.
 
-There memory decides, and y1 is not written before it is read: a program makes a row of it again for each column of the
-cheap kernel, by tensor cores that have nothing else to do, and both halves of the output's pixels are written soon
-after each other, so that the second level cache joins them before they go to memory. Halves written by two launches
-end in parts of the memory's units, which cost three times their bytes (docs/performance.md, "GPU").
+There memory traffic decides. y1 is never read back: a program recomputes a row of it for each column of the cheap
+kernel on tensor cores that are idle otherwise. Both halves of the output's pixels are written soon after each other, so
+that the second level cache joins them before they go to memory. Halves written by two launches end in parts of the
+memory's units, which cost three times their bytes (docs/performance/gpu.md).
 """
 
 from __future__ import annotations
@@ -14,30 +14,33 @@ import triton.language as tl
 
 from . import launch, tiles
 from .activation import activate, affine, normalized, slopes
-from .half import Half
-from .maps import store_rows, strip_of, weights_of, whole, whole_strides
-from .sums import OverSplits, by_taps
+from .epilogue import Epilogue
+from .maps import assume_multiple, assume_multiple_strides, load_taps, store_rows, tile_coords
+from .sums import OverSplits
+from .taps import by_taps
 
-MOST_CHANNELS = 128  # of the input: one step of the product
-LEAST_WIDTH = 17  # of maps: the side of a product is 32 pixels of a row
+MOST_CHANNELS = 128  # input channels, which are one step of the product
+LEAST_WIDTH = 17  # pixels: a product takes 32 pixels of a row
 
 
 @triton.jit
 def module_kernel(
     x, x_n, x_c, x_h, x_w, scale, weight,
-    one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
+    primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
+    primary_slopes_stride, primary_slope,
     cheap_weight,
-    two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, two_slopes, two_slopes_stride, two_slope,
-    out, out_n, out_c, out_h, out_w, sums, per_value, N, H, W, C, M, KEPT, splits, per_split,
-    ONE_ACT: tl.constexpr, TWO_ACT: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
+    cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
+    cheap_slope,
+    out, out_n, out_c, out_h, out_w, sums, per_value, N, H, W, C, M, OUT_CHANNELS, splits, per_split,
+    PRIMARY_ACT: tl.constexpr, CHEAP_ACT: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
     UNIT_IN: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Grid: see ``strip_of``; blocks are of M. ``sums``: as of ``cheap_kernel``."""
-    C, M, KEPT = whole(C, UNIT_IN), whole(M, UNIT), whole(KEPT, UNIT)
-    x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT_IN)
-    out_n, out_h, out_w = whole_strides(out_n, out_h, out_w, UNIT)
-    image, split, group, columns, channels, wanted, top, bottom = strip_of(M, H, W, splits, per_split, BW, BM, WIDE)
-    kept = wanted & (channels < KEPT - M)
+    """Grid: see ``tile_coords``; blocks are of M. ``sums``: as of ``cheap_kernel``."""
+    C, M, OUT_CHANNELS = assume_multiple(C, UNIT_IN), assume_multiple(M, UNIT), assume_multiple(OUT_CHANNELS, UNIT)
+    x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT_IN)
+    out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
+    in_output = wanted & (channels < OUT_CHANNELS - M)
     x += image * x_n
     out += image * out_n
     inner = tl.arange(0, BK)
@@ -47,18 +50,20 @@ def module_kernel(
     b = b.to(x.dtype.element_ty)
     if scale is not None:
         excited = tl.load(scale + image * C + inner, mask=inner < C, other=0.0).to(tl.float32)
-    one_center, one_by, one_shift = affine(
-        one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted
+    primary_center, primary_scale, primary_shift = affine(
+        primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, channels, wanted
     )  # fmt: skip
-    one_bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
-    center, by, shift = affine(two_bias, two_gamma, two_beta, two_mean, two_var, two_eps, channels, kept)
-    bent = slopes(two_slopes, two_slopes_stride, channels, kept, two_slope, TWO_ACT)
-    held = weights_of(cheap_weight, channels, M, kept, D)
-    nothing = tl.zeros((BW, BM), tl.float32)
-    pending = (nothing,) * (D - 1)  # results that the rows made so far began
-    first, second = nothing, nothing
+    primary_neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
+    cheap_center, cheap_scale, cheap_shift = affine(
+        cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, channels, in_output
+    )
+    cheap_neg_slope = slopes(cheap_slopes, cheap_slopes_stride, channels, in_output, cheap_slope, CHEAP_ACT)
+    taps = load_taps(cheap_weight, channels, M, in_output, D)
+    zeros = tl.zeros((BW, BM), tl.float32)
+    acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
+    first, second = zeros, zeros
     for below in range(top - D // 2, bottom + D // 2):
-        begun, y1 = pending + (nothing,), nothing
+        acc, y1 = acc_next + (zeros,), zeros
         for j in tl.static_range(D):
             there = columns + (j - D // 2)
             inside = (there >= 0) & (there < W) & (below >= 0) & (below < H)
@@ -67,61 +72,61 @@ def module_kernel(
             if scale is not None:
                 a = (a.to(tl.float32) * excited[None, :]).to(x.dtype.element_ty)
             z = tl.dot(a, b, input_precision=PRECISION)
-            z = normalized(z, one_center, one_by, one_shift, one_mean is not None)
-            v = tl.where(inside[:, None], activate(z, ONE_ACT, one_bent[None, :]), 0.0)
+            z = normalized(z, primary_center, primary_scale, primary_shift, primary_mean is not None)
+            v = tl.where(inside[:, None], activate(z, PRIMARY_ACT, primary_neg_slope[None, :]), 0.0)
             if j == D // 2:
                 y1 = v
             for i in tl.static_range(D):
-                begun = begun[:i] + (begun[i] + v * held[(D - 1 - i) * D + j][None, :],) + begun[i + 1 :]
-        pending = begun[1:]
+                acc = acc[:i] + (acc[i] + v * taps[(D - 1 - i) * D + j][None, :],) + acc[i + 1 :]
+        acc_next = acc[1:]
         if (below >= top) & (below < bottom):
             stored = store_rows(y1, out, below, columns, channels, W, out_c, out_h, out_w, wanted, None, 0, 0, 0)
             if sums is not None:
                 first += stored
         if below - D // 2 >= top:
-            z = normalized(begun[0], center, by, shift, two_mean is not None)
+            z = normalized(acc[0], cheap_center, cheap_scale, cheap_shift, cheap_mean is not None)
             stored = store_rows(
-                activate(z, TWO_ACT, bent[None, :]), out, below - D // 2, columns, M + channels, W, out_c, out_h, out_w,
-                kept, None, 0, 0, 0,
+                activate(z, CHEAP_ACT, cheap_neg_slope[None, :]), out, below - D // 2, columns, M + channels, W, out_c,
+                out_h, out_w,
+                in_output, None, 0, 0, 0,
             )  # fmt: skip
             if sums is not None:
                 second += stored
     if sums is not None:
-        sums += (split.to(tl.int64) * N + image) * KEPT
+        sums += (split.to(tl.int64) * N + image) * OUT_CHANNELS
         joined = tl.sum(first, axis=0) * per_value
         tl.store(sums + channels, joined.to(sums.dtype.element_ty), mask=wanted)
         joined = tl.sum(second, axis=0) * per_value
-        tl.store(sums + M + channels, joined.to(sums.dtype.element_ty), mask=kept)
+        tl.store(sums + M + channels, joined.to(sums.dtype.element_ty), mask=in_output)
 
 
 def takes(x: torch.Tensor, cheap_weight: torch.Tensor, m: int, residual: torch.Tensor | None) -> bool:
-    """Whether a module is better one launch: half precision, since float32's products are not for free, and no less
-    output than input, with no third map to read."""
+    """Whether one launch is faster than two: in half precision, since products in float32 cost time, with at least as
+    much output as input, and without a residual."""
     c, width, d = x.shape[1], x.shape[3], cheap_weight.shape[-1]
     if x.dtype == torch.float32 or residual is not None or width < LEAST_WIDTH:
         return False
     return d <= 3 and cheap_weight.shape[0] == m and c <= min(MOST_CHANNELS, 2 * m)
 
 
-def module(
-    x: torch.Tensor, weight: torch.Tensor, one: Half, cheap_weight: torch.Tensor, two: Half, out: torch.Tensor,
+def launch_module(
+    x: torch.Tensor, weight: torch.Tensor, primary: Epilogue, cheap_weight: torch.Tensor, cheap: Epilogue,
+    out: torch.Tensor,
     scale: torch.Tensor | None, squeeze: torch.Tensor | None,
 ) -> None:  # fmt: skip
-    """The module of x into ``out``, and its means into ``squeeze``, N x channels. Arguments: as of ``forward.run``."""
+    """The module of x into ``out``, and its means into ``squeeze``, N x channels; see
+    ``forward.ghost_module_fwd``."""
     n, c, height, width = x.shape
-    m, kept = weight.shape[0], out.shape[1]
-    tile, splits, per_split = tiles.products_of_strips("module", x, m)
-    sums = OverSplits(squeeze, splits, 1.0 / (height * width))
+    m, out_channels = weight.shape[0], out.shape[1]
+    strips = tiles.products_of_strips("module", x, m)
+    sums = OverSplits(squeeze, strips.splits, 1.0 / (height * width))
     arguments = {
-        "x": x, **launch.strides("x", x), "scale": launch.vector(scale), "weight": launch.vector(weight),
-        **one.arguments("one"), "cheap_weight": by_taps(cheap_weight), **two.arguments("two"), "out": out,
-        **launch.strides("out", out), **sums.arguments,
-        "N": n, "H": height, "W": width, "C": c, "M": m, "KEPT": kept, **tile.strip(splits, per_split),
+        **launch.maps(x=x, out=out), "scale": launch.vector(scale), "weight": launch.vector(weight),
+        **primary.arguments("primary"), "cheap_weight": by_taps(cheap_weight), **cheap.arguments("cheap"),
+        **sums.arguments, "N": n, "H": height, "W": width, "C": c, "M": m, "OUT_CHANNELS": out_channels,
         "PRECISION": launch.precision(x.dtype), "D": cheap_weight.shape[-1], "WIDE": launch.is_wide(x, out),
-        "UNIT_IN": launch.unit(x, counts=(c,)), "UNIT": launch.unit(out, counts=(m, kept)),
+        "UNIT_IN": launch.unit(x, counts=(c,)), "UNIT": launch.unit(out, counts=(m, out_channels)),
         "BK": max(1 << (c - 1).bit_length(), tiles.LEAST),
     }  # fmt: skip
-    with launch.on_device_of(x):
-        grid = (n * splits * launch.cdiv(m, tile.channels),)
-        launch.run(module_kernel, grid, arguments, tile.warps, tile.stages)
+    strips.start(module_kernel, x, m, arguments)
     sums.join()

@@ -1,4 +1,4 @@
-"""The primary convolution with what follows it."""
+"""The primary convolution with its epilogue: F1 of docs/gradients.md, and the first pass of inference."""
 
 from __future__ import annotations
 
@@ -8,30 +8,42 @@ import triton.language as tl
 
 from . import launch, tiles
 from .activation import activate, affine, normalized, slopes
-from .half import NOTHING, Half
-from .maps import block_of, finish_moments, in_batch, product, run_of, store_partial, whole, whole_strides
+from .epilogue import NO_EPILOGUE, Epilogue
+from .maps import (
+    assume_multiple,
+    assume_multiple_strides,
+    block_of,
+    finish_moments,
+    in_batch,
+    product,
+    run_of,
+    store_partial,
+)
 
 
 @triton.jit
 def product_kernel(
     x, x_n, x_c, x_h, x_w, scale, weight,
-    one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, one_slopes, one_slopes_stride, one_slope,
+    primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
+    primary_slopes_stride, primary_slope,
     y, y_n, y_c, y_h, y_w, residual, residual_n, residual_c, residual_h, residual_w, statistics,
-    H, W, C, M, PIXELS, per_group, ONE_ACT: tl.constexpr, PRECISION: tl.constexpr, ONE_STEP: tl.constexpr,
+    H, W, C, M, PIXELS, per_group, PRIMARY_ACT: tl.constexpr, PRECISION: tl.constexpr, ONE_STEP: tl.constexpr,
     FLAT_IN: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, UNIT_IN: tl.constexpr, UNIT: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid: groups of runs x blocks of M. y and ``statistics`` (of the convolution's result): either may be None."""
-    C, M = whole(C, UNIT_IN), whole(M, UNIT)
-    x_n, x_h, x_w = whole_strides(x_n, x_h, x_w, UNIT_IN)
-    y_n, y_h, y_w = whole_strides(y_n, y_h, y_w, UNIT)
-    residual_n, residual_h, residual_w = whole_strides(residual_n, residual_h, residual_w, UNIT)
+    C, M = assume_multiple(C, UNIT_IN), assume_multiple(M, UNIT)
+    x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT_IN)
+    y_n, y_h, y_w = assume_multiple_strides(y_n, y_h, y_w, UNIT)
+    residual_n, residual_h, residual_w = assume_multiple_strides(residual_n, residual_h, residual_w, UNIT)
     blocks = tl.cdiv(M, BM)
     group = tl.program_id(0) // blocks
     channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
     wanted = channels < M
-    center, by, shift = affine(one_bias, one_gamma, one_beta, one_mean, one_var, one_eps, channels, wanted)
-    bent = slopes(one_slopes, one_slopes_stride, channels, wanted, one_slope, ONE_ACT)
+    primary_center, primary_scale, primary_shift = affine(
+        primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, channels, wanted
+    )
+    primary_neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
     origin = tl.zeros((BM,), tl.float32)
     first = tl.zeros((BP, BM), tl.float32)
     second = tl.zeros((BP, BM), tl.float32)
@@ -52,7 +64,11 @@ def product_kernel(
             first += apart
             second += apart * apart
         if y is not None:
-            v = activate(normalized(z, center, by, shift, one_mean is not None), ONE_ACT, bent[None, :])
+            v = activate(
+                normalized(z, primary_center, primary_scale, primary_shift, primary_mean is not None),
+                PRIMARY_ACT,
+                primary_neg_slope[None, :],
+            )
             if residual is not None:
                 at = in_batch(pixels, H, W, residual_n, residual_h, residual_w, FLAT, WIDE)
                 at = residual + (at[:, None] + channels[None, :] * residual_c)
@@ -69,27 +85,27 @@ def product_kernel(
 def primary_product(
     x: torch.Tensor,
     weight: torch.Tensor,
-    one: Half = NOTHING,
+    primary: Epilogue = NO_EPILOGUE,
     *,
     to: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     statistics: bool = False,
 ) -> torch.Tensor | None:
-    """The primary convolution of x, with ``one`` after it, into the first channels of ``to``, if that is given.
+    """The primary convolution of x, with the epilogue ``primary``, into the first channels of ``to``, if that is given.
 
     Args:
-        scale: N x C, of x. residual: of the output, added last.
-        statistics: return groups' statistics of the convolution alone, unrounded: groups x 3 x m.
+        scale: N x C, the excitation of x.
+        residual: added to the output last.
+        statistics: return the groups' statistics of the convolution without epilogue, unrounded: groups x 3 x m.
     """
     n, c, height, width = x.shape
     m = weight.shape[0]
     tile, per_group, groups = tiles.flat("product", x, m, c)
     partials = launch.empty((groups, 3, m), torch.float32, x.device) if statistics else None
     arguments = {
-        "x": x, **launch.strides("x", x), "scale": launch.vector(scale), "weight": launch.vector(weight),
-        **one.arguments("one"), "y": to, **launch.strides("y", to), "residual": residual,
-        **launch.strides("residual", residual), "statistics": partials, "H": height, "W": width, "C": c, "M": m,
+        **launch.maps(x=x, y=to, residual=residual), "scale": launch.vector(scale), "weight": launch.vector(weight),
+        **primary.arguments("primary"), "statistics": partials, "H": height, "W": width, "C": c, "M": m,
         "PIXELS": n * height * width, "per_group": per_group, "PRECISION": launch.precision(x.dtype),
         "FLAT_IN": launch.is_flat(x), "FLAT": launch.is_flat(to, residual),
         "WIDE": launch.is_wide(x, to, residual, images=True), "UNIT_IN": launch.unit(x, counts=(c,)),
@@ -98,5 +114,5 @@ def primary_product(
     }  # fmt: skip
     with launch.on_device_of(x):
         grid = (groups * launch.cdiv(m, tile.channels),)
-        launch.run(product_kernel, grid, arguments, tile.warps, tile.stages)
+        launch.start_kernel(product_kernel, grid, arguments, tile.warps, tile.stages)
     return partials

@@ -1,28 +1,29 @@
 """``program`` on a device: its steps one after the other, Ghost modules and excitations by their own operators.
 
-The packed form is that of every processor (``reference/program.py``). One gather turns it into folded weights on every
-call, so that nothing can be stale; only the gather's index, which depends on the steps only, is kept, as long as the
-packed form exists.
+The packed form is that of every processor (``ghost_ops/program/packing.py``). One gather turns it into folded weights
+on every call, so that nothing can be stale; only the gather's index, which depends on the steps only, is kept, as long
+as the packed form exists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
 import torch
+import torch.nn.functional as F
 
-from ..activation import LEAKY_RELU, NONE, PRELU
-from ..reference.program import Folded, numbers, places, unpack
-from ..steps import Depthwise, Excite, Ghost, Layer, Step, decode, precision_of
+from ...activations import NONE, WITH_SLOPES, activate
+from ...program import Depthwise, Excite, Folded, Ghost, Layer, Step, WeightFormat, decode, weights_of
+from ...program.interpreter import ProgramInterpreter
+from ...program.packing import unpack
 from ..tensor_cache import cached_with_tensor
-from ..walk import Walk
 from .convolution import MOST, convolution
-from .depthwise import layer as depthwise
+from .depthwise import depthwise_with_epilogue
+from .excite import excite
 from .ghost_module import ghost_module
-from .squeeze_excite import excite, image_sums
-from .sums import as_taps
+from .squeeze_excite import image_sums
+from .taps import as_taps
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,29 +34,29 @@ class _Plan:
     """
 
     steps: list[Step]
-    precision: int
+    weights: WeightFormat
     index: torch.Tensor  # where among the packed form's numbers the folded tensors lie, one after the other
-    shapes: tuple[tuple[int, ...] | None, ...]  # of these, three a layer
+    shapes: list[list[list[tuple[int, ...] | None]]]  # of the tensors of each layer of each step
     sizes: list[int]  # of those that are there
 
 
 @cached_with_tensor()
 def _plan(packed: torch.Tensor, steps: tuple[int, ...], length: int, device: torch.device) -> _Plan:
     """The plan of a program whose packed form is so long; the index is on the device."""
-    precision, decoded = precision_of(steps), decode(steps)
-    found = [t for folded in unpack(places(length, precision), decoded, precision) for t in folded]
-    shapes = tuple(None if t is None else tuple(t.shape) for t in found)
-    found = [t if t is None or not _by_taps(t.shape) else t.permute(2, 3, 1, 0) for t in found]
-    index = torch.cat([t.reshape(-1) for t in found if t is not None])
-    sizes = [prod(shape) for shape in shapes if shape is not None]
-    return _Plan(decoded, precision, index.to(torch.int32).to(device), shapes, sizes)
+    decoded, weights = decode(steps), weights_of(steps)
+    folded = unpack(weights.places(length), decoded, weights)
+    shapes = [[[None if t is None else tuple(t.shape) for t in layer] for layer in layers] for layers in folded]
+    found = [t for layers in folded for layer in layers for t in layer if t is not None]
+    flat = [(t.permute(2, 3, 1, 0) if _by_taps(t.shape) else t).reshape(-1) for t in found]
+    index = torch.cat([torch.zeros(0), *flat])
+    return _Plan(decoded, weights, index.to(torch.int32).to(device), shapes, [t.numel() for t in found])
 
 
-def _folded(plan: _Plan, packed: torch.Tensor, dtype: torch.dtype) -> Iterator[Folded]:
-    flat = numbers(packed, plan.precision).index_select(0, plan.index).to(dtype)
+def _folded(plan: _Plan, packed: torch.Tensor, dtype: torch.dtype) -> Iterator[list[Folded]]:
+    flat = plan.weights.numbers(packed).index_select(0, plan.index).to(dtype)
     pieces = iter(flat.split(plan.sizes))
-    tensors = (None if shape is None else _shaped(next(pieces), shape) for shape in plan.shapes)
-    return map(Folded, tensors, tensors, tensors)
+    for layers in plan.shapes:
+        yield [Folded(*(None if s is None else _shaped(next(pieces), s) for s in shapes)) for shapes in layers]
 
 
 def _by_taps(shape: tuple[int, ...]) -> bool:
@@ -72,40 +73,47 @@ def _shaped(piece: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Tensor:
     """The program's result on x, N x C x H x W of float32, float16 or bfloat16, from packed parameters."""
     plan = _plan(packed, tuple(steps), packed.numel(), packed.device)
-    return _Run(x, plan.steps, _folded(plan, packed, x.dtype)).result
+    return TritonInterpreter(x).run(plan.steps, _folded(plan, packed, x.dtype))
 
 
-class _Run(Walk):
-    def convolved(
-        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int, padding: int, groups: int
+class TritonInterpreter(ProgramInterpreter):
+    """Layers have weights of the input's dtype; depthwise ones lie tap by tap."""
+
+    def convolve(
+        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int = 1, padding: int = 0, groups: int = 1
     ) -> torch.Tensor:
         if groups > 1 or folded.weight[0].numel() > MOST:
-            return super().convolved(x, folded, layer, stride, padding, groups)
+            return super().convolve(x, folded, layer, stride, padding, groups)
         return convolution(x, *folded, stride, padding, layer.act, layer.slope)
 
-    def excite(self, step: Excite) -> torch.Tensor:
-        if step.reduce.act in (LEAKY_RELU, PRELU) or step.expand.act != NONE:  # in no net: no kernel takes it
-            return super().excite(step)
-        reduce, expand = next(self.folded), next(self.folded)
-        weights = reduce.weight.flatten(1), reduce.bias, expand.weight.flatten(1), expand.bias
-        return excite(self.squeeze, *weights, step.reduce.act, step.gate)
+    def linear(self, v: torch.Tensor, folded: Folded, layer: Layer) -> torch.Tensor:
+        weight, bias, slopes = folded
+        return activate(F.linear(v, weight.flatten(1), bias), layer.act, layer.slope, slopes)
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
         return image_sums(x, None, True)
 
-    def depthwise(self, step: Depthwise) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if step.kernel % 2 == 0:
-            return super().depthwise(step)
-        layer = step.layer
-        return depthwise(
-            self.maps[step.source], *next(self.folded), step.stride, layer.act, layer.slope, step.squeeze
-        )  # fmt: skip
+    def excite(self, step: Excite, folded: list[Folded]) -> None:
+        if step.reduce.act in WITH_SLOPES or step.expand.act != NONE:  # in no net: no kernel takes it
+            return step.run(self, folded)
+        weights = [t for layer in folded for t in (layer.weight.flatten(1), layer.bias)]
+        self.excitation = excite(self.known(self.squeeze, "a squeeze"), *weights, step.reduce.act, step.gate)
 
-    def ghost(self, step: Ghost) -> tuple[torch.Tensor, torch.Tensor]:
-        one, layer = next(self.folded), step.layer
-        cheap, second = (next(self.folded), step.cheap) if step.made else (Folded(None, None, None), Layer())
-        return ghost_module(
-            self.maps[step.source], one.weight, one.bias, cheap.weight, cheap.bias,
-            self.excitation if step.scaled else None, None if step.residual < 0 else self.maps[step.residual],
-            one.slopes, cheap.slopes, step.kept, layer.act, second.act, layer.slope, second.slope, step.squeeze,
+    def depthwise(self, step: Depthwise, folded: list[Folded]) -> None:
+        if step.kernel % 2 == 0:
+            return step.run(self, folded)
+        x, layer = self.read(step.source), step.layer
+        out, means = depthwise_with_epilogue(x, *folded[0], step.stride, layer.act, layer.slope, step.squeeze)
+        self.write(step.out, out, step.squeeze, means)
+
+    def ghost(self, step: Ghost, folded: list[Folded]) -> None:
+        one, layer = folded[0], step.layer
+        cheap, second = (folded[1], step.cheap) if step.cheap_channels else (Folded(None, None, None), Layer())
+        out, means = ghost_module(
+            self.read(step.source), one.weight, one.bias, cheap.weight, cheap.bias,
+            self.excitation if step.scaled else None, None if step.residual < 0 else self.read(step.residual),
+            one.slopes, cheap.slopes, step.out_channels, layer.act, second.act, layer.slope, second.slope, step.squeeze,
         )  # fmt: skip
+        self.write(step.out, out, step.squeeze, means)
+
+    kernels = {Ghost: ghost, Depthwise: depthwise, Excite: excite}

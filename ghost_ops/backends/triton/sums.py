@@ -1,25 +1,21 @@
-"""How groups' partial sums and statistics are joined: in a fixed order, so that results repeat."""
+"""Joins the partial sums and statistics of groups, in a fixed order, so that results are deterministic."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from ..activation import PRELU
 from . import launch, tiles
-from .half import Half
 
-FEW = 2  # channels of a program: a layer has some ten to hundred, and the device wants as many programs
+CHANNELS_PER_PROGRAM = 2  # a layer has some ten to hundred, and the device wants as many programs
 
 
 @triton.jit
 def join_kernel(
     partials, mean_out, var_out, total, groups, CHANNELS, BG: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
-    """Means, then variances around them, of blocks of channels: nothing cancels."""
+    """Means, then variances around them, of blocks of channels, so that nothing cancels."""
     channels = tl.program_id(0) * BC + tl.arange(0, BC)
     wanted = channels < CHANNELS
     origin = tl.load(partials + CHANNELS + channels, mask=wanted, other=0.0)
@@ -51,10 +47,10 @@ def join(partials: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor
     mean, var = (launch.empty((channels,), torch.float32, partials.device) for _ in range(2))
     arguments = {
         "partials": partials, "mean_out": mean, "var_out": var, "total": float(total), "groups": groups,
-        "CHANNELS": channels, "BG": tiles.rows(groups), "BC": FEW,
+        "CHANNELS": channels, "BG": tiles.rows(groups), "BC": CHANNELS_PER_PROGRAM,
     }  # fmt: skip
     with launch.on_device_of(partials):
-        launch.run(join_kernel, (launch.cdiv(channels, FEW),), arguments, warps=4, stages=1)
+        launch.start_kernel(join_kernel, (launch.cdiv(channels, CHANNELS_PER_PROGRAM),), arguments, warps=4, stages=1)
     return mean, var
 
 
@@ -88,8 +84,8 @@ def total(
     """Sums over the groups of ``partials`` (groups x rows x channels) into ``to``, in a fixed order.
 
     Args:
-        steps: of rows and channels in ``to``; by default it is rows x channels.
-        per_value: a factor.
+        steps: strides of rows and channels in ``to``; by default it is rows x channels.
+        per_value: factor of the sums.
     """
     groups, rows, channels = partials.shape
     row_step, channel_step = steps or (channels, 1)
@@ -100,7 +96,7 @@ def total(
         "BG": tiles.rows(groups), "BC": block,
     }  # fmt: skip
     with launch.on_device_of(partials):
-        launch.run(total_kernel, (rows * launch.cdiv(channels, block),), arguments, warps=4, stages=1)
+        launch.start_kernel(total_kernel, (rows * launch.cdiv(channels, block),), arguments, warps=4, stages=1)
     return to
 
 
@@ -118,85 +114,3 @@ class OverSplits:
     def join(self) -> None:
         if self.apart:
             total(self.sums, self.to, per_value=self.per_value)
-
-
-def as_taps(memory: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """A depthwise weight (C x 1 x D x D) whose numbers lie as ``by_taps`` wants them."""
-    c, _, height, width = shape
-    return memory.as_strided(shape, (1, c, width * c, c), memory.storage_offset())
-
-
-def by_taps(weight: torch.Tensor) -> torch.Tensor:
-    """A depthwise weight (C x 1 x D x D) as kernels read it, all channels of a tap side by side: D x D x C in memory.
-
-    One that lies so already, as those of programs do, is taken as it is.
-    """
-    c, d = weight.shape[0], weight.shape[-1]
-    if weight.stride(0) == 1 and weight.stride(2) == d * c and weight.stride(3) == c:
-        return weight
-    to = launch.empty((d * d * c,), weight.dtype, weight.device)
-    total(launch.vector(weight).view(1, c, d * d), to, steps=(1, c))
-    return as_taps(to, weight.shape)
-
-
-@triton.jit
-def half_sums_kernel(
-    partials, sums, bias, beta, gamma, slope, var, eps, groups, CHANNELS, BG: tl.constexpr, BC: tl.constexpr
-):  # fmt: skip
-    """The three rows of ``partials`` (groups x 3 x CHANNELS), and the parameters' gradients that are made of them."""
-    channels = tl.program_id(0) * BC + tl.arange(0, BC)
-    wanted = channels < CHANNELS
-    first = tl.zeros((BG, BC), tl.float32)
-    second = tl.zeros((BG, BC), tl.float32)
-    third = tl.zeros((BG, BC), tl.float32)
-    for start in range(0, groups, BG):
-        group = start + tl.arange(0, BG)
-        mask = (group < groups)[:, None] & wanted[None, :]
-        at = partials + group[:, None].to(tl.int64) * 3 * CHANNELS + channels[None, :]
-        first += tl.load(at, mask=mask, other=0.0)
-        second += tl.load(at + CHANNELS, mask=mask, other=0.0)
-        third += tl.load(at + 2 * CHANNELS, mask=mask, other=0.0)
-    one, two, three = tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)
-    tl.store(sums + channels, one, mask=wanted)
-    tl.store(sums + CHANNELS + channels, two, mask=wanted)
-    tl.store(sums + 2 * CHANNELS + channels, three, mask=wanted)
-    if bias is not None:
-        tl.store(bias + channels, one.to(bias.dtype.element_ty), mask=wanted)
-    if beta is not None:
-        tl.store(beta + channels, one.to(beta.dtype.element_ty), mask=wanted)
-    if gamma is not None:
-        two = two / tl.sqrt(tl.load(var + channels, mask=wanted, other=1.0) + eps)
-        tl.store(gamma + channels, two.to(gamma.dtype.element_ty), mask=wanted)
-    if slope is not None:
-        tl.store(slope + channels, three.to(slope.dtype.element_ty), mask=wanted)
-
-
-class HalfGradients(NamedTuple):
-    """Gradients of what follows a convolution, empty where there is none."""
-
-    bias: torch.Tensor
-    slopes: torch.Tensor
-    gamma: torch.Tensor
-    beta: torch.Tensor
-
-
-def half_sums(partials: torch.Tensor, half: Half) -> tuple[torch.Tensor, HalfGradients]:
-    """Σ g, Σ g (z - mean) and PReLU's sum (3 x channels, float32), and the gradients of the parameters of ``half``."""
-    groups, _, channels = partials.shape
-    device = partials.device
-    sums = launch.empty((3, channels), torch.float32, device)
-    prelu = half.weight if half.act == PRELU else None
-    shared = prelu is not None and prelu.numel() == 1
-    given = (half.bias, None if shared else prelu, half.gamma, half.beta)
-    found = [None if p is None else launch.empty((channels,), p.dtype, device) for p in given]
-    arguments = {
-        "partials": partials, "sums": sums, **dict(zip(("bias", "slope", "gamma", "beta"), found)),
-        "var": launch.vector(half.var), "eps": half.eps, "groups": groups, "CHANNELS": channels,
-        "BG": min(tiles.rows(groups), 512), "BC": FEW,
-    }  # fmt: skip
-    with launch.on_device_of(partials):
-        launch.run(half_sums_kernel, (launch.cdiv(channels, FEW),), arguments, warps=4, stages=1)
-    if shared:
-        found[1] = sums[2].sum().reshape(1).to(prelu.dtype)
-    kind = torch.float32 if half.bias is None else half.bias.dtype
-    return sums, HalfGradients(*(launch.empty((0,), kind, device) if t is None else t for t in found))

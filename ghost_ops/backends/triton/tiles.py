@@ -16,31 +16,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from . import launch
 from .launch import cdiv, is_wide
 
 KERNELS = ("product", "module", "stencil", "stencil_gradient", "weight_gradient")
-LEAST = 16  # of every side of a product
+LEAST = 16  # elements of every side of a product
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
-GROUPS = 1024  # of partial sums, or a group an image: each a run of tiles that one program goes through
-PROGRAMS = 2048  # of a kernel over strips, that a device has enough to do
-LEAST_ROWS = 4  # of a strip: the rows around it are read twice
-REGISTERS = 100  # of a thread, for weights
+GROUPS = 1024  # most groups of partial sums; each is a run of tiles that one program goes through
+PROGRAMS = 2048  # programs of a kernel over strips, so that a device is busy
+LEAST_ROWS = 4  # rows of a strip: the rows around it are read twice
+REGISTERS = 100  # registers of a thread for weights
 _overrides: dict[str, dict] = {}
 _assumed: str | None = None
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Of a program.
+    """Sides of the tile of one Triton program, and its launch options.
 
     Attributes:
-        pixels, channels, depth: sides of a product's tile, powers of two; these are the most of each.
-        columns: of a strip, with ``channels``.
-        values: of a strip's row, in the registers of each thread.
-        warps, stages: Triton's options; a strip may have less warps.
+        pixels, channels, depth: largest sides of a product's tile, powers of two.
+        columns: most columns of a strip; it has ``channels`` too.
+        values: most values of a strip's row in the registers of a thread.
+        warps, stages: Triton's options; a strip may have fewer warps.
     """
 
     channels: int
@@ -51,9 +53,23 @@ class Tile:
     warps: int = 4
     stages: int = 1
 
-    def strip(self, splits: int, per_split: int) -> dict[str, int]:
-        """Arguments of a kernel that goes through strips."""
-        return {"splits": splits, "per_split": per_split, "BW": self.columns, "BM": self.channels}
+
+class Strips(NamedTuple):
+    """How a kernel goes through strips: its tile, the splits of an image, and the rows of a split."""
+
+    tile: Tile
+    splits: int
+    per_split: int
+
+    def start(self, kernel: object, x: torch.Tensor, channels: int, arguments: dict, *axes: int) -> None:
+        """Launch a kernel whose grid is the strips of x's images times blocks of ``channels``, and further ``axes``."""
+        tile = self.tile
+        arguments = arguments | {
+            "splits": self.splits, "per_split": self.per_split, "BW": tile.columns, "BM": tile.channels,
+        }  # fmt: skip
+        with launch.on_device_of(x):
+            grid = (x.shape[0] * self.splits * cdiv(channels, tile.channels), *axes)
+            launch.start_kernel(kernel, grid, arguments, tile.warps, tile.stages)
 
 
 @contextmanager
@@ -91,7 +107,7 @@ def _table(path: str) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def table() -> dict[str, dict[str, dict[str, int]]]:
-    """By architecture (or "default"), then by ``<kernel>/<class>``."""
+    """The tiles by architecture (or "default"), then by ``<kernel>/<class>``."""
     return _table(os.environ.get("GHOST_OPS_TILES") or str(Path(__file__).with_name("tiles.json")))
 
 
@@ -125,19 +141,17 @@ def _side(needed: int, most: int) -> int:
 
 
 def rows_of_strips(height: int, strips: int) -> int:
-    """Of each part that a program goes down, where so many strips of ``height`` rows stand side by side."""
+    """Rows of each split, where there are so many strips of ``height`` rows."""
     wanted = cdiv(PROGRAMS, max(strips, 1))
     return max(cdiv(height, wanted), min(LEAST_ROWS, height))
 
 
-def strips(
-    kernel: str, x: torch.Tensor, channels: int, taps: int = 1, sides: Sequence[int] | None = None
-) -> tuple[Tile, int, int]:
-    """Of kernels that go through strips of an image, of ``sides`` or x's: the tile, splits of an image, rows a split.
+def strips(kernel: str, x: torch.Tensor, channels: int, taps: int = 1, sides: Sequence[int] | None = None) -> Strips:
+    """The strips of a kernel that goes through images of x's sides, or of ``sides``.
 
-    A thread has the weights of its channels in registers, ``taps`` each, and so the less values of a row the larger the
-    kernel; offsets of 64 bits take registers too. Of the blocks of channels that is taken which leaves least of them
-    idle: nets have 12, 20, 36, 100.
+    A thread holds the weights of its channels in registers, ``taps`` each, and so has fewer values of a row where the
+    kernel is larger; offsets of 64 bits take registers too. The block of channels is the one that leaves the fewest
+    idle, since nets have 12, 20, 36 or 100 channels.
     """
     tile = lookup(kernel, shape_class(x), x.device)
     images, (height, width) = x.shape[0], sides or x.shape[2:]
@@ -150,12 +164,12 @@ def strips(
     across = cdiv(width, columns)
     per_split = rows_of_strips(height, images * across * cdiv(channels, block))
     tile = replace(tile, channels=block, columns=columns, values=values, warps=warps)
-    return tile, across * cdiv(height, per_split), per_split
+    return Strips(tile, across * cdiv(height, per_split), per_split)
 
 
-def products_of_strips(kernel: str, x: torch.Tensor, channels: int) -> tuple[Tile, int, int]:
-    """As ``strips``, of kernels whose rows are products: sides of at least ``LEAST``, and few blocks, since each reads
-    all of the input."""
+def products_of_strips(kernel: str, x: torch.Tensor, channels: int) -> Strips:
+    """The strips of a kernel whose rows are products: their sides are at least ``LEAST``, and there are few blocks,
+    since each reads all of the input."""
     tile = lookup(kernel, shape_class(x), x.device)
     images, (height, width) = x.shape[0], x.shape[2:]
     block = min((16, 32, 64), key=lambda b: cdiv(channels, b) * (b + 16) if b <= tile.channels else math.inf)
@@ -163,16 +177,16 @@ def products_of_strips(kernel: str, x: torch.Tensor, channels: int) -> tuple[Til
     across = cdiv(width, columns)
     per_split = rows_of_strips(height, images * across * cdiv(channels, block))
     tile = replace(tile, channels=block, columns=columns)
-    return tile, across * cdiv(height, per_split), per_split
+    return Strips(tile, across * cdiv(height, per_split), per_split)
 
 
 def rows(groups: int) -> int:
-    """Groups that a program joins at once."""
+    """Number of groups that a program joins at once."""
     return min(1 << (max(groups, 1) - 1).bit_length(), 1024)
 
 
 def flat(kernel: str, x: torch.Tensor, channels: int, depth: int = 1) -> tuple[Tile, int, int]:
-    """Of kernels that number pixels through all images: the tile, pixel tiles a group, and groups."""
+    """For a kernel that numbers pixels through all images: its tile, the number of tiles of a group, and of groups."""
     tile = lookup(kernel, shape_class(x), x.device)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     sides = {"channels": _side(channels, tile.channels), "depth": _side(depth, tile.depth)}

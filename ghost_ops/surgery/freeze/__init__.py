@@ -10,9 +10,9 @@ from torch import fx, nn
 
 from ...backends import native
 from ...dispatch import select
-from ...nn.frozen import FrozenProgram
-from ...nn.frozen_net import Frozen, FrozenState, freeze_class, state_of, thaw_class
-from ...nn.graphed import GraphedNet, Graphs
+from ...fused.frozen import FrozenProgram
+from ...fused.frozen_net import Frozen, FrozenState, freeze_class, state_of, thaw_class
+from ...fused.graphed import GraphedNet, Graphs
 from ..fuse import fuse, revert
 from . import compare
 from .build import build, free_name, holds_programs
@@ -30,8 +30,8 @@ def freeze(
 ) -> nn.Module:
     """A copy of ``net`` for inference: BatchNorms folded, weights packed, whole runs of blocks in one operator call.
 
-    Stem, Ghost modules, Ghost bottlenecks with or without stride and squeeze-and-excite, 1x1 convolutions, pooling and
-    classifier of a net become programs (:class:`ghost_ops.nn.FrozenProgram`), the longest runs of them one each; what
+    Stem, Ghost modules, Ghost bottlenecks with or without stride and squeeze-and-excite, 1x1 convolutions, pooling
+    and classifier of a net become programs (:class:`ghost_ops.fused.FrozenProgram`), the longest runs one each; what
     lies between stays as it is. The result takes every batch and image size that ``net`` takes, and many threads may
     call it at once. ``explain`` names the programs, and what was left as it is and why.
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from torch import fx, nn
 
 from ...dispatch import PLAIN_TENSORS
-from ...nn._fused import Fused, remove
-from ...nn._in_place import made_class
-from ...nn._structure import Unfusable
-from ...nn.frozen import FrozenProgram
-from ...nn.frozen_net import Code, Frozen, FrozenState, freeze_class
+from ...fused.behaviour import Fused, remove
+from ...fused.errors import Unfusable
+from ...fused.frozen import FrozenProgram
+from ...fused.frozen_net import Code, Frozen, FrozenState, freeze_class
+from ...fused.in_place import made_class
 from .opened import opened
 from .runs import Run, replace_runs
 from .trace import Untraceable, trace
@@ -120,7 +120,7 @@ def _changed(module: nn.Module, state: FrozenState, runs: list[Run]) -> nn.Modul
 def _graph_module(module: fx.GraphModule, graph: fx.Graph, runs: list[Run], child: str) -> fx.GraphModule:
     """A graph module made anew: its class is of one object, and says nothing about the net."""
     module.add_module(child, nn.ModuleList(run.program for run in runs))
-    graph._tracer_cls = fx.Tracer  # by which a saved one is made again, with every module a leaf
+    graph._tracer_cls = fx.Tracer  # a saved one is made again by it, with every module a leaf
     made = fx.GraphModule(module, graph, type(module).__name__)
     made.delete_all_unused_submodules()
     return made.eval()
@@ -144,7 +144,7 @@ def _is_one_call(graph: fx.Graph) -> bool:
 
 
 def _watched(module: nn.Module, runs: list[Run]) -> tuple[tuple[str, str], ...]:
-    """Where the tensors are that were packed."""
+    """Paths and names of the tensors that were packed."""
     paths = {m: path for path, m in module.named_modules()}
     found = []
     for packed in dict.fromkeys(m for run in runs for m in run.packed() if m in paths):

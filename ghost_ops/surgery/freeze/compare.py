@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ...nn._fused import Fused
-from ...nn.frozen_net import Frozen
+from ...fused.behaviour import Fused
+from ...fused.frozen_net import Frozen
 
 TOLERANCE = 1e-3  # of the largest value
 HALF_TOLERANCE = 0.5  # in half precision, where a deep net of drawn weights is easily off by a tenth

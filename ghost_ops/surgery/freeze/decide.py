@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ...nn._fused import Fused
+from ...fused.behaviour import Fused
 from . import compare
 from .build import INSIDE, OURS, PLAIN, WHOLE, build, holds_ours, holds_programs
 from .compare import Arguments

@@ -8,8 +8,10 @@ import copy
 import torch
 from torch import nn
 
-from ...nn._structure import is_hooked
-from .runs import ACTS, NORMS, NOTHING
+from ...activations import code_of
+from ...fused.layers import NORMS
+from ...fused.structure import is_hooked
+from .runs import NOTHING
 
 
 def opened(net: nn.Module) -> dict[nn.Module, tuple[nn.Module, ...]]:
@@ -20,7 +22,8 @@ def opened(net: nn.Module) -> dict[nn.Module, tuple[nn.Module, ...]]:
             continue
         if isinstance(module, nn.BatchNorm2d) and type(module) not in NORMS and module.running_mean is not None:
             inner = [m for m in module.children() if type(m) not in NOTHING]
-            known, shape = len(inner) < 2 and all(type(m) in ACTS for m in inner), (2, module.num_features, 3, 2)
+            known = len(inner) < 2 and all(code_of(m) is not None for m in inner)
+            shape = (2, module.num_features, 3, 2)
             parts = _as(nn.BatchNorm2d, module), *inner
         elif isinstance(module, nn.Linear) and type(module) is not nn.Linear and not module._modules:
             known, shape, parts = True, (3, module.in_features), (_as(nn.Linear, module),)

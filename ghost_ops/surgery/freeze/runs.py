@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import operator
 from dataclasses import replace
+from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ...nn import FusedGhostBottleneck, FusedGhostModule, SyncBatchNorm
-from ...nn._fused import Fused
-from ...nn._program import Builder, Dense
-from ...nn._structure import Structure, Unfusable, is_hooked
-from ...nn.frozen import FrozenProgram
+from ...fused.behaviour import Fused, block_of
+from ...fused.builder import Builder
+from ...fused.errors import Unfusable
+from ...fused.frozen import FrozenProgram
+from ...fused.layers import LinearAct, activation_code, conv_bn_act, take_layer
+from ...fused.structure import is_hooked
+from ...program import module_of_function
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, nn.BatchNorm1d)
-ACTS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.Hardswish)
+_LONGEST_LAYER = 5  # nodes: a convolution, a BatchNorm, an activation, and what does nothing between them
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
-_ACT_FUNCTIONS = {F.relu: nn.ReLU, torch.relu: nn.ReLU, F.relu6: nn.ReLU6, F.silu: nn.SiLU, F.hardswish: nn.Hardswish}
 
 
 def replace_runs(
@@ -29,7 +30,7 @@ def replace_runs(
     Args:
         graph: changed in place.
         modules: what its nodes call, by path.
-        opened: modules of somebody's class, each with those of PyTorch that compute the same.
+        opened: modules of other classes, each with those of PyTorch that compute the same.
         child: path of the module whose children ``"0"``, ``"1"``, ... the programs are to be.
 
     Returns:
@@ -86,7 +87,7 @@ class Run:
         self.nodes: list[fx.Node] = []
         self.parts: list[str] = []
         self.last = first
-        self.has_ghost = False
+        self.has_block = False
         source = first.args[0] if first is not None else None
         self.argument = source.target if isinstance(source, fx.Node) and source.op == "placeholder" else None
         self.program: FrozenProgram | None = None
@@ -108,7 +109,7 @@ class Run:
             self.nodes += taken
             self.last = taken[-1]
             node = self._next(self.last)
-        return self.has_ghost
+        return self.has_block
 
     def _next(self, node: fx.Node) -> fx.Node | None:
         """The one node that reads this one; a ``view(x.size(0), -1)`` counts as one, its size taken on the way."""
@@ -123,8 +124,12 @@ class Run:
         return users[0] if len(users) == 1 and users[0].op in ("call_module", "call_function", "call_method") else None
 
     def _module_of(self, node: fx.Node | None) -> nn.Module | None:
-        plain = node is not None and node.op == "call_module" and len(node.args) == 1 and not node.kwargs
-        return self.modules[node.target] if plain else None
+        """The module that a node calls, or one of PyTorch's that computes the same as the function that it calls."""
+        if node is None or len(node.all_input_nodes) != 1 or not node.args:
+            return None
+        if node.op == "call_module":
+            return self.modules[node.target] if len(node.args) == 1 and not node.kwargs else None
+        return module_of_function(node.target, node.args[1:], node.kwargs)
 
     def _unit(self, node: fx.Node) -> list[fx.Node]:
         """Nodes of the next unit, now part of the program; none where no program computes it."""
@@ -143,80 +148,79 @@ class Run:
         if self.flat is not None and self._is_flattening(node, module):
             self.flat = True
             return [*(user for user in self.last.users if user is not node), node]  # with its size, see _next
+        if self.flat is None and self.builder.steps and module is not None:
+            return self._step(node, module)
         return []
 
     # Units
 
-    def module(self, name: str, module: nn.Module) -> bool:
-        """A Ghost module or bottleneck."""
+    def module(self, name: str, module: Fused) -> bool:
+        """A fused block; whether a program computes it."""
+        block = block_of(module)
+        if not block.has_program:
+            return False
         try:
-            if isinstance(module, FusedGhostBottleneck):
-                source = self._source(module._ghost_ops.channels(module))
-                self.slot = module._ghost_ops.build(module, self.builder, source)
-            elif isinstance(module, FusedGhostModule):
-                source = self._source(module._ghost_ops.channels(module))
-                self.slot = module._ghost_ops.build(module, self.builder, source)
-                self.builder.release(source)
-            else:
-                return False
+            source = self._source(block.channels(module))
+            self.slot = block.lower_module(module, self.builder, source)
         except Unfusable:
             return False
+        self.builder.release(source)
         self.parts.append(name)
-        self.has_ghost = True
+        self.has_block = True
         return True
+
+    def _step(self, node: fx.Node, module: nn.Module) -> list[fx.Node]:
+        """A module of PyTorch's that is a step of its own; raises ``Unfusable``."""
+        source, self.slot = self.slot, self.builder.module(module, self.slot)
+        self.builder.release(source)
+        self.parts += [node.target] if node.op == "call_module" else []
+        return [node]
 
     def _source(self, channels: int) -> int:
         return self.slot if self.builder.steps else self.builder.load(channels)
 
     def _convolution(self, node: fx.Node, module: nn.Module) -> list[fx.Node]:
         """A convolution or linear layer with the BatchNorm and activation after it."""
-        taken, norm, act = [node], None, None
-        (module,) = self.opened.get(module, (module,))
-        after = self._next(node)
-        if isinstance(self._module_of(after), NORMS):
-            norm = self._module_of(after)
-            norm, *inner = self.opened.get(norm, (norm,))
-            act = inner[0] if inner else None
-            taken.append(after)
-            after = self._next(after)
-        while isinstance(self._module_of(after), nn.Identity):
-            taken.append(after)
-            after = self._next(after)
-        if act is None:
-            act = self._activation(after)
-            if act is not None:
-                taken.append(after)
-        if any(is_hooked(m) for m in (norm, act) if m is not None):
+        items = self._items(node)
+        nodes = [n for n, _ in items]
+        found = take_layer(items, itemgetter(1))
+        taken = list(dict.fromkeys(nodes[: len(nodes) - len(items)]))
+        if items and items[0][0] is taken[-1]:
+            raise Unfusable("its BatchNorm applies more than one activation")
+        if any(is_hooked(m) for n in taken[1:] if (m := self._module_of(n)) is not None):
             raise Unfusable("its BatchNorm or activation carries hooks")
+        module, norm, act = (None if item is None else item[1] for item in found[:3])
         if self.flat is not None:
-            code = Structure.activation(act)
             if type(module) is nn.Conv2d:
                 if module.kernel_size != (1, 1) or module.groups != 1 or module.padding not in ((0, 0), "valid"):
                     raise Unfusable("its convolution of a single pixel is not 1x1")
             elif type(module) is not nn.Linear or not self.flat:
                 raise Unfusable("a layer of other than flat features")
-            self.builder.dense(Dense(module, norm, act, code))
+            self.builder.linear(LinearAct(module, norm, act, activation_code(act)))
         elif isinstance(module, nn.Linear):
             return []
         else:
-            half = Structure(module).triple(module, norm, act)
-            if not self.builder.steps and not half.is_pointwise():
-                self.slot = self.builder.convolution(half)
+            layer = conv_bn_act(module, norm, act)
+            if not self.builder.steps and not layer.is_pointwise():
+                self.slot = self.builder.dense_conv(layer)
             else:
                 source = self._source(module.in_channels)
-                self.slot = self.builder.chain([half], source)
+                self.slot = self.builder.chain([layer], source)
                 self.builder.release(source)
         self.parts += [n.target for n in taken if n.op == "call_module"]
         return taken
 
-    def _activation(self, node: fx.Node | None) -> nn.Module | None:
-        module = self._module_of(node)
-        if type(module) in ACTS:
-            return module
-        known = node is not None and node.op == "call_function" and node.target in _ACT_FUNCTIONS
-        if known and len(node.args) == 1 and set(node.kwargs) <= {"inplace"}:
-            return _ACT_FUNCTIONS[node.target]()
-        return None
+    def _items(self, node: fx.Node) -> list[tuple[fx.Node, nn.Module | None]]:
+        """A node and the next ones that may belong to its layer, each with the modules that it stands for."""
+        items: list[tuple[fx.Node, nn.Module | None]] = []
+        for _ in range(_LONGEST_LAYER):
+            module = self._module_of(node)
+            items += [(node, m) for m in self.opened.get(module, (module,))]
+            following = self._next(node)
+            if following is None:
+                break
+            node = following
+        return items
 
     def _is_pooling(self, node: fx.Node, module: nn.Module | None) -> bool:
         if type(module) is nn.AdaptiveAvgPool2d:
@@ -234,7 +238,7 @@ class Run:
         if getattr(step, "out", -1) != self.slot or not hasattr(step, "squeeze"):
             return []
         self.builder.steps[-1] = replace(step, squeeze=True)
-        self.builder.pool(step.kept if hasattr(step, "kept") else step.channels)
+        self.builder.pool(getattr(step, "out_channels", step.channels))
         keepdim = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
         means = node.op != "call_module"  # of which the target is a path: it may be called "mean"
         self.flat = means and node.target in ("mean", torch.mean) and not keepdim
@@ -278,8 +282,8 @@ class Run:
         return [own.get(module, module) for source in self.sources for module in source if module is not None]
 
     def _mark(self) -> tuple:
-        return self.builder.mark(), self.slot, self.flat, list(self.parts), self.has_ghost
+        return self.builder.mark(), self.slot, self.flat, list(self.parts), self.has_block
 
     def _reset(self, mark: tuple) -> None:
-        builder, self.slot, self.flat, self.parts, self.has_ghost = mark
+        builder, self.slot, self.flat, self.parts, self.has_block = mark
         self.builder.reset(builder)

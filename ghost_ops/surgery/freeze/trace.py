@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
+from ...fused.behaviour import Fused
+from ...fused.frozen import FrozenProgram
+from ...fused.frozen_net import Frozen
+from ...fused.structure import is_hooked
 from ...nn import SyncBatchNorm
-from ...nn._fused import Fused
-from ...nn._structure import is_hooked
-from ...nn.frozen import FrozenProgram
-from ...nn.frozen_net import Frozen
 from ..recognise import survey
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -44,7 +44,7 @@ def trace(net: nn.Module, whole: Collection[str], only_ours: bool = False) -> Tr
     Args:
         net: stays as it is.
         whole: paths of modules that are not to be looked into.
-        only_ours: look into no module of somebody's own class unless one of ours is inside: its forward may do what no
+        only_ours: look into no module of the net's own classes unless one of ours is inside: its forward may do what no
             trace can see.
 
     Raises:

@@ -11,7 +11,7 @@ constexpr Kernels kEmulated = {[](const Call& c) { return run<T>(c, 0); }, [](co
 const Kernels kernels_float32 = kEmulated<float>, kernels_float16 = kEmulated<float16>,
               kernels_bfloat16 = kEmulated<bfloat16>;
 
-const char* limits(int, int32_t& processors, int32_t& shared) {
+const char* device_info(int, int32_t& processors, int32_t& shared) {
   processors = 132, shared = 227 << 10;
   return nullptr;
 }

@@ -5,30 +5,31 @@ The compiled library is left alone (GHOST_OPS_BACKEND=reference), so that the CP
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ghost_ops import dispatch
 from ghost_ops.backends import native, triton
+from ghost_ops.backends.registry import SCHEMAS
 from ghost_ops.ops import _library
 from tests.helpers import poisoned_memory
 
 if native.available():
     raise RuntimeError("set GHOST_OPS_BACKEND=reference: these tests put other kernels in the library's place")
 torch.set_num_threads(1)
-for _name in triton.OPERATORS:
+for _name in filter(triton.has, SCHEMAS):
     _library._library.impl(_name, triton.load(_name), "CPU")
-
-
-def _refuse(op, device, dtype, cheap_kernel):
-    known = op in triton.OPERATORS and dtype in triton.DTYPES and cheap_kernel in (None, 1, 3, 5, 7)
-    return None if known else "it is not interpreted"
+_interpreted = replace(
+    triton.BACKEND, name="native", is_candidate=native.BACKEND.is_candidate, refuse_device=lambda device: None
+)
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """Interpreted kernels are chosen, and memory that they get holds NaN."""
-    monkeypatch.setitem(dispatch._REFUSALS, "native", _refuse)
+    monkeypatch.setitem(dispatch.BACKENDS, "native", _interpreted)
     dispatch._select.cache_clear()
     torch.manual_seed(0)
     with poisoned_memory(1 << 10, 1 << 12, 1 << 14, 1 << 16):

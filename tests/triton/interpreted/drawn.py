@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 
-from ghost_ops.backends.activation import ACTIVATIONS
+from ghost_ops.activations import ACTIVATIONS
 from ghost_ops.backends.triton import module_kernel, tiles
 from tests.ops.cases import LAYOUTS, Case, in_layout
 

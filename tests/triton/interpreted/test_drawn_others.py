@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ghost_ops import activations as activation
 from ghost_ops import functional
-from ghost_ops.backends import activation
 from ghost_ops.backends.triton.convolution import convolution
-from ghost_ops.backends.triton.depthwise import layer as depthwise
+from ghost_ops.backends.triton.depthwise import depthwise_with_epilogue as depthwise
 from ghost_ops.dispatch import select
 from tests.helpers import assert_as_accurate
 from tests.ops.cases import LAYOUTS, Errors, check, in_layout
@@ -45,7 +45,7 @@ def test_convolutions_of_programs(dtype, dense):
         n, c, h, w = rng.randint(1, 3), rng.randint(1, 4 if dense else 40), rng.randint(1, 11), rng.randint(1, 11)
         k, stride, squeeze = rng.choice([1, 3, 5, 7]), rng.randint(1, 3), not dense and rng.random() < 0.7
         padding, m = (rng.randint(max(k - min(h, w) + 1, 0) // 2, k), rng.randint(1, 40)) if dense else (k // 2, c)
-        act = rng.choice([activation.NONE, activation.RELU, activation.PRELU, activation.HARD_SWISH])
+        act = rng.choice([activation.NONE, activation.RELU, activation.PRELU, activation.ACTIVATIONS.index("mish")])
         weight = numbers(m, c, k, k) / (k * c**0.5) if dense else numbers(c, 1, k, k) / k
         x, bias, slopes = in_layout(numbers(n, c, h, w), rng.choice(LAYOUTS)), numbers(m), numbers(m).abs()
         bias = bias if rng.random() < 0.6 else None

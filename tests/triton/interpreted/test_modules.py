@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ghost_ops import FusedGhostBottleneck, FusedGhostModule
 from ghost_ops import nn as ghost_nn
 from ghost_ops.backends import reference, triton
-from ghost_ops.backends.steps import BFLOAT16, FLOAT32, Conv, with_precision
 from ghost_ops.backends.triton import forward
-from ghost_ops.nn import _runner, fused_bottleneck
-from ghost_ops.nn.frozen import FrozenProgram
+from ghost_ops.fused import block, bottleneck
+from ghost_ops.fused.frozen import FrozenProgram
+from ghost_ops.program import BFLOAT16, FLOAT32, Conv, Load, MaxPool, Store, encode, with_precision
 from tests.helpers import assert_as_accurate, on, randomise
 from tests.ops.cases import Errors
-from tests.ops.program_cases import draw_call, draw_program, mismatch
+from tests.program.cases import draw_call, draw_program, mismatch, program_of_other_steps
 
 from .drawn import few_tiles
 
@@ -28,15 +29,15 @@ def _few_tiles():
 @pytest.fixture
 def calls(monkeypatch):
     """What rides on each single pass that runs; bottlenecks take the route of a device."""
-    seen, run = [], forward.run
+    seen, run = [], forward.ghost_module_fwd
 
     def noting(*args, **kwargs):
         seen.append({name for name, value in kwargs.items() if value is not None and value is not False})
         return run(*args, **kwargs)
 
-    monkeypatch.setattr(forward, "run", noting)
+    monkeypatch.setattr(forward, "ghost_module_fwd", noting)
     on_device = lambda op, x, kernel=None: on("reference" if op == "program_eval" else "triton", op)
-    for module in (_runner, fused_bottleneck):
+    for module in (block, bottleneck):
         monkeypatch.setattr(module, "select", on_device)
     return seen
 
@@ -105,6 +106,19 @@ def test_programs(precision):
             break
     assert taken == 12
     errors.assert_within(2.0)
+
+
+def test_programs_with_steps_without_kernels():
+    p = program_of_other_steps()
+    x = torch.randn(2, p.channels, 9, 7)
+    packed = reference.program_pack(p.parameters, p.code)
+    plain, exact = (reference.program(v, packed, p.code) for v in (x, x.double()))
+    assert_as_accurate(triton.load("program")(x, packed, p.code), plain, exact, 4.0)
+
+
+def test_a_program_without_parameters():
+    x, code = torch.randn(2, 3, 5, 6), encode([Load(0, 3, False), MaxPool(0, 1, 3, 2, 2, 0), Store(1)], 2)
+    assert torch.equal(triton.load("program")(x, torch.zeros(0), code), F.max_pool2d(x, 2))
 
 
 def test_frozen_bottleneck():

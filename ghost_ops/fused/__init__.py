@@ -1,0 +1,27 @@
+"""Fused and frozen modules: one file a block, each with its pieces, how it runs, and how it becomes a program."""
+
+from .bottleneck import BottleneckParts, FusedGhostBottleneck
+from .errors import Unfusable
+from .frozen import FrozenProgram
+from .ghost_module import FusedGhostModule, GhostParts
+from .graphed import GraphedNet
+from .layer_block import LayerBlock
+from .registry import register_block, registered_blocks, unregister_block
+from .squeeze_excite import FusedSELayer, FusedSqueezeExcite, SqueezeExciteParts
+
+__all__ = [
+    "BottleneckParts",
+    "FrozenProgram",
+    "FusedGhostBottleneck",
+    "FusedGhostModule",
+    "FusedSELayer",
+    "FusedSqueezeExcite",
+    "GhostParts",
+    "GraphedNet",
+    "LayerBlock",
+    "SqueezeExciteParts",
+    "Unfusable",
+    "register_block",
+    "registered_blocks",
+    "unregister_block",
+]

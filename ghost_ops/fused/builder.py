@@ -1,0 +1,214 @@
+"""``Builder``: writes the steps of a program from the layers that blocks have read.
+
+A program reads parameters in the order of its steps: the tensors of all sources, one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from .. import program as s
+from . import batch_norm
+from .batch_norm import BATCH
+from .compiled_program import CompiledProgram
+from .errors import NotNow, Unfusable
+from .layers import ConvBNAct, LinearAct, ParameterSource
+
+KERNELS = (1, 3, 5, 7)  # of depthwise steps
+MOST_RUNS = 64  # channels times kernel rows of a first convolution; csrc/cpu/kernels/kernels.h has the same
+_PARTS = (s.BIAS, s.GAMMA, s.BETA, s.NORM, 0, s.SLOPES)  # of the tensors after the weight
+
+
+def layer(source: ParameterSource, tensors: Sequence[torch.Tensor | None]) -> s.Layer:
+    """What a program must know of a source whose tensors are these."""
+    if batch_norm.statistics(source.norm) is BATCH:
+        raise NotNow("one of its BatchNorms uses batch statistics")
+    parts = sum(part for part, t in zip(_PARTS, tensors[1:], strict=True) if t is not None)
+    eps = 0.0 if source.norm is None else source.norm.eps
+    return s.Layer(parts, eps, source.code, source.slope())
+
+
+class Builder:
+    """Collects steps. Every method that makes a map returns its slot; ``release`` says that no later step reads it."""
+
+    def __init__(self) -> None:
+        self.steps: list[s.Step] = []
+        self.sources: list[ParameterSource] = []
+        self._free: list[int] = []
+        self._slots = 0
+
+    def finish(self) -> CompiledProgram:
+        return CompiledProgram(s.encode(self.steps, max(self._slots, 1)), self.sources)
+
+    def mark(self) -> tuple:
+        """The state now, for ``reset``."""
+        return list(self.steps), list(self.sources), list(self._free), self._slots
+
+    def reset(self, mark: tuple) -> None:
+        """Forget what came since."""
+        self.steps, self.sources, self._free, self._slots = mark
+
+    # Slots
+
+    def take(self) -> int:
+        """A free slot."""
+        if self._free:
+            return self._free.pop()
+        self._slots += 1
+        return self._slots - 1
+
+    def release(self, *slots: int) -> None:
+        """Say that no later step reads these slots."""
+        self._free += {slot for slot in slots if slot >= 0} - set(self._free)
+
+    # Steps
+
+    def load(self, channels: int) -> int:
+        """The input as a map: the first step."""
+        out = self.take()
+        self.steps.append(s.Load(out, channels, False))
+        return out
+
+    def dense_conv(self, layer: ConvBNAct) -> int:
+        """A dense convolution of the net's input, the first step."""
+        (kernel, other), (stride, padding, dilation, groups, _) = layer.kernel(), layer.geometry
+        if (
+            isinstance(padding, str)
+            or (kernel, stride[0], padding[0]) != (other, stride[1], padding[1])
+            or (dilation != (1, 1) or groups != 1 or kernel * layer.conv.in_channels > MOST_RUNS)
+        ):
+            most = f"kernel * in_channels <= {MOST_RUNS}"
+            raise Unfusable(f"a first convolution has no program: it needs a square kernel, groups=1 and {most}")
+        out, conv, params = self.take(), layer.conv, self._layer(layer)
+        self.steps.append(s.Conv(out, conv.in_channels, conv.out_channels, kernel, stride[0], padding[0], params))
+        return out
+
+    def chain(self, layers: Iterable[ConvBNAct], source: int, squeeze: bool = False) -> int:
+        """Depthwise and 1x1 convolutions in turn; the slots between them are released, ``source`` is not.
+
+        Args:
+            squeeze: the channel means of the output are the next squeeze.
+        """
+        layers, at = list(layers), source
+        for i, layer in enumerate(layers):
+            out = self.conv(layer, at, squeeze=squeeze and i == len(layers) - 1)
+            self.release(*([] if at == source else [at]))
+            at = out
+        return at
+
+    def conv(self, layer: ConvBNAct, source: int, *, residual: int = -1, squeeze: bool = False) -> int:
+        """A 1x1 convolution of stride 1, or a depthwise one of size 1, 3, 5 or 7.
+
+        Args:
+            residual: slot that is added to the output of a 1x1 convolution; -1 for none.
+            squeeze: the channel means of the output are the next squeeze.
+
+        Raises:
+            Unfusable: another convolution, or a residual of a depthwise one.
+        """
+        if layer.is_pointwise():
+            return self.ghost(layer, None, None, source, residual=residual, squeeze=squeeze)
+        conv, (kernel, other) = layer.conv, layer.kernel()
+        stride, padding, dilation, groups, _ = layer.geometry
+        same = padding == (kernel // 2,) * 2 or (padding == "same" and stride == (1, 1))
+        depthwise = groups == conv.in_channels == conv.out_channels and dilation == (1, 1)
+        if not (kernel == other and kernel in KERNELS and same and depthwise and stride[0] == stride[1]):
+            raise Unfusable("one of its convolutions is neither 1x1 nor depthwise of size 1, 3, 5 or 7")
+        if residual >= 0:
+            raise Unfusable("a program adds a residual to 1x1 convolutions and Ghost modules only")
+        out = self.take()
+        self._whole_vectors(source)
+        params = self._layer(layer)
+        self.steps.append(s.Depthwise(source, out, squeeze, conv.in_channels, kernel, stride[0], params))
+        return out
+
+    def ghost(
+        self, primary: ConvBNAct, cheap: ConvBNAct | None, out_channels: int | None, source: int, *,
+        residual: int = -1, scaled: bool = False, squeeze: bool = False,
+    ) -> int:  # fmt: skip
+        """A Ghost module, or with no cheap operation a 1x1 convolution.
+
+        Args:
+            out_channels: channels that are kept of the concatenation; None keeps all.
+            residual: slot that is added to the output; -1 for none.
+            scaled: the input is multiplied by the excitation.
+            squeeze: the channel means of the output are the next squeeze.
+
+        Raises:
+            Unfusable: a primary convolution that is not 1x1 of stride 1, or another cheap operation.
+        """
+        if not primary.is_pointwise():
+            raise Unfusable("its primary convolution is not 1x1 of stride 1")
+        channels, primary_channels = primary.conv.in_channels, primary.conv.out_channels
+        cheap_channels, kernel, second = 0, 1, None
+        first = self._layer(primary)
+        if cheap is not None:
+            cheap_channels, kernel = cheap.conv.out_channels, cheap.kernel()[0]
+            if kernel not in KERNELS:
+                raise Unfusable(f"its cheap operation is of size {kernel}, not 1, 3, 5 or 7")
+            second = self._layer(cheap)
+        computed = primary_channels + cheap_channels
+        kept = computed if out_channels is None else out_channels
+        if not (primary_channels < kept <= computed if cheap_channels else kept == primary_channels):
+            raise Unfusable(f"no operator keeps {kept} channels of what it computes")
+        out = self.take()
+        self.steps.append(
+            s.Ghost(
+                source, out, residual, scaled, squeeze, channels, primary_channels, cheap_channels, kept, kernel, first,
+                second,
+            )
+        )  # fmt: skip
+        return out
+
+    def module(self, module: nn.Module, source: int) -> int:
+        """One of PyTorch's modules that is a step of its own: an activation, a max pooling.
+
+        Raises:
+            Unfusable: no step computes it.
+        """
+        out = self.take()
+        step = s.step_of_module(module, source, out, self._channels(source))
+        if step is None:
+            raise Unfusable(f"no step computes a {type(module).__name__} as it is")
+        self._whole_vectors(source)
+        self.steps.append(step)
+        if module._parameters:
+            self.sources.append(LinearAct(None, None, module, step.layer.act))
+        return out
+
+    def _channels(self, slot: int) -> int:
+        """Number of channels of the map in a slot."""
+        return s.slot_channels(self.steps)[slot].count
+
+    def excite(self, channels: int, reduce: LinearAct, expand: LinearAct, gate: int) -> None:
+        """The excitation of the squeeze."""
+        hidden = reduce.tensors()[0].shape[0]
+        self.steps.append(s.Excite(channels, hidden, gate, self._layer(reduce), self._layer(expand)))
+
+    def pool(self, channels: int) -> None:
+        """The squeeze as features."""
+        self.steps.append(s.Pool(channels))
+
+    def linear(self, source: LinearAct) -> None:
+        """A linear layer of the features."""
+        features, channels = source.tensors()[0].shape[:2]
+        self.steps.append(s.Linear(channels, features, self._layer(source)))
+
+    def store(self, slot: int) -> None:
+        """The slot that the program returns: the last step."""
+        self.steps.append(s.Store(slot))
+
+    def _layer(self, source: ParameterSource) -> s.Layer:
+        self.sources.append(source)
+        return layer(source, source.tensors())
+
+    def _whole_vectors(self, slot: int) -> None:
+        first = self.steps[0]
+        if isinstance(first, s.Load) and first.out == slot and len(self._writers(slot)) == 1:
+            self.steps[0] = s.Load(first.out, first.channels, True)
+
+    def _writers(self, slot: int) -> list[s.Step]:
+        return [step for step in self.steps if getattr(step, "out", -1) == slot]

@@ -1,0 +1,198 @@
+"""Layers that fused code reads: a convolution or linear layer with the BatchNorm and the activation after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import itemgetter
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.utils import _pair
+
+from ..activations import NONE, PRELU, code_of, slope_of
+from ..nn import SyncBatchNorm
+from .errors import NotNow, Unfusable
+
+SYNCED = (nn.SyncBatchNorm, SyncBatchNorm)
+NORMS = (nn.BatchNorm2d, *SYNCED)
+OTHER_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+_ANY_NORM = (nn.BatchNorm1d, *NORMS)
+geometry_now = itemgetter("stride", "padding", "dilation", "groups", "padding_mode")  # of a convolution's dictionary
+_NO_PADDING = ((0, 0), "valid", "same")
+_Item = TypeVar("_Item")
+
+
+class ConvBNAct(NamedTuple):
+    """A convolution with what follows it.
+
+    Attributes:
+        conv, norm, act: the modules; None where there is none.
+        code: code of the activation.
+        geometry: stride, padding, dilation, groups and padding mode, each size a pair (or the name of a padding).
+        seen: the same attributes as they stood, to notice a change.
+        is_depthwise: whether there is a filter for each channel, square, with one stride, padded by half its size.
+    """
+
+    conv: nn.Conv2d
+    norm: nn.Module | None
+    act: nn.Module | None
+    code: int
+    geometry: tuple
+    seen: tuple
+    is_depthwise: bool = False
+
+    def slope(self) -> float:
+        return slope_of(self.act, self.code)
+
+    def entries(self) -> tuple[tuple[dict, str] | None, ...]:
+        """Where each of ``tensors`` is: a dictionary and a name, or None where there is no such module."""
+        conv, norm = self.conv, self.norm
+        found: list[tuple[dict, str] | None] = [None] * 7
+        if conv is not None:
+            found[:2] = (conv._parameters, "weight"), (conv._parameters, "bias")
+        if norm is not None:
+            found[2:4] = (norm._parameters, "weight"), (norm._parameters, "bias")
+            found[4:6] = (norm._buffers, "running_mean"), (norm._buffers, "running_var")
+        if self.code == PRELU:
+            found[6] = self.act._parameters, "weight"
+        return tuple(found)
+
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        """Weight, bias, gamma, beta, running mean and variance, PReLU's weight: each None where there is none."""
+        return gather(self.entries())
+
+    def kernel(self) -> tuple[int, int]:
+        """Height and width of the filters."""
+        return _pair(self.conv.kernel_size)
+
+    def is_pointwise(self) -> bool:
+        stride, padding, _, groups, _ = self.geometry
+        one = self.kernel() == (1, 1) and stride == (1, 1)
+        return one and padding in _NO_PADDING and groups == 1
+
+    def is_cheap(self, channels: int) -> bool:
+        """A depthwise convolution of ``channels`` that keeps the size of the map."""
+        (height, width), conv = self.kernel(), self.conv
+        stride, padding, dilation, groups, _ = self.geometry
+        same = padding in ((height // 2, width // 2), "same") and (dilation == (1, 1) or height == 1)
+        square = height == width and height % 2 == 1
+        return square and same and stride == (1, 1) and groups == conv.in_channels == channels
+
+    def _is_depthwise(self) -> bool:
+        (height, width), conv = self.kernel(), self.conv
+        stride, padding, dilation, groups, _ = self.geometry
+        half = padding == (height // 2, width // 2) or (padding == "same" and height % 2 == 1)
+        regular = height == width and stride[0] == stride[1] and (dilation == (1, 1) or height == 1)
+        return half and regular and groups == conv.in_channels == conv.out_channels
+
+
+class LinearAct(NamedTuple):
+    """A linear layer, or a 1x1 convolution of a single pixel, with what follows it; as :class:`ConvBNAct`.
+
+    With no ``conv`` it is an activation of its own.
+    """
+
+    conv: nn.Module | None
+    norm: nn.Module | None
+    act: nn.Module | None
+    code: int
+
+    slope = ConvBNAct.slope
+    entries = ConvBNAct.entries
+    tensors = ConvBNAct.tensors
+
+
+ParameterSource = ConvBNAct | LinearAct
+
+
+def gather(entries: tuple[tuple[dict, str] | None, ...]) -> tuple[torch.Tensor | None, ...]:
+    """The tensors in the dictionaries, where ``torch.func.functional_call`` too puts its own.
+
+    Raises:
+        NotNow: one of them is not there: sharded, pruned or otherwise computed, it is an attribute but not a parameter.
+    """
+    found = []
+    try:
+        for entry in entries:
+            found.append(None if entry is None else entry[0][entry[1]])
+    except KeyError as name:
+        raise NotNow(f"{name} of one of its children is not a parameter or buffer of its own") from None
+    return tuple(found)
+
+
+class LayerItems(NamedTuple):
+    """The items of one layer; ``idle`` are those between and after them that do nothing."""
+
+    conv: object
+    norm: object | None
+    act: object | None
+    idle: list
+
+    def slots(self) -> tuple[object, object | None, object | None]:
+        """Convolution, BatchNorm and activation, an idle item where there is none, so that none is overlooked."""
+        conv, norm, act, idle = self
+        if norm is None and len(idle) > (act is None):
+            norm, *idle = idle
+        if act is None and idle:
+            act, *idle = idle
+        if idle:
+            raise Unfusable("it calls several modules that do nothing one after the other")
+        return conv, norm, act
+
+
+def take_layer(items: list[_Item], module_of: Callable[[_Item], nn.Module | None] = lambda item: item) -> LayerItems:
+    """Take the first item, a convolution or linear layer, with the BatchNorm and the activation that follow it.
+
+    Args:
+        items: modules, calls or nodes in order; what was taken is removed.
+        module_of: the module that an item stands for.
+    """
+    conv, norm, act, idle = items.pop(0), None, None, []
+    while items and act is None:
+        module = module_of(items[0])
+        if module is not None and does_nothing(module):
+            idle.append(items.pop(0))
+        elif norm is None and isinstance(module, _ANY_NORM):
+            norm = items.pop(0)
+        elif code_of(module) is not None:
+            act = items.pop(0)
+        else:
+            break
+    return LayerItems(conv, norm, act, idle)
+
+
+def conv_bn_act(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> ConvBNAct:
+    """A convolution with what follows it. Raises ``Unfusable`` where one of the modules is of another kind."""
+    if type(conv) is not nn.Conv2d:
+        raise Unfusable(f"one of its convolutions is a {type(conv).__name__}, not a Conv2d")
+    if conv.padding_mode != "zeros":
+        raise Unfusable(f"one of its convolutions pads with mode {conv.padding_mode!r}")
+    norm = None if does_nothing(norm) else norm
+    if norm is not None and type(norm) not in NORMS:
+        raise Unfusable(f"one of its normalisations is a {type(norm).__name__}, not a BatchNorm2d")
+    seen = conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+    stride, padding, dilation, groups, mode = seen
+    sizes = _pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation)
+    layer = ConvBNAct(conv, norm, act, activation_code(act), (*sizes, groups, mode), seen)
+    return layer._replace(is_depthwise=layer._is_depthwise())
+
+
+def activation_code(act: nn.Module | None) -> int:
+    """The code of an activation module. Raises ``Unfusable`` where no operator knows it."""
+    if does_nothing(act):
+        return NONE
+    code = code_of(act)
+    if code is None:
+        raise Unfusable(f"one of its activations is a {type(act).__name__}, which no operator knows")
+    return code
+
+
+def is_activation(module: nn.Module | None) -> bool:
+    """Whether the module is an activation that the operators know, or does nothing."""
+    return does_nothing(module) or code_of(module) is not None
+
+
+def does_nothing(module: nn.Module | None) -> bool:
+    """Whether the module returns its input: there is none, it is an ``Identity``, or an empty ``Sequential``."""
+    return module is None or type(module) is nn.Identity or (type(module) is nn.Sequential and not module._modules)

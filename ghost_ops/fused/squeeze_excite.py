@@ -1,0 +1,253 @@
+"""``FusedSELayer`` and ``FusedSqueezeExcite``: squeeze-and-excite layers over ``functional.squeeze_excite``."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABCMeta
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules.utils import _pair
+
+from ..activations import ACTIVATIONS, GATES, NONE, WITH_SLOPES, activate, apply_gate
+from ..dispatch import Decision, plain, refuse_call, select
+from ..nn import SELayer, SqueezeExcite
+from ..ops.checks import autocast
+from ..ops.excite import excite_operator
+from ..ops.squeeze_excite import call_squeeze_excite
+from .behaviour import BuiltFused, plain_forward
+from .block import Block, Reads, Route
+from .builder import Builder
+from .errors import NotNow, Unfusable
+from .in_place import STATE
+from .layers import LinearAct, activation_code, does_nothing
+from .parameters import check_parameters
+from .registry import register_block
+from .structure import Structure
+
+
+@dataclass(frozen=True)
+class SqueezeExciteParts:
+    """The pieces of a squeeze-and-excite layer.
+
+    Attributes:
+        reduce, expand: paths of the two ``Linear`` or 1x1 ``Conv2d``.
+        act: path of the activation between them, or None.
+        gate: ``clamp``, ``hard_sigmoid``, ``sigmoid`` or ``identity``: not in a state_dict, so the recogniser says.
+        others: paths of the further modules that a forward calls (pooling, gate): fused code skips them, so that they
+            must carry no hooks.
+    """
+
+    reduce: str
+    expand: str
+    act: str | None = None
+    gate: str = "sigmoid"
+    others: tuple[str, ...] = ()
+
+
+class _Plan(NamedTuple):
+    structure: Structure
+    reduce: nn.Module
+    expand: nn.Module
+    act: int
+    gate: int
+
+
+class ExciteCall(NamedTuple):
+    """What was decided for one call: the operator, the input as autocast wants it, weight and bias of both layers."""
+
+    decision: Decision
+    plan: _Plan
+    x: torch.Tensor
+    tensors: tuple
+
+
+@register_block
+class SqueezeExciteBlock(Block):
+    """A squeeze-and-excite layer, one operator."""
+
+    kind = "squeeze-and-excite"
+    Parts = SqueezeExciteParts
+    priority = 1
+    autocast_dtypes = (torch.float32, torch.bfloat16)
+
+    @classmethod
+    def paths(cls, parts: SqueezeExciteParts, owner: str) -> list[str]:
+        if parts.gate not in GATES:
+            raise ValueError(f"{owner}: parts.gate: expected one of {', '.join(GATES)}, got {parts.gate!r}")
+        return [path for path in (parts.reduce, parts.act, parts.expand, *parts.others) if path is not None]
+
+    @classmethod
+    def match(cls, candidate: object) -> tuple[SqueezeExciteParts, Reads] | None:
+        dense = [m for m in candidate.module.modules() if m._parameters and not isinstance(m, nn.PReLU)]
+        if len(dense) != 2 or not all(map(_is_dense, dense)):
+            return None
+        reduce, expand = dense
+        (hidden, channels), (back, other) = reduce.weight.shape[:2], expand.weight.shape[:2]
+        if (channels, hidden) != (back, other):
+            return None
+        probe = candidate.probe(channels)
+        try:
+            theirs, calls = probe.observe()
+        except Unfusable:
+            return None  # some other two layers, for inputs of another kind
+        at = [i for i, call in enumerate(calls) if _is_dense(call.module)]
+        if len(at) != 2 or any(out.shape != probe.input.shape for out in theirs):
+            return None
+        probe.refuse()
+        between = [call for call in calls[at[0] + 1 : at[1]] if not does_nothing(call.module)]
+        code = activation_code(between[0].module if between else None)
+        if len(between) > 1 or code in WITH_SLOPES:
+            raise Unfusable(f"between its layers it calls {', '.join(type(c.module).__name__ for c in between)}")
+        first, second = calls[at[0]], calls[at[1]]
+        gates = [gate for gate in GATES if probe.computes(_compose(first.module, second.module, code, gate))]
+        wrong = f"it does not compute a squeeze-and-excite with any of the gates {', '.join(GATES)}"
+        if len(gates) != 1:
+            raise Unfusable(probe.explain(wrong))
+        probe.confirm(_compose(first.module, second.module, code, gates[0]), wrong, cls)
+        act = between[0].path if between else None
+        read = {first.path, second.path, act}
+        others = tuple(dict.fromkeys(call.path for call in calls if call.path not in read))
+        return SqueezeExciteParts(first.path, second.path, act, gates[0], others), candidate.reads(probe)
+
+    def describe(self, module: nn.Module, structure: Structure) -> _Plan:
+        parts = self.parts_of(module)
+        reduce, expand = structure.find(parts.reduce), structure.find(parts.expand)
+        act = activation_code(None if parts.act is None else structure.find(parts.act))
+        for path in parts.others:
+            structure.find(path)
+        for layer in (reduce, expand):
+            if not (_is_dense(layer)):
+                raise Unfusable(f"one of its layers is a {type(layer).__name__}, not a Linear or 1x1 Conv2d")
+        if act in WITH_SLOPES:
+            raise Unfusable(f"the operator does not take {ACTIVATIONS[act]} inside")
+        return _Plan(structure.close(), reduce, expand, act, GATES.index(parts.gate))
+
+    def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
+        try:
+            call = self.choose(module, x)
+        except Unfusable as reason:
+            return Route(plain(str(reason)), lambda: plain_forward(module, x))
+        return Route(call.decision, lambda: execute(call, call.x, call.tensors))
+
+    def choose(self, module: nn.Module, x: torch.Tensor) -> ExciteCall:
+        """The operator for x now; raises ``Unfusable``."""
+        why = refuse_call(x)
+        if why is not None:
+            raise NotNow(why)
+        plan = self.current_plan(module)
+        (seen,) = autocast(x)
+        tensors = _tensors(plan, seen)
+        if tensors[0].shape[1] != x.shape[1]:
+            raise NotNow(f"its input has {x.shape[1]} channels, its layers do not")
+        decision = select("squeeze_excite", seen)
+        if decision.backend == "reference":
+            raise NotNow(decision.why)
+        return ExciteCall(decision, plan, seen, tensors)
+
+    def tensors(self, module: nn.Module) -> tuple[torch.Tensor | None, ...]:
+        """Weight and bias of both layers; raises ``Unfusable``."""
+        plan = self.current_plan(module)
+        return tuple(layer._parameters.get(name) for layer in (plan.reduce, plan.expand) for name in ("weight", "bias"))
+
+    def excitation(self, module: nn.Module, squeeze: torch.Tensor) -> torch.Tensor:
+        """The gate's values, N x C, of the means of the map; without gradients."""
+        plan = self.current_plan(module)
+        w1, b1, w2, b2 = self.tensors(module)
+        return excite_operator(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
+
+    def lower_excitation(self, module: nn.Module, builder: Builder) -> None:
+        """Write the layer's step of a program, from the squeeze to the excitation.
+
+        Raises:
+            Unfusable: its children must be called.
+        """
+        _, reduce, expand, act, gate = self.current_plan(module)
+        for part in (reduce, expand):
+            if "weight" not in part._parameters:
+                raise NotNow("the weight of one of its layers is not a parameter of its own")
+        builder.excite(
+            expand.weight.shape[0], LinearAct(reduce, None, None, act), LinearAct(expand, None, None, NONE), gate
+        )
+
+
+def execute(call: ExciteCall, x: torch.Tensor, tensors: tuple) -> torch.Tensor:
+    """The layer's output for x, of these weights and biases."""
+    w1, b1, w2, b2 = tensors
+    plan = call.plan
+    return call_squeeze_excite(call.decision, x, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
+
+
+def _tensors(plan: _Plan, seen: torch.Tensor) -> tuple:
+    """Weight and bias of both layers; refuses what PyTorch would refuse and what is not a plain tensor."""
+    try:
+        reduce, expand = plan.reduce._parameters, plan.expand._parameters
+        tensors = w1, b1, w2, b2 = reduce["weight"], reduce["bias"], expand["weight"], expand["bias"]
+    except KeyError as name:
+        raise NotNow(f"{name} of one of its layers is not a parameter of its own") from None
+    check_parameters(seen, tensors)
+    (hidden, channels), ones = w1.shape[:2], (*w1.shape[2:], *w2.shape[2:])
+    fit = w2.shape[:2] == (channels, hidden) and ones.count(1) == len(ones)
+    if not fit or (b1 is not None and b1.shape != (hidden,)) or (b2 is not None and b2.shape != (channels,)):
+        raise NotNow("its two layers do not fit each other")
+    return tensors
+
+
+def _is_dense(module: nn.Module) -> bool:
+    """Whether it is a linear layer, or a convolution that is one on a single pixel."""
+    if type(module) is not nn.Conv2d:
+        return type(module) is nn.Linear
+    one = _pair(module.kernel_size) == _pair(module.stride) == (1, 1) and module.groups == 1
+    return one and module.padding in ((0, 0), 0, "valid", "same")
+
+
+def _compose(reduce: nn.Module, expand: nn.Module, act: int, gate: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A squeeze-and-excite put together from its two layers."""
+
+    def dense(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, layer.weight.flatten(1), layer.bias)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        logits = dense(expand, activate(dense(reduce, x.mean((2, 3))), act))
+        return x * apply_gate(logits, GATES.index(gate))[:, :, None, None]
+
+    return run
+
+
+class FusedSELayer(BuiltFused, SqueezeExciteBlock.behaviour, SELayer, metaclass=ABCMeta):
+    """Squeeze-and-excite in one operator, forward and backward: constructor and state_dict of :class:`SELayer`.
+
+    Where the operator does not serve it runs as plain PyTorch: :meth:`why` says so. Somebody's own layer that
+    ``ghost_ops.fuse`` has fused counts as an instance too.
+    """
+
+    behaviour = SqueezeExciteBlock.behaviour
+    plain_type = SELayer
+
+    @functools.wraps(SELayer.__init__)
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.__dict__[STATE] = SqueezeExciteBlock()
+
+    def parts(self) -> SqueezeExciteParts:
+        """Return the paths of its pieces."""
+        return SqueezeExciteParts("fc.0", "fc.2", "fc.1", gate="clamp", others=("avg_pool",))
+
+
+class FusedSqueezeExcite(BuiltFused, SqueezeExciteBlock.behaviour, SqueezeExcite, metaclass=ABCMeta):
+    """The same for :class:`SqueezeExcite`: its constructor and state_dict over one operator."""
+
+    behaviour = SqueezeExciteBlock.behaviour
+    plain_type = SqueezeExcite
+
+    @functools.wraps(SqueezeExcite.__init__)
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.__dict__[STATE] = SqueezeExciteBlock()
+
+    def parts(self) -> SqueezeExciteParts:
+        """Return the paths of its pieces."""
+        return SqueezeExciteParts("conv_reduce", "conv_expand", "act1", gate="hard_sigmoid")

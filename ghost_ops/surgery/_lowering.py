@@ -1,0 +1,56 @@
+"""Whether the program that a block writes computes what the module computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..backends import reference
+from ..fused.behaviour import apply, block_of
+from ..fused.block import Block
+from ..fused.builder import Builder
+from ..fused.errors import Unfusable
+from ._compare import agree, difference
+from ._copy import drawn_copy, first_line, normal
+
+
+def refuse_lowering(kind: type[Block], module: nn.Module, parts: object, inner: dict[str, tuple]) -> str | None:
+    """Why the program of a block must not stand in for a module, in a sentence; None where it may.
+
+    Both run in float64 on a copy with drawn parameters. A block that writes no program for this module passes.
+
+    Args:
+        kind: the kind of block.
+        parts: the module's.
+        inner: paths of the blocks inside, each with its kind and its parts.
+    """
+    if not kind.verifies_program:
+        return None
+    generator = torch.Generator().manual_seed(1)
+    copied = drawn_copy(module, generator).eval()
+    with torch.no_grad(), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+        for path, (inner_kind, inner_parts) in inner.items():
+            apply(copied.get_submodule(path), inner_kind.behaviour, inner_parts)
+        apply(copied, kind.behaviour, parts)
+        block, builder = block_of(copied), Builder()
+        try:
+            channels = block.channels(copied)
+            out = block.lower_module(copied, builder, builder.load(channels))
+            if type(out) is not int:
+                return f"{kind.__name__}.lower: expected the slot of its output, got {out!r}"
+            builder.store(out)
+            program = builder.finish()
+        except Unfusable:
+            return None
+        except Exception as error:
+            return f"{kind.__name__}.lower failed ({first_line(error)})"
+        x = normal(generator, 2, channels, 17, 15)
+        tensors = [t for source in program.sources for t in source.tensors() if t is not None]
+        try:
+            ours = reference.program_eval(x, tensors, program.code)
+        except Exception as error:
+            return f"the steps that {kind.__name__}.lower writes are not a program ({first_line(error)})"
+        theirs = type(module).forward(copied, x)
+    if ours.shape == theirs.shape and agree(ours, theirs):
+        return None
+    return f"the program of {kind.__name__} computes something else: {difference(ours, theirs)}"

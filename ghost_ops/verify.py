@@ -1,0 +1,307 @@
+"""Compare every operator, and eager PyTorch in the same dtype, with float64: forward and backward, on this machine."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from . import functional
+from .activations import ACTIVATIONS, GATES, WITH_SLOPES
+from .dispatch import select, use_backend
+
+FACTOR = 2.0  # our error may be this many times that of eager PyTorch
+ULPS, GRADIENT_ULPS = 2.0, 8.0  # by luck eager may be exact: as many units in the last place are always allowed
+DTYPES = (torch.float32, torch.bfloat16)
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+KINK = 2.0**-20  # a change of all arguments by which no float32 gradient may change much
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A call of an operator: tensors in float64, and the rest of the arguments."""
+
+    operator: str
+    tensors: Tensors
+    options: dict[str, object]
+
+    @property
+    def differentiable(self) -> bool:
+        return self.operator not in FORWARD_ONLY
+
+    def describe(self) -> str:
+        x = self.tensors["z" if self.operator == "cheap_concat" else "x"]
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items() if value not in (None, False))
+        return f"{'x'.join(map(str, x.shape))}, {', '.join(n for n in self.tensors if n not in 'xz')}; {options}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An operator in a dtype, layout and direction, the worst of its results over all draws.
+
+    Attributes:
+        backend: the backend that ran.
+        calls: number of draws.
+        error, eager_error: errors relative to the largest element, for the result nearest to its bound or past it.
+        ratio: error over what is allowed; above 1 is a failure.
+        what: which result, of which call.
+    """
+
+    operator: str
+    dtype: str
+    layout: str
+    direction: str
+    backend: str
+    calls: int
+    error: float
+    eager_error: float
+    ratio: float
+    what: str
+
+    @property
+    def ok(self) -> bool:
+        return self.ratio <= 1
+
+
+def _names(generator: random.Random, *without: int) -> str:
+    return generator.choice([name for code, name in enumerate(ACTIVATIONS) if code not in without])
+
+
+class _Draw:
+    """Arguments of every operator, drawn from one generator."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64) * scale
+
+    def positive(self, *shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=self.generator, dtype=torch.float64) + 0.5
+
+    def sometimes(self, make: Callable[[], object]) -> object | None:
+        return make() if self.random.random() < 0.5 else None
+
+    def map(self, channels: int) -> torch.Tensor:
+        pick = self.random.randint
+        return self.normal(pick(1, 3), channels, pick(2, 11), pick(2, 11))
+
+    def halves(self, names: tuple[str, str], shapes: tuple[int, int]) -> tuple[Tensors, dict[str, object]]:
+        """The activations of both halves, and PReLU's weights."""
+        tensors, options = {}, {}
+        for name, channels in zip(names, shapes):
+            options[name] = _names(self.random)
+            if options[name] == "prelu":
+                tensors[f"{name}_weight"] = self.normal(self.random.choice([1, channels]), scale=0.3)
+        return tensors, options
+
+    def ghost(self) -> tuple[int, int, int, Tensors, dict[str, object]]:
+        """Sizes m and cheap channels, out_channels, both weights, activations."""
+        m, ratio = self.random.randint(1, 20), self.random.choice([2, 2, 2, 3, 5])
+        size = self.random.choice([1, 3, 5, 7])
+        cheap, channels = m * (ratio - 1), self.random.randint(1, 40)
+        tensors, options = self.halves(("act", "cheap_act"), (m, cheap))
+        options["out_channels"] = self.random.randint(m + 1, m + cheap)
+        tensors["primary_weight"] = self.normal(m, channels, 1, 1, scale=channels**-0.5)
+        tensors["cheap_weight"] = self.normal(cheap, 1, size, size, scale=1 / size)
+        return m, cheap, channels, tensors, options
+
+    def ghost_module(self) -> Drawn:
+        m, cheap, channels, tensors, options = self.ghost()
+        x = self.map(channels)
+        if self.random.random() < 0.15:  # ratio 1: a plain convolution
+            cheap, options = 0, {"act": options["act"], "out_channels": m}
+            tensors = {n: t for n, t in tensors.items() if n in ("primary_weight", "act_weight")}
+        optional = {
+            "primary_bias": self.sometimes(lambda: self.normal(m, scale=0.3)),
+            "cheap_bias": self.sometimes(lambda: self.normal(cheap, scale=0.3)) if cheap else None,
+            "input_scale": self.sometimes(lambda: self.positive(x.shape[0], channels)),
+            "residual": self.sometimes(lambda: self.normal(x.shape[0], options["out_channels"], *x.shape[2:])),
+        }
+        tensors |= {"x": x} | {name: t for name, t in optional.items() if t is not None}
+        return Drawn("ghost_module", tensors, options | {"return_squeeze": self.random.random() < 0.5})
+
+    def ghost_module_eval(self) -> Drawn:
+        m, cheap, channels, tensors, options = self.ghost()
+        x = self.map(channels)
+        for half, size in (("primary", m), ("cheap", cheap)):
+            tensors |= {f"{half}_mean": self.normal(size, scale=0.3), f"{half}_var": self.positive(size)}
+            tensors |= {f"{half}_gamma": self.positive(size), f"{half}_beta": self.normal(size, scale=0.3)}
+        return Drawn("ghost_module_eval", tensors | {"x": x}, options)
+
+    def ghost_module_train(self) -> Drawn:
+        m, cheap, channels, tensors, options = self.ghost()
+        x = self.map(channels)
+        for half, size in (("primary", m), ("cheap", cheap)):
+            tensors |= {f"{half}_gamma": self.positive(size), f"{half}_beta": self.normal(size, scale=0.3)}
+        return Drawn("ghost_module_train", tensors | {"x": x}, options)
+
+    def cheap_concat(self) -> Drawn:
+        m, cheap, _, tensors, options = self.ghost()
+        z = self.map(m)
+        del tensors["primary_weight"]
+        optional = {
+            "cheap_bias": self.sometimes(lambda: self.normal(cheap, scale=0.3)),
+            "residual": self.sometimes(lambda: self.normal(z.shape[0], options["out_channels"], *z.shape[2:])),
+        }
+        tensors |= {"z": z} | {name: t for name, t in optional.items() if t is not None}
+        return Drawn("cheap_concat", tensors, options | {"return_squeeze": self.random.random() < 0.5})
+
+    def squeeze_excite(self) -> Drawn:
+        channels = self.random.randint(2, 48)
+        hidden = self.random.randint(1, channels)
+        tensors = {
+            "x": self.map(channels),
+            "reduce_weight": self.normal(hidden, channels, scale=channels**-0.5),
+            "reduce_bias": self.normal(hidden, scale=0.3),
+            "expand_weight": self.normal(channels, hidden, scale=hidden**-0.5),
+            "expand_bias": self.normal(channels, scale=0.3),
+        }
+        gate = self.random.choice(GATES)
+        return Drawn("squeeze_excite", tensors, {"act": _names(self.random, *WITH_SLOPES), "gate": gate})
+
+    def depthwise(self) -> Drawn:
+        channels, size = self.random.randint(1, 48), self.random.choice([1, 3, 5, 7])
+        tensors = {"x": self.map(channels), "weight": self.normal(channels, 1, size, size, scale=1 / size)}
+        bias = self.sometimes(lambda: self.normal(channels, scale=0.3))
+        tensors |= {} if bias is None else {"bias": bias}
+        return Drawn("depthwise", tensors, {"stride": self.random.choice([1, 2, 2, 3])})
+
+
+OPERATORS = ("ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "squeeze_excite", "depthwise")
+FORWARD_ONLY = ("ghost_module_eval",)
+
+
+def _call(drawn: Drawn, tensors: Tensors) -> tuple[torch.Tensor, ...]:
+    arguments = dict(tensors)
+    if drawn.operator not in ("squeeze_excite", "depthwise"):
+        for name in ("primary_bias", "cheap_bias", "cheap_weight")[drawn.operator == "cheap_concat" :]:
+            arguments.setdefault(name, None)
+    result = getattr(functional, drawn.operator)(**arguments, **drawn.options)
+    return tuple(result) if isinstance(result, tuple) else (result,)
+
+
+def evaluate(drawn: Drawn, dtype: torch.dtype, layout: str, backward: bool, backend: str | None = None) -> Tensors:
+    """Results by name: outputs, or the gradients of all tensors for drawn gradients of the outputs."""
+    tensors = {}
+    for name, value in drawn.tensors.items():
+        t = value.detach().to(dtype, copy=True)
+        if name in ("x", "z", "residual"):
+            t = t.contiguous(memory_format=LAYOUTS[layout])
+        tensors[name] = t.requires_grad_(backward)
+    # without a name the caller's own choice stands, which use_backend(None) would undo
+    with use_backend(backend) if backend else nullcontext(), torch.set_grad_enabled(backward):
+        outputs = _call(drawn, tensors)
+    if not backward:
+        return {f"output {i}": out for i, out in enumerate(outputs)}
+    outputs = [out for out in outputs if out.requires_grad]
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(dtype) for out in outputs]
+    found = torch.autograd.grad(outputs, list(tensors.values()), grads)
+    return {f"gradient of {name}": grad for name, grad in zip(tensors, found)}
+
+
+def _rounded(drawn: Drawn, dtype: torch.dtype) -> Drawn:
+    """The same call with values that the dtype has: rounding the arguments is not an error of the operator."""
+    tensors = {name: t.to(dtype).double() for name, t in drawn.tensors.items()}
+    return Drawn(drawn.operator, tensors, drawn.options)
+
+
+def _has_kink(drawn: Drawn) -> bool:
+    """Whether a gradient jumps within the reach of float32's rounding, as at a ReLU whose argument is almost zero.
+
+    There the exact gradient is one of two, and which of them rounding gives is luck.
+    """
+    moved = {name: t * (1 + KINK * (-1) ** i) for i, (name, t) in enumerate(drawn.tensors.items())}
+    near = Drawn(drawn.operator, moved, drawn.options)
+    here, there = (evaluate(d, torch.float64, "NCHW", True, "reference") for d in (drawn, near))
+    return any((here[n] - there[n]).abs().max() > 1e-3 * here[n].abs().max().clamp(min=1e-3) for n in here)
+
+
+def draws(operator: str, dtype: torch.dtype, count: int) -> Iterator[Drawn]:
+    """``count`` calls of an operator, always the same ones."""
+    seed, made = zlib.crc32(operator.encode()), 0
+    while made < count:
+        drawn = _rounded(getattr(_Draw(seed), operator)(), dtype)
+        seed += 1
+        if dtype != torch.float32 or not drawn.differentiable or not _has_kink(drawn):
+            made += 1
+            yield drawn
+
+
+def compare(
+    ours: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor, ulps: float, size: torch.Tensor | None = None
+) -> tuple[float, float, float]:
+    """Our error and eager's, relative to the largest element, and ours over what is allowed (infinite: not finite).
+
+    Errors are taken in the largest element and in the Euclidean norm, and the one nearer to its bound counts. ``size``
+    is the scale of the result, where that is not the result itself.
+    """
+    if ours.shape != exact.shape or ours.dtype != eager.dtype:
+        return float("inf"), 0.0, float("inf")
+    if not exact.numel():
+        return 0.0, 0.0, 0.0
+    eps, found = torch.finfo(ours.dtype).eps, []
+    for norm, floor in ((float("inf"), ulps * eps), (2, ulps * eps / 2)):
+        error, of_eager, scale = (
+            float(torch.linalg.vector_norm(v.double(), norm))
+            for v in (ours - exact, eager - exact, exact if size is None else size)
+        )
+        allowed = FACTOR * of_eager + floor * max(scale, 1e-30)
+        if not error < float("inf"):
+            return float("inf"), of_eager / max(scale, 1e-30), float("inf")
+        found.append((error / max(scale, 1e-30), of_eager / max(scale, 1e-30), error / allowed))
+    return max(found, key=lambda measures: measures[2])
+
+
+def verify(count: int = 12, on_step: Callable[[str], None] = lambda what: None) -> list[Outcome]:
+    """Every operator in every dtype, layout and direction, on ``count`` drawn calls each."""
+    outcomes = []
+    for operator in OPERATORS:
+        for dtype in DTYPES:
+            calls = list(draws(operator, dtype, count))
+            for layout in LAYOUTS:
+                for direction in ("forward", "backward"):
+                    if direction == "forward" or calls[0].differentiable:
+                        on_step(f"{operator}, {_name(dtype)}, {layout}, {direction}")
+                        outcomes.append(_outcome(calls, dtype, layout, direction))
+    return outcomes
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _size(operator: str, name: str, exact: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """The scale of a mean is the root mean square of its values: their rounding is in it, and it may be far smaller."""
+    variance = {"output 1": "output 2", "output 3": "output 4"}.get(name)
+    if operator != "ghost_module_train" or variance is None:
+        return None
+    return (exact[name].square() + exact[variance]).sqrt()
+
+
+def _outcome(calls: list[Drawn], dtype: torch.dtype, layout: str, direction: str) -> Outcome:
+    backward, worst, backends = direction == "backward", (0.0, 0.0, -1.0, ""), set()
+    for drawn in calls:
+        ours = evaluate(drawn, dtype, layout, backward)
+        eager = evaluate(drawn, dtype, layout, backward, "reference")
+        exact = evaluate(drawn, torch.float64, layout, backward, "reference")
+        weight = drawn.tensors.get("weight", drawn.tensors.get("cheap_weight"))
+        kernel = None if weight is None else weight.shape[-1]
+        x = drawn.tensors["z" if drawn.operator == "cheap_concat" else "x"].to(dtype)
+        backends.add(select(drawn.operator, x, kernel).backend)
+        for name, result in ours.items():
+            size = _size(drawn.operator, name, exact)
+            measures = compare(result, eager[name], exact[name], GRADIENT_ULPS if backward else ULPS, size)
+            if measures[2] > worst[2]:
+                worst = (*measures, f"{name} of {drawn.describe()}")
+    error, eager_error, ratio, what = worst
+    name, backend = _name(dtype), "+".join(sorted(backends))
+    return Outcome(calls[0].operator, name, layout, direction, backend, len(calls), error, eager_error, ratio, what)

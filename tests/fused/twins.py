@@ -1,0 +1,80 @@
+"""A fused module, its plain twin in the same dtype, and an exact one in float64, run side by side."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from ghost_ops.fused.behaviour import block_of
+from ghost_ops.surgery import revert
+
+from ..helpers import NEARBY, assert_as_accurate, nearby, without_luck
+
+
+def plain_twin(fused: nn.Module) -> nn.Module:
+    """A copy of a module in which everything fused is plain PyTorch."""
+    return revert(copy.deepcopy(fused))
+
+
+def why(fused: nn.Module, x: torch.Tensor) -> str:
+    """What would run a fused module, and why nothing faster does."""
+    return str(block_of(fused).decide(fused, x))
+
+
+def run(module: nn.Module, x: torch.Tensor, backward: bool, seed: int = 7) -> dict[str, torch.Tensor]:
+    """Output, gradients of input and parameters for a drawn gradient of the output, and buffers after the call."""
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(backward)
+    module.zero_grad()
+    with torch.set_grad_enabled(backward):
+        out = module(x)
+    results = {"output": out.detach().clone()}
+    if backward:
+        generator = torch.Generator().manual_seed(seed)
+        out.backward(torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype))
+        results["gradient of the input"] = x.grad
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                results[f"gradient of {name}"] = p.grad
+    results |= {name: b.detach().clone() for name, b in module.named_buffers() if b.is_floating_point()}
+    return results
+
+
+def _near(module: nn.Module, seed: int) -> nn.Module:
+    """A copy whose parameters and statistics are a little different."""
+    module = copy.deepcopy(module)
+    with torch.no_grad():
+        for t in (*module.parameters(), *module.buffers()):
+            if t.is_floating_point():
+                t.copy_(nearby(t, seed))
+    return module
+
+
+def assert_agree(fused: nn.Module, x: torch.Tensor, backward: bool = True, calls: int = 1) -> None:
+    """Everything that ``run`` gives is as accurate as the plain twin, for that many calls; counters are equal.
+
+    Of a few channels the plain twin's error is a matter of luck: where it is larger, the median of its errors for these
+    and for nearby parameters and inputs counts, as in ``tests/ops/cases.py``.
+    """
+    plain = plain_twin(fused)
+    exact = copy.deepcopy(plain).double()
+    near = [(_near(plain, seed), nearby(x, seed)) for seed in NEARBY]
+    near = [(module, copy.deepcopy(module).double(), values) for module, values in near]
+    for _ in range(calls):
+        ours, eager, truth = run(fused, x, backward), run(plain, x, backward), run(exact, x.double(), backward)
+        others = [(run(p, v, backward), run(e, v.double(), backward)) for p, e, v in near]
+        assert ours.keys() == eager.keys()
+        largest = max(float(t.abs().max()) for t in truth.values() if t is not None and t.numel())
+        for what, result in ours.items():
+            if eager[what] is None:
+                assert result is None or not result.any(), what
+            elif not (truth[what].abs() > 1e-12 * largest).any():  # nothing but rounding, such as that of a bias
+                assert not (result.abs() > 100 * torch.finfo(result.dtype).eps * largest).any(), what  # before a norm
+            else:
+                # on the CPU, PyTorch's BatchNorm sums gradients and statistics in double, the operators in float32
+                ulps = 4 if what == "output" else 8
+                theirs = without_luck(truth[what], eager[what], [(p[what], e[what]) for p, e in others])
+                assert_as_accurate(result, theirs, truth[what], what=what, ulps=ulps)
+    counters = {n: b for n, b in fused.named_buffers() if not b.is_floating_point()}
+    assert all(torch.equal(b, plain.get_buffer(n)) for n, b in counters.items())

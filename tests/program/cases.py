@@ -1,0 +1,266 @@
+"""Drawn programs: steps, parameters and inputs for ``program`` and its companions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ghost_ops.activations import ACTIVATIONS, GATES, PRELU, WITH_NUMBER
+from ghost_ops.backends import reference
+from ghost_ops.program import (
+    BETA,
+    BIAS,
+    GAMMA,
+    NORM,
+    SLOPES,
+    Activation,
+    Conv,
+    Depthwise,
+    Excite,
+    Ghost,
+    Layer,
+    Linear,
+    Load,
+    MaxPool,
+    Pool,
+    Step,
+    Store,
+    decode,
+    encode,
+    weights_of,
+)
+from ghost_ops.program.packing import packed_size
+from tests.helpers import assert_as_accurate
+from tests.ops.cases import Errors, in_layout
+
+SLOTS = 6
+PARTS = (0, BIAS, NORM, NORM | GAMMA, NORM | BETA, NORM | GAMMA | BETA, BIAS | NORM | GAMMA | BETA)
+Map = tuple[int, int, int]  # channels; strides that it has behind it; index of the step that wrote it
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps with parameters that fit them, and the channels of an input."""
+
+    steps: tuple[Step, ...]
+    parameters: tuple[torch.Tensor, ...]
+    channels: int
+    slots: int = SLOTS
+
+    @property
+    def code(self) -> list[int]:
+        return encode(self.steps, self.slots)
+
+    def to(self, dtype: torch.dtype) -> Program:
+        return replace(self, parameters=tuple(t.to(dtype) for t in self.parameters))
+
+    def kinds(self) -> set[type]:
+        return {type(step) for step in self.steps}
+
+
+def parameters_for(steps: Sequence[Step], seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Normal parameters, scaled so that maps keep their size from step to step."""
+    generator, rng, found = torch.Generator().manual_seed(seed), random.Random(seed), []
+
+    def numbers(*shape):
+        return torch.randn(shape, generator=generator)
+
+    for layer, shape in (pair for step in steps for pair in step.layers()):
+        n, fan_in = shape[0], shape[1] * shape[2] * shape[3]
+        found.append(numbers(*shape) * fan_in**-0.5)
+        if layer.parts & BIAS:
+            found.append(0.3 * numbers(n))
+        if layer.parts & GAMMA:
+            found.append(1 + 0.3 * numbers(n))
+        if layer.parts & BETA:
+            found.append(0.3 * numbers(n))
+        if layer.parts & NORM:
+            found += [0.3 * numbers(n), 0.5 + numbers(n).abs()]
+        if layer.parts & SLOPES:
+            found.append(0.3 * numbers(rng.choice([1, n])))
+    return tuple(found)
+
+
+def size_of(code: Sequence[int]) -> int:
+    """Number of elements of the packed form of such steps."""
+    return packed_size(decode(code), weights_of(code))
+
+
+def make_program(*steps: Step, slots: int = SLOTS, seed: int = 0) -> Program:
+    return Program(steps, parameters_for(steps, seed), steps[0].channels, slots)
+
+
+class _Drawing:
+    """A program as it grows: which slot holds which map, and what there is of squeeze and excitation."""
+
+    def __init__(self, rng: random.Random, most_channels: int) -> None:
+        self.rng, self.most = rng, most_channels
+        self.steps: list[Step] = []
+        self.maps: dict[int, tuple[int, int]] = {}  # slot: channels, and a number that stands for the size
+        self.squeeze = self.excitation = 0
+        self.sizes = 0
+
+    def layer(self, acts: Sequence[int] = range(len(ACTIVATIONS))) -> Layer:
+        act, parts = self.rng.choice([0, 1, *acts]), self.rng.choice(PARTS)
+        parts |= SLOPES if act == PRELU else 0
+        return Layer(parts, self.rng.choice([1e-5, 1e-3]), act, 0.2 if act in WITH_NUMBER else 0.0)
+
+    def channels(self) -> int:
+        return self.rng.choice([1, 3, 4, 7, 8, 12, 16, 17, 20, 24, 33, 40, self.rng.randint(1, self.most)])
+
+    def first(self) -> None:
+        rng, channels = self.rng, self.channels()
+        if rng.random() < 0.4:
+            channels = rng.choice([1, 2, 3, 3, 3, 8])
+            kernel = rng.choice([1, 2, 3, 3, 4, 5])
+            filters, stride, padding = self.channels(), rng.choice([1, 2, 2, 3]), rng.choice([kernel // 2, 0, 2])
+            self.add(Conv(0, channels, filters, kernel, stride, padding, self.layer()), filters)
+        else:
+            self.add(Load(0, channels, True), channels)
+
+    def add(self, step: Step, channels: int, size: int = 0) -> None:
+        self.steps.append(step)
+        self.maps[step.out] = channels, size
+        if isinstance(step, (Ghost, Depthwise)):
+            self.squeeze = channels if step.squeeze else 0
+
+    def target(self, *taken: int) -> int:
+        return self.rng.choice([slot for slot in range(SLOTS) if slot not in taken])
+
+    def ghost(self, source: int, squeeze: bool = False) -> None:
+        rng = self.rng
+        channels, size = self.maps[source]
+        scaled = self.excitation == channels and rng.random() < 0.8
+        residuals = [slot for slot, (c, other) in self.maps.items() if other == size and 1 < c <= self.most]
+        residual = rng.choice(residuals) if residuals and rng.random() < 0.4 else -1
+        if residual >= 0:
+            kept = self.maps[residual][0]
+            primary = rng.choice([kept, -(-kept // 2), -(-kept // 3), rng.randint(-(-kept // 4), kept)])
+            made = primary * (-(-(kept - primary) // primary)) if primary < kept else 0
+        else:
+            primary = self.channels()
+            made = primary * rng.choice([0, 1, 1, 1, 2, 3]) if primary * 4 < 3 * self.most else primary
+            kept = rng.choice([primary + made, rng.randint(primary + 1, primary + made)]) if made else primary
+        cheap = self.layer() if made else None
+        step = Ghost(source, self.target(source, residual), residual, scaled, squeeze, channels, primary, made, kept,
+                     rng.choice([1, 3, 3, 5, 7]), self.layer(), cheap)  # fmt: skip
+        self.add(step, kept, size)
+
+    def depthwise(self, source: int, squeeze: bool) -> None:
+        channels, size = self.maps[source]
+        kernel, stride = self.rng.choice([1, 3, 3, 5, 7]), self.rng.choice([1, 1, 2, 2, 3])
+        if stride > 1:
+            self.sizes += 1
+            size = self.sizes
+        self.add(
+            Depthwise(source, self.target(source), squeeze, channels, kernel, stride, self.layer()), channels, size
+        )
+
+    def excite(self) -> None:
+        rng, channels = self.rng, self.squeeze
+        acts = [a for a in range(len(ACTIVATIONS)) if a != PRELU] if rng.random() < 0.7 else [PRELU]
+        hidden = rng.choice([1, 3, 8, 20])
+        self.steps.append(Excite(channels, hidden, rng.randrange(len(GATES)), self.layer(acts), self.layer()))
+        self.excitation = channels
+
+    def draw(self, length: int) -> tuple[Step, ...]:
+        rng = self.rng
+        self.first()
+        at = 0
+        for _ in range(length):
+            source = at if rng.random() < 0.85 else rng.choice(list(self.maps))
+            squeeze = rng.random() < 0.4
+            if rng.random() < 0.65:
+                self.ghost(source, squeeze)
+            else:
+                self.depthwise(source, squeeze)
+            at = self.steps[-1].out
+            if squeeze and rng.random() < 0.8:
+                self.excite()
+        if rng.random() < 0.6:
+            self.steps.append(Store(at))
+            return tuple(self.steps)
+        self.ghost(at, squeeze=True)
+        width = self.squeeze
+        self.steps.append(Pool(width))
+        for _ in range(rng.randint(0, 3)):
+            features = self.channels()
+            self.steps.append(Linear(width, features, self.layer()))
+            width = features
+        return tuple(self.steps)
+
+
+def program_of_other_steps() -> Program:
+    """Max pooling and activations of their own between Ghost modules; no kernel of a device knows these steps."""
+    layer = Layer(BIAS, 0.0, 1)
+    prelu = Layer(SLOPES, 0.0, PRELU)
+    steps = (
+        Load(0, 5, False), Ghost(0, 1, -1, False, False, 5, 9, 9, 17, 3, layer, layer), MaxPool(1, 2, 17, 3, 2, 1),
+        Activation(2, 3, True, 17, prelu), Excite(17, 4, 1, layer, layer),
+        Ghost(3, 4, 2, True, False, 17, 9, 9, 17, 5, layer, layer), Activation(4, 0, True, 17, layer), Pool(17),
+    )  # fmt: skip
+    before = len(parameters_for(steps[:3]))
+    found = parameters_for(steps)
+    return Program(steps, (*found[:before], 0.3 * torch.arange(17.0), *found[before:]), 5)
+
+
+def draw_program(seed: int, most_channels: int = 70, longest: int = 7) -> Program:
+    rng = random.Random(seed)
+    first, *steps = _Drawing(rng, most_channels).draw(rng.randint(1, longest))
+    if isinstance(first, Load):  # as freeze does
+        first = replace(first, by_lanes=any(isinstance(s, Depthwise) and s.source == first.out for s in steps))
+    steps = (first, *steps)
+    return Program(steps, parameters_for(steps, seed), steps[0].channels)
+
+
+@dataclass
+class Call:
+    """A program with an input, and how many threads run it."""
+
+    program: Program
+    x: torch.Tensor
+    threads: int = 1
+
+    def exact(self) -> torch.Tensor:
+        p = self.program.to(torch.float64)
+        return reference.program_eval(self.x.double(), p.parameters, p.code)
+
+    def plain(self) -> torch.Tensor:
+        """PyTorch's in float32, rounded once: what a program promises for bfloat16 too."""
+        p = self.program.to(torch.float32)
+        return reference.program_eval(self.x.float(), p.parameters, p.code).to(self.x.dtype)
+
+    def __str__(self) -> str:
+        steps = "".join(f"\n  {step}" for step in self.program.steps)
+        return f"{tuple(self.x.shape)}, strides {self.x.stride()}, {self.threads} threads:{steps}"
+
+
+HEIGHTS, WIDTHS = (1, 5, 14, 23, 40, 40), (1, 7, 17, 41)
+
+
+def draw_call(seed: int, dtype: torch.dtype, threads: int) -> Call:
+    rng, program = random.Random(seed), draw_program(seed)
+    generator = torch.Generator().manual_seed(seed)
+    least = max(program.steps[0].kernel, 5) if isinstance(program.steps[0], Conv) else 1
+    n = rng.choice([1, 2, 3, 9])
+    h, w = (max(rng.choice(sizes), least) for sizes in (HEIGHTS, WIDTHS))
+    x = torch.randn((n, program.channels, h, w), generator=generator).to(dtype)
+    layout = rng.choice(["nchw", "channels_last", "channels_last", "strided"])
+    parameters = program if rng.random() < 0.5 else program.to(dtype)
+    return Call(parameters, in_layout(x, layout), threads)
+
+
+def mismatch(call: Call, ours: torch.Tensor, what: str, errors: Errors | None = None) -> str | None:
+    """How the result is less accurate than it may be: four times the error of a single case, whose few elements are a
+    matter of luck; twice that of many, which ``errors`` takes. None where it is accurate enough."""
+    exact, plain = call.exact(), call.plain()
+    if errors is not None:
+        errors.add(what, ours, plain, exact)
+    try:
+        assert_as_accurate(ours, plain, exact, 4.0, what=f"{what} of {call}")
+    except AssertionError as error:
+        return str(error)
+    return None

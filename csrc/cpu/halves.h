@@ -4,6 +4,7 @@
 
 #include "checks.h"
 #include "maps.h"
+#include "rings.h"
 
 namespace ghost {
 
@@ -54,29 +55,6 @@ inline void reduce_channels(const float* from, int64_t from_pixel, float* to, in
   for (int64_t i = 0; i < pixels; i++)
     for (int64_t j = 0; j < channels; j++) to[i * to_pixel + j / multiplier] += from[i * from_pixel + j];
 }
-
-/// Rows that are made in order, a few at a time, and wanted again by the rows around them: a ring of row slots.
-///
-/// `span` rows are wanted at once beside the step that is being made. Rows come in steps of `step` from the first on,
-/// and a step never wraps, so that it is dense. Rows outside the map read as zeros.
-class RowRing {
- public:
-  RowRing() = default;
-  RowRing(int64_t first, int64_t step, int64_t span, int64_t height, int64_t width, int64_t pixel, Scratch& scratch)
-      : first_(first), slots_((span + step - 1) / step * step + step), height_(height), row_(width * pixel) {
-    data_ = scratch.floats(slots_ * row_);
-    zeros_ = scratch.zeros(row_);
-  }
-  float* row(int64_t y) const { return data_ + (y - first_) % slots_ * row_; }
-  /// Pointers to rows y - halo to y + count + halo.
-  void window(int64_t y, int64_t count, int64_t halo, const float** rows) const {
-    for (int64_t i = -halo; i < count + halo; i++) *rows++ = y + i < 0 || y + i >= height_ ? zeros_ : row(y + i);
-  }
-
- private:
-  int64_t first_ = 0, slots_ = 1, height_ = 0, row_ = 0;
-  float *data_ = nullptr, *zeros_ = nullptr;
-};
 
 /// Rows of a step: enough pixels for the widest register tiles, and pairs of rows for the 3x3 kernel.
 inline int64_t step_rows(int64_t width, int64_t height) {

@@ -62,62 +62,41 @@ struct Aligned {
 };
 using Floats = std::vector<float, Aligned<float>>;
 
+/// A product, with weights in float32 or bfloat16. The columns of x lie in runs, with NaN between them.
 struct GemmCall {
-  const ghost::Kernels& k;
-  Floats panels, bias, out;
-  ghost::Gemm args{};
-
-  GemmCall(const std::string& isa, const float* x, int64_t m, int64_t c, const float* w, int64_t n, const float* b,
-           bool relu)
-      : k(of(isa)), panels(padded(n) * c), bias(padded(n)), out(m * padded(n)) {
-    k.pack({w, c, 1, n, c, nullptr, nullptr, panels.data()});
-    std::copy(b, b + n, bias.begin());
-    args = {x, c, 1, m, c, n, panels.data(), 0, bias.data(), out.data(), padded(n), true, relu, false};
-  }
-};
-
-/// A product by pairs of bfloat16. The columns of x lie in runs, with NaN between them.
-struct GemmBf16Call {
-  static constexpr int64_t kGap = 3;
-  const ghost::Kernels& k;
+  void (*const kernel)(const ghost::Gemm&);
   Floats in, panels, bias, out;
   std::vector<float> factors;
   std::vector<ghost::Run> runs;
   ghost::Gemm args{};
 
-  GemmBf16Call(const std::string& isa, const float* x, int64_t m, int64_t c, const float* w, int64_t n, const float* b,
-               bool relu, const std::vector<float>& scale, const std::vector<int64_t>& counts)
-      : k(of(isa)), panels(ghost::panel_floats(n, ghost::bf16_pairs(c))), bias(padded(n)), out(m * padded(n)) {
+  GemmCall(const std::string& isa, bool bf16, const float* x, int64_t m, int64_t c, const float* w, int64_t n,
+           const float* b, bool relu, const std::vector<float>& scale, const std::vector<int64_t>& counts)
+      : kernel(bf16 ? of(isa).gemm_bf16 : of(isa).gemm),
+        panels(ghost::panel_floats(n, bf16 ? ghost::bf16_pairs(c) : c)),
+        bias(padded(n)),
+        out(m * padded(n)),
+        factors(scale) {
+    const int64_t gap = bf16 || counts.size() > 1 ? 3 : 0;
     int64_t row = 0;
-    for (int64_t count : counts) runs.push_back({row, count}), row += count + kGap;
+    for (int64_t count : counts) runs.push_back({row, count}), row += count + gap;
     in.assign(m * row, NAN);
     for (int64_t i = 0; i < m; i++)
       for (const ghost::Run& r : runs) {
         std::copy_n(x, r.count, in.begin() + i * row + r.offset);
         x += r.count;
       }
-    factors = scale;
-    pack_bf16(w, n, c, nullptr, panels.data());
+    if (bf16)
+      pack_bf16(w, n, c, nullptr, panels.data());
+    else
+      of(isa).pack({w, c, 1, n, c, nullptr, nullptr, panels.data()});
     std::copy(b, b + n, bias.begin());
-    args = {in.data(),
-            row,
-            1,
-            m,
-            c,
-            n,
-            panels.data(),
-            0,
-            bias.data(),
-            out.data(),
-            padded(n),
-            true,
-            relu,
-            false,
-            runs.data(),
-            static_cast<int64_t>(runs.size()),
-            nullptr,
-            factors.empty() ? nullptr : factors.data()};
+    args = {in.data(), row, 1, m, c, n, panels.data(), 0, bias.data(), out.data(), padded(n), true, relu, false};
+    args.runs = runs.data(), args.run_count = static_cast<int64_t>(runs.size());
+    args.scale_k = factors.empty() ? nullptr : factors.data();
   }
+
+  void run() const { kernel(args); }
 };
 
 struct DepthwiseCall {
@@ -151,19 +130,8 @@ struct DepthwiseCall {
   }
 };
 
-Array gemm(const std::string& isa, Array x, Array w, Array bias, bool relu) {
-  expect(x.ndim() == 2 && w.ndim() == 2 && bias.ndim() == 1, "expected x of M x C, w of N x C and bias of N");
-  const int64_t m = x.shape(0), c = x.shape(1), n = w.shape(0);
-  expect(w.shape(1) == c && bias.shape(0) == n, "expected x of M x C, w of N x C and bias of N");
-  GemmCall call(isa, x.data(), m, c, w.data(), n, bias.data(), relu);
-  call.k.gemm(call.args);
-  Array out({m, n});
-  for (int64_t i = 0; i < m; i++) std::copy_n(call.out.begin() + i * padded(n), n, out.mutable_data() + i * n);
-  return out;
-}
-
-Array gemm_bf16(const std::string& isa, Array x, Array w, Array bias, bool relu, std::vector<float> scale,
-                std::vector<int64_t> runs) {
+Array product(const std::string& isa, bool bf16, const Array& x, const Array& w, const Array& bias, bool relu,
+              const std::vector<float>& scale, std::vector<int64_t> runs) {
   expect(x.ndim() == 2 && w.ndim() == 2 && bias.ndim() == 1, "expected x of M x C, w of N x C and bias of N");
   const int64_t m = x.shape(0), c = x.shape(1), n = w.shape(0);
   expect(w.shape(1) == c && bias.shape(0) == n, "expected x of M x C, w of N x C and bias of N");
@@ -172,11 +140,20 @@ Array gemm_bf16(const std::string& isa, Array x, Array w, Array bias, bool relu,
   for (int64_t count : runs) columns += count;
   expect(columns == c && static_cast<int64_t>(runs.size()) <= ghost::kMostRuns, "runs: expected the columns of x");
   expect(scale.empty() || static_cast<int64_t>(scale.size()) == c, "scale: expected a factor a column of x");
-  GemmBf16Call call(isa, x.data(), m, c, w.data(), n, bias.data(), relu, scale, runs);
-  call.k.gemm_bf16(call.args);
+  const GemmCall call(isa, bf16, x.data(), m, c, w.data(), n, bias.data(), relu, scale, runs);
+  call.run();
   Array out({m, n});
   for (int64_t i = 0; i < m; i++) std::copy_n(call.out.begin() + i * padded(n), n, out.mutable_data() + i * n);
   return out;
+}
+
+Array gemm(const std::string& isa, Array x, Array w, Array bias, bool relu) {
+  return product(isa, false, x, w, bias, relu, {}, {});
+}
+
+Array gemm_bf16(const std::string& isa, Array x, Array w, Array bias, bool relu, std::vector<float> scale,
+                std::vector<int64_t> runs) {
+  return product(isa, true, x, w, bias, relu, scale, runs);
 }
 
 Array depthwise(const std::string& isa, Array x, Array w, Array bias, bool relu, int64_t stride) {
@@ -229,12 +206,8 @@ Floats numbers(int64_t n) {
 double time_gemm(const std::string& isa, int64_t m, int64_t c, int64_t n, double seconds, bool bf16) {
   expect(m > 0 && c > 0 && n > 0, "expected positive sizes");
   const auto x = numbers(m * c), w = numbers(n * c), b = numbers(n);
-  if (bf16) {
-    GemmBf16Call call(isa, x.data(), m, c, w.data(), n, b.data(), true, {}, {c});
-    return seconds_per_call(seconds, [&] { call.k.gemm_bf16(call.args); });
-  }
-  GemmCall call(isa, x.data(), m, c, w.data(), n, b.data(), true);
-  return seconds_per_call(seconds, [&] { call.k.gemm(call.args); });
+  const GemmCall call(isa, bf16, x.data(), m, c, w.data(), n, b.data(), true, {}, {c});
+  return seconds_per_call(seconds, [&] { call.run(); });
 }
 
 double time_depthwise(const std::string& isa, int64_t h, int64_t w, int64_t c, int64_t size, double seconds,

@@ -3,6 +3,7 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/rings.h"
 #include "program.h"
 
 namespace ghost {
@@ -12,15 +13,6 @@ using Readers = std::vector<std::vector<int64_t>>;
 
 /// How a step's output is cut into shares, one a thread.
 enum class Partition { rows, columns };
-
-/// Rows that are kept of a map: all, or as many as are in use at once, each in the place of the one `rows` before it.
-struct Ring {
-  int64_t rows = 0, shift = 0;
-
-  int64_t place(int64_t y) const { return (y + shift) % rows; }
-  /// Rows from y on that follow each other in memory.
-  int64_t room(int64_t y) const { return rows - place(y); }
-};
 
 struct StepPlan {
   int64_t in_h, in_w, h, w;

@@ -199,7 +199,7 @@ def bench(
         raise click.UsageError("nothing is left to run: see --case and the parts asked for")
     with _progress(len(selection)) as progress:
         told = lambda what: progress.update(0, description=what)
-        report = session.run(selection, told, lambda: progress.advance(0))
+        report = session.run_benchmark(selection, told, lambda: progress.advance(0))
     if json_path != "-":
         reports.show(report, _console())
         if not in_checkout:
@@ -240,9 +240,9 @@ def demo(output: Path, threads: int | None, quick: bool) -> None:
     """GhostNet plain and fused, on photographs and in training; a table and a picture."""
     for package in ("sklearn", "matplotlib", "PIL"):
         _installed(package, "demo")
-    from .demo import run
+    from .demo import run_demo
 
     try:
-        run(output=output, threads=threads, quick=quick)
+        run_demo(output=output, threads=threads, quick=quick)
     except ValueError as error:  # an output that no picture can be written to, a number of threads
         raise click.ClickException(str(error)) from error

@@ -57,7 +57,7 @@ class Selection:
         return {name: getattr(self, name) for name in names}
 
 
-def run(selection: Selection, on_step: Callable[[str], None], on_done: Callable[[], None]) -> Report:
+def run_benchmark(selection: Selection, on_step: Callable[[str], None], on_done: Callable[[], None]) -> Report:
     """Run everything that was selected.
 
     Args:

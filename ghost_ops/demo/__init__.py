@@ -17,7 +17,7 @@ from ..bench.machine import cpu_model
 from ..bench.timing import torch_threads
 from . import digits, figure, photos, report
 
-__all__ = ["Result", "run"]
+__all__ = ["Result", "run_demo"]
 
 _FORMATS = (".png", ".pdf", ".svg")
 _NEEDS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "PIL": "pillow"}
@@ -32,7 +32,7 @@ class Result:
     output: Path
 
 
-def run(
+def run_demo(
     output: str | os.PathLike = "demo.png",
     threads: int | None = None,
     quick: bool = False,

@@ -236,7 +236,7 @@ class Block:
         if why is not None:
             raise NotNow(why)
         decision = select("program_eval", x)
-        if decision.backend == "reference":
+        if decision.is_reference:
             raise NotNow(decision.why)
         program = self._compiled(module)
         found = program.parameters(x)

@@ -57,7 +57,7 @@ def _decide(layer: ConvBNAct, x: torch.Tensor) -> Decision:
     if bias is not None and bias.shape != weight.shape[:1]:
         raise NotNow("the bias of one of its convolutions does not have its shape")
     decision = select("depthwise", seen, kernel[0])
-    if decision.backend == "reference":
+    if decision.is_reference:
         raise NotNow(decision.why)
     return decision
 

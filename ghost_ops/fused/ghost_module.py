@@ -263,7 +263,7 @@ def _choose(plan: _Plan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple) ->
         direct = cheap is not None and first is RUNNING and second is RUNNING and not compiling
         operator = EVAL if direct and not any_requires_grad((x, *tensors)) else FOLDED
     decision = select(operator, seen, None if cheap is None else cheap.kernel()[0])
-    if decision.backend == "reference":
+    if decision.is_reference:
         raise NotNow(decision.why)
     return GhostCall(decision, plan, seen, tensors, _numbers(plan))
 

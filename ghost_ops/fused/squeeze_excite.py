@@ -144,7 +144,7 @@ class SqueezeExciteBlock(Block):
         if tensors[0].shape[1] != x.shape[1]:
             raise NotNow(f"its input has {x.shape[1]} channels, its layers do not")
         decision = select("squeeze_excite", seen)
-        if decision.backend == "reference":
+        if decision.is_reference:
             raise NotNow(decision.why)
         return ExciteCall(decision, plan, seen, tensors)
 

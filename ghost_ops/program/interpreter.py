@@ -37,7 +37,7 @@ class ProgramInterpreter:
         self.excitation: torch.Tensor | None = None
         self.features: torch.Tensor | None = None
 
-    def run(self, steps: Sequence[Step], folded: Iterable[list[Folded]]) -> torch.Tensor:
+    def run_steps(self, steps: Sequence[Step], folded: Iterable[list[Folded]]) -> torch.Tensor:
         """The result of the steps, each with its layers."""
         for step, layers in zip(steps, folded, strict=True):
             self.take(step, layers)

@@ -26,7 +26,7 @@ def shown(tmp_path_factory):
     console = Console(file=io.StringIO(), width=100)
     torch.manual_seed(7)
     states = [(torch.get_num_threads(), torch.get_rng_state())]
-    result = demo.run(folder / "demo.png", threads=1, quick=True, console=console)
+    result = demo.run_demo(folder / "demo.png", threads=1, quick=True, console=console)
     states.append((torch.get_num_threads(), torch.get_rng_state()))
     return result, console.file.getvalue(), states
 
@@ -188,18 +188,18 @@ def test_bad_arguments_are_refused_before_anything_runs(arguments, error, words,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(photos, "compare", lambda *_: pytest.fail("the demo ran"))
     with pytest.raises(error, match=words):
-        demo.run(**arguments)
+        demo.run_demo(**arguments)
 
 
 def test_an_output_that_is_a_folder_is_refused(tmp_path):
     folder = tmp_path / "demo.png"
     folder.mkdir()
     with pytest.raises(ValueError, match="output"):
-        demo.run(folder)
+        demo.run_demo(folder)
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch, tmp_path):
     find = demo.importlib.util.find_spec
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None if name == "sklearn" else find(name))
     with pytest.raises(ImportError, match=r'needs scikit-learn: pip install "ghost-ops\[demo\]"'):
-        demo.run(tmp_path / "demo.png")
+        demo.run_demo(tmp_path / "demo.png")

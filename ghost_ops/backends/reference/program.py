@@ -17,13 +17,13 @@ def program_eval(x: torch.Tensor, parameters: Sequence[torch.Tensor], steps: Seq
     if weights.precision != FLOAT32:
         got = f"{weights.precision} ({weights.name})"
         raise ValueError(f"program_eval: steps: expected those of precision 0 (float32), got those of precision {got}")
-    return ProgramInterpreter(x).run(decoded, fold_parameters(parameters, decoded))
+    return ProgramInterpreter(x).run_steps(decoded, fold_parameters(parameters, decoded))
 
 
 def program(x: torch.Tensor, packed: torch.Tensor, steps: Sequence[int]) -> torch.Tensor:
     """The same with packed parameters."""
     decoded, weights = decode(steps), weights_of(steps)
-    return ProgramInterpreter(x).run(decoded, unpack(weights.numbers(packed), decoded, weights))
+    return ProgramInterpreter(x).run_steps(decoded, unpack(weights.numbers(packed), decoded, weights))
 
 
 def program_pack(parameters: Sequence[torch.Tensor], steps: Sequence[int]) -> torch.Tensor:

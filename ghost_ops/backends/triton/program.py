@@ -73,7 +73,7 @@ def _shaped(piece: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Tensor:
     """The program's result on x, N x C x H x W of float32, float16 or bfloat16, from packed parameters."""
     plan = _plan(packed, tuple(steps), packed.numel(), packed.device)
-    return TritonInterpreter(x).run(plan.steps, _folded(plan, packed, x.dtype))
+    return TritonInterpreter(x).run_steps(plan.steps, _folded(plan, packed, x.dtype))
 
 
 class TritonInterpreter(ProgramInterpreter):

@@ -156,7 +156,7 @@ def test_demo_is_handed_its_options(monkeypatch, tmp_path):
     import ghost_ops.demo
 
     calls = []
-    monkeypatch.setattr(ghost_ops.demo, "run", lambda **kwargs: calls.append(kwargs))
+    monkeypatch.setattr(ghost_ops.demo, "run_demo", lambda **kwargs: calls.append(kwargs))
     result = invoke("demo", "--output", str(tmp_path / "d.png"), "--threads", "2", "--quick")
     assert result.exit_code == 0, result.output
     assert calls == [{"output": tmp_path / "d.png", "threads": 2, "quick": True}]

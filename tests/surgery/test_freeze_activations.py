@@ -34,7 +34,7 @@ FUNCTIONS = {
     "tanh": torch.tanh,
     "method tanh": lambda x: x.tanh(),
 }
-OTHERS = {"softplus": F.softplus, "of itself": lambda x: torch.maximum(x, x), "celu": lambda x: F.celu(x, 0.5)}
+OTHERS = {"softplus": F.softplus, "of itself": lambda x: torch.maximum(x, x), "selu": lambda x: F.selu(x)}
 
 
 class Net(nn.Module):

@@ -48,7 +48,7 @@ struct Geometry {
   }
 };
 
-/// Rows of one image, as far as somebody wants them, whole vectors of channels to be read: in place where that stays
+/// Rows of one image, as far as they are asked for, whole vectors of channels to be read: in place where that stays
 /// within the pixel, else converted into a ring.
 class ImageRows {
  public:

@@ -1,9 +1,9 @@
 // The single pass: rows of y1 are made, kept while the cheap operation needs them, and both halves are written
 // straight into the output, with residual and squeeze in passing.
 //
-// A program of one Ghost step computes the same to the bit, and is as fast on maps in channels_last. It is not used here:
-// it converts whole maps that are in another layout (16 to 16 channels at 112 x 112, NCHW: 113 us instead of 91), and it
-// takes no excitation, residual or y1 from a caller.
+// A program of one Ghost step computes the same to the bit, and is as fast on maps in channels_last. It is not used
+// here: it converts whole maps that are in another layout (16 to 16 channels at 112 x 112, NCHW: 113 us instead of 91),
+// and it takes no excitation, residual or y1 from a caller.
 #pragma once
 #include "halves.h"
 

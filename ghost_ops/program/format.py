@@ -1,7 +1,7 @@
 """The list of integers in which steps travel through the operators.
 
 The list begins with its format, the number of slots, and the precision of the packed form, which says what the weights
-of products are packed as. Then come the steps, each its kind and its fields. ``csrc/cpu/program/steps.cpp`` reads the
+of products are packed as. Then come the steps, each its kind and its fields. ``csrc/cpu/program/parse.cpp`` reads the
 same list; floats stand in it by their bits.
 """
 

@@ -1,8 +1,8 @@
 // The threads of one parallel region working through a list of phases together.
 //
 // Every phase is cut into the same number of shares, and begins when all shares of the one before are done. A thread
-// prefers the share of its own number, so that what it made is still in its cache, and takes any other that nobody has
-// begun. So a thread that comes late, or never, costs time but no result: whoever is there does the work.
+// prefers the share of its own number, so that what it made is still in its cache, and takes any other that has
+// not begun. So a thread that comes late, or never, costs time but no result: the others do its work.
 #pragma once
 #include <sched.h>
 

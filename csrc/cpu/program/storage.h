@@ -34,8 +34,8 @@ void keep_rows_in_use(const Program& p, const std::vector<int64_t>& ends, const 
 void keep_rows_of_bands(const Program& p, int64_t end, int64_t shares, const Readers& readers,
                         std::vector<StepPlan>& plans);
 
-/// One past the last step before which threads may go through a band of rows each, rows around it made again: all maps
-/// but the last are read by these steps alone, and nothing there is of all rows. 0 where there is none.
+/// One past the last step before which threads may go through a band of rows each, and make the rows around it too: all
+/// maps but the last are read only by these steps, and none of them needs all rows. 0 where there is no such step.
 int64_t end_of_bands(const Program& p, const Readers& readers);
 
 }  // namespace ghost

@@ -15,6 +15,11 @@ GHOST_INLINE typename V::T load_or(const float* p, int64_t c, Lanes lanes, float
   return p ? load_some<V>(p + c, lanes) : V::set(otherwise);
 }
 
+// Where an activation has no slopes the pointer may lead anywhere
+GHOST_INLINE const float* slopes_of(const Affine& a) {
+  return ghost::slope_kind(a.act) == ghost::kNoSlope ? nullptr : a.slope;
+}
+
 // An activation as a constant of the compiler's, so that the loop around it is specialised
 template <Act A>
 struct Constant {};
@@ -75,7 +80,7 @@ extern "C" void GHOST_SYMBOL(affine)(const float* z, int64_t z_pixel, const Affi
     over_channels(channels, [&](auto v, int64_t c, auto lanes) {
       using V = decltype(v);
       const auto scale = load_or<V>(a.scale, c, lanes, 1.f), shift = load_or<V>(a.shift, c, lanes, 0.f);
-      const auto slope = load_or<V>(a.slope, c, lanes, 0.f);
+      const auto slope = load_or<V>(slopes_of(a), c, lanes, 0.f);
       const float* from = z + c;
       float* to = y + c;
       for (int64_t i = 0; i < pixels; i++, from += z_pixel, to += y_pixel) {
@@ -223,7 +228,7 @@ struct NormBlock {
         lanes(lanes),
         scale(load_or<V>(n.affine.scale, c, lanes, 1.f)),
         shift(load_or<V>(n.affine.shift, c, lanes, 0.f)),
-        slope(load_or<V>(n.affine.slope, c, lanes, 0.f)),
+        slope(load_or<V>(slopes_of(n.affine), c, lanes, 0.f)),
         mean(load_or<V>(n.mean, c, lanes, 0.f)),
         scaled(n.affine.scale),
         shifted(n.affine.shift),

@@ -282,8 +282,8 @@ MIDDLE = {
     "strided": (lambda: zoo.ArticleGhostModule(12, 12, 1, stride=2), ""),
     "look-alike": (lambda: zoo.ScaledGhostModule(12, 12), "does not compute a Ghost module"),
     "hooked block": (lambda: hooked(zoo.HuaweiBottleneck(12, 20, 12, se=True)), ""),
-    "unknown": (nn.Tanh, None),
-    "max pooling": (lambda: nn.MaxPool2d(3, 2, 1), None),
+    "unknown": (nn.Softplus, None),
+    "max pooling of ceiled size": (lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True), None),
     "hooked convolution": (lambda: hooked(nn.Conv2d(12, 12, 1)), None),
     "an SE layer": (lambda: zoo.HuaweiSqueezeExcite(12, 4), None),
 }  # fmt: skip

@@ -32,8 +32,8 @@ def make_net():
 
 def make_parted():
     """Two programs with something else between them, the first one's features not flat."""
-    blocks = zoo.HuaweiBottleneck(8, 16, 8, se=True), nn.Tanh(), zoo.YoloGhostConv(8, 12), nn.AdaptiveAvgPool2d(1)
-    return randomise(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), *blocks, nn.Tanh())).eval()
+    blocks = zoo.HuaweiBottleneck(8, 16, 8, se=True), nn.Softplus(), zoo.YoloGhostConv(8, 12), nn.AdaptiveAvgPool2d(1)
+    return randomise(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), *blocks, nn.Softplus())).eval()
 
 
 NETS = {"one program": make_net, "parted": make_parted}

@@ -11,7 +11,7 @@ too.
 extended: it shows no FLOPs for these operators.
 
 Each formula is beside its operator (``count_flops``). The counter takes 0.1 s to import, as it imports Triton; it is
-not imported here. The formulas are registered when somebody imports it, or at once where it was imported before.
+not imported here. The formulas are registered when it is imported, or at once where it was imported before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Blocks of somebody's own: the documentation's example, composite blocks, and what is refused with what words."""
+"""Blocks of one's own: the example of the documentation, blocks of blocks, and the messages of what is refused."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def add_module(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> 
 
 
 def module(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> Block:
-    """A Ghost module, or with ``cheap_channels`` 0 a 1x1 convolution, alone."""
+    """Runs a Ghost module, or with ``cheap_channels`` 0 a 1x1 convolution, by itself."""
     return Block(channels=step.channels, **add_module(w, step, first, cheap))
 
 

@@ -12,7 +12,7 @@ from ..backends import native
 from ..dispatch import Decision, describe_program, select
 from ..ops.checks import autocast
 from ..ops.program import program, program_pack
-from ..program import BFLOAT16, FLOAT32, Store, decode, precision_of, with_precision
+from ..program import BFLOAT16, FLOAT32, Store, decode, weights_of, with_precision
 from .block import Route, _observers, observed
 from .compiled_program import CompiledProgram
 from .errors import Unfusable
@@ -64,7 +64,7 @@ class FrozenProgram(nn.Module):
 
     def _expect(self, dtype: torch.dtype | None) -> None:
         """Remember what an input must be; None stands for every floating-point dtype."""
-        self.dtype = None if precision_of(self.steps) == BFLOAT16 else dtype
+        self.dtype = dtype if weights_of(self.steps).dtype.is_floating_point else None
         self._dtypes = FLOATING if self.dtype is None else frozenset((self.dtype,))
         self._channels = decode(self.steps)[0].channels
 
@@ -152,7 +152,8 @@ class FrozenProgram(nn.Module):
     def extra_repr(self) -> str:
         names = [type(step).__name__.lower() for step in decode(self.steps)]
         counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
-        precision = ", weights in bfloat16" if precision_of(self.steps) == BFLOAT16 else ""
+        weights = weights_of(self.steps)
+        precision = "" if weights.precision == FLOAT32 else f", weights in {weights.name}"
         return f"{self.packed.numel()} packed parameters{precision}; {counts}"
 
     def returns_map(self) -> bool:

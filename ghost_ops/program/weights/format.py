@@ -17,9 +17,9 @@ def up(n: int, to: int) -> int:
 
 
 class WeightFormat:
-    """How the weight of a product, outputs x inputs, lies in the packed form of a program.
+    """How the weight of a product, outputs x inputs, is arranged in the packed form of a program.
 
-    The packed form is one tensor of ``dtype``, of four bytes an element. Weights of products lie in panels: 16 outputs
+    The packed form is one tensor of ``dtype``, of four bytes an element. Weights of products are in panels: 16 outputs
     (8 in the last one, where no more are left) for each row of inputs in turn. All else is float32, by its bits.
 
     Backends for devices gather from the packed form without knowing what each element is. So they read it in every way

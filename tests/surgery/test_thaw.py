@@ -19,8 +19,15 @@ def x():
     return make_map((2, 3, 33, 31))
 
 
-@pytest.mark.parametrize("make", [make_vision, lambda: randomise(Careful()).eval(), lambda: randomise(
-    nn.Sequential(zoo.ArticleGhostModule(3, 8), nn.Softplus())).eval()], ids=["whole", "parted", "sequential"])  # fmt: skip
+def make_sequence():
+    return randomise(nn.Sequential(zoo.ArticleGhostModule(3, 8), nn.Softplus())).eval()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [make_vision, lambda: randomise(Careful()).eval(), make_sequence],
+    ids=["whole", "parted", "sequential"],
+)
 def test_thaw(make, x):
     net = make()
     first = next(net.parameters()).requires_grad_(False)

@@ -48,16 +48,19 @@ def test_every_entry_of_the_table_is_compiled():
 
 @pytest.mark.parametrize(("c", "m", "side"), [(16, 24, 112), (24, 36, 56), (40, 60, 28), (80, 92, 14), (960, 80, 7)])
 def test_maps_are_read_and_written_several_channels_at_once(c, m, side):
-    """No access to a map of a net's layer is of single elements: ``whole`` tells the compiler what divides them."""
+    """No access to a map of a net's layer is of single elements: ``assume_multiple`` tells the compiler what divides them."""
     calls_ = [lambda: calls.inference(c, m, side, torch.float16), lambda: calls.training(c, m, side, torch.float16)]
     launches = {one for call in calls_ for one in aot.record("sm_90", call)}
-    kernels = {"product_kernel", "cheap_kernel", "cheap_gradient", "primary_gradient", "input_gradient"}
+    backward = {"cheap_epilogue_bwd_kernel", "primary_epilogue_bwd_kernel", "input_bwd_kernel"}
+    kernels = {"product_kernel", "cheap_kernel", *backward}
     assert kernels <= {one.kernel.__name__ for one in launches}
     for one in launches:
         if one.kernel.__name__ in kernels:
             ptx = aot.compile_for(one, "sm_90").ptx
             assert not re.search(r"st\.global\.b16", ptx), str(one)
-            parameters = {"weight", "cheap_weight"} | {n for n, k in one.signature if n.startswith(("one_", "two_"))}
+            parameters = {"weight", "cheap_weight"} | {
+                n for n, k in one.signature if n.startswith(("primary_", "cheap_"))
+            }
             if all(kind == "*fp32" for name, kind in one.signature if name in parameters and kind[0] == "*"):
                 assert not re.search(r"ld\.global[.\w:]*\.b16", ptx), str(one)
 

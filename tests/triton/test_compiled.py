@@ -48,7 +48,7 @@ def test_every_entry_of_the_table_is_compiled():
 
 @pytest.mark.parametrize(("c", "m", "side"), [(16, 24, 112), (24, 36, 56), (40, 60, 28), (80, 92, 14), (960, 80, 7)])
 def test_maps_are_read_and_written_several_channels_at_once(c, m, side):
-    """No access to a map of a net's layer is of single elements: ``assume_multiple`` tells the compiler what divides them."""
+    """No access to a map of a net's layer is of single elements: ``assume_multiple`` says what divides them."""
     calls_ = [lambda: calls.inference(c, m, side, torch.float16), lambda: calls.training(c, m, side, torch.float16)]
     launches = {one for call in calls_ for one in aot.record("sm_90", call)}
     backward = {"cheap_epilogue_bwd_kernel", "primary_epilogue_bwd_kernel", "input_bwd_kernel"}

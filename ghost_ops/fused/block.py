@@ -132,8 +132,14 @@ class Block:
         """Number of input channels. Raises ``Unfusable`` where the module cannot be fused."""
         raise NotImplementedError
 
-    def lower_module(self, module: nn.Module, builder: Builder, source: int) -> int:
-        """Write the steps that compute the module in eval; returns the slot of its output. ``source`` is kept.
+    def lower_module(
+        self, module: nn.Module, builder: Builder, source: int, *, keep_source: bool = False
+    ) -> int:  # fmt: skip
+        """Write the steps that compute the module in eval; returns the slot of its output.
+
+        Args:
+            source: slot of the input, which is released.
+            keep_source: whether it is not released, since a later step reads it too.
 
         Raises:
             Unfusable: no program computes the module as it is now.

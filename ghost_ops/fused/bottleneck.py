@@ -220,18 +220,22 @@ class BottleneckBlock(Block):
         ghost1 = self.current_plan(module).ghost1
         return ghost1._ghost_ops.channels(ghost1)
 
-    def lower_module(self, module: nn.Module, builder: Builder, source: int) -> int:
+    def lower_module(
+        self, module: nn.Module, builder: Builder, source: int, *, keep_source: bool = False
+    ) -> int:  # fmt: skip
         _, ghost1, depthwise, se, ghost2, shortcut = self.current_plan(module)
         excites = se is not None
-        expanded = ghost1._ghost_ops.lower_module(ghost1, builder, source, squeeze=excites and not depthwise)
+        squeeze = excites and not depthwise
+        expanded = ghost1._ghost_ops.lower_module(ghost1, builder, source, keep_source=True, squeeze=squeeze)
         inner = builder.chain(depthwise, expanded, squeeze=excites)
         if inner != expanded:
             builder.release(expanded)
         if se is not None:
             se._ghost_ops.lower_excitation(se, builder)
         residual = builder.chain(shortcut, source)
-        out = ghost2._ghost_ops.lower_module(ghost2, builder, inner, residual=residual, scaled=excites)
-        builder.release(*{inner, residual} - {source})
+        options = {"residual": residual, "scaled": excites}
+        out = ghost2._ghost_ops.lower_module(ghost2, builder, inner, keep_source=True, **options)
+        builder.release(*{source, inner, residual} - ({source} if keep_source else set()))
         return out
 
     def plans(self, module: nn.Module) -> tuple:

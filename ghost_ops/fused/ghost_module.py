@@ -155,9 +155,13 @@ class GhostModuleBlock(Block):
     def channels(self, module: nn.Module) -> int:
         return self.current_plan(module).primary.conv.in_channels
 
-    def lower_module(self, module: nn.Module, builder: Builder, source: int, **more: object) -> int:
+    def lower_module(
+        self, module: nn.Module, builder: Builder, source: int, *, keep_source: bool = False, **options: object
+    ) -> int:
         plan = self.current_plan(module)
-        return builder.ghost(plan.primary, plan.cheap, plan.out_channels, source, **more)
+        out = builder.ghost(plan.primary, plan.cheap, plan.out_channels, source, **options)
+        builder.release(*[] if keep_source else [source])
+        return out
 
     def choose(self, module: nn.Module, x: torch.Tensor) -> GhostCall:
         """The operator for x now.

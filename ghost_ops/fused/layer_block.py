@@ -120,7 +120,7 @@ class LayerBlock(Block):
         block = block_of(child)
         if block is None:
             raise Unfusable(f"one of its children is a {type(child).__name__} that is not fused")
-        return block.lower_module(child, builder, source, **options)
+        return block.lower_module(child, builder, source, keep_source=True, **options)
 
     # How it is recognised and run
 
@@ -151,8 +151,12 @@ class LayerBlock(Block):
     def channels(self, module: nn.Module) -> int:
         return self.in_channels(self.current_plan(module).layers)
 
-    def lower_module(self, module: nn.Module, builder: Builder, source: int) -> int:
-        return self.lower(self.current_plan(module).layers, builder, source)
+    def lower_module(
+        self, module: nn.Module, builder: Builder, source: int, *, keep_source: bool = False
+    ) -> int:  # fmt: skip
+        out = self.lower(self.current_plan(module).layers, builder, source)
+        builder.release(*[] if keep_source else [source])
+        return out
 
     def plans(self, module: nn.Module) -> tuple:
         plan = self.current_plan(module)

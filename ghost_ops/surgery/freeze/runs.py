@@ -164,7 +164,6 @@ class Run:
             self.slot = block.lower_module(module, self.builder, source)
         except Unfusable:
             return False
-        self.builder.release(source)
         self.parts.append(name)
         self.has_block = True
         return True

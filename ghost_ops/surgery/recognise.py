@@ -186,9 +186,13 @@ def _examine(name: str, candidate: Candidate, kind: type[Block]) -> Finding | No
 
 def _recognise_again(kind: type[Block], module: nn.Module) -> tuple[object, Reads]:
     """The parts of a fused module, where an attribute that its forward reads has changed; raises ``Unfusable``."""
-    found = kind.match(Candidate(module, {} if kind.holds_blocks else None))
+    candidate = Candidate(module, {} if kind.holds_blocks else None)
+    found = kind.match(candidate)
     if found is None:
         raise Unfusable(f"it does not look like a {kind.kind} any more")
+    fault = refuse_lowering(kind, module, found[0], candidate.inner())
+    if fault is not None:
+        raise Unfusable(fault)
     return found
 
 

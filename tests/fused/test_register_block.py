@@ -171,6 +171,60 @@ def test_changed_weights_and_children_of_inner_blocks_are_seen():
         torch.testing.assert_close(after, revert(copy.deepcopy(net))(x), rtol=1e-4, atol=1e-4)
 
 
+class Scaled(nn.Module):
+    """Its forward reads a number, which the block's program does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.factor = nn.Conv2d(4, 4, 1), 1.0
+
+    def forward(self, x):
+        return self.conv(x) * self.factor
+
+
+@dataclass(frozen=True)
+class ScaledParts:
+    conv: str
+    factor: float
+
+
+class ScaledBlock(ghost_ops.LayerBlock):
+    kind = "scaled convolution"
+    Parts = ScaledParts
+
+    @classmethod
+    def find(cls, module):
+        return ScaledParts("conv", module.factor) if isinstance(module, Scaled) else None
+
+    def read(self, structure, parts):
+        return structure.conv_bn_act(parts.conv, None, None), parts.factor
+
+    def compute(self, layers, x):
+        return self.call(layers[0], x) * layers[1]
+
+    def lower(self, layers, builder, source):
+        return builder.conv(layers[0], source)
+
+
+def test_a_changed_attribute_is_held_against_the_program_again():
+    ghost_ops.register_block(ScaledBlock)
+    net, x = fuse(randomise(nn.Sequential(Scaled())).eval()), torch.randn(2, 4, 6, 5)
+    with torch.no_grad():
+        net(x)
+        assert "program" in str(block_of(net[0]).decide(net[0], x))
+        net[0].factor = 3.0
+        torch.testing.assert_close(net(x), 3 * net[0].conv(x))
+    assert "the program of ScaledBlock computes something else" in str(block_of(net[0]).decide(net[0], x))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_as_one_graph(page, training):
+    net, x = fuse(net_of(page)).train(training), torch.randn(2, 3, 9, 9)
+    plain = revert(copy.deepcopy(net))
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
 # What is refused
 
 

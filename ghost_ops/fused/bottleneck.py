@@ -47,7 +47,7 @@ class BottleneckParts:
     shortcut: tuple[str, ...] = ()
 
 
-class _Plan(NamedTuple):
+class BottleneckPlan(NamedTuple):
     structure: Structure
     ghost1: nn.Module
     depthwise: list[ConvBNAct]
@@ -115,7 +115,7 @@ class BottleneckBlock(Block):
         )
         return parts, candidate.reads(probe)
 
-    def describe(self, module: nn.Module, structure: Structure) -> _Plan:
+    def describe(self, module: nn.Module, structure: Structure) -> BottleneckPlan:
         parts = self.parts_of(module)
         ghost1, ghost2 = structure.find(parts.ghost1), structure.find(parts.ghost2)
         se = None if parts.se is None else structure.find(parts.se)
@@ -125,7 +125,7 @@ class BottleneckBlock(Block):
         if se is not None and not isinstance(block_of(se), SqueezeExciteBlock):
             raise Unfusable(f"expected a fused squeeze-and-excite layer, found a {type(se).__name__}")
         depthwise, shortcut = structure.conv_bn_acts(parts.depthwise), structure.conv_bn_acts(parts.shortcut)
-        return _Plan(structure.close(), ghost1, depthwise, se, ghost2, shortcut)
+        return BottleneckPlan(structure.close(), ghost1, depthwise, se, ghost2, shortcut)
 
     def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         reasons: tuple[str, ...] = ()

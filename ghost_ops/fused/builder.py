@@ -163,7 +163,7 @@ class Builder:
         )  # fmt: skip
         return out
 
-    def module(self, module: nn.Module, source: int) -> int:
+    def add_module(self, module: nn.Module, source: int) -> int:
         """One of PyTorch's modules that is a step of its own: an activation, a max pooling.
 
         Raises:

@@ -57,7 +57,7 @@ class GhostParts:
     out_channels: int | None = None
 
 
-class _Plan(NamedTuple):
+class GhostPlan(NamedTuple):
     structure: Structure
     primary: ConvBNAct
     cheap: ConvBNAct | None
@@ -80,7 +80,7 @@ class GhostCall(NamedTuple):
     """
 
     decision: Decision
-    plan: _Plan
+    plan: GhostPlan
     x: torch.Tensor
     tensors: tuple
     numbers: tuple[float, float, float, float]
@@ -131,7 +131,7 @@ class GhostModuleBlock(Block):
         computed = sum(layer[0].module.out_channels for layer in layers)
         return GhostParts(*paths, out_channels=None if kept == computed else kept), candidate.reads(probe)
 
-    def describe(self, module: nn.Module, structure: Structure) -> _Plan:
+    def describe(self, module: nn.Module, structure: Structure) -> GhostPlan:
         parts = self.parts_of(module)
         primary = structure.conv_bn_act(parts.primary_conv, parts.primary_norm, parts.primary_act)
         cheap = None
@@ -142,7 +142,7 @@ class GhostModuleBlock(Block):
         entries = (*primary.entries(), *(_NO_TENSORS if cheap is None else cheap.entries()))
         norms = tuple(layer.norm for layer in (primary, cheap) if layer is not None and layer.norm is not None)
         pointwise = primary.is_pointwise()
-        return _Plan(structure.close(), primary, cheap, parts.out_channels, pointwise, entries, norms, [])
+        return GhostPlan(structure.close(), primary, cheap, parts.out_channels, pointwise, entries, norms, [])
 
     def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         try:
@@ -245,7 +245,7 @@ def _are_as_seen(tensors: tuple, seen: list[tuple | None]) -> bool:
     return True
 
 
-def _choose(plan: _Plan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple) -> GhostCall:
+def _choose(plan: GhostPlan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple) -> GhostCall:
     primary, cheap = plan.primary, plan.cheap
     compiling = torch.compiler.is_compiling()
     first = batch_norm.statistics(primary.norm)
@@ -272,7 +272,7 @@ def _choose(plan: _Plan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple) ->
     return GhostCall(decision, plan, seen, tensors, _numbers(plan))
 
 
-def _numbers(plan: _Plan) -> tuple[float, float, float, float]:
+def _numbers(plan: GhostPlan) -> tuple[float, float, float, float]:
     primary, cheap = plan.primary, plan.cheap
     eps = 0.0 if primary.norm is None else primary.norm.eps
     if cheap is None:
@@ -290,7 +290,7 @@ def execute(call: GhostCall) -> torch.Tensor:
     return folded(call)
 
 
-def _check_tensors(plan: _Plan, tensors: tuple, x: torch.Tensor, seen: torch.Tensor) -> None:
+def _check_tensors(plan: GhostPlan, tensors: tuple, x: torch.Tensor, seen: torch.Tensor) -> None:
     """Refuse what PyTorch would refuse (so that it does, in its words) and parameters that are not plain tensors."""
     primary, cheap = tensors[0], tensors[7]
     check_parameters(seen, (primary, tensors[1], cheap, tensors[8]), (*tensors[2:7], *tensors[9:]))

@@ -48,7 +48,7 @@ class SqueezeExciteParts:
     others: tuple[str, ...] = ()
 
 
-class _Plan(NamedTuple):
+class ExcitePlan(NamedTuple):
     structure: Structure
     reduce: nn.Module
     expand: nn.Module
@@ -60,7 +60,7 @@ class ExciteCall(NamedTuple):
     """What was decided for one call: the operator, the input as autocast wants it, weight and bias of both layers."""
 
     decision: Decision
-    plan: _Plan
+    plan: ExcitePlan
     x: torch.Tensor
     tensors: tuple
 
@@ -113,7 +113,7 @@ class SqueezeExciteBlock(Block):
         others = tuple(dict.fromkeys(call.path for call in calls if call.path not in read))
         return SqueezeExciteParts(first.path, second.path, act, gates[0], others), candidate.reads(probe)
 
-    def describe(self, module: nn.Module, structure: Structure) -> _Plan:
+    def describe(self, module: nn.Module, structure: Structure) -> ExcitePlan:
         parts = self.parts_of(module)
         reduce, expand = structure.find(parts.reduce), structure.find(parts.expand)
         act = activation_code(None if parts.act is None else structure.find(parts.act))
@@ -124,7 +124,7 @@ class SqueezeExciteBlock(Block):
                 raise Unfusable(f"one of its layers is a {type(layer).__name__}, not a Linear or 1x1 Conv2d")
         if act in WITH_SLOPES:
             raise Unfusable(f"the operator does not take {ACTIVATIONS[act]} inside")
-        return _Plan(structure.close(), reduce, expand, act, GATES.index(parts.gate))
+        return ExcitePlan(structure.close(), reduce, expand, act, GATES.index(parts.gate))
 
     def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         try:
@@ -181,7 +181,7 @@ def execute(call: ExciteCall, x: torch.Tensor, tensors: tuple) -> torch.Tensor:
     return call_squeeze_excite(call.decision, x, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
 
-def _tensors(plan: _Plan, seen: torch.Tensor) -> tuple:
+def _tensors(plan: ExcitePlan, seen: torch.Tensor) -> tuple:
     """Weight and bias of both layers; refuses what PyTorch would refuse and what is not a plain tensor."""
     try:
         reduce, expand = plan.reduce._parameters, plan.expand._parameters

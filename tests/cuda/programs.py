@@ -55,11 +55,11 @@ class Emulator:
         self.plans.append((block, found))
         return numbers, found
 
-    def bottleneck(self, x, matrices, vectors, block):
+    def launch_bottleneck(self, x, matrices, vectors, block):
         assert x.is_contiguous(memory_format=torch.channels_last)
         return emulate.run(*self._plan(block, x), x, matrices, vectors, lanes=lanes(block), order=self.order)[0]
 
-    def module(self, x, matrices, vectors, block, scale, residual, squeeze):
+    def launch_ghost_module(self, x, matrices, vectors, block, scale, residual, squeeze):
         return emulate.run(
             *self._plan(block, x), x, matrices, vectors, lanes=lanes(block), residual=residual, scale=scale,
             squeeze=squeeze, order=self.order,
@@ -67,7 +67,7 @@ class Emulator:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        own = {name: getattr(self, name) for name in ("find", "gather", "bottleneck", "module")}
+        own = {name: getattr(self, name) for name in ("find", "gather", "launch_bottleneck", "launch_ghost_module")}
         with mock.patch.multiple(launch, **own):
             yield
 

@@ -241,7 +241,7 @@ def test_bad_input_is_an_error_before_a_kernel_runs():
     packed = reference.program_pack(p.parameters, p.code)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "bottleneck", lambda *args: seen.append(args) or args[0])
+        patch.setattr(launch, "launch_bottleneck", lambda *args: seen.append(args) or args[0])
         program(x, packed, p.code)
     ((x, matrices, vectors, block),) = seen
     numbers = block.numbers(*x.shape[2:])

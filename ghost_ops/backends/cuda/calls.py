@@ -14,7 +14,7 @@ from ...activations import WITH_SLOPES
 from ...program import Depthwise, Excite, Folded, Ghost, Step, decode, weights_of
 from ...program.packing import unpack
 from ..tensor_cache import cached_with_tensor
-from .weights import Block, Parts, Weights, bottleneck, module
+from .weights import Block, Parts, Weights, bottleneck_block, ghost_module_block
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _parts(steps: list[Step], folded: list[list[Folded]]) -> Parts:
     return Parts(pairs[0], pairs[-1], **middle)
 
 
-def build(
+def build_calls(
     steps: list[Step], folded: list[list[Folded]], half: bool, apart: frozenset[int]
 ) -> tuple[list[Call], Weights]:  # fmt: skip
     """The calls, and their weights, places as the folded layers are. No bottleneck begins at the steps ``apart``."""
@@ -134,9 +134,11 @@ def build(
         count = 0 if at in apart else find_bottleneck(steps, at)
         if count:
             several = steps[at : at + count]
-            calls.append(Call(at, tuple(several), bottleneck(w, _parts(several, folded[at : at + count]))))
+            calls.append(Call(at, tuple(several), bottleneck_block(w, _parts(several, folded[at : at + count]))))
         elif isinstance(step, Ghost):
-            calls.append(Call(at, (step,), module(w, step, own[0], own[1] if step.cheap_channels else None)))
+            calls.append(
+                Call(at, (step,), ghost_module_block(w, step, own[0], own[1] if step.cheap_channels else None))
+            )
         else:
             plain = tuple(tuple(t if t is None else (w.plain(t), tuple(t.shape)) for t in f) for f in own)
             calls.append(Call(at, (step,), None, plain))
@@ -152,6 +154,6 @@ def calls_of(
     steps ``apart``."""
     decoded, weights = decode(steps), weights_of(steps)
     folded = unpack(weights.places(length, 1), decoded, weights, WITH_SLOPES)
-    calls, w = build(decoded, folded, half, apart)
+    calls, w = build_calls(decoded, folded, half, apart)
     index, matrices = w.index()
     return Calls(tuple(decoded), tuple(calls), index.to(device), matrices)

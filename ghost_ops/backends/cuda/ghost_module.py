@@ -11,7 +11,7 @@ from ...activations import WITH_NUMBER
 from ...program import Folded, Ghost, Layer
 from . import launch
 from .elsewhere import elsewhere
-from .weights import Block, Weights, module
+from .weights import Block, Weights, ghost_module_block
 
 Shapes = tuple[tuple[int, ...] | None, ...]
 
@@ -29,7 +29,7 @@ def _block_of(step: Ghost, shapes: Shapes, half: bool, device: torch.device) -> 
         places.append(None if shape is None else torch.arange(at, at + size, dtype=torch.float64).view(shape))
         at += size
     w = Weights(half)
-    block = module(w, step, Folded(*places[:3]), Folded(*places[3:]) if step.cheap_channels else None)
+    block = ghost_module_block(w, step, Folded(*places[:3]), Folded(*places[3:]) if step.cheap_channels else None)
     index, matrices = w.index()
     return block, index.to(device), matrices
 
@@ -73,4 +73,4 @@ def ghost_module(
     parameters = torch.cat([t.reshape(-1) for t in tensors if t is not None]).float()
     weights = launch.gather(parameters, index, matrices, x)
     scale = None if input_scale is None else input_scale.to(x.dtype).contiguous()
-    return launch.module(x, *weights, block, scale, residual, return_squeeze)
+    return launch.launch_ghost_module(x, *weights, block, scale, residual, return_squeeze)

@@ -21,12 +21,12 @@ def gather(
     return torch.ops.ghost_ops._cuda_gather(packed, index, matrices, like)
 
 
-def bottleneck(x: torch.Tensor, matrices: torch.Tensor, vectors: torch.Tensor, block: Block) -> torch.Tensor:
+def launch_bottleneck(x: torch.Tensor, matrices: torch.Tensor, vectors: torch.Tensor, block: Block) -> torch.Tensor:
     """A bottleneck on x, channels_last; ``find`` must know a plan for it."""
     return torch.ops.ghost_ops._cuda_bottleneck(x, matrices, vectors, block.numbers(*x.shape[2:]))
 
 
-def module(
+def launch_ghost_module(
     x: torch.Tensor, matrices: torch.Tensor, vectors: torch.Tensor, block: Block, scale: torch.Tensor | None,
     residual: torch.Tensor | None, squeeze: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip

@@ -115,15 +115,15 @@ class CudaInterpreter(ProgramInterpreter):
                 self.take(last, [self._folded(entry) for entry in call.plain])
             elif call.block.primary:
                 source = self.read(call.steps[0].source)
-                self.write(last.out, launch.bottleneck(source, self.matrices, self.vectors, call.block))
+                self.write(last.out, launch.launch_bottleneck(source, self.matrices, self.vectors, call.block))
             else:
-                self.module(last, call.block)
+                self.run_ghost_module(last, call.block)
         return self.result(calls.steps[-1])
 
-    def module(self, step: Ghost, block: Block) -> None:
+    def run_ghost_module(self, step: Ghost, block: Block) -> None:
         scale = self.excitation if step.scaled else None
         residual = None if step.residual < 0 else self.read(step.residual)
-        out, means = launch.module(
+        out, means = launch.launch_ghost_module(
             self.read(step.source), self.matrices, self.vectors, block, scale, residual, step.squeeze
         )
         self.write(step.out, out, step.squeeze, means)

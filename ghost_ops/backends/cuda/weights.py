@@ -143,7 +143,7 @@ def add_module(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> 
     return found
 
 
-def module(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> Block:
+def ghost_module_block(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> Block:
     """Runs a Ghost module, or with ``cheap_channels`` 0 a 1x1 convolution, by itself."""
     return Block(channels=step.channels, **add_module(w, step, first, cheap))
 
@@ -159,7 +159,7 @@ class Parts:
     shortcut: tuple[tuple[Depthwise, list[Folded]], tuple[Ghost, list[Folded]]] | None = None
 
 
-def bottleneck(w: Weights, parts: Parts) -> Block:
+def bottleneck_block(w: Weights, parts: Parts) -> Block:
     """A Ghost bottleneck. Source: Han et al. 2020 (GhostNet, arXiv 1911.11907), section 3.2."""
     one, layers = parts.one
     m, multiplier, chunk = one.primary, one.cheap_channels // one.primary, chunk_of(one.primary)

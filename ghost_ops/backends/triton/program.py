@@ -27,7 +27,7 @@ from .taps import as_taps
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
+class ProgramPlan:
     """What follows from a program's steps.
 
     Channels that a Ghost module makes and drops are not in ``index``; theirs is 0, and no kernel reads them.
@@ -41,7 +41,7 @@ class _Plan:
 
 
 @cached_with_tensor()
-def _plan(packed: torch.Tensor, steps: tuple[int, ...], length: int, device: torch.device) -> _Plan:
+def _plan(packed: torch.Tensor, steps: tuple[int, ...], length: int, device: torch.device) -> ProgramPlan:
     """The plan of a program whose packed form is so long; the index is on the device."""
     decoded, weights = decode(steps), weights_of(steps)
     folded = unpack(weights.places(length), decoded, weights)
@@ -49,10 +49,10 @@ def _plan(packed: torch.Tensor, steps: tuple[int, ...], length: int, device: tor
     found = [t for layers in folded for layer in layers for t in layer if t is not None]
     flat = [(t.permute(2, 3, 1, 0) if _by_taps(t.shape) else t).reshape(-1) for t in found]
     index = torch.cat([torch.zeros(0), *flat])
-    return _Plan(decoded, weights, index.to(torch.int32).to(device), shapes, [t.numel() for t in found])
+    return ProgramPlan(decoded, weights, index.to(torch.int32).to(device), shapes, [t.numel() for t in found])
 
 
-def _folded(plan: _Plan, packed: torch.Tensor, dtype: torch.dtype) -> Iterator[list[Folded]]:
+def _folded(plan: ProgramPlan, packed: torch.Tensor, dtype: torch.dtype) -> Iterator[list[Folded]]:
     flat = plan.weights.numbers(packed).index_select(0, plan.index).to(dtype)
     pieces = iter(flat.split(plan.sizes))
     for layers in plan.shapes:

@@ -15,9 +15,9 @@ from ...fused.frozen_net import Frozen, FrozenState, freeze_class, state_of, tha
 from ...fused.graphed import GraphedNet, Graphs
 from ..fuse import fuse, revert
 from . import compare
-from .build import build, free_name, holds_programs
+from .build import free_name, freeze_in_place, holds_programs
 from .compare import Arguments
-from .decide import Decision, decide
+from .decide import FreezePlan, decide
 from .trace import kept_whole
 
 __all__ = ["freeze", "thaw"]
@@ -194,19 +194,19 @@ def _frozen(
         raise ValueError(f"freeze: example: expected arguments that this {type(net).__name__} accepts, got others")
     if calls:
         calls += compare.draw(source)[:1]
-    decision = decide(source, compare.private(made), whole, calls)
-    made = build(made if dtype is None else made.to(dtype), decision.modes, whole)
-    why = _wrong_in_half(made, source, decision)
+    plan = decide(source, compare.private(made), whole, calls)
+    made = freeze_in_place(made if dtype is None else made.to(dtype), plan.modes, whole)
+    why = _wrong_in_half(made, source, plan)
     if why is not None:
-        return _copied(net, dtype), (*decision.left, ("", why))
-    return made, tuple(decision.left)
+        return _copied(net, dtype), (*plan.left, ("", why))
+    return made, tuple(plan.left)
 
 
-def _wrong_in_half(frozen: nn.Module, source: nn.Module, decision: Decision) -> str | None:
+def _wrong_in_half(frozen: nn.Module, source: nn.Module, plan: FreezePlan) -> str | None:
     dtype = _dtype_of(frozen)
-    if not decision.calls or dtype not in (torch.float16, torch.bfloat16) or not holds_programs(frozen):
+    if not plan.calls or dtype not in (torch.float16, torch.bfloat16) or not holds_programs(frozen):
         return None
-    return compare.unlike(frozen, source, decision.calls[0], dtype)
+    return compare.unlike(frozen, source, plan.calls[0], dtype)
 
 
 def _dtype_of(net: nn.Module) -> torch.dtype:

@@ -23,7 +23,7 @@ INSIDE = "its children one by one"
 PLAIN = "as it is"
 
 
-def build(module: nn.Module, modes: Mapping[str, str], whole: frozenset[str], path: str = "") -> nn.Module:
+def freeze_in_place(module: nn.Module, modes: Mapping[str, str], whole: frozenset[str], path: str = "") -> nn.Module:
     """Freeze a module and what is inside, in place.
 
     Args:
@@ -48,7 +48,7 @@ def build(module: nn.Module, modes: Mapping[str, str], whole: frozenset[str], pa
     if mode == INSIDE:
         for name, child in module._modules.items():
             if child is not None:
-                module._modules[name] = build(child, modes, whole, f"{path}.{name}" if path else name)
+                module._modules[name] = freeze_in_place(child, modes, whole, f"{path}.{name}" if path else name)
     return module
 
 
@@ -81,7 +81,7 @@ def freeze_module(module: nn.Module, whole: frozenset[str], only_ours: bool) -> 
 def _single(module: Fused) -> nn.Module:
     """A Ghost module or bottleneck as a program; itself where no program computes it."""
     run = Run(None, {})
-    if not run.module("", module):
+    if not run.add_block("", module):
         return module
     try:
         run.finish()

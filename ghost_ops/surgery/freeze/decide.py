@@ -8,13 +8,13 @@ from torch import nn
 
 from ...fused.behaviour import Fused
 from . import compare
-from .build import INSIDE, OURS, PLAIN, WHOLE, build, holds_ours, holds_programs
+from .build import INSIDE, OURS, PLAIN, WHOLE, freeze_in_place, holds_ours, holds_programs
 from .compare import Arguments
 from .trace import Untraceable
 
 
 @dataclass
-class Decision:
+class FreezePlan:
     """How a net is frozen.
 
     Attributes:
@@ -28,7 +28,7 @@ class Decision:
     calls: list[Arguments] = field(default_factory=list)
 
 
-def decide(source: nn.Module, fused: nn.Module, whole: frozenset[str], calls: list[Arguments]) -> Decision:
+def decide(source: nn.Module, fused: nn.Module, whole: frozenset[str], calls: list[Arguments]) -> FreezePlan:
     """What of a net may be frozen, by comparing it with its source piece by piece, from the whole to the children.
 
     Args:
@@ -37,9 +37,9 @@ def decide(source: nn.Module, fused: nn.Module, whole: frozenset[str], calls: li
         whole: paths of modules that are not to be looked into.
         calls: what the source is known to accept; inputs are drawn if there are none.
     """
-    decision = Decision(calls=calls or compare.draw(source))
-    _Piece("", source, fused, whole, decision).decide(decision.calls)
-    return decision
+    plan = FreezePlan(calls=calls or compare.draw(source))
+    _Piece("", source, fused, whole, plan).decide(plan.calls)
+    return plan
 
 
 @dataclass
@@ -50,7 +50,7 @@ class _Piece:
     source: nn.Module
     fused: nn.Module
     whole: frozenset[str]
-    decision: Decision
+    plan: FreezePlan
 
     def decide(self, calls: list[Arguments]) -> bool:
         """Decide about the module; returns whether anything of it is frozen."""
@@ -60,7 +60,7 @@ class _Piece:
         for mode in (WHOLE, OURS) if calls else ():
             found = self._try({"": mode}, calls, reasons)
             if found:
-                self.decision.modes[self.path] = mode
+                self.plan.modes[self.path] = mode
                 if reasons:
                     self._leave(f"what holds no Ghost module is called as it is: {reasons[0]}")
             if found is not None:
@@ -72,7 +72,7 @@ class _Piece:
         """Decide about the children one by one; those that are called, on what they are called with."""
         ours = {path for path, module in self.fused.named_modules() if holds_ours(module)}
         seen = compare.observe(self.source, calls, ours)
-        self.decision.modes[self.path] = INSIDE
+        self.plan.modes[self.path] = INSIDE
         found = self._children("", seen, bool(calls))
         if found and calls:
             reasons: list[str] = []
@@ -80,7 +80,7 @@ class _Piece:
             if not found:
                 self._leave(reasons[-1])
         if not found:
-            self.decision.modes[self.path] = PLAIN
+            self.plan.modes[self.path] = PLAIN
         return found
 
     def _children(self, inner: str, seen: dict[str, list[Arguments]], observed: bool) -> bool:
@@ -92,7 +92,7 @@ class _Piece:
                 continue
             piece = self._piece(at)
             if isinstance(child, (nn.ModuleList, nn.ModuleDict)) or (observed and not seen.get(at)):
-                self.decision.modes[piece.path] = INSIDE  # its children are called, if anything is
+                self.plan.modes[piece.path] = INSIDE  # its children are called, if anything is
                 found |= not isinstance(child, Fused) and self._children(at, seen, observed)
             else:
                 found |= piece.decide(seen[at] if observed else compare.draw(piece.source))
@@ -101,21 +101,21 @@ class _Piece:
     def _piece(self, at: str) -> _Piece:
         whole = frozenset(path.removeprefix(f"{at}.") for path in self.whole if path.startswith(f"{at}."))
         path = f"{self.path}.{at}" if self.path else at
-        return _Piece(path, self.source.get_submodule(at), self.fused.get_submodule(at), whole, self.decision)
+        return _Piece(path, self.source.get_submodule(at), self.fused.get_submodule(at), whole, self.plan)
 
     def _modes(self) -> dict[str, str]:
         """The modes of this module and of those inside, by paths in this one."""
         inside = f"{self.path}." if self.path else ""
-        modes = {path: mode for path, mode in self.decision.modes.items() if path.startswith(inside)}
+        modes = {path: mode for path, mode in self.plan.modes.items() if path.startswith(inside)}
         return {path.removeprefix(inside): mode for path, mode in modes.items()} | {"": INSIDE}
 
     def _leave(self, reason: str) -> None:
-        self.decision.left.append((self.path, reason))
+        self.plan.left.append((self.path, reason))
 
     def _try(self, modes: dict[str, str], calls: list[Arguments], reasons: list[str]) -> bool | None:
         """Whether something is frozen so; None, with one more reason, where it would not be right."""
         try:
-            frozen = build(compare.private(self.fused), modes, self.whole)
+            frozen = freeze_in_place(compare.private(self.fused), modes, self.whole)
         except Untraceable as error:
             reasons.append(str(error))
             return None

@@ -140,7 +140,7 @@ class Run:
         if self.builder.steps and (nothing or self._is_dropout(node)):
             return [node]
         if self.flat is None and isinstance(module, Fused):
-            return [node] if self.module(node.target, module) else []
+            return [node] if self.add_block(node.target, module) else []
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             return self._convolution(node, module)
         if self.flat is None and self.builder.steps and self._is_pooling(node, module):
@@ -154,7 +154,7 @@ class Run:
 
     # Units
 
-    def module(self, name: str, module: Fused) -> bool:
+    def add_block(self, name: str, module: Fused) -> bool:
         """A fused block; whether a program computes it."""
         block = block_of(module)
         if not block.has_program:
@@ -170,7 +170,7 @@ class Run:
 
     def _step(self, node: fx.Node, module: nn.Module) -> list[fx.Node]:
         """A module of PyTorch's that is a step of its own; raises ``Unfusable``."""
-        source, self.slot = self.slot, self.builder.module(module, self.slot)
+        source, self.slot = self.slot, self.builder.add_module(module, self.slot)
         self.builder.release(source)
         self.parts += [node.target] if node.op == "call_module" else []
         return [node]

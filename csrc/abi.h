@@ -195,7 +195,7 @@ class Tensor {
     return device == aoti_torch_device_type_cpu();
   }
 
-  /// Whether the elements lie densely in this order; as in torch, strides where the size is 1 do not matter.
+  /// Whether the elements are densely in this order; as in torch, strides where the size is 1 do not matter.
   bool is_contiguous(Layout layout = Layout::contiguous) const;
 
  private:
@@ -236,7 +236,7 @@ inline int32_t code_of(DType dtype) {
   return known->code();
 }
 
-/// Strides of elements that lie densely in the given order. Returns how many elements there are, an empty dimension
+/// Strides of elements that are densely in the given order. Returns how many elements there are, an empty dimension
 /// counted as one.
 inline int64_t dense_strides(const int64_t* sizes, int64_t dim, Layout layout, int64_t (&strides)[kMaxDim]) {
   if (dim > kMaxDim) fail("a tensor of more than 8 dimensions");
@@ -276,7 +276,7 @@ inline Tensor over(void* data, const int64_t* sizes, const int64_t* strides, int
 }
 
 // ---- Values on the dispatcher's stack: 64 bits each. A Tensor is an owned handle. None is 0, any other optional a
-// pointer to a value on the heap, which whoever consumes the value deletes. int, float and bool lie in the low bytes.
+// pointer to a value on the heap, which whoever consumes the value deletes. int, float and bool are in the low bytes.
 
 /// Consumes one value: T is Tensor, int64_t, double, bool, or std::optional of one of these.
 template <class T>

@@ -103,7 +103,7 @@ inline void finish_rows(const Map& m, int64_t image, int64_t y, int64_t count, c
 /// Scratch that rows of a map need: none where they are read in place.
 inline int64_t rows_scratch(const Map& m, int64_t count) { return m.direct ? 0 : count * m.w * padded(m.c); }
 
-/// The elements of a parameter in float32, dense in the order of its dimensions; in place where they lie so.
+/// The elements of a parameter in float32, dense in the order of its dimensions; in place where they are so.
 inline const float* dense(const abi::Tensor& t, Scratch& scratch) {
   const bool bf16 = t.dtype() == abi::DType::bfloat16;
   if (!bf16 && t.is_contiguous()) return t.data<const float>();

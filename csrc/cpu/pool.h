@@ -51,7 +51,7 @@ class Pool {
   std::atomic<bool> poison_{false};
 };
 
-/// Asks for huge pages where a large block lies: fresh memory is mapped 4 KB at a time, and weights that are read once
+/// Asks for huge pages where a large block is: fresh memory is mapped 4 KB at a time, and weights that are read once
 /// a call miss the TLB (docs/performance/cpu.md).
 void advise_huge_pages(const void* data, int64_t bytes);
 

@@ -44,7 +44,7 @@ void for_bands(const Map& m, const Body& body) {
   });
 }
 
-/// Rows of a band that are worked on at once. Where a pixel's channels lie together few: the kernels pass over them a
+/// Rows of a band that are worked on at once. Where a pixel's channels are together few: the kernels pass over them a
 /// vector of channels at a time, in first-level cache. Else the whole band, whose planes are read as far as they go.
 int64_t rows_at_once(const Map& m) {
   constexpr int64_t kFloats = 1 << 13;
@@ -146,7 +146,7 @@ void layer_backward(const float* x, int64_t x_row, int64_t images, const float* 
 }
 
 /// What an excitation is made of, image by image: the hidden layer before and after act, the logits, the gate's values,
-/// whose rows lie gate_row apart. `active` may be `hidden`, and `gates` `logits`, where the earlier values are not
+/// whose rows are gate_row apart. `active` may be `hidden`, and `gates` `logits`, where the earlier values are not
 /// wanted.
 void excitation(const Weights& w, int64_t images, int64_t act, int64_t gate, const float* squeeze, float* hidden,
                 float* active, float* logits, float* gates, int64_t gate_row) {

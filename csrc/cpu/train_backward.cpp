@@ -119,7 +119,7 @@ class CheapGradient {
         halo_(b.t.cheap.halo()),
         next_(std::max<int64_t>(0, begin - halo_)),
         bottom_(std::min(b.t.h, end + halo_)),
-        // the window of the first product lies behind that of the second, each a step late
+        // the window of the first product is behind that of the second, each a step late
         primary_(b.t, image, begin, end, 2 * halo_, step_, 2 * step_ + 3 * halo_, true, scratch),
         grad_z2_(next_, step_, step_ + 2 * halo_, b.t.h, b.t.w, by_eight(b.kept), scratch),
         z2_(scratch.floats(step_ * b.t.w * by_eight(b.kept))),

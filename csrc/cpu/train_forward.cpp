@@ -19,7 +19,7 @@ class Moments {
 
   void add(int64_t group, const float* z, int64_t z_pixel, int64_t pixels) {
     float *origin = sums_ + 3 * group * pad_, *sum = origin + pad_, *square = sum + pad_;
-    if (counts_[group] == 0) {  // about the mean: a single pixel may lie far out, and the sums would cancel
+    if (counts_[group] == 0) {  // about the mean: a single pixel may be far out, and the sums would cancel
       std::vector<double> first(channels_);
       for (int64_t i = 0; i < pixels; i++)
         for (int64_t c = 0; c < channels_; c++) first[c] += z[i * z_pixel + c];
@@ -75,7 +75,7 @@ void primary_statistics(const TrainContext& t, Scratch& scratch) {
   moments.finish(t.primary.mean, t.primary.var);
 }
 
-/// y1 where it lies in the output: what the cheap operation reads need not be copied into rings.
+/// y1 where it is in the output: what the cheap operation reads need not be copied into rings.
 class StoredRows {
  public:
   StoredRows(const TrainContext& t, const Map& out, int64_t image, Scratch& scratch)

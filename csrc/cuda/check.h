@@ -7,7 +7,7 @@
 
 namespace ghost::cuda {
 
-/// Null where a block is valid whose parameters lie in buffers of these lengths, else what is wrong with it.
+/// Null where a block is valid whose parameters are in buffers of these lengths, else what is wrong with it.
 inline const char* validate(const Block& b, int64_t matrices, int64_t vectors) {
   constexpr int kMost = 1 << 16;
   const auto within = [](int n, int low, int high) { return low <= n && n <= high; };

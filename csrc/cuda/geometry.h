@@ -59,7 +59,7 @@ GHOST_HOST_DEVICE Regions regions(const Block& b, const Plan& p, int tile, bool 
 }
 
 /// Elements from one pixel's row in shared memory to the next: 16 bytes more than a multiple of 32, so that eight rows
-/// lie in different banks.
+/// are in different banks.
 GHOST_HOST_DEVICE int row(int lanes, int element) { return up(lanes, kDepth) + 16 / element; }
 
 GHOST_HOST_DEVICE int chunk_lanes(const Block& b) { return b.chunk * (1 + b.multiplier); }

@@ -4,7 +4,7 @@
 
 namespace ghost::cuda {
 
-/// A block on images that lie on the device; every pointer is one of the device.
+/// A block on images that are on the device; every pointer is one of the device.
 struct Call {
   Block block;
   Plan plan;

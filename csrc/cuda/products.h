@@ -1,6 +1,6 @@
 // Products of a warp: rows of shared memory (pixels) by a packed weight, in float32.
 //
-// A weight lies in tiles of 16 inputs x 8 outputs, all outputs of 16 inputs before the next 16. In half precision a
+// A weight is in tiles of 16 inputs x 8 outputs, all outputs of 16 inputs before the next 16. In half precision a
 // tile is in the order of the lanes that read it (mma.sync's fragment B), in float32 row by row:
 // ghost_ops/backends/cuda/weights.py.
 #pragma once

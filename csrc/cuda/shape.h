@@ -19,7 +19,7 @@ struct Conv {
 /// A Ghost bottleneck, or with `primary` 0 a Ghost module alone, which is then the second one.
 ///
 /// The channels of the expanded map come in chunks: `chunk` primary channels, then for each of the `multiplier` cheap
-/// channels that a primary one has, as many again. In this order (lanes) lie all vectors of the expanded map and the
+/// channels that a primary one has, as many again. In this order (lanes) are all vectors of the expanded map and the
 /// rows of the second weight; lanes past the channels that there are have weights of zero, and so are zero.
 struct Block {
   int32_t height, width, channels;                      // of x
@@ -32,7 +32,7 @@ struct Block {
 };
 constexpr int kBlockNumbers = sizeof(Block) / sizeof(int32_t);
 
-/// How a block is computed: tiles of the output, one a thread block, and what lies where in shared memory.
+/// How a block is computed: tiles of the output, one a thread block, and what is where in shared memory.
 struct Plan {
   int32_t tile_height, tile_width;  // of the output
   int32_t tiles_down, tiles_across;

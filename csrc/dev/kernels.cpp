@@ -62,7 +62,7 @@ struct Aligned {
 };
 using Floats = std::vector<float, Aligned<float>>;
 
-/// A product, with weights in float32 or bfloat16. The columns of x lie in runs, with NaN between them.
+/// A product, with weights in float32 or bfloat16. The columns of x are in runs, with NaN between them.
 struct GemmCall {
   void (*const kernel)(const ghost::Gemm&);
   Floats in, panels, bias, out;
@@ -249,7 +249,7 @@ PYBIND11_MODULE(_kernels, m) {
         "x (M x C) times w (N x C) transposed, plus bias.");
   m.def("gemm_bf16", &gemm_bf16, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
         py::arg("scale") = std::vector<float>{}, py::arg("runs") = std::vector<int64_t>{},
-        "The same with w rounded to bfloat16, and columns of x times `scale`; x lies in runs of so many columns.");
+        "The same with w rounded to bfloat16, and columns of x times `scale`; x is in runs of so many columns.");
   m.def("depthwise", &depthwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
         py::arg("stride") = 1,
         "Depthwise convolution of x (H x W x C) with w (C x k x k), zero padding k // 2, plus bias.");

@@ -1,7 +1,7 @@
 """The packed form of a program's parameters: one tensor, the same on every processor.
 
 Layer by layer it holds the weight, the bias, and the activation's slopes if it has any, with the BatchNorm folded in.
-Each of these pieces begins at a multiple of 16 elements. A product's weight lies as its format says (``weights``), a
+Each of these pieces begins at a multiple of 16 elements. A product's weight is as its format says (``weights``), a
 depthwise one tap by tap. ``csrc/cpu/program`` packs and reads the same.
 """
 

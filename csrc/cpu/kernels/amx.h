@@ -1,4 +1,4 @@
-// Products of pairs by AMX: 16 rows of a panel of pairs are a tile as they lie, and rows of A become tiles when they
+// Products of pairs by AMX: 16 rows of a panel of pairs are a tile as they are, and rows of A become tiles when they
 // are rounded. Internal linkage, as simd.h says.
 #pragma once
 #include "gemm.h"
@@ -21,7 +21,7 @@ struct Depth {
   }
 };
 
-// TilePart of a run that lies in one tile: lanes of a row, from `from` on in A. What is not stored is not of this part.
+// TilePart of a run that is in one tile: lanes of a row, from `from` on in A. What is not stored is not of this part.
 struct TilePart {
   int64_t from, to, column;
   uint32_t lanes, stored;
@@ -121,7 +121,7 @@ void store_sums(const float* sums, int64_t rows, int64_t columns, const float* b
   }
 }
 
-// Panels of B as tiles need them: where they lie, or copies that are filled up with zeros.
+// Panels of B as tiles need them: where they are, or copies that are filled up with zeros.
 class Panels {
  public:
   Panels(const Source& s, const Depth& depth) : s_(s), depth_(depth), last_(s.n_end % kPanel ? s.n_end - 8 : s.n_end) {}

@@ -99,7 +99,7 @@ void block_3x3(const Depthwise& all, int64_t c, Lanes lanes) {
       }
 }
 
-// PX output pixels from x on, S apart in the input, which must all lie within it, or need not (kEdge; then fewer may be
+// PX output pixels from x on, S apart in the input, which must all be within it, or need not (kEdge; then fewer may be
 // wanted, too). A row's weights are in registers, and each input pixel is loaded once for all the taps that it is
 // under.
 template <class V, int K, int S, int PX, bool kEdge, class Lanes>

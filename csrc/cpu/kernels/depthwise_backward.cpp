@@ -65,8 +65,8 @@ void weight_grad(const DepthwiseWeightGrad& d) {
   });
 }
 
-// S * PX pixels of row r from pixel q * S on. Every S-th row and column of taps lies on a pixel of the gradient. Each
-// of these is loaded once for all the pixels that it reaches; those that are needed must all lie within their row, or
+// S * PX pixels of row r from pixel q * S on. Every S-th row and column of taps is on a pixel of the gradient. Each
+// of these is loaded once for all the pixels that it reaches; those that are needed must all be within their row, or
 // need not (kEdge; then fewer may be wanted, too).
 template <class V, int K, int S, int PX, bool kEdge, class Lanes>
 GHOST_INLINE void input_pixels(const DepthwiseInputGrad& d, int64_t r, int64_t q, int64_t c, Lanes lanes) {

@@ -56,7 +56,7 @@ struct Block {
   ghost::Ahead* ahead;
 };
 
-// Whether panels' rows and A's columns lie as they mostly do, at distances that are known here.
+// Whether panels' rows and A's columns are as they mostly are, at distances that are known here.
 GHOST_INLINE bool is_tight(const Block& g, bool packed) { return packed && g.a_col == 1 && kLanes >= 8; }
 
 // Of panel i under a tile of `columns`: the distance between its rows.
@@ -79,7 +79,7 @@ struct Plain {
   }
 };
 
-// Addresses of rows of A, which lie at one distance: seven each from one pointer, by the ways that addresses can add
+// Addresses of rows of A, which are at one distance: seven each from one pointer, by the ways that addresses can add
 // up. What is kept for them is opaque to the compiler, which would keep one offset a row, and those on the stack.
 constexpr int kRowsOfBase = 7;
 
@@ -275,7 +275,7 @@ void four_panels(const Block& g, const float* b, int64_t stride, const float* bi
     }
 }
 
-// Where B lies: `depth` rows of it, of which a block begins at row `first`.
+// Where B is: `depth` rows of it, of which a block begins at row `first`.
 struct Source {
   const float* b;
   int64_t b_row;  // 0: packed panels
@@ -322,7 +322,7 @@ GHOST_INLINE void block_product(const Gemm& all, const Block& g, int64_t n, floa
   }
 }
 
-// A block over B where it lies.
+// A block over B where it is.
 template <class M>
 GHOST_INLINE void source_product(const Gemm& all, const Block& g, const Source& s, float* c) {
   const int64_t done = g.rows == 1 && !s.b_row ? row_product<M>(all, g, s, c) : 0;

@@ -46,7 +46,7 @@ struct Gemm {
   int64_t c_row;
   bool c_padded;  // by_eight(n) floats of each row of C may be written
   bool relu, accumulate;
-  const Run* runs = nullptr;       // where the k columns of A lie, in order; null: all together
+  const Run* runs = nullptr;       // where the k columns of A are, in order; null: all together
   int64_t run_count = 0;           // at most kMostRuns
   Ahead* ahead = nullptr;          // or null
   const float* scale_k = nullptr;  // only for gemm_bf16: factors of A's columns, or null

@@ -29,7 +29,7 @@ struct Sum {
   }
 };
 
-// Adds to a caller's sum: the compensations lie padded(channels) floats behind the sums.
+// Adds to a caller's sum: the compensations are padded(channels) floats behind the sums.
 template <class V, class Lanes>
 GHOST_INLINE void add_to(float* sum, int64_t channels, int64_t c, const Sum<V>& part, Lanes lanes) {
   float *at = sum + c, *low = at + ghost::padded(channels);

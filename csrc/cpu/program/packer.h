@@ -58,7 +58,7 @@ class Packer {
 };
 
 /// Packs `parameters`, in the order of the steps, into p.packed_floats floats. Returns the weights that are not packed,
-/// by the layers' numbers; they lie in the parameters or in scratch.
+/// by the layers' numbers; they are in the parameters or in scratch.
 std::vector<const float*> pack_program(const Program& p, const std::vector<abi::Tensor>& parameters, float* packed,
                                        Scratch& scratch);
 

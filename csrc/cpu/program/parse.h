@@ -47,7 +47,7 @@ class StepReader {
   void place_slopes(Layer& layer, int64_t channels);
   /// The same for a product of n x k weights.
   void place_product(Layer& layer, int64_t n, int64_t k);
-  /// The same for layers of a few rows, each of which is read once: those of one call are read where they lie.
+  /// The same for layers of a few rows, each of which is read once: those of one call are read where they are.
   void place_vector_products(Layer& first, int64_t n1, int64_t k1, Layer& second, int64_t n2, int64_t k2);
 
   int64_t squeeze = 0, excitation = 0, features = 0;  // channels that they have; 0: there are none

@@ -16,7 +16,7 @@ namespace {
 constexpr double kProductFlop = 0.007, kDepthwiseFlop = 0.02, kOthersFloat = 1.4, kSharedWeight = 0.12, kBorder = 0.02;
 
 /// The cut whose busiest thread is done first. By rows each thread reads all weights; by columns all channels of its
-/// input, a good part of which lies in the caches of others. A depthwise convolution goes on where its input was made.
+/// input, a good part of which is in the caches of others. A depthwise convolution goes on where its input was made.
 Partition partition_of(const Step& t, const StepPlan& s, int64_t shares, Partition input) {
   const Work work = t.work();
   if (shares == 1 || !work.by_columns) return Partition::rows;

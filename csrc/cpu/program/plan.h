@@ -22,8 +22,8 @@ struct StepPlan {
   Needs needs;
 };
 
-/// Where things lie, in floats. Some images may be under way at once: what one needs only while a step runs, and the
-/// large maps of its first steps, lie in memory that they take turns at; the rest in memory of its own.
+/// Where things are, in floats. Some images may be under way at once: what one needs only while a step runs, and the
+/// large maps of its first steps, are in memory that they take turns at; the rest in memory of its own.
 struct Workspace {
   std::vector<int64_t> values, scratch;     // of each step: what it writes, and what it works in
   int64_t mean, excitation, image_scratch;  // of its own

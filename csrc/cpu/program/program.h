@@ -1,7 +1,7 @@
 // A program: the steps of a net or a block, decoded from the list of integers that the operators take.
 //
 // The list is written by ghost_ops/program/, which says what each number means. All of a program's parameters
-// lie in one packed tensor, in the order of the steps.
+// are in one packed tensor, in the order of the steps.
 #pragma once
 #include <memory>
 #include <vector>

@@ -9,7 +9,7 @@ namespace ghost {
 
 constexpr int64_t kShareFlops = 1 << 19;  // less than this is not worth a thread
 
-/// A map inside: NHWC float32, rows dense. Where it lies in a workspace its halves are padded to multiples of 8; a
+/// A map inside: NHWC float32, rows dense. Where it is in a workspace its halves are padded to multiples of 8; a
 /// caller's map is not.
 struct Value {
   float* data = nullptr;
@@ -55,7 +55,7 @@ class ProgramRun {
   void run_band(const ProgramRun& whole, int64_t share);
   /// The step's phase for one share. Phases of all steps are run in order, all shares of one before the next.
   void run_phase(int64_t step, int64_t phase, int64_t share) { program_[step].run_phase(*this, phase, share); }
-  /// Images on one thread, whose memory of their own lies plan.workspace.own_floats apart; the plan has one share.
+  /// Images on one thread, whose memory of their own is plan.workspace.own_floats apart; the plan has one share.
   static void run_images(std::vector<ProgramRun>& images);
 
   // What it works on.
@@ -74,7 +74,7 @@ class ProgramRun {
   float* features() const { return call_.features + image_ * call_.features_row; }
   Region region(const Step& t, int64_t share) const;
 
-  // Memory. What images have of their own lies image_row() floats further on for the next one.
+  // Memory. What images have of their own is image_row() floats further on for the next one.
   int64_t image_row() const { return m_.own_floats; }
   float* mean() const { return own_ + m_.mean; }
   float* excitation() const { return own_ + m_.excitation; }

@@ -15,7 +15,7 @@ struct StepPlan;
 class Packer;
 class ProgramRun;
 
-/// Where the channels of a pixel lie: `first` of them, then `second`, each half padded to a multiple of 8.
+/// Where the channels of a pixel are: `first` of them, then `second`, each half padded to a multiple of 8.
 struct Channels {
   int64_t first = 0, second = 0;
   int64_t count() const { return first + second; }
@@ -23,13 +23,13 @@ struct Channels {
   int64_t pixel() const { return by_eight(first) + by_eight(second); }
 };
 
-/// A convolution or linear layer with its BatchNorm and activation, and where its pieces lie in the packed tensor.
+/// A convolution or linear layer with its BatchNorm and activation, and where its pieces are in the packed tensor.
 struct Layer {
   bool has_bias = false, has_norm = false, has_gamma = false, has_beta = false, has_slopes = false;  // as parameters
   double eps = 0, slope = 0;
   Act act = kNone;
   int64_t weight = 0, bias = 0, slopes = 0;  // in floats
-  int64_t raw = -1;                          // its number among the layers whose weights are read where they lie
+  int64_t raw = -1;                          // its number among the layers whose weights are read where they are
   bool packs_slopes() const { return slope_kind(act) != kNoSlope; }
 };
 
@@ -89,7 +89,7 @@ class Step {
   virtual bool returns_map() const { return false; }     // it is the last step of a program that makes a map
   virtual bool makes_features() const { return false; }  // N x C in place of a map
   virtual bool makes_all_rows_at_once() const { return false; }
-  /// Whether the input's map is read where it lies, in place of a copy.
+  /// Whether the input's map is read where it is, in place of a copy.
   virtual bool reads_in_place(const Map& /*x*/) const { return false; }
   /// Whether its rows may be made in the caller's map, whose channels are not padded.
   virtual bool writes_in_place(const Map& /*out*/) const { return false; }
@@ -112,7 +112,7 @@ class Step {
   virtual int64_t halo() const { return 0; }
   /// Floats of a pixel that rows which are not finished keep apart from the output.
   virtual int64_t unfinished_pixel() const { return 0; }
-  /// Bits of what only one step of a run may do: sums for the squeeze lie in one place, and wide rows of more than one
+  /// Bits of what only one step of a run may do: sums for the squeeze are in one place, and wide rows of more than one
   /// step would not stay in cache.
   virtual unsigned once_a_run() const { return squeeze; }
   /// Whether make_rows writes into the output.

@@ -150,7 +150,7 @@ int64_t end_of_bands(const Program& p, const Readers& readers) {
   int64_t found = 0, read_until = 0;  // one past the last step that reads what steps so far write
   for (int64_t i = 0; i < p.size(); i++) {
     if (p[i].out < 0 || p[i].squeeze) break;
-    // What the last step makes ahead of the rows that it finishes must not lie in its output, where others' rows are.
+    // What the last step makes ahead of the rows that it finishes must not be in its output, where others' rows are.
     if (read_until <= i + 1 && !(p[i].halo() && p[i].makes_output())) found = i + 1;
     if (!readers[i].empty()) read_until = std::max(read_until, readers[i].back() + 1);
   }

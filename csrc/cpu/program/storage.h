@@ -1,4 +1,4 @@
-// Memory for what steps write: which rows are kept, and where they lie.
+// Memory for what steps write: which rows are kept, and where they are.
 #pragma once
 #include <vector>
 

@@ -1,7 +1,7 @@
 """A program's steps as calls of the kernels of ``csrc/cuda``: bottlenecks, Ghost modules, and steps that PyTorch runs.
 
 What depends on the steps only is worked out once for a packed form, and kept as long as it exists: the calls, and where
-in the packed form each number lies that the kernels read.
+in the packed form the numbers are that the kernels read.
 """
 
 from __future__ import annotations

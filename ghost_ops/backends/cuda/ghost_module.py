@@ -21,7 +21,7 @@ _captured: set[torch.Tensor] = set()  # indices that CUDA graphs read; nothing t
 
 @lru_cache(maxsize=128)  # not with the weight (tensor_cache.py), which may be folded anew for every call
 def _block_of(step: Ghost, shapes: Shapes, half: bool, device: torch.device) -> tuple[Block, torch.Tensor, int]:
-    """What the kernel is told, the index of its weights in parameters that lie one after the other, and how many of
+    """What the kernel is told, the index of its weights in parameters that are one after the other, and how many of
     these are matrices. The shapes are those of weight, bias and slopes of both convolutions."""
     at, places = 1, []
     for shape in shapes:

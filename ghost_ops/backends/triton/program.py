@@ -35,7 +35,7 @@ class ProgramPlan:
 
     steps: list[Step]
     weights: WeightFormat
-    index: torch.Tensor  # where among the packed form's numbers the folded tensors lie, one after the other
+    index: torch.Tensor  # where among the packed form's numbers the folded tensors are, one after the other
     shapes: list[list[list[tuple[int, ...] | None]]]  # of the tensors of each layer of each step
     sizes: list[int]  # of those that are there
 
@@ -77,7 +77,7 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Te
 
 
 class TritonInterpreter(ProgramInterpreter):
-    """Layers have weights of the input's dtype; depthwise ones lie tap by tap."""
+    """Layers have weights of the input's dtype; depthwise ones are tap by tap."""
 
     def convolve(
         self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int = 1, padding: int = 0, groups: int = 1

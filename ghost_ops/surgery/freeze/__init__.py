@@ -32,7 +32,7 @@ def freeze(
 
     Stem, Ghost modules, Ghost bottlenecks with or without stride and squeeze-and-excite, 1x1 convolutions, pooling
     and classifier of a net become programs (:class:`ghost_ops.fused.FrozenProgram`), the longest runs one each; what
-    lies between stays as it is. The result takes every batch and image size that ``net`` takes, and many threads may
+    is between stays as it is. The result takes every batch and image size that ``net`` takes, and many threads may
     call it at once. ``explain`` names the programs, and what was left as it is and why.
 
     The copy keeps the class of ``net``, with its signature, methods and attributes: ``isinstance``, calls by keyword,

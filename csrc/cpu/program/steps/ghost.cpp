@@ -205,7 +205,7 @@ class Ghost final : public Step {
                                  run.scratch(*this) + c0 * channels);
   }
 
-  /// to = from + the residual's channels from `channel` on, whichever of its halves they lie in.
+  /// to = from + the residual's channels from `channel` on, whichever of its halves they are in.
   void add_residual(ProgramRun& run, const float* from, int64_t from_pixel, float* to, const RowTask& task,
                     int64_t channel, int64_t count) const {
     const Value &out = run.value(*this), &other = run.value(residual);

@@ -15,6 +15,8 @@ _PACKAGE = __name__.rpartition(".")[0]
 
 # Old module: the new one, and the names that changed besides.
 _MODULES: dict[str, tuple[str, dict[str, str]]] = {
+    "bench.peers": ("bench.baselines", {"BASES": "TARGETS", "OURS": "FUSED", "Peer": "Baseline"}),
+    "bench.rows": ("bench.results", {"PartRow": "PartResult", "Row": "Result"}),
     "nn._fused": ("fused.behaviour", {}),
     "nn._in_place": ("fused.in_place", {}),
     "nn._watch": ("fused.watch", {}),

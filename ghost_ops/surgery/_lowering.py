@@ -13,6 +13,8 @@ from ..fused.errors import Unfusable
 from ._compare import agree, difference
 from ._copy import drawn_copy, first_line, normal
 
+_SIZES = ((2, 17, 15), (1, 16, 18))  # images, height and width
+
 
 def refuse_lowering(kind: type[Block], module: nn.Module, parts: object, inner: dict[str, tuple]) -> str | None:
     """Why the program of a block must not stand in for a module, in a sentence; None where it may.
@@ -44,13 +46,14 @@ def refuse_lowering(kind: type[Block], module: nn.Module, parts: object, inner: 
             return None
         except Exception as error:
             return f"{kind.__name__}.lower failed ({first_line(error)})"
-        x = normal(generator, 2, channels, 17, 15)
         tensors = [t for source in program.sources for t in source.tensors() if t is not None]
-        try:
-            ours = reference.program_eval(x, tensors, program.code)
-        except Exception as error:
-            return f"the steps that {kind.__name__}.lower writes are not a program ({first_line(error)})"
-        theirs = type(module).forward(copied, x)
-    if ours.shape == theirs.shape and agree(ours, theirs):
-        return None
-    return f"the program of {kind.__name__} computes something else: {difference(ours, theirs)}"
+        for batch, height, width in _SIZES:
+            x = normal(generator, batch, channels, height, width)
+            try:
+                ours = reference.program_eval(x, tensors, program.code)
+            except Exception as error:
+                return f"the steps that {kind.__name__}.lower writes are not a program ({first_line(error)})"
+            theirs = type(module).forward(copied, x)
+            if ours.shape != theirs.shape or not agree(ours, theirs):
+                return f"the program of {kind.__name__} computes something else: {difference(ours, theirs)}"
+    return None

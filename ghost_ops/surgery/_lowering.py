@@ -12,8 +12,9 @@ from ..fused.builder import Builder
 from ..fused.errors import Unfusable
 from ._compare import agree, difference
 from ._copy import drawn_copy, first_line, normal
+from ._probe import smallest_side
 
-_SIZES = ((2, 17, 15), (1, 16, 18))  # images, height and width
+_SIZES = ((2, 13, 11), (1, 12, 14))  # images, height and width beyond the smallest
 
 
 def refuse_lowering(kind: type[Block], module: nn.Module, parts: object, inner: dict[str, tuple]) -> str | None:
@@ -47,8 +48,9 @@ def refuse_lowering(kind: type[Block], module: nn.Module, parts: object, inner: 
         except Exception as error:
             return f"{kind.__name__}.lower failed ({first_line(error)})"
         tensors = [t for source in program.sources for t in source.tensors() if t is not None]
+        side = smallest_side(module)
         for batch, height, width in _SIZES:
-            x = normal(generator, batch, channels, height, width)
+            x = normal(generator, batch, channels, side + height, side + width)
             try:
                 ours = reference.program_eval(x, tensors, program.code)
             except Exception as error:

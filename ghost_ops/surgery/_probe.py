@@ -93,8 +93,7 @@ class Probe:
             self._trace: list[Call] | None = None
             self._open: list[tuple[str, int]] = []
             self._listen()
-            convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
-            self.side = 4 + max((max(_pair(c.dilation)) * (max(_pair(c.kernel_size)) - 1) for c in convs), default=0)
+            self.side = smallest_side(module)
             batch = max(2, 64 // channels)  # more for few channels, so that no mistake hides behind dead ones
             width = _free(self.side, constants)  # sizes that differ from numbers of channels can be told from them
             self.input = self._draw(_free(batch, constants), channels, _free(width + 1, constants), width)
@@ -372,6 +371,12 @@ class Probe:
         for child in paths:
             child.register_forward_pre_hook(enter)
             child.register_forward_hook(leave)
+
+
+def smallest_side(module: nn.Module) -> int:
+    """Height and width that an input should have at least, for the largest kernel inside."""
+    convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    return 4 + max((max(_pair(c.dilation)) * (max(_pair(c.kernel_size)) - 1) for c in convs), default=0)
 
 
 def _is_known(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ Ghost module are one case. Those that only look alike stay as they are, with the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -196,4 +197,11 @@ def _recognise_again(kind: type[Block], module: nn.Module) -> tuple[object, Read
     return found
 
 
-Block.recogniser = staticmethod(_recognise_again)
+def _recognise_uncompiled(kind: type[Block], module: nn.Module) -> tuple[object, Reads]:
+    """Recognise a module again where a compiled net may be the caller: the compiler must not look into it."""
+    if "torch._dynamo" not in sys.modules:  # importing it takes seconds
+        return _recognise_again(kind, module)
+    return torch.compiler.disable(_recognise_again)(kind, module)
+
+
+Block.recogniser = staticmethod(_recognise_uncompiled)

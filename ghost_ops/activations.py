@@ -161,7 +161,7 @@ def _slopes(weight: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
 
 def _widened(t: torch.Tensor) -> torch.Tensor:
-    """In a precision to compute with: results in half precision are rounded once."""
+    """The tensor in the precision to compute in, so that results in half precision are rounded once."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 

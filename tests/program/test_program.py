@@ -29,15 +29,7 @@ from ghost_ops.program import (
 )
 from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
-from tests.program.cases import (
-    Call,
-    Program,
-    draw_call,
-    draw_program,
-    make_program,
-    mismatch,
-    size_of,
-)
+from tests.program.cases import Call, Program, draw_call, draw_program, make_program, mismatch, size_of
 
 PLAIN = Layer()
 DRAWN = 70

@@ -23,7 +23,7 @@ class Ghost final : public Step {
     const int64_t cheap_channels = r.within(0, r.kMostChannels, "made"), out_count = r.channels("out");
     kernel_ = r.odd_kernel(), primary_ = r.layer();
     if (cheap_channels) cheap_ = r.layer();
-    if (cheap_channels % columns) r.refuse("a cheap operation whose channels are no multiple of the primary ones");
+    if (cheap_channels % columns) r.refuse("a cheap operation whose channels are not a multiple of the primary ones");
     if (out_count > columns + cheap_channels || (cheap_channels ? out_count <= columns : out_count != columns))
       r.refuse("channels kept");
     multiplier_ = cheap_channels / columns, cheap_count_ = out_count - columns;

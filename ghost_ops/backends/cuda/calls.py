@@ -108,8 +108,8 @@ def _is_shortcut(steps: list[Step], source: int, stride: int) -> bool:
     if len(steps) < 2 or not isinstance(steps[1], Ghost):
         return False
     first, second = steps
-    stands_by_itself = not (first.squeeze or second.scaled or second.squeeze or second.cheap_channels or second.residual >= 0)
-    return stands_by_itself and first.source == source and first.stride == stride and second.source == first.out
+    plain = not (first.squeeze or second.scaled or second.squeeze or second.cheap_channels or second.residual >= 0)
+    return plain and first.source == source and first.stride == stride and second.source == first.out
 
 
 def _parts(steps: list[Step], folded: list[list[Folded]]) -> Parts:

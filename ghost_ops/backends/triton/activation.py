@@ -52,7 +52,10 @@ def tanh(z):
 
 @triton.jit
 def slopes(pointer, stride, channels, mask, slope, ACT: tl.constexpr):
-    """Negative slopes of a tile's channels: LeakyReLU's one, PReLU's by channel (stride 0: one for all)."""
+    """Negative slopes of a tile's channels, [BM]: LeakyReLU's one, PReLU's by channel (stride 0: one for all).
+
+    ``channels``, ``mask``: [BM].
+    """
     if ACT == PRELU:
         found = tl.load(pointer + channels * stride, mask=mask, other=0.0).to(tl.float32)
     else:
@@ -100,7 +103,7 @@ _define()
 
 @triton.jit
 def load_or(pointer, index, mask, default: tl.constexpr):
-    """Float32 elements of an optional parameter."""
+    """Float32 elements of an optional parameter, in the shape of ``index`` and ``mask``."""
     if pointer is None:
         found = tl.full(index.shape, default, tl.float32)
     else:
@@ -114,6 +117,7 @@ def affine(bias, gamma, beta, mean, var, eps, channels, mask):
 
     That is its bias and the BatchNorm after it; with ``mean`` None there is no BatchNorm. The center is taken off
     first: in z * scale + (beta - mean * scale) a mean that is large beside the deviation would cost digits.
+    ``channels``, ``mask`` and the three results: [BM].
     """
     center = -load_or(bias, channels, mask, 0.0)
     scale = tl.full(channels.shape, 1.0, tl.float32)
@@ -127,8 +131,8 @@ def affine(bias, gamma, beta, mean, var, eps, channels, mask):
 
 @triton.jit
 def normalized(z, center, scale, shift, NORM: tl.constexpr):
-    """What ``affine`` says, of a tile (pixels x channels). Without a BatchNorm only the center counts, which the
-    compiler may not find out: z + 0 is not z where z is -0."""
+    """What ``affine`` says, of a tile z, [pixels, BM]; ``center``, ``scale``, ``shift``: [BM]. Without a BatchNorm only
+    the center counts, which the compiler may not find out: z + 0 is not z where z is -0."""
     z -= center[None, :]
     if NORM:
         z = z * scale[None, :] + shift[None, :]

@@ -47,6 +47,7 @@ def cheap_kernel(
     y_n, y_h, y_w = assume_multiple_strides(y_n, y_h, y_w, UNIT)
     out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
     residual_n, residual_h, residual_w = assume_multiple_strides(residual_n, residual_h, residual_w, UNIT)
+    # columns: [BW]; channels, wanted: [BM]
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
     y += image * y_n
     out += image * out_n
@@ -54,42 +55,47 @@ def cheap_kernel(
         residual += image * residual_n
     if sums is not None:
         sums += (split.to(tl.int64) * N + image) * OUT_CHANNELS
+    # primary_center, primary_scale, primary_shift: [BM]
     primary_center, primary_scale, primary_shift = affine(
         primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, channels, wanted
     )
+    # primary_neg_slope: [BM]
     primary_neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
     CHEAP_CHANNELS = M * MULTIPLIER
     FIRST: tl.constexpr = ((AFFINE or (residual is not None)) and (statistics is None)) or (sums is not None)
-    here = (columns < W)[:, None] & wanted[None, :]
+    here = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     for q in tl.static_range(MULTIPLIER):
-        cheap_channels = channels * MULTIPLIER + q
+        cheap_channels = channels * MULTIPLIER + q  # [BM]
         in_output = wanted & (cheap_channels < OUT_CHANNELS - M)
-        mask = (columns < W)[:, None] & in_output[None, :]
+        mask = (columns < W)[:, None] & in_output[None, :]  # [BW, BM]
+        # cheap_center, cheap_scale, cheap_shift: [BM]
         cheap_center, cheap_scale, cheap_shift = affine(
             cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_channels, in_output
         )
+        # cheap_neg_slope: [BM]
         cheap_neg_slope = slopes(cheap_slopes, cheap_slopes_stride, cheap_channels, in_output, cheap_slope, CHEAP_ACT)
-        taps = load_taps(cheap_weight, cheap_channels, CHEAP_CHANNELS, in_output, D)
+        taps = load_taps(cheap_weight, cheap_channels, CHEAP_CHANNELS, in_output, D)  # D * D of [BM]
         acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
         first = zeros
         found = zeros
         squares = zeros
         origin = tl.zeros((BM,), tl.float32)
-        size = tl.maximum(tl.sum((columns < W).to(tl.float32), axis=0), 1.0)
+        size = tl.maximum(tl.sum((columns < W).to(tl.float32), axis=0), 1.0)  # the strip's columns, a scalar
         last = tl.minimum(bottom + D // 2, H)
-        ahead = read_row(y, top - D // 2, columns, channels, last, W, y_c, y_h, y_w, in_output, D)
+        ahead = read_row(y, top - D // 2, columns, channels, last, W, y_c, y_h, y_w, in_output, D)  # D of [BW, BM]
         for below in range(top - D // 2, bottom + D // 2):
+            # acc, ahead: D of [BW, BM]
             acc, ahead = step_down(
                 ahead, y, below, columns, channels, last, H, W, y_c, y_h, y_w, acc_next, taps, in_output,
                 primary_center, primary_scale, primary_shift, primary_neg_slope, PRIMARY_ACT, AFFINE, D,
             )  # fmt: skip
-            z, acc_next = acc[0], acc[1:]
+            z, acc_next = acc[0], acc[1:]  # [BW, BM], and D - 1 of them
             row = below - D // 2
             if row >= top:
                 if (q == 0) and FIRST:
                     at = row * y_h + columns[:, None] * y_w + channels[None, :] * y_c
-                    v = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
+                    v = tl.load(y + at, mask=here, other=0.0).to(tl.float32)  # [BW, BM]
                     if AFFINE:
                         v = normalized(v, primary_center, primary_scale, primary_shift, primary_mean is not None)
                         v = activate(v, PRIMARY_ACT, primary_neg_slope[None, :])
@@ -102,7 +108,7 @@ def cheap_kernel(
                         first += v
                 if statistics is not None:
                     if row == top:
-                        origin = tl.sum(tl.where(mask, z, 0.0), axis=0) / size
+                        origin = tl.sum(tl.where(mask, z, 0.0), axis=0) / size  # [BM]
                     apart = tl.where(mask, z - origin[None, :], 0.0)
                     found += apart
                     squares += apart * apart
@@ -116,14 +122,14 @@ def cheap_kernel(
                     if sums is not None:
                         found += stored
         if statistics is not None:
-            values = size * (bottom - top).to(tl.float32) + tl.zeros((BM,), tl.float32)
-            mean, m2 = finish_moments(tl.sum(found, axis=0), tl.sum(squares, axis=0), origin, values)
+            values = size * (bottom - top).to(tl.float32) + tl.zeros((BM,), tl.float32)  # [BM]
+            mean, m2 = finish_moments(tl.sum(found, axis=0), tl.sum(squares, axis=0), origin, values)  # [BM] each
             store_partial(statistics, group, cheap_channels, OUT_CHANNELS - M, in_output, values, mean, m2)
         elif sums is not None:
-            joined = tl.sum(found, axis=0) * per_value
+            joined = tl.sum(found, axis=0) * per_value  # [BM]
             tl.store(sums + M + cheap_channels, joined.to(sums.dtype.element_ty), mask=in_output)
         if (q == 0) and (sums is not None):
-            joined = tl.sum(first, axis=0) * per_value
+            joined = tl.sum(first, axis=0) * per_value  # [BM]
             tl.store(sums + channels, joined.to(sums.dtype.element_ty), mask=wanted)
 
 

@@ -30,28 +30,31 @@ def convolution_kernel(
     inputs of each pixel, whose places in x do not depend on the row."""
     M = assume_multiple(M, UNIT)
     out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
+    # columns: [BW]; channels, wanted: [BM]
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
     x += image * x_n
     out += image * out_n
+    # center, scale, shift: [BM]
     center, scale, shift = affine(conv_bias, conv_gamma, conv_beta, conv_mean, conv_var, conv_eps, channels, wanted)
-    neg_slope = slopes(conv_slopes, conv_slopes_stride, channels, wanted, conv_slope, CONV_ACT)
+    neg_slope = slopes(conv_slopes, conv_slopes_stride, channels, wanted, conv_slope, CONV_ACT)  # [BM]
     k = tl.arange(0, BK)  # inputs of a pixel in memory's order where maps are channels_last
-    i, j, c = k // (D * C), k // C % D, k % C
+    i, j, c = k // (D * C), k // C % D, k % C  # [BK] each
     there = k < C * D * D
-    at = weight + (channels[None, :] * (C * D * D) + (c * (D * D) + i * D + j)[:, None])
-    b = tl.load(at, mask=there[:, None] & wanted[None, :], other=0.0).to(x.dtype.element_ty)
+    at = weight + (channels[None, :] * (C * D * D) + (c * (D * D) + i * D + j)[:, None])  # [BK, BM]
+    b = tl.load(at, mask=there[:, None] & wanted[None, :], other=0.0).to(x.dtype.element_ty)  # [BK, BM]
     if WIDE:
         i, j, c = i.to(tl.int64), j.to(tl.int64), c.to(tl.int64)
-    left = columns * STRIDE - PADDING
-    seen = left[:, None] + j[None, :]
-    inside = (seen >= 0) & (seen < IN_W) & (columns < W)[:, None] & there[None, :]
-    inputs = seen * x_w + (i * x_h + c * x_c)[None, :]
-    mask = (columns < W)[:, None] & wanted[None, :]
-    to = columns[:, None] * out_w + channels[None, :] * out_c
+    left = columns * STRIDE - PADDING  # [BW]
+    seen = left[:, None] + j[None, :]  # [BW, BK]
+    inside = (seen >= 0) & (seen < IN_W) & (columns < W)[:, None] & there[None, :]  # [BW, BK]
+    inputs = seen * x_w + (i * x_h + c * x_c)[None, :]  # [BW, BK]
+    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
+    to = columns[:, None] * out_w + channels[None, :] * out_c  # [BW, BM]
     for row in range(top, bottom):
         above = row * STRIDE - PADDING
+        # a: [BW, BK]
         a = tl.load(x + above * x_h + inputs, mask=inside & ((above + i >= 0) & (above + i < IN_H))[None, :], other=0.0)
-        z = tl.dot(a, b, input_precision=PRECISION)
+        z = tl.dot(a, b, input_precision=PRECISION)  # [BW, BM]
         v = activate(normalized(z, center, scale, shift, conv_mean is not None), CONV_ACT, neg_slope[None, :])
         tl.store(out + row * out_h + to, v.to(out.dtype.element_ty), mask=mask)
 

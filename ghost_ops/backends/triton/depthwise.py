@@ -31,22 +31,25 @@ def depthwise_kernel(
     C = assume_multiple(C, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT)
     out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
+    # columns: [BW]; channels, wanted: [BM]
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
     x += image * x_n
     out += image * out_n
+    # center, scale, shift: [BM]
     center, scale, shift = affine(conv_bias, conv_gamma, conv_beta, conv_mean, conv_var, conv_eps, channels, wanted)
-    neg_slope = slopes(conv_slopes, conv_slopes_stride, channels, wanted, conv_slope, CONV_ACT)
-    taps = load_taps(weight, channels, C, wanted, D)
+    neg_slope = slopes(conv_slopes, conv_slopes_stride, channels, wanted, conv_slope, CONV_ACT)  # [BM]
+    taps = load_taps(weight, channels, C, wanted, D)  # D * D of [BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     found = zeros
     # Each result reads STRIDE rows that no result before it reads, and the first rows of the AHEAD results after it.
     AHEAD: tl.constexpr = (D - 1) // STRIDE
-    acc_next = (zeros,) * AHEAD
+    acc_next = (zeros,) * AHEAD  # AHEAD of [BW, BM]
     for row in range(top - AHEAD, bottom):
-        acc = acc_next + (zeros,)
+        acc = acc_next + (zeros,)  # AHEAD + 1 of [BW, BM]
         for t in tl.static_range(STRIDE - D if STRIDE > D else 0, STRIDE):
             below = row * STRIDE + (D // 2 - STRIDE + 1 + t)
             for j in tl.static_range(D):
+                # v: [BW, BM]
                 v = read_tap(x, below, columns * STRIDE, channels, j, IN_H, IN_W, x_c, x_h, x_w, wanted, D)
                 v = v.to(tl.float32)
                 for e in tl.static_range(AHEAD + 1):
@@ -55,12 +58,13 @@ def depthwise_kernel(
                         acc = acc[:e] + (acc[e] + v * tap[None, :],) + acc[e + 1 :]
         acc_next = acc[1:]
         if row >= top:
+            # z: [BW, BM]
             z = activate(normalized(acc[0], center, scale, shift, conv_mean is not None), CONV_ACT, neg_slope[None, :])
             stored = store_rows(z, out, row, columns, channels, W, out_c, out_h, out_w, wanted, None, 0, 0, 0)
             if sums is not None:
                 found += stored
     if sums is not None:
-        at = sums + (split.to(tl.int64) * N + image) * C + channels
+        at = sums + (split.to(tl.int64) * N + image) * C + channels  # [BM]
         tl.store(at, (tl.sum(found, axis=0) * per_value).to(sums.dtype.element_ty), mask=wanted)
 
 
@@ -112,28 +116,29 @@ def depthwise_input_bwd_kernel(
     C = assume_multiple(C, UNIT)
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
     to_n, to_h, to_w = assume_multiple_strides(to_n, to_h, to_w, UNIT)
+    # columns: [BW]; channels, wanted: [BM]
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
     grad += image * grad_n
     to += image * to_n
-    taps = load_taps(weight, channels, C, wanted, D)
+    taps = load_taps(weight, channels, C, wanted, D)  # D * D of [BM]
     # A square is read by the results from BEFORE before it to AFTER after it, in rows and in columns.
     BEFORE: tl.constexpr = D // 2 // STRIDE
     AFTER: tl.constexpr = (STRIDE - 1 + D // 2) // STRIDE
     for row in range(top, bottom):
-        sums = (tl.zeros((BW, BM), tl.float32),) * (STRIDE * STRIDE)
+        sums = (tl.zeros((BW, BM), tl.float32),) * (STRIDE * STRIDE)  # STRIDE * STRIDE of [BW, BM]
         for e in tl.static_range(-BEFORE, AFTER + 1):
             for f in tl.static_range(-BEFORE, AFTER + 1):
-                above, left = row + e, columns + f
-                there = (above >= 0) & (above < OUT_H) & (left >= 0) & (left < OUT_W)
-                at = above * grad_h + left[:, None] * grad_w + channels[None, :] * grad_c
+                above, left = row + e, columns + f  # above is a scalar, left: [BW]
+                there = (above >= 0) & (above < OUT_H) & (left >= 0) & (left < OUT_W)  # [BW]
+                at = above * grad_h + left[:, None] * grad_w + channels[None, :] * grad_c  # [BW, BM]
                 g = tl.load(grad + at, mask=there[:, None] & wanted[None, :], other=0.0).to(tl.float32)
                 for p in tl.static_range(STRIDE * STRIDE):
                     if tap_of(p // STRIDE, e, STRIDE, D) >= 0 and tap_of(p % STRIDE, f, STRIDE, D) >= 0:
                         tap = taps[tap_of(p // STRIDE, e, STRIDE, D) * D + tap_of(p % STRIDE, f, STRIDE, D)]
                         sums = sums[:p] + (sums[p] + g * tap[None, :],) + sums[p + 1 :]
         for p in tl.static_range(STRIDE * STRIDE):
-            below, across = row * STRIDE + p // STRIDE, columns * STRIDE + p % STRIDE
-            mask = ((across < IN_W) & (below < IN_H))[:, None] & wanted[None, :]
+            below, across = row * STRIDE + p // STRIDE, columns * STRIDE + p % STRIDE  # below is a scalar, across: [BW]
+            mask = ((across < IN_W) & (below < IN_H))[:, None] & wanted[None, :]  # [BW, BM]
             at = below * to_h + across[:, None] * to_w + channels[None, :] * to_c
             tl.store(to + at, sums[p].to(to.dtype.element_ty), mask=mask)
 
@@ -149,31 +154,32 @@ def depthwise_weight_bwd_kernel(
     C = assume_multiple(C, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT)
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
+    # columns: [BW]; channels, wanted: [BM]
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
     x += image * x_n
     grad += image * grad_n
-    mask = (columns < W)[:, None] & wanted[None, :]
+    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
     zeros = tl.zeros((BW, BM), tl.float32)
-    sums, bias_sum = (zeros,) * (D * D), zeros
+    sums, bias_sum = (zeros,) * (D * D), zeros  # D * D of [BW, BM], and one
     for row in range(top, bottom):
         at = row * grad_h + columns[:, None] * grad_w + channels[None, :] * grad_c
-        g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
+        g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)  # [BW, BM]
         if biases is not None:
             bias_sum += g
         if weights is not None:
             for k in tl.static_range(D * D):
                 below = row * STRIDE + (k // D - D // 2)
                 # Outside of the map nothing is added, whatever the gradient is.
-                seen = mask & near(below, columns * STRIDE, k % D, IN_H, IN_W, wanted, D)
-                place = (columns * STRIDE + (k % D - D // 2))[:, None] * x_w + channels[None, :] * x_c
+                seen = mask & near(below, columns * STRIDE, k % D, IN_H, IN_W, wanted, D)  # [BW, BM]
+                place = (columns * STRIDE + (k % D - D // 2))[:, None] * x_w + channels[None, :] * x_c  # [BW, BM]
                 v = tl.load(x + below * x_h + place, mask=seen, other=0.0).to(tl.float32)
                 sums = sums[:k] + (sums[k] + v * tl.where(seen, g, 0.0),) + sums[k + 1 :]
     if weights is not None:
         to = weights + group.to(tl.int64) * (D * D) * C + channels
         for k in tl.static_range(D * D):
-            tl.store(to + k * C, tl.sum(sums[k], axis=0), mask=wanted)
+            tl.store(to + k * C, tl.sum(sums[k], axis=0), mask=wanted)  # [BM]
     if biases is not None:
-        tl.store(biases + group.to(tl.int64) * C + channels, tl.sum(bias_sum, axis=0), mask=wanted)
+        tl.store(biases + group.to(tl.int64) * C + channels, tl.sum(bias_sum, axis=0), mask=wanted)  # [BM]
 
 
 @cached_launches

@@ -18,23 +18,27 @@ def linear_kernel(
     v, weight, bias, out, gated, ROWS, INNER, OUTER, ACT: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr,
     UNIT: tl.constexpr, BR: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Grid: blocks of ROWS x blocks of OUTER. out = act(v) weight' + bias, and its gate, if asked for."""
+    """Grid: blocks of ROWS x blocks of OUTER. out = act(v) weight' + bias, and its gate, if asked for.
+
+    ``v``: [ROWS, INNER]; ``weight``: [OUTER, INNER]; ``bias``: [OUTER]; ``out``, ``gated``: [ROWS, OUTER].
+    """
     INNER, OUTER = assume_multiple(INNER, UNIT), assume_multiple(OUTER, UNIT)
     blocks = tl.cdiv(OUTER, BO)
-    rows = (tl.program_id(0) // blocks) * BR + tl.arange(0, BR)
-    columns = (tl.program_id(0) % blocks) * BO + tl.arange(0, BO)
+    rows = (tl.program_id(0) // blocks) * BR + tl.arange(0, BR)  # [BR]
+    columns = (tl.program_id(0) % blocks) * BO + tl.arange(0, BO)  # [BO]
     kind = v.dtype.element_ty
     acc = tl.zeros((BR, BO), tl.float32)
     for k in range(0, INNER, BK):
-        inner = k + tl.arange(0, BK)
+        inner = k + tl.arange(0, BK)  # [BK]
         mask = (rows < ROWS)[:, None] & (inner < INNER)[None, :]
+        # a: [BR, BK]
         a = tl.load(v + (rows[:, None].to(tl.int64) * INNER + inner[None, :]), mask=mask, other=0.0).to(tl.float32)
         a = tl.where(mask, activate(a, ACT, 0.0), 0.0).to(kind)
         mask = (inner < INNER)[:, None] & (columns < OUTER)[None, :]
-        b = tl.load(weight + (columns[None, :] * INNER + inner[:, None]), mask=mask, other=0.0)
+        b = tl.load(weight + (columns[None, :] * INNER + inner[:, None]), mask=mask, other=0.0)  # [BK, BO]
         acc = tl.dot(a, b.to(kind), acc, input_precision=PRECISION)
     acc += load_or(bias, columns, columns < OUTER, 0.0)[None, :]
-    at = rows[:, None].to(tl.int64) * OUTER + columns[None, :]
+    at = rows[:, None].to(tl.int64) * OUTER + columns[None, :]  # [BR, BO]
     mask = (rows < ROWS)[:, None] & (columns < OUTER)[None, :]
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
     if gated is not None:

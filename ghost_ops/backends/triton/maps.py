@@ -3,6 +3,9 @@
 There are two ways to go through a map. *Runs*, for products: pixels are numbered through all images, and a tile is BP
 of them x BM channels. *Strips*, for depthwise convolutions: BW columns of one image x BM channels, row by row from top
 to bottom, so that the offset of a neighbour needs no division, and a row is read once for all results that read it.
+
+Shapes are in brackets, here and in the kernels: BP pixels of a run, BW columns of a strip, BM channels of a block, BK
+channels of one step of a product. What has no shape is a scalar.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ def assume_multiple_strides(map_n, map_h, map_w, UNIT: tl.constexpr):
 
 @triton.jit
 def block_of(block, B: tl.constexpr, WIDE: tl.constexpr):
-    """The channels of a block; 64 bits where their offsets in a map may need them."""
+    """The channels of a block, [B]; 64 bits where their offsets in a map may need them."""
     channels = block * B + tl.arange(0, B)
     if WIDE:
         channels = channels.to(tl.int64)
@@ -37,7 +40,7 @@ def block_of(block, B: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def run_of(group, per_group, t, BP: tl.constexpr, WIDE: tl.constexpr):
-    """Pixels of a group's run t, numbered through all images."""
+    """Pixels of a group's run t, [BP], numbered through all images."""
     if WIDE:
         group = group.to(tl.int64)
     return (group * per_group + t) * BP + tl.arange(0, BP)
@@ -45,7 +48,7 @@ def run_of(group, per_group, t, BP: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def in_batch(pixels, H, W, map_n, map_h, map_w, FLAT: tl.constexpr, WIDE: tl.constexpr):
-    """Offsets of pixels that are numbered through all images; FLAT: see ``launch.is_flat``."""
+    """Offsets, [BP], of ``pixels``, [BP], that are numbered through all images; FLAT: see ``launch.is_flat``."""
     if FLAT:
         place = pixels * map_w
     else:
@@ -61,9 +64,11 @@ def in_batch(pixels, H, W, map_n, map_h, map_w, FLAT: tl.constexpr, WIDE: tl.con
 
 @triton.jit
 def tile_coords(CHANNELS, H, W, splits, per_split, BW: tl.constexpr, BM: tl.constexpr, WIDE: tl.constexpr):
-    """Coordinates of a program over strips: image, split, both as one group, columns (BW), channels (BM), which of
-    these exist, first row, and the row after the last. Grid: images x splits (strips side by side, ``per_split`` rows
-    of each) x blocks of CHANNELS."""
+    """Coordinates of a program over strips: image, split, both as one group, columns [BW], channels [BM], which of
+    these exist [BM], first row, and the row after the last.
+
+    Grid: images x splits (strips side by side, ``per_split`` rows of each) x blocks of CHANNELS.
+    """
     blocks = tl.cdiv(CHANNELS, BM)
     group = tl.program_id(0) // blocks
     split = group % splits
@@ -79,10 +84,13 @@ def tile_coords(CHANNELS, H, W, splits, per_split, BW: tl.constexpr, BM: tl.cons
 
 @triton.jit
 def product_rows(x, places, valid, channel_stride, scale, images, C, k, BK: tl.constexpr):
-    channels = k + tl.arange(0, BK)
+    """The step of ``product`` from channel k on: pixels of x, times ``scale``, [BP, BK]; same arguments."""
+    channels = k + tl.arange(0, BK)  # [BK]
     mask = valid[:, None] & (channels < C)[None, :]
+    # a: [BP, BK]
     a = tl.load(x + (places[:, None] + channels[None, :].to(places.dtype) * channel_stride), mask=mask, other=0.0)
     if scale is not None:
+        # excitation: [BP, BK]
         excitation = tl.load(scale + (images[:, None] * C + channels[None, :]), mask=mask, other=0.0).to(tl.float32)
         a = (a.to(tl.float32) * excitation).to(x.dtype.element_ty)
     return a
@@ -90,8 +98,9 @@ def product_rows(x, places, valid, channel_stride, scale, images, C, k, BK: tl.c
 
 @triton.jit
 def product_columns(weight, C, columns, wanted, k, kind: tl.constexpr, BK: tl.constexpr):
-    channels = k + tl.arange(0, BK)
-    at = weight + (columns[None, :].to(tl.int64) * C + channels[:, None])
+    """The step of ``product`` from channel k on: the weight, transposed, [BK, BM]; same arguments."""
+    channels = k + tl.arange(0, BK)  # [BK]
+    at = weight + (columns[None, :].to(tl.int64) * C + channels[:, None])  # [BK, BM]
     return tl.load(at, mask=wanted[None, :] & (channels < C)[:, None], other=0.0).to(kind)
 
 
@@ -100,18 +109,18 @@ def product(
     x, places, valid, channel_stride, scale, images, weight, C, columns, wanted,
     PRECISION: tl.constexpr, ONE_STEP: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """BP pixels x BM columns of a 1x1 convolution, in float32.
+    """BP pixels x BM columns of a 1x1 convolution, [BP, BM], in float32.
 
     Args:
-        x: the map; ``places`` are the pixels' offsets in it, ``valid`` which of them there are.
-        scale: images x C, of x's channels, or None; ``images`` are the pixels' (BP).
-        weight: columns x C; ``columns`` are those of the tile, ``wanted`` which of them there are.
+        x: the map; ``places``, [BP], are the pixels' offsets in it, ``valid``, [BP], which of them there are.
+        scale: [images, C], of x's channels, or None; ``images``, [BP], are the pixels'.
+        weight: [all columns, C]; ``columns``, [BM], are the tile's, ``wanted``, [BM], which of them there are.
         ONE_STEP: C is at most BK. Then there is no loop here, so that the compiler overlaps the caller's.
     """
     acc = tl.zeros((BP, BM), tl.float32)
     if ONE_STEP:
-        a = product_rows(x, places, valid, channel_stride, scale, images, C, 0, BK)
-        b = product_columns(weight, C, columns, wanted, 0, x.dtype.element_ty, BK)
+        a = product_rows(x, places, valid, channel_stride, scale, images, C, 0, BK)  # [BP, BK]
+        b = product_columns(weight, C, columns, wanted, 0, x.dtype.element_ty, BK)  # [BK, BM]
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
     else:
         for k in range(0, C, BK):
@@ -123,21 +132,27 @@ def product(
 
 @triton.jit
 def near(row, columns, tap, H, W, wanted, D: tl.constexpr):
-    """Which pixels of a row are within the map, as a column ``tap`` of a D x D kernel sees it (BW x BM)."""
+    """Which pixels of a row are within the map, as a column ``tap`` of a D x D kernel sees it: [BW, BM].
+
+    ``columns``: [BW]; ``wanted``: [BM].
+    """
     there = columns + (tap - D // 2)
     return ((there >= 0) & (there < W) & (row >= 0) & (row < H))[:, None] & wanted[None, :]
 
 
 @triton.jit
 def read_tap(y, row, columns, channels, tap, H, W, map_c, map_h, map_w, wanted, D: tl.constexpr):
-    """A strip's row as a column ``tap`` of a D x D kernel sees it: BW x BM, 0 outside of the map."""
-    place = (columns + (tap - D // 2))[:, None] * map_w + channels[None, :] * map_c
+    """A strip's row as a column ``tap`` of a D x D kernel sees it: [BW, BM], 0 outside of the map.
+
+    ``columns``: [BW]; ``channels``, ``wanted``: [BM].
+    """
+    place = (columns + (tap - D // 2))[:, None] * map_w + channels[None, :] * map_c  # [BW, BM]
     return tl.load(y + row * map_h + place, mask=near(row, columns, tap, H, W, wanted, D), other=0.0)
 
 
 @triton.jit
 def read_row(y, row, columns, channels, H, W, map_c, map_h, map_w, wanted, D: tl.constexpr):
-    """A strip's row through every column of a D x D kernel (D tensors BW x BM)."""
+    """A strip's row through every column of a D x D kernel: D of [BW, BM]. Arguments as of ``read_tap``."""
     found = ()
     for j in tl.static_range(D):
         found = found + (read_tap(y, row, columns, channels, j, H, W, map_c, map_h, map_w, wanted, D),)
@@ -146,7 +161,10 @@ def read_row(y, row, columns, channels, H, W, map_c, map_h, map_w, wanted, D: tl
 
 @triton.jit
 def load_taps(weight, channels, CHANNELS, wanted, D: tl.constexpr):
-    """The taps of a strip's channels, in registers (D x D tensors BM): ``tiles.strips`` keeps BM small enough."""
+    """The taps of a strip's channels, in registers: D * D of [BM]; ``tiles.strips`` keeps BM small enough.
+
+    ``weight``: [D, D, CHANNELS]; ``channels``, ``wanted``: [BM].
+    """
     found = ()
     for k in tl.static_range(D * D):
         found = found + (tl.load(weight + (k * CHANNELS + channels), mask=wanted, other=0.0).to(tl.float32),)
@@ -158,7 +176,8 @@ def as_input(
     v, row, columns, tap, H, W, wanted, center, scale, shift, slope, ACT: tl.constexpr, AFFINE: tl.constexpr,
     D: tl.constexpr,
 ):  # fmt: skip
-    """The convolution's input at a column ``tap``, from a row that ``read_tap`` loaded; see ``take_row``."""
+    """The convolution's input at a column ``tap``, [BW, BM], from a row v, [BW, BM], that ``read_tap`` loaded; see
+    ``take_row``."""
     v = v.to(tl.float32)
     if AFFINE:
         a = activate(normalized(v, center, scale, shift, True), ACT, slope[None, :])
@@ -174,9 +193,10 @@ def take_row(
     """Adds a row of a map to the sums of the D depthwise results, padded by D // 2, that read it.
 
     Args:
-        seen, taps: see ``read_row`` and ``load_taps``; ``wanted``: as of ``read_row``.
-        sums: the sums of the D results that read the row, from D // 2 rows before it on, float32 (D tensors BW x BM).
-        center, scale, shift, slope: with AFFINE the input is ACT((y - center) * scale + shift), within the map.
+        seen: D of [BW, BM], see ``read_row``; ``taps``: D * D of [BM], see ``load_taps``.
+        columns: [BW]; ``wanted``: [BM].
+        sums: the sums of the D results that read the row, from D // 2 rows before it on, float32: D of [BW, BM].
+        center, scale, shift, slope: [BM]; with AFFINE the input is ACT((y - center) * scale + shift), within the map.
         FLIPPED: the kernel is turned by 180 degrees, as for gradients.
     """
     for j in tl.static_range(D):
@@ -194,11 +214,13 @@ def step_down(
 ):  # fmt: skip
     """``take_row`` of a row that was loaded (``seen``), while the next row, before ``last``, is being loaded.
 
+    ``acc_next``: the sums of the D - 1 results before the last one that reads the row, D - 1 of [BW, BM].
+
     Returns:
-        The sums of the D results, of which the first is complete now, and the next row.
+        The sums of the D results, of which the first is complete now, and the next row: D of [BW, BM] each.
     """
     ahead = read_row(y, row + 1, columns, channels, last, W, map_c, map_h, map_w, wanted, D)
-    acc = acc_next + (tl.zeros((columns.shape[0], channels.shape[0]), tl.float32),)
+    acc = acc_next + (tl.zeros((columns.shape[0], channels.shape[0]), tl.float32),)  # D of [BW, BM]
     acc = take_row(
         seen, row, columns, H, W, acc, taps, wanted, center, scale, shift, slope, ACT, AFFINE, False, D
     )  # fmt: skip
@@ -209,8 +231,9 @@ def step_down(
 def store_rows(
     v, out, row, columns, channels, W, out_c, out_h, out_w, wanted, residual, residual_c, residual_h, residual_w
 ):  # fmt: skip
-    """Stores a strip's row with the residual, if any, added; returns what was stored, float32, 0 where nothing is."""
-    mask = (columns < W)[:, None] & wanted[None, :]
+    """Stores a strip's row v, [BW, BM], with the residual, if any, added; returns what was stored, [BW, BM], float32, 0
+    where nothing is. ``columns``: [BW]; ``channels``, ``wanted``: [BM]."""
+    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
     if residual is not None:
         at = row * residual_h + columns[:, None] * residual_w + channels[None, :] * residual_c
         v += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
@@ -222,7 +245,7 @@ def store_rows(
 @triton.jit
 def finish_moments(first, second, origin, count):
     """Mean and sum of squared deviations of ``count`` values, from the sums of their deviations from ``origin`` and of
-    the squares of these. Where the origin is one of the values' own means, nothing cancels."""
+    the squares of these, all [BM]. Where the origin is one of the values' own means, nothing cancels."""
     size = tl.maximum(count, 1.0)
     left = first / size
     return origin + left, tl.maximum(second - first * left, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -230,7 +253,7 @@ def finish_moments(first, second, origin, count):
 
 @triton.jit
 def store_partial(partials, group, channels, CHANNELS, wanted, first, second, third):
-    """One group's three rows of the partial results, groups x 3 x CHANNELS."""
+    """One group's three rows, [BM] each, of the partial results, [groups, 3, CHANNELS], at ``channels``, [BM]."""
     at = partials + group.to(tl.int64) * 3 * CHANNELS + channels
     tl.store(at, first, mask=wanted)
     tl.store(at + CHANNELS, second, mask=wanted)

@@ -39,39 +39,45 @@ def module_kernel(
     C, M, OUT_CHANNELS = assume_multiple(C, UNIT_IN), assume_multiple(M, UNIT), assume_multiple(OUT_CHANNELS, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT_IN)
     out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
+    # columns: [BW]; channels, wanted: [BM]
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
     in_output = wanted & (channels < OUT_CHANNELS - M)
     x += image * x_n
     out += image * out_n
-    inner = tl.arange(0, BK)
+    inner = tl.arange(0, BK)  # [BK]
+    # b: [BK, BM]
     b = tl.load(
         weight + (channels[None, :] * C + inner[:, None]), mask=wanted[None, :] & (inner < C)[:, None], other=0.0
     )
     b = b.to(x.dtype.element_ty)
     if scale is not None:
-        excited = tl.load(scale + image * C + inner, mask=inner < C, other=0.0).to(tl.float32)
+        excited = tl.load(scale + image * C + inner, mask=inner < C, other=0.0).to(tl.float32)  # [BK]
+    # primary_center, primary_scale, primary_shift: [BM]
     primary_center, primary_scale, primary_shift = affine(
         primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, channels, wanted
     )  # fmt: skip
+    # primary_neg_slope: [BM]
     primary_neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
+    # cheap_center, cheap_scale, cheap_shift: [BM]
     cheap_center, cheap_scale, cheap_shift = affine(
         cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, channels, in_output
     )
-    cheap_neg_slope = slopes(cheap_slopes, cheap_slopes_stride, channels, in_output, cheap_slope, CHEAP_ACT)
-    taps = load_taps(cheap_weight, channels, M, in_output, D)
+    cheap_neg_slope = slopes(cheap_slopes, cheap_slopes_stride, channels, in_output, cheap_slope, CHEAP_ACT)  # [BM]
+    taps = load_taps(cheap_weight, channels, M, in_output, D)  # D * D of [BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
     first, second = zeros, zeros
     for below in range(top - D // 2, bottom + D // 2):
-        acc, y1 = acc_next + (zeros,), zeros
+        acc, y1 = acc_next + (zeros,), zeros  # D of [BW, BM], and one
         for j in tl.static_range(D):
             there = columns + (j - D // 2)
-            inside = (there >= 0) & (there < W) & (below >= 0) & (below < H)
+            inside = (there >= 0) & (there < W) & (below >= 0) & (below < H)  # [BW]
+            # at: [BW, BK]
             at = x + below * x_h + (there[:, None] * x_w + inner[None, :].to(columns.dtype) * x_c)
-            a = tl.load(at, mask=inside[:, None] & (inner < C)[None, :], other=0.0)
+            a = tl.load(at, mask=inside[:, None] & (inner < C)[None, :], other=0.0)  # [BW, BK]
             if scale is not None:
                 a = (a.to(tl.float32) * excited[None, :]).to(x.dtype.element_ty)
-            z = tl.dot(a, b, input_precision=PRECISION)
+            z = tl.dot(a, b, input_precision=PRECISION)  # [BW, BM]
             z = normalized(z, primary_center, primary_scale, primary_shift, primary_mean is not None)
             v = tl.where(inside[:, None], activate(z, PRIMARY_ACT, primary_neg_slope[None, :]), 0.0)
             if j == D // 2:
@@ -84,7 +90,7 @@ def module_kernel(
             if sums is not None:
                 first += stored
         if below - D // 2 >= top:
-            z = normalized(acc[0], cheap_center, cheap_scale, cheap_shift, cheap_mean is not None)
+            z = normalized(acc[0], cheap_center, cheap_scale, cheap_shift, cheap_mean is not None)  # [BW, BM]
             stored = store_rows(
                 activate(z, CHEAP_ACT, cheap_neg_slope[None, :]), out, below - D // 2, columns, M + channels, W, out_c,
                 out_h, out_w,
@@ -94,9 +100,9 @@ def module_kernel(
                 second += stored
     if sums is not None:
         sums += (split.to(tl.int64) * N + image) * OUT_CHANNELS
-        joined = tl.sum(first, axis=0) * per_value
+        joined = tl.sum(first, axis=0) * per_value  # [BM]
         tl.store(sums + channels, joined.to(sums.dtype.element_ty), mask=wanted)
-        joined = tl.sum(second, axis=0) * per_value
+        joined = tl.sum(second, axis=0) * per_value  # [BM]
         tl.store(sums + M + channels, joined.to(sums.dtype.element_ty), mask=in_output)
 
 

@@ -38,28 +38,31 @@ def product_kernel(
     residual_n, residual_h, residual_w = assume_multiple_strides(residual_n, residual_h, residual_w, UNIT)
     blocks = tl.cdiv(M, BM)
     group = tl.program_id(0) // blocks
-    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
+    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)  # [BM]
     wanted = channels < M
+    # primary_center, primary_scale, primary_shift: [BM]
     primary_center, primary_scale, primary_shift = affine(
         primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, channels, wanted
     )
+    # primary_neg_slope: [BM]
     primary_neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
     origin = tl.zeros((BM,), tl.float32)
     first = tl.zeros((BP, BM), tl.float32)
     second = tl.zeros((BP, BM), tl.float32)
     for t in range(per_group):
-        pixels = run_of(group, per_group, t, BP, WIDE)
+        pixels = run_of(group, per_group, t, BP, WIDE)  # [BP]
         valid = pixels < PIXELS
-        mask = valid[:, None] & wanted[None, :]
-        places = in_batch(pixels, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)
+        mask = valid[:, None] & wanted[None, :]  # [BP, BM]
+        places = in_batch(pixels, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)  # [BP]
         images = pixels
         if scale is not None:
-            images = pixels // (H * W)
+            images = pixels // (H * W)  # [BP]
+        # z: [BP, BM]
         z = product(x, places, valid, x_c, scale, images, weight, C, channels, wanted, PRECISION, ONE_STEP, BP, BM, BK)
         if statistics is not None:
             if t == 0:
                 size = tl.maximum(tl.sum(valid.to(tl.float32), axis=0), 1.0)
-                origin = tl.sum(tl.where(mask, z, 0.0), axis=0) / size
+                origin = tl.sum(tl.where(mask, z, 0.0), axis=0) / size  # [BM]
             apart = tl.where(mask, z - origin[None, :], 0.0)
             first += apart
             second += apart * apart
@@ -70,15 +73,15 @@ def product_kernel(
                 primary_neg_slope[None, :],
             )
             if residual is not None:
-                at = in_batch(pixels, H, W, residual_n, residual_h, residual_w, FLAT, WIDE)
-                at = residual + (at[:, None] + channels[None, :] * residual_c)
+                at = in_batch(pixels, H, W, residual_n, residual_h, residual_w, FLAT, WIDE)  # [BP]
+                at = residual + (at[:, None] + channels[None, :] * residual_c)  # [BP, BM]
                 v += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-            places = in_batch(pixels, H, W, y_n, y_h, y_w, FLAT, WIDE)
+            places = in_batch(pixels, H, W, y_n, y_h, y_w, FLAT, WIDE)  # [BP]
             tl.store(y + (places[:, None] + channels[None, :] * y_c), v.to(y.dtype.element_ty), mask=mask)
     if statistics is not None:
         start = group.to(tl.int64) * per_group * BP
         count = tl.minimum(PIXELS - start, per_group * BP).to(tl.float32) + tl.zeros((BM,), tl.float32)
-        mean, m2 = finish_moments(tl.sum(first, axis=0), tl.sum(second, axis=0), origin, count)
+        mean, m2 = finish_moments(tl.sum(first, axis=0), tl.sum(second, axis=0), origin, count)  # [BM] each
         store_partial(statistics, group, channels, M, wanted, count, mean, m2)
 
 

@@ -24,20 +24,21 @@ def sums_kernel(
     C = assume_multiple(C, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT)
     other_n, other_h, other_w = assume_multiple_strides(other_n, other_h, other_w, UNIT)
+    # columns: [BW]; channels, wanted: [BM]
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
     x += image * x_n
     if other is not None:
         other += image * other_n
-    mask = (columns < W)[:, None] & wanted[None, :]
+    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
     found = tl.zeros((BW, BM), tl.float32)
     for row in range(top, bottom):
         at = row * x_h + columns[:, None] * x_w + channels[None, :] * x_c
-        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)  # [BW, BM]
         if other is not None:
             at = row * other_h + columns[:, None] * other_w + channels[None, :] * other_c
             v *= tl.load(other + at, mask=mask, other=0.0).to(tl.float32)
         found += v
-    to = sums + (split.to(tl.int64) * N + image) * C + channels
+    to = sums + (split.to(tl.int64) * N + image) * C + channels  # [BM]
     tl.store(to, (tl.sum(found, axis=0) * per_value).to(sums.dtype.element_ty), mask=wanted)
 
 
@@ -46,22 +47,23 @@ def scale_kernel(
     x, x_n, x_c, x_h, x_w, logits, shift, out, out_n, out_c, out_h, out_w, H, W, C, splits, per_split,
     GATE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Grid as of ``sums_kernel``. x times the gate of an image's logits, plus its ``shift``, if any."""
+    """Grid as of ``sums_kernel``. x times the gate of an image's logits, plus its ``shift``, if any: both [N, C]."""
     C = assume_multiple(C, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT)
     out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
+    # columns: [BW]; channels, wanted: [BM]
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
     x += image * x_n
     out += image * out_n
-    vector = image * C + channels
-    scale = apply_gate(tl.load(logits + vector, mask=wanted, other=0.0).to(tl.float32), GATE)
+    vector = image * C + channels  # [BM]
+    scale = apply_gate(tl.load(logits + vector, mask=wanted, other=0.0).to(tl.float32), GATE)  # [BM]
     more = tl.zeros((BM,), tl.float32)
     if shift is not None:
         more = tl.load(shift + vector, mask=wanted, other=0.0).to(tl.float32)
-    mask = (columns < W)[:, None] & wanted[None, :]
+    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
     for row in range(top, bottom):
         at = row * x_h + columns[:, None] * x_w + channels[None, :] * x_c
-        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * scale[None, :] + more[None, :]
+        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * scale[None, :] + more[None, :]  # [BW, BM]
         at = row * out_h + columns[:, None] * out_w + channels[None, :] * out_c
         tl.store(out + at, v.to(out.dtype.element_ty), mask=mask)
 

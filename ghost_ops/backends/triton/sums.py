@@ -15,19 +15,20 @@ CHANNELS_PER_PROGRAM = 2  # a layer has some ten to hundred, and the device want
 def join_kernel(
     partials, mean_out, var_out, total, groups, CHANNELS, BG: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
-    """Means, then variances around them, of blocks of channels, so that nothing cancels."""
-    channels = tl.program_id(0) * BC + tl.arange(0, BC)
+    """Means, then variances around them, of blocks of channels, so that nothing cancels. ``partials``: [groups, 3,
+    CHANNELS], counts, means and sums of squared deviations. Grid: blocks of CHANNELS."""
+    channels = tl.program_id(0) * BC + tl.arange(0, BC)  # [BC]
     wanted = channels < CHANNELS
-    origin = tl.load(partials + CHANNELS + channels, mask=wanted, other=0.0)
+    origin = tl.load(partials + CHANNELS + channels, mask=wanted, other=0.0)  # [BC]
     moved = tl.zeros((BG, BC), tl.float32)
     for start in range(0, groups, BG):
-        group = start + tl.arange(0, BG)
+        group = start + tl.arange(0, BG)  # [BG]
         mask = (group < groups)[:, None] & wanted[None, :]
-        at = partials + group[:, None].to(tl.int64) * 3 * CHANNELS + channels[None, :]
+        at = partials + group[:, None].to(tl.int64) * 3 * CHANNELS + channels[None, :]  # [BG, BC]
         count = tl.load(at, mask=mask, other=0.0)
         mean = tl.load(at + CHANNELS, mask=mask, other=0.0)
         moved += tl.where(mask, count * (mean - origin[None, :]), 0.0)
-    center = origin + tl.sum(moved, axis=0) / total
+    center = origin + tl.sum(moved, axis=0) / total  # [BC]
     squares = tl.zeros((BG, BC), tl.float32)
     for start in range(0, groups, BG):
         group = start + tl.arange(0, BG)
@@ -63,14 +64,14 @@ def total_kernel(
     Grid: ROWS x blocks of CHANNELS."""
     blocks = tl.cdiv(CHANNELS, BC)
     row = tl.program_id(0) // blocks
-    channels = (tl.program_id(0) % blocks) * BC + tl.arange(0, BC)
+    channels = (tl.program_id(0) % blocks) * BC + tl.arange(0, BC)  # [BC]
     wanted = channels < CHANNELS
     found = tl.zeros((BG, BC), tl.float32)
     for start in range(0, groups, BG):
-        group = start + tl.arange(0, BG)
-        at = partials + (group[:, None].to(tl.int64) * ROWS + row) * CHANNELS + channels[None, :]
+        group = start + tl.arange(0, BG)  # [BG]
+        at = partials + (group[:, None].to(tl.int64) * ROWS + row) * CHANNELS + channels[None, :]  # [BG, BC]
         found += tl.load(at, mask=(group < groups)[:, None] & wanted[None, :], other=0.0)
-    v = tl.sum(found, axis=0) * per_value
+    v = tl.sum(found, axis=0) * per_value  # [BC]
     tl.store(out + row.to(tl.int64) * row_step + channels * channel_step, v.to(out.dtype.element_ty), mask=wanted)
 
 

@@ -41,16 +41,16 @@ GHOST_INLINE int64_t tile_columns(int64_t left) {
 
 // Streams of B under one tile: a panel each, at this tile's first column, with their distances from row to row.
 struct Streams {
-  const float* at[3];
+  const float* at[3];  // each [rows of B x columns], row[i] floats from row to row
   int64_t row[3];
   bool packed;
 };
 
 // A block of the product: some rows, some of k, all columns.
 struct Block {
-  const float* a;
+  const float* a;  // [rows x columns of the runs], the first row of the block; strides as in Gemm
   int64_t a_row, a_col, rows;
-  const Run* runs;
+  const Run* runs;  // [run_count], from `a` on
   int64_t run_count;
   bool accumulate, relu;
   ghost::Ahead* ahead;
@@ -86,7 +86,7 @@ constexpr int kRowsOfBase = 7;
 template <int MR>
 struct RowPointers {
   static constexpr int kBases = (MR + kRowsOfBase - 1) / kRowsOfBase;
-  const char* base[kBases];
+  const char* base[kBases];          // every kRowsOfBase-th row
   int64_t once, thrice, five_times;  // the distance, bytes
 
   RowPointers(const float* a, int64_t row)
@@ -108,6 +108,8 @@ struct RowPointers {
   }
 };
 
+// Rows of C, `row` to `limit`, MR at a time, as far as these are whole; returns the first that is left. A tile of C is
+// [MR x kColumns], c_row floats from row to row; `bias` is [kColumns], or null. `c` is C's row 0 at the tile's columns.
 template <class M, int MR, int NV, int NH, bool kTight>
 __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t limit, const Streams& b, const float* bias,
                                         float* c, int64_t c_row) {
@@ -117,8 +119,8 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
   const int64_t a_row = g.a_row, a_col = kTight ? 1 : g.a_col, row0 = kTight ? tight_row(0, kColumns) : b.row[0],
                 row1 = kTight ? tight_row(1, kColumns) : b.row[1], row2 = kTight ? tight_row(2, kColumns) : b.row[2];
   for (; row + MR <= limit; row += MR) {
-    Full::T v[MR][NV ? NV : 1];
-    Tail::T h[MR];
+    Full::T v[MR][NV ? NV : 1];  // sums: [MR x NV] vectors
+    Tail::T h[MR];               // and [MR] of half the width
     float* out = c + row * c_row;
 #pragma GCC unroll 28
     for (int i = 0; i < MR; i++) {
@@ -231,7 +233,7 @@ template <class M>
 void ragged_product(const Block& g, int64_t columns, const Streams& b, const float* bias, float* c, int64_t c_row,
                     int64_t valid) {
   constexpr int64_t kRows = 28;
-  float buffer[kRows * (2 * kLanes + 8)];
+  float buffer[kRows * (2 * kLanes + 8)];  // [kRows x columns]
   for (int64_t row = 0; row < g.rows; row += kRows) {
     Block part = g;
     part.rows = g.rows - row < kRows ? g.rows - row : kRows;
@@ -245,7 +247,8 @@ void ragged_product(const Block& g, int64_t columns, const Streams& b, const flo
   }
 }
 
-// One row over four panels at once: with fewer, each sum would wait for the one before.
+// One row over four panels at once: with fewer, each sum would wait for the one before. `b` is four panels, each
+// [rows of B x kPanel], `stride` floats from one to the next; `bias` and `c` are [4 * kPanel].
 template <class M>
 void four_panels(const Block& g, const float* b, int64_t stride, const float* bias, float* c) {
   constexpr int kVectors = kPanel / kLanes;
@@ -277,8 +280,8 @@ void four_panels(const Block& g, const float* b, int64_t stride, const float* bi
 
 // Where B is: `depth` rows of it, of which a block begins at row `first`.
 struct Source {
-  const float* b;
-  int64_t b_row;  // 0: packed panels
+  const float* b;  // [depth x n_end]; packed: the panel of column n on is b + n * depth, [depth x kPanel or 8]
+  int64_t b_row;   // 0: packed panels
   int64_t depth, first;
   int64_t n_end;  // columns, padded
 };

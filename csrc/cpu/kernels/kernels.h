@@ -2,6 +2,10 @@
 //
 // A row is `width` pixels of `channels` floats. Scratch rows have by_eight(channels) floats a pixel or more; lanes past
 // the channels hold anything and are never stored to a caller's tensor. Nothing here allocates or throws.
+//
+// Shapes are in brackets: [pixels x channels] is row-major. A stride, in elements, is named for what it goes from one
+// to the next of: x_pixel for the pixels of x, x_row for its rows. Channels follow each other; so do other innermost
+// numbers that have no stride of their own.
 #pragma once
 #include <cstdint>
 
@@ -36,33 +40,33 @@ struct Ahead {
 
 // C[rows][n] = relu?(A[rows][k] B[k][n] + bias), or C += A B.
 struct Gemm {
-  const float* a;
-  int64_t a_row, a_col;  // A[i][j] is a[i * a_row + j * a_col]
+  const float* a;        // [rows x k]
+  int64_t a_row, a_col;  // A[i][j] is a[i * a_row + j * a_col]; with `runs`, j counts from a run's `offset`
   int64_t rows, k, n;
-  const float* b;
+  const float* b;     // [k x n], or its panels: panel_floats(n, k), for gemm_bf16 panel_floats(n, bf16_pairs(k))
   int64_t b_row;      // 0: packed panels; else B[j] is b + j * b_row, by_eight(n) floats readable
   const float* bias;  // by_eight(n) floats, or null
-  float* c;
-  int64_t c_row;
-  bool c_padded;  // by_eight(n) floats of each row of C may be written
+  float* c;           // [rows x n]
+  int64_t c_row;      // C[i] is c + i * c_row
+  bool c_padded;      // by_eight(n) floats of each row of C may be written
   bool relu, accumulate;
-  const Run* runs = nullptr;       // where the k columns of A are, in order; null: all together
+  const Run* runs = nullptr;       // [run_count], where the k columns of A are, in order; null: all together
   int64_t run_count = 0;           // at most kMostRuns
   Ahead* ahead = nullptr;          // or null
-  const float* scale_k = nullptr;  // only for gemm_bf16: factors of A's columns, or null
+  const float* scale_k = nullptr;  // only for gemm_bf16: [k], factors of A's columns, or null
 };
 
 // B[k][n] = weight[n * w_row + k * w_col] * scale_n[n] * scale_k[k] in panels, panel_floats(n, k) of them.
 struct Pack {
-  const float* weight;
-  int64_t w_row, w_col;
+  const float* weight;   // [n x k]
+  int64_t w_row, w_col;  // from one n, and from one k, to the next
   int64_t n, k;
-  const float* scale_n;  // null: 1
-  const float* scale_k;  // null: 1
-  float* out;
+  const float* scale_n;  // [n]; null: 1
+  const float* scale_k;  // [k]; null: 1
+  float* out;            // panels one after the other, each [k x kPanel], the last one maybe [k x 8]
 };
 
-// A BatchNorm over running statistics as a scale of the convolution before it and a bias after it.
+// A BatchNorm over running statistics as a scale of the convolution before it and a bias after it. All are [channels].
 struct Fold {
   int64_t channels;
   const float *bias, *gamma, *beta;  // null: 0, 1, 0
@@ -74,13 +78,13 @@ struct Fold {
 // out = relu?(depthwise(rows) + bias), padded by kernel / 2: `count` output rows of `width` pixels from
 // (count - 1) * stride + kernel input rows.
 struct Depthwise {
-  const float* const* rows;  // a row outside the map points at zeros
+  const float* const* rows;  // each [input pixels x channels], in_pixel apart; one outside the map points at zeros
   int64_t in_pixel, count, width, channels;
-  int64_t kernel;       // 1, 3, 5 or 7
-  const float* weight;  // [kernel * kernel] rows of padded(channels)
-  int64_t weight_row;   // from one to the next
-  const float* bias;    // padded(channels), or null
-  float* out;
+  int64_t kernel;              // 1, 3, 5 or 7
+  const float* weight;         // [kernel * kernel x padded(channels)], taps row by row
+  int64_t weight_row;          // from one to the next
+  const float* bias;           // padded(channels), or null
+  float* out;                  // [count x width x channels]
   int64_t out_row, out_pixel;  // only `channels` floats of a pixel are written
   bool relu;
   int64_t stride = 1;
@@ -91,9 +95,9 @@ struct Depthwise {
 struct DepthwiseWeightGrad {
   const float* const* rows;  // (count - 1) * stride + kernel input rows, as in Depthwise
   int64_t in_pixel, count, width, channels, kernel;
-  const float* const* g;  // `count` rows of `width` pixels
+  const float* const* g;  // `count` rows, each [width x channels], g_pixel apart
   int64_t g_pixel;
-  float* grad;  // [kernel * kernel] sums of sum_floats(channels)
+  float* grad;  // [kernel * kernel x sum_floats(channels)]: a sum for each tap
   int64_t stride = 1;
   int64_t in_width = 0;  // as in Depthwise
 };
@@ -101,11 +105,13 @@ struct DepthwiseWeightGrad {
 // Gradient of a depthwise convolution's input, with a stride above 1: `count` rows of `width` pixels, the first of them
 // under the centre of an output row.
 struct DepthwiseInputGrad {
-  const float* const* rows;  // the output's gradient, from kernel / 2 / stride rows before that one on; null: no row
+  // The output's gradient, from kernel / 2 / stride rows before that one on, each [g_width x channels], g_pixel apart.
+  // Null: no row.
+  const float* const* rows;
   int64_t g_pixel, g_width, count, width, channels, kernel, stride;
   const float* weight;  // as in Depthwise
   int64_t weight_row;
-  float* out;
+  float* out;                  // [count x width x channels]
   int64_t out_row, out_pixel;  // only `channels` floats of a pixel are written
 };
 
@@ -120,18 +126,19 @@ struct Affine {
 // Backward of batch norm and activation over `pixels` pixels: g = grad act'(z scale + shift).
 struct NormBackward {
   int64_t pixels, channels;
-  const float* z;  // the convolution's result
+  const float* z;  // [pixels x channels], as all maps here: the convolution's result
   int64_t z_pixel;
   const float* grad;  // of the activation's result
   int64_t grad_pixel;
   const float* grad_too;  // added to grad, or null
   int64_t grad_too_pixel;
   Affine affine;
-  const float* mean;
+  const float* mean;  // [channels], or null: 0
   // norm_backward_sums adds to these: g, g (z - mean), and grad min(z scale + shift, 0), the gradient of PReLU's weight
   // (or null). sum_floats(channels) each.
   float *sum_g, *sum_gz, *sum_slope;
-  // norm_backward: out = k (g - c0 - (z - mean) c1); norm_backward_sums: out = g, or null. May be grad or grad_too
+  // norm_backward: out = k (g - c0 - (z - mean) c1), with k, c0 and c1 [channels], or null: 1, 0, 0.
+  // norm_backward_sums: out = g, or null. out may be grad or grad_too.
   const float *k, *c0, *c1;
   float* out;
   int64_t out_pixel;
@@ -139,7 +146,7 @@ struct NormBackward {
 
 // A strided float32 or bfloat16 map, for gather and scatter.
 struct Strided {
-  void* data;
+  void* data;  // [rows x width x channels], in any order
   bool bf16;
   int64_t channel, row, pixel;  // strides in elements
 };
@@ -149,6 +156,8 @@ struct Strided {
 constexpr int64_t sum_floats(int64_t channels) { return 2 * padded(channels); }
 inline double sum_of(const float* sum, int64_t channels) { return (double)sum[0] - (double)sum[padded(channels)]; }
 
+// Where a function has no struct, maps (x, y, z, out) are [pixels x channels], `sum` and `square` sum_floats(channels),
+// and other vectors of channels [channels].
 struct Kernels {
   const char* name;
   void (*gemm)(const Gemm&);
@@ -165,9 +174,8 @@ struct Kernels {
   // out = x + y; out may be either
   void (*add)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out, int64_t out_pixel,
               int64_t pixels, int64_t channels);
-  // row j of each of n columns' packed panels, k rows long, times scale[j]
+  // row j of each of n columns' packed panels, k rows long, times scale[j]: panel_floats(n, k), [k], panel_floats(n, k)
   void (*scale_panels)(const float* from, const float* scale, int64_t k, int64_t n, float* to);
-  // the sums are sum_floats(channels) long
   void (*sum)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels, float* sum);
   void (*sum_in_double)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels, float* sum);  // of gradients
   void (*sum_product)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, int64_t pixels,
@@ -177,9 +185,9 @@ struct Kernels {
                   float* square);
   void (*norm_backward_sums)(const NormBackward&);
   void (*norm_backward)(const NormBackward&);
-  // y[i] = bias[i] + dot(w[i], x), w of rows x columns
+  // y[i] = bias[i] + dot(w[i], x): w [rows x columns], x [columns], bias (null: 0) and y [rows]
   void (*matvec)(const float* w, int64_t rows, int64_t columns, const float* x, const float* bias, float* y);
-  // rows x width pixels from a map into NHWC float32 and back
+  // a map into float32, [rows x width x channels], and back
   void (*gather)(const Strided& from, int64_t rows, int64_t width, int64_t channels, float* to, int64_t to_row,
                  int64_t to_pixel);
   void (*scatter)(const float* from, int64_t from_row, int64_t from_pixel, int64_t rows, int64_t width,

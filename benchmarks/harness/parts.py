@@ -1,4 +1,4 @@
-"""Where a frozen net's time goes: stem, every bottleneck and tail, each as a program on the map that reaches it."""
+"""Times a frozen net's parts: stem, every bottleneck and tail, each as a program on the map that reaches it."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from .. import program as s
+from ..backends.registry import CHEAP_KERNELS
 from . import batch_norm
 from .batch_norm import BATCH
 from .compiled_program import CompiledProgram
 from .errors import NotNow, Unfusable
 from .layers import ConvBNAct, LinearAct, ParameterSource
 
-KERNELS = (1, 3, 5, 7)  # of depthwise steps
 MOST_RUNS = 64  # channels times kernel rows of a first convolution; csrc/cpu/kernels/kernels.h has the same
 _PARTS = (s.BIAS, s.GAMMA, s.BETA, s.NORM, 0, s.SLOPES)  # of the tensors after the weight
 
@@ -115,7 +115,7 @@ class Builder:
         stride, padding, dilation, groups, _ = layer.geometry
         same = padding == (kernel // 2,) * 2 or (padding == "same" and stride == (1, 1))
         depthwise = groups == conv.in_channels == conv.out_channels and dilation == (1, 1)
-        if not (kernel == other and kernel in KERNELS and same and depthwise and stride[0] == stride[1]):
+        if not (kernel == other and kernel in CHEAP_KERNELS and same and depthwise and stride[0] == stride[1]):
             raise Unfusable("one of its convolutions is neither 1x1 nor depthwise of size 1, 3, 5 or 7")
         if residual >= 0:
             raise Unfusable("a program adds a residual to 1x1 convolutions and Ghost modules only")
@@ -147,7 +147,7 @@ class Builder:
         first = self._layer(primary)
         if cheap is not None:
             cheap_channels, kernel = cheap.conv.out_channels, cheap.kernel()[0]
-            if kernel not in KERNELS:
+            if kernel not in CHEAP_KERNELS:
                 raise Unfusable(f"its cheap operation is of size {kernel}, not 1, 3, 5 or 7")
             second = self._layer(cheap)
         computed = primary_channels + cheap_channels

@@ -56,7 +56,8 @@ def drawn_copy(module: nn.Module, generator: torch.Generator) -> nn.Module:
 
 def first_line(error: Exception) -> str:
     """An error in one line."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 def refuse_compiled(module: nn.Module) -> None:

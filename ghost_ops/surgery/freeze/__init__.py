@@ -13,6 +13,7 @@ from ...dispatch import select
 from ...fused.frozen import FrozenProgram
 from ...fused.frozen_net import Frozen, FrozenState, freeze_class, state_of, thaw_class
 from ...fused.graphed import GraphedNet, Graphs
+from .._copy import first_line
 from ..fuse import fuse, revert
 from . import compare
 from .build import free_name, freeze_in_place, holds_programs
@@ -177,7 +178,7 @@ def _what_to_call(net: nn.Module, error: Exception) -> str:
                 else:
                     first = "call the net once within torch.no_grad()"
                 return f"{where} was computed from other parameters with gradients: {first} first"
-    return compare.first_line(error)
+    return first_line(error)
 
 
 def _frozen(

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from ...fused.behaviour import Fused
 from ...fused.frozen_net import Frozen
+from .._copy import first_line
 
 TOLERANCE = 1e-3  # of the largest value
 HALF_TOLERANCE = 0.5  # in half precision, where a deep net of drawn weights is easily off by a tenth
@@ -332,9 +333,3 @@ def _same_value(a: object, b: object) -> bool:
     if isinstance(a, torch.Tensor):
         return _different_tensors(a, b, TOLERANCE) is None
     return _equal(a, b)
-
-
-def first_line(error: Exception) -> str:
-    """An error in one line."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

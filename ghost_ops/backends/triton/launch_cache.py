@@ -61,7 +61,9 @@ def _launches_as_known() -> bool:
 
 def _switched_off() -> bool:
     """Whether launches depend on more than the key, or are watched."""
-    if tiles._assumed is not None or any(tiles._overrides.values()) or launch.recorder.current is not None:
+    if launch.instead is not None or launch.recorder.current is not None:
+        return True
+    if tiles._assumed is not None or any(tiles._overrides.values()):
         return True
     enter, leave = _runtime.launch_enter_hook, _runtime.launch_exit_hook  # chains of hooks, or hooks
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))

@@ -14,16 +14,15 @@ import torch
 
 from . import checks, launch, tiles
 from .epilogue import Epilogue, EpilogueGradients, epilogue_gradients
-from .gradient_kernels import (
+from .product_gradients import input_bwd_kernel, primary_weight_bwd_kernel
+from .products import primary_product
+from .squeeze_excite import image_sums, scaled_map
+from .strip_gradients import (
     cheap_epilogue_bwd_kernel,
     cheap_norm_bwd_kernel,
     cheap_weight_bwd_kernel,
-    input_bwd_kernel,
     primary_epilogue_bwd_kernel,
-    primary_weight_bwd_kernel,
 )
-from .products import primary_product
-from .squeeze_excite import image_sums, scaled_map
 from .sums import total
 from .taps import by_taps
 

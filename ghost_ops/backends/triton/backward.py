@@ -24,7 +24,7 @@ from .strip_gradients import (
     primary_epilogue_bwd_kernel,
 )
 from .sums import total
-from .taps import by_taps
+from .taps import tap_arguments
 
 
 class Gradients(NamedTuple):
@@ -67,7 +67,7 @@ def ghost_tail_bwd(
     grad_z2 = launch.scratch(z, cheap_channels) if multiplier else None
     common = {
         **launch.maps(z=z, grad=grad_out), **primary.arguments("primary"),
-        "cheap_weight": None if cheap_weight is None else by_taps(cheap_weight), "D": d, "MULTIPLIER": multiplier,
+        **tap_arguments("cheap_weight", cheap_weight), "D": d, "MULTIPLIER": multiplier,
         "H": height, "W": width, "M": m,
         "WIDE": launch.is_wide(z, grad_out, grad_z, grad_z2),
     }  # fmt: skip

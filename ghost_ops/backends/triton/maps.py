@@ -160,14 +160,15 @@ def read_row(y, row, columns, channels, H, W, map_c, map_h, map_w, wanted, D: tl
 
 
 @triton.jit
-def load_taps(weight, channels, CHANNELS, wanted, D: tl.constexpr):
+def load_taps(weight, weight_c, weight_tap, channels, wanted, D: tl.constexpr):
     """The taps of a strip's channels, in registers: D * D of [BM]; ``tiles.strips`` keeps BM small enough.
 
-    ``weight``: [D, D, CHANNELS]; ``channels``, ``wanted``: [BM].
+    ``weight_c``, ``weight_tap``: its strides, see ``taps.tap_arguments``; ``channels``, ``wanted``: [BM].
     """
     found = ()
     for k in tl.static_range(D * D):
-        found = found + (tl.load(weight + (k * CHANNELS + channels), mask=wanted, other=0.0).to(tl.float32),)
+        at = weight + (channels * weight_c + k * weight_tap)
+        found = found + (tl.load(at, mask=wanted, other=0.0).to(tl.float32),)
     return found
 
 

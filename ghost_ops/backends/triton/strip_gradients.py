@@ -40,7 +40,7 @@ def cheap_epilogue_bwd_kernel(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
     primary_slopes_stride, primary_slope,
-    cheap_weight,
+    cheap_weight, cheap_weight_c, cheap_weight_tap,
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
     cheap_slope,
     grad_z2, partials, H, W, M, OUT_CHANNELS, splits, per_split, PRIMARY_ACT: tl.constexpr, CHEAP_ACT: tl.constexpr,
@@ -73,7 +73,7 @@ def cheap_epilogue_bwd_kernel(
         )
         neg_slope = slopes(cheap_slopes, cheap_slopes_stride, cheap_channels, wanted, cheap_slope, CHEAP_ACT)
         center = load_or(cheap_mean, cheap_channels, wanted, 0.0)  # [BM]
-        taps = load_taps(cheap_weight, cheap_channels, CHEAP_CHANNELS, wanted, D)  # D * D of [BM]
+        taps = load_taps(cheap_weight, cheap_weight_c, cheap_weight_tap, cheap_channels, wanted, D)  # D * D of [BM]
         mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
         in_output = mask & ((M + cheap_channels) < OUT_CHANNELS)[None, :]  # [BW, BM]
         acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
@@ -173,8 +173,8 @@ def primary_epilogue_bwd_kernel(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
     primary_slopes_stride, primary_slope,
-    cheap_weight, grad_z2, grad_z, to_n, to_c, to_h, to_w, partials, H, W, M, splits, per_split,
-    PRIMARY_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
+    cheap_weight, cheap_weight_c, cheap_weight_tap, grad_z2, grad_z, to_n, to_c, to_h, to_w, partials,
+    H, W, M, splits, per_split, PRIMARY_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
     WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """B2: g1, the gradient of the first BatchNorm's result (∂z1 without one), into ``grad_z``, and its sums.
@@ -204,7 +204,9 @@ def primary_epilogue_bwd_kernel(
     first, second, third = zeros, zeros, zeros
     taps = ()  # MULTIPLIER * D * D of [BM]
     for q in tl.static_range(MULTIPLIER):
-        taps = taps + load_taps(cheap_weight, channels * MULTIPLIER + q, CHEAP_CHANNELS, wanted, D)
+        taps = taps + load_taps(
+            cheap_weight, cheap_weight_c, cheap_weight_tap, channels * MULTIPLIER + q, wanted, D
+        )  # fmt: skip
     acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
     last = tl.minimum(bottom + D // 2, H)
     # ahead: MULTIPLIER * D of [BW, BM]

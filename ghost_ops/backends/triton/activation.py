@@ -136,9 +136,9 @@ def affine(bias, gamma, beta, mean, var, eps, channels, mask):
 def normalized(z, center, scale, shift, NORM: tl.constexpr):
     """What ``affine`` says, of a tile z, [pixels, BM]; ``center``, ``scale``, ``shift``: [BM]. Without a BatchNorm only
     the center counts, which the compiler may not find out: z + 0 is not z where z is -0."""
-    z -= center[None, :]
+    z -= center
     if NORM:
-        z = z * scale[None, :] + shift[None, :]
+        z = z * scale + shift
     return z
 
 

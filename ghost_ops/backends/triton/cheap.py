@@ -62,12 +62,12 @@ def cheap_kernel(
     # primary_neg_slope: [BM]
     primary_neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
     FIRST: tl.constexpr = ((AFFINE or (residual is not None)) and (statistics is None)) or (sums is not None)
-    here = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
+    here = (columns < W)[:, None] & wanted  # [BW, BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     for q in tl.static_range(MULTIPLIER):
         cheap_channels = channels * MULTIPLIER + q  # [BM]
         in_output = wanted & (cheap_channels < OUT_CHANNELS - M)
-        mask = (columns < W)[:, None] & in_output[None, :]  # [BW, BM]
+        mask = (columns < W)[:, None] & in_output  # [BW, BM]
         # cheap_center, cheap_scale, cheap_shift: [BM]
         cheap_center, cheap_scale, cheap_shift = affine(
             cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_channels, in_output
@@ -93,11 +93,11 @@ def cheap_kernel(
             row = below - D // 2
             if row >= top:
                 if (q == 0) and FIRST:
-                    at = row * y_h + columns[:, None] * y_w + channels[None, :] * y_c
+                    at = row * y_h + columns[:, None] * y_w + channels * y_c
                     v = tl.load(y + at, mask=here, other=0.0).to(tl.float32)  # [BW, BM]
                     if AFFINE:
                         v = normalized(v, primary_center, primary_scale, primary_shift, primary_mean is not None)
-                        v = activate(v, PRIMARY_ACT, primary_neg_slope[None, :])
+                        v = activate(v, PRIMARY_ACT, primary_neg_slope)
                     if AFFINE or (residual is not None):
                         v = store_rows(
                             v, out, row, columns, channels, W, out_c, out_h, out_w, wanted, residual, residual_c,
@@ -108,13 +108,13 @@ def cheap_kernel(
                 if statistics is not None:
                     if row == top:
                         origin = tl.sum(tl.where(mask, z, 0.0), axis=0) / size  # [BM]
-                    apart = tl.where(mask, z - origin[None, :], 0.0)
+                    apart = tl.where(mask, z - origin, 0.0)
                     found += apart
                     squares += apart * apart
                 else:
                     z = normalized(z, cheap_center, cheap_scale, cheap_shift, cheap_mean is not None)
                     stored = store_rows(
-                        activate(z, CHEAP_ACT, cheap_neg_slope[None, :]), out, row, columns, M + cheap_channels, W,
+                        activate(z, CHEAP_ACT, cheap_neg_slope), out, row, columns, M + cheap_channels, W,
                         out_c, out_h, out_w, in_output,
                         residual, residual_c, residual_h, residual_w,
                     )  # fmt: skip

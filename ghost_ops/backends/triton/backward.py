@@ -14,18 +14,17 @@ import torch
 
 from . import checks, launch, tiles
 from .epilogue import Epilogue, EpilogueGradients, epilogue_gradients
-from .gradient_kernels import (
+from .product_gradients import input_bwd_kernel, primary_weight_bwd_kernel
+from .products import primary_product
+from .squeeze_excite import image_sums, scaled_map
+from .strip_gradients import (
     cheap_epilogue_bwd_kernel,
     cheap_norm_bwd_kernel,
     cheap_weight_bwd_kernel,
-    input_bwd_kernel,
     primary_epilogue_bwd_kernel,
-    primary_weight_bwd_kernel,
 )
-from .products import primary_product
-from .squeeze_excite import image_sums, scaled_map
 from .sums import total
-from .taps import by_taps
+from .taps import tap_arguments
 
 
 class Gradients(NamedTuple):
@@ -68,7 +67,7 @@ def ghost_tail_bwd(
     grad_z2 = launch.scratch(z, cheap_channels) if multiplier else None
     common = {
         **launch.maps(z=z, grad=grad_out), **primary.arguments("primary"),
-        "cheap_weight": None if cheap_weight is None else by_taps(cheap_weight), "D": d, "MULTIPLIER": multiplier,
+        **tap_arguments("cheap_weight", cheap_weight), "D": d, "MULTIPLIER": multiplier,
         "H": height, "W": width, "M": m,
         "WIDE": launch.is_wide(z, grad_out, grad_z, grad_z2),
     }  # fmt: skip

@@ -14,14 +14,14 @@ from .epilogue import Epilogue
 from .launch_cache import cached_launches
 from .maps import assume_multiple, assume_multiple_strides, load_taps, near, read_tap, store_rows, tile_coords
 from .sums import OverSplits, total
-from .taps import by_taps
+from .taps import tap_arguments
 
 MOST_STRIDE = 3  # in the backward, where a thread holds the gradients of STRIDE x STRIDE pixels
 
 
 @triton.jit
 def depthwise_kernel(
-    x, x_n, x_c, x_h, x_w, weight,
+    x, x_n, x_c, x_h, x_w, weight, weight_c, weight_tap,
     conv_bias, conv_gamma, conv_beta, conv_mean, conv_var, conv_eps, conv_slopes, conv_slopes_stride, conv_slope,
     out, out_n, out_c, out_h, out_w, sums, per_value, N, IN_H, IN_W, H, W, C, splits, per_split,
     CONV_ACT: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
@@ -38,7 +38,7 @@ def depthwise_kernel(
     # center, scale, shift: [BM]
     center, scale, shift = affine(conv_bias, conv_gamma, conv_beta, conv_mean, conv_var, conv_eps, channels, wanted)
     neg_slope = slopes(conv_slopes, conv_slopes_stride, channels, wanted, conv_slope, CONV_ACT)  # [BM]
-    taps = load_taps(weight, channels, C, wanted, D)  # D * D of [BM]
+    taps = load_taps(weight, weight_c, weight_tap, channels, wanted, D)  # D * D of [BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     found = zeros
     # Each result reads STRIDE rows that no result before it reads, and the first rows of the AHEAD results after it.
@@ -83,7 +83,7 @@ def depthwise_with_epilogue(
     found = launch.empty((n, c) if squeeze else (0,), x.dtype, x.device)
     sums = OverSplits(found if squeeze else None, strips.splits, 1.0 / (height * width))
     arguments = {
-        **launch.maps(x=x, out=out), "weight": by_taps(weight), **epilogue.arguments("conv"), **sums.arguments,
+        **launch.maps(x=x, out=out), **tap_arguments("weight", weight), **epilogue.arguments("conv"), **sums.arguments,
         "N": n, "IN_H": sides[0], "IN_W": sides[1], "H": height, "W": width, "C": c, "D": d, "STRIDE": stride,
         "WIDE": launch.is_wide(x, out), "UNIT": launch.unit(x, out, counts=(c,)),
     }  # fmt: skip
@@ -107,9 +107,9 @@ def tap_of(phase, before, STRIDE, D):
 
 @triton.jit
 def depthwise_input_bwd_kernel(
-    grad, grad_n, grad_c, grad_h, grad_w, weight, to, to_n, to_c, to_h, to_w, IN_H, IN_W, OUT_H, OUT_W, H, W, C, splits,
-    per_split, D: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr,
-    BM: tl.constexpr,
+    grad, grad_n, grad_c, grad_h, grad_w, weight, weight_c, weight_tap, to, to_n, to_c, to_h, to_w, IN_H, IN_W,
+    OUT_H, OUT_W, H, W, C, splits, per_split, D: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr,
+    UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the input (IN_H x IN_W) into ``to``. Grid: see ``tile_coords``; strips are of squares of STRIDE x
     STRIDE input pixels (H x W), each of which has its own taps; blocks are of C."""
@@ -120,7 +120,7 @@ def depthwise_input_bwd_kernel(
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
     grad += image * grad_n
     to += image * to_n
-    taps = load_taps(weight, channels, C, wanted, D)  # D * D of [BM]
+    taps = load_taps(weight, weight_c, weight_tap, channels, wanted, D)  # D * D of [BM]
     # A square is read by the results from BEFORE before it to AFTER after it, in rows and in columns.
     BEFORE: tl.constexpr = D // 2 // STRIDE
     AFTER: tl.constexpr = (STRIDE - 1 + D // 2) // STRIDE
@@ -199,7 +199,7 @@ def depthwise_backward(grad_out, x, weight, bias, stride, input_wanted, weight_w
         squares = [launch.cdiv(side, stride) for side in sides]
         strips = tiles.strips("stencil_gradient", grad_x, c, d * d, squares)
         arguments = common | {
-            "weight": by_taps(weight), **launch.maps(to=grad_x), "OUT_H": height, "OUT_W": width,
+            **tap_arguments("weight", weight), **launch.maps(to=grad_x), "OUT_H": height, "OUT_W": width,
             "H": squares[0], "W": squares[1], "WIDE": launch.is_wide(grad_out, grad_x),
             "UNIT": launch.unit(grad_out, grad_x, counts=(c,)),
         }  # fmt: skip

@@ -10,7 +10,6 @@ from .epilogue import Epilogue
 from .launch_cache import cached_launches
 from .products import primary_product
 from .sums import join
-from .taps import by_taps
 
 
 @cached_launches
@@ -24,7 +23,7 @@ def ghost_module_train(
     primary = Epilogue(None, act, act_slope, act_weight, primary_gamma, primary_beta, None, None, primary_eps)
     cheap = Epilogue(None, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, None, None, cheap_eps)
     checks.expect_module(x, primary_weight, primary, cheap_weight, cheap, out_channels)
-    z, out, cheap_weight = launch.scratch(x, m), launch.new_map(x, out_channels), by_taps(cheap_weight)
+    z, out = launch.scratch(x, m), launch.new_map(x, out_channels)
     primary_mean, primary_var = join(primary_product(x, primary_weight, to=z, statistics=True), count)
     primary = primary._replace(mean=primary_mean, var=primary_var)
     cheap_mean, cheap_var = join(cheap_half(z, out, cheap_weight, cheap, m=m, primary=primary, statistics=True), count)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activation import PRELU, activate, activate_backward, affine, load_or, norm_coefficients, normalized, slopes
+from .activation import PRELU, activate, activate_backward, affine, load_coefficients, load_or, normalized, slopes
 from .maps import (
     assume_multiple,
     assume_multiple_strides,
@@ -116,7 +116,7 @@ def cheap_norm_bwd_kernel(
     grad_z2, grad, grad_n, grad_c, grad_h, grad_w,
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
     cheap_slope,
-    cheap_sums, count, H, W, M, CHEAP_CHANNELS, OUT_CHANNELS, splits, per_split, CHEAP_ACT: tl.constexpr,
+    coefficients, H, W, M, CHEAP_CHANNELS, OUT_CHANNELS, splits, per_split, CHEAP_ACT: tl.constexpr,
     WIDE: tl.constexpr,
     UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
@@ -135,9 +135,7 @@ def cheap_norm_bwd_kernel(
     )
     neg_slope = slopes(cheap_slopes, cheap_slopes_stride, channels, wanted, cheap_slope, CHEAP_ACT)
     # factor, constant, linear, center: [BM]
-    factor, constant, linear, center = norm_coefficients(
-        cheap_sums, cheap_gamma, cheap_mean, cheap_var, cheap_eps, count, channels, CHEAP_CHANNELS, wanted
-    )
+    factor, constant, linear, center = load_coefficients(coefficients, channels, CHEAP_CHANNELS, wanted)
     grad += image * grad_n
     grad_z2 += image * (H * W) * CHEAP_CHANNELS
     mask = (columns < W)[:, None] & wanted

@@ -48,17 +48,21 @@ def results(kind: str, case: Case, reference: bool, differentiable: int) -> dict
     return found | {f"gradient of {k}": t.grad for k, t in leaves.items() if t is not None}
 
 
-def check(kind: str, case: Case, dtype: torch.dtype, errors: Errors) -> None:
+def check(
+    kind: str, case: Case, dtype: torch.dtype, errors: Errors, device: str = DEVICE, exact_on: str = "cpu"
+) -> None:
     """As ``check`` of ``tests/ops/cases.py``: what a float64 result moves when the arguments move by half a unit in
     their last place counts as PyTorch's error where it is larger. A sum that nearly cancels, as a gradient of a 1x1
     weight may, has an error of that size in whatever order it is taken, and PyTorch's order may be a lucky one."""
     differentiable = 2 if case.options.get("return_squeeze") else 1
-    ours, plain = (results(kind, moved(case, dtype), reference, differentiable) for reference in (False, True))
+    here = moved(case, dtype, device)
+    ours, plain = (results(kind, here, reference, differentiable) for reference in (False, True))
     rounded = moved(case, dtype, "cpu")
     exact, nudged = (
-        results(kind, moved(rounded.to(torch.float64, nudge), None), True, differentiable)
+        results(kind, moved(rounded.to(torch.float64, nudge), None, exact_on), True, differentiable)
         for nudge in (0.0, torch.finfo(dtype).eps / 2)
     )
+    exact, nudged = ({what: t.to(device) for what, t in found.items()} for found in (exact, nudged))
     for what, result in ours.items():
         worst = farthest(exact[what], plain[what], nudged[what].to(result.dtype))
         errors.add(what, result, worst, exact[what])

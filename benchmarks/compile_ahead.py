@@ -2,10 +2,10 @@
 
 Time on a device is expensive, and most of a first run there is compiling: the GPU tests have some 3000 kernels. Here
 the operators run on CPU tensors with a driver that compiles as that device would ask it to, and launches nothing. On
-the device the same Triton (the same wheel and Python), with TRITON_CACHE_DIR naming the same path, finds all of it.
+the device the same Triton (the same wheel and Python) finds all of it: ``gpu_check.py --cache`` takes the archive, and
+anything else TRITON_CACHE_DIR, naming the path that the cache was made at.
 
-    python benchmarks/compile_ahead.py --cache /tmp/cache tests tune nets train
-    tar --exclude '*.ttir' --exclude '*.ttgir' --exclude '*.llir' --exclude '*.source' --exclude '*.ptx' -cJf ...
+    python benchmarks/compile_ahead.py --cache cache --pack kernels.tar.xz check
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import kernel_cache
 
 ROOT = Path(__file__).resolve().parents[1]
-WHAT = ("tests", "tune", "nets", "train")
+WHAT = ("check", "tests", "tune", "nets", "train")
 
 
 def prepare(cache: Path, capability: int) -> None:
@@ -144,28 +145,63 @@ def of_nets(batches: tuple[int, ...] = (1, 256)) -> Iterator[Callable[[], object
         yield lambda batch=batch: infer(batch)
 
 
-def of_training(batches: tuple[int, ...] = (256,)) -> Iterator[Callable[[], object]]:
+def of_training(
+    batches: tuple[int, ...] = (256,), dtypes: tuple[str, ...] = ("float16",)
+) -> Iterator[Callable[[], object]]:
     import torch
     import torch.nn.functional as F
 
     import ghost_ops
     from ghost_ops.bench.training import TrainCase
 
-    def step(batch):
+    def step(batch, dtype, memory):
         case = TrainCase(side=224)
         images, labels = case.batch(batch)
-        net = ghost_ops.fuse(case.build().to(memory_format=torch.channels_last))
-        with torch.autocast("cpu", torch.float16):
+        net = ghost_ops.fuse(case.build().to(memory_format=torch.channels_last), memory=memory)
+        kind = getattr(torch, dtype)
+        with torch.autocast("cpu", kind) if kind != torch.float32 else nullcontext():
             loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)).float(), labels)
         loss.backward()
 
     for batch in batches:
-        yield lambda batch=batch: step(batch)
+        for dtype in dtypes:
+            for memory in ("balanced", "low"):
+                yield lambda batch=batch, dtype=dtype, memory=memory: step(batch, dtype, memory)
+
+
+def of_check() -> Iterator[Callable[[], object]]:
+    """What the parts of ``gpu_check.py`` launch, apart from its tests."""
+    import torch
+    from gpu_check_parts import gradients, host, speed
+
+    from tests.gpu import test_operators as tests
+
+    def operator(kind, seed, dtype):
+        case = tests.moved(tests.drawn(kind, seed), dtype, "cpu")
+        tests.results(kind, case, False, 2 if case.options.get("return_squeeze") else 1)
+
+    def small():
+        device = SimpleNamespace(name="cpu", synchronize=lambda: None, dry=False)
+        host.bare_launches(device)
+        for call in host.calls(device, torch.float16).values():
+            call()
+
+    for seed in range(gradients.SEEDS):
+        for kind in tests.KINDS:
+            for dtype in gradients.DTYPES:
+                yield lambda kind=kind, seed=seed, dtype=dtype: operator(kind, seed, dtype)
+    yield from of_training((gradients.BATCH,), tuple(map(gradients.name_of, gradients.DTYPES)))
+    yield from of_training((speed.BATCH,))
+    yield from of_nets(speed.BATCHES)
+    yield small
 
 
 def work(cache: Path, capability: int, what: tuple[str, ...], part: int, parts: int) -> None:
     prepare(cache, capability)
-    sources = {"tests": of_tests, "tune": of_tuning, "nets": of_nets, "train": of_training}
+    import torch
+
+    sources = {"check": of_check, "tests": of_tests, "tune": of_tuning, "nets": of_nets, "train": of_training}
+    torch.backends.cudnn.allow_tf32 = False  # as where results are compared; halves do not depend on it
     jobs = [job for name in what for job in sources[name]()]
     for job in jobs[part::parts]:
         try:
@@ -176,15 +212,19 @@ def work(cache: Path, capability: int, what: tuple[str, ...], part: int, parts: 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("what", nargs=-1, type=click.Choice(WHAT))
-@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Triton's cache; the same path there.")
+@click.option("--cache", type=click.Path(path_type=Path), required=True, help="A folder: Triton's cache.")
+@click.option("--pack", type=click.Path(path_type=Path), help="An archive, such as kernels.tar.xz, to be carried.")
 @click.option("--capability", type=int, default=90, show_default=True, help="Of the device.")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
-def main(what: tuple[str, ...], cache: Path, capability: int, jobs: int) -> None:
-    """Compile the kernels of the GPU tests, of tuning and of the benchmark; by default all."""
+def main(what: tuple[str, ...], cache: Path, pack: Path | None, capability: int, jobs: int) -> None:
+    """Compile the kernels of the GPU check, of the GPU tests, of tuning and of the benchmark; by default all."""
     arguments = [(cache.resolve(), capability, what or WHAT, part, jobs) for part in range(jobs)]
     with get_context("spawn").Pool(jobs) as pool:
         pool.starmap(work, arguments)
     click.echo(f"{sum(1 for _ in cache.glob('*/*.cubin'))} kernels in {cache}")
+    if pack is not None:
+        kernel_cache.pack(cache, pack)
+        click.echo(f"{pack}: {pack.stat().st_size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -119,6 +120,7 @@ def main(
     minutes: float, names: tuple[str, ...], cache: Path | None, commit: str | None, dry: bool, out: Path | None
 ) -> None:
     """Check results, times and launches on a CUDA device within a few minutes."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the workers on the way out
     console = Console()
     console = console if console.is_terminal else Console(width=160)
     if cache is not None:

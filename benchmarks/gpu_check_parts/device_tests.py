@@ -17,6 +17,7 @@ from . import time_limit
 from .runner import Report, Skipped, Wrong
 
 ROOT = Path(__file__).resolve().parents[2]
+FILES = tuple(f"tests/gpu/test_{name}.py" for name in ("running", "operators", "cuda", "layers"))  # in order of worth
 DONE_BEFORE = ("tests/gpu/test_operators.py::test_drawn",)  # the part ``operators``
 IN_A_DRY_RUN = ("tests/gpu/test_running.py",)
 SECONDS = 60  # for one test
@@ -25,12 +26,12 @@ MOST_PROCESSES = 8
 
 
 def tests(settings: dict, report: Report) -> dict:
-    """``pytest tests/gpu``, in several processes where pytest-xdist is. A test that hangs ends its process only."""
-    chosen = IN_A_DRY_RUN if settings["dry"] else ("tests/gpu", "-m", "gpu")
+    """The files of ``tests/gpu``, in several processes where pytest-xdist is; a test that hangs ends only its own."""
+    chosen = IN_A_DRY_RUN if settings["dry"] else (*FILES, "-m", "gpu")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_check_parts.time_limit", *chosen]
     command += [f"--deselect={test}" for test in DONE_BEFORE]
     if not settings["dry"] and importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(_processes()), "--dist", "worksteal"]
+        command += ["-n", str(_processes()), "--dist", "load"]
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "tests.jsonl"
         told.touch()

@@ -21,17 +21,27 @@ ARGUMENTS = 60  # as many as our kernels have, those that are constants counted
 
 def host(settings: dict, report: Report) -> dict:
     """Microseconds of the host, medians."""
-    device = Device(settings["dry"])
-    dtype = torch.bfloat16 if device.dry else torch.float16
+    device, found = Device(settings["dry"]), {}
+    for name, call in calls(device, torch.bfloat16 if device.dry else torch.float16).items():
+        found[name] = cost(device, call)
+    report(found)
+    return found if device.dry else found | bare_launches(device)
+
+
+def calls(device: Device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """What is timed: maps so small that the device is never what is waited for."""
     x = torch.randn(1, 16, 8, 8, device=device.name, dtype=dtype).to(memory_format=LAST)
     weight = torch.randn(16, 1, 3, 3, device=device.name, dtype=dtype)
-    found = {"torch.empty": cost(device, lambda: torch.empty_like(x))}
-    found["an elementwise operator of PyTorch"] = cost(device, lambda: x + x)
-    if not device.dry:
-        found |= _bare_launches(device)
-        report(found)
-    with torch.no_grad():
-        found["ghost_ops.functional.depthwise"] = cost(device, lambda: ghost_ops.functional.depthwise(x, weight, None))
+
+    def depthwise() -> torch.Tensor:
+        with torch.no_grad():
+            return ghost_ops.functional.depthwise(x, weight, None)
+
+    found = {
+        "torch.empty": lambda: torch.empty_like(x),
+        "an elementwise operator of PyTorch": lambda: x + x,
+        "ghost_ops.functional.depthwise": depthwise,
+    }
     plain = GhostBottleneck(16, 48, 16).to(device.name).to(memory_format=LAST).train()
     for name, block in {"fused": ghost_ops.fuse(copy.deepcopy(plain)), "eager": plain}.items():
 
@@ -39,29 +49,28 @@ def host(settings: dict, report: Report) -> dict:
             with torch.autocast(device.name, dtype):
                 return block(x)
 
-        found[f"a bottleneck, {name}, forward"] = cost(device, forward)
-        found[f"a bottleneck, {name}, forward and backward"] = cost(device, lambda f=forward: f().sum().backward())
-        report(found)
+        found[f"a bottleneck, {name}, forward"] = forward
+        found[f"a bottleneck, {name}, forward and backward"] = lambda forward=forward: forward().sum().backward()
     return found
 
 
 def cost(device: Device, call: Callable[[], object]) -> float:
     """Microseconds of the host for a call, the device's queue empty before each round."""
-    calls, rounds = (1, 1) if device.dry else (CALLS, ROUNDS)
+    times, rounds = (1, 1) if device.dry else (CALLS, ROUNDS)
     for _ in range(1 if device.dry else 3):
         call()
     samples = []
     for _ in range(rounds):
         device.synchronize()
         start = time.perf_counter()
-        for _ in range(calls):
+        for _ in range(times):
             call()
-        samples.append((time.perf_counter() - start) / calls)
+        samples.append((time.perf_counter() - start) / times)
     device.synchronize()
     return 1e6 * statistics.median(samples)
 
 
-def _bare_launches(device: Device) -> dict[str, float]:
+def bare_launches(device: Device) -> dict[str, float]:
     """A kernel that does nothing: through Triton as users start kernels, through its launcher, and through ours."""
     from ghost_ops.backends.triton import launch
     from ghost_ops.backends.triton.launch_cache import cached_launches

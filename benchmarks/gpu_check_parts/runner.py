@@ -7,6 +7,7 @@ runs ``beside`` the others has a worker of its own, until the first part begins 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import math
@@ -100,6 +101,7 @@ def finite(value: object) -> object:
 def serve(pipe, settings: dict) -> None:
     """A worker: runs the parts that come through the pipe, and sends back what they report."""
     os.setsid()  # so that the processes that it starts end with it
+    _end_with_parent()
     while True:
         try:
             name, function = pipe.recv()
@@ -118,6 +120,12 @@ def serve(pipe, settings: dict) -> None:
             said = f"{type(error).__name__}: {error}"[:1000]
             outcome = FAILED, f"{said} ({Path(where.filename).name}:{where.lineno})", None
         pipe.send((name, *outcome))
+
+
+def _end_with_parent() -> None:
+    """A worker that hangs must not outlive a run that is killed. Linux only; elsewhere it may."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Worker:

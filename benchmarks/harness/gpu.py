@@ -12,6 +12,7 @@ import gc
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from ghost_ops.surgery.saved import saved_bytes
 
 from .baselines import fold
 from .cases import ModuleCase, NetCase
-from .comparison import Comparison, results_of
+from .comparison import Comparison, Results, results_of
 from .results import FAILED, WRONG, Result, error_of
 from .timing import interleave
 from .training import TrainCase
@@ -243,12 +244,18 @@ class Training:
     def __init__(self, device: Device, case: TrainCase, batch: int, dtype: torch.dtype) -> None:
         self.device, self.case, self.batch, self.dtype = device, case, batch, dtype
         self.images, self.labels = (t.to(device.name) for t in case.batch(batch))
-        exact = case.build().to(device.name).double()
-        (F.cross_entropy(exact(self.images.double()), self.labels) * SCALE).backward()
-        self.exact = results_of(exact)
+
+    @cached_property
+    def exact(self) -> Results:
+        net = self.case.build().to(self.device.name).double()
+        (F.cross_entropy(net(self.images.double()), self.labels) * SCALE).backward()
+        return results_of(net)
+
+    @cached_property
+    def eager(self) -> Results:
         net, step, _ = self.step(Step(lambda net: net))
         step()
-        self.eager = results_of(net)
+        return results_of(net)
 
     def step(self, way: Step) -> tuple[nn.Module, Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
         """A new net, its step, and the forward to the loss. The step returns the loss."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from gpu_check_parts.runner import Skipped, Wrong
 
@@ -49,4 +50,11 @@ def leaves(settings, report):
 def runs_on(settings, report):
     for count in range(1, 10**6):
         report({"count": count})
+        Path(settings["folder"], "begun").touch()
         time.sleep(0.1)
+
+
+def waits_for_it(settings, report):
+    while not Path(settings["folder"], "begun").exists():
+        time.sleep(0.05)
+    return {}

@@ -27,7 +27,7 @@ def run(tmp_path, *names, seconds=30.0, **more):
     def begins(part, left):
         seen.append(json.loads(record.path.read_text()))
 
-    run_parts(parts, {"dry": True}, record, time.monotonic() + seconds, begins)
+    run_parts(parts, {"folder": str(tmp_path)}, record, time.monotonic() + seconds, begins)
     found = json.loads(record.path.read_text())
     return {part["part"]: part for part in found["parts"]}, seen
 
@@ -46,7 +46,7 @@ def test_what_fails_is_noted_and_the_next_part_runs(tmp_path):
         "works": "ok", "raises": "failed", "finds_a_wrong_result": "wrong", "has_nothing_to_do": "skipped",
         "dies": "failed", "leaves": "failed", "hangs": "timed out",
     }  # fmt: skip
-    assert found["works"]["result"]["settings"] == {"dry": True} and found["works"]["result"]["nan"] is None
+    assert found["works"]["result"]["settings"] == {"folder": str(tmp_path)} and found["works"]["result"]["nan"] is None
     assert "ValueError: it broke (faulty_parts.py:" in found["raises"]["reason"]
     assert found["raises"]["result"] == {"so far": 1} and found["dies"]["result"] == {"so far": 2}
     assert found["finds_a_wrong_result"]["reason"] == "a gradient"
@@ -70,7 +70,7 @@ def test_the_whole_keeps_to_its_time(tmp_path):
 
 def test_a_part_runs_beside_others_until_one_that_is_alone(tmp_path):
     options = {"runs_on": {"beside": True}, "finds_a_wrong_result": {"alone": True}}
-    found, seen = run(tmp_path, "runs_on", "works", "finds_a_wrong_result", **options)
+    found, seen = run(tmp_path, "runs_on", "waits_for_it", "finds_a_wrong_result", **options)
     assert [part["status"] for part in found.values()] == ["timed out", "ok", "wrong"]
     assert found["runs_on"]["result"]["count"] >= 1 and "alone" in found["runs_on"]["reason"]
     assert [report["parts"][0]["status"] for report in seen] == ["running", "timed out"]
@@ -110,6 +110,49 @@ def test_a_dry_run_goes_through_every_part(tmp_path, benchmarks):
     assert len(found["launches"]["a training step, ghost_ops.fuse"]["launches"]) > 100
     assert len(found["launches"]) == 3 and all(value > 0 for value in found["host"].values())
     assert sum(found["tests"]["skipped"].values()) > 5 and found["tests"]["failed"] == []
+
+
+HANGING = """
+import os, time
+import pytest
+
+def test_passes(): pass
+def test_fails(): assert 1 == 2
+def test_hangs(): time.sleep(600)
+@pytest.mark.skip(reason="no device")
+def test_is_skipped(): pass
+def test_comes_last(): pass
+"""
+
+
+def test_a_test_that_hangs_ends_alone(tmp_path, benchmarks):
+    from gpu_check_parts import device_tests, time_limit
+
+    (tmp_path / "test_some.py").write_text(HANGING)
+    told = tmp_path / "told.jsonl"
+    plugins = ["-p", "gpu_check_parts.time_limit", "-p", "no:cacheprovider", "-n", "1"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "test_some.py"]
+    more = {time_limit.TOLD: str(told), time_limit.SECONDS: "3", "PYTHONPATH": f"{ROOT}:{benchmarks}"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **more})
+    found = device_tests._figures(told)
+    assert done.returncode and found["passed"] == 2 and list(found["skipped"].values()) == [1], done.stdout[-2000:]
+    failed, hung = sorted(found["failed"])
+    assert failed.startswith("test_some.py::test_fails") and hung.startswith("test_some.py::test_hangs")
+    assert "1 == 2" in failed
+
+
+def test_every_file_of_gpu_tests_is_run():
+    from gpu_check_parts import device_tests
+
+    assert {ROOT / file for file in device_tests.FILES} == set((ROOT / "tests" / "gpu").glob("test_*.py"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a device is there")
+def test_without_a_device_it_says_so(tmp_path):
+    command = [sys.executable, "benchmarks/gpu_check.py", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "no CUDA device is there; --dry-run shows" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def spoil(net: torch.nn.Module, share: float) -> torch.nn.Module:

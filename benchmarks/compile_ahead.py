@@ -24,7 +24,8 @@ import click
 import kernel_cache
 
 ROOT = Path(__file__).resolve().parents[1]
-WHAT = ("check", "tests", "tune", "nets", "train")
+CHECK = "check"
+WHAT = (CHECK, "tests", "tune", "nets", "train")
 
 
 def prepare(cache: Path, capability: int) -> None:
@@ -145,64 +146,48 @@ def of_nets(batches: tuple[int, ...] = (1, 256)) -> Iterator[Callable[[], object
         yield lambda batch=batch: infer(batch)
 
 
-def of_training(
-    batches: tuple[int, ...] = (256,), dtypes: tuple[str, ...] = ("float16",)
-) -> Iterator[Callable[[], object]]:
+def of_training(batches: tuple[int, ...] = (256,)) -> Iterator[Callable[[], object]]:
     import torch
     import torch.nn.functional as F
 
     import ghost_ops
     from ghost_ops.bench.training import TrainCase
 
-    def step(batch, dtype, memory):
+    def step(batch):
         case = TrainCase(side=224)
         images, labels = case.batch(batch)
-        net = ghost_ops.fuse(case.build().to(memory_format=torch.channels_last), memory=memory)
-        kind = getattr(torch, dtype)
-        with torch.autocast("cpu", kind) if kind != torch.float32 else nullcontext():
+        net = ghost_ops.fuse(case.build().to(memory_format=torch.channels_last))
+        with torch.autocast("cpu", torch.float16):
             loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)).float(), labels)
         loss.backward()
 
     for batch in batches:
-        for dtype in dtypes:
-            for memory in ("balanced", "low"):
-                yield lambda batch=batch, dtype=dtype, memory=memory: step(batch, dtype, memory)
+        yield lambda batch=batch: step(batch)
 
 
-def of_check() -> Iterator[Callable[[], object]]:
-    """What the parts of ``gpu_check.py`` launch, apart from its tests."""
-    import torch
-    from gpu_check_parts import gradients, host, speed
+def compile_check(cache: Path, capability: int, jobs: int) -> None:
+    """What ``gpu_check.py`` needs apart from its tests."""
+    os.environ["TRITON_CACHE_DIR"] = str(cache)
+    sys.path.insert(0, str(ROOT))
+    from gpu_check_parts import kernels
+    from rich.console import Console
+    from rich.progress import Progress
 
-    from tests.gpu import test_operators as tests
-
-    def operator(kind, seed, dtype):
-        case = tests.moved(tests.drawn(kind, seed), dtype, "cpu")
-        tests.results(kind, case, False, 2 if case.options.get("return_squeeze") else 1)
-
-    def small():
-        device = SimpleNamespace(name="cpu", synchronize=lambda: None, dry=False)
-        host.bare_launches(device)
-        for call in host.calls(device, torch.float16).values():
-            call()
-
-    for seed in range(gradients.SEEDS):
-        for kind in tests.KINDS:
-            for dtype in gradients.DTYPES:
-                yield lambda kind=kind, seed=seed, dtype=dtype: operator(kind, seed, dtype)
-    yield from of_training((gradients.BATCH,), tuple(map(gradients.name_of, gradients.DTYPES)))
-    yield from of_training((speed.BATCH,))
-    yield from of_nets(speed.BATCHES)
-    yield small
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("kernels", total=None)
+        started = lambda count: progress.update(task, total=count)
+        errors = kernels.compile_ahead(f"sm_{capability}", jobs, started, lambda kernel: progress.advance(task))
+    for name, why in errors.items():
+        click.echo(f"{name}: {why}", err=True)
 
 
-def work(cache: Path, capability: int, what: tuple[str, ...], part: int, parts: int) -> None:
+def work(cache: Path, capability: int, what: set[str], part: int, parts: int) -> None:
     prepare(cache, capability)
     import torch
 
-    sources = {"check": of_check, "tests": of_tests, "tune": of_tuning, "nets": of_nets, "train": of_training}
+    sources = {"tests": of_tests, "tune": of_tuning, "nets": of_nets, "train": of_training}
     torch.backends.cudnn.allow_tf32 = False  # as where results are compared; halves do not depend on it
-    jobs = [job for name in what for job in sources[name]()]
+    jobs = [job for name in sorted(what) for job in sources[name]()]
     for job in jobs[part::parts]:
         try:
             job()
@@ -218,9 +203,12 @@ def work(cache: Path, capability: int, what: tuple[str, ...], part: int, parts: 
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
 def main(what: tuple[str, ...], cache: Path, pack: Path | None, capability: int, jobs: int) -> None:
     """Compile the kernels of the GPU check, of the GPU tests, of tuning and of the benchmark; by default all."""
-    arguments = [(cache.resolve(), capability, what or WHAT, part, jobs) for part in range(jobs)]
+    what = what or WHAT
+    if CHECK in what:
+        compile_check(cache.resolve(), capability, jobs)
+    arguments = [(cache.resolve(), capability, set(what) - {CHECK}, part, jobs) for part in range(jobs)]
     with get_context("spawn").Pool(jobs) as pool:
-        pool.starmap(work, arguments)
+        pool.starmap(work, arguments if set(what) - {CHECK} else ())
     click.echo(f"{sum(1 for _ in cache.glob('*/*.cubin'))} kernels in {cache}")
     if pack is not None:
         kernel_cache.pack(cache, pack)

@@ -30,16 +30,17 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 MINUTES = 8.0
-PARTS = (  # shares in seconds of a run of 8 minutes, the machine's 20 apart
+PARTS = (  # shares in seconds; together almost 8 minutes, of which starting takes its part
+    Part("kernels", "gpu_check_parts.kernels:kernels", 90),
     Part("compiler", "gpu_check_parts.speed:warm_compiler", 0, beside=True),
-    Part("operators", "gpu_check_parts.gradients:operators", 60, decides=True),
-    Part("bottlenecks", "gpu_check_parts.gradients:bottlenecks", 50, decides=True),
-    Part("nets", "gpu_check_parts.gradients:nets", 45, decides=True),
-    Part("training", "gpu_check_parts.speed:training", 105, alone=True),
-    Part("launches", "gpu_check_parts.launches:launches", 25),
+    Part("operators", "gpu_check_parts.gradients:operators", 50, decides=True),
+    Part("bottlenecks", "gpu_check_parts.gradients:bottlenecks", 35, decides=True),
+    Part("nets", "gpu_check_parts.gradients:nets", 35, decides=True),
+    Part("training", "gpu_check_parts.speed:training", 90, alone=True),
+    Part("launches", "gpu_check_parts.launches:launches", 20),
     Part("host", "gpu_check_parts.host:host", 10),
-    Part("inference", "gpu_check_parts.speed:inference", 65),
-    Part("tests", "gpu_check_parts.device_tests:tests", 80, decides=True),
+    Part("inference", "gpu_check_parts.speed:inference", 55),
+    Part("tests", "gpu_check_parts.device_tests:tests", 65, decides=True),
     Part("sanitizer", "gpu_check_parts.device_tests:sanitizer", 20, decides=True),
 )
 DESCRIBING = Part("machine", "gpu_check_parts.machine:describe", 60)
@@ -127,7 +128,7 @@ def main(
         use_cache(cache)
     out = out or (Path(tempfile.mkdtemp()) if dry else ROOT / "benchmarks" / "results")
     parts = [part for part in PARTS if not names or part.name in names]
-    record = check(parts, {"dry": dry, "commit": commit}, out, minutes, console)
+    record = check(parts, {"dry": dry, "commit": commit, "cache": cache is not None}, out, minutes, console)
     show(record, console)
     raise SystemExit(0 if record.data["ok"] else 1)
 

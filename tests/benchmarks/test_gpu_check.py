@@ -13,6 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+IN_TESTS_OF_THEIR_OWN = ("kernels", "compiler")
 FAULTY = "tests.benchmarks.faulty_parts"
 pytestmark = pytest.mark.usefixtures("benchmarks")
 
@@ -76,8 +77,12 @@ def test_a_part_runs_beside_others_until_one_that_is_alone(tmp_path):
     assert [report["parts"][0]["status"] for report in seen] == ["running", "timed out"]
 
 
-def test_a_dry_run_goes_through_every_part(tmp_path, benchmarks):
+def test_a_dry_run_goes_through_the_parts(tmp_path, benchmarks):
+    import gpu_check
+
+    names = [part.name for part in gpu_check.PARTS if part.name not in IN_TESTS_OF_THEIR_OWN]
     command = [sys.executable, "benchmarks/gpu_check.py", "--dry-run", "--out", str(tmp_path), "--commit", "abc"]
+    command += [word for name in names for word in ("--part", name)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (path,) = tmp_path.iterdir()
@@ -87,7 +92,7 @@ def test_a_dry_run_goes_through_every_part(tmp_path, benchmarks):
     assert {"gpu", "driver", "cuda", "cpu", "date"} <= set(machine) and machine["commit"] == "abc"
     assert {"python", "torch", "triton"} <= set(machine["versions"])
     found = {part["part"]: part["result"] for part in report["parts"] if part["status"] == "ok"}
-    assert {part["part"] for part in report["parts"]} - set(found) <= {"compiler", "sanitizer"}
+    assert [part["part"] for part in report["parts"]] == names and set(names) - set(found) == {"sanitizer"}
 
     operators = found["operators"]["cases, error, eager's"]
     assert {"ghost_module", "cheap_concat", "ghost_module_train", "squeeze_excite", "depthwise"} == set(operators)
@@ -110,6 +115,34 @@ def test_a_dry_run_goes_through_every_part(tmp_path, benchmarks):
     assert len(found["launches"]["a training step, ghost_ops.fuse"]["launches"]) > 100
     assert len(found["launches"]) == 3 and all(value > 0 for value in found["host"].values())
     assert sum(found["tests"]["skipped"].values()) > 5 and found["tests"]["failed"] == []
+
+
+def test_torch_compile_is_warmed_up(one_thread):
+    from gpu_check_parts import speed
+
+    told = []
+    found = speed.warm_compiler({"dry": True}, told.append)
+    assert found == told[-1] == {
+        "training, torch.compile default": "ok", "inference at batch 1, torch.compile default": "ok",
+    }  # fmt: skip
+
+
+def test_the_kernels_of_the_parts_are_known_ahead(monkeypatch, one_thread):
+    """Those that a step, a call of the frozen net, a bottleneck and the operators start; each once."""
+    pytest.importorskip("triton")
+    from gpu_check_parts import kernels
+    from gpu_check_parts.runner import Skipped
+
+    compiled = []
+    monkeypatch.setattr(kernels, "compile_all", lambda found, *_: compiled.extend(found) or {})
+    found = kernels.kernels({"dry": True}, lambda result: None)
+    assert found["kernels"] > 100 and found["errors"] == {} and not compiled
+    monkeypatch.setattr(kernels, "runs", lambda device: kernels.host.calls(device, torch.float16).values())
+    assert kernels.compile_ahead("sm_90", 1, lambda count: None, lambda kernel: None) == {}
+    names = [kernel.name for kernel in compiled]
+    assert {"product_kernel", "cheap_kernel", "depthwise_kernel"} <= set(names) and len(compiled) == len(set(compiled))
+    with pytest.raises(Skipped, match="a cache was given"):
+        kernels.kernels({"dry": True, "cache": True}, lambda result: None)
 
 
 HANGING = """

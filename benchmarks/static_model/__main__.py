@@ -25,7 +25,7 @@ COLUMNS = (  # the head, the width, decimals, and where in a row the value is
     ("lead", 6, 2, lambda row: row["lead"]),
     ("bits", 5, 0, lambda row: row["narrowest"] or 0),
     ("div", 4, 0, lambda row: row["divisions"]),
-    *((name, 8, 1, lambda row, name=name: row[name]) for name in ("issue", "bytes", "latency", "us")),
+    *((name, 8, 1, lambda row, name=name: row[name]) for name in ("issue", "bytes", "cache", "latency", "us")),
 )
 
 
@@ -37,7 +37,7 @@ def row_of(case: str, label: str, recorded: launches.Recorded) -> dict:
     found = model.predict(seen.facts)
     return {
         "case": case, "launch": label, "grid": recorded.grid, "us": round(found.time, 2),
-        **{k: round(v, 2) for k, v in asdict(found).items() if k != "factor"},
+        **{k: round(v, 2) for k, v in asdict(found).items() if k != "start"},
         "resident_warps": seen.facts.resident() * seen.facts.warps, "per_result": round(seen.facts.per_result, 2),
         **asdict(replace(seen, facts=None)), "facts": asdict(seen.facts),
     }  # fmt: skip

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 from .sass import Function, Instruction, Loop
 
@@ -155,7 +156,9 @@ def trips_of(function: Function, trips: tuple[int, ...]) -> dict[int, float]:
     """How often each loop is gone through each time that it is reached, by its header's block.
 
     ``trips``: of the loops as the kernel's source has them, the outermost first. The compiler removes loops of one
-    trip, so of these only as many are dropped as the code lacks; the rest is matched from the innermost.
+    trip, so of these only as many are dropped as the code lacks; the rest is matched from the innermost. It unrolls
+    others: a loop that accesses memory a whole number of times as often as the one after it does so many trips at once,
+    and the other what is left.
     """
     found: dict[int, float] = {}
     for top in function.loops:
@@ -166,7 +169,15 @@ def trips_of(function: Function, trips: tuple[int, ...]) -> dict[int, float]:
         left = [1] * (deepest - len(left)) + left[len(left) - deepest :] if len(left) != deepest else left
         for loop, depth in top.walk():
             found[loop.header] = left[depth - 1]
+    for one, other in pairwise(function.loops):
+        times, more = divmod(_accesses(function, one), max(_accesses(function, other), 1))
+        if times > 1 and not more and not one.inner and not other.inner:
+            found[one.header], found[other.header] = divmod(found[one.header], times)
     return found
+
+
+def _accesses(function: Function, loop: Loop) -> int:
+    return sum(one.kind in ("load", "store", "copy") for one in function.own(loop))
 
 
 @dataclass

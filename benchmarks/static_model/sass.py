@@ -73,8 +73,8 @@ class Instruction:
 
     @property
     def divides(self) -> bool:
-        """Whether it is a part of a division of integers, or a reciprocal."""
-        return self.opcode in ("I2F.RP", "I2F.U32.RP", "MUFU.RCP") or self.opcode.startswith("I2F.U64.RP")
+        """Whether it is a reciprocal, or the product by one that divides integers."""
+        return self.opcode == "MUFU.RCP" or self.opcode.startswith(("IMAD.HI", "UIMAD.HI"))
 
     @property
     def target(self) -> int | None:
@@ -224,9 +224,9 @@ class Function:
 
     def _compares_for_equality(self, block: int) -> bool:
         """Whether the branch at the end of a block depends on whether two integers are equal."""
-        *before, last = (self.code[i] for i in self.blocks[block])
-        wanted = (last.predicate or "").lstrip("!")
-        for one in reversed(before):
+        last = self.blocks[block][-1]
+        wanted = (self.code[last].predicate or "").lstrip("!")
+        for one in reversed(self.code[:last]):
             to, *of = re.findall(r"U?P(?:\d|T)", one.operands) or [None]
             if wanted and to == wanted:
                 if "SETP" in one.base:

@@ -82,7 +82,7 @@ def whole(what: str, batch: int, to: Path | None) -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Cases:\n\n\b\n" + launches.FORMS)
 @click.argument("cases", nargs=-1)
-@click.option("--write-budgets", is_flag=True, help="Writes what the cases of budgets.json take now as their budgets.")
+@click.option("--write-budgets", is_flag=True, help="Writes budgets.json and cuda.json as kernels are now.")
 @click.option("--step", type=click.Choice(("train", "frozen")), help="All launches of GhostNet-100, in place of cases.")
 @click.option("--kernel", default="", help="Only kernels whose names contain this.")
 @click.option("--batch", type=click.IntRange(1), default=launches.BATCH, show_default=True)
@@ -101,8 +101,12 @@ def main(
     if bool(cases) + bool(step) + write_budgets != 1:
         raise click.UsageError("expected cases, or --step, or --write-budgets")
     if write_budgets:
-        from . import budgets
+        from . import budgets, cuda
 
+        if cuda.nvcc() is None:
+            click.echo("nvcc was not found: cuda.json is as it was")
+        else:
+            cuda.FILE.write_text(json.dumps(cuda.write(), indent=1) + "\n")
         new = budgets.write(budgets.load())
         budgets.FILE.write_text(json.dumps(new, indent=1) + "\n")
         return click.echo("\n".join(budgets.unreasoned(new)))

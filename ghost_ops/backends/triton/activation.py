@@ -136,36 +136,17 @@ def affine(bias, gamma, beta, mean, var, eps, channels, mask):
 def normalized(z, center, scale, shift, NORM: tl.constexpr):
     """What ``affine`` says, of a tile z, [pixels, BM]; ``center``, ``scale``, ``shift``: [BM]. Without a BatchNorm only
     the center counts, which the compiler may not find out: z + 0 is not z where z is -0."""
-    z -= center[None, :]
+    z -= center
     if NORM:
-        z = z * scale[None, :] + shift[None, :]
+        z = z * scale + shift
     return z
 
 
 @triton.jit
-def norm_coefficients(sums, gamma, mean, var, eps, count, channels, CHANNELS, wanted):
-    """Factor, both constants and mean of the BatchNorm backward; the identity where ``sums`` is None.
-
-    With the sums of a BatchNorm over its batch (3 x channels: Σ g, Σ g (z - μ), and PReLU's) a gradient g of the
-    BatchNorm's result becomes that of z: γ r (g - Σ g / n - r² (z - μ) Σ g (z - μ) / n), r = 1 / sqrt(v + eps).
-    ``sums``: [3, CHANNELS]; ``channels``, ``wanted`` and the four results: [B], B channels of a block or step.
-    """
-    factor = tl.full(channels.shape, 1.0, tl.float32)
-    constant = tl.zeros(channels.shape, tl.float32)
-    linear = tl.zeros(channels.shape, tl.float32)
-    center = load_or(mean, channels, wanted, 0.0)
-    if sums is not None:
-        r = 1.0 / tl.sqrt(load_or(var, channels, wanted, 1.0) + eps)
-        factor = r * load_or(gamma, channels, wanted, 1.0)
-        constant = tl.load(sums + channels, mask=wanted, other=0.0) / count
-        linear = r * r * tl.load(sums + CHANNELS + channels, mask=wanted, other=0.0) / count
-    return factor, constant, linear, center
-
-
-@triton.jit
 def load_coefficients(coefficients, channels, CHANNELS, wanted):
-    """The results of ``norm_coefficients`` from memory: the rows of ``coefficients``, [4, CHANNELS], float32, or the
-    identity where it is None.
+    """The coefficients of a BatchNorm's backward: the rows of ``coefficients``, [4, CHANNELS], float32, or the identity
+    where it is None. A gradient g of the BatchNorm's result becomes that of z by factor * (g - constant - linear * (z -
+    center)); see ``norm.join_gradients``.
 
     ``channels``, ``wanted`` and the four results: [B], B channels of a block or step.
     """

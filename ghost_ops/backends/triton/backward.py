@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from . import checks, launch, tiles
-from .epilogue import Epilogue, EpilogueGradients, epilogue_gradients
+from .epilogue import Epilogue, EpilogueGradients
+from .norm import join_gradients
 from .product_gradients import input_bwd_kernel, primary_weight_bwd_kernel
 from .products import primary_product
 from .squeeze_excite import image_sums, scaled_map
@@ -24,7 +25,7 @@ from .strip_gradients import (
     primary_epilogue_bwd_kernel,
 )
 from .sums import total
-from .taps import by_taps
+from .taps import tap_arguments
 
 
 class Gradients(NamedTuple):
@@ -34,7 +35,7 @@ class Gradients(NamedTuple):
     cheap_weight: torch.Tensor
     primary: EpilogueGradients
     cheap: EpilogueGradients
-    sums: torch.Tensor
+    coefficients: torch.Tensor
     x: torch.Tensor | None = None
     weight: torch.Tensor | None = None
     scale: torch.Tensor | None = None
@@ -55,19 +56,20 @@ def ghost_tail_bwd(
     Args:
         grad_out: N x out_channels x H x W of any strides, also expanded.
         batch: whether the BatchNorms of both halves use batch statistics. Then ``Gradients.z`` is g1, the gradient of
-            the first BatchNorm's result, and ``sums`` is what B3 needs for the BatchNorm's backward.
+            the first BatchNorm's result, and ``coefficients`` are those of the BatchNorm's backward, for B3.
         grad_z: where the gradient of z is written; by default a new map in z's memory format.
     """
     checks.expect_module(z, None, primary, cheap_weight, cheap, out_channels)
     checks.expect("grad_out", grad_out, (z.shape[0], out_channels, *z.shape[2:]), z)
     n, m, height, width = z.shape
+    count = n * height * width if batch else None
     multiplier = 0 if cheap_weight is None else cheap_weight.shape[0] // m
     cheap_channels, d = m * multiplier, 1 if cheap_weight is None else cheap_weight.shape[-1]
     grad_z = launch.new_map(z, m) if grad_z is None else grad_z
     grad_z2 = launch.scratch(z, cheap_channels) if multiplier else None
     common = {
         **launch.maps(z=z, grad=grad_out), **primary.arguments("primary"),
-        "cheap_weight": None if cheap_weight is None else by_taps(cheap_weight), "D": d, "MULTIPLIER": multiplier,
+        **tap_arguments("cheap_weight", cheap_weight), "D": d, "MULTIPLIER": multiplier,
         "H": height, "W": width, "M": m,
         "WIDE": launch.is_wide(z, grad_out, grad_z, grad_z2),
     }  # fmt: skip
@@ -87,11 +89,9 @@ def ghost_tail_bwd(
             "partials": partials, "BATCH": batch, "UNIT": launch.unit(z, grad_out, counts=(m, out_channels)),
         }  # fmt: skip
         strips.start(cheap_epilogue_bwd_kernel, z, m, arguments)
-        cheap_sums, cheap_grad = epilogue_gradients(partials, cheap)
+        coefficients, cheap_grad = join_gradients(partials, cheap, count)
         if batch:
-            arguments |= {
-                "CHEAP_CHANNELS": cheap_channels, "cheap_sums": cheap_sums, "count": float(n * height * width),
-            }  # fmt: skip
+            arguments |= {"CHEAP_CHANNELS": cheap_channels, "coefficients": coefficients}
             strips = tiles.strips("stencil_gradient", z, cheap_channels)
             strips.start(cheap_norm_bwd_kernel, z, cheap_channels, taken(cheap_norm_bwd_kernel, arguments))
     strips = tiles.strips("stencil_gradient", z, m, d * d * multiplier)
@@ -101,7 +101,7 @@ def ghost_tail_bwd(
         "UNIT": launch.unit(z, grad_out, grad_z, counts=(m,)),
     }  # fmt: skip
     strips.start(primary_epilogue_bwd_kernel, z, m, arguments)
-    primary_sums, primary_grad = epilogue_gradients(partials, primary)
+    coefficients, primary_grad = join_gradients(partials, primary, count)
     if multiplier:
         strips = tiles.strips("stencil_gradient", z, m, 2 * d * d)
         weights = partial(strips.splits, d * d * multiplier, m)
@@ -115,7 +115,7 @@ def ghost_tail_bwd(
     empty = launch.empty((0,), z.dtype, z.device)
     none = EpilogueGradients(*[empty] * 4)
     return Gradients(
-        grad_z, empty if grad_cheap is None else grad_cheap, primary_grad, cheap_grad or none, primary_sums
+        grad_z, empty if grad_cheap is None else grad_cheap, primary_grad, cheap_grad or none, coefficients
     )
 
 
@@ -142,14 +142,9 @@ def ghost_module_bwd(
     primary_product(seen, weight, to=z)
     found = ghost_tail_bwd(grad_out, z, primary, cheap_weight, cheap, out_channels, batch, launch.scratch(z, m))
     grad_x, w1, count = launch.new_map(x, c), launch.vector(weight), n * height * width
-    norm = {"sums": found.sums if batch else None, "count": float(count), **primary.arguments("primary")}
-    norm = {
-        k: v
-        for k, v in norm.items()
-        if k in ("sums", "count", "primary_gamma", "primary_mean", "primary_var", "primary_eps")
-    }
     common = {
-        "grad_z": found.z, "z": z, **norm, "H": height, "W": width, "M": m, "C": c, "PIXELS": count,
+        "grad_z": found.z, "z": z, "coefficients": found.coefficients if batch else None,
+        "H": height, "W": width, "M": m, "C": c, "PIXELS": count,
         "PRECISION": launch.precision(x.dtype), "WIDE": launch.is_wide(z, grad_x, seen, images=True),
         "UNIT": launch.unit(counts=(m,)),
     }  # fmt: skip

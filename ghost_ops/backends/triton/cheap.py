@@ -21,7 +21,7 @@ from .maps import (
     tile_coords,
 )
 from .sums import OverSplits
-from .taps import by_taps
+from .taps import tap_arguments
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def cheap_kernel(
     y, y_n, y_c, y_h, y_w,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
     primary_slopes_stride, primary_slope,
-    cheap_weight,
+    cheap_weight, cheap_weight_c, cheap_weight_tap,
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
     cheap_slope,
     out, out_n, out_c, out_h, out_w, residual, residual_n, residual_c, residual_h, residual_w,
@@ -61,21 +61,20 @@ def cheap_kernel(
     )
     # primary_neg_slope: [BM]
     primary_neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
-    CHEAP_CHANNELS = M * MULTIPLIER
     FIRST: tl.constexpr = ((AFFINE or (residual is not None)) and (statistics is None)) or (sums is not None)
-    here = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
+    here = (columns < W)[:, None] & wanted  # [BW, BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     for q in tl.static_range(MULTIPLIER):
         cheap_channels = channels * MULTIPLIER + q  # [BM]
         in_output = wanted & (cheap_channels < OUT_CHANNELS - M)
-        mask = (columns < W)[:, None] & in_output[None, :]  # [BW, BM]
+        mask = (columns < W)[:, None] & in_output  # [BW, BM]
         # cheap_center, cheap_scale, cheap_shift: [BM]
         cheap_center, cheap_scale, cheap_shift = affine(
             cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_channels, in_output
         )
         # cheap_neg_slope: [BM]
         cheap_neg_slope = slopes(cheap_slopes, cheap_slopes_stride, cheap_channels, in_output, cheap_slope, CHEAP_ACT)
-        taps = load_taps(cheap_weight, cheap_channels, CHEAP_CHANNELS, in_output, D)  # D * D of [BM]
+        taps = load_taps(cheap_weight, cheap_weight_c, cheap_weight_tap, cheap_channels, in_output, D)  # D * D of [BM]
         acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
         first = zeros
         found = zeros
@@ -94,11 +93,11 @@ def cheap_kernel(
             row = below - D // 2
             if row >= top:
                 if (q == 0) and FIRST:
-                    at = row * y_h + columns[:, None] * y_w + channels[None, :] * y_c
+                    at = row * y_h + columns[:, None] * y_w + channels * y_c
                     v = tl.load(y + at, mask=here, other=0.0).to(tl.float32)  # [BW, BM]
                     if AFFINE:
                         v = normalized(v, primary_center, primary_scale, primary_shift, primary_mean is not None)
-                        v = activate(v, PRIMARY_ACT, primary_neg_slope[None, :])
+                        v = activate(v, PRIMARY_ACT, primary_neg_slope)
                     if AFFINE or (residual is not None):
                         v = store_rows(
                             v, out, row, columns, channels, W, out_c, out_h, out_w, wanted, residual, residual_c,
@@ -109,13 +108,13 @@ def cheap_kernel(
                 if statistics is not None:
                     if row == top:
                         origin = tl.sum(tl.where(mask, z, 0.0), axis=0) / size  # [BM]
-                    apart = tl.where(mask, z - origin[None, :], 0.0)
+                    apart = tl.where(mask, z - origin, 0.0)
                     found += apart
                     squares += apart * apart
                 else:
                     z = normalized(z, cheap_center, cheap_scale, cheap_shift, cheap_mean is not None)
                     stored = store_rows(
-                        activate(z, CHEAP_ACT, cheap_neg_slope[None, :]), out, row, columns, M + cheap_channels, W,
+                        activate(z, CHEAP_ACT, cheap_neg_slope), out, row, columns, M + cheap_channels, W,
                         out_c, out_h, out_w, in_output,
                         residual, residual_c, residual_h, residual_w,
                     )  # fmt: skip
@@ -165,8 +164,8 @@ def cheap_half(
         partials = launch.empty((n * strips.splits, 3, m * multiplier), torch.float32, y.device)
     arguments = {
         **launch.maps(y=y, out=out, residual=residual), **(primary or NO_EPILOGUE).arguments("primary"),
-        "AFFINE": primary is not None, "cheap_weight": by_taps(weight), **cheap.arguments("cheap"), **sums.arguments,
-        "statistics": partials, "N": n, "H": height, "W": width, "M": m, "OUT_CHANNELS": out_channels,
+        "AFFINE": primary is not None, **tap_arguments("cheap_weight", weight), **cheap.arguments("cheap"),
+        **sums.arguments, "statistics": partials, "N": n, "H": height, "W": width, "M": m, "OUT_CHANNELS": out_channels,
         "D": weight.shape[-1], "MULTIPLIER": multiplier, "WIDE": launch.is_wide(y, out, residual),
         "UNIT": launch.unit(y, out, residual, counts=(m, out_channels)),
     }  # fmt: skip

@@ -25,12 +25,12 @@ from .maps import (
     tile_coords,
 )
 from .sums import OverSplits
-from .taps import by_taps
+from .taps import tap_arguments
 
 
 @triton.jit
 def depthwise_kernel(
-    x, x_n, x_c, x_h, x_w, weight,
+    x, x_n, x_c, x_h, x_w, weight, weight_c, weight_tap,
     conv_bias, conv_gamma, conv_beta, conv_mean, conv_var, conv_eps, conv_slopes, conv_slopes_stride, conv_slope,
     out, out_n, out_c, out_h, out_w, sums, per_value, statistics, N, IN_H, IN_W, H, W, C, splits, per_split,
     CONV_ACT: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
@@ -48,11 +48,11 @@ def depthwise_kernel(
     # center, scale, shift: [BM]
     center, scale, shift = affine(conv_bias, conv_gamma, conv_beta, conv_mean, conv_var, conv_eps, channels, wanted)
     neg_slope = slopes(conv_slopes, conv_slopes_stride, channels, wanted, conv_slope, CONV_ACT)  # [BM]
-    taps = load_taps(weight, channels, C, wanted, D)  # D * D of [BM]
+    taps = load_taps(weight, weight_c, weight_tap, channels, wanted, D)  # D * D of [BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     found, squares = zeros, zeros
     origin = tl.zeros((BM,), tl.float32)
-    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
     size = tl.maximum(tl.sum((columns < W).to(tl.float32), axis=0), 1.0)  # the strip's columns, a scalar
     # Each result reads STRIDE rows that no result before it reads, and the first rows of the AHEAD results after it.
     AHEAD: tl.constexpr = (D - 1) // STRIDE
@@ -68,17 +68,17 @@ def depthwise_kernel(
                 for e in tl.static_range(AHEAD + 1):
                     if D - STRIDE + t - STRIDE * e >= 0:
                         tap = taps[(D - STRIDE + t - STRIDE * e) * D + j]
-                        acc = acc[:e] + (acc[e] + v * tap[None, :],) + acc[e + 1 :]
+                        acc = acc[:e] + (acc[e] + v * tap,) + acc[e + 1 :]
         acc_next = acc[1:]
         if row >= top:
             if statistics is not None:
                 if row == top:
                     origin = tl.sum(tl.where(mask, acc[0], 0.0), axis=0) / size  # [BM]
-                apart = tl.where(mask, acc[0] - origin[None, :], 0.0)
+                apart = tl.where(mask, acc[0] - origin, 0.0)
                 found += apart
                 squares += apart * apart
             # z: [BW, BM]
-            z = activate(normalized(acc[0], center, scale, shift, conv_mean is not None), CONV_ACT, neg_slope[None, :])
+            z = activate(normalized(acc[0], center, scale, shift, conv_mean is not None), CONV_ACT, neg_slope)
             stored = store_rows(z, out, row, columns, channels, W, out_c, out_h, out_w, wanted, None, 0, 0, 0)
             if sums is not None:
                 found += stored
@@ -100,7 +100,7 @@ def _convolve(x, weight, stride, to, epilogue=NO_EPILOGUE, squeeze=None, statist
     sums = OverSplits(squeeze, strips.splits, 1.0 / (height * width))
     partials = launch.empty((n * strips.splits, 3, c), torch.float32, x.device) if statistics else None
     arguments = {
-        **launch.maps(x=x, out=to), "weight": by_taps(weight), **epilogue.arguments("conv"), **sums.arguments,
+        **launch.maps(x=x, out=to), **tap_arguments("weight", weight), **epilogue.arguments("conv"), **sums.arguments,
         "statistics": partials, "N": n, "IN_H": sides[0], "IN_W": sides[1], "H": height, "W": width, "C": c, "D": d,
         "STRIDE": stride, "WIDE": launch.is_wide(x, to), "UNIT": launch.unit(x, to, counts=(c,)),
     }  # fmt: skip

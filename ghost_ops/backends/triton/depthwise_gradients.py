@@ -11,8 +11,9 @@ from . import launch, tiles
 from .activation import activate_backward, affine, load_coefficients, normalized, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
 from .maps import assume_multiple, assume_multiple_strides, load_taps, tile_coords
+from .normalise import norm_gradient
 from .sums import total
-from .taps import by_taps
+from .taps import tap_arguments
 
 MOST_STRIDE = 3  # a thread holds STRIDE x STRIDE pixels of the input and their gradients
 MOST_HELD = 9  # gradients of results that a thread holds from row to row
@@ -42,14 +43,14 @@ def result_gradient(
     With z, the results, ``grad`` is the gradient of what the activation ACT of the BatchNorm's results makes of them.
     ``columns``: [BW]; ``channels``, ``wanted`` and all vectors: [BM].
     """
-    there = ((row >= 0) & (row < H) & (columns >= 0) & (columns < W))[:, None] & wanted[None, :]  # [BW, BM]
-    at = row * grad_h + columns[:, None] * grad_w + channels[None, :] * grad_c
+    there = ((row >= 0) & (row < H) & (columns >= 0) & (columns < W))[:, None] & wanted  # [BW, BM]
+    at = row * grad_h + columns[:, None] * grad_w + channels * grad_c
     g = tl.load(grad + at, mask=there, other=0.0).to(tl.float32)
     if z is not None:
-        at = row * z_h + columns[:, None] * z_w + channels[None, :] * z_c
+        at = row * z_h + columns[:, None] * z_w + channels * z_c
         v = tl.load(z + at, mask=there, other=0.0).to(tl.float32)
-        g = activate_backward(g, normalized(v, middle, scale, shift, True), ACT, slope[None, :])
-        g = factor[None, :] * (g - constant[None, :] - linear[None, :] * (v - center[None, :]))
+        g = activate_backward(g, normalized(v, middle, scale, shift, True), ACT, slope)
+        g = factor * (g - constant - linear * (v - center))
         g = tl.where(there, g, 0.0)
     return g
 
@@ -58,7 +59,7 @@ def result_gradient(
 def depthwise_bwd_kernel(
     grad, grad_n, grad_c, grad_h, grad_w, z, z_n, z_c, z_h, z_w,
     norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, norm_slopes, norm_slopes_stride, norm_slope,
-    coefficients, x, x_n, x_c, x_h, x_w, weight, to, to_n, to_c, to_h, to_w,
+    coefficients, x, x_n, x_c, x_h, x_w, weight, weight_c, weight_tap, to, to_n, to_c, to_h, to_w,
     residual, residual_n, residual_c, residual_h, residual_w, weights, biases, IN_H, IN_W, OUT_H, OUT_W, H, W, C,
     splits, per_split, NORM_ACT: tl.constexpr, PARTIAL: tl.constexpr, HELD: tl.constexpr, D: tl.constexpr,
     STRIDE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
@@ -68,7 +69,8 @@ def depthwise_bwd_kernel(
 
     Grid: see ``tile_coords``; strips are of squares of STRIDE x STRIDE input pixels (H x W), blocks are of C. A square
     and the results that read it meet here once: in the square's gradient, and in that of the tap between them. HELD:
-    the results' gradients stay in registers from row to row. PARTIAL: the last squares have rows outside of the map.
+    the results' gradients stay in registers from row to row; without it z is None. PARTIAL: the last squares have rows
+    outside of the map.
     """
     C = assume_multiple(C, UNIT)
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
@@ -94,7 +96,7 @@ def depthwise_bwd_kernel(
     factor, constant, linear, center = load_coefficients(coefficients, channels, C, wanted)
     taps = ()
     if to is not None:
-        taps = load_taps(weight, channels, C, wanted, D)  # D * D of [BM]
+        taps = load_taps(weight, weight_c, weight_tap, channels, wanted, D)  # D * D of [BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     # A square is read by the results from BEFORE before it to AFTER after it, in rows and in columns.
     BEFORE: tl.constexpr = D // 2 // STRIDE
@@ -117,8 +119,8 @@ def depthwise_bwd_kernel(
         if weights is not None:
             for p in tl.static_range(STRIDE * STRIDE):
                 below, across = row * STRIDE + p // STRIDE, columns * STRIDE + p % STRIDE  # a scalar, and [BW]
-                mask = ((across < IN_W) & (below < IN_H))[:, None] & wanted[None, :]  # [BW, BM]
-                at = below * x_h + across[:, None] * x_w + channels[None, :] * x_c
+                mask = ((across < IN_W) & (below < IN_H))[:, None] & wanted  # [BW, BM]
+                at = below * x_h + across[:, None] * x_w + channels * x_c
                 pixels = pixels + (tl.load(x + at, mask=mask, other=0.0).to(tl.float32),)
         acc = (zeros,) * (STRIDE * STRIDE)  # STRIDE * STRIDE of [BW, BM]
         if HELD:
@@ -137,7 +139,7 @@ def depthwise_bwd_kernel(
                     g = held[(e + BEFORE) * SIDE + (f + BEFORE)]  # [BW, BM]
                 else:
                     g = result_gradient(
-                        grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row + e, columns + f, channels, OUT_H, OUT_W,
+                        grad, grad_c, grad_h, grad_w, None, 0, 0, 0, row + e, columns + f, channels, OUT_H, OUT_W,
                         wanted, middle, scale, shift, neg_slope, factor, constant, linear, center, NORM_ACT,
                     )  # fmt: skip
                 if (e == 0) and (f == 0) and (biases is not None):
@@ -145,7 +147,7 @@ def depthwise_bwd_kernel(
                 for p in tl.static_range(STRIDE * STRIDE):
                     if tap_of(p, e, f, STRIDE, D) >= 0:
                         if to is not None:
-                            acc = added(acc, p, g * taps[tap_of(p, e, f, STRIDE, D)][None, :])
+                            acc = added(acc, p, g * taps[tap_of(p, e, f, STRIDE, D)])
                         if weights is not None:
                             # Outside of the map nothing is added, whatever the factor within it is.
                             v = pixels[p]
@@ -161,12 +163,12 @@ def depthwise_bwd_kernel(
         if to is not None:
             for p in tl.static_range(STRIDE * STRIDE):
                 below, across = row * STRIDE + p // STRIDE, columns * STRIDE + p % STRIDE  # a scalar, and [BW]
-                mask = ((across < IN_W) & (below < IN_H))[:, None] & wanted[None, :]  # [BW, BM]
+                mask = ((across < IN_W) & (below < IN_H))[:, None] & wanted  # [BW, BM]
                 v = acc[p]
                 if residual is not None:
-                    at = below * residual_h + across[:, None] * residual_w + channels[None, :] * residual_c
+                    at = below * residual_h + across[:, None] * residual_w + channels * residual_c
                     v += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-                at = below * to_h + across[:, None] * to_w + channels[None, :] * to_c
+                at = below * to_h + across[:, None] * to_w + channels * to_c
                 tl.store(to + at, v.to(to.dtype.element_ty), mask=mask)
     if weights is not None:
         to_weights = weights + group.to(tl.int64) * (D * D) * C + channels
@@ -208,26 +210,26 @@ def depthwise_gradients(
     c, d = x.shape[1], weight.shape[-1]
     grad_x = launch.new_map(x, c) if input_wanted else None
     side = d // 2 // stride + (stride - 1 + d // 2) // stride + 1
+    held = side * side <= MOST_HELD
+    if z is not None and not held:  # a gradient that is read many times
+        grad_out, z, norm, coefficients = norm_gradient(grad_out, z, norm, coefficients), None, NO_EPILOGUE, None
     maps = {"grad": grad_out, "z": z, "x": x, "to": grad_x, "residual": residual}
     squares = [launch.cdiv(size, stride) for size in x.shape[2:]]
+    strips = tiles.strips("stencil_gradient", x, c, 2 * d * d, squares)
     arguments = {
-        **launch.maps(**maps), **norm.arguments("norm"), "coefficients": coefficients, "weight": by_taps(weight),
-        "weights": None, "biases": None, "IN_H": x.shape[2], "IN_W": x.shape[3], "OUT_H": grad_out.shape[2],
-        "OUT_W": grad_out.shape[3], "H": squares[0], "W": squares[1], "C": c, "PARTIAL": x.shape[2] % stride != 0,
-        "HELD": side * side <= MOST_HELD, "D": d, "STRIDE": stride, "WIDE": launch.is_wide(*maps.values()),
-        "UNIT": launch.unit(*maps.values(), counts=(c,)),
+        **launch.maps(**maps), **norm.arguments("norm"), "coefficients": coefficients,
+        **tap_arguments("weight", weight), "weights": None, "biases": None, "IN_H": x.shape[2], "IN_W": x.shape[3],
+        "OUT_H": grad_out.shape[2], "OUT_W": grad_out.shape[3], "H": squares[0], "W": squares[1], "C": c,
+        "PARTIAL": x.shape[2] % stride != 0, "HELD": held, "D": d, "STRIDE": stride,
+        "WIDE": launch.is_wide(*maps.values()), "UNIT": launch.unit(*maps.values(), counts=(c,)),
     }  # fmt: skip
-    # The taps and the sums of a larger kernel do not fit into registers together.
-    together = not input_wanted or not weight_wanted or side * side <= MOST_HELD
-    if not together:
-        tiles.strips("stencil_gradient", x, c, d * d, squares).start(depthwise_bwd_kernel, x, c, arguments)
-        arguments["to"] = arguments["residual"] = None
     rows = (d * d if weight_wanted else 0, 0 if bias is None else 1)
-    strips = tiles.strips("stencil_gradient", x, c, (1 + (together and input_wanted)) * d * d, squares)
-    partials = [launch.empty((x.shape[0] * strips.splits, k, c), torch.float32, x.device) if k else None for k in rows]
-    arguments |= {"weights": partials[0], "biases": partials[1]}
-    if arguments["to"] is not None or any(rows):
+    if input_wanted and not held and any(rows):  # the taps and the sums of a large kernel do not fit into registers
         strips.start(depthwise_bwd_kernel, x, c, arguments)
+        arguments["to"] = arguments["residual"] = None
+    partials = [launch.empty((x.shape[0] * strips.splits, k, c), torch.float32, x.device) if k else None for k in rows]
+    if arguments["to"] is not None or any(rows):
+        strips.start(depthwise_bwd_kernel, x, c, arguments | {"weights": partials[0], "biases": partials[1]})
     found = [
         None if sums is None else total(sums, launch.empty(tuple(t.shape), t.dtype, x.device), steps=(1, row))
         for t, sums, row in zip((weight, bias), partials, rows)

@@ -8,9 +8,13 @@ from . import backward, checks, launch
 from .cheap import cheap_half
 from .epilogue import Epilogue
 from .launch_cache import cached_launches
+from .norm import BatchNorm, NormVectors, join_statistics
 from .products import primary_product
-from .sums import join
-from .taps import by_taps
+
+
+def _vectors(x: torch.Tensor, channels: int) -> NormVectors:
+    """Uninitialised vectors, each with its own memory, since an operator's results do not share any."""
+    return NormVectors(*(launch.empty((channels,), torch.float32, x.device) for _ in range(4)))
 
 
 @cached_launches
@@ -24,13 +28,19 @@ def ghost_module_train(
     primary = Epilogue(None, act, act_slope, act_weight, primary_gamma, primary_beta, None, None, primary_eps)
     cheap = Epilogue(None, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, None, None, cheap_eps)
     checks.expect_module(x, primary_weight, primary, cheap_weight, cheap, out_channels)
-    z, out, cheap_weight = launch.scratch(x, m), launch.new_map(x, out_channels), by_taps(cheap_weight)
-    primary_mean, primary_var = join(primary_product(x, primary_weight, to=z, statistics=True), count)
-    primary = primary._replace(mean=primary_mean, var=primary_var)
-    cheap_mean, cheap_var = join(cheap_half(z, out, cheap_weight, cheap, m=m, primary=primary, statistics=True), count)
-    cheap_half(z, out, cheap_weight, cheap._replace(mean=cheap_mean, var=cheap_var), m=m, primary=primary)
+    z, out = launch.scratch(x, m), launch.new_map(x, out_channels)
+    first = join_statistics(
+        primary_product(x, primary_weight, to=z, statistics=True), count,
+        BatchNorm(primary_gamma, primary_beta, primary_eps), _vectors(x, m),
+    )  # fmt: skip
+    primary = first.applied(primary)
+    second = join_statistics(
+        cheap_half(z, out, cheap_weight, cheap, m=m, primary=primary, statistics=True), count,
+        BatchNorm(cheap_gamma, cheap_beta, cheap_eps), _vectors(x, cheap_weight.shape[0]),
+    )  # fmt: skip
+    cheap_half(z, out, cheap_weight, second.applied(cheap), m=m, primary=primary)
     kept_z1 = z.permute(0, 2, 3, 1).float() if keep_primary else launch.empty((0,), torch.float32, x.device)
-    return out, primary_mean, primary_var, cheap_mean, cheap_var, kept_z1
+    return out, first.mean, first.var, second.mean, second.var, kept_z1
 
 
 @cached_launches

@@ -137,7 +137,7 @@ def near(row, columns, tap, H, W, wanted, D: tl.constexpr):
     ``columns``: [BW]; ``wanted``: [BM].
     """
     there = columns + (tap - D // 2)
-    return ((there >= 0) & (there < W) & (row >= 0) & (row < H))[:, None] & wanted[None, :]
+    return ((there >= 0) & (there < W) & (row >= 0) & (row < H))[:, None] & wanted
 
 
 @triton.jit
@@ -146,7 +146,7 @@ def read_tap(y, row, columns, channels, tap, H, W, map_c, map_h, map_w, wanted, 
 
     ``columns``: [BW]; ``channels``, ``wanted``: [BM].
     """
-    place = (columns + (tap - D // 2))[:, None] * map_w + channels[None, :] * map_c  # [BW, BM]
+    place = (columns + (tap - D // 2))[:, None] * map_w + channels * map_c  # [BW, BM]
     return tl.load(y + row * map_h + place, mask=near(row, columns, tap, H, W, wanted, D), other=0.0)
 
 
@@ -160,14 +160,15 @@ def read_row(y, row, columns, channels, H, W, map_c, map_h, map_w, wanted, D: tl
 
 
 @triton.jit
-def load_taps(weight, channels, CHANNELS, wanted, D: tl.constexpr):
+def load_taps(weight, weight_c, weight_tap, channels, wanted, D: tl.constexpr):
     """The taps of a strip's channels, in registers: D * D of [BM]; ``tiles.strips`` keeps BM small enough.
 
-    ``weight``: [D, D, CHANNELS]; ``channels``, ``wanted``: [BM].
+    ``weight_c``, ``weight_tap``: its strides, see ``taps.tap_arguments``; ``channels``, ``wanted``: [BM].
     """
     found = ()
     for k in tl.static_range(D * D):
-        found = found + (tl.load(weight + (k * CHANNELS + channels), mask=wanted, other=0.0).to(tl.float32),)
+        at = weight + (channels * weight_c + k * weight_tap)
+        found = found + (tl.load(at, mask=wanted, other=0.0).to(tl.float32),)
     return found
 
 
@@ -180,7 +181,7 @@ def as_input(
     ``take_row``."""
     v = v.to(tl.float32)
     if AFFINE:
-        a = activate(normalized(v, center, scale, shift, True), ACT, slope[None, :])
+        a = activate(normalized(v, center, scale, shift, True), ACT, slope)
         v = tl.where(near(row, columns, tap, H, W, wanted, D), a, 0.0)
     return v
 
@@ -203,7 +204,7 @@ def take_row(
         v = as_input(seen[j], row, columns, j, H, W, wanted, center, scale, shift, slope, ACT, AFFINE, D)
         for i in tl.static_range(D):
             tap = taps[(i * D + D - 1 - j) if FLIPPED else ((D - 1 - i) * D + j)]
-            sums = sums[:i] + (sums[i] + v * tap[None, :],) + sums[i + 1 :]
+            sums = sums[:i] + (sums[i] + v * tap,) + sums[i + 1 :]
     return sums
 
 
@@ -233,11 +234,11 @@ def store_rows(
 ):  # fmt: skip
     """Stores a strip's row v, [BW, BM], with the residual, if any, added; returns what was stored, [BW, BM], float32, 0
     where nothing is. ``columns``: [BW]; ``channels``, ``wanted``: [BM]."""
-    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
     if residual is not None:
-        at = row * residual_h + columns[:, None] * residual_w + channels[None, :] * residual_c
+        at = row * residual_h + columns[:, None] * residual_w + channels * residual_c
         v += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    at = row * out_h + columns[:, None] * out_w + channels[None, :] * out_c
+    at = row * out_h + columns[:, None] * out_w + channels * out_c
     tl.store(out + at, v.to(out.dtype.element_ty), mask=mask)
     return tl.where(mask, v, 0.0)
 

@@ -17,7 +17,7 @@ from .activation import activate, affine, normalized, slopes
 from .epilogue import Epilogue
 from .maps import assume_multiple, assume_multiple_strides, load_taps, store_rows, tile_coords
 from .sums import OverSplits
-from .taps import by_taps
+from .taps import tap_arguments
 
 MOST_CHANNELS = 128  # input channels, which are one step of the product
 LEAST_WIDTH = 17  # pixels: a product takes 32 pixels of a row
@@ -28,7 +28,7 @@ def module_kernel(
     x, x_n, x_c, x_h, x_w, scale, weight,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
     primary_slopes_stride, primary_slope,
-    cheap_weight,
+    cheap_weight, cheap_weight_c, cheap_weight_tap,
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
     cheap_slope,
     out, out_n, out_c, out_h, out_w, sums, per_value, N, H, W, C, M, OUT_CHANNELS, splits, per_split,
@@ -63,7 +63,7 @@ def module_kernel(
         cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, channels, in_output
     )
     cheap_neg_slope = slopes(cheap_slopes, cheap_slopes_stride, channels, in_output, cheap_slope, CHEAP_ACT)  # [BM]
-    taps = load_taps(cheap_weight, channels, M, in_output, D)  # D * D of [BM]
+    taps = load_taps(cheap_weight, cheap_weight_c, cheap_weight_tap, channels, in_output, D)  # D * D of [BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
     first, second = zeros, zeros
@@ -128,7 +128,7 @@ def launch_module(
     sums = OverSplits(squeeze, strips.splits, 1.0 / (height * width))
     arguments = {
         **launch.maps(x=x, out=out), "scale": launch.vector(scale), "weight": launch.vector(weight),
-        **primary.arguments("primary"), "cheap_weight": by_taps(cheap_weight), **cheap.arguments("cheap"),
+        **primary.arguments("primary"), **tap_arguments("cheap_weight", cheap_weight), **cheap.arguments("cheap"),
         **sums.arguments, "N": n, "H": height, "W": width, "C": c, "M": m, "OUT_CHANNELS": out_channels,
         "PRECISION": launch.precision(x.dtype), "D": cheap_weight.shape[-1], "WIDE": launch.is_wide(x, out),
         "UNIT_IN": launch.unit(x, counts=(c,)), "UNIT": launch.unit(out, counts=(m, out_channels)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activation import norm_coefficients
+from .activation import load_coefficients
 from .maps import assume_multiple, assume_multiple_strides, block_of, in_batch, run_of
 
 
@@ -17,7 +17,7 @@ def through_norm(
     grad_z, z, pixels, valid, channels, M, factor, constant, linear, center, NORM: tl.constexpr
 ):  # fmt: skip
     """A tile of the gradient of z, [BP, B], float32, of two maps that are [all pixels, M]; NORM: through
-    ``norm_coefficients``. ``pixels``, ``valid``: [BP]; ``channels`` and the coefficients: [B]."""
+    ``load_coefficients``. ``pixels``, ``valid``: [BP]; ``channels`` and the coefficients: [B]."""
     mask = valid[:, None] & (channels < M)[None, :]
     at = pixels[:, None] * M + channels[None, :]  # [BP, B]
     g = tl.load(grad_z + at, mask=mask, other=0.0).to(tl.float32)
@@ -38,8 +38,7 @@ def through_weight(weight, M, C, k, columns, wanted, kind: tl.constexpr, BK: tl.
 
 @triton.jit
 def input_bwd_kernel(
-    grad_z, z, sums, count, primary_gamma, primary_mean, primary_var, primary_eps, weight, grad_x, to_n, to_c, to_h,
-    to_w,
+    grad_z, z, coefficients, weight, grad_x, to_n, to_c, to_h, to_w,
     H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, ONE_STEP: tl.constexpr, FLAT_IN: tl.constexpr,
     WIDE: tl.constexpr, UNIT_IN: tl.constexpr, UNIT: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
@@ -55,12 +54,10 @@ def input_bwd_kernel(
     group = tl.program_id(0) // blocks
     columns = block_of(tl.program_id(0) % blocks, BM, WIDE)  # [BM]
     wanted = columns < C
-    NORM: tl.constexpr = sums is not None
+    NORM: tl.constexpr = coefficients is not None
     inner = tl.arange(0, BK)  # [BK]
     # factor, constant, linear, center: [BK]
-    factor, constant, linear, center = norm_coefficients(
-        sums, primary_gamma, primary_mean, primary_var, primary_eps, count, inner, M, inner < M
-    )
+    factor, constant, linear, center = load_coefficients(coefficients, inner, M, inner < M)
     for t in range(per_group):
         pixels = run_of(group, per_group, t, BP, WIDE)  # [BP]
         valid = pixels < PIXELS
@@ -72,9 +69,7 @@ def input_bwd_kernel(
         else:
             for k in range(0, M, BK):
                 channels = k + tl.arange(0, BK)  # [BK]
-                factor_k, constant_k, linear_k, center_k = norm_coefficients(
-                    sums, primary_gamma, primary_mean, primary_var, primary_eps, count, channels, M, channels < M
-                )  # fmt: skip
+                factor_k, constant_k, linear_k, center_k = load_coefficients(coefficients, channels, M, channels < M)
                 # a: [BP, BK]
                 a = through_norm(grad_z, z, pixels, valid, channels, M, factor_k, constant_k, linear_k, center_k, NORM)
                 b = through_weight(weight, M, C, k, columns, wanted, kind, BK)  # [BK, BM]
@@ -86,7 +81,7 @@ def input_bwd_kernel(
 
 @triton.jit
 def primary_weight_bwd_kernel(
-    grad_z, z, sums, count, primary_gamma, primary_mean, primary_var, primary_eps, x, x_n, x_c, x_h, x_w, partials,
+    grad_z, z, coefficients, x, x_n, x_c, x_h, x_w, partials,
     H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, FLAT_IN: tl.constexpr, WIDE: tl.constexpr,
     UNIT_IN: tl.constexpr, UNIT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -101,14 +96,14 @@ def primary_weight_bwd_kernel(
     columns = block_of(block % across, BC, WIDE)  # [BC]
     acc = tl.zeros((BM, BC), tl.float32)
     # factor, constant, linear, center: [BM]
-    factor, constant, linear, center = norm_coefficients(
-        sums, primary_gamma, primary_mean, primary_var, primary_eps, count, channels, M, channels < M
-    )
+    factor, constant, linear, center = load_coefficients(coefficients, channels, M, channels < M)
     for t in range(per_group):
         pixels = run_of(group, per_group, t, BP, WIDE)  # [BP]
         valid = pixels < PIXELS
         # a: [BP, BM]
-        a = through_norm(grad_z, z, pixels, valid, channels, M, factor, constant, linear, center, sums is not None)
+        a = through_norm(
+            grad_z, z, pixels, valid, channels, M, factor, constant, linear, center, coefficients is not None
+        )
         places = in_batch(pixels, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)  # [BP]
         at = x + (places[:, None] + columns[None, :] * x_c)
         b = tl.load(at, mask=valid[:, None] & (columns < C)[None, :], other=0.0)  # [BP, BC]

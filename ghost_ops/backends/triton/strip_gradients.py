@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activation import PRELU, activate, activate_backward, affine, load_or, norm_coefficients, normalized, slopes
+from .activation import PRELU, activate, activate_backward, affine, load_coefficients, load_or, normalized, slopes
 from .maps import (
     assume_multiple,
     assume_multiple_strides,
@@ -30,9 +30,9 @@ def through_activation(
 
     ``mask``, ``a`` and both gradients: [BW, BM]; ``columns``: [BW]; ``channels``, ``slope``: [BM].
     """
-    at = row * grad_h + columns[:, None] * grad_w + channels[None, :] * grad_c
+    at = row * grad_h + columns[:, None] * grad_w + channels * grad_c
     g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
-    return tl.where(mask, activate_backward(g, a, ACT, slope[None, :]), 0.0), g
+    return tl.where(mask, activate_backward(g, a, ACT, slope), 0.0), g
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def cheap_epilogue_bwd_kernel(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
     primary_slopes_stride, primary_slope,
-    cheap_weight,
+    cheap_weight, cheap_weight_c, cheap_weight_tap,
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
     cheap_slope,
     grad_z2, partials, H, W, M, OUT_CHANNELS, splits, per_split, PRIMARY_ACT: tl.constexpr, CHEAP_ACT: tl.constexpr,
@@ -73,9 +73,9 @@ def cheap_epilogue_bwd_kernel(
         )
         neg_slope = slopes(cheap_slopes, cheap_slopes_stride, cheap_channels, wanted, cheap_slope, CHEAP_ACT)
         center = load_or(cheap_mean, cheap_channels, wanted, 0.0)  # [BM]
-        taps = load_taps(cheap_weight, cheap_channels, CHEAP_CHANNELS, wanted, D)  # D * D of [BM]
-        mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
-        in_output = mask & ((M + cheap_channels) < OUT_CHANNELS)[None, :]  # [BW, BM]
+        taps = load_taps(cheap_weight, cheap_weight_c, cheap_weight_tap, cheap_channels, wanted, D)  # D * D of [BM]
+        mask = (columns < W)[:, None] & wanted  # [BW, BM]
+        in_output = mask & ((M + cheap_channels) < OUT_CHANNELS)  # [BW, BM]
         acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
         first, second, third = zeros, zeros, zeros
         last = tl.minimum(bottom + D // 2, H)
@@ -90,7 +90,7 @@ def cheap_epilogue_bwd_kernel(
             z2, acc_next = acc[0], acc[1:]  # [BW, BM], and D - 1 of them
             row = below - D // 2
             if row >= top:
-                at = (row * W + columns)[:, None] * CHEAP_CHANNELS + cheap_channels[None, :]  # [BW, BM]
+                at = (row * W + columns)[:, None] * CHEAP_CHANNELS + cheap_channels  # [BW, BM]
                 if BATCH:
                     rounded = z2.to(grad_z2.dtype.element_ty)
                     tl.store(grad_z2 + at, rounded, mask=mask)
@@ -101,10 +101,10 @@ def cheap_epilogue_bwd_kernel(
                     grad, grad_c, grad_h, grad_w, row, columns, M + cheap_channels, in_output, a2, neg_slope, CHEAP_ACT
                 )
                 if not BATCH:
-                    gz = scale[None, :] * g2
+                    gz = scale * g2
                     tl.store(grad_z2 + at, gz.to(grad_z2.dtype.element_ty), mask=mask)
                 first += g2
-                second += tl.where(in_output, g2 * (z2 - center[None, :]), 0.0)
+                second += tl.where(in_output, g2 * (z2 - center), 0.0)
                 if CHEAP_ACT == PRELU:
                     third += tl.where(in_output & ~(a2 > 0), g * a2, 0.0)
         sums = tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)  # [BM] each
@@ -116,7 +116,7 @@ def cheap_norm_bwd_kernel(
     grad_z2, grad, grad_n, grad_c, grad_h, grad_w,
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
     cheap_slope,
-    cheap_sums, count, H, W, M, CHEAP_CHANNELS, OUT_CHANNELS, splits, per_split, CHEAP_ACT: tl.constexpr,
+    coefficients, H, W, M, CHEAP_CHANNELS, OUT_CHANNELS, splits, per_split, CHEAP_ACT: tl.constexpr,
     WIDE: tl.constexpr,
     UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
@@ -135,22 +135,20 @@ def cheap_norm_bwd_kernel(
     )
     neg_slope = slopes(cheap_slopes, cheap_slopes_stride, channels, wanted, cheap_slope, CHEAP_ACT)
     # factor, constant, linear, center: [BM]
-    factor, constant, linear, center = norm_coefficients(
-        cheap_sums, cheap_gamma, cheap_mean, cheap_var, cheap_eps, count, channels, CHEAP_CHANNELS, wanted
-    )
+    factor, constant, linear, center = load_coefficients(coefficients, channels, CHEAP_CHANNELS, wanted)
     grad += image * grad_n
     grad_z2 += image * (H * W) * CHEAP_CHANNELS
-    mask = (columns < W)[:, None] & wanted[None, :]
-    in_output = mask & ((M + channels) < OUT_CHANNELS)[None, :]  # [BW, BM]
+    mask = (columns < W)[:, None] & wanted
+    in_output = mask & ((M + channels) < OUT_CHANNELS)  # [BW, BM]
     for row in range(top, bottom):
-        at = grad_z2 + ((row * W + columns)[:, None] * CHEAP_CHANNELS + channels[None, :])
+        at = grad_z2 + ((row * W + columns)[:, None] * CHEAP_CHANNELS + channels)
         z2 = tl.load(at, mask=mask, other=0.0).to(tl.float32)  # [BW, BM]
         a2 = normalized(z2, middle, scale, shift, True)
         # g2: [BW, BM]
         g2, _ = through_activation(
             grad, grad_c, grad_h, grad_w, row, columns, M + channels, in_output, a2, neg_slope, CHEAP_ACT
         )
-        gz = factor[None, :] * (g2 - constant[None, :] - linear[None, :] * (z2 - center[None, :]))
+        gz = factor * (g2 - constant - linear * (z2 - center))
         tl.store(at, gz.to(grad_z2.dtype.element_ty), mask=mask)
 
 
@@ -173,8 +171,8 @@ def primary_epilogue_bwd_kernel(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
     primary_slopes_stride, primary_slope,
-    cheap_weight, grad_z2, grad_z, to_n, to_c, to_h, to_w, partials, H, W, M, splits, per_split,
-    PRIMARY_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
+    cheap_weight, cheap_weight_c, cheap_weight_tap, grad_z2, grad_z, to_n, to_c, to_h, to_w, partials,
+    H, W, M, splits, per_split, PRIMARY_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
     WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """B2: g1, the gradient of the first BatchNorm's result (∂z1 without one), into ``grad_z``, and its sums.
@@ -199,12 +197,14 @@ def primary_epilogue_bwd_kernel(
     grad_z += image * to_n
     if MULTIPLIER > 0:
         grad_z2 += image * (H * W) * CHEAP_CHANNELS
-    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     first, second, third = zeros, zeros, zeros
     taps = ()  # MULTIPLIER * D * D of [BM]
     for q in tl.static_range(MULTIPLIER):
-        taps = taps + load_taps(cheap_weight, channels * MULTIPLIER + q, CHEAP_CHANNELS, wanted, D)
+        taps = taps + load_taps(
+            cheap_weight, cheap_weight_c, cheap_weight_tap, channels * MULTIPLIER + q, wanted, D
+        )  # fmt: skip
     acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
     last = tl.minimum(bottom + D // 2, H)
     # ahead: MULTIPLIER * D of [BW, BM]
@@ -221,17 +221,17 @@ def primary_epilogue_bwd_kernel(
         acc_next = acc[1:]
         row = below - D // 2
         if row >= top:
-            at = row * z_h + columns[:, None] * z_w + channels[None, :] * z_c
+            at = row * z_h + columns[:, None] * z_w + channels * z_c
             z1 = tl.load(z + at, mask=mask, other=0.0).to(tl.float32)  # [BW, BM]
-            at = row * grad_h + columns[:, None] * grad_w + channels[None, :] * grad_c
+            at = row * grad_h + columns[:, None] * grad_w + channels * grad_c
             g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32) + acc[0]
-            a1 = (z1 - middle[None, :]) * scale[None, :] + shift[None, :]
-            g1 = tl.where(mask, activate_backward(g, a1, PRIMARY_ACT, neg_slope[None, :]), 0.0)  # [BW, BM]
+            a1 = (z1 - middle) * scale + shift
+            g1 = tl.where(mask, activate_backward(g, a1, PRIMARY_ACT, neg_slope), 0.0)  # [BW, BM]
             first += g1
-            second += tl.where(mask, g1 * (z1 - center[None, :]), 0.0)
+            second += tl.where(mask, g1 * (z1 - center), 0.0)
             if PRIMARY_ACT == PRELU:
                 third += tl.where(mask & ~(a1 > 0), g * a1, 0.0)
-            at = row * to_h + columns[:, None] * to_w + channels[None, :] * to_c
+            at = row * to_h + columns[:, None] * to_w + channels * to_c
             tl.store(grad_z + at, g1.to(grad_z.dtype.element_ty), mask=mask)
     sums = tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)  # [BM] each
     store_partial(partials, group, channels, M, wanted, sums[0], sums[1], sums[2])
@@ -264,18 +264,18 @@ def cheap_weight_bwd_kernel(
     cheap_channels = channels
     if MULTIPLIER > 1:
         cheap_channels = channels * MULTIPLIER + q  # [BM]
-    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
     sums = (tl.zeros((BW, BM), tl.float32),) * (D * D)  # D * D of [BW, BM]
     for row in range(top, bottom):
-        at = row * z_h + columns[:, None] * z_w + channels[None, :] * z_c
-        a1 = (tl.load(z + at, mask=mask, other=0.0).to(tl.float32) - middle[None, :]) * scale[None, :] + shift[None, :]
-        y1 = activate(a1, PRIMARY_ACT, neg_slope[None, :])  # [BW, BM]
+        at = row * z_h + columns[:, None] * z_w + channels * z_c
+        a1 = (tl.load(z + at, mask=mask, other=0.0).to(tl.float32) - middle) * scale + shift
+        y1 = activate(a1, PRIMARY_ACT, neg_slope)  # [BW, BM]
         for i in tl.static_range(D):
             there = row + (D // 2 - i)
             for j in tl.static_range(D):
                 # Outside of the map nothing is added, whatever y1 is.
                 found = mask & near(there, columns, D - 1 - j, H, W, wanted, D)  # [BW, BM]
-                at = (there * W + columns + (D // 2 - j))[:, None] * CHEAP_CHANNELS + cheap_channels[None, :]
+                at = (there * W + columns + (D // 2 - j))[:, None] * CHEAP_CHANNELS + cheap_channels
                 gz = tl.load(grad_z2 + at, mask=found, other=0.0).to(tl.float32)  # [BW, BM]
                 more = sums[i * D + j] + gz * tl.where(found, y1, 0.0)
                 sums = sums[: i * D + j] + (more,) + sums[i * D + j + 1 :]

@@ -12,47 +12,55 @@ CHANNELS_PER_PROGRAM = 2  # a layer has some ten to hundred, and the device want
 
 
 @triton.jit
-def join_kernel(
-    partials, mean_out, var_out, total, groups, CHANNELS, BG: tl.constexpr, BC: tl.constexpr
+def joined_moments(
+    partials, groups, channels, CHANNELS, wanted, BG: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
-    """Means, then variances around them, of blocks of channels, so that nothing cancels. ``partials``: [groups, 3,
-    CHANNELS], counts, means and sums of squared deviations. Grid: blocks of CHANNELS."""
-    channels = tl.program_id(0) * BC + tl.arange(0, BC)  # [BC]
-    wanted = channels < CHANNELS
+    """Counts, means and sums of squared deviations of ``groups`` rows, joined: [BC] each.
+
+    Means come first, then deviations from them, so that nothing cancels. ``partials``: [groups, 3, CHANNELS];
+    ``channels``, ``wanted``: [BC].
+    """
     origin = tl.load(partials + CHANNELS + channels, mask=wanted, other=0.0)  # [BC]
+    total = tl.zeros((BG, BC), tl.float32)
     moved = tl.zeros((BG, BC), tl.float32)
-    for start in range(0, groups, BG):
-        group = start + tl.arange(0, BG)  # [BG]
+    for first in range(0, groups, BG):
+        group = first + tl.arange(0, BG)  # [BG]
         mask = (group < groups)[:, None] & wanted[None, :]
         at = partials + group[:, None].to(tl.int64) * 3 * CHANNELS + channels[None, :]  # [BG, BC]
         count = tl.load(at, mask=mask, other=0.0)
         mean = tl.load(at + CHANNELS, mask=mask, other=0.0)
+        total += count
         moved += tl.where(mask, count * (mean - origin[None, :]), 0.0)
-    center = origin + tl.sum(moved, axis=0) / total  # [BC]
+    size = tl.sum(total, axis=0)  # [BC]
+    center = origin + tl.sum(moved, axis=0) / tl.maximum(size, 1.0)  # [BC]
     squares = tl.zeros((BG, BC), tl.float32)
-    for start in range(0, groups, BG):
-        group = start + tl.arange(0, BG)
+    for first in range(0, groups, BG):
+        group = first + tl.arange(0, BG)
         mask = (group < groups)[:, None] & wanted[None, :]
         at = partials + group[:, None].to(tl.int64) * 3 * CHANNELS + channels[None, :]
         count = tl.load(at, mask=mask, other=0.0)
         off = tl.load(at + CHANNELS, mask=mask, other=0.0) - center[None, :]
         m2 = tl.load(at + 2 * CHANNELS, mask=mask, other=0.0)
         squares += tl.where(mask, m2 + count * off * off, 0.0)
-    tl.store(mean_out + channels, center, mask=wanted)
-    tl.store(var_out + channels, tl.sum(squares, axis=0) / total, mask=wanted)
+    return size, center, tl.sum(squares, axis=0)
 
 
-def join(partials: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance (float32) of each channel from groups x 3 x channels statistics."""
-    groups, _, channels = partials.shape
-    mean, var = (launch.empty((channels,), torch.float32, partials.device) for _ in range(2))
-    arguments = {
-        "partials": partials, "mean_out": mean, "var_out": var, "total": float(total), "groups": groups,
-        "CHANNELS": channels, "BG": tiles.rows(groups), "BC": CHANNELS_PER_PROGRAM,
-    }  # fmt: skip
-    with launch.on_device_of(partials):
-        launch.start_kernel(join_kernel, (launch.cdiv(channels, CHANNELS_PER_PROGRAM),), arguments, warps=4, stages=1)
-    return mean, var
+@triton.jit
+def joined_sums(
+    partials, groups, channels, CHANNELS, wanted, BG: tl.constexpr, BC: tl.constexpr
+):  # fmt: skip
+    """Sums of the three rows of ``groups`` groups: [BC] each. Arguments as of ``joined_moments``."""
+    first = tl.zeros((BG, BC), tl.float32)
+    second = tl.zeros((BG, BC), tl.float32)
+    third = tl.zeros((BG, BC), tl.float32)
+    for at_first in range(0, groups, BG):
+        group = at_first + tl.arange(0, BG)  # [BG]
+        mask = (group < groups)[:, None] & wanted[None, :]
+        at = partials + group[:, None].to(tl.int64) * 3 * CHANNELS + channels[None, :]  # [BG, BC]
+        first += tl.load(at, mask=mask, other=0.0)
+        second += tl.load(at + CHANNELS, mask=mask, other=0.0)
+        third += tl.load(at + 2 * CHANNELS, mask=mask, other=0.0)
+    return tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.library import opcheck
 
 from ghost_ops import functional, use_backend
@@ -81,6 +82,32 @@ def test_expanded_maps():
 
     for ours, plain in zip(*both(call), strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+
+
+WEIGHT_LAYOUTS = {
+    "taps first": lambda w: w.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1),
+    "rows and columns turned": lambda w: w.transpose(2, 3).contiguous().transpose(2, 3),
+    "part of a wider kernel": lambda w: F.pad(w, (0, 2))[..., :-2],
+    "every other channel": lambda w: torch.stack((w, w), 1).flatten(0, 1)[::2],
+}
+
+
+@pytest.mark.parametrize("layout", WEIGHT_LAYOUTS)
+def test_depthwise_weights_of_any_layout(layout):
+    """The same bits, in the forward and in the backward, whatever the strides of channels and of taps."""
+
+    def call(as_laid):
+        x, w1, w2, w3 = leaves((1, 4, 5, 6), (3, 4, 1, 1), (6, 1, 3, 3), (9, 1, 5, 5))
+        found = functional.ghost_module_train(x, w1, None, None, None, as_laid(w2), None, None, None)
+        out = functional.depthwise(found.out, as_laid(w3), None, stride=2)
+        out.square().sum().backward()
+        return [found.out, out, x.grad, w1.grad, w2.grad, w3.grad]
+
+    as_laid = WEIGHT_LAYOUTS[layout]
+    w = torch.randn(6, 1, 3, 3)
+    assert as_laid(w).stride() != w.stride() and torch.equal(as_laid(w), w)
+    for ours, plain in zip(call(as_laid), call(lambda w: w.clone()), strict=True):
+        assert torch.equal(ours, plain)
 
 
 @pytest.mark.parametrize("kind", ["ghost_module", "ghost_module_train", "cheap_concat"])

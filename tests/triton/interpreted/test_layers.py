@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from ghost_ops import activations as activation
-from ghost_ops.backends.triton import batch_norm, depthwise
+from ghost_ops.backends.triton import depthwise
 from ghost_ops.backends.triton.depthwise_gradients import depthwise_gradients
-from ghost_ops.backends.triton.epilogue import Epilogue, epilogue_gradients
-from ghost_ops.backends.triton.sums import join
+from ghost_ops.backends.triton.epilogue import Epilogue
+from ghost_ops.backends.triton.norm import BatchNorm, NormVectors, join_gradients, join_statistics
+from ghost_ops.backends.triton.normalise import norm_gradient_sums, normalise
 from tests.helpers import assert_as_accurate
 from tests.ops.cases import LAYOUTS, Errors, in_layout
 
@@ -68,20 +69,21 @@ def in_pytorch(layer: SimpleNamespace, dtype: torch.dtype) -> dict[str, torch.Te
     return {name: t.detach() for name, t in found.items()}
 
 
-def statistics(layer: SimpleNamespace, z: torch.Tensor, partials: torch.Tensor) -> tuple[Epilogue, Epilogue]:
-    """The BatchNorm as its parameters say it, and with ready vectors."""
-    mean, var = join(partials, z.numel() // z.shape[1])
-    norm = Epilogue(None, layer.act, 0.0, layer.slopes, layer.gamma, layer.beta, mean, var, EPS)
-    return norm, norm._replace(gamma=layer.gamma / torch.sqrt(var + EPS), var=None)
+def forward(layer: SimpleNamespace, z: torch.Tensor, partials: torch.Tensor):
+    """The layer's results from the convolution on; the BatchNorm's vectors, and as an epilogue of kernels."""
+    vectors = join_statistics(partials, z.numel() // z.shape[1], BatchNorm(layer.gamma, layer.beta, EPS))
+    norm = vectors.applied(Epilogue(None, layer.act, 0.0, layer.slopes))
+    out, sums = normalise(z, norm, like=layer.x, residual=layer.residual, squeeze=True)
+    return {"out": out, "sums": sums.sum(0)}, vectors, norm
 
 
-def backward(layer: SimpleNamespace, z: torch.Tensor, norm: Epilogue, ready: Epilogue):
-    """Coefficients of the BatchNorm's backward, and the gradients of its parameters."""
-    sums, gradients = epilogue_gradients(batch_norm.norm_gradient_sums(layer.grad, z, ready), norm)
-    r, count = 1 / torch.sqrt(norm.var + EPS), z.numel() // z.shape[1]
-    coefficients = torch.stack([r * layer.gamma, sums[0] / count, r * r * sums[1] / count, norm.mean])
-    found = {"gamma": gradients.gamma, "beta": gradients.beta}
-    return coefficients, found | ({} if layer.slopes is None else {"slopes": gradients.slopes})
+def backward(layer: SimpleNamespace, z: torch.Tensor, vectors: NormVectors, norm: Epilogue):
+    """Gradients of the BatchNorm's parameters, and the coefficients of its backward."""
+    partials = norm_gradient_sums(layer.grad, z, norm)
+    given = Epilogue(None, layer.act, 0.0, layer.slopes, layer.gamma, layer.beta, eps=EPS)
+    coefficients, found = join_gradients(partials, given, z.numel() // z.shape[1], vectors)
+    gradients = {"gamma": found.gamma, "beta": found.beta}
+    return gradients | ({} if layer.slopes is None else {"slopes": found.slopes}), coefficients
 
 
 def compare(layer: SimpleNamespace, found: dict[str, torch.Tensor], errors: Errors) -> None:
@@ -97,12 +99,8 @@ def test_depthwise_convolution_and_batch_norm(seed):
     layer, errors = draw_layer(seed), Errors()
     with many_tiles() if seed % 4 == 3 else few_tiles():
         z, partials = depthwise.depthwise_with_statistics(layer.x, layer.weight, layer.stride)
-        norm, ready = statistics(layer, z, partials)
-        out, sums = batch_norm.normalise(z, ready, like=layer.x, residual=layer.residual, squeeze=True)
-        assert out.is_contiguous(memory_format=torch.channels_last) or layer.x.stride(1) != 1
-        coefficients, found = backward(layer, z, norm, ready)
-        x, weight, _ = depthwise_gradients(
-            layer.grad, layer.x, layer.weight, layer.stride, z=z, norm=ready, coefficients=coefficients,
-            residual=layer.more,
-        )  # fmt: skip
-    compare(layer, found | {"out": out, "sums": sums.sum(0), "x": x, "weight": weight}, errors)
+        found, vectors, norm = forward(layer, z, partials)
+        gradients, coefficients = backward(layer, z, vectors, norm)
+        options = {"z": z, "norm": norm, "coefficients": coefficients, "residual": layer.more}
+        x, weight, _ = depthwise_gradients(layer.grad, layer.x, layer.weight, layer.stride, **options)
+    compare(layer, found | gradients | {"x": x, "weight": weight}, errors)

@@ -40,9 +40,9 @@ def normalise_kernel(
     # middle, scale, shift: [BM]
     middle, scale, shift = affine(norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, channels, wanted)
     neg_slope = slopes(norm_slopes, norm_slopes_stride, channels, wanted, norm_slope, NORM_ACT)  # [BM]
-    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
-    place = columns[:, None] * z_w + channels[None, :] * z_c  # [BW, BM]
-    more = columns[:, None] * residual_w + channels[None, :] * residual_c  # [BW, BM]
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
+    place = columns[:, None] * z_w + channels * z_c  # [BW, BM]
+    more = columns[:, None] * residual_w + channels * residual_c  # [BW, BM]
     found = tl.zeros((BW, BM), tl.float32)
     for start in range(top, bottom, ROWS):
         rows, shortcuts = (), ()  # ROWS of [BW, BM] each
@@ -54,10 +54,10 @@ def normalise_kernel(
         for i in tl.static_range(ROWS):
             here = mask & (start + i < bottom)
             v = normalized(rows[i].to(tl.float32), middle, scale, shift, norm_mean is not None)
-            v = activate(v, NORM_ACT, neg_slope[None, :])
+            v = activate(v, NORM_ACT, neg_slope)
             if residual is not None:
                 v += shortcuts[i].to(tl.float32)
-            at = (start + i) * out_h + columns[:, None] * out_w + channels[None, :] * out_c
+            at = (start + i) * out_h + columns[:, None] * out_w + channels * out_c
             tl.store(out + at, v.to(out.dtype.element_ty), mask=here)
             if sums is not None:
                 found += tl.where(here, v, 0.0)
@@ -116,9 +116,9 @@ def norm_bwd_kernel(
     neg_slope = slopes(norm_slopes, norm_slopes_stride, channels, wanted, norm_slope, NORM_ACT)  # [BM]
     # factor, constant, linear, center: [BM]
     factor, constant, linear, center = load_coefficients(coefficients, channels, C, wanted)
-    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
-    place = columns[:, None] * z_w + channels[None, :] * z_c  # [BW, BM]
-    grad_place = columns[:, None] * grad_w + channels[None, :] * grad_c  # [BW, BM]
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
+    place = columns[:, None] * z_w + channels * z_c  # [BW, BM]
+    grad_place = columns[:, None] * grad_w + channels * grad_c  # [BW, BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     first, second, third = zeros, zeros, zeros
     for start in range(top, bottom, ROWS):
@@ -131,15 +131,15 @@ def norm_bwd_kernel(
             here = mask & (start + i < bottom)
             v, above = rows[i].to(tl.float32), gradients[i].to(tl.float32)
             a = normalized(v, middle, scale, shift, norm_mean is not None)  # [BW, BM]
-            g = activate_backward(above, a, NORM_ACT, neg_slope[None, :])
+            g = activate_backward(above, a, NORM_ACT, neg_slope)
             if to is not None:
-                g = factor[None, :] * (g - constant[None, :] - linear[None, :] * (v - center[None, :]))
-                at = (start + i) * to_h + columns[:, None] * to_w + channels[None, :] * to_c
+                g = factor * (g - constant - linear * (v - center))
+                at = (start + i) * to_h + columns[:, None] * to_w + channels * to_c
                 tl.store(to + at, g.to(to.dtype.element_ty), mask=here)
             else:
                 g = tl.where(here, g, 0.0)
                 first += g
-                second += tl.where(here, g * (v - middle[None, :]), 0.0)
+                second += tl.where(here, g * (v - middle), 0.0)
                 if NORM_ACT == PRELU:
                     third += tl.where(here & ~(a > 0), above * a, 0.0)
     if partials is not None:

@@ -1,0 +1,106 @@
+"""Layers between Ghost modules in training: convolutions with a BatchNorm over the batch, and what follows it."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ghost_ops import activations as activation
+from ghost_ops.backends.triton import depthwise
+from ghost_ops.backends.triton.depthwise_gradients import depthwise_gradients
+from ghost_ops.backends.triton.epilogue import Epilogue
+from ghost_ops.backends.triton.norm import BatchNorm, NormVectors, join_gradients, join_statistics
+from ghost_ops.backends.triton.normalise import norm_gradient_sums, normalise
+from tests.helpers import assert_as_accurate
+from tests.ops.cases import LAYOUTS, Errors, in_layout
+
+from .drawn import DTYPES, few_tiles, many_tiles
+
+EPS = 1e-5
+ACTS = [activation.NONE, activation.RELU, activation.PRELU, activation.ACTIVATIONS.index("hard_swish")]
+
+
+def draw_layer(seed: int, dense: bool = False) -> SimpleNamespace:
+    """A convolution, a BatchNorm, an activation and a residual: always the same of a seed."""
+    rng, generator = random.Random(f"layer {seed} {dense}"), torch.Generator().manual_seed(seed)
+    dtype = DTYPES[seed % 2]
+
+    def numbers(*shape, scale=1.0, shift=0.0):
+        return torch.randn(shape, generator=generator) * scale + shift
+
+    def a_map(*shape):
+        return in_layout(numbers(*shape).to(dtype), rng.choice(LAYOUTS))
+
+    n, k, stride = rng.randint(1, 2), rng.choice([3, 3, 5, 7] if seed > 5 else [3, 5]), rng.choice([1, 2, 2, 3])
+    h, w = rng.randint(3, 5) * stride + rng.randint(0, 1), rng.randint(3, 5) * stride + rng.randint(0, 1)
+    c = rng.randint(1, 4) if dense else rng.choice([3, 8, 16, 17, 20])
+    m, padding = (rng.choice([5, 8, 16, 17]), rng.randint(0, k // 2)) if dense else (c, k // 2)
+    if dense and k > min(h, w):
+        k, padding = 3, 1
+    act = rng.choice(ACTS)
+    weight = numbers(m, c if dense else 1, k, k, scale=1 / k).to(rng.choice([dtype, torch.float32]))
+    x = a_map(n, c, h, w)
+    out = F.conv2d(x.double(), weight.double(), None, stride, padding, groups=1 if dense else c)
+    return SimpleNamespace(
+        x=x, weight=weight, gamma=numbers(m, scale=0.3, shift=1.0), beta=numbers(m, scale=0.3), act=act,
+        slopes=numbers(m, scale=0.3) if act == activation.PRELU else None, stride=stride, padding=padding,
+        groups=1 if dense else c, sides=out.shape[2:], grad=a_map(*out.shape), residual=a_map(*out.shape),
+        more=a_map(*x.shape), seed=seed,
+    )  # fmt: skip
+
+
+def in_pytorch(layer: SimpleNamespace, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Results and gradients: maps in ``dtype``, vectors in float32, or everything in float64."""
+    wide = dtype == torch.float64
+    leaf = lambda t, kind: None if t is None else t.detach().to(kind).requires_grad_()
+    x, weight, residual = leaf(layer.x, dtype), leaf(layer.weight, dtype), layer.residual.to(dtype)
+    vectors = [leaf(t, dtype if wide else torch.float32) for t in (layer.gamma, layer.beta, layer.slopes)]
+    z = F.conv2d(x, weight, None, layer.stride, layer.padding, groups=layer.groups)
+    normed = F.batch_norm(z, None, None, vectors[0], vectors[1], True, 0.0, EPS)
+    slopes = None if vectors[2] is None else vectors[2].to(dtype)
+    out = activation.activate(normed, layer.act, 0.0, slopes) + residual
+    out.backward(layer.grad.to(dtype))
+    found = {"out": out, "sums": out.sum((2, 3)), "x": x.grad + layer.more.to(dtype), "weight": weight.grad}
+    found |= {name: t.grad for name, t in zip(("gamma", "beta", "slopes"), vectors) if t is not None}
+    return {name: t.detach() for name, t in found.items()}
+
+
+def forward(layer: SimpleNamespace, z: torch.Tensor, partials: torch.Tensor):
+    """The layer's results from the convolution on; the BatchNorm's vectors, and as an epilogue of kernels."""
+    vectors = join_statistics(partials, z.numel() // z.shape[1], BatchNorm(layer.gamma, layer.beta, EPS))
+    norm = vectors.applied(Epilogue(None, layer.act, 0.0, layer.slopes))
+    out, sums = normalise(z, norm, like=layer.x, residual=layer.residual, squeeze=True)
+    return {"out": out, "sums": sums.sum(0)}, vectors, norm
+
+
+def backward(layer: SimpleNamespace, z: torch.Tensor, vectors: NormVectors, norm: Epilogue):
+    """Gradients of the BatchNorm's parameters, and the coefficients of its backward."""
+    partials = norm_gradient_sums(layer.grad, z, norm)
+    given = Epilogue(None, layer.act, 0.0, layer.slopes, layer.gamma, layer.beta, eps=EPS)
+    coefficients, found = join_gradients(partials, given, z.numel() // z.shape[1], vectors)
+    gradients = {"gamma": found.gamma, "beta": found.beta}
+    return gradients | ({} if layer.slopes is None else {"slopes": found.slopes}), coefficients
+
+
+def compare(layer: SimpleNamespace, found: dict[str, torch.Tensor], errors: Errors) -> None:
+    eager, exact = in_pytorch(layer, layer.x.dtype), in_pytorch(layer, torch.float64)
+    for name, ours in found.items():
+        plain = eager[name].to(ours.dtype)
+        errors.add(name, ours, plain, exact[name])
+        assert_as_accurate(ours, plain, exact[name], 4.0, what=f"seed {layer.seed}, {name}", ulps=8)
+
+
+@pytest.mark.parametrize("seed", range(14))
+def test_depthwise_convolution_and_batch_norm(seed):
+    layer, errors = draw_layer(seed), Errors()
+    with many_tiles() if seed % 4 == 3 else few_tiles():
+        z, partials = depthwise.depthwise_with_statistics(layer.x, layer.weight, layer.stride)
+        found, vectors, norm = forward(layer, z, partials)
+        gradients, coefficients = backward(layer, z, vectors, norm)
+        options = {"z": z, "norm": norm, "coefficients": coefficients, "residual": layer.more}
+        x, weight, _ = depthwise_gradients(layer.grad, layer.x, layer.weight, layer.stride, **options)
+    compare(layer, found | gradients | {"x": x, "weight": weight}, errors)

@@ -16,15 +16,15 @@ from ...program import Depthwise, Excite, Ghost
 from ...program.training import INPUT, PER_LAYER, LayerTensors, Operation, TrainingProgram, trained, training_program
 from . import launch
 from .backward import ghost_module_bwd
-from .batch_norm import norm_gradient_sums, normalise
 from .cheap import cheap_half
 from .depthwise import depthwise_with_statistics
 from .depthwise_gradients import depthwise_gradients
 from .epilogue import Epilogue
 from .launch_cache import cached_launches
 from .norm import BatchNorm, NormVectors, join_gradients, join_statistics
+from .normalise import norm_gradient_sums, normalise
 from .products import primary_product
-from .squeeze_excite import squeeze_excite_bwd, squeeze_excite_fwd
+from .squeeze_excite import squeeze_excite, squeeze_excite_backward
 
 
 class Kept(NamedTuple):
@@ -132,7 +132,7 @@ class _Run:
 
     def excite(self, operation: Operation) -> None:
         step, x = operation.step, self.values[operation.source]
-        out, *vectors = squeeze_excite_fwd(x, *self._excitation(operation), step.reduce.act, step.gate, sums=self.sums)
+        out, *vectors = squeeze_excite(x, *self._excitation(operation), step.reduce.act, step.gate)
         self.sums = None
         self.values[operation.out] = out
         self.kept.append(Kept((), tuple(vectors)))
@@ -166,9 +166,9 @@ class _Run:
             cheap, weight = self._with_parameters(number + 1, step.cheap, kept.norms[1]), layers[1].weight
         found = ghost_module_bwd(
             grad, x, layers[0].weight, primary, weight, cheap, step.out_channels, batch=True,
-            z=kept.maps[0] if kept.maps else None, residual=self.gradients.pop(operation.source, None),
         )  # fmt: skip
-        self.gradients[operation.source] = found.x
+        before = self.gradients.pop(operation.source, None)
+        self.gradients[operation.source] = found.x if before is None else found.x + before
         gradients = [{"weight": found.weight, **_parameters(found.primary)}]
         if step.cheap_channels:
             gradients.append({"weight": found.cheap_weight, **_parameters(found.cheap)})
@@ -190,7 +190,7 @@ class _Run:
 
     def excite_bwd(self, operation: Operation, kept: Kept) -> list[dict[str, torch.Tensor]]:
         step, x = operation.step, self.values[operation.source]
-        grad_x, *found = squeeze_excite_bwd(
+        grad_x, *found = squeeze_excite_backward(
             self.gradients.pop(operation.out), x, *kept.maps, *self._excitation(operation), step.reduce.act, step.gate
         )
         self.gradients[operation.source] = grad_x

@@ -14,7 +14,7 @@ from tests.triton import aot
 
 from . import model, sass, work
 from .launches import Recorded
-from .model import Facts, Part
+from .model import Facts
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def look(function: sass.Function, trips: tuple[int, ...]) -> dict:
         "rest": vars(rest), "divisions": sum(one.divides for one in within),
         "narrowest": min((one.bits for one in within if one.kind in ("load", "store", "copy")), default=None),
         "loads": len(loads), "loaded": sum(one.bits for one in loads) // 8,
+        "copied": sum(one.bits for one in loads if one.kind == "copy") // 8,
         "lead": 1.0 if loop is None else model.lead(function, loop),
     }  # fmt: skip
 
@@ -84,9 +85,11 @@ def see(recorded: Recorded, architecture: str = "sm_90") -> Seen:
     one = aot.launch_of(recorded.kernel, recorded.arguments, recorded.warps, recorded.stages)
     built = aot.build(one, architecture)
     found = _looked_at(built.asm["cubin"], recorded.name, done.trips)
-    facts = Facts(
-        found["registers"], recorded.warps, built.metadata.shared, math.prod(recorded.grid), Part(**found["loop"]),
-        found["iterations"], Part(**found["rest"]), found["loads"], found["loaded"], done.read, done.written,
-        done.results,
+    known = {k: found[k] for k in ("registers", "loop", "rest", "iterations", "loads", "loaded", "copied")}
+    facts = Facts.of(
+        known | {
+            "warps": recorded.warps, "shared": built.metadata.shared, "grid": math.prod(recorded.grid),
+            "read": done.read, "written": done.written, "results": done.results,
+        }
     )  # fmt: skip
     return Seen(facts, found["narrowest"], found["divisions"], found["lead"], found["spilled"])

@@ -1,10 +1,11 @@
 """The time of a launch from what its machine code shows: see docs/performance/static-model.md.
 
-T = max(issue + bytes, latency)
+T = start + max(issue + max(bytes, cache), latency)
 
 ``issue``: all instructions of all warps, as fast as the schedulers start them. ``bytes``: what moves, as fast as a
 copy moves it. ``latency``: the rounds of thread blocks that the device needs, each as long as one warp takes alone, or
-as its scheduler takes to start the instructions of the warps that share it.
+as its scheduler takes to start the instructions of the warps that share it. ``cache``: what asynchronous copies, which
+pass by the first cache, ask of the second. ``start``: what the shortest launch takes.
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 from .sass import Function, Instruction, Loop
 
 LOAD = 700  # cycles of a load from global memory on a busy device
-NEAR = 270  # of one whose bytes are in a cache
-SHARED = 30  # of one from shared memory
-OTHER = 20  # of other instructions whose result has a barrier, and until operands are read
+NEAR = 270  # cycles of a load that finds its bytes in a cache
+SHARED = 30  # cycles of a load from shared memory
+OTHER = 20  # cycles of other instructions that release a barrier
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A device. The bytes a second are those of a copy, measured."""
+    """A device. The bytes a second are those of a copy, measured; ``cache_bytes_per_second`` are the second cache's."""
 
     processors: int
     hertz: float
     bytes_per_second: float
+    cache_bytes_per_second: float
+    start: float  # seconds
     registers: int = 65536
     warps: int = 64
     blocks: int = 32
@@ -35,7 +39,7 @@ class Machine:
     schedulers: int = 4
 
 
-H200 = Machine(132, 1.98e9, 4.26e12)
+H200 = Machine(132, 1.98e9, 4.26e12, 5.5e12, 1.5e-6)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Facts:
         grid: thread blocks.
         loop, iterations: the hottest loop, and how often a warp goes through it; ``rest``: what else it executes.
         loads, loaded: instructions of an iteration that load from global memory, and the bytes that a thread asks for.
+        copied: those of them that asynchronous copies ask for.
         read, written: bytes that move between memory and device.
         results: valid results of the launch.
     """
@@ -75,9 +80,15 @@ class Facts:
     rest: Part
     loads: float
     loaded: float
+    copied: float
     read: float
     written: float
     results: float
+
+    @classmethod
+    def of(cls, values: dict) -> Facts:
+        """From what ``dataclasses.asdict`` makes of facts."""
+        return cls(**{**values, "loop": Part(**values["loop"]), "rest": Part(**values["rest"])})
 
     def resident(self, machine: Machine = H200) -> int:
         """Thread blocks that a processor holds at once."""
@@ -88,13 +99,17 @@ class Facts:
         )  # fmt: skip
         return max(1, min(limits))
 
+    def asked(self, bytes_of_a_thread: float) -> float:
+        """Bytes of all threads and iterations."""
+        return self.grid * self.warps * 32 * self.iterations * bytes_of_a_thread
+
     def times(self) -> tuple[float, float]:
         """Cycles of a warp that runs alone: of the rest, and of an iteration.
 
         An iteration waits for memory for as many loads as bring bytes that no load before them has brought, and at
         least one; the others find theirs in a cache.
         """
-        asked = self.grid * self.warps * 32 * self.iterations * self.loaded
+        asked = self.asked(self.loaded)
         far = max(1.0, self.loads * min(self.read / asked, 1.0)) if asked else 0.0
         far = min(self.loop.phases, far)
         waits = LOAD * far + NEAR * (self.loop.phases - far)
@@ -110,18 +125,18 @@ class Facts:
 class Prediction:
     """Microseconds."""
 
+    start: float
     issue: float
     bytes: float
+    cache: float
     latency: float
-    factor: float = 1.0
 
     @property
     def time(self) -> float:
-        return max(self.issue + self.bytes, self.latency) / self.factor
+        return self.start + max(self.issue + max(self.bytes, self.cache), self.latency)
 
 
-def predict(facts: Facts, machine: Machine = H200, factor: float = 1.0) -> Prediction:
-    """``factor``: by how much the model is known to be too fast for launches of this kind."""
+def predict(facts: Facts, machine: Machine = H200) -> Prediction:
     resident = facts.resident(machine)
     whole = facts.rest + facts.loop * facts.iterations
     issue = facts.grid * facts.warps * whole.instructions / (machine.processors * machine.schedulers)
@@ -130,17 +145,20 @@ def predict(facts: Facts, machine: Machine = H200, factor: float = 1.0) -> Predi
     rest, iteration = facts.times()
     latency = max(sharing * facts.rest.instructions, rest)
     latency += facts.iterations * max(sharing * facts.loop.instructions, iteration)
-    us = 1e6 / machine.hertz
-    return Prediction(
-        issue * us, (facts.read + facts.written) / machine.bytes_per_second * 1e6, rounds * latency * us, factor
-    )
+    seconds = (
+        machine.start, issue / machine.hertz, (facts.read + facts.written) / machine.bytes_per_second,
+        facts.asked(facts.copied) / machine.cache_bytes_per_second, rounds * latency / machine.hertz,
+    )  # fmt: skip
+    return Prediction(*(1e6 * t for t in seconds))
 
 
 def trips_of(function: Function, trips: tuple[int, ...]) -> dict[int, float]:
     """How often each loop is gone through each time that it is reached, by its header's block.
 
     ``trips``: of the loops as the kernel's source has them, the outermost first. The compiler removes loops of one
-    trip, so of these only as many are dropped as the code lacks; the rest is matched from the innermost.
+    trip, so of these only as many are dropped as the code lacks; the rest is matched from the innermost. It unrolls
+    others: a loop that accesses memory a whole number of times as often as the one after it does so many trips at once,
+    and the other what is left.
     """
     found: dict[int, float] = {}
     for top in function.loops:
@@ -151,7 +169,15 @@ def trips_of(function: Function, trips: tuple[int, ...]) -> dict[int, float]:
         left = [1] * (deepest - len(left)) + left[len(left) - deepest :] if len(left) != deepest else left
         for loop, depth in top.walk():
             found[loop.header] = left[depth - 1]
+    for one, other in pairwise(function.loops):
+        times, more = divmod(_accesses(function, one), max(_accesses(function, other), 1))
+        if times > 1 and not more and not one.inner and not other.inner:
+            found[one.header], found[other.header] = divmod(found[one.header], times)
     return found
+
+
+def _accesses(function: Function, loop: Loop) -> int:
+    return sum(one.kind in ("load", "store", "copy") for one in function.own(loop))
 
 
 @dataclass

@@ -73,8 +73,8 @@ class Instruction:
 
     @property
     def divides(self) -> bool:
-        """Whether it is a part of a division of integers, or a reciprocal."""
-        return self.opcode in ("I2F.RP", "I2F.U32.RP", "MUFU.RCP") or self.opcode.startswith("I2F.U64.RP")
+        """Whether it is a reciprocal, or the product by one that divides integers."""
+        return self.opcode == "MUFU.RCP" or self.opcode.startswith(("IMAD.HI", "UIMAD.HI"))
 
     @property
     def target(self) -> int | None:
@@ -207,22 +207,26 @@ class Function:
         for i, loop in enumerate(found):
             always = frozenset.intersection(*(self.dominators[latch] for latch in latches[loop.header]))
             inner = {block for other in found[:i] if other.blocks < loop.blocks for block in other.blocks}
-            loop.once = frozenset(b for b in loop.blocks - always - inner if self._is_taken_once(b))
+            loop.once = frozenset().union(*(self._taken_once(loop, b) for b in loop.blocks - always - inner)) - inner
             outer = next((other for other in found[i + 1 :] if loop.blocks < other.blocks), None)
             (top if outer is None else outer.inner).append(loop)
         for loop in found:
             loop.inner.sort(key=lambda one: one.header)
         return sorted(top, key=lambda loop: loop.header)
 
-    def _is_taken_once(self, block: int) -> bool:
-        exchanges = any(self.code[i].base == "SHFL" for i in self.blocks[block])
-        return exchanges and any(self._compares_for_equality(p) for p in self._predecessors[block])
+    def _taken_once(self, loop: Loop, first: int) -> frozenset[int]:
+        """The blocks that are reached through ``first`` only, if they are those of ``Loop.once``, or none."""
+        if not any(self._compares_for_equality(p) for p in self._predecessors[first]):
+            return frozenset()
+        found = frozenset(b for b in loop.blocks if first in self.dominators[b])
+        exchanges = any(self.code[i].base == "SHFL" for b in found for i in self.blocks[b])
+        return found if exchanges else frozenset()
 
     def _compares_for_equality(self, block: int) -> bool:
         """Whether the branch at the end of a block depends on whether two integers are equal."""
-        *before, last = (self.code[i] for i in self.blocks[block])
-        wanted = (last.predicate or "").lstrip("!")
-        for one in reversed(before):
+        last = self.blocks[block][-1]
+        wanted = (self.code[last].predicate or "").lstrip("!")
+        for one in reversed(self.code[:last]):
             to, *of = re.findall(r"U?P(?:\d|T)", one.operands) or [None]
             if wanted and to == wanted:
                 if "SETP" in one.base:

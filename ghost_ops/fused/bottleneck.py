@@ -70,6 +70,10 @@ class BottleneckBlock(Block):
     autocast_dtypes = (torch.bfloat16,)  # under autocast a block is fused only where its input has autocast's dtype
     memory = "balanced"
 
+    @property
+    def recomputes(self) -> bool:
+        return self.memory == "low"
+
     @classmethod
     def match(cls, candidate: object) -> tuple[BottleneckParts, Reads] | None:
         units = candidate.blocks

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ghost_ops import activations as activation
-from ghost_ops.backends.triton import depthwise
+from ghost_ops.backends.triton import depthwise, excite, launch, squeeze_excite
 from ghost_ops.backends.triton.depthwise_gradients import depthwise_gradients
 from ghost_ops.backends.triton.epilogue import Epilogue
 from ghost_ops.backends.triton.norm import BatchNorm, NormVectors, join_gradients, join_statistics
@@ -104,3 +104,39 @@ def test_depthwise_convolution_and_batch_norm(seed):
         options = {"z": z, "norm": norm, "coefficients": coefficients, "residual": layer.more}
         x, weight, _ = depthwise_gradients(layer.grad, layer.x, layer.weight, layer.stride, **options)
     compare(layer, found | gradients | {"x": x, "weight": weight}, errors)
+
+
+@pytest.mark.parametrize(("n", "c", "r"), [(1, 40, 12), (18, 100, 33), (3, 5, 257)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layers_of_an_excitation(n, c, r, dtype, monkeypatch):
+    """Sums of several splits, several blocks of images and shares of channels, more hidden channels than fit."""
+    monkeypatch.setattr(excite, "PROGRAMS", 3)
+    monkeypatch.setattr(excite, "MOST_STEP", 16)
+    act, gate = activation.ACTIVATIONS.index("silu"), activation.GATES.index("sigmoid")
+    sums, per_value = torch.randn(3, n, c), 0.25
+    layers = [torch.randn(r, c) / c**0.5, torch.randn(r), torch.randn(c, r).to(dtype) / r**0.5, None]
+    found = excite.excite_layers(sums, per_value, *layers, act, gate, dtype, gated=True)
+
+    def plain(kind):
+        squeeze = (sums.to(torch.promote_types(kind, torch.float32)).sum(0) * per_value).to(kind)
+        hidden = F.linear(squeeze, layers[0].to(kind), layers[1].to(kind))
+        logits = F.linear(activation.activate(hidden, act), layers[2].to(kind))
+        return squeeze, hidden, logits, torch.sigmoid(logits)
+
+    names = ("squeeze", "hidden", "logits", "gated")
+    for name, ours, eager, exact in zip(names, found, plain(dtype), plain(torch.float64), strict=True):
+        assert_as_accurate(ours, eager, exact, 4.0, what=name, ulps=8)
+
+
+def test_launches_of_squeeze_and_excite():
+    """Each way: a pass over the map, the layers, the scaling pass. Sums that the pass before made save the first."""
+    started = []
+    record = lambda kernel, grid, arguments, warps, stages: started.append(kernel.__name__)
+    x, layers = torch.randn(2, 8, 5, 5), [torch.randn(4, 8), torch.randn(4), torch.randn(8, 4), torch.randn(8)]
+    with pytest.MonkeyPatch.context() as patch, many_tiles():
+        patch.setattr(launch, "start_kernel", record)
+        _, *saved = squeeze_excite.squeeze_excite(x, *layers, 1, 1)
+        assert started == ["sums_kernel", "layers_kernel", "scale_kernel"]
+        started.clear()
+        squeeze_excite.squeeze_excite_backward(x, x, *saved, *layers, 1, 1)
+        assert started == ["sums_kernel", "hidden_bwd_kernel", "layers_bwd_kernel", "scale_kernel"]

@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 
 from . import launch, tiles
-from .activation import activate_backward, affine, load_coefficients, normalized, slopes
+from .activation import affine, load_coefficients, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
 from .maps import assume_multiple, assume_multiple_strides, load_taps, tile_coords
-from .normalise import norm_gradient
+from .normalise import norm_gradient, result_gradient
 from .sums import total
 from .taps import tap_arguments
 
@@ -31,28 +31,6 @@ def tap_of(p, e, f, STRIDE, D):
 def added(sums, place: tl.constexpr, v):
     """The tuple with v added at a place."""
     return sums[:place] + (sums[place] + v,) + sums[place + 1 :]
-
-
-@triton.jit
-def result_gradient(
-    grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row, columns, channels, H, W, wanted,
-    middle, scale, shift, slope, factor, constant, linear, center, ACT: tl.constexpr,
-):  # fmt: skip
-    """A row of the gradient of a convolution's results, [BW, BM], float32, 0 outside of the map (H x W).
-
-    With z, the results, ``grad`` is the gradient of what the activation ACT of the BatchNorm's results makes of them.
-    ``columns``: [BW]; ``channels``, ``wanted`` and all vectors: [BM].
-    """
-    there = ((row >= 0) & (row < H) & (columns >= 0) & (columns < W))[:, None] & wanted  # [BW, BM]
-    at = row * grad_h + columns[:, None] * grad_w + channels * grad_c
-    g = tl.load(grad + at, mask=there, other=0.0).to(tl.float32)
-    if z is not None:
-        at = row * z_h + columns[:, None] * z_w + channels * z_c
-        v = tl.load(z + at, mask=there, other=0.0).to(tl.float32)
-        g = activate_backward(g, normalized(v, middle, scale, shift, True), ACT, slope)
-        g = factor * (g - constant - linear * (v - center))
-        g = tl.where(there, g, 0.0)
-    return g
 
 
 @triton.jit

@@ -1,5 +1,5 @@
 """Passes of a BatchNorm over the batch that stand between two convolutions: after its statistics are known, the
-normalisation, and the backward's sums.
+normalisation, and the backward's sums; and its backward within other kernels.
 
 In each, ``norm`` holds the BatchNorm and the activation after it: g is the gradient of the BatchNorm's result.
 """
@@ -174,3 +174,25 @@ def norm_gradient(
     to = launch.scratch(z, z.shape[1])
     _norm_backward(grad_out, z, norm, tiles.strips("stencil", z, z.shape[1]), coefficients, to, None)
     return to
+
+
+@triton.jit
+def result_gradient(
+    grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row, columns, channels, H, W, wanted,
+    middle, scale, shift, slope, factor, constant, linear, center, ACT: tl.constexpr,
+):  # fmt: skip
+    """A row of the gradient of a convolution's results, [BW, BM], float32, 0 outside of the map (H x W).
+
+    With z, the results, ``grad`` is the gradient of what the activation ACT of the BatchNorm's results makes of them.
+    ``columns``: [BW]; ``channels``, ``wanted`` and all vectors: [BM].
+    """
+    there = ((row >= 0) & (row < H) & (columns >= 0) & (columns < W))[:, None] & wanted  # [BW, BM]
+    at = row * grad_h + columns[:, None] * grad_w + channels * grad_c
+    g = tl.load(grad + at, mask=there, other=0.0).to(tl.float32)
+    if z is not None:
+        at = row * z_h + columns[:, None] * z_w + channels * z_c
+        v = tl.load(z + at, mask=there, other=0.0).to(tl.float32)
+        g = activate_backward(g, normalized(v, middle, scale, shift, True), ACT, slope)
+        g = factor * (g - constant - linear * (v - center))
+        g = tl.where(there, g, 0.0)
+    return g

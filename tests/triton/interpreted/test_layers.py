@@ -11,10 +11,11 @@ import torch.nn.functional as F
 
 from ghost_ops import activations as activation
 from ghost_ops.backends.triton import depthwise, excite, launch, squeeze_excite
+from ghost_ops.backends.triton.convolution import convolution_weight_gradient, convolution_with_statistics
 from ghost_ops.backends.triton.depthwise_gradients import depthwise_gradients
 from ghost_ops.backends.triton.epilogue import Epilogue
 from ghost_ops.backends.triton.norm import BatchNorm, NormVectors, join_gradients, join_statistics
-from ghost_ops.backends.triton.normalise import norm_gradient_sums, normalise
+from ghost_ops.backends.triton.normalise import norm_gradient, norm_gradient_sums, normalise
 from tests.helpers import assert_as_accurate
 from tests.ops.cases import LAYOUTS, Errors, in_layout
 
@@ -140,3 +141,41 @@ def test_launches_of_squeeze_and_excite():
         started.clear()
         squeeze_excite.squeeze_excite_backward(x, x, *saved, *layers, 1, 1)
         assert started == ["sums_kernel", "hidden_bwd_kernel", "layers_bwd_kernel", "scale_kernel"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_first_convolution_and_batch_norm(seed):
+    layer, errors = draw_layer(seed, dense=True), Errors()
+    given = layer.stride, layer.padding
+    with many_tiles() if seed % 4 == 3 else few_tiles():
+        z, partials = convolution_with_statistics(layer.x, layer.weight, *given)
+        found, vectors, norm = forward(layer, z, partials)
+        gradients, coefficients = backward(layer, z, vectors, norm)
+        options = {"z": z, "norm": norm, "coefficients": coefficients}
+        weight = convolution_weight_gradient(layer.grad, layer.x, layer.weight, *given, **options)
+    compare(layer, found | gradients | {"weight": weight}, errors)
+
+
+def test_gradient_of_a_first_convolution_without_a_batch_norm():
+    layer = draw_layer(2, dense=True)
+    weight = layer.weight.double().requires_grad_()
+    F.conv2d(layer.x.double(), weight, None, layer.stride, layer.padding).backward(layer.grad.double())
+    found = convolution_weight_gradient(layer.grad, layer.x, layer.weight, layer.stride, layer.padding)
+    torch.testing.assert_close(found.double(), weight.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_of_a_convolutions_result(layout):
+    """For what no kernel computes it on the way: NCHW and strided gradients, odd channels."""
+    layer = draw_layer(3)
+    layer.grad = in_layout(layer.grad, layout)
+    z, partials = depthwise.depthwise_with_statistics(layer.x, layer.weight, layer.stride)
+    _, vectors, norm = forward(layer, z, partials)
+    _, coefficients = backward(layer, z, vectors, norm)
+    through = norm_gradient(layer.grad, z, norm, coefficients)
+    once = depthwise_gradients(
+        layer.grad, layer.x, layer.weight, layer.stride, z=z, norm=norm, coefficients=coefficients
+    )
+    twice = depthwise_gradients(through, layer.x, layer.weight, layer.stride)
+    for a, b in zip(once[:2], twice[:2]):
+        torch.testing.assert_close(a, b, rtol=4e-3, atol=4e-3)

@@ -53,7 +53,8 @@ class Resources:
     ptx: str
 
 
-def _launch(kernel, arguments: dict, warps: int, stages: int) -> Launch:
+def launch_of(kernel, arguments: dict, warps: int, stages: int) -> Launch:
+    """The launch of a kernel with these arguments, as Triton specialises it."""
     signature, constants, divisible = [], [], []
     for parameter in kernel.params:
         name = parameter.name
@@ -77,7 +78,7 @@ def _launch(kernel, arguments: dict, warps: int, stages: int) -> Launch:
 @contextmanager
 def recording(found: list[Launch]) -> Iterator[None]:
     def start_kernel(kernel, grid, arguments, warps, stages):
-        found.append(_launch(kernel, arguments, warps, stages))
+        found.append(launch_of(kernel, arguments, warps, stages))
 
     with mock.patch.object(launch, "start_kernel", start_kernel):
         yield
@@ -91,9 +92,8 @@ def record(architecture: str, call: Callable[[], object]) -> list[Launch]:
     return list(dict.fromkeys(found))
 
 
-def compile_for(one: Launch, architecture: str) -> Resources:
-    """Compiles to PTX, then assembles that with Triton's own assembler."""
-    capability = int(architecture.removeprefix("sm_"))
+def build(one: Launch, architecture: str) -> triton.compiler.CompiledKernel:
+    """Compiles for a chip that need not be there."""
     names = one.kernel.arg_names
     source = ASTSource(
         fn=one.kernel,
@@ -101,8 +101,14 @@ def compile_for(one: Launch, architecture: str) -> Resources:
         constexprs={(names.index(k),): v for k, v in one.constants},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in one.divisible},
     )
-    options = {"num_warps": one.warps, "num_stages": one.stages}
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+    return triton.compile(source, target=target, options={"num_warps": one.warps, "num_stages": one.stages})
+
+
+def compile_for(one: Launch, architecture: str) -> Resources:
+    """Compiles to PTX, then assembles that with Triton's own assembler."""
+    capability = int(architecture.removeprefix("sm_"))
+    built = build(one, architecture)
     ptx = built.asm["ptx"]
     target = re.search(r"\.target (sm_\w+)", ptx)[1]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:

@@ -1,0 +1,96 @@
+"""Predict the time of the Triton kernels' launches at given layer shapes, without a device.
+
+python -m benchmarks.static_model "train 16->24@112" "frozen 24->36@56"
+python -m benchmarks.static_model "train 16->24@112" --kernel cheap_kernel --json before.json
+python -m benchmarks.static_model "train 16->24@112" --kernel cheap_kernel --before before.json
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+
+from . import launches, model
+
+COLUMNS = (  # the head, the width, decimals, and where in a row the value is
+    ("regs", 5, 0, lambda row: row["facts"]["registers"]),
+    ("warps", 6, 0, lambda row: row["resident_warps"]),
+    ("loop", 6, 0, lambda row: row["facts"]["loop"]["instructions"]),
+    ("trips", 7, 0, lambda row: row["facts"]["iterations"]),
+    ("/result", 8, 1, lambda row: row["per_result"]),
+    ("waits", 6, 2, lambda row: row["facts"]["loop"]["phases"]),
+    ("lead", 6, 2, lambda row: row["lead"]),
+    ("bits", 5, 0, lambda row: row["narrowest"] or 0),
+    ("div", 4, 0, lambda row: row["divisions"]),
+    *((name, 8, 1, lambda row, name=name: row[name]) for name in ("issue", "bytes", "cache", "latency", "us")),
+)
+
+
+def row_of(case: str, label: str, recorded: launches.Recorded) -> dict:
+    """What the table and the JSON show of a launch."""
+    from . import build
+
+    seen = build.see(recorded)
+    found = model.predict(seen.facts)
+    return {
+        "case": case, "launch": label, "grid": recorded.grid, "us": round(found.time, 2),
+        **{k: round(v, 2) for k, v in asdict(found).items() if k != "start"},
+        "resident_warps": seen.facts.resident() * seen.facts.warps, "per_result": round(seen.facts.per_result, 2),
+        **asdict(replace(seen, facts=None)), "facts": asdict(seen.facts),
+    }  # fmt: skip
+
+
+def head() -> str:
+    return f"{'launch':32}" + "".join(f"{name:>{width}}" for name, width, *_ in COLUMNS)
+
+
+def line(row: dict) -> str:
+    values = "".join(f"{value(row):{width}.{decimals}f}" for _, width, decimals, value in COLUMNS)
+    spilled = f"  {row['spilled']} BYTES SPILLED" if row["spilled"] else ""
+    return f"{row['launch']:32}{values}{spilled}"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Cases:\n\n\b\n" + launches.FORMS)
+@click.argument("cases", nargs=-1, required=True)
+@click.option("--kernel", default="", help="Only kernels whose names contain this.")
+@click.option("--batch", type=click.IntRange(1), default=launches.BATCH, show_default=True)
+@click.option("--json", "to", type=click.Path(path_type=Path), help="Writes what was found there.")
+@click.option("--before", type=click.Path(path_type=Path, exists=True), help="A file of --json to compare with.")
+def main(cases: tuple[str, ...], kernel: str, batch: int, to: Path | None, before: Path | None) -> None:
+    """Predict the time of the launches of CASES on an H200."""
+    old: dict[tuple[str, str], dict] = {}
+    if before is not None:
+        known = [row for row in json.loads(before.read_text()) if kernel in row["launch"]]
+        old = {(row["case"], row["launch"]): row for row in known}
+    rows = []
+    for case in cases:
+        try:
+            found = launches.case(case, batch)
+        except ValueError as why:
+            raise click.UsageError(str(why)) from None
+        click.echo(f"{case}, batch {batch}\n{head()}")
+        was_total = sum(row["us"] for (of, _), row in old.items() if of == case)
+        total = 0.0
+        names = launches.labels(found)
+        for label, one in zip(names, found):
+            if kernel in one.name:
+                rows.append(row_of(case, label, one))
+                was = old.pop((case, label), None)
+                total += rows[-1]["us"]
+                click.echo(line(rows[-1]) + (f"   was {was['us']:.1f}" if was else ""))
+        for (of, _), row in old.items():
+            if of == case:
+                click.echo(line(row) + "   is gone")
+        click.echo(
+            f"{'sum':32}{total:{sum(width for _, width, *_ in COLUMNS)}.1f}"
+            + (f"   was {was_total:.1f}" if before else "")
+        )
+    if to is not None:
+        to.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,8 @@
-"""The GPU benchmark: Ghost modules, whole nets and training steps on a CUDA device, against PyTorch at its best.
+"""The long GPU benchmark: Ghost modules, whole nets and training steps on a CUDA device, against PyTorch at its best.
 
-Every result is compared with float64 before it is timed; the baselines take turns within a round (A B A B), and medians
-are reported. A launch costs the host up to 30 us on some machines, which decides the time at every batch size, so both
-sides are timed as CUDA graphs too. Writes ``<out>/<device>.json`` after every case, the most telling
-cases first, and ``<device>.png`` in the end where matplotlib is.
+Every result, and every training step's gradients, are compared with float64 before they are timed; the contenders take
+turns within a round (A B A B), and medians are reported. Writes ``<out>/<device>.json`` after every case, the most
+telling cases first, and ``<device>.png`` in the end where matplotlib is. ``benchmarks/gpu_check.py`` is the short one.
 
     python benchmarks/gpu.py [--part modules --part nets --part train] [--batch 256] [--minutes 8] [--dry-run]
 
@@ -12,248 +11,42 @@ cases first, and ``<device>.png`` in the end where matplotlib is.
 
 from __future__ import annotations
 
-import copy
-import gc
 import re
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-import ghost_ops
 from ghost_ops.bench import machine, other_models
-from ghost_ops.bench.baselines import fold
 from ghost_ops.bench.cases import ModuleCase, NetCase, module_cases
+from ghost_ops.bench.gpu import MODES, Device, Inference, Training, inference_baselines, training_baselines
 from ghost_ops.bench.report import to_json
-from ghost_ops.bench.results import FAILED, WRONG, Result, error_of
+from ghost_ops.bench.results import Result
 from ghost_ops.bench.roofline import Limits
 from ghost_ops.bench.run import Report
-from ghost_ops.bench.timing import interleave
 from ghost_ops.bench.training import TrainCase
-from ghost_ops.dispatch import select
-from ghost_ops.fused import GraphedNet
-from ghost_ops.surgery.saved import saved_bytes
 
 PARTS = ("modules", "nets", "train")
 BATCHES = (1, 32, 256, 1024)
 TELLING = (256, 1)  # the batches that come first
 TRAIN_BATCHES = (256, 32)
-MODES = ("default", "reduce-overhead", "max-autotune")  # torch.compile's; all but the first use CUDA graphs
-TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3}  # relative to the largest element
-LAST = torch.channels_last
-GRAPHED = ", CUDA graph"
-WARM_UPS = 3  # before a capture: kernels are compiled, libraries choose theirs
-
-
-class Device:
-    """The CUDA device, or in a dry run the CPU, with what timing needs of it."""
-
-    def __init__(self, dry: bool) -> None:
-        self.dry = dry
-        self.name = "cpu" if dry else "cuda"
-        self.label = "dry run" if dry else torch.cuda.get_device_name()
-
-    def forget(self) -> None:
-        """Drop what the last case compiled and kept: a compiler takes only so many nets of a class."""
-        torch._dynamo.reset()
-        gc.collect()
-        if not self.dry:
-            torch.cuda.empty_cache()
-
-    def peak(self, call: Callable[[], object]) -> int | None:
-        """Device memory that a call takes beyond what is there before it."""
-        if self.dry:
-            return None
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-
-    def bandwidth(self) -> float:
-        """Bytes a second that a copy reads and writes."""
-        size = 1 << (20 if self.dry else 30)
-        a, b = (torch.empty(size, dtype=torch.uint8, device=self.name) for _ in range(2))
-        return 2 * size / min(interleave({"copy": lambda: b.copy_(a)}, rounds=5)["copy"].samples)
-
-
-def compiled(net: nn.Module, mode: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    return torch.compile(net, mode=None if mode == "default" else mode)
-
-
-def by_backend(name: str, run: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """``run`` with this backend first; raises where it does not come first on this machine."""
-
-    def called(x: torch.Tensor) -> torch.Tensor:
-        with ghost_ops.use_backend(name):
-            choice = select("program", x)
-            if choice.backend != name:
-                raise RuntimeError(str(choice))
-            return run(x)
-
-    return called
-
-
-def is_graph(name: str) -> bool:
-    """Whether a baseline replays CUDA graphs, whose memory is not that of a call."""
-    return name.endswith((GRAPHED, *MODES[1:]))
-
-
-def inference_baselines(case: ModuleCase | NetCase, net: nn.Module, modes: tuple[str, ...]) -> dict[str, Callable]:
-    """Functions that make a forward of the plain net, which is on the device and in the dtype; ours first."""
-    on_device = next(net.parameters()).is_cuda  # not in a dry run
-    found: dict[str, Callable] = {}
-
-    def add(name: str, build: Callable[[], nn.Module], around: Callable = lambda run: run) -> None:
-        """As it is, and as a CUDA graph."""
-        found[name] = lambda: around(build())
-        if on_device:
-            found[f"{name}{GRAPHED}"] = lambda: around(GraphedNet(build()))
-
-    def folded() -> nn.Module:
-        return fold(net).eval().to(memory_format=LAST)
-
-    if isinstance(case, ModuleCase) or case.net.startswith("ghostnet"):
-        add("ghost_ops.freeze", lambda: ghost_ops.freeze(net))
-        if on_device:
-            add("ghost_ops.freeze, CUDA C++", lambda: ghost_ops.freeze(net), lambda run: by_backend("cuda", run))
-        found["ghost_ops.fuse"] = lambda: ghost_ops.fuse(copy.deepcopy(net))
-    found["eager, NCHW"] = lambda: copy.deepcopy(net).to(memory_format=torch.contiguous_format)
-    add("eager, channels_last", lambda: copy.deepcopy(net).to(memory_format=LAST))
-    add("BN folded, channels_last", folded)
-    for mode in modes:
-        found[f"torch.compile {mode}"] = lambda mode=mode: compiled(folded(), mode)
-    return found
-
-
-def new_result(part: str, case: str, batch: int, dtype: torch.dtype, name: str) -> Result:
-    group = "target" if name.startswith("ghost_ops") else "pytorch"
-    return Result(part, case, batch, 1, 1, name, name, group, dtype=str(dtype).removeprefix("torch."))
-
-
-def floor_bytes(case: ModuleCase | NetCase, batch: int, dtype: torch.dtype) -> int:
-    """The least that must move, in this dtype (the cases count float32)."""
-    return case.bytes(batch) * dtype.itemsize // 4
 
 
 def run_inference(
     device: Device, part: str, case: ModuleCase | NetCase, batch: int, dtype: torch.dtype, rounds: int,
     modes: tuple[str, ...], bandwidth: float,
 ) -> list[Result]:  # fmt: skip
-    net = case.build().to(device.name, dtype)
-    x = case.input(batch).to(device.name, dtype).contiguous(memory_format=LAST)
-    few = x[:8]
-    exact = case.build().to(device.name).double().eval()
-    exact.load_state_dict({k: v.double() if v.is_floating_point() else v for k, v in net.state_dict().items()})
-    rows, calls, size = [], {}, floor_bytes(case, batch, dtype)
-    with torch.no_grad():
-        expected = exact(few.double())
-        del exact
-        for name, build in inference_baselines(case, net, modes).items():
-            row = new_result(part, case.name, batch, dtype, name)
-            row.bytes, row.roof = size, size / bandwidth
-            rows.append(row)
-            try:
-                run, seen = build(), x.contiguous() if "NCHW" in name else x
-                row.error = error_of(run(seen)[:8], expected)
-                if row.error > TOLERANCE[dtype]:
-                    row.refuse(WRONG, "its result differs from float64")
-                    continue
-                call = lambda run=run, seen=seen: run(seen)
-                row.resident_bytes = None if is_graph(name) else device.peak(call)
-                calls[id(row)] = call
-            except Exception as error:  # a baseline's failure is a result of that baseline
-                row.refuse(FAILED, f"{type(error).__name__}: {error}"[:200])
-        take_turns(device, rows, calls, rounds)
-    return rows
-
-
-def graphed(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """A whole training step as one CUDA graph; gradients stay in its memory from replay to replay."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step()
-
-    def replay() -> torch.Tensor:
-        graph.replay()
-        return loss
-
-    return replay
+    inference = Inference(device, case, batch, dtype)
+    return inference.run(part, inference_baselines(device, case, inference.net, modes), rounds, bandwidth)
 
 
 def run_training(device: Device, batch: int, dtype: torch.dtype, rounds: int, modes: tuple[str, ...]) -> list[Result]:
-    """Steps under autocast: zero_grad, forward, cross-entropy, backward, SGD. Compared by the loss of the first."""
-    case = TrainCase(side=64 if device.dry else 224)
-    images, labels = (t.to(device.name) for t in case.batch(batch))
-    ours, eager = (LAST, ghost_ops.fuse), (LAST, lambda net: net)
-    baselines = {"ghost_ops.fuse, channels_last": ours}
-    if not device.dry:
-        baselines |= {f"ghost_ops.fuse{GRAPHED}": ours, f"eager, channels_last{GRAPHED}": eager}
-    baselines |= {"eager, channels_last": eager, "eager, NCHW": (torch.contiguous_format, lambda net: net)}
-    for mode in modes:
-        baselines[f"torch.compile {mode}"] = (LAST, lambda net, mode=mode: compiled(net, mode))
-    rows, calls = [], {}
-    with torch.no_grad():
-        expected = float(F.cross_entropy(case.build().to(device.name).double()(images.double()), labels))
-    for name, (layout, prepare) in baselines.items():
-        row = new_result("train", case.name, batch, dtype, name)
-        rows.append(row)
-        net = case.build().to(device.name).to(memory_format=layout)
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
-        x = images.contiguous(memory_format=layout)
-        try:
-            run = prepare(net)
-
-            def loss(run=run, x=x):
-                with torch.autocast(device.name, dtype):
-                    return F.cross_entropy(run(x), labels)
-
-            def step(loss=loss, optimizer=optimizer):
-                torch.compiler.cudagraph_mark_step_begin()  # the compiler's graphs may reuse what the last step left
-                optimizer.zero_grad(set_to_none=True)
-                found = loss()
-                found.backward()
-                optimizer.step()
-                return found.detach()
-
-            call = graphed(step) if name.endswith(GRAPHED) else step
-            row.error = abs(float(call()) - expected) / abs(expected)
-            if not row.error <= TOLERANCE[torch.bfloat16]:
-                row.refuse(WRONG, "its loss differs from float64")
-                continue
-            if not is_graph(name):
-                row.saved_bytes, row.resident_bytes = saved_bytes(loss, net), device.peak(call)
-            calls[id(row)] = call
-        except Exception as error:
-            row.refuse(FAILED, f"{type(error).__name__}: {error}"[:200])
-    take_turns(device, rows, calls, rounds)
-    return rows
-
-
-def take_turns(device: Device, results: list[Result], calls: dict[int, Callable], rounds: int) -> None:
-    """Times those that have a call, in turn, and relates all to the fastest of ours."""
-    least = 0 if device.dry else 0.05
-    timings = interleave(calls, rounds=rounds, threads=torch.get_num_threads(), min_seconds=least)
-    running = [result for result in results if id(result) in timings]
-    for result in running:
-        result.take(timings[id(result)])
-    ours = min((result.seconds for result in running if result.group == "target"), default=None)
-    for result in running if ours else ():
-        result.speedup = result.seconds / ours
+    training = Training(device, TrainCase(side=64 if device.dry else 224), batch, dtype)
+    return training.run(training_baselines(device, modes), rounds)
 
 
 def plot(rows: list[Result], path: Path, title: str) -> None:

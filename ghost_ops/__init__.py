@@ -7,6 +7,7 @@
 from importlib import metadata as _metadata
 
 from . import functional, models
+from .ahead import warm_up
 from .backends import empty_cache
 from .dispatch import use_backend
 from .fused import (
@@ -50,4 +51,5 @@ __all__ = [
     "revert",
     "thaw",
     "use_backend",
+    "warm_up",
 ]

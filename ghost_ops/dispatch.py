@@ -70,7 +70,9 @@ def _select(
         else:
             why = backend.refuse(operator, device, dtype, kernel)
         if why is None:
-            return Decision(f"{operator} on {backend.name}", backend.name, operator, refusals)
+            slowed = backend.slowed()
+            slow = () if slowed is None else (f"slow on {backend.name}, since {slowed}",)
+            return Decision(f"{operator} on {backend.name}", backend.name, operator, (*refusals, *slow))
         refusals = (*refusals, f"not {backend.name}, since {why}")
     raise AssertionError("the reference refuses nothing")
 

@@ -57,6 +57,7 @@ class Backend:
         off_until: what must be set before it runs by itself; None where nothing must.
         can_be_forced: whether ``use_backend`` takes its name.
         fuses_epilogues: whether it is faster with squeeze, excitation and shortcut fused into Ghost module kernels.
+        slowed: why its calls cost more than they should, as the end of a sentence; None where they do not.
         describe_program: ``(x, packed, steps) -> str``: says how it runs a program; None where it has nothing to say.
     """
 
@@ -72,14 +73,17 @@ class Backend:
     off_until: Callable[[], str | None] = lambda: None
     can_be_forced: bool = False
     fuses_epilogues: bool = False
+    slowed: Callable[[], str | None] = lambda: None
     describe_program: Callable[[torch.Tensor, torch.Tensor, list[int]], str] | None = None
 
     def state(self) -> str:
-        """ "ready", or why it is missing or off."""
+        """ "ready", or why it is missing, off or slow."""
         why, off = self.missing(), self.off_until()
         if why is not None:
             return f"missing: {why}"
-        return "ready" if off is None else f"ready, off until {off}"
+        slowed = self.slowed()
+        state = "ready" if off is None else f"ready, off until {off}"
+        return state if slowed is None else f"{state}, but slow, since {slowed}"
 
     def refuse(self, operator: str, device: torch.device, dtype: torch.dtype, kernel: int | None) -> str | None:
         """Why it does not take a configuration, as the end of a sentence; None where it does.

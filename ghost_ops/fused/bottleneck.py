@@ -65,6 +65,7 @@ class BottleneckBlock(Block):
     """
 
     kind = "Ghost bottleneck"
+    trains_as_program = True
     Parts = BottleneckParts
     holds_blocks = True
     autocast_dtypes = (torch.bfloat16,)  # under autocast a block is fused only where its input has autocast's dtype

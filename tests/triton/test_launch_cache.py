@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gc
 import threading
+import warnings
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+
+from ghost_ops import dispatch
+from ghost_ops.backends import triton as triton_backend
 
 pytest.importorskip("triton")
 from ghost_ops.backends.triton import launch, launch_cache, tiles
@@ -233,6 +238,7 @@ def test_torch_in_between_runs_in_full(cache, function):
         assert kernel.full == count and list(cache.values()) == [None]
 
 
+@pytest.mark.filterwarnings("ignore:ghost_ops. results are right")
 def test_a_kernel_unlike_tritons_runs_in_full(cache, monkeypatch):
     kernel = Kernel("x", "out", "given_by_a_default")
     call = launch_cache.cached_launches(lambda x: _other_type(x, kernel).view(x.dtype))
@@ -241,6 +247,33 @@ def test_a_kernel_unlike_tritons_runs_in_full(cache, monkeypatch):
     other, (x, w) = Kernel(*KERNEL), tensors()
     operator(other)(x, w, 0.5)
     assert list(cache.values()) == [None, None]
+
+
+def test_a_triton_that_launches_in_another_way_is_told(cache, monkeypatch):
+    """One warning, which says what to do; ``select``, which ``explain`` shows, and ``ghost-ops info`` say the same."""
+    assert launch_cache.why_not_cached() is None and triton_backend.slowed() is None
+    monkeypatch.setattr(launch_cache, "_launches_as_known", lambda: False)
+    launch_cache._warn_of_slow_launches.cache_clear()
+    call = operator(Kernel(*KERNEL))
+    with pytest.warns(UserWarning, match=r"launches are not cached .*: install one of these"):
+        call(*tensors(), 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        operator(Kernel(*KERNEL))(*tensors(), 0.5)
+    backend = replace(triton_backend.BACKEND, missing=lambda: None, refuse_device=lambda device: None)
+    assert "ready" in backend.state() and "but slow, since Triton" not in backend.state()  # no Triton for CUDA here
+    monkeypatch.setattr(triton_backend, "_missing", None)
+    assert "ready, but slow, since Triton" in backend.state()
+    monkeypatch.setitem(dispatch.BACKENDS, "triton", replace(backend, is_candidate=lambda device, forced: True))
+    native = replace(dispatch.BACKENDS["native"], is_candidate=lambda device, forced: False)
+    monkeypatch.setitem(dispatch.BACKENDS, "native", native)
+    dispatch._select.cache_clear()
+    try:
+        found = dispatch.select("depthwise", torch.zeros(1), 3)
+        assert found.backend == "triton" and found.why.startswith("slow on triton, since Triton")
+    finally:
+        dispatch._select.cache_clear()
+        launch_cache._warn_of_slow_launches.cache_clear()
 
 
 def test_the_installed_triton_is_known():

@@ -114,5 +114,5 @@ def test_the_benchmark_works():
     command = [sys.executable, "benchmarks/gpu.py", "--dry-run", "--part", "modules", "--part", "train"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "ghost_ops.freeze" in done.stdout and "ghost_ops.fuse, channels_last" in done.stdout
+    assert "ghost_ops.freeze" in done.stdout and "ghost_ops.fuse, memory=low" in done.stdout
     assert "Error" not in done.stdout and "wrong" not in done.stdout, done.stdout

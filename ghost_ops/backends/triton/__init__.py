@@ -74,7 +74,16 @@ def has(name: str) -> bool:
     return load(name) is not None
 
 
-has._dynamo_marked_constant = True
+def slowed() -> str | None:
+    """Why calls cost more than they should, as the end of a sentence; None where they do not. Imports Triton."""
+    if _missing is not None:
+        return None
+    from .launch_cache import why_not_cached
+
+    return why_not_cached()
+
+
+has._dynamo_marked_constant = slowed._dynamo_marked_constant = True
 BACKEND = Backend(
     "triton",
     is_candidate=lambda device, forced: device.type == "cuda",
@@ -87,4 +96,5 @@ BACKEND = Backend(
     missing=missing,
     can_be_forced=True,
     fuses_epilogues=True,
+    slowed=slowed,
 )

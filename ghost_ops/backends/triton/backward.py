@@ -2,7 +2,8 @@
 
 z1 is computed once (unless given) and kept in scratch memory with the maps' dtype, as eager PyTorch keeps it. Then no
 pass needs a halo: neighbours of a pixel are read from memory. B1 computes the sums of g2 and keeps ∂z2, or z2 where the
-BatchNorm's sums must be known first; B2 completes ∂z2 and computes ∂W2 and g1 with its sums; B3 computes ∂x and ∂W1.
+BatchNorm's sums must be known first; B2 completes ∂z2 and computes, in one more pass, ∂W2 and g1 with its sums; B3
+computes ∂x and ∂W1.
 Partial sums, three rows for each group of tiles, are joined in a fixed order by small kernels.
 """
 
@@ -19,6 +20,7 @@ from .product_gradients import input_bwd_kernel, primary_weight_bwd_kernel
 from .products import primary_product
 from .squeeze_excite import image_sums, scaled_map
 from .strip_gradients import (
+    cheap_conv_bwd_kernel,
     cheap_epilogue_bwd_kernel,
     cheap_norm_bwd_kernel,
     cheap_weight_bwd_kernel,
@@ -94,15 +96,22 @@ def ghost_tail_bwd(
             arguments |= {"CHEAP_CHANNELS": cheap_channels, "coefficients": coefficients}
             strips = tiles.strips("stencil_gradient", z, cheap_channels)
             strips.start(cheap_norm_bwd_kernel, z, cheap_channels, taken(cheap_norm_bwd_kernel, arguments))
-    strips = tiles.strips("stencil_gradient", z, m, d * d * multiplier)
+    # A thread keeps the cheap weight and its gradient, except where a primary channel has several cheap ones.
+    joined = multiplier == 1
+    strips = tiles.strips("stencil_gradient", z, m, 2 * d * d if joined else d * d * multiplier)
     partials = partial(strips.splits, 3, m)
     arguments = common | {
         "grad_z2": grad_z2, "grad_z": grad_z, **launch.strides("to", grad_z), "partials": partials,
         "UNIT": launch.unit(z, grad_out, grad_z, counts=(m,)),
     }  # fmt: skip
-    strips.start(primary_epilogue_bwd_kernel, z, m, arguments)
+    if joined:
+        weights = partial(strips.splits, d * d, m)
+        arguments["weights"] = weights
+        strips.start(cheap_conv_bwd_kernel, z, m, taken(cheap_conv_bwd_kernel, arguments))
+    else:
+        strips.start(primary_epilogue_bwd_kernel, z, m, arguments)
     coefficients, primary_grad = join_gradients(partials, primary, count)
-    if multiplier:
+    if multiplier > 1:
         strips = tiles.strips("stencil_gradient", z, m, 2 * d * d)
         weights = partial(strips.splits, d * d * multiplier, m)
         arguments = taken(cheap_weight_bwd_kernel, common) | {

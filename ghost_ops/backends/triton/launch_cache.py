@@ -16,6 +16,7 @@ import functools
 import inspect
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -59,9 +60,28 @@ def _launches_as_known() -> bool:
         return False
 
 
+def why_not_cached() -> str | None:
+    """Why no launches are cached with this Triton, as the end of a sentence; None where they are."""
+    if _launches_as_known():
+        return None
+    return (
+        f"Triton {triton.__version__} starts kernels in another way than Triton 3.6 and 3.7, so that launches are not "
+        "cached and each costs the host several times as long: install one of these, or a later ghost_ops"
+    )
+
+
+@functools.cache
+def _warn_of_slow_launches() -> None:
+    """Once in a process, when an operator would first cache its launches."""
+    if (why := why_not_cached()) is not None:
+        warnings.warn(f"ghost_ops: results are right, but calls are slow, since {why}", UserWarning, stacklevel=2)
+
+
 def _switched_off() -> bool:
     """Whether launches depend on more than the key, or are watched."""
-    if tiles._assumed is not None or any(tiles._overrides.values()) or launch.recorder.current is not None:
+    if launch.instead is not None or launch.recorder.current is not None:
+        return True
+    if tiles._assumed is not None or any(tiles._overrides.values()):
         return True
     enter, leave = _runtime.launch_enter_hook, _runtime.launch_exit_hook  # chains of hooks, or hooks
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
@@ -112,6 +132,7 @@ def cached_launches(function: Callable) -> Callable:
 
 def _record(function: Callable, args: tuple, key: tuple) -> object:
     """Runs the function in full and keeps its launches."""
+    _warn_of_slow_launches()
     tensors = []
 
     def stand_in(a):

@@ -244,6 +244,13 @@ def store_rows(
 
 
 @triton.jit
+def sum_where(mask, values):
+    """The sums of a tile over its pixels, [BM]. ``mask``, ``values``: [BW, BM]. What lanes without a pixel have summed
+    meanwhile, which may be NaN, does not count: a mask once a program costs less than one in every row."""
+    return tl.sum(tl.where(mask, values, 0.0), axis=0)
+
+
+@triton.jit
 def finish_moments(first, second, origin, count):
     """Mean and sum of squared deviations of ``count`` values, from the sums of their deviations from ``origin`` and of
     the squares of these, all [BM]. Where the origin is one of the values' own means, nothing cancels."""

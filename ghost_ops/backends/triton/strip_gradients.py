@@ -17,6 +17,7 @@ from .maps import (
     read_row,
     step_down,
     store_partial,
+    sum_where,
     take_row,
     tile_coords,
 )
@@ -150,6 +151,75 @@ def cheap_norm_bwd_kernel(
         )
         gz = factor * (g2 - constant - linear * (z2 - center))
         tl.store(at, gz.to(grad_z2.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def cheap_conv_bwd_kernel(
+    z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
+    primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
+    primary_slopes_stride, primary_slope,
+    cheap_weight, cheap_weight_c, cheap_weight_tap, grad_z2, grad_z, to_n, to_c, to_h, to_w, partials, weights,
+    H, W, M, splits, per_split, PRIMARY_ACT: tl.constexpr, D: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """B2 where a primary channel has one cheap channel: what ``primary_epilogue_bwd_kernel`` and
+    ``cheap_weight_bwd_kernel`` compute, from one reading of ∂z2. ``weights``: [groups, D, D, M].
+
+    A thread keeps the D rows of ∂z2 that a row of y1 is read by. Each product with a tap goes to ∂y1, and each product
+    with y1 to the tap's gradient, so that the first row that is loaded is the first that counts.
+    """
+    M = assume_multiple(M, UNIT)
+    z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)
+    grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
+    to_n, to_h, to_w = assume_multiple_strides(to_n, to_h, to_w, UNIT)
+    # columns: [BW]; channels, wanted: [BM]
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
+    # middle, scale, shift: [BM]
+    middle, scale, shift = affine(
+        primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, channels, wanted
+    )
+    neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
+    taps = load_taps(cheap_weight, cheap_weight_c, cheap_weight_tap, channels, wanted, D)  # D * D of [BM]
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
+    z += image * z_n + columns[:, None] * z_w + channels * z_c  # [BW, BM]
+    grad += image * grad_n + columns[:, None] * grad_w + channels * grad_c  # [BW, BM]
+    grad_z += image * to_n + columns[:, None] * to_w + channels * to_c  # [BW, BM]
+    grad_z2 += image * (H * W) * M
+    zeros = tl.zeros((BW, BM), tl.float32)
+    first, second, third = zeros, zeros, zeros
+    tap_sums = (zeros,) * (D * D)
+    last = tl.minimum(bottom + D // 2, H)
+    seen = ()  # D rows through D columns: D * D of [BW, BM]
+    for i in tl.static_range(D):
+        seen = seen + read_row(grad_z2, top - D // 2 + i, columns, channels, last, W, 1, W * M, M, wanted, D)
+    z_ahead = tl.load(z + top * z_h, mask=mask, other=0.0)
+    grad_ahead = tl.load(grad + top * grad_h, mask=mask, other=0.0)
+    for row in range(top, bottom):
+        z1, g = z_ahead.to(tl.float32), grad_ahead.to(tl.float32)
+        # While this row is computed, the next one is being loaded.
+        ahead = read_row(grad_z2, row + D // 2 + 1, columns, channels, last, W, 1, W * M, M, wanted, D)
+        z_ahead = tl.load(z + (row + 1) * z_h, mask=mask & (row + 1 < bottom), other=0.0)
+        grad_ahead = tl.load(grad + (row + 1) * grad_h, mask=mask & (row + 1 < bottom), other=0.0)
+        apart = z1 - middle
+        a1 = apart * scale + shift
+        y1 = activate(a1, PRIMARY_ACT, neg_slope)
+        for k in tl.static_range(D * D):
+            gz = seen[D * D - 1 - k].to(tl.float32)  # of the pixel that reads this one through the tap k
+            g += gz * taps[k]
+            tap_sums = tap_sums[:k] + (tap_sums[k] + gz * y1,) + tap_sums[k + 1 :]
+        seen = seen[D:] + ahead
+        g1 = activate_backward(g, a1, PRIMARY_ACT, neg_slope)  # [BW, BM]
+        first += g1
+        second += g1 * apart
+        if PRIMARY_ACT == PRELU:
+            third += tl.where(a1 > 0, 0.0, g * a1)
+        tl.store(grad_z + row * to_h, g1.to(grad_z.dtype.element_ty), mask=mask)
+    store_partial(
+        partials, group, channels, M, wanted, sum_where(mask, first), sum_where(mask, second), sum_where(mask, third)
+    )
+    weights += group.to(tl.int64) * (D * D) * M + channels
+    for k in tl.static_range(D * D):
+        tl.store(weights + k * M, sum_where(mask, tap_sums[k]), mask=wanted)
 
 
 @triton.jit

@@ -65,6 +65,34 @@ def test_maps_are_read_and_written_several_channels_at_once(c, m, side):
                 assert not re.search(r"ld\.global[.\w:]*\.b16", ptx), str(one)
 
 
+def test_the_last_program_reads_rows_after_all_are_stored():
+    """Stores, barrier, release; acquire, barrier, loads past the L1 cache: in this order, and no load before."""
+    launches = [
+        one
+        for one in aot.record("sm_90", lambda: calls.training(24, 36, 56, torch.float16))
+        if dict(one.signature).get("join_counters", "constexpr") != "constexpr"
+        and not dict(one.constants).get("COUNTERS")
+    ]
+    assert "product_kernel" in {one.kernel.__name__ for one in launches}
+    pattern = re.compile(r"(?<![\w.])(st\.global|bar\.sync|atom\.global|ld\.global)([\w.:]*)")
+    for one in launches:
+        found = [m.groups() for m in map(pattern.search, aot.compile_for(one, "sm_90").ptx.splitlines()) if m]
+        atomics = [i for i, (what, _) in enumerate(found) if what == "atom.global"]
+        assert [found[i][1] for i in atomics] == [".gpu.acq_rel.add.u32"] * 2, str(one)
+        before = 0
+        for i, end in zip(atomics, [atomics[1], len(found)]):
+            names = [what for what, _ in found[before:i]]
+            last_store = len(names) - 1 - names[::-1].index("st.global")
+            assert "bar.sync" in names[last_store:], f"{one}: no barrier between stores and release"
+            after = [what for what, _ in found[i + 1 : end]]
+            assert after.index("bar.sync") < after.index("ld.global"), f"{one}: no barrier between acquire and loads"
+            before = i
+        past_l1 = [".cg" in how for what, how in found if what == "ld.global"]
+        first = sum(what == "ld.global" for what, _ in found[: atomics[0]])
+        between = sum(what == "ld.global" for what, _ in found[: atomics[1]])
+        assert not any(past_l1[:first]) and all(past_l1[first:between]) and sum(past_l1[between:]) >= 3, str(one)
+
+
 def test_wide_offsets_compile():
     """A map of 2**31 elements and more an image, and one whose images are further apart: meta tensors, no memory."""
 

@@ -7,6 +7,7 @@ import torch
 from . import backward, checks, launch
 from .cheap import cheap_half
 from .epilogue import Epilogue
+from .joins import Joins
 from .launch_cache import cached_launches
 from .norm import BatchNorm, NormVectors, join_statistics
 from .products import primary_product
@@ -29,10 +30,8 @@ def ghost_module_train(
     cheap = Epilogue(None, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, None, None, cheap_eps)
     checks.expect_module(x, primary_weight, primary, cheap_weight, cheap, out_channels)
     z, out = launch.scratch(x, m), launch.new_map(x, out_channels)
-    first = join_statistics(
-        primary_product(x, primary_weight, to=z, statistics=True), count,
-        BatchNorm(primary_gamma, primary_beta, primary_eps), _vectors(x, m),
-    )  # fmt: skip
+    joins, norm = Joins(x.device), BatchNorm(primary_gamma, primary_beta, primary_eps)
+    first = primary_product(x, primary_weight, to=z, joins=joins, norm=norm, vectors=_vectors(x, m))
     primary = first.applied(primary)
     second = join_statistics(
         cheap_half(z, out, cheap_weight, cheap, m=m, primary=primary, statistics=True), count,

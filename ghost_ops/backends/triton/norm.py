@@ -216,8 +216,9 @@ def join_gradients_kernel(
 
 
 def join_gradients(
-    partials: torch.Tensor, epilogue: Epilogue, count: int | None = None, vectors: NormVectors | None = None
-) -> tuple[torch.Tensor, EpilogueGradients]:
+    partials: torch.Tensor, epilogue: Epilogue, count: int | None = None, vectors: NormVectors | None = None,
+    to: tuple[torch.Tensor, EpilogueGradients] | None = None,
+) -> tuple[torch.Tensor, EpilogueGradients]:  # fmt: skip
     """Coefficients of the backward of an epilogue, and the gradients of its parameters.
 
     Args:
@@ -225,23 +226,14 @@ def join_gradients(
         epilogue: with its own parameters, which decide what gradients there are and their dtypes.
         count: values a channel, where its BatchNorm, if any, is over the batch; None: over running statistics.
         vectors: of the BatchNorm; by default the epilogue has its mean and variance.
+        to: where the results are written; by default new tensors.
 
     Returns:
         The coefficients, 4 x channels, float32: factor, constant, linear, center, with which g becomes the gradient of
         z: factor * (g - constant - linear * (z - center)). Without ``count`` factor is 1, constant and linear are 0.
     """
     groups, _, channels = partials.shape
-    device = partials.device
-    prelu = epilogue.weight if epilogue.act == PRELU else None
-    kind = torch.float32 if epilogue.bias is None else epilogue.bias.dtype
-
-    def made(parameter: torch.Tensor | None) -> torch.Tensor:
-        if parameter is None:
-            return launch.empty((0,), kind, device)
-        return launch.empty((parameter.numel(),), parameter.dtype, device)
-
-    found = EpilogueGradients(made(epilogue.bias), made(prelu), made(epilogue.gamma), made(epilogue.beta))
-    coefficients = launch.empty((4, channels), torch.float32, device)
+    coefficients, found = to or new_gradients(epilogue, channels, partials.device)
     with launch.on_device_of(partials):
         arguments = gradient_arguments(epilogue, found, coefficients, count, vectors) | {
             "partials": partials, "groups": groups, "CHANNELS": channels, "BG": min(tiles.rows(groups), 512),
@@ -250,6 +242,19 @@ def join_gradients(
         grid = (launch.cdiv(channels, CHANNELS_PER_PROGRAM) if arguments["grad_slope"] is None else 1,)
         launch.start_kernel(join_gradients_kernel, grid, arguments, warps=4, stages=1)
     return coefficients, found
+
+
+def new_gradients(epilogue: Epilogue, channels: int, device: torch.device) -> tuple[torch.Tensor, EpilogueGradients]:
+    """Uninitialised coefficients, 4 x channels, and gradients of an epilogue's parameters, empty where it has none."""
+    prelu = epilogue.weight if epilogue.act == PRELU else None
+    kind = torch.float32 if epilogue.bias is None else epilogue.bias.dtype
+
+    def made(parameter: torch.Tensor | None) -> torch.Tensor:
+        size, dtype = (0, kind) if parameter is None else (parameter.numel(), parameter.dtype)
+        return launch.empty((size,), dtype, device)
+
+    found = EpilogueGradients(made(epilogue.bias), made(prelu), made(epilogue.gamma), made(epilogue.beta))
+    return launch.empty((4, channels), torch.float32, device), found
 
 
 def gradient_arguments(

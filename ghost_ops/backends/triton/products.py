@@ -9,6 +9,7 @@ import triton.language as tl
 from . import launch, tiles
 from .activation import activate, affine, normalized, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
+from .joins import NO_STATISTICS, Joins, clear_counters, join_statistics_last
 from .maps import (
     assume_multiple,
     assume_multiple_strides,
@@ -19,6 +20,7 @@ from .maps import (
     run_of,
     store_partial,
 )
+from .norm import BatchNorm, NormVectors
 
 
 @triton.jit
@@ -26,19 +28,25 @@ def product_kernel(
     x, x_n, x_c, x_h, x_w, scale, weight,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
     primary_slopes_stride, primary_slope,
-    y, y_n, y_c, y_h, y_w, residual, residual_n, residual_c, residual_h, residual_w, statistics,
+    y, y_n, y_c, y_h, y_w, residual, residual_n, residual_c, residual_h, residual_w,
+    partials, join_counters, join_count, join_gamma, join_beta, join_eps, join_bias, join_running_mean,
+    join_running_var, join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out, join_shift_out,
     H, W, C, M, PIXELS, per_group, PRIMARY_ACT: tl.constexpr, PRECISION: tl.constexpr, ONE_STEP: tl.constexpr,
     FLAT_IN: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, UNIT_IN: tl.constexpr, UNIT: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    COUNTERS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: groups of runs x blocks of M. y and ``statistics`` (of the convolution's result): either may be None."""
+    """Grid: groups of runs x blocks of M. y and ``partials`` (statistics of the convolution's result): either may be
+    None. ``join_``: see ``join_statistics_last``. COUNTERS: how many counters of later joins are set to zero; 0 where
+    they are this kernel's."""
     C, M = assume_multiple(C, UNIT_IN), assume_multiple(M, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT_IN)
     y_n, y_h, y_w = assume_multiple_strides(y_n, y_h, y_w, UNIT)
     residual_n, residual_h, residual_w = assume_multiple_strides(residual_n, residual_h, residual_w, UNIT)
     blocks = tl.cdiv(M, BM)
     group = tl.program_id(0) // blocks
-    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)  # [BM]
+    block = tl.program_id(0) % blocks
+    channels = block_of(block, BM, WIDE)  # [BM]
     wanted = channels < M
     # primary_center, primary_scale, primary_shift: [BM]
     primary_center, primary_scale, primary_shift = affine(
@@ -59,7 +67,7 @@ def product_kernel(
             images = pixels // (H * W)  # [BP]
         # z: [BP, BM]
         z = product(x, places, valid, x_c, scale, images, weight, C, channels, wanted, PRECISION, ONE_STEP, BP, BM, BK)
-        if statistics is not None:
+        if partials is not None:
             if t == 0:
                 size = tl.maximum(tl.sum(valid.to(tl.float32), axis=0), 1.0)
                 origin = tl.sum(tl.where(mask, z, 0.0), axis=0) / size  # [BM]
@@ -78,11 +86,18 @@ def product_kernel(
                 v += tl.load(at, mask=mask, other=0.0).to(tl.float32)
             places = in_batch(pixels, H, W, y_n, y_h, y_w, FLAT, WIDE)  # [BP]
             tl.store(y + (places[:, None] + channels[None, :] * y_c), v.to(y.dtype.element_ty), mask=mask)
-    if statistics is not None:
+    if partials is not None:
         start = group.to(tl.int64) * per_group * BP
         count = tl.minimum(PIXELS - start, per_group * BP).to(tl.float32) + tl.zeros((BM,), tl.float32)
         mean, m2 = finish_moments(tl.sum(first, axis=0), tl.sum(second, axis=0), origin, count)  # [BM] each
-        store_partial(statistics, group, channels, M, wanted, count, mean, m2)
+        store_partial(partials, group, channels, M, wanted, count, mean, m2)
+        join_statistics_last(
+            partials, join_counters, group, tl.num_programs(0) // blocks, block, channels, M, wanted, join_count,
+            join_gamma, join_beta, join_eps, join_bias, join_running_mean, join_running_var, join_batches,
+            join_momentum, join_mean_out, join_var_out, join_scale_out, join_shift_out, BM,
+        )  # fmt: skip
+    if (COUNTERS > 0) and (tl.program_id(0) == 0):
+        clear_counters(join_counters, COUNTERS)
 
 
 def primary_product(
@@ -93,29 +108,38 @@ def primary_product(
     to: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
-    statistics: bool = False,
-) -> torch.Tensor | None:
+    joins: Joins | None = None,
+    norm: BatchNorm | None = None,
+    vectors: NormVectors | None = None,
+) -> NormVectors | None:
     """The primary convolution of x, with the epilogue ``primary``, into the first channels of ``to``, if that is given.
 
     Args:
         scale: N x C, the excitation of x.
         residual: added to the output last.
-        statistics: return the groups' statistics of the convolution without epilogue, unrounded: groups x 3 x m.
+        joins: where there is a ``norm``, those of its statistics; else those whose counters this launch sets to zero.
+        norm: the BatchNorm after the convolution without epilogue, over the statistics of its unrounded results.
+        vectors: where the vectors of ``norm``, which are returned, are written; by default new ones.
     """
     n, c, height, width = x.shape
-    m = weight.shape[0]
+    m, pixels = weight.shape[0], n * height * width
     tile, per_group, groups = tiles.flat("product", x, m, c)
-    partials = launch.empty((groups, 3, m), torch.float32, x.device) if statistics else None
+    join, joined, cleared = None, NO_STATISTICS, 0
+    if norm is not None:
+        join = joins.statistics(norm, pixels, groups, m, launch.cdiv(m, tile.channels), vectors)
+        joined = join.arguments
+    elif joins is not None:
+        joined, cleared = joined | {"join_counters": joins.counters}, joins.counters.numel()
     arguments = {
         **launch.maps(x=x, y=to, residual=residual), "scale": launch.vector(scale), "weight": launch.vector(weight),
-        **primary.arguments("primary"), "statistics": partials, "H": height, "W": width, "C": c, "M": m,
-        "PIXELS": n * height * width, "per_group": per_group, "PRECISION": launch.precision(x.dtype),
+        **primary.arguments("primary"), **joined, "H": height, "W": width, "C": c, "M": m,
+        "PIXELS": pixels, "per_group": per_group, "PRECISION": launch.precision(x.dtype),
         "FLAT_IN": launch.is_flat(x), "FLAT": launch.is_flat(to, residual),
         "WIDE": launch.is_wide(x, to, residual, images=True), "UNIT_IN": launch.unit(x, counts=(c,)),
         "UNIT": launch.unit(to, residual, counts=(m,)), "BP": tile.pixels, "BM": tile.channels, "BK": tile.depth,
-        "ONE_STEP": c <= tile.depth,
+        "ONE_STEP": c <= tile.depth, "COUNTERS": cleared,
     }  # fmt: skip
     with launch.on_device_of(x):
         grid = (groups * launch.cdiv(m, tile.channels),)
         launch.start_kernel(product_kernel, grid, arguments, tile.warps, tile.stages)
-    return partials
+    return join and join.finish()

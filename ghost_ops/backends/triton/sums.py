@@ -12,37 +12,47 @@ CHANNELS_PER_PROGRAM = 2  # a layer has some ten to hundred, and the device want
 
 
 @triton.jit
+def rows_of_groups(partials, first, groups, channels, CHANNELS, wanted, BG: tl.constexpr):
+    """The three rows of the groups from ``first`` on, of [groups, 3, CHANNELS]: [BG, BC] each, 0 past the last group.
+
+    They are read from the L2 cache, since other programs of the same launch may have written them.
+    """
+    group = first + tl.arange(0, BG)  # [BG]
+    mask = (group < groups)[:, None] & wanted[None, :]
+    at = partials + group[:, None].to(tl.int64) * 3 * CHANNELS + channels[None, :]  # [BG, BC]
+    one = tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
+    two = tl.load(at + CHANNELS, mask=mask, other=0.0, cache_modifier=".cg")
+    three = tl.load(at + 2 * CHANNELS, mask=mask, other=0.0, cache_modifier=".cg")
+    return one, two, three
+
+
+@triton.jit
 def joined_moments(
     partials, groups, channels, CHANNELS, wanted, BG: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
     """Counts, means and sums of squared deviations of ``groups`` rows, joined: [BC] each.
 
-    Means come first, then deviations from them, so that nothing cancels. ``partials``: [groups, 3, CHANNELS];
-    ``channels``, ``wanted``: [BC].
+    Each BG rows: means first, then deviations from them, so that nothing cancels; then with those before. ``partials``:
+    [groups, 3, CHANNELS]; ``channels``, ``wanted``: [BC].
     """
-    origin = tl.load(partials + CHANNELS + channels, mask=wanted, other=0.0)  # [BC]
-    total = tl.zeros((BG, BC), tl.float32)
-    moved = tl.zeros((BG, BC), tl.float32)
+    origin = tl.load(partials + CHANNELS + channels, mask=wanted, other=0.0, cache_modifier=".cg")  # [BC]
+    total = tl.zeros((BC,), tl.float32)
+    center = origin
+    squares = tl.zeros((BC,), tl.float32)
     for first in range(0, groups, BG):
-        group = first + tl.arange(0, BG)  # [BG]
-        mask = (group < groups)[:, None] & wanted[None, :]
-        at = partials + group[:, None].to(tl.int64) * 3 * CHANNELS + channels[None, :]  # [BG, BC]
-        count = tl.load(at, mask=mask, other=0.0)
-        mean = tl.load(at + CHANNELS, mask=mask, other=0.0)
-        total += count
-        moved += tl.where(mask, count * (mean - origin[None, :]), 0.0)
-    size = tl.sum(total, axis=0)  # [BC]
-    center = origin + tl.sum(moved, axis=0) / tl.maximum(size, 1.0)  # [BC]
-    squares = tl.zeros((BG, BC), tl.float32)
-    for first in range(0, groups, BG):
-        group = first + tl.arange(0, BG)
-        mask = (group < groups)[:, None] & wanted[None, :]
-        at = partials + group[:, None].to(tl.int64) * 3 * CHANNELS + channels[None, :]
-        count = tl.load(at, mask=mask, other=0.0)
-        off = tl.load(at + CHANNELS, mask=mask, other=0.0) - center[None, :]
-        m2 = tl.load(at + 2 * CHANNELS, mask=mask, other=0.0)
-        squares += tl.where(mask, m2 + count * off * off, 0.0)
-    return size, center, tl.sum(squares, axis=0)
+        # count, mean, m2: [BG, BC]
+        count, mean, m2 = rows_of_groups(partials, first, groups, channels, CHANNELS, wanted, BG)
+        size = tl.sum(count, axis=0)  # [BC]
+        moved = tl.where(count > 0, count * (mean - origin[None, :]), 0.0)
+        middle = origin + tl.sum(moved, axis=0) / tl.maximum(size, 1.0)  # [BC]
+        off = mean - middle[None, :]
+        within = tl.sum(tl.where(count > 0, m2 + count * off * off, 0.0), axis=0)  # [BC]
+        apart = middle - center
+        share = size / tl.maximum(total + size, 1.0)
+        squares += within + apart * apart * total * share
+        center += apart * share
+        total += size
+    return total, center, squares
 
 
 @triton.jit
@@ -53,13 +63,12 @@ def joined_sums(
     first = tl.zeros((BG, BC), tl.float32)
     second = tl.zeros((BG, BC), tl.float32)
     third = tl.zeros((BG, BC), tl.float32)
-    for at_first in range(0, groups, BG):
-        group = at_first + tl.arange(0, BG)  # [BG]
-        mask = (group < groups)[:, None] & wanted[None, :]
-        at = partials + group[:, None].to(tl.int64) * 3 * CHANNELS + channels[None, :]  # [BG, BC]
-        first += tl.load(at, mask=mask, other=0.0)
-        second += tl.load(at + CHANNELS, mask=mask, other=0.0)
-        third += tl.load(at + 2 * CHANNELS, mask=mask, other=0.0)
+    for at in range(0, groups, BG):
+        # one, two, three: [BG, BC]
+        one, two, three = rows_of_groups(partials, at, groups, channels, CHANNELS, wanted, BG)
+        first += one
+        second += two
+        third += three
     return tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)
 
 

@@ -10,14 +10,15 @@ from . import launch, tiles
 from .activation import activate, affine, normalized, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
 from .maps import (
+    as_inputs,
     assume_multiple,
     assume_multiple_strides,
-    finish_moments,
     load_taps,
+    moments_of_lanes,
     read_row,
-    step_down,
     store_partial,
     store_rows,
+    take_row,
     tile_coords,
 )
 from .sums import OverSplits
@@ -61,13 +62,12 @@ def cheap_kernel(
     )
     # primary_neg_slope: [BM]
     primary_neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
-    FIRST: tl.constexpr = ((AFFINE or (residual is not None)) and (statistics is None)) or (sums is not None)
-    here = (columns < W)[:, None] & wanted  # [BW, BM]
+    WRITES_FIRST: tl.constexpr = (AFFINE or (residual is not None)) and (statistics is None)
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     for q in tl.static_range(MULTIPLIER):
         cheap_channels = channels * MULTIPLIER + q  # [BM]
         in_output = wanted & (cheap_channels < OUT_CHANNELS - M)
-        mask = (columns < W)[:, None] & in_output  # [BW, BM]
         # cheap_center, cheap_scale, cheap_shift: [BM]
         cheap_center, cheap_scale, cheap_shift = affine(
             cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_channels, in_output
@@ -76,56 +76,47 @@ def cheap_kernel(
         cheap_neg_slope = slopes(cheap_slopes, cheap_slopes_stride, cheap_channels, in_output, cheap_slope, CHEAP_ACT)
         taps = load_taps(cheap_weight, cheap_weight_c, cheap_weight_tap, cheap_channels, in_output, D)  # D * D of [BM]
         acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
-        first = zeros
-        found = zeros
-        squares = zeros
-        origin = tl.zeros((BM,), tl.float32)
-        size = tl.maximum(tl.sum((columns < W).to(tl.float32), axis=0), 1.0)  # the strip's columns, a scalar
+        first, second, origin, squares = zeros, zeros, zeros, zeros
         last = tl.minimum(bottom + D // 2, H)
-        ahead = read_row(y, top - D // 2, columns, channels, last, W, y_c, y_h, y_w, in_output, D)  # D of [BW, BM]
+        ahead = read_row(y, top - D // 2, columns, channels, last, W, y_c, y_h, y_w, wanted, D)  # D of [BW, BM]
         for below in range(top - D // 2, bottom + D // 2):
-            # acc, ahead: D of [BW, BM]
-            acc, ahead = step_down(
-                ahead, y, below, columns, channels, last, H, W, y_c, y_h, y_w, acc_next, taps, in_output,
-                primary_center, primary_scale, primary_shift, primary_neg_slope, PRIMARY_ACT, AFFINE, D,
+            seen = ahead  # while this row is used, the next one is being loaded
+            ahead = read_row(y, below + 1, columns, channels, last, W, y_c, y_h, y_w, wanted, D)
+            inputs = as_inputs(
+                seen, below, columns, H, W, wanted, primary_center, primary_scale, primary_shift, primary_neg_slope,
+                PRIMARY_ACT, AFFINE, D,
             )  # fmt: skip
+            acc = take_row(inputs, acc_next + (zeros,), taps, False, D)  # D of [BW, BM]
             z, acc_next = acc[0], acc[1:]  # [BW, BM], and D - 1 of them
+            if (q == 0) and (WRITES_FIRST or (sums is not None)) and (below >= top) & (below < bottom):
+                y1 = inputs[D // 2]  # [BW, BM], 0 where there is no pixel
+                if WRITES_FIRST:
+                    y1 = store_rows(
+                        y1, out, below, columns, channels, W, out_c, out_h, out_w, wanted, residual, residual_c,
+                        residual_h, residual_w,
+                    )  # fmt: skip
+                if sums is not None:
+                    first += y1
             row = below - D // 2
             if row >= top:
-                if (q == 0) and FIRST:
-                    at = row * y_h + columns[:, None] * y_w + channels * y_c
-                    v = tl.load(y + at, mask=here, other=0.0).to(tl.float32)  # [BW, BM]
-                    if AFFINE:
-                        v = normalized(v, primary_center, primary_scale, primary_shift, primary_mean is not None)
-                        v = activate(v, PRIMARY_ACT, primary_neg_slope)
-                    if AFFINE or (residual is not None):
-                        v = store_rows(
-                            v, out, row, columns, channels, W, out_c, out_h, out_w, wanted, residual, residual_c,
-                            residual_h, residual_w,
-                        )  # fmt: skip
-                    if sums is not None:
-                        first += v
                 if statistics is not None:
                     if row == top:
-                        origin = tl.sum(tl.where(mask, z, 0.0), axis=0) / size  # [BM]
-                    apart = tl.where(mask, z - origin, 0.0)
-                    found += apart
-                    squares += apart * apart
+                        origin = z  # each lane's own first value
+                    second += z - origin
+                    squares += (z - origin) * (z - origin)
                 else:
                     z = normalized(z, cheap_center, cheap_scale, cheap_shift, cheap_mean is not None)
                     stored = store_rows(
                         activate(z, CHEAP_ACT, cheap_neg_slope), out, row, columns, M + cheap_channels, W,
-                        out_c, out_h, out_w, in_output,
-                        residual, residual_c, residual_h, residual_w,
+                        out_c, out_h, out_w, in_output, residual, residual_c, residual_h, residual_w,
                     )  # fmt: skip
                     if sums is not None:
-                        found += stored
+                        second += stored
         if statistics is not None:
-            values = size * (bottom - top).to(tl.float32) + tl.zeros((BM,), tl.float32)  # [BM]
-            mean, m2 = finish_moments(tl.sum(found, axis=0), tl.sum(squares, axis=0), origin, values)  # [BM] each
-            store_partial(statistics, group, cheap_channels, OUT_CHANNELS - M, in_output, values, mean, m2)
+            count, mean, m2 = moments_of_lanes(mask, second, squares, origin, bottom - top)  # [BM] each
+            store_partial(statistics, group, cheap_channels, OUT_CHANNELS - M, in_output, count, mean, m2)
         elif sums is not None:
-            joined = tl.sum(found, axis=0) * per_value  # [BM]
+            joined = tl.sum(second, axis=0) * per_value  # [BM]
             tl.store(sums + M + cheap_channels, joined.to(sums.dtype.element_ty), mask=in_output)
         if (q == 0) and (sums is not None):
             joined = tl.sum(first, axis=0) * per_value  # [BM]

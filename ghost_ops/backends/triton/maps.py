@@ -137,7 +137,8 @@ def near(row, columns, tap, H, W, wanted, D: tl.constexpr):
     ``columns``: [BW]; ``wanted``: [BM].
     """
     there = columns + (tap - D // 2)
-    return ((there >= 0) & (there < W) & (row >= 0) & (row < H))[:, None] & wanted
+    beside = ((there >= 0) & (there < W))[:, None] & wanted  # of all rows, which the compiler sees
+    return beside & ((row >= 0) & (row < H))
 
 
 @triton.jit
@@ -173,59 +174,39 @@ def load_taps(weight, weight_c, weight_tap, channels, wanted, D: tl.constexpr):
 
 
 @triton.jit
-def as_input(
-    v, row, columns, tap, H, W, wanted, center, scale, shift, slope, ACT: tl.constexpr, AFFINE: tl.constexpr,
+def as_inputs(
+    seen, row, columns, H, W, wanted, center, scale, shift, slope, ACT: tl.constexpr, AFFINE: tl.constexpr,
     D: tl.constexpr,
 ):  # fmt: skip
-    """The convolution's input at a column ``tap``, [BW, BM], from a row v, [BW, BM], that ``read_tap`` loaded; see
-    ``take_row``."""
-    v = v.to(tl.float32)
-    if AFFINE:
-        a = activate(normalized(v, center, scale, shift, True), ACT, slope)
-        v = tl.where(near(row, columns, tap, H, W, wanted, D), a, 0.0)
-    return v
+    """A row of a depthwise convolution's input, from what ``read_row`` loaded, both D of [BW, BM], the result float32.
+
+    With AFFINE the input is ACT((y - center) * scale + shift) of the map y, and 0 outside of it. ``columns``: [BW];
+    ``wanted``, ``center``, ``scale``, ``shift``, ``slope``: [BM].
+    """
+    found = ()
+    for j in tl.static_range(D):
+        v = seen[j].to(tl.float32)
+        if AFFINE:
+            a = activate(normalized(v, center, scale, shift, True), ACT, slope)
+            v = tl.where(near(row, columns, j, H, W, wanted, D), a, 0.0)
+        found = found + (v,)
+    return found
 
 
 @triton.jit
-def take_row(
-    seen, row, columns, H, W, sums, taps, wanted, center, scale, shift, slope,
-    ACT: tl.constexpr, AFFINE: tl.constexpr, FLIPPED: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    """Adds a row of a map to the sums of the D depthwise results, padded by D // 2, that read it.
+def take_row(inputs, sums, taps, FLIPPED: tl.constexpr, D: tl.constexpr):
+    """Adds a row to the sums of the D depthwise results, padded by D // 2, that read it.
 
     Args:
-        seen: D of [BW, BM], see ``read_row``; ``taps``: D * D of [BM], see ``load_taps``.
-        columns: [BW]; ``wanted``: [BM].
+        inputs: the row, float32: D of [BW, BM], see ``as_inputs``; ``taps``: D * D of [BM], see ``load_taps``.
         sums: the sums of the D results that read the row, from D // 2 rows before it on, float32: D of [BW, BM].
-        center, scale, shift, slope: [BM]; with AFFINE the input is ACT((y - center) * scale + shift), within the map.
         FLIPPED: the kernel is turned by 180 degrees, as for gradients.
     """
     for j in tl.static_range(D):
-        v = as_input(seen[j], row, columns, j, H, W, wanted, center, scale, shift, slope, ACT, AFFINE, D)
         for i in tl.static_range(D):
             tap = taps[(i * D + D - 1 - j) if FLIPPED else ((D - 1 - i) * D + j)]
-            sums = sums[:i] + (sums[i] + v * tap,) + sums[i + 1 :]
+            sums = sums[:i] + (sums[i] + inputs[j] * tap,) + sums[i + 1 :]
     return sums
-
-
-@triton.jit
-def step_down(
-    seen, y, row, columns, channels, last, H, W, map_c, map_h, map_w, acc_next, taps, wanted,
-    center, scale, shift, slope, ACT: tl.constexpr, AFFINE: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    """``take_row`` of a row that was loaded (``seen``), while the next row, before ``last``, is being loaded.
-
-    ``acc_next``: the sums of the D - 1 results before the last one that reads the row, D - 1 of [BW, BM].
-
-    Returns:
-        The sums of the D results, of which the first is complete now, and the next row: D of [BW, BM] each.
-    """
-    ahead = read_row(y, row + 1, columns, channels, last, W, map_c, map_h, map_w, wanted, D)
-    acc = acc_next + (tl.zeros((columns.shape[0], channels.shape[0]), tl.float32),)  # D of [BW, BM]
-    acc = take_row(
-        seen, row, columns, H, W, acc, taps, wanted, center, scale, shift, slope, ACT, AFFINE, False, D
-    )  # fmt: skip
-    return acc, ahead
 
 
 @triton.jit
@@ -257,6 +238,26 @@ def finish_moments(first, second, origin, count):
     size = tl.maximum(count, 1.0)
     left = first / size
     return origin + left, tl.maximum(second - first * left, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def moments_of_lanes(mask, first, second, origin, rows):
+    """Count, mean and sum of squared deviations of a strip's values, [BM] each.
+
+    ``first``, ``second``: sums over ``rows`` rows of each lane's deviations from its ``origin``, one of its own values,
+    and of the squares of these; all and ``mask`` are [BW, BM].
+    """
+    size = tl.maximum(rows, 1).to(tl.float32)
+    left = first / size
+    second = tl.maximum(second - first * left, 0.0, propagate_nan=tl.PropagateNan.ALL)  # of the lane, around its mean
+    columns = tl.sum(mask.to(tl.float32), axis=0)  # [BM]
+    # Lanes are joined around their common mean, so that nothing cancels.
+    center = sum_where(mask, origin + left) / tl.maximum(columns, 1.0)  # [BM]
+    apart = origin + left - center
+    mean, m2 = finish_moments(
+        sum_where(mask, apart) * size, sum_where(mask, second + size * apart * apart), center, columns * size
+    )
+    return columns * size, mean, m2
 
 
 @triton.jit

@@ -10,30 +10,17 @@ import triton.language as tl
 
 from .activation import PRELU, activate, activate_backward, affine, load_coefficients, load_or, normalized, slopes
 from .maps import (
+    as_inputs,
     assume_multiple,
     assume_multiple_strides,
     load_taps,
     near,
     read_row,
-    step_down,
     store_partial,
     sum_where,
     take_row,
     tile_coords,
 )
-
-
-@triton.jit
-def through_activation(
-    grad, grad_c, grad_h, grad_w, row, columns, channels, mask, a, slope, ACT: tl.constexpr
-):  # fmt: skip
-    """A row of the gradient of activations' arguments ``a``, 0 outside of ``mask``, and of their results.
-
-    ``mask``, ``a`` and both gradients: [BW, BM]; ``columns``: [BW]; ``channels``, ``slope``: [BM].
-    """
-    at = row * grad_h + columns[:, None] * grad_w + channels * grad_c
-    g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
-    return tl.where(mask, activate_backward(g, a, ACT, slope), 0.0), g
 
 
 @triton.jit
@@ -66,50 +53,57 @@ def cheap_epilogue_bwd_kernel(
     z += image * z_n
     grad += image * grad_n
     grad_z2 += image * (H * W) * CHEAP_CHANNELS
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
     for q in tl.static_range(MULTIPLIER):
         cheap_channels = channels * MULTIPLIER + q  # [BM]
-        # middle, scale, shift: [BM]
-        middle, scale, shift = affine(
+        # center, scale, shift: [BM]
+        center, scale, shift = affine(
             cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_channels, wanted
         )
         neg_slope = slopes(cheap_slopes, cheap_slopes_stride, cheap_channels, wanted, cheap_slope, CHEAP_ACT)
-        center = load_or(cheap_mean, cheap_channels, wanted, 0.0)  # [BM]
         taps = load_taps(cheap_weight, cheap_weight_c, cheap_weight_tap, cheap_channels, wanted, D)  # D * D of [BM]
-        mask = (columns < W)[:, None] & wanted  # [BW, BM]
         in_output = mask & ((M + cheap_channels) < OUT_CHANNELS)  # [BW, BM]
+        grad_place = columns[:, None] * grad_w + (M + cheap_channels) * grad_c  # [BW, BM]
+        place = columns[:, None] * CHEAP_CHANNELS + cheap_channels  # [BW, BM]
         acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
         first, second, third = zeros, zeros, zeros
         last = tl.minimum(bottom + D // 2, H)
         # ahead: D of [BW, BM]
         ahead = read_row(z, top - D // 2, columns, channels, last, W, z_c, z_h, z_w, wanted, D)
+        grad_ahead = tl.load(grad + top * grad_h + grad_place, mask=in_output & (D == 1), other=0.0)
         for below in range(top - D // 2, bottom + D // 2):
-            # acc, ahead: D of [BW, BM]
-            acc, ahead = step_down(
-                ahead, z, below, columns, channels, last, H, W, z_c, z_h, z_w, acc_next, taps, wanted,
-                primary_center, primary_scale, primary_shift, primary_neg_slope, PRIMARY_ACT, True, D,
-            )  # fmt: skip
-            z2, acc_next = acc[0], acc[1:]  # [BW, BM], and D - 1 of them
+            seen, g = ahead, grad_ahead.to(tl.float32)  # while this row is used, the next one is being loaded
             row = below - D // 2
+            ahead = read_row(z, below + 1, columns, channels, last, W, z_c, z_h, z_w, wanted, D)
+            found = in_output & (row + 1 >= top) & (row + 1 < bottom)
+            grad_ahead = tl.load(grad + (row + 1) * grad_h + grad_place, mask=found, other=0.0)
+            inputs = as_inputs(
+                seen, below, columns, H, W, wanted, primary_center, primary_scale, primary_shift, primary_neg_slope,
+                PRIMARY_ACT, True, D,
+            )  # fmt: skip
+            acc = take_row(inputs, acc_next + (zeros,), taps, False, D)  # D of [BW, BM]
+            z2, acc_next = acc[0], acc[1:]  # [BW, BM], and D - 1 of them
             if row >= top:
-                at = (row * W + columns)[:, None] * CHEAP_CHANNELS + cheap_channels  # [BW, BM]
+                at = grad_z2 + (row * W * CHEAP_CHANNELS + place)
                 if BATCH:
                     rounded = z2.to(grad_z2.dtype.element_ty)
-                    tl.store(grad_z2 + at, rounded, mask=mask)
+                    tl.store(at, rounded, mask=mask)
                     z2 = rounded.to(tl.float32)  # as ``cheap_norm_bwd_kernel`` will see it
-                a2 = normalized(z2, middle, scale, shift, cheap_mean is not None)
-                # g2, g: [BW, BM]
-                g2, g = through_activation(
-                    grad, grad_c, grad_h, grad_w, row, columns, M + cheap_channels, in_output, a2, neg_slope, CHEAP_ACT
-                )
+                apart = z2 - center
+                a2 = apart
+                if cheap_mean is not None:
+                    a2 = apart * scale + shift
+                g2 = activate_backward(g, a2, CHEAP_ACT, neg_slope)
                 if not BATCH:
-                    gz = scale * g2
-                    tl.store(grad_z2 + at, gz.to(grad_z2.dtype.element_ty), mask=mask)
+                    tl.store(at, (scale * g2).to(grad_z2.dtype.element_ty), mask=mask)
                 first += g2
-                second += tl.where(in_output, g2 * (z2 - center), 0.0)
+                second += g2 * apart
                 if CHEAP_ACT == PRELU:
-                    third += tl.where(in_output & ~(a2 > 0), g * a2, 0.0)
-        sums = tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)  # [BM] each
-        store_partial(partials, group, cheap_channels, CHEAP_CHANNELS, wanted, sums[0], sums[1], sums[2])
+                    third += tl.where(a2 > 0, 0.0, g * a2)
+        store_partial(
+            partials, group, cheap_channels, CHEAP_CHANNELS, wanted, sum_where(in_output, first),
+            sum_where(in_output, second), sum_where(in_output, third),
+        )  # fmt: skip
 
 
 @triton.jit
@@ -141,14 +135,13 @@ def cheap_norm_bwd_kernel(
     grad_z2 += image * (H * W) * CHEAP_CHANNELS
     mask = (columns < W)[:, None] & wanted
     in_output = mask & ((M + channels) < OUT_CHANNELS)  # [BW, BM]
+    grad_place = columns[:, None] * grad_w + (M + channels) * grad_c  # [BW, BM]
     for row in range(top, bottom):
         at = grad_z2 + ((row * W + columns)[:, None] * CHEAP_CHANNELS + channels)
         z2 = tl.load(at, mask=mask, other=0.0).to(tl.float32)  # [BW, BM]
         a2 = normalized(z2, middle, scale, shift, True)
-        # g2: [BW, BM]
-        g2, _ = through_activation(
-            grad, grad_c, grad_h, grad_w, row, columns, M + channels, in_output, a2, neg_slope, CHEAP_ACT
-        )
+        g = tl.load(grad + row * grad_h + grad_place, mask=in_output, other=0.0).to(tl.float32)
+        g2 = activate_backward(g, a2, CHEAP_ACT, neg_slope)  # [BW, BM]
         gz = factor * (g2 - constant - linear * (z2 - center))
         tl.store(at, gz.to(grad_z2.dtype.element_ty), mask=mask)
 
@@ -284,10 +277,10 @@ def primary_epilogue_bwd_kernel(
         ahead = read_grad_z2_rows(grad_z2, below + 1, columns, channels, last, W, CHEAP_CHANNELS, wanted, MULTIPLIER, D)
         acc = acc_next + (zeros,)  # D of [BW, BM]
         for q in tl.static_range(MULTIPLIER):
-            acc = take_row(
-                seen[q * D : (q + 1) * D], below, columns, H, W, acc, taps[q * D * D : (q + 1) * D * D], wanted,
-                middle, scale, shift, neg_slope, PRIMARY_ACT, False, True, D,
-            )  # fmt: skip
+            inputs = ()  # D of [BW, BM]
+            for j in tl.static_range(D):
+                inputs = inputs + (seen[q * D + j].to(tl.float32),)
+            acc = take_row(inputs, acc, taps[q * D * D : (q + 1) * D * D], True, D)
         acc_next = acc[1:]
         row = below - D // 2
         if row >= top:

@@ -117,14 +117,39 @@ def scaled_map(
     return out
 
 
+def squeeze_excite_fwd(
+    x: torch.Tensor, reduce_weight: torch.Tensor, reduce_bias: torch.Tensor | None, expand_weight: torch.Tensor,
+    expand_bias: torch.Tensor | None, act: int, gate: int, *, sums: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """``squeeze_excite``; ``sums``: of x, as of ``split_sums``, where an earlier pass made them."""
+    layers = reduce_weight, reduce_bias, expand_weight, expand_bias
+    checks.expect_excitation(x, *layers)
+    sums = split_sums(x) if sums is None else sums
+    squeeze, hidden, logits, _ = excite_layers(sums, 1.0 / (x.shape[2] * x.shape[3]), *layers, act, gate, x.dtype)
+    return scaled_map(x, logits, gate), squeeze, hidden, logits
+
+
+def squeeze_excite_bwd(
+    grad_out: torch.Tensor, x: torch.Tensor, squeeze: torch.Tensor, hidden: torch.Tensor, logits: torch.Tensor,
+    reduce_weight: torch.Tensor, reduce_bias: torch.Tensor | None, expand_weight: torch.Tensor,
+    expand_bias: torch.Tensor | None, act: int, gate: int,
+) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+    """``squeeze_excite_backward``, but None where there is no bias."""
+    layers = reduce_weight, reduce_bias, expand_weight, expand_bias
+    checks.expect("grad_out", grad_out, tuple(x.shape), x)
+    checks.expect_excitation(x, *layers)
+    for name, t, width in (("squeeze", squeeze, x.shape[1]), ("hidden", hidden, reduce_weight.shape[0])):
+        checks.expect(name, t, (x.shape[0], width), x)
+    checks.expect("logits", logits, tuple(squeeze.shape), x)
+    vectors, per_value = (squeeze, hidden, logits), 1.0 / (x.shape[2] * x.shape[3])
+    grad_sums, *found = excite_gradients(split_sums(grad_out, x), per_value, *vectors, *layers, act, gate)
+    return scaled_map(grad_out, logits, gate, grad_sums, x), *found
+
+
 @cached_launches
 def squeeze_excite(x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
     """The excited x, and what the backward needs: squeeze (N x C), hidden before act (N x R), logits (N x C)."""
-    layers = reduce_weight, reduce_bias, expand_weight, expand_bias
-    checks.expect_excitation(x, *layers)
-    per_value = 1.0 / max(x.shape[2] * x.shape[3], 1)
-    squeeze, hidden, logits, _ = excite_layers(split_sums(x), per_value, *layers, act, gate, x.dtype)
-    return scaled_map(x, logits, gate), squeeze, hidden, logits
+    return squeeze_excite_fwd(x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate)
 
 
 @cached_launches
@@ -132,15 +157,7 @@ def squeeze_excite_backward(
     grad_out, x, squeeze, hidden, logits, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate
 ):
     """Gradients of x, reduce weight and bias, expand weight and bias (empty where there is no bias)."""
-    layers = reduce_weight, reduce_bias, expand_weight, expand_bias
-    checks.expect("grad_out", grad_out, tuple(x.shape), x)
-    checks.expect_excitation(x, *layers)
-    for name, t, width in (("squeeze", squeeze, x.shape[1]), ("hidden", hidden, reduce_weight.shape[0])):
-        checks.expect(name, t, (x.shape[0], width), x)
-    checks.expect("logits", logits, tuple(squeeze.shape), x)
-    per_value = 1.0 / max(x.shape[2] * x.shape[3], 1)
-    grad_sums, *found = excite_gradients(
-        split_sums(grad_out, x), per_value, squeeze, hidden, logits, *layers, act, gate
+    found = squeeze_excite_bwd(
+        grad_out, x, squeeze, hidden, logits, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate
     )
-    grad_x = scaled_map(grad_out, logits, gate, grad_sums, x)
-    return grad_x, *(launch.empty((0,), x.dtype, x.device) if g is None else g for g in found)
+    return tuple(launch.empty((0,), x.dtype, x.device) if g is None else g for g in found)

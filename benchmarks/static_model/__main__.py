@@ -12,6 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.progress import track
 
 from . import launches, model
 
@@ -53,14 +55,46 @@ def line(row: dict) -> str:
     return f"{row['launch']:32}{values}{spilled}"
 
 
+def whole(what: str, batch: int, to: Path | None) -> None:
+    """Predict all launches of a training step, or of a call of a frozen net."""
+    import torch
+    import triton
+
+    from ghost_ops.bench.machine import commit
+
+    from . import step
+
+    found = step.ghostnet(what, batch)
+    bar = lambda items: track(items, "kernels", console=Console(stderr=True))
+    row = {
+        "commit": commit(), "torch": torch.__version__, "triton": triton.__version__, "net": "ghostnet_100", "what": what,
+        "batch": batch, "device": "H200, predicted", **step.summary(found, bar),
+    }  # fmt: skip
+    for name, of in row["by_kernel"].items():
+        click.echo(f"{name:32}{of['launches']:5} launches {of['different']:4} different {of['us'] / 1e3:8.3f} ms")
+    click.echo(
+        f"{'sum':32}{row['launches_of_ours']:5} launches {len(row['launches']):4} different {row['us'] / 1e3:8.3f} ms; "
+        f"{row['kernels_compiled']} kernels compiled"
+    )
+    if to is not None:
+        to.write_text(json.dumps(row, indent=1) + "\n")
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Cases:\n\n\b\n" + launches.FORMS)
-@click.argument("cases", nargs=-1, required=True)
+@click.argument("cases", nargs=-1)
+@click.option("--step", type=click.Choice(("train", "frozen")), help="All launches of GhostNet-100, in place of cases.")
 @click.option("--kernel", default="", help="Only kernels whose names contain this.")
 @click.option("--batch", type=click.IntRange(1), default=launches.BATCH, show_default=True)
 @click.option("--json", "to", type=click.Path(path_type=Path), help="Writes what was found there.")
 @click.option("--before", type=click.Path(path_type=Path, exists=True), help="A file of --json to compare with.")
-def main(cases: tuple[str, ...], kernel: str, batch: int, to: Path | None, before: Path | None) -> None:
+def main(
+    cases: tuple[str, ...], step: str | None, kernel: str, batch: int, to: Path | None, before: Path | None
+) -> None:
     """Predict the time of the launches of CASES on an H200."""
+    if bool(cases) == bool(step):
+        raise click.UsageError("expected cases, or --step")
+    if step:
+        return whole(step, batch, to)
     old: dict[tuple[str, str], dict] = {}
     if before is not None:
         known = [row for row in json.loads(before.read_text()) if kernel in row["launch"]]

@@ -14,10 +14,11 @@ from .activation import activate, affine, load_coefficients, normalized, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
 from .launch_cache import cached_launches
 from .maps import assume_multiple, assume_multiple_strides, finish_moments, store_partial, tile_coords
-from .normalise import result_gradient
+from .normalise import read_result, result_gradient
 from .sums import total
 
 MOST = 256  # inputs of an output value, which are one step of the product
+MOST_COLUMNS = 64  # whose inputs and products a program has in registers
 
 
 @triton.jit
@@ -97,7 +98,7 @@ def _strips(x: torch.Tensor, weight: torch.Tensor, z: torch.Tensor) -> tuple[til
     """The strips of a kernel over the convolution's results z, and the inputs of a pixel that a row's product takes."""
     (n, m, height, width), depth = z.shape, _side(weight[0].numel())
     tile = tiles.lookup("product", tiles.shape_class(z), x.device)
-    columns = min(_side(width), max(tile.pixels * tile.depth // depth, tiles.LEAST))
+    columns = min(_side(width), MOST_COLUMNS, max(tile.pixels * tile.depth // depth, tiles.LEAST))
     block = min(_side(m), tile.channels)
     tile = replace(tile, channels=block, columns=columns, warps=4, stages=1)
     across = launch.cdiv(width, columns)
@@ -177,21 +178,23 @@ def convolution_weight_bwd_kernel(
     grad += image * grad_n
     if z is not None:
         z += image * z_n
-    # middle, scale, shift: [BM]
-    middle, scale, shift = affine(norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, channels, wanted)
-    neg_slope = slopes(norm_slopes, norm_slopes_stride, channels, wanted, norm_slope, NORM_ACT)  # [BM]
-    # factor, constant, linear, center: [BM]
-    factor, constant, linear, center = load_coefficients(coefficients, channels, M, wanted)
+    vectors = affine(norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, channels, wanted)
+    vectors = vectors + (slopes(norm_slopes, norm_slopes_stride, channels, wanted, norm_slope, NORM_ACT),)
+    vectors = vectors + load_coefficients(coefficients, channels, M, wanted)
     i, in_weight, there, inside, places = places_of_inputs(
         columns, W, IN_W, x_c, x_h, x_w, C, D, STRIDE, PADDING, WIDE, BK
     )
     acc = tl.zeros((BK, BM), tl.float32)
+    ahead = read_inputs(x, top * STRIDE - PADDING, i, inside, places, IN_H, x_h)  # [BW, BK]
+    ahead_g = read_result(grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, top, columns, channels, H, W, wanted)
     for row in range(top, bottom):
-        a = read_inputs(x, row * STRIDE - PADDING, i, inside, places, IN_H, x_h)  # [BW, BK]
-        g = result_gradient(
-            grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row, columns, channels, H, W, wanted, middle, scale, shift,
-            neg_slope, factor, constant, linear, center, NORM_ACT,
+        a, seen = ahead, ahead_g  # while this row is used, the next one is being loaded
+        ahead = read_inputs(x, (row + 1) * STRIDE - PADDING, i, inside & (row + 1 < bottom), places, IN_H, x_h)
+        ahead_g = read_result(
+            grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row + 1, columns, channels, bottom, W, wanted
         )  # fmt: skip
+        # g: [BW, BM]
+        g = result_gradient(seen[0], seen[1], row, columns, H, W, wanted, vectors, NORM_ACT, z is not None)
         acc = tl.dot(tl.trans(a), g.to(x.dtype.element_ty), acc, input_precision=PRECISION)  # [BK, BM]
     to = partials + (group.to(tl.int64) * M + channels[None, :]) * (C * D * D) + in_weight[:, None]  # [BK, BM]
     tl.store(to, acc, mask=there[:, None] & wanted[None, :])

@@ -177,22 +177,30 @@ def norm_gradient(
 
 
 @triton.jit
-def result_gradient(
-    grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row, columns, channels, H, W, wanted,
-    middle, scale, shift, slope, factor, constant, linear, center, ACT: tl.constexpr,
-):  # fmt: skip
-    """A row of the gradient of a convolution's results, [BW, BM], float32, 0 outside of the map (H x W).
-
-    With z, the results, ``grad`` is the gradient of what the activation ACT of the BatchNorm's results makes of them.
-    ``columns``: [BW]; ``channels``, ``wanted`` and all vectors: [BM].
-    """
+def read_result(grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row, columns, channels, H, W, wanted):
+    """A row of a gradient and of z, [BW, BM] each, as they are in memory, 0 outside of the map (H x W); of the gradient
+    twice where z is None. ``columns``: [BW]; ``channels``, ``wanted``: [BM]."""
     there = ((row >= 0) & (row < H) & (columns >= 0) & (columns < W))[:, None] & wanted  # [BW, BM]
-    at = row * grad_h + columns[:, None] * grad_w + channels * grad_c
-    g = tl.load(grad + at, mask=there, other=0.0).to(tl.float32)
+    g = tl.load(grad + row * grad_h + columns[:, None] * grad_w + channels * grad_c, mask=there, other=0.0)
+    v = g
     if z is not None:
-        at = row * z_h + columns[:, None] * z_w + channels * z_c
-        v = tl.load(z + at, mask=there, other=0.0).to(tl.float32)
+        v = tl.load(z + row * z_h + columns[:, None] * z_w + channels * z_c, mask=there, other=0.0)
+    return g, v
+
+
+@triton.jit
+def result_gradient(g, v, row, columns, H, W, wanted, vectors, ACT: tl.constexpr, NORM: tl.constexpr):
+    """What ``read_result`` read as the gradient of a convolution's results, [BW, BM], float32, 0 outside of the map.
+
+    With NORM the gradient that was read is that of the activation ACT of a BatchNorm of the results, v. ``vectors``:
+    what ``affine`` gives, the activation's slope, and what ``load_coefficients`` gives, [BM] each.
+    """
+    g = g.to(tl.float32)
+    if NORM:
+        middle, scale, shift, slope, factor, constant, linear, center = vectors
+        v = v.to(tl.float32)
         g = activate_backward(g, normalized(v, middle, scale, shift, True), ACT, slope)
         g = factor * (g - constant - linear * (v - center))
+        there = ((row >= 0) & (row < H) & (columns >= 0) & (columns < W))[:, None] & wanted  # [BW, BM]
         g = tl.where(there, g, 0.0)
     return g

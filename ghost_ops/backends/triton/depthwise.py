@@ -27,6 +27,8 @@ from .maps import (
 from .sums import OverSplits
 from .taps import tap_arguments
 
+LEAST_WIDTH = 16  # of maps whose strips are split further for kernels larger than 3 x 3
+
 
 @triton.jit
 def depthwise_kernel(
@@ -96,7 +98,9 @@ def _convolve(x, weight, stride, to, epilogue=NO_EPILOGUE, squeeze=None, statist
     ``squeeze``: where the means of ``to`` go, N x C."""
     n, c, *sides = x.shape
     d, (height, width) = weight.shape[-1], to.shape[2:]
-    strips = tiles.strips("stencil", to, c, d * d)
+    # Beside the taps of a large kernel a thread has two values, so that twice as many warps fit on a processor; where
+    # maps are narrow it has four, or programs would be too short.
+    strips = tiles.strips("stencil", to, c, (2 if d > 3 and width > LEAST_WIDTH else 1) * d * d)
     sums = OverSplits(squeeze, strips.splits, 1.0 / (height * width))
     partials = launch.empty((n * strips.splits, 3, c), torch.float32, x.device) if statistics else None
     arguments = {

@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 
 from . import launch, tiles
-from .activation import activate_backward, affine, load_coefficients, normalized, slopes
+from .activation import affine, load_coefficients, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
 from .maps import assume_multiple, assume_multiple_strides, load_taps, tile_coords
-from .normalise import norm_gradient
+from .normalise import norm_gradient, read_result, result_gradient
 from .sums import total
 from .taps import tap_arguments
 
@@ -34,25 +34,29 @@ def added(sums, place: tl.constexpr, v):
 
 
 @triton.jit
-def result_gradient(
-    grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row, columns, channels, H, W, wanted,
-    middle, scale, shift, slope, factor, constant, linear, center, ACT: tl.constexpr,
-):  # fmt: skip
-    """A row of the gradient of a convolution's results, [BW, BM], float32, 0 outside of the map (H x W).
+def read_square(x, row, columns, channels, H, W, x_c, x_h, x_w, wanted, STRIDE: tl.constexpr):
+    """A row of squares of STRIDE x STRIDE pixels, pixel by pixel: STRIDE * STRIDE of [BW, BM], 0 outside of the map.
+    ``columns``: [BW], of squares; ``channels``, ``wanted``: [BM]."""
+    found = ()
+    for p in tl.static_range(STRIDE * STRIDE):
+        below, across = row * STRIDE + p // STRIDE, columns * STRIDE + p % STRIDE  # a scalar, and [BW]
+        mask = ((across < W) & (below < H))[:, None] & wanted  # [BW, BM]
+        found = found + (tl.load(x + below * x_h + across[:, None] * x_w + channels * x_c, mask=mask, other=0.0),)
+    return found
 
-    With z, the results, ``grad`` is the gradient of what the activation ACT of the BatchNorm's results makes of them.
-    ``columns``: [BW]; ``channels``, ``wanted`` and all vectors: [BM].
-    """
-    there = ((row >= 0) & (row < H) & (columns >= 0) & (columns < W))[:, None] & wanted  # [BW, BM]
-    at = row * grad_h + columns[:, None] * grad_w + channels * grad_c
-    g = tl.load(grad + at, mask=there, other=0.0).to(tl.float32)
-    if z is not None:
-        at = row * z_h + columns[:, None] * z_w + channels * z_c
-        v = tl.load(z + at, mask=there, other=0.0).to(tl.float32)
-        g = activate_backward(g, normalized(v, middle, scale, shift, True), ACT, slope)
-        g = factor * (g - constant - linear * (v - center))
-        g = tl.where(there, g, 0.0)
-    return g
+
+@triton.jit
+def read_results(
+    grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row, columns, channels, H, W, wanted, BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+):  # fmt: skip
+    """``read_result`` from BEFORE columns before to AFTER columns after: two of [BW, BM] for each."""
+    found = ()
+    for f in tl.static_range(-BEFORE, AFTER + 1):
+        found = found + read_result(
+            grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row, columns + f, channels, H, W, wanted
+        )  # fmt: skip
+    return found
 
 
 @triton.jit
@@ -89,11 +93,10 @@ def depthwise_bwd_kernel(
         to += image * to_n
     if residual is not None:
         residual += image * residual_n
-    # middle, scale, shift: [BM]
-    middle, scale, shift = affine(norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, channels, wanted)
-    neg_slope = slopes(norm_slopes, norm_slopes_stride, channels, wanted, norm_slope, NORM_ACT)  # [BM]
-    # factor, constant, linear, center: [BM]
-    factor, constant, linear, center = load_coefficients(coefficients, channels, C, wanted)
+    vectors = affine(norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, channels, wanted)
+    vectors = vectors + (slopes(norm_slopes, norm_slopes_stride, channels, wanted, norm_slope, NORM_ACT),)
+    vectors = vectors + load_coefficients(coefficients, channels, C, wanted)
+    NORM: tl.constexpr = z is not None
     taps = ()
     if to is not None:
         taps = load_taps(weight, weight_c, weight_tap, channels, wanted, D)  # D * D of [BM]
@@ -102,46 +105,57 @@ def depthwise_bwd_kernel(
     BEFORE: tl.constexpr = D // 2 // STRIDE
     AFTER: tl.constexpr = (STRIDE - 1 + D // 2) // STRIDE
     SIDE: tl.constexpr = BEFORE + AFTER + 1
-    held = ()  # (SIDE - 1) * SIDE of [BW, BM]
+    held, ahead, pixels_ahead = (), (), ()  # (SIDE - 1) * SIDE, SIDE * 2, and STRIDE * STRIDE of [BW, BM]
     if HELD:
         for e in tl.static_range(SIDE - 1):
+            row = top + (e - BEFORE)
+            seen = read_results(
+                grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row, columns, channels, OUT_H, OUT_W, wanted, BEFORE,
+                AFTER,
+            )  # fmt: skip
             for f in tl.static_range(SIDE):
-                held = held + (
-                    result_gradient(
-                        grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, top + (e - BEFORE), columns + (f - BEFORE),
-                        channels, OUT_H, OUT_W, wanted, middle, scale, shift, neg_slope, factor, constant, linear,
-                        center, NORM_ACT,
-                    ),
+                g = result_gradient(
+                    seen[2 * f], seen[2 * f + 1], row, columns + (f - BEFORE), OUT_H, OUT_W, wanted, vectors, NORM_ACT,
+                    NORM,
                 )  # fmt: skip
+                held = held + (g,)
+        ahead = read_results(
+            grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, top + AFTER, columns, channels, OUT_H, OUT_W, wanted,
+            BEFORE, AFTER,
+        )  # fmt: skip
+    if weights is not None:
+        pixels_ahead = read_square(x, top, columns, channels, IN_H, IN_W, x_c, x_h, x_w, wanted, STRIDE)
     sums, bias_sum = (zeros,) * (D * D), zeros  # D * D of [BW, BM], and one
+    last = tl.minimum(bottom + AFTER, OUT_H)
+    last_pixel = tl.minimum(bottom * STRIDE, IN_H)
     for row in range(top, bottom):
-        pixels = ()  # the square's, STRIDE * STRIDE of [BW, BM]
+        # While this row is used, the next one is being loaded.
+        pixels, seen = pixels_ahead, ahead
         if weights is not None:
-            for p in tl.static_range(STRIDE * STRIDE):
-                below, across = row * STRIDE + p // STRIDE, columns * STRIDE + p % STRIDE  # a scalar, and [BW]
-                mask = ((across < IN_W) & (below < IN_H))[:, None] & wanted  # [BW, BM]
-                at = below * x_h + across[:, None] * x_w + channels * x_c
-                pixels = pixels + (tl.load(x + at, mask=mask, other=0.0).to(tl.float32),)
-        acc = (zeros,) * (STRIDE * STRIDE)  # STRIDE * STRIDE of [BW, BM]
+            pixels_ahead = read_square(x, row + 1, columns, channels, last_pixel, IN_W, x_c, x_h, x_w, wanted, STRIDE)
         if HELD:
+            ahead = read_results(
+                grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row + (AFTER + 1), columns, channels, last, OUT_W,
+                wanted, BEFORE, AFTER,
+            )  # fmt: skip
             for f in tl.static_range(SIDE):
-                held = held + (
-                    result_gradient(
-                        grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row + AFTER, columns + (f - BEFORE),
-                        channels, OUT_H, OUT_W, wanted, middle, scale, shift, neg_slope, factor, constant, linear,
-                        center, NORM_ACT,
-                    ),
+                g = result_gradient(
+                    seen[2 * f], seen[2 * f + 1], row + AFTER, columns + (f - BEFORE), OUT_H, OUT_W, wanted, vectors,
+                    NORM_ACT, NORM,
                 )  # fmt: skip
+                held = held + (g,)
+        acc = (zeros,) * (STRIDE * STRIDE)  # STRIDE * STRIDE of [BW, BM]
         for e in tl.static_range(-BEFORE, AFTER + 1):
-            seen = (row + e >= 0) & (row + e < OUT_H)
+            within = (row + e >= 0) & (row + e < OUT_H)
             for f in tl.static_range(-BEFORE, AFTER + 1):
                 if HELD:
                     g = held[(e + BEFORE) * SIDE + (f + BEFORE)]  # [BW, BM]
                 else:
-                    g = result_gradient(
+                    g, _ = read_result(
                         grad, grad_c, grad_h, grad_w, None, 0, 0, 0, row + e, columns + f, channels, OUT_H, OUT_W,
-                        wanted, middle, scale, shift, neg_slope, factor, constant, linear, center, NORM_ACT,
+                        wanted,
                     )  # fmt: skip
+                    g = g.to(tl.float32)
                 if (e == 0) and (f == 0) and (biases is not None):
                     bias_sum += g
                 for p in tl.static_range(STRIDE * STRIDE):
@@ -150,9 +164,9 @@ def depthwise_bwd_kernel(
                             acc = added(acc, p, g * taps[tap_of(p, e, f, STRIDE, D)])
                         if weights is not None:
                             # Outside of the map nothing is added, whatever the factor within it is.
-                            v = pixels[p]
+                            v = pixels[p].to(tl.float32)
                             if e != 0:
-                                v = tl.where(seen, v, 0.0)
+                                v = tl.where(within, v, 0.0)
                             if PARTIAL and p >= STRIDE:
                                 v *= tl.where(row * STRIDE + p // STRIDE < IN_H, g, 0.0)
                             else:

@@ -1,5 +1,5 @@
 """Passes of a BatchNorm over the batch that stand between two convolutions: after its statistics are known, the
-normalisation, and the backward's sums.
+normalisation, and the backward's sums; and its backward within other kernels.
 
 In each, ``norm`` holds the BatchNorm and the activation after it: g is the gradient of the BatchNorm's result.
 """
@@ -174,3 +174,33 @@ def norm_gradient(
     to = launch.scratch(z, z.shape[1])
     _norm_backward(grad_out, z, norm, tiles.strips("stencil", z, z.shape[1]), coefficients, to, None)
     return to
+
+
+@triton.jit
+def read_result(grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row, columns, channels, H, W, wanted):
+    """A row of a gradient and of z, [BW, BM] each, as they are in memory, 0 outside of the map (H x W); of the gradient
+    twice where z is None. ``columns``: [BW]; ``channels``, ``wanted``: [BM]."""
+    there = ((row >= 0) & (row < H) & (columns >= 0) & (columns < W))[:, None] & wanted  # [BW, BM]
+    g = tl.load(grad + row * grad_h + columns[:, None] * grad_w + channels * grad_c, mask=there, other=0.0)
+    v = g
+    if z is not None:
+        v = tl.load(z + row * z_h + columns[:, None] * z_w + channels * z_c, mask=there, other=0.0)
+    return g, v
+
+
+@triton.jit
+def result_gradient(g, v, row, columns, H, W, wanted, vectors, ACT: tl.constexpr, NORM: tl.constexpr):
+    """What ``read_result`` read as the gradient of a convolution's results, [BW, BM], float32, 0 outside of the map.
+
+    With NORM the gradient that was read is that of the activation ACT of a BatchNorm of the results, v. ``vectors``:
+    what ``affine`` gives, the activation's slope, and what ``load_coefficients`` gives, [BM] each.
+    """
+    g = g.to(tl.float32)
+    if NORM:
+        middle, scale, shift, slope, factor, constant, linear, center = vectors
+        v = v.to(tl.float32)
+        g = activate_backward(g, normalized(v, middle, scale, shift, True), ACT, slope)
+        g = factor * (g - constant - linear * (v - center))
+        there = ((row >= 0) & (row < H) & (columns >= 0) & (columns < W))[:, None] & wanted  # [BW, BM]
+        g = tl.where(there, g, 0.0)
+    return g

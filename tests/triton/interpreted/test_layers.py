@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from ghost_ops import activations as activation
-from ghost_ops.backends.triton import depthwise
+from ghost_ops.backends.triton import depthwise, excite, launch, squeeze_excite
+from ghost_ops.backends.triton.convolution import convolution_weight_gradient, convolution_with_statistics
 from ghost_ops.backends.triton.depthwise_gradients import depthwise_gradients
 from ghost_ops.backends.triton.epilogue import Epilogue
 from ghost_ops.backends.triton.norm import BatchNorm, NormVectors, join_gradients, join_statistics
-from ghost_ops.backends.triton.normalise import norm_gradient_sums, normalise
+from ghost_ops.backends.triton.normalise import norm_gradient, norm_gradient_sums, normalise
 from tests.helpers import assert_as_accurate
 from tests.ops.cases import LAYOUTS, Errors, in_layout
 
@@ -104,3 +105,80 @@ def test_depthwise_convolution_and_batch_norm(seed):
         options = {"z": z, "norm": norm, "coefficients": coefficients, "residual": layer.more}
         x, weight, _ = depthwise_gradients(layer.grad, layer.x, layer.weight, layer.stride, **options)
     compare(layer, found | gradients | {"x": x, "weight": weight}, errors)
+
+
+@pytest.mark.parametrize(("n", "c", "r"), [(1, 40, 12), (18, 100, 33), (3, 5, 257)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layers_of_an_excitation(n, c, r, dtype, monkeypatch):
+    """Sums of several splits, several blocks of images and shares of channels, more hidden channels than fit."""
+    monkeypatch.setattr(excite, "PROGRAMS", 3)
+    monkeypatch.setattr(excite, "MOST_STEP", 16)
+    act, gate = activation.ACTIVATIONS.index("silu"), activation.GATES.index("sigmoid")
+    sums, per_value = torch.randn(3, n, c), 0.25
+    layers = [torch.randn(r, c) / c**0.5, torch.randn(r), torch.randn(c, r).to(dtype) / r**0.5, None]
+    found = excite.excite_layers(sums, per_value, *layers, act, gate, dtype, gated=True)
+
+    def plain(kind):
+        squeeze = (sums.to(torch.promote_types(kind, torch.float32)).sum(0) * per_value).to(kind)
+        hidden = F.linear(squeeze, layers[0].to(kind), layers[1].to(kind))
+        logits = F.linear(activation.activate(hidden, act), layers[2].to(kind))
+        return squeeze, hidden, logits, torch.sigmoid(logits)
+
+    names = ("squeeze", "hidden", "logits", "gated")
+    for name, ours, eager, exact in zip(names, found, plain(dtype), plain(torch.float64), strict=True):
+        assert_as_accurate(ours, eager, exact, 4.0, what=name, ulps=8)
+
+
+def test_launches_of_squeeze_and_excite():
+    """Each way: a pass over the map, the layers, the scaling pass. Sums that the pass before made save the first."""
+    started = []
+    record = lambda kernel, grid, arguments, warps, stages: started.append(kernel.__name__)
+    x, layers = torch.randn(2, 8, 5, 5), [torch.randn(4, 8), torch.randn(4), torch.randn(8, 4), torch.randn(8)]
+    with pytest.MonkeyPatch.context() as patch, many_tiles():
+        patch.setattr(launch, "start_kernel", record)
+        _, *saved = squeeze_excite.squeeze_excite(x, *layers, 1, 1)
+        assert started == ["sums_kernel", "layers_kernel", "scale_kernel"]
+        del started[:]
+        squeeze_excite.squeeze_excite_fwd(x, *layers, 1, 1, sums=torch.empty(3, 2, 8))
+        assert started == ["layers_kernel", "scale_kernel"]
+        del started[:]
+        squeeze_excite.squeeze_excite_backward(x, x, *saved, *layers, 1, 1)
+        assert started == ["sums_kernel", "hidden_bwd_kernel", "layers_bwd_kernel", "scale_kernel"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_first_convolution_and_batch_norm(seed):
+    layer, errors = draw_layer(seed, dense=True), Errors()
+    given = layer.stride, layer.padding
+    with many_tiles() if seed % 4 == 3 else few_tiles():
+        z, partials = convolution_with_statistics(layer.x, layer.weight, *given)
+        found, vectors, norm = forward(layer, z, partials)
+        gradients, coefficients = backward(layer, z, vectors, norm)
+        options = {"z": z, "norm": norm, "coefficients": coefficients}
+        weight = convolution_weight_gradient(layer.grad, layer.x, layer.weight, *given, **options)
+    compare(layer, found | gradients | {"weight": weight}, errors)
+
+
+def test_gradient_of_a_first_convolution_without_a_batch_norm():
+    layer = draw_layer(2, dense=True)
+    weight = layer.weight.double().requires_grad_()
+    F.conv2d(layer.x.double(), weight, None, layer.stride, layer.padding).backward(layer.grad.double())
+    found = convolution_weight_gradient(layer.grad, layer.x, layer.weight, layer.stride, layer.padding)
+    torch.testing.assert_close(found.double(), weight.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_of_a_convolutions_result(layout):
+    """For what no kernel computes it on the way: NCHW and strided gradients, odd channels."""
+    layer = draw_layer(3)
+    layer.grad = in_layout(layer.grad, layout)
+    z, partials = depthwise.depthwise_with_statistics(layer.x, layer.weight, layer.stride)
+    _, vectors, norm = forward(layer, z, partials)
+    _, coefficients = backward(layer, z, vectors, norm)
+    through = norm_gradient(layer.grad, z, norm, coefficients)
+    once = depthwise_gradients(
+        layer.grad, layer.x, layer.weight, layer.stride, z=z, norm=norm, coefficients=coefficients
+    )
+    twice = depthwise_gradients(through, layer.x, layer.weight, layer.stride)
+    for a, b in zip(once[:2], twice[:2]):
+        torch.testing.assert_close(a, b, rtol=4e-3, atol=4e-3)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from ..dispatch import Decision, refuse_autocast, refuse_call, select
+from ..dispatch import Decision, refuse_autocast, refuse_call, refuse_modes, select
 from ..ops.program import call_program_eval
 from ..ops.program_train import TrainCall, run_program_train
 from .builder import Builder
@@ -224,7 +224,7 @@ class Block:
 
     def _training_call(self, module: nn.Module, x: torch.Tensor) -> TrainCall:
         """What a program in training is called with; raises ``Unfusable`` where none runs."""
-        why = refuse_call(x) or refuse_autocast(x)
+        why = refuse_call(x) or refuse_autocast(x) or refuse_modes()
         if why is not None:
             raise NotNow(why)
         decision = select("program_train", x)

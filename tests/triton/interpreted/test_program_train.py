@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import ghost_ops
 from ghost_ops import FusedGhostBottleneck, FusedGhostModule
@@ -178,6 +179,14 @@ def test_what_no_program_takes_runs_by_its_parts(change, reason):
     change(block)
     assert "program_train" not in why(block, x)
     assert_agree(block, x)
+
+
+def test_a_mode_that_sees_operators_sees_them():
+    block, x = a_block(6, 10, 6), input_of(2, 6, 4, 4)
+    with FlopCounterMode(display=False) as counted:
+        assert "program_train" not in why(block, x)
+        block(x)
+    assert counted.get_total_flops() > 0
 
 
 def test_a_single_value_a_channel_is_refused_as_in_pytorch():

@@ -53,7 +53,11 @@ def trace(device: Device, call: Callable[[], object]) -> dict:
         path = Path(folder) / "trace.json"
         watched.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    kinds = ("cpu_op",) if device.dry else ON_DEVICE
+    return compact(events, ("cpu_op",) if device.dry else ON_DEVICE)
+
+
+def compact(events: list[dict], kinds: tuple[str, ...]) -> dict:
+    """What a trace's events of these kinds are, in the order of their start. Times are in microseconds."""
     rows = sorted((e for e in events if e.get("cat") in kinds), key=lambda e: e["ts"])
     names: dict[str, int] = {}
     launched = []

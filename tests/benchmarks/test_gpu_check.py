@@ -188,6 +188,22 @@ def test_without_a_device_it_says_so(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_trace_is_made_compact():
+    from gpu_check_parts.launches import ON_DEVICE, compact
+
+    more = {"grid": [8, 2, 1], "block": [128, 1, 1], "stream": 7}
+    events = [
+        {"cat": "cpu_op", "name": "aten::add", "ts": 1.0, "dur": 9.0},
+        {"cat": "kernel", "name": "b", "ts": 30.0, "dur": 2.0, "args": more},
+        {"cat": "gpu_memset", "name": "a", "ts": 20.5, "dur": 1.25, "args": {}},
+        {"cat": "kernel", "name": "b", "ts": 40.0, "dur": 3.0, "args": more},
+        {"name": "process_name", "ph": "M", "ts": 0},
+    ]
+    size = [[8, 2, 1], [128, 1, 1]]
+    launched = [[0, [], [], 1.25, 0.0], [1, *size, 2.0, 9.5], [1, *size, 3.0, 19.5]]
+    assert compact(events, ON_DEVICE) == {"kernels_us": 6.25, "launches": launched, "names": ["a", "b"]}
+
+
 def spoil(net: torch.nn.Module, share: float) -> torch.nn.Module:
     """Lets one gradient of a net be wrong by a share of itself."""
     weights = {name: p for name, p in net.named_parameters() if name.endswith("cheap_operation.0.weight")}
@@ -254,8 +270,10 @@ def test_missing_and_broken_results_are_wrong(spoilt):
 
 
 def test_a_cache_travels(tmp_path):
+    import gpu_check
     import kernel_cache
 
+    before = os.environ.get("TRITON_CACHE_DIR")
     there = tmp_path / "there" / "KEY"
     there.mkdir(parents=True)
     names = ("kernel.cubin", "kernel.json", "kernel.ttir")
@@ -266,6 +284,11 @@ def test_a_cache_travels(tmp_path):
     here = tmp_path / "here"
     kernel_cache.unpack(tmp_path / "kernels.tar.xz", here)
     assert sorted(p.name for p in here.glob("*/*")) == ["__grp__kernel.json", "kernel.cubin", "kernel.json"]
+    with gpu_check.triton_cache(tmp_path / "kernels.tar.xz"):
+        unpacked = Path(os.environ["TRITON_CACHE_DIR"])
+        at = json.loads((unpacked / "KEY" / "__grp__kernel.json").read_text())["child_paths"]["kernel.cubin"]
+        assert Path(at).read_text() == "kernel.cubin" and unpacked in Path(at).parents
+    assert os.environ.get("TRITON_CACHE_DIR") == before and not unpacked.exists()
     group = json.loads((here / "KEY" / "__grp__kernel.json").read_text())["child_paths"]
     assert group["kernel.cubin"] == str(here / "KEY" / "kernel.cubin")
     with pytest.raises(ValueError, match=r"expected a name in \.xz"):

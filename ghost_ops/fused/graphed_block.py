@@ -127,6 +127,8 @@ class BlockGraphs:
                 raise NotNow("elements of its input share their memory")
         kind, plans, known = type(module), block.plans(module), self._found  # read once: other threads may call too
         if known is None or known[0] is not kind or not _are_same(known[1], plans) or known[2].has_changed():
+            if any(base.__name__ == "FSDPModule" for base in kind.__mro__):
+                raise NotNow("fully_shard gives its parameters memory anew on every call")
             known = self._found = kind, plans, ModuleState(module)
         state = known[2].read()
         for t in (*state.parameters, *state.buffers):

@@ -171,6 +171,10 @@ class BlockGraphs:
         if not graph.capturing.acquire(blocking=False):
             return None  # another thread captures: this call does without
         try:
+            with self._lock:
+                found = self._graphs.get(call.key)
+            if found is not None:  # another thread was faster
+                return found
             found = capture_step(module, x, call.state, call.needs_grad, self.pool)
         except Exception as error:  # where it is the call's fault, the call without a graph raises it again
             why = str(error) if isinstance(error, NotNow) else f"its capture failed: {first_line(error)}"

@@ -534,7 +534,7 @@ def test_modes_that_see_operations_see_them(device):
             step(m, images(grad=True))
         counts.append(mode.get_total_flops())
     assert counts[0] == counts[1] > 0
-    with torch.autograd.detect_anomaly(check_nan=False):
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
         assert replays(device, lambda: step(ours, images(grad=True))) == 0
     with torch.device("cpu"):
         assert replays(device, lambda: step(ours, images(grad=True))) == 2

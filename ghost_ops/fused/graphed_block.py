@@ -130,7 +130,11 @@ class BlockGraphs:
             if any(base.__name__ == "FSDPModule" for base in kind.__mro__):
                 raise NotNow("fully_shard gives its parameters memory anew on every call")
             known = self._found = kind, plans, ModuleState(module)
-        state = known[2].read()
+        try:
+            state = known[2].read()
+        except NotNow:
+            self._found = None
+            raise
         for t in (*state.parameters, *state.buffers):
             if t.device != x.device:
                 raise NotNow("its tensors are not all on the device of its input")

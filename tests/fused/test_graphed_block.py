@@ -658,6 +658,22 @@ def test_a_tensor_beside_parameters_and_buffers(device):
     assert_equal(ours, twin)
 
 
+def test_attributes_that_go_or_cannot_be_compared(device):
+    ours, twin = pair()
+    ours.ghost1.note = (1, 2)
+    warm(ours, twin)
+    del ours.ghost1.note
+    ours.ghost1.other = 4  # as many as before
+    warm(ours, twin, calls=WARM_UPS + 2)
+    assert replays(device, lambda: step(ours, images(grad=True))) == 2
+    ours.ghost1.other = (1, [])
+    assert replays(device, lambda: step(ours, images(grad=True))) == 0
+    assert "an attribute of one of its modules cannot be compared" in why(ours, images(grad=True))
+    step(twin, images(grad=True))
+    step(twin, images(grad=True))
+    assert_equal(ours, twin)
+
+
 def test_what_capturable_refuses():
     for make in (lambda: torch.rand(2), lambda: torch.ones(1).item(), lambda: torch.ones(2).nonzero()):
         with pytest.raises(NotNow), Capturable(torch.device("cpu")):

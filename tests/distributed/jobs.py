@@ -225,7 +225,8 @@ def _emulated() -> EmulatedGraphs:
 
 
 def graphed_and_sharded(rank: int) -> dict[str, object]:
-    """Blocks that are to run as graphs, in FSDP2: results beside those of their twins, replays, and what is said."""
+    """Blocks that are to run as graphs, in FSDP2 and in the older FSDP: results beside those of their twins, replays,
+    and what is said."""
     device, results = _emulated(), {}
     for name, wanted in (("graphs", True), ("twin", False)):
         net = shard(fuse(make_net(), cuda_graph=wanted))
@@ -238,7 +239,20 @@ def graphed_and_sharded(rank: int) -> dict[str, object]:
         results[name] = {key: whole(t) for key, t in (*net.named_parameters(), *net.named_buffers())}
         if wanted:
             results["said"] = [row.why for row in explain(net, images(rank, 0, 2)[0]).rows if "CUDA graph" in row.why]
+    blocks = randomise(nn.Sequential(zoo.HuaweiBottleneck(8, 16, 12, 3, 2, True), zoo.HuaweiBottleneck(12, 24, 12)))
+    for name, wanted in (("graphs", True), ("twin", False)):
+        fused = fuse(copy.deepcopy(blocks), cuda_graph=wanted)
+        cpu = {"use_orig_params": True, "device_id": torch.device("cpu")}
+        net = nn.Sequential(*(FullyShardedDataParallel(block, **cpu) for block in fused))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        for step in range(6):
+            optimizer.zero_grad()
+            results[name][f"loss {step}"] = loss = net(make_map((4, 8, 9, 7), seed=10 * rank + step)).square().mean()
+            loss.backward()
+            optimizer.step()
     graph.device_graphs = CudaGraphs()
+    for name in ("graphs", "twin"):
+        results[name] = {key: t.detach() for key, t in results[name].items()}
     return results | {"replays": len(device.replays)}
 
 

@@ -546,25 +546,28 @@ def test_recordings_go_with_their_entries(kernel, count, monkeypatch):
     assert count() == 0
 
 
-def test_a_replay_outlives_its_entry(kernel, count, monkeypatch):
-    """Threads replay while their entries are replaced all the time."""
+def test_threads_do_not_mix(kernel, count, monkeypatch):
+    """Threads replay the same recordings at once, while these are dropped and made again all the time."""
     monkeypatch.setattr(launch_cache, "LIMIT", 2)
-    copy, wrong = copy_with(kernel), []
+    copy, calls_, kept = copy_with(kernel), [], []
 
     def work(number):
         for i in range(200):
-            n = 1 + (i + number) % 5
-            out = copy(torch.randn(n, 2, 3, 3), n)
-            if out.shape[0] != n:
-                wrong.append(n)
+            n = 1 + (i // 8 + number % 2) % 3
+            x = torch.randn(n, 2, 3, 3)
+            out = copy(x, n)
+            kept.append((x, out))  # so that no two have the same address
+            calls_.append((n, x.data_ptr(), out.data_ptr()))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and len(kernel.started) == 800
-    assert count() <= 2
+    address = lambda value: value.data_ptr() if isinstance(value, torch.Tensor) else value
+    started_ = [(grid[0], address(found["x"]), address(found["out"])) for grid, found in kernel.started]
+    assert sorted(started_) == sorted(calls_) and len(calls_) == 800
+    assert 3 <= kernel.full < 800 and count() <= 2
 
 
 def test_kernels_live_as_long_as_their_recordings(kernel):

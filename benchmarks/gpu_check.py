@@ -18,7 +18,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -87,14 +88,26 @@ def check(
     return record
 
 
-def use_cache(cache: Path) -> None:
-    """Let the processes of the run find the kernels of a cache, which is a folder or an archive of one."""
-    if not cache.is_dir():
-        archive, cache = cache, Path(tempfile.mkdtemp(prefix="ghost-ops-kernels-"))
-        kernel_cache.unpack(archive, cache)
-    else:
-        kernel_cache.relocate(cache)
-    os.environ["TRITON_CACHE_DIR"] = str(cache.resolve())
+@contextmanager
+def triton_cache(cache: Path | None) -> Iterator[None]:
+    """Within the block new processes find the kernels of a cache, which is a folder or an archive of one."""
+    if cache is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="ghost-ops-kernels-") as folder:
+        if cache.is_dir():
+            folder = cache.resolve()
+            kernel_cache.relocate(folder)
+        else:
+            kernel_cache.unpack(cache, Path(folder))
+        before = os.environ.get("TRITON_CACHE_DIR")
+        os.environ["TRITON_CACHE_DIR"] = str(folder)
+        try:
+            yield
+        finally:
+            os.environ.pop("TRITON_CACHE_DIR")
+            if before is not None:
+                os.environ["TRITON_CACHE_DIR"] = before
 
 
 def show(record: Record, console: Console) -> None:
@@ -124,11 +137,10 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the workers on the way out
     console = Console()
     console = console if console.is_terminal else Console(width=160)
-    if cache is not None:
-        use_cache(cache)
     out = out or (Path(tempfile.mkdtemp()) if dry else ROOT / "benchmarks" / "results")
     parts = [part for part in PARTS if not names or part.name in names]
-    record = check(parts, {"dry": dry, "commit": commit, "cache": cache is not None}, out, minutes, console)
+    with triton_cache(cache):
+        record = check(parts, {"dry": dry, "commit": commit, "cache": cache is not None}, out, minutes, console)
     show(record, console)
     raise SystemExit(0 if record.data["ok"] else 1)
 

@@ -182,7 +182,7 @@ class Worker:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
-        self.process.join()
+        self.process.join(10)  # what waits for a device that hangs may never end
         self.pipe.close()
 
 

@@ -113,7 +113,7 @@ def write(budgets: dict) -> dict:
     reasons: dict[str, dict[str, str]] = {}
     for case in new.values():
         for label, budget in case.items():
-            for name in budget.keys() & RULES.keys():
+            for name in filter(budget.__contains__, RULES):
                 kernel = label.split()[0]
                 reasons.setdefault(kernel, {})[name] = budgets["reasons"].get(kernel, {}).get(name, "")
     return {"triton": _triton(), "reasons": reasons, "launches": new}

@@ -15,6 +15,7 @@ from ghost_ops.activations import GATES, NONE, RELU
 from ghost_ops.backends.triton import (
     convolution,
     depthwise,
+    depthwise_gradients,
     excite,
     ghost_module,
     ghost_module_train,
@@ -22,6 +23,9 @@ from ghost_ops.backends.triton import (
     squeeze_excite,
     tiles,
 )
+from ghost_ops.backends.triton import norm as norms
+from ghost_ops.backends.triton.epilogue import Epilogue
+from ghost_ops.backends.triton.normalise import norm_gradient_sums, normalise
 from ghost_ops.backends.triton.taps import as_taps
 
 BATCH = 256
@@ -121,6 +125,32 @@ def train_depthwise(n: int, c: int, side: int, d: int, stride: int) -> None:
     depthwise.depthwise_backward(depthwise.depthwise(x, weight, None, stride), x, weight, None, stride, True, True)
 
 
+def train_depthwise_norm(n: int, c: int, side: int, d: int, stride: int) -> None:
+    x, weight = _map(n, c, side), _own(c, 1, d, d)
+    z, partials = depthwise.depthwise_with_statistics(x, weight, stride)
+    grad, options = train_norm(z, partials, NONE)
+    depthwise_gradients.depthwise_gradients(grad, x, weight, stride, z=z, **options)
+
+
+def train_convolution_norm(n: int, c: int, m: int, side: int, d: int, stride: int) -> None:
+    x, weight = _map(n, c, side), _own(m, c, d, d)
+    z, partials = convolution.convolution_with_statistics(x, weight, stride, d // 2)
+    grad, options = train_norm(z, partials, RELU)
+    convolution.convolution_weight_gradient(grad, x, weight, stride, d // 2, z=z, **options)
+
+
+def train_norm(z: torch.Tensor, partials: torch.Tensor, act: int) -> tuple[torch.Tensor, dict]:
+    """A BatchNorm over the batch: its result, as the gradient too, and what its backward needs."""
+    gamma, beta, count = _own(z.shape[1]), _own(z.shape[1]), z.numel() // z.shape[1]
+    vectors = norms.join_statistics(partials, count, norms.BatchNorm(gamma, beta, 1e-5))
+    norm = vectors.applied(Epilogue(None, act))
+    grad, _ = normalise(z, norm)
+    partials = norm_gradient_sums(grad, z, norm)
+    given = Epilogue(None, act, gamma=gamma, beta=beta, eps=1e-5)
+    coefficients, _ = norms.join_gradients(partials, given, count, vectors)
+    return grad, {"norm": norm, "coefficients": coefficients}
+
+
 def frozen_convolution(n: int, c: int, m: int, side: int, d: int, stride: int) -> None:
     convolution.convolution(_map(n, c, side), _half(m, c, d, d), _half(m), None, stride, d // 2, RELU, 0.0)
 
@@ -141,6 +171,8 @@ def frozen_excitation(n: int, c: int) -> None:
 FORMS = """
 train C->M@SIDE [DxD]                       a Ghost module of M primary channels, forward and backward
 train depthwise C DxD/STRIDE@SIDE           a depthwise convolution, forward and backward
+train depthwise norm C DxD/STRIDE@SIDE      a depthwise convolution and a BatchNorm over the batch
+train convolution norm C->M DxD/STRIDE@SIDE a first convolution, a BatchNorm over the batch and ReLU
 train excite C@SIDE                         squeeze and excitation, forward and backward
 frozen C->M@SIDE [DxD][+residual][+scale][+squeeze]
 frozen product C->M@SIDE[+scale]            a 1x1 convolution, which is a module without a cheap half
@@ -154,6 +186,14 @@ _FORMS: list[tuple[str, Callable]] = [
     (
         r"train depthwise (\d+) (\d+)x\2/(\d+)@(\d+)",
         lambda n, p, c, d, stride, side: train_depthwise(n, c, side, d, stride),
+    ),
+    (
+        r"train depthwise norm (\d+) (\d+)x\2/(\d+)@(\d+)",
+        lambda n, p, c, d, stride, side: train_depthwise_norm(n, c, side, d, stride),
+    ),
+    (
+        r"train convolution norm (\d+)->(\d+) (\d+)x\3/(\d+)@(\d+)",
+        lambda n, p, c, m, d, stride, side: train_convolution_norm(n, c, m, side, d, stride),
     ),
     (r"train excite (\d+)@(\d+)", lambda n, p, c, side: train_excitation(n, c, side)),
     (r"frozen (\d+)->(\d+)@(\d+)(?: (\d+)x\4)?", lambda n, p, c, m, side, d=3: frozen_module(n, c, m, side, d, p)),

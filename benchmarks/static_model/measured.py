@@ -20,7 +20,7 @@ class Measured:
         case, launch: as ``launches.case`` and ``launches.labels`` name them.
         us: its time in microseconds.
         facts: of the kernel as it was then.
-        unexplained: the model is known to be wrong about it, and nobody knows why.
+        unexplained: the model is known to be wrong about it; the cause is not known.
     """
 
     case: str

@@ -110,8 +110,8 @@ KERNELS = {
         _stencil, lambda a: _pixels(a["y"]) * a["M"] * a["MULTIPLIER"], "out sums statistics", _cheap_slices
     ),
     "module_kernel": Kernel(_stencil, _map("out"), "out sums"),
-    "depthwise_kernel": Kernel(lambda a: _rows(a, (a["D"] - 1) // a["STRIDE"]), _map("out"), "out sums"),
-    "convolution_kernel": Kernel(_rows, _map("out"), "out"),
+    "depthwise_kernel": Kernel(lambda a: _rows(a, (a["D"] - 1) // a["STRIDE"]), _map("out"), "out sums statistics"),
+    "convolution_kernel": Kernel(_rows, _map("out"), "out statistics"),
     "cheap_epilogue_bwd_kernel": Kernel(_stencil, _map("grad_z2"), "grad_z2 partials", _second_half),
     "cheap_norm_bwd_kernel": Kernel(_rows, _map("grad_z2"), "", _second_half, updates="grad_z2"),
     "cheap_conv_bwd_kernel": Kernel(_rows, _map("grad_z"), "grad_z partials weights", lambda a: {"grad": (0, a["M"])}),
@@ -121,13 +121,35 @@ KERNELS = {
     "primary_weight_bwd_kernel": Kernel(
         lambda a: (a["per_group"],), lambda a: a["PIXELS"] * (a["M"] + a["C"]), "partials"
     ),
-    "depthwise_input_bwd_kernel": Kernel(_rows, _map("to"), "to"),
-    "depthwise_weight_bwd_kernel": Kernel(_rows, _map("grad"), "weights biases"),
+    "depthwise_bwd_kernel": Kernel(_rows, _map("x"), "to weights biases"),
+    "convolution_weight_bwd_kernel": Kernel(_rows, _map("grad"), "partials"),
+    "normalise_kernel": Kernel(lambda a: (cdiv(a["per_split"], a["ROWS"]),), _map("out"), "out sums"),
+    "norm_bwd_kernel": Kernel(lambda a: (cdiv(a["per_split"], a["ROWS"]),), _map("z"), "to partials"),
     "sums_kernel": Kernel(_rows, _map("x"), "sums"),
     "scale_kernel": Kernel(_rows, _map("out"), "out"),
-    "join_kernel": Kernel(_groups, _map("partials"), "mean_out var_out"),
+    "join_statistics_kernel": Kernel(
+        lambda a: (1, *_groups(a) * 2),
+        _map("partials"),
+        "mean_out var_out scale_out shift_out running_mean running_var",
+    ),
+    "join_gradients_kernel": Kernel(
+        lambda a: (1, *_groups(a)),
+        _map("partials"),
+        "coefficients grad_bias grad_beta grad_gamma grad_slopes grad_slope",
+    ),
     "total_kernel": Kernel(_groups, _map("partials"), "out"),
     "epilogue_gradients_kernel": Kernel(_groups, _map("partials"), "sums bias beta gamma slope"),
+    "layers_kernel": Kernel(
+        lambda a: (cdiv(a["C"], a["BK"]), a["splits"], a["per_program"]), _map("logits"), "squeeze hidden logits gated"
+    ),
+    "hidden_bwd_kernel": Kernel(
+        lambda a: (cdiv(a["C"], a["BK"]), a["splits"]), _map("grad_hidden"), "grad_logits grad_hidden"
+    ),
+    "layers_bwd_kernel": Kernel(  # a program goes through one of the three loops
+        lambda a: (cdiv(a["ROWS"], a["B"]), 1, 1),
+        _map("grad_logits"),
+        "grad_squeeze grad_reduce grad_reduce_bias grad_expand grad_expand_bias",
+    ),
     "linear_kernel": Kernel(lambda a: (cdiv(a["INNER"], a["BK"]),), _map("out"), "out gated"),
 }
 

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from ..dispatch import Decision, refuse_autocast, refuse_call, select
+from ..dispatch import PLAIN_TENSORS, Decision, refuse_autocast, refuse_call, refuse_modes, select
 from ..ops.program import call_program_eval
+from ..ops.program_train import TrainCall, run_program_train
 from .builder import Builder
 from .compiled_program import CompiledProgram
 from .errors import NotNow, Unfusable
 from .structure import Structure
+from .training import TrainedProgram, TrainingBuilder
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 Reads = tuple[tuple[str, str], ...]
 _observers: list[Callable[[nn.Module, object, Callable], object]] = []
-_TRANSIENT = ("_plan", "_program")  # what belongs to one module is neither copied nor pickled
+_TRANSIENT = ("_plan", "_program", "_training")  # what belongs to one module is neither copied nor pickled
 
 
 class Route(NamedTuple):
@@ -61,6 +63,8 @@ class Block:
         verifies_program: whether the program is held against the module, too, before a module is fused.
         behaviour: the class that comes before a module's own; ``register_block`` makes it.
         has_program: whether a module in eval may be one operator call: where ``lower_module`` is defined.
+        trains_as_program: whether its steps are what it computes in training too, over batch statistics.
+        memory: what is kept for the backward: ``"balanced"``, ``"low"`` or ``"fast"`` (``ops/program_train.py``).
         parts: where the pieces of the module are; None where the module says so itself (``module.parts()``).
         input_name: name of the only argument of the module's forward.
         graphs: CUDA graphs of the module's calls; None where they are not wanted.
@@ -75,6 +79,8 @@ class Block:
     verifies_program: ClassVar[bool] = False
     behaviour: ClassVar[type]
     has_program: ClassVar[bool] = False
+    trains_as_program: ClassVar[bool] = False
+    memory: str = "balanced"
     graphs: BlockGraphs | None = None
     recomputes = False
     recogniser: ClassVar[Callable[[type[Block], nn.Module], tuple[object, Reads]] | None] = None  # set by surgery
@@ -93,6 +99,7 @@ class Block:
     def _forget(self) -> None:
         self._plan: tuple | None = None
         self._program: tuple | None = None
+        self._training: tuple | None = None
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name not in _TRANSIENT}
@@ -183,7 +190,7 @@ class Block:
     def run(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """A call, launched one kernel after the other."""
         if module.training or not self.has_program or torch.compiler.is_compiling():
-            return self.route_without_program(module, x, None).run()
+            return self._training_route(module, x).run()
         try:
             _, program, found = self._program_call(module, x)
         except Unfusable as reason:
@@ -195,7 +202,7 @@ class Block:
     def route(self, module: nn.Module, x: torch.Tensor) -> Route:
         """What runs a call with x, and why nothing faster does."""
         if module.training or not self.has_program or torch.compiler.is_compiling():
-            return self.route_without_program(module, x, None)
+            return self._training_route(module, x)
         try:
             decision, program, found = self._program_call(module, x)
         except Unfusable as reason:
@@ -203,6 +210,35 @@ class Block:
         else:
             return Route(self.decision_of_program(decision), lambda: call_program_eval(x, found, program.code))
         return self.route_without_program(module, x, why)
+
+    def _training_route(self, module: nn.Module, x: torch.Tensor) -> Route:
+        """A call in training: one program where a backend runs whole ones."""
+        if (
+            module.training
+            and self.trains_as_program
+            and not torch.compiler.is_compiling()
+            and type(x) in PLAIN_TENSORS
+        ):
+            decision = select("program_train", x)
+            if decision.backend != "reference":
+                try:
+                    call = self._training_call(module, x, decision)
+                except Unfusable:
+                    pass
+                else:
+                    return Route(self.decision_of_program(decision), lambda: run_program_train(call, x))
+        return self.route_without_program(module, x, None)
+
+    def _training_call(self, module: nn.Module, x: torch.Tensor, decision: Decision) -> TrainCall:
+        """What a program in training is called with; raises ``Unfusable`` where none runs."""
+        why = refuse_call(x) or refuse_autocast(x) or refuse_modes()
+        if why is not None:
+            raise NotNow(why)
+        call = self._trained(module).call(decision, x, self.memory)
+        if call is None:
+            self._training = None
+            call = self._trained(module).call(decision, x, self.memory)
+        return call
 
     def decide(self, module: nn.Module, x: torch.Tensor) -> Decision:
         """What would run a call with an input such as x, and why nothing faster does."""
@@ -270,25 +306,34 @@ class Block:
         return decision, program, found
 
     def _compiled(self, module: nn.Module) -> CompiledProgram:
-        """The module as a program, made anew where something inside has changed."""
-        plans, known = self.plans(module), self._program  # read once, since other threads may call the module too
-        if known is not None and all(map(is_, known[0], plans)):
-            program = known[1]
-            if isinstance(program, str):
-                raise Unfusable(program)
-            return program
-        self._program = None
-        builder = Builder()
-        try:
-            builder.store(self.lower_module(module, builder, builder.load(self.channels(module))))
-            program = builder.finish()
-        except NotNow:
-            raise  # the cause may end before anything that the plans hold changes
-        except Unfusable as reason:
-            self._program = plans, str(reason)
-            raise
-        self._program = plans, program
-        return program
+        """The module as a program."""
+        return self._built(module, "_program", Builder)
+
+    def _trained(self, module: nn.Module) -> TrainedProgram:
+        """The module as a program in training."""
+        return self._built(module, "_training", TrainingBuilder)
+
+    def _built(self, module: nn.Module, kind: str, builder_class: type[Builder]) -> object:
+        """What a builder makes of the module, made anew where something inside has changed.
+
+        Args:
+            kind: the attribute that holds it, or why there is none, together with the plans.
+        """
+        plans, known = self.plans(module), self.__dict__[kind]  # read once: other threads may call the module too
+        if known is None or not all(map(is_, known[0], plans)):
+            self.__dict__[kind] = None
+            builder = builder_class()
+            try:
+                builder.store(self.lower_module(module, builder, builder.load(self.channels(module))))
+                known = plans, builder.finish()
+            except NotNow:
+                raise  # the cause may end before anything that the plans hold changes
+            except Unfusable as reason:
+                known = plans, str(reason)
+            self.__dict__[kind] = known
+        if isinstance(known[1], str):
+            raise Unfusable(known[1])
+        return known[1]
 
 
 def observed(module: nn.Module, x: object, route: Callable[[], Route]) -> torch.Tensor:

@@ -91,6 +91,7 @@ class GhostModuleBlock(Block):
     """A Ghost module: one of four operators, or a program of one step."""
 
     kind = "Ghost module"
+    trains_as_program = True
     Parts = GhostParts
 
     @classmethod

@@ -81,12 +81,17 @@ class CudaGraphs:
     def capture(self, run: Callable[[], object], pool: object) -> Captured:
         """Capture what ``run`` launches on the current stream, which must be one of ``aside``; nothing is executed.
 
-        Other threads may go on working meanwhile.
+        Other threads may go on working meanwhile. cuBLAS gets a workspace in the pool: that of the stream would be used
+        by other graphs at the same time, and whoever clears workspaces would free it.
         """
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
-        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
-            result = run()
+        torch._C._cuda_clearCublasWorkspaces()
+        try:
+            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                result = run()
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
         return Captured(graph.replay, result)
 
 
@@ -171,7 +176,9 @@ class Capturable(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for t in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(t, torch.Tensor) and t.device != self.device:
-                raise NotNow(f"it makes a tensor on {t.device} ({func.name()})")
+                reads = any(isinstance(value, torch.Tensor) and value.device == self.device for value in args)
+                if t.dim() or reads:  # a constant on the host is part of a launch
+                    raise NotNow(f"it makes a tensor on {t.device} ({func.name()})")
         return result
 
 

@@ -99,9 +99,11 @@ def test_a_dry_run_goes_through_the_parts(tmp_path, benchmarks):
     for dtypes in operators.values():
         assert set(dtypes) == {"float16", "bfloat16", "float32"}
         assert any("gradient" in what for what in dtypes["float32"])
-    for part in ("bottlenecks", "nets"):
-        assert set(found[part]) == {"bfloat16, memory=balanced", "bfloat16, memory=low"}
+    kinds = ["bfloat16, memory=balanced", "bfloat16, memory=low", "bfloat16, memory=balanced, cuda_graph=True"]
+    for part, expected in (("bottlenecks", kinds[:2]), ("nets", kinds)):
+        assert list(found[part]) == expected
         assert all(row["results"] > 100 and row["wrong"] == [] for row in found[part].values())
+    assert found["nets"][kinds[2]]["replayed"] == 0 and "CUDA" in found["nets"][kinds[2]]["not replayed, since"][0]
     rows = {row["baseline"]: row for row in found["training"]["ready"]}
     assert {"ghost_ops.fuse", "ghost_ops.fuse, memory=low", "eager, channels_last"} <= set(rows)
     assert rows["ghost_ops.fuse"]["saved_bytes"] > rows["ghost_ops.fuse, memory=low"]["saved_bytes"] > 0
@@ -113,7 +115,7 @@ def test_a_dry_run_goes_through_the_parts(tmp_path, benchmarks):
         assert {row[0] for row in traced["launches"]} == set(range(len(traced["names"])))
         assert traced["kernels_us"] > 0 and all(len(row) == 5 for row in traced["launches"])
     assert len(found["launches"]["a training step, ghost_ops.fuse"]["launches"]) > 100
-    assert len(found["launches"]) == 3 and all(value > 0 for value in found["host"].values())
+    assert len(found["launches"]) == 4 and all(value > 0 for value in found["host"].values())
     assert sum(found["tests"]["skipped"].values()) > 5 and found["tests"]["failed"] == []
 
 
@@ -188,6 +190,22 @@ def test_without_a_device_it_says_so(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_trace_is_made_compact():
+    from gpu_check_parts.launches import ON_DEVICE, compact
+
+    more = {"grid": [8, 2, 1], "block": [128, 1, 1], "stream": 7}
+    events = [
+        {"cat": "cpu_op", "name": "aten::add", "ts": 1.0, "dur": 9.0},
+        {"cat": "kernel", "name": "b", "ts": 30.0, "dur": 2.0, "args": more},
+        {"cat": "gpu_memset", "name": "a", "ts": 20.5, "dur": 1.25, "args": {}},
+        {"cat": "kernel", "name": "b", "ts": 40.0, "dur": 3.0, "args": more},
+        {"name": "process_name", "ph": "M", "ts": 0},
+    ]
+    size = [[8, 2, 1], [128, 1, 1]]
+    launched = [[0, [], [], 1.25, 0.0], [1, *size, 2.0, 9.5], [1, *size, 3.0, 19.5]]
+    assert compact(events, ON_DEVICE) == {"kernels_us": 6.25, "launches": launched, "names": ["a", "b"]}
+
+
 def spoil(net: torch.nn.Module, share: float) -> torch.nn.Module:
     """Lets one gradient of a net be wrong by a share of itself."""
     weights = {name: p for name, p in net.named_parameters() if name.endswith("cheap_operation.0.weight")}
@@ -254,8 +272,10 @@ def test_missing_and_broken_results_are_wrong(spoilt):
 
 
 def test_a_cache_travels(tmp_path):
+    import gpu_check
     import kernel_cache
 
+    before = os.environ.get("TRITON_CACHE_DIR")
     there = tmp_path / "there" / "KEY"
     there.mkdir(parents=True)
     names = ("kernel.cubin", "kernel.json", "kernel.ttir")
@@ -266,6 +286,11 @@ def test_a_cache_travels(tmp_path):
     here = tmp_path / "here"
     kernel_cache.unpack(tmp_path / "kernels.tar.xz", here)
     assert sorted(p.name for p in here.glob("*/*")) == ["__grp__kernel.json", "kernel.cubin", "kernel.json"]
+    with gpu_check.triton_cache(tmp_path / "kernels.tar.xz"):
+        unpacked = Path(os.environ["TRITON_CACHE_DIR"])
+        at = json.loads((unpacked / "KEY" / "__grp__kernel.json").read_text())["child_paths"]["kernel.cubin"]
+        assert Path(at).read_text() == "kernel.cubin" and unpacked in Path(at).parents
+    assert os.environ.get("TRITON_CACHE_DIR") == before and not unpacked.exists()
     group = json.loads((here / "KEY" / "__grp__kernel.json").read_text())["child_paths"]
     assert group["kernel.cubin"] == str(here / "KEY" / "kernel.cubin")
     with pytest.raises(ValueError, match=r"expected a name in \.xz"):

@@ -267,7 +267,9 @@ def test_results_are_not_written_by_later_replays(device):
     kept = []
     for i in range(3):
         x = images(i, grad=True)
+        before = len(device.replays)
         out = step(ours, x, i)
+        assert len(device.replays) == before + 2  # although the output before, with its autograd node, is still held
         tensors = [out, x.grad, *(p.grad for p in ours.parameters())]
         kept += [(t, t.detach().clone()) for t in tensors]
         ours.zero_grad()
@@ -658,6 +660,13 @@ def test_what_capturable_refuses():
             make()
     with Capturable(torch.device("cpu")):
         torch.ones(2).add_(1)
+    x = torch.ones(2, device="meta")
+    with Capturable(x.device):
+        torch.where(x > 0, x, 0.5) * torch.scalar_tensor(2.0)
+        with pytest.raises(NotNow, match=r"it makes a tensor on cpu \(aten::"):
+            torch.empty_like(x[0], device="cpu")
+        with pytest.raises(NotNow, match=r"it makes a tensor on cpu \(aten::ones"):
+            torch.ones(2)
 
 
 # Life of a net

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import math
+import pkgutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +19,7 @@ import triton.language as tl
 
 from benchmarks.static_model import budgets, build, launches, measured, model, sass, work
 from benchmarks.static_model.model import H200, Facts, Part, predict
+from ghost_ops.backends import triton as package
 
 BUDGETS = budgets.load()
 LOOPS = sass.parse((Path(__file__).parent / "sass" / "loops.sass").read_text())
@@ -245,6 +248,14 @@ def test_what_is_read_and_written_follows_from_the_arguments():
     assert done["cheap_kernel 2"].results == half // 2
     with pytest.raises(KeyError, match=r"static_model/work\.py"):
         work.work_of("a_new_kernel", {})
+
+
+def test_every_kernel_has_an_entry():
+    found = set()
+    for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        members = vars(importlib.import_module(info.name)).items()
+        found |= {name for name, v in members if isinstance(v, triton.JITFunction) and name.endswith("_kernel")}
+    assert found == work.KERNELS.keys()
 
 
 @pytest.mark.parametrize("name", ["train 16->24", "frozen 3->4@", "train 16->24@112+scale", "frozen 16->8@56+more"])

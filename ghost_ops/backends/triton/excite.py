@@ -1,4 +1,4 @@
-"""``excite``: two small products with what follows them."""
+"""The two layers of an excitation, with what is before and after them, in one launch; ``excite``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,72 @@ from . import checks, launch
 from .activation import activate, apply_gate, load_or
 from .launch_cache import cached_launches
 from .maps import assume_multiple
+from .sums import total
+
+ROWS = 16  # images of a program, the least side of a product
+MOST_HIDDEN = 256  # channels between the layers, which a program has in registers
+STEP, MOST_STEP = 8192, 64  # elements and channels of a weight that a program reads at once
+PROGRAMS = 64  # each reads all of the first weight
+
+
+@triton.jit
+def joined_splits(sums, rows, ROWS, channels, C, splits, BR: tl.constexpr, BK: tl.constexpr):
+    """The sum over the splits of images' sums, [splits, ROWS, C], in a fixed order: [BR, BK], float32.
+
+    ``rows``: [BR]; ``channels``: [BK].
+    """
+    mask = (rows < ROWS)[:, None] & (channels < C)[None, :]
+    at = sums + (rows[:, None].to(tl.int64) * C + channels[None, :])
+    found = tl.zeros((BR, BK), tl.float32)
+    for _ in range(splits):
+        found += tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        at += ROWS * C
+    return found
+
+
+@triton.jit
+def layers_kernel(
+    sums, per_value, reduce_weight, reduce_bias, expand_weight, expand_bias, squeeze, hidden, logits, gated, ROWS, C, R,
+    splits, per_program, ACT: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    BR: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """logits = act(squeeze reduce_weight' + reduce_bias) expand_weight' + expand_bias, and their gate, if asked for.
+
+    Grid: blocks of ROWS x shares of C, of ``per_program`` blocks each; each share computes all of ``hidden`` anew.
+    ``sums``: [splits, ROWS, C], of which ``squeeze`` is the sum times ``per_value``; ``squeeze``, ``logits``,
+    ``gated``: [ROWS, C]; ``hidden``, before act: [ROWS, R]. All but ``logits`` may be None. R is at most BH.
+    """
+    C, R = assume_multiple(C, UNIT), assume_multiple(R, UNIT)
+    shares = tl.cdiv(tl.cdiv(C, BO), per_program)
+    share = tl.program_id(0) % shares
+    rows = (tl.program_id(0) // shares) * BR + tl.arange(0, BR)  # [BR]
+    wide = rows[:, None].to(tl.int64)  # [BR, 1]
+    kind = logits.dtype.element_ty
+    inner = tl.arange(0, BH)  # [BH]
+    acc = tl.zeros((BR, BH), tl.float32)
+    for k in range(0, C, BK):
+        channels = k + tl.arange(0, BK)  # [BK]
+        a = (joined_splits(sums, rows, ROWS, channels, C, splits, BR, BK) * per_value).to(kind)  # [BR, BK]
+        if squeeze is not None:
+            mask = (rows < ROWS)[:, None] & (channels < C)[None, :] & (share == 0)
+            tl.store(squeeze + (wide * C + channels[None, :]), a, mask=mask)
+        mask = (channels < C)[:, None] & (inner < R)[None, :]
+        b = tl.load(reduce_weight + (inner[None, :] * C + channels[:, None]), mask=mask, other=0.0)  # [BK, BH]
+        acc = tl.dot(a, b.to(kind), acc, input_precision=PRECISION)
+    v = (acc + load_or(reduce_bias, inner, inner < R, 0.0)[None, :]).to(kind)  # [BR, BH]
+    if hidden is not None:
+        first = (rows < ROWS)[:, None] & (inner < R)[None, :] & (share == 0)  # [BR, BH]
+        tl.store(hidden + (wide * R + inner[None, :]), v, mask=first)
+    v = activate(v.to(tl.float32), ACT, 0.0).to(kind)
+    for block in range(share * per_program, (share + 1) * per_program):
+        columns = block * BO + tl.arange(0, BO)  # [BO]
+        there = (inner < R)[:, None] & (columns < C)[None, :]
+        w = tl.load(expand_weight + (columns[None, :] * R + inner[:, None]), mask=there, other=0.0)  # [BH, BO]
+        z = tl.dot(v, w.to(kind), input_precision=PRECISION) + load_or(expand_bias, columns, columns < C, 0.0)[None, :]
+        at, there = wide * C + columns[None, :], (rows < ROWS)[:, None] & (columns < C)[None, :]  # [BR, BO]
+        tl.store(logits + at, z.to(kind), mask=there)
+        if gated is not None:
+            tl.store(gated + at, apply_gate(z, GATE).to(kind), mask=there)
 
 
 @triton.jit
@@ -45,29 +111,69 @@ def linear_kernel(
         tl.store(gated + at, apply_gate(acc, GATE).to(out.dtype.element_ty), mask=mask)
 
 
-def linear(v, weight, bias, act, gate=None):
-    """act(v) weight' + bias, and its gate's value where a gate is given."""
+def precision(dtype: torch.dtype) -> str:
+    """Precision of products of float32 tensors: TF32 exactly where torch's own linear layers would use it."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _linear(v, weight, bias, act, out, gated, gate):
     rows, (outer, inner) = v.shape[0], weight.shape
-    out = launch.empty((rows, outer), v.dtype, v.device)
-    gated = None if gate is None else launch.empty((rows, outer), v.dtype, v.device)
-    tf32 = v.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32  # as torch's linear layers
     arguments = {
-        "v": launch.vector(v), "weight": launch.vector(weight), "bias": launch.vector(bias), "out": out,
-        "gated": gated, "ROWS": rows, "INNER": inner, "OUTER": outer, "ACT": act,
-        "GATE": plain.IDENTITY if gate is None else gate, "PRECISION": "tf32" if tf32 else "ieee",
-        "UNIT": launch.unit(counts=(inner, outer)), "BR": 16, "BO": 16, "BK": 64,
+        "v": v, "weight": launch.vector(weight), "bias": launch.vector(bias), "out": out, "gated": gated, "ROWS": rows,
+        "INNER": inner, "OUTER": outer, "ACT": act, "GATE": gate, "PRECISION": precision(v.dtype),
+        "UNIT": launch.unit(counts=(inner, outer)), "BR": ROWS, "BO": 16, "BK": 64,
     }  # fmt: skip
-    with launch.on_device_of(v):
-        launch.start_kernel(
-            linear_kernel, (launch.cdiv(rows, 16) * launch.cdiv(outer, 16),), arguments, warps=4, stages=2
-        )
-    return out, gated
+    grid = (launch.cdiv(rows, ROWS) * launch.cdiv(outer, 16),)
+    launch.start_kernel(linear_kernel, grid, arguments, warps=4, stages=2)
+
+
+def _side(needed: int) -> int:
+    return max(1 << (needed - 1).bit_length(), 16)
+
+
+def excite_layers(
+    sums: torch.Tensor, per_value: float, reduce_weight: torch.Tensor, reduce_bias: torch.Tensor | None,
+    expand_weight: torch.Tensor, expand_bias: torch.Tensor | None, act: int, gate: int, dtype: torch.dtype,
+    gated: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """Squeeze (N x C), hidden before act (N x R), logits (N x C), and with ``gated`` their gate's values, in ``dtype``.
+
+    Args:
+        sums: splits x N x C; the squeeze is their sum over the splits times ``per_value``.
+        reduce_weight, expand_weight: R x C and C x R.
+    """
+    splits, n, c = sums.shape
+    r, device = reduce_weight.shape[0], sums.device
+    squeeze, hidden, logits = (launch.empty((n, width), dtype, device) for width in (c, r, c))
+    values = launch.empty((n, c), dtype, device) if gated else None
+    layers = [launch.vector(t) for t in (reduce_weight, reduce_bias, expand_weight, expand_bias)]
+    side = _side(r)
+    outer = min(STEP // side, MOST_STEP)
+    blocks, images = launch.cdiv(c, outer), launch.cdiv(n, ROWS)
+    per_program = launch.cdiv(blocks, min(blocks, max(PROGRAMS // max(images, 1), 1)))
+    arguments = {
+        "sums": launch.vector(sums), "per_value": per_value, "reduce_weight": layers[0], "reduce_bias": layers[1],
+        "expand_weight": layers[2], "expand_bias": layers[3], "squeeze": squeeze, "hidden": hidden, "logits": logits,
+        "gated": values, "ROWS": n, "C": c, "R": r, "splits": splits, "per_program": per_program, "ACT": act,
+        "GATE": gate, "PRECISION": precision(dtype), "UNIT": launch.unit(counts=(c, r)), "BR": ROWS, "BH": side,
+        "BK": min(STEP // side, MOST_STEP), "BO": outer,
+    }  # fmt: skip
+    with launch.on_device_of(sums):
+        if r <= MOST_HIDDEN:
+            grid = (images * launch.cdiv(blocks, per_program),)
+            launch.start_kernel(layers_kernel, grid, arguments, warps=4, stages=2)
+        else:
+            total(launch.vector(sums), squeeze, per_value=per_value)
+            _linear(squeeze, *layers[:2], plain.NONE, hidden, None, gate)
+            _linear(hidden, *layers[2:], act, logits, values, gate)
+    return squeeze, hidden, logits, values
 
 
 @cached_launches
 def excite(squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
     """The gate's values (N x C) of means that are there already, as a Ghost module returns them."""
     checks.expect("squeeze", squeeze, tuple(squeeze.shape[:2]), squeeze)
-    checks.expect_excitation(squeeze, reduce_weight, reduce_bias, expand_weight, expand_bias)
-    hidden, _ = linear(squeeze, reduce_weight, reduce_bias, plain.NONE)
-    return linear(hidden, expand_weight, expand_bias, act, gate)[1]
+    layers = reduce_weight, reduce_bias, expand_weight, expand_bias
+    checks.expect_excitation(squeeze, *layers)
+    sums = launch.vector(squeeze).view(1, *squeeze.shape)
+    return excite_layers(sums, 1.0, *layers, act, gate, squeeze.dtype, gated=True)[3]

@@ -104,9 +104,9 @@ def new_map(like: torch.Tensor, channels: int, sides: tuple[int, int] | None = N
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
 
 
-def scratch(like: torch.Tensor, channels: int) -> torch.Tensor:
+def scratch(like: torch.Tensor, channels: int, sides: tuple[int, int] | None = None) -> torch.Tensor:
     """An empty map that only kernels see: channels_last."""
-    shape = (like.shape[0], channels, *like.shape[2:])
+    shape = (like.shape[0], channels, *(sides or like.shape[2:]))
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 

@@ -1,4 +1,4 @@
-"""``squeeze_excite``: sums over a map, two small products, one scaling pass."""
+"""``squeeze_excite`` and its backward: sums over a map, the layers of the excitation, and a scaling pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import triton.language as tl
 from ... import activations as plain
 from . import checks, launch, tiles
 from .activation import apply_gate
-from .excite import linear
+from .excite import excite_layers
+from .excite_gradients import excite_gradients
 from .launch_cache import cached_launches
 from .maps import assume_multiple, assume_multiple_strides, tile_coords
 from .sums import OverSplits
@@ -76,6 +77,11 @@ def _arguments(x: torch.Tensor, *others: torch.Tensor | None) -> dict:
     }  # fmt: skip
 
 
+def _sum(x: torch.Tensor, other: torch.Tensor | None, strips: tiles.Strips, arguments: dict) -> None:
+    more = {**_arguments(x, other), **launch.maps(other=other), "N": x.shape[0]}
+    strips.start(sums_kernel, x, x.shape[1], more | arguments)
+
+
 @cached_launches
 def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = False) -> torch.Tensor:
     """Sums over H and W of x, or of x * other: N x C, float32; means in x's dtype."""
@@ -83,10 +89,17 @@ def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = 
     strips = tiles.strips("stencil", x, c)
     found = launch.empty((n, c), x.dtype if mean else torch.float32, x.device)
     sums = OverSplits(found, strips.splits, 1.0 / (height * width) if mean else 1.0)
-    arguments = {**_arguments(x, other), **launch.maps(other=other), **sums.arguments, "N": n}
-    strips.start(sums_kernel, x, c, arguments)
+    _sum(x, other, strips, sums.arguments)
     sums.join()
     return found
+
+
+def split_sums(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+    """Sums of x, or of x * other, over the splits of each image: splits x N x C, float32."""
+    strips = tiles.strips("stencil", x, x.shape[1])
+    sums = launch.empty((strips.splits, *x.shape[:2]), torch.float32, x.device)
+    _sum(x, other, strips, {"sums": sums, "per_value": 1.0})
+    return sums
 
 
 @cached_launches
@@ -104,41 +117,47 @@ def scaled_map(
     return out
 
 
-@cached_launches
-def squeeze_excite(x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
-    """The excited x, and what the backward needs: squeeze (N x C), hidden before act (N x R), logits (N x C)."""
-    checks.expect_excitation(x, reduce_weight, reduce_bias, expand_weight, expand_bias)
-    squeeze = image_sums(x, None, True)
-    hidden, _ = linear(squeeze, reduce_weight, reduce_bias, plain.NONE)
-    logits, _ = linear(hidden, expand_weight, expand_bias, act)
+def squeeze_excite_fwd(
+    x: torch.Tensor, reduce_weight: torch.Tensor, reduce_bias: torch.Tensor | None, expand_weight: torch.Tensor,
+    expand_bias: torch.Tensor | None, act: int, gate: int, *, sums: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """``squeeze_excite``; ``sums``: of x, as of ``split_sums``, where an earlier pass made them."""
+    layers = reduce_weight, reduce_bias, expand_weight, expand_bias
+    checks.expect_excitation(x, *layers)
+    sums = split_sums(x) if sums is None else sums
+    squeeze, hidden, logits, _ = excite_layers(sums, 1.0 / (x.shape[2] * x.shape[3]), *layers, act, gate, x.dtype)
     return scaled_map(x, logits, gate), squeeze, hidden, logits
 
 
-def squeeze_excite_backward(
-    grad_out, x, squeeze, hidden, logits, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate
-):
-    """Gradients of x, reduce weight and bias, expand weight and bias (empty where there is no bias).
-
-    Between the two passes over maps there are only products of N x C vectors, which torch computes.
-    """
+def squeeze_excite_bwd(
+    grad_out: torch.Tensor, x: torch.Tensor, squeeze: torch.Tensor, hidden: torch.Tensor, logits: torch.Tensor,
+    reduce_weight: torch.Tensor, reduce_bias: torch.Tensor | None, expand_weight: torch.Tensor,
+    expand_bias: torch.Tensor | None, act: int, gate: int,
+) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+    """``squeeze_excite_backward``, but None where there is no bias."""
+    layers = reduce_weight, reduce_bias, expand_weight, expand_bias
     checks.expect("grad_out", grad_out, tuple(x.shape), x)
-    checks.expect_excitation(x, reduce_weight, reduce_bias, expand_weight, expand_bias)
+    checks.expect_excitation(x, *layers)
     for name, t, width in (("squeeze", squeeze, x.shape[1]), ("hidden", hidden, reduce_weight.shape[0])):
         checks.expect(name, t, (x.shape[0], width), x)
     checks.expect("logits", logits, tuple(squeeze.shape), x)
-    size = x.shape[2] * x.shape[3]
-    squeeze, hidden, logits = squeeze.float(), hidden.float(), logits.float()
-    grad_logits = plain.gate_backward(image_sums(grad_out, x), logits, gate)
-    grad_hidden, _ = plain.activate_backward(grad_logits @ expand_weight.float(), hidden, act)
-    grad_squeeze = grad_hidden @ reduce_weight.float()
+    vectors, per_value = (squeeze, hidden, logits), 1.0 / (x.shape[2] * x.shape[3])
+    grad_sums, *found = excite_gradients(split_sums(grad_out, x), per_value, *vectors, *layers, act, gate)
+    return scaled_map(grad_out, logits, gate, grad_sums, x), *found
 
-    def given(grad, parameter):
-        return x.new_empty(0) if parameter is None else grad.to(parameter.dtype)
 
-    return (
-        scaled_map(grad_out, logits, gate, grad_squeeze / size, x),
-        given(grad_hidden.T @ squeeze, reduce_weight),
-        given(grad_hidden.sum(0), reduce_bias),
-        given(grad_logits.T @ plain.activate(hidden, act), expand_weight),
-        given(grad_logits.sum(0), expand_bias),
+@cached_launches
+def squeeze_excite(x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate):
+    """The excited x, and what the backward needs: squeeze (N x C), hidden before act (N x R), logits (N x C)."""
+    return squeeze_excite_fwd(x, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate)
+
+
+@cached_launches
+def squeeze_excite_backward(
+    grad_out, x, squeeze, hidden, logits, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate
+):
+    """Gradients of x, reduce weight and bias, expand weight and bias (empty where there is no bias)."""
+    found = squeeze_excite_bwd(
+        grad_out, x, squeeze, hidden, logits, reduce_weight, reduce_bias, expand_weight, expand_bias, act, gate
     )
+    return tuple(launch.empty((0,), x.dtype, x.device) if g is None else g for g in found)

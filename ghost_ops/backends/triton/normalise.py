@@ -1,0 +1,206 @@
+"""Passes of a BatchNorm over the batch that stand between two convolutions: after its statistics are known, the
+normalisation, and the backward's sums; and its backward within other kernels.
+
+In each, ``norm`` holds the BatchNorm and the activation after it: g is the gradient of the BatchNorm's result.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from . import launch, tiles
+from .activation import PRELU, activate, activate_backward, affine, load_coefficients, normalized, slopes
+from .epilogue import Epilogue
+from .maps import assume_multiple, assume_multiple_strides, store_partial, tile_coords
+
+ROWS = 2  # rows that a program reads before it computes: more bytes are under way
+
+
+@triton.jit
+def normalise_kernel(
+    z, z_n, z_c, z_h, z_w,
+    norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, norm_slopes, norm_slopes_stride, norm_slope,
+    out, out_n, out_c, out_h, out_w, residual, residual_n, residual_c, residual_h, residual_w, sums, N, H, W, C, splits,
+    per_split, NORM_ACT: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr,
+    BM: tl.constexpr,
+):  # fmt: skip
+    """Grid: see ``tile_coords``; blocks are of C. ``sums``, [splits, N, C], are the output's, or None."""
+    C = assume_multiple(C, UNIT)
+    z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)
+    out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
+    residual_n, residual_h, residual_w = assume_multiple_strides(residual_n, residual_h, residual_w, UNIT)
+    # columns: [BW]; channels, wanted: [BM]
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
+    z += image * z_n
+    out += image * out_n
+    if residual is not None:
+        residual += image * residual_n
+    # middle, scale, shift: [BM]
+    middle, scale, shift = affine(norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, channels, wanted)
+    neg_slope = slopes(norm_slopes, norm_slopes_stride, channels, wanted, norm_slope, NORM_ACT)  # [BM]
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
+    place = columns[:, None] * z_w + channels * z_c  # [BW, BM]
+    more = columns[:, None] * residual_w + channels * residual_c  # [BW, BM]
+    found = tl.zeros((BW, BM), tl.float32)
+    for start in range(top, bottom, ROWS):
+        rows, shortcuts = (), ()  # ROWS of [BW, BM] each
+        for i in tl.static_range(ROWS):
+            here = mask & (start + i < bottom)
+            rows = rows + (tl.load(z + (start + i) * z_h + place, mask=here, other=0.0),)
+            if residual is not None:
+                shortcuts = shortcuts + (tl.load(residual + (start + i) * residual_h + more, mask=here, other=0.0),)
+        for i in tl.static_range(ROWS):
+            here = mask & (start + i < bottom)
+            v = normalized(rows[i].to(tl.float32), middle, scale, shift, norm_mean is not None)
+            v = activate(v, NORM_ACT, neg_slope)
+            if residual is not None:
+                v += shortcuts[i].to(tl.float32)
+            at = (start + i) * out_h + columns[:, None] * out_w + channels * out_c
+            tl.store(out + at, v.to(out.dtype.element_ty), mask=here)
+            if sums is not None:
+                found += tl.where(here, v, 0.0)
+    if sums is not None:
+        tl.store(sums + (split.to(tl.int64) * N + image) * C + channels, tl.sum(found, axis=0), mask=wanted)
+
+
+def normalise(
+    z: torch.Tensor,
+    norm: Epilogue,
+    *,
+    to: torch.Tensor | None = None,
+    like: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    squeeze: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """act(BatchNorm(z)) + residual, and its sums over the splits of each image (splits x N x C, float32) for a squeeze.
+
+    Args:
+        to: the map that is written, of z's shape; by default a new one in the memory format of ``like``, or of z.
+    """
+    n, c, height, width = z.shape
+    to = launch.new_map(z if like is None else like, c, (height, width)) if to is None else to
+    strips = tiles.strips("stencil", z, c)
+    sums = launch.empty((strips.splits, n, c), torch.float32, z.device) if squeeze else None
+    arguments = {
+        **launch.maps(z=z, out=to, residual=residual), **norm.arguments("norm"), "sums": sums, "N": n, "H": height,
+        "W": width, "C": c, "ROWS": ROWS, "WIDE": launch.is_wide(z, to, residual),
+        "UNIT": launch.unit(z, to, residual, counts=(c,)),
+    }  # fmt: skip
+    strips.start(normalise_kernel, z, c, arguments)
+    return to, sums
+
+
+@triton.jit
+def norm_bwd_kernel(
+    grad, grad_n, grad_c, grad_h, grad_w, z, z_n, z_c, z_h, z_w,
+    norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, norm_slopes, norm_slopes_stride, norm_slope,
+    coefficients, to, to_n, to_c, to_h, to_w, partials, H, W, C, splits, per_split, NORM_ACT: tl.constexpr,
+    ROWS: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """The sums of g, ``partials``, [groups, 3, C], or the gradient of z, ``to``: the other is None. Grid: see
+    ``tile_coords``; blocks are of C."""
+    C = assume_multiple(C, UNIT)
+    grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
+    z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)
+    to_n, to_h, to_w = assume_multiple_strides(to_n, to_h, to_w, UNIT)
+    # columns: [BW]; channels, wanted: [BM]
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
+    grad += image * grad_n
+    z += image * z_n
+    if to is not None:
+        to += image * to_n
+    # middle, scale, shift: [BM]
+    middle, scale, shift = affine(norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, channels, wanted)
+    neg_slope = slopes(norm_slopes, norm_slopes_stride, channels, wanted, norm_slope, NORM_ACT)  # [BM]
+    # factor, constant, linear, center: [BM]
+    factor, constant, linear, center = load_coefficients(coefficients, channels, C, wanted)
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
+    place = columns[:, None] * z_w + channels * z_c  # [BW, BM]
+    grad_place = columns[:, None] * grad_w + channels * grad_c  # [BW, BM]
+    zeros = tl.zeros((BW, BM), tl.float32)
+    first, second, third = zeros, zeros, zeros
+    for start in range(top, bottom, ROWS):
+        rows, gradients = (), ()  # ROWS of [BW, BM] each
+        for i in tl.static_range(ROWS):
+            here = mask & (start + i < bottom)
+            rows = rows + (tl.load(z + (start + i) * z_h + place, mask=here, other=0.0),)
+            gradients = gradients + (tl.load(grad + (start + i) * grad_h + grad_place, mask=here, other=0.0),)
+        for i in tl.static_range(ROWS):
+            here = mask & (start + i < bottom)
+            v, above = rows[i].to(tl.float32), gradients[i].to(tl.float32)
+            a = normalized(v, middle, scale, shift, norm_mean is not None)  # [BW, BM]
+            g = activate_backward(above, a, NORM_ACT, neg_slope)
+            if to is not None:
+                g = factor * (g - constant - linear * (v - center))
+                at = (start + i) * to_h + columns[:, None] * to_w + channels * to_c
+                tl.store(to + at, g.to(to.dtype.element_ty), mask=here)
+            else:
+                g = tl.where(here, g, 0.0)
+                first += g
+                second += tl.where(here, g * (v - middle), 0.0)
+                if NORM_ACT == PRELU:
+                    third += tl.where(here & ~(a > 0), above * a, 0.0)
+    if partials is not None:
+        found = tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)  # [BM] each
+        store_partial(partials, group, channels, C, wanted, found[0], found[1], found[2])
+
+
+def _norm_backward(grad_out, z, norm, strips, coefficients, to, partials):
+    arguments = {
+        **launch.maps(grad=grad_out, z=z, to=to), **norm.arguments("norm"), "coefficients": coefficients,
+        "partials": partials, "H": z.shape[2], "W": z.shape[3], "C": z.shape[1], "ROWS": ROWS,
+        "WIDE": launch.is_wide(grad_out, z, to), "UNIT": launch.unit(grad_out, z, to, counts=(z.shape[1],)),
+    }  # fmt: skip
+    strips.start(norm_bwd_kernel, z, z.shape[1], arguments)
+
+
+def norm_gradient_sums(grad_out: torch.Tensor, z: torch.Tensor, norm: Epilogue) -> torch.Tensor:
+    """Each group's Σ g, Σ g (z - mean) and PReLU's sum: groups x 3 x C, float32. ``grad_out``: of any strides."""
+    strips = tiles.strips("stencil", z, z.shape[1])
+    partials = launch.empty((z.shape[0] * strips.splits, 3, z.shape[1]), torch.float32, z.device)
+    _norm_backward(grad_out, z, norm, strips, None, None, partials)
+    return partials
+
+
+def norm_gradient(
+    grad_out: torch.Tensor, z: torch.Tensor, norm: Epilogue, coefficients: torch.Tensor
+) -> torch.Tensor:  # fmt: skip
+    """The gradient of z, a scratch map, where no kernel that needs it computes it on the way.
+
+    ``coefficients``: those of the BatchNorm's backward, see ``load_coefficients``.
+    """
+    to = launch.scratch(z, z.shape[1])
+    _norm_backward(grad_out, z, norm, tiles.strips("stencil", z, z.shape[1]), coefficients, to, None)
+    return to
+
+
+@triton.jit
+def read_result(grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row, columns, channels, H, W, wanted):
+    """A row of a gradient and of z, [BW, BM] each, as they are in memory, 0 outside of the map (H x W); of the gradient
+    twice where z is None. ``columns``: [BW]; ``channels``, ``wanted``: [BM]."""
+    there = ((row >= 0) & (row < H) & (columns >= 0) & (columns < W))[:, None] & wanted  # [BW, BM]
+    g = tl.load(grad + row * grad_h + columns[:, None] * grad_w + channels * grad_c, mask=there, other=0.0)
+    v = g
+    if z is not None:
+        v = tl.load(z + row * z_h + columns[:, None] * z_w + channels * z_c, mask=there, other=0.0)
+    return g, v
+
+
+@triton.jit
+def result_gradient(g, v, row, columns, H, W, wanted, vectors, ACT: tl.constexpr, NORM: tl.constexpr):
+    """What ``read_result`` read as the gradient of a convolution's results, [BW, BM], float32, 0 outside of the map.
+
+    With NORM the gradient that was read is that of the activation ACT of a BatchNorm of the results, v. ``vectors``:
+    what ``affine`` gives, the activation's slope, and what ``load_coefficients`` gives, [BM] each.
+    """
+    g = g.to(tl.float32)
+    if NORM:
+        middle, scale, shift, slope, factor, constant, linear, center = vectors
+        v = v.to(tl.float32)
+        g = activate_backward(g, normalized(v, middle, scale, shift, True), ACT, slope)
+        g = factor * (g - constant - linear * (v - center))
+        there = ((row >= 0) & (row < H) & (columns >= 0) & (columns < W))[:, None] & wanted  # [BW, BM]
+        g = tl.where(there, g, 0.0)
+    return g

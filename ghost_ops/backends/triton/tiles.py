@@ -29,6 +29,7 @@ ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
 PROCESSORS = {"sm_80": 108, "sm_89": 142, "sm_90": 132, "sm_100": 148}  # where none is there to be asked
 PROGRAMS = 2048  # programs of a kernel over strips, so that a device is busy
 LEAST_ROWS = 4  # rows of a strip: the rows around it are read twice
+ROWS_OF_A_SUM = 0.4  # what the sum over a flat tile's pixels costs more, by instructions, in rows of the tile
 REGISTERS = 100  # registers of a thread for weights
 _overrides: dict[str, dict] = {}
 _assumed: str | None = None
@@ -57,20 +58,26 @@ class Tile:
 
 
 class Strips(NamedTuple):
-    """How a kernel goes through strips: its tile, the splits of an image, and the rows of a split."""
+    """How a kernel goes through strips: its tile, the splits of an image, the rows of a split, and of a flat tile the
+    vectors of a column (see ``maps.py``); its columns are lanes then, and its channels those of a vector."""
 
     tile: Tile
     splits: int
     per_split: int
+    vectors: int | None = None
 
     def start(self, kernel: object, x: torch.Tensor, channels: int, arguments: dict, *axes: int) -> None:
         """Launch a kernel whose grid is the strips of x's images times blocks of ``channels``, and further ``axes``."""
-        tile = self.tile
-        arguments = arguments | {
+        tile, block = self.tile, self.tile.channels * (self.vectors or 1)
+        places = {
             "splits": self.splits, "per_split": self.per_split, "BW": tile.columns, "BM": tile.channels,
+            "vectors": self.vectors, "BC": None if self.vectors is None else _power_of_two(self.vectors),
         }  # fmt: skip
+        if self.vectors is not None and "vectors" not in kernel.arg_names:
+            raise TypeError(f"{kernel.__name__} takes no flat tile")
+        arguments = arguments | {name: value for name, value in places.items() if name in kernel.arg_names}
         with launch.on_device_of(x):
-            grid = (x.shape[0] * self.splits * cdiv(channels, tile.channels), *axes)
+            grid = (x.shape[0] * self.splits * cdiv(channels, block), *axes)
             launch.start_kernel(kernel, grid, arguments, tile.warps, tile.stages)
 
 
@@ -150,9 +157,13 @@ def shape_class(x: torch.Tensor) -> str:
     return f"{size}/{'float' if x.dtype == torch.float32 else 'half'}"
 
 
+def _power_of_two(needed: int) -> int:
+    return 1 << (needed - 1).bit_length()
+
+
 def side(needed: int, most: int) -> int:
     """The side of a product's tile: the least power of two that holds ``needed``, within its limits."""
-    return max(LEAST, min(most, 1 << (needed - 1).bit_length()))
+    return max(LEAST, min(most, _power_of_two(needed)))
 
 
 def rows_of_strips(height: int, strips: int) -> int:
@@ -161,25 +172,67 @@ def rows_of_strips(height: int, strips: int) -> int:
     return max(cdiv(height, wanted), min(LEAST_ROWS, height))
 
 
-def strips(kernel: str, x: torch.Tensor, channels: int, taps: int = 1, sides: Sequence[int] | None = None) -> Strips:
+def _flat_lanes(width: int, channels: int, vector: int, most: int) -> tuple[int, int, int]:
+    """Of flat tiles whose vectors have ``vector`` channels: the lanes, at most ``most``, the vectors of a column in a
+    block of channels, and the tiles side by side, such that few lanes of a row are idle.
+
+    A block is of whole sectors of memory, 16 channels, or of all channels. Half the lanes make twice the partial sums,
+    and so must leave 5 % fewer idle.
+    """
+    count, best = channels // vector, None
+    for halvings, lanes in enumerate((128, 64, 32)):
+        for vectors in range(1, min(count, lanes) + 1):
+            if lanes <= most and (vectors == count or vectors * vector % 16 == 0):
+                across = cdiv(width * vectors, lanes)
+                cost = cdiv(count, vectors) * across * lanes * (1 + 0.05 * halvings), across
+                best = min(best or (cost, lanes, vectors, across), (cost, lanes, vectors, across))
+    return best[1:]
+
+
+def strips(
+    kernel: str,
+    x: torch.Tensor,
+    channels: int,
+    taps: int = 1,
+    sides: Sequence[int] | None = None,
+    unit: int = 1,
+    sums: int = 0,
+) -> Strips:
     """The strips of a kernel that goes through images of x's sides, or of ``sides``.
 
     A thread holds the weights of its channels in registers, ``taps`` each, and so has fewer values of a row where the
     kernel is larger; offsets of 64 bits take registers too. The block of channels is the one that leaves the fewest
     idle, since nets have 12, 20, 36 or 100 channels.
+
+    ``unit`` is the kernel's UNIT, of a kernel that takes flat tiles, and ``sums`` how many sums over its pixels a tile
+    has at its end: a tile is flat where the lanes that are not idle are worth the dearer sums. With vectors of a single
+    channel, as in NCHW, lanes side by side would not read what is side by side.
     """
     tile = lookup(kernel, shape_class(x), x.device)
     images, (height, width) = x.shape[0], sides or x.shape[2:]
     values = 1 << (min(tile.values, max(REGISTERS // max(taps, 1), 1)).bit_length() - 1)
     values = max(values >> is_wide(x), 1)
-    blocks = [b for b in (8, 16, 32, 64, 128) if b <= tile.channels and (b > 8 or channels <= 8)]
-    block = min(blocks, key=lambda b: (cdiv(channels, b) * b, -b))
+    sizes = [b for b in (8, 16, 32, 64, 128) if b <= tile.channels and (b > 8 or channels <= 8)]
+    block = min(sizes, key=lambda b: (cdiv(channels, b) * b, -b))
     columns = max(min(1 << (width - 1).bit_length(), tile.columns, 32 * values * tile.warps // block), 1)
     warps = max(min(columns * block // (32 * values), tile.warps), 1)
-    across = cdiv(width, columns)
-    per_split = rows_of_strips(height, images * across * cdiv(channels, block))
+    across, blocks, vectors = cdiv(width, columns), cdiv(channels, block), None
+    vector = min(unit, values)
+    if vector > 1:
+        # Triton's gathers, which add up a channel's lanes, are not for more warps than a vector has channels.
+        most = 32 * max(min(tile.warps, vector, tile.columns * tile.channels // (32 * vector)), 1)
+        lanes, count, tiles = _flat_lanes(width, channels, vector, most)
+        parts = cdiv(channels, vector * count)
+        splits = cdiv(height, rows_of_strips(height, images * tiles * parts))
+        rows = height + splits * ROWS_OF_A_SUM * sums
+        # More tiles side by side make more partial sums too.
+        worse = 1.1 if tiles > across else 1.0
+        if parts * tiles * lanes * vector * rows * worse < blocks * across * columns * block * height:
+            blocks, across, vectors = parts, tiles, count
+            block, columns, values, warps = vector, lanes, vector, lanes // 32
+    per_split = rows_of_strips(height, images * across * blocks)
     tile = replace(tile, channels=block, columns=columns, values=values, warps=warps)
-    return Strips(tile, across * cdiv(height, per_split), per_split)
+    return Strips(tile, across * cdiv(height, per_split), per_split, vectors)
 
 
 def products_of_strips(kernel: str, x: torch.Tensor, channels: int) -> Strips:

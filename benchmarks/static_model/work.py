@@ -145,7 +145,7 @@ KERNELS = {
         lambda a: (cdiv(a["C"], a["BK"]), a["splits"]), _map("grad_hidden"), "grad_logits grad_hidden"
     ),
     "layers_bwd_kernel": Kernel(  # a program goes through one of the three loops
-        lambda a: (cdiv(a["ROWS"], a["B"]), 1, 1),
+        lambda a: (cdiv(a["ROWS"], a["BK"]), 1, 1),
         _map("grad_logits"),
         "grad_squeeze grad_reduce grad_reduce_bias grad_expand grad_expand_bias",
     ),

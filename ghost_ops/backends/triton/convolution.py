@@ -18,7 +18,7 @@ from .normalise import read_result, result_gradient
 from .sums import total
 
 MOST = 256  # inputs of an output value, which are one step of the product
-MOST_COLUMNS = 64  # whose inputs and products a program has in registers
+MOST_INPUTS = 2048  # of a row's pixels, which a program has in registers
 
 
 @triton.jit
@@ -94,13 +94,13 @@ def convolution_kernel(
         store_partial(statistics, group, channels, M, wanted, values, mean, m2)
 
 
-def _strips(x: torch.Tensor, weight: torch.Tensor, z: torch.Tensor) -> tuple[tiles.Strips, int]:
-    """The strips of a kernel over the convolution's results z, and the inputs of a pixel that a row's product takes."""
+def _strips(x: torch.Tensor, weight: torch.Tensor, z: torch.Tensor, block: int) -> tuple[tiles.Strips, int]:
+    """The strips of a kernel over the convolution's results z, in blocks of at most so many channels; and the inputs of
+    a pixel that a row's product takes."""
     (n, m, height, width), depth = z.shape, _side(weight[0].numel())
     tile = tiles.lookup("product", tiles.shape_class(z), x.device)
-    columns = min(_side(width), MOST_COLUMNS, max(tile.pixels * tile.depth // depth, tiles.LEAST))
-    block = min(_side(m), tile.channels)
-    tile = replace(tile, channels=block, columns=columns, warps=4, stages=1)
+    columns, block = min(_side(width), max(MOST_INPUTS // depth, tiles.LEAST)), min(_side(m), tile.channels, block)
+    tile = replace(tile, channels=block, columns=columns, warps=8 if depth > 128 else 4, stages=1)
     across = launch.cdiv(width, columns)
     per_split = tiles.rows_of_strips(height, n * across * launch.cdiv(m, block))
     return tiles.Strips(tile, across * launch.cdiv(height, per_split), per_split), depth
@@ -121,7 +121,7 @@ def _arguments(x: torch.Tensor, weight: torch.Tensor, z: torch.Tensor, stride: i
 
 def _convolve(x, weight, stride, padding, to, epilogue=NO_EPILOGUE, statistics=False):
     """The convolution of x into ``to``; returns the groups' statistics (groups x 3 x M) where they are asked for."""
-    strips, depth = _strips(x, weight, to)
+    strips, depth = _strips(x, weight, to, 64)
     groups, m = x.shape[0] * strips.splits, to.shape[1]
     partials = launch.empty((groups, 3, m), torch.float32, x.device) if statistics else None
     arguments = {
@@ -212,7 +212,7 @@ def convolution_weight_gradient(
     coefficients: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The gradient of the weight of ``convolution``; arguments as of ``depthwise_gradients``."""
-    strips, depth = _strips(x, weight, grad_out)
+    strips, depth = _strips(x, weight, grad_out, 32 if weight[0].numel() <= 64 else 16)
     m, groups = weight.shape[0], x.shape[0] * strips.splits
     partials = launch.empty((groups, 1, weight.numel()), torch.float32, x.device)
     arguments = {

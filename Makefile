@@ -7,12 +7,15 @@ TORCHVISION ?= torchvision==0.28.0
 TRITON      ?= triton==3.7.1
 JOBS        ?= 2
 VENV        ?= .venv
+MINUTES     ?= 8
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activations.inc ghost_ops/ops/schemas.inc
+GPU_CHECK = benchmarks/gpu_check.py --minutes $(MINUTES) $(if $(CACHE),--cache $(CACHE)) $(if $(OUT),--out $(OUT)) \
+	$(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry-run)
 
-.PHONY: demo test bench gpu lint format clean distclean
+.PHONY: demo test bench gpu-check lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -21,16 +24,16 @@ demo: $(VENV)/installed-demo
 bench: $(VENV)/installed-bench
 	$(BIN)/ghost-ops bench
 
-# What needs a CUDA device, in one go: tests, a memory check where compute-sanitizer is found, the benchmark.
-# TORCH must name a build with CUDA: the default one of PyPI is, on Linux.
-gpu: $(VENV)/installed-test $(VENV)/installed-peers
-	$(BIN)/pytest -q -m gpu tests/gpu
-	@if command -v compute-sanitizer > /dev/null; then \
-		for tool in memcheck racecheck synccheck; do \
-			compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m tests.gpu.sanitize || exit 1; \
-		done; \
-	else echo "compute-sanitizer was not found: memory was not checked"; fi
-	$(BIN)/python benchmarks/gpu.py
+# What needs a CUDA device, within MINUTES: results, times, launches, tests (benchmarks/README.md). PYTHON itself runs it
+# where it has a torch with CUDA, as on a machine that can install nothing; else .venv does, and TORCH must name a build
+# with CUDA: the default one of PyPI is, on Linux. CACHE: kernels compiled ahead; DRY=1: on the CPU.
+gpu-check:
+	@if $(PYTHON) -c "import click, hypothesis, pytest, rich, torch, triton; assert torch.cuda.is_available()" \
+			2> /dev/null; then \
+		$(PYTHON) $(GPU_CHECK); \
+	else \
+		$(MAKE) $(VENV)/installed-test $(VENV)/installed-peers && $(BIN)/python $(GPU_CHECK); \
+	fi
 
 test: $(VENV)/installed-test $(VENV)/installed-peers
 	$(BIN)/lint-imports --no-logo

@@ -250,7 +250,8 @@ def describe_build(ninja: Ninja) -> tuple[Path, ...]:
     ]
     has = [isa for isa in (*sets, *sets_of_pairs()) if isa != "baseline"]
     host = [*sets["baseline"], *(f"-DGHOST_HAS_{isa.upper()}" for isa in has)]
-    sources = [s for folder in (".", "cpu", "cpu/program", "cpu/program/steps") for s in CSRC.glob(f"{folder}/*.cpp")]
+    folders = (".", "cpu", "cpu/program", "cpu/program/steps", "launch")
+    sources = [source for folder in folders for source in CSRC.glob(f"{folder}/*.cpp")]
     operators = [ninja.compile(source, host) for source in sorted(sources)]
     torch_cpu = ninja.stub("libtorch_cpu.so")
     libraries = [ninja.link("_cpu.so", [*operators, *kernels, torch_cpu])]

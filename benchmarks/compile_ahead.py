@@ -2,10 +2,10 @@
 
 Time on a device is expensive, and most of a first run there is compiling: the GPU tests have some 3000 kernels. Here
 the operators run on CPU tensors with a driver that compiles as that device would ask it to, and launches nothing. On
-the device the same Triton (the same wheel and Python), with TRITON_CACHE_DIR naming the same path, finds all of it.
+the device the same Triton (the same wheel and Python) finds all of it: ``gpu_check.py --cache`` takes the archive, and
+anything else TRITON_CACHE_DIR, naming the path that the cache was made at.
 
-    python benchmarks/compile_ahead.py --cache /tmp/cache tests tune nets train
-    tar --exclude '*.ttir' --exclude '*.ttgir' --exclude '*.llir' --exclude '*.source' --exclude '*.ptx' -cJf ...
+    python benchmarks/compile_ahead.py --cache cache --pack kernels.tar.xz check
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import kernel_cache
 
 ROOT = Path(__file__).resolve().parents[1]
-WHAT = ("tests", "tune", "nets", "train")
+CHECK = "check"
+WHAT = (CHECK, "tests", "tune", "nets", "train")
 
 
 def prepare(cache: Path, capability: int) -> None:
@@ -163,10 +165,29 @@ def of_training(batches: tuple[int, ...] = (256,)) -> Iterator[Callable[[], obje
         yield lambda batch=batch: step(batch)
 
 
-def work(cache: Path, capability: int, what: tuple[str, ...], part: int, parts: int) -> None:
+def compile_check(cache: Path, capability: int, jobs: int) -> None:
+    """What ``gpu_check.py`` needs apart from its tests."""
+    os.environ["TRITON_CACHE_DIR"] = str(cache)
+    sys.path.insert(0, str(ROOT))
+    from gpu_check_parts import kernels
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("kernels", total=None)
+        started = lambda count: progress.update(task, total=count)
+        errors = kernels.compile_ahead(f"sm_{capability}", jobs, started, lambda kernel: progress.advance(task))
+    for name, why in errors.items():
+        click.echo(f"{name}: {why}", err=True)
+
+
+def work(cache: Path, capability: int, what: set[str], part: int, parts: int) -> None:
     prepare(cache, capability)
+    import torch
+
     sources = {"tests": of_tests, "tune": of_tuning, "nets": of_nets, "train": of_training}
-    jobs = [job for name in what for job in sources[name]()]
+    torch.backends.cudnn.allow_tf32 = False  # as where results are compared; halves do not depend on it
+    jobs = [job for name in sorted(what) for job in sources[name]()]
     for job in jobs[part::parts]:
         try:
             job()
@@ -176,15 +197,22 @@ def work(cache: Path, capability: int, what: tuple[str, ...], part: int, parts: 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("what", nargs=-1, type=click.Choice(WHAT))
-@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Triton's cache; the same path there.")
+@click.option("--cache", type=click.Path(path_type=Path), required=True, help="A folder: Triton's cache.")
+@click.option("--pack", type=click.Path(path_type=Path), help="An archive, such as kernels.tar.xz, to be carried.")
 @click.option("--capability", type=int, default=90, show_default=True, help="Of the device.")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
-def main(what: tuple[str, ...], cache: Path, capability: int, jobs: int) -> None:
-    """Compile the kernels of the GPU tests, of tuning and of the benchmark; by default all."""
-    arguments = [(cache.resolve(), capability, what or WHAT, part, jobs) for part in range(jobs)]
+def main(what: tuple[str, ...], cache: Path, pack: Path | None, capability: int, jobs: int) -> None:
+    """Compile the kernels of the GPU check, of the GPU tests, of tuning and of the benchmark; by default all."""
+    what = what or WHAT
+    if CHECK in what:
+        compile_check(cache.resolve(), capability, jobs)
+    arguments = [(cache.resolve(), capability, set(what) - {CHECK}, part, jobs) for part in range(jobs)]
     with get_context("spawn").Pool(jobs) as pool:
-        pool.starmap(work, arguments)
+        pool.starmap(work, arguments if set(what) - {CHECK} else ())
     click.echo(f"{sum(1 for _ in cache.glob('*/*.cubin'))} kernels in {cache}")
+    if pack is not None:
+        kernel_cache.pack(cache, pack)
+        click.echo(f"{pack}: {pack.stat().st_size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

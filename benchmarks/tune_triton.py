@@ -29,6 +29,7 @@ LAYERS = {  # channels, primary channels, side
 CLASSES = {"half": torch.float16, "float": torch.float32}
 SIDES = {
     "product": ("pixels", "channels", "depth", "warps", "stages"),
+    "product_gradient": ("pixels", "channels", "depth", "warps", "stages"),
     "module": ("values", "warps", "channels", "stages"),
     "stencil": ("values", "warps", "channels"),
     "stencil_gradient": ("values", "warps", "channels"),
@@ -39,6 +40,10 @@ CANDIDATES = {
         (64, 64, 64, 4, 3), (64, 64, 128, 4, 2), (128, 64, 64, 4, 3), (128, 64, 64, 8, 3), (128, 64, 64, 8, 4),
         (128, 64, 128, 8, 2), (128, 32, 64, 4, 3), (128, 32, 64, 8, 3), (256, 32, 64, 8, 3), (256, 64, 64, 8, 3),
         (64, 128, 64, 8, 3), (128, 128, 64, 8, 3), (64, 32, 32, 4, 2), (32, 32, 32, 4, 2),
+    ),
+    "product_gradient": (
+        (64, 64, 64, 4, 2), (64, 64, 64, 8, 3), (128, 64, 64, 8, 2), (128, 64, 64, 4, 2), (64, 128, 64, 8, 2),
+        (32, 32, 32, 4, 2),
     ),
     "module": ((16, 4, 64, 2), (16, 4, 64, 1), (16, 4, 64, 3), (8, 4, 64, 2), (16, 8, 64, 2), (16, 4, 32, 2)),
     "stencil": ((8, 4, 128), (4, 4, 128), (8, 2, 128), (8, 1, 64), (4, 2, 64), (8, 4, 32), (16, 4, 128)),

@@ -51,10 +51,15 @@ AOTITorchError aoti_torch_get_sizes(AtenTensorHandle tensor, int64_t** sizes);
 AOTITorchError aoti_torch_get_strides(AtenTensorHandle tensor, int64_t** strides);
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle tensor, int32_t* dtype);
 AOTITorchError aoti_torch_get_device_type(AtenTensorHandle tensor, int32_t* device_type);
+AOTITorchError aoti_torch_get_device_index(AtenTensorHandle tensor, int32_t* device_index);
+AOTITorchError aoti_torch_get_storage_offset(AtenTensorHandle tensor, int64_t* offset);
 AOTITorchError torch_get_const_data_ptr(AtenTensorHandle tensor, const void** data);
 AOTITorchError torch_get_mutable_data_ptr(AtenTensorHandle tensor, void** data);
 AOTITorchError aoti_torch_empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
                                         int32_t device_type, int32_t device_index, AtenTensorHandle* tensor);
+// Another tensor over the same storage.
+AOTITorchError aoti_torch__reinterpret_tensor(AtenTensorHandle tensor, int64_t dim, const int64_t* sizes,
+                                              const int64_t* strides, int64_t offset, AtenTensorHandle* another);
 
 int32_t aoti_torch_device_type_cpu();
 int32_t aoti_torch_layout_strided();
@@ -64,6 +69,7 @@ int32_t aoti_torch_dtype_float64();
 int32_t aoti_torch_dtype_float16();
 int32_t aoti_torch_dtype_int64();
 int32_t aoti_torch_dtype_int32();
+int32_t aoti_torch_dtype_uint8();
 
 // Operators. `fn` finds its inputs on the stack, consumes them, and leaves its outputs there.
 AOTITorchError aoti_torch_library_init_fragment(const char* ns, const char* file, uint32_t line,
@@ -327,7 +333,9 @@ StableIValue pack(const std::optional<T>& optional) {
 }
 
 template <class T>
-StableIValue pack(const std::vector<T>& values);  // in abi_lists.h
+StableIValue pack(const std::vector<T>& values);  // in abi_lists.h, both
+template <class T>
+StableIValue pack(std::vector<T>&& values);
 
 /// What a kernel is called with: take<T>() every input in order, before anything that may throw (what is not taken is
 /// never freed), then put() every output in order.

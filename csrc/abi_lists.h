@@ -38,12 +38,19 @@ struct Unpack<std::vector<T>> {
   }
 };
 
-/// The other way, for call(): the list goes to the dispatcher.
+/// The other way: the list goes to the dispatcher. Tensors that are moved in give their handles.
 template <class T>
 StableIValue pack(const std::vector<T>& values) {
   StableListHandle list = nullptr;
   check(torch_new_list_reserve_size(values.size(), &list), "make a list");
   for (const T& value : values) check(torch_list_push_back(list, pack(value)), "add to a list");
+  return reinterpret_cast<StableIValue>(list);
+}
+template <class T>
+StableIValue pack(std::vector<T>&& values) {
+  StableListHandle list = nullptr;
+  check(torch_new_list_reserve_size(values.size(), &list), "make a list");
+  for (T& value : values) check(torch_list_push_back(list, pack(std::move(value))), "add to a list");
   return reinterpret_cast<StableIValue>(list);
 }
 

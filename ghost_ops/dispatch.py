@@ -161,6 +161,15 @@ def refuse_call(x: object) -> str | None:
     return None
 
 
+def refuse_modes() -> str | None:
+    """Why kernels may not be started without an operator of PyTorch's dispatcher: a mode, such as one that counts
+    FLOPs, sees operators only. A mode with the attribute ``sees_launches`` does not mind."""
+    for i in range(torch._C._len_torch_dispatch_stack()):
+        if not getattr(torch._C._get_dispatch_stack_at(i), "sees_launches", False):
+            return "a dispatch mode is active, which sees operators only"
+    return None
+
+
 def refuse_autocast(x: torch.Tensor) -> str | None:
     """Why a whole block may not take x under autocast, which casts the inputs of some parts and not of others."""
     if not torch._C._is_any_autocast_enabled():

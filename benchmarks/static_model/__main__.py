@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import track
 
-from . import launches, model
+from . import launches, measured, model
 
 COLUMNS = (  # the head, the width, decimals, and where in a row the value is
     ("regs", 5, 0, lambda row: row["facts"]["registers"]),
@@ -67,8 +67,8 @@ def whole(what: str, batch: int, to: Path | None) -> None:
     found = step.ghostnet(what, batch)
     bar = lambda items: track(items, "kernels", console=Console(stderr=True))
     row = {
-        "commit": commit(), "torch": torch.__version__, "triton": triton.__version__, "net": "ghostnet_100", "what": what,
-        "batch": batch, "device": "H200, predicted", **step.summary(found, bar),
+        "commit": commit(), "torch": torch.__version__, "triton": triton.__version__, "net": "ghostnet_100",
+        "what": what, "batch": batch, "device": "H200, predicted", **step.summary(found, bar),
     }  # fmt: skip
     for name, of in row["by_kernel"].items():
         click.echo(f"{name:32}{of['launches']:5} launches {of['different']:4} different {of['us'] / 1e3:8.3f} ms")
@@ -82,17 +82,34 @@ def whole(what: str, batch: int, to: Path | None) -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Cases:\n\n\b\n" + launches.FORMS)
 @click.argument("cases", nargs=-1)
+@click.option("--write-budgets", is_flag=True, help="Writes budgets.json and cuda.json as kernels are now.")
 @click.option("--step", type=click.Choice(("train", "frozen")), help="All launches of GhostNet-100, in place of cases.")
 @click.option("--kernel", default="", help="Only kernels whose names contain this.")
 @click.option("--batch", type=click.IntRange(1), default=launches.BATCH, show_default=True)
 @click.option("--json", "to", type=click.Path(path_type=Path), help="Writes what was found there.")
 @click.option("--before", type=click.Path(path_type=Path, exists=True), help="A file of --json to compare with.")
 def main(
-    cases: tuple[str, ...], step: str | None, kernel: str, batch: int, to: Path | None, before: Path | None
+    cases: tuple[str, ...],
+    write_budgets: bool,
+    step: str | None,
+    kernel: str,
+    batch: int,
+    to: Path | None,
+    before: Path | None,
 ) -> None:
     """Predict the time of the launches of CASES on an H200."""
-    if bool(cases) == bool(step):
-        raise click.UsageError("expected cases, or --step")
+    if bool(cases) + bool(step) + write_budgets != 1:
+        raise click.UsageError("expected cases, or --step, or --write-budgets")
+    if write_budgets:
+        from . import budgets, cuda
+
+        if cuda.nvcc() is None:
+            click.echo("nvcc was not found: cuda.json is as it was")
+        else:
+            cuda.FILE.write_text(json.dumps(cuda.write(), indent=1) + "\n")
+        new = budgets.write(budgets.load())
+        budgets.FILE.write_text(json.dumps(new, indent=1) + "\n")
+        return click.echo("\n".join(budgets.unreasoned(new)))
     if step:
         return whole(step, batch, to)
     old: dict[tuple[str, str], dict] = {}
@@ -114,7 +131,10 @@ def main(
                 rows.append(row_of(case, label, one))
                 was = old.pop((case, label), None)
                 total += rows[-1]["us"]
-                click.echo(line(rows[-1]) + (f"   was {was['us']:.1f}" if was else ""))
+                known = measured.time_of(case, label) if batch == launches.BATCH else None
+                rows[-1]["measured"] = known
+                notes = [f"was {was['us']:.1f}" if was else "", f"measured {known} in 2026-11" if known else ""]
+                click.echo("   ".join([line(rows[-1]), *filter(None, notes)]))
         for (of, _), row in old.items():
             if of == case:
                 click.echo(line(row) + "   is gone")

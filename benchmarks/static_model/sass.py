@@ -17,9 +17,12 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
+import networkx
+
 _LINE = re.compile(r"^\s*/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<text>.*?);\s*/\* 0x(?P<low>[0-9a-f]{16}) \*/")
 _HIGH = re.compile(r"^\s*/\* 0x(?P<high>[0-9a-f]{16}) \*/\s*$")
 _OPCODE = re.compile(r"^(?:@(?P<predicate>!?U?P[0-9T]+)\s+)?(?P<opcode>[A-Z][\w.]*)\s*(?P<operands>.*)$")
+_ADDRESS = re.compile(r"\b0x([0-9a-f]+)\s*$")
 CLASSES = {
     "load": {"LDG", "LD"}, "store": {"STG", "ST"}, "copy": {"LDGSTS"}, "local": {"LDL", "STL"},
     "shared": {"LDS", "STS", "LDSM", "STSM", "ATOMS"}, "matrix": {"HMMA", "HGMMA", "IMMA", "QGMMA"},
@@ -73,13 +76,13 @@ class Instruction:
 
     @property
     def divides(self) -> bool:
-        """Whether it is a part of a division of integers, or a reciprocal."""
-        return self.opcode in ("I2F.RP", "I2F.U32.RP", "MUFU.RCP") or self.opcode.startswith("I2F.U64.RP")
+        """Whether it is a reciprocal, or the product by one that divides integers."""
+        return self.opcode == "MUFU.RCP" or self.opcode.startswith(("IMAD.HI", "UIMAD.HI"))
 
     @property
     def target(self) -> int | None:
         """The address that a branch goes to."""
-        found = re.search(r"\b0x([0-9a-f]+)\s*$", self.operands) if self.base in ("BRA", "JMP") else None
+        found = _ADDRESS.search(self.operands) if self.base in ("BRA", "JMP") else None
         return int(found[1], 16) if found else None
 
     @property
@@ -153,7 +156,27 @@ class Function:
             if not ends and i + 1 < len(self.blocks):
                 to.append(i + 1)
             found.append(to)
+        self._add_tables(found)
         return found
+
+    def _add_tables(self, successors: list[list[int]]) -> None:
+        """Adds where branches to computed addresses lead: blocks after them that nothing else does, nor calls."""
+        called = {
+            int(found[1], 16) for one in self.code if one.base == "CALL" and (found := _ADDRESS.search(one.operands))
+        }
+        known = {0, *(j for to in successors for j in to)}
+        last = None
+        for i, block in enumerate(self.blocks):
+            first, end = self.code[block[0]], self.code[block[-1]]
+            if (
+                last is not None
+                and i not in known
+                and first.address not in called | {end.target}
+                and first.base != "NOP"
+            ):
+                successors[last].append(i)
+            if end.base == "BRX":
+                last = i
 
     @cached_property
     def reachable(self) -> frozenset[int]:
@@ -176,15 +199,16 @@ class Function:
 
     @cached_property
     def dominators(self) -> dict[int, frozenset[int]]:
-        found = dict.fromkeys(self.reachable, self.reachable)
-        found[0] = frozenset((0,))
-        changed = True
-        while changed:
-            changed = False
-            for i in sorted(self.reachable - {0}):
-                new = frozenset.intersection(*(found[p] for p in self._predecessors[i])) | {i}
-                if new != found[i]:
-                    found[i], changed = new, True
+        """Of each block those that every way to it goes through, itself among them."""
+        graph = networkx.DiGraph([(i, to) for i in self.reachable for to in self.successors[i]])
+        graph.add_node(0)
+        found, above = {}, networkx.immediate_dominators(graph, 0)
+        for i in sorted(self.reachable):
+            way = [i]
+            while way[-1] != 0 and way[-1] not in found:
+                way.append(above[way[-1]])
+            for block in reversed(way):
+                found.setdefault(block, frozenset((block,)) | (found[above[block]] if block else frozenset()))
         return found
 
     @cached_property
@@ -216,17 +240,16 @@ class Function:
 
     def _taken_once(self, loop: Loop, first: int) -> frozenset[int]:
         """The blocks that are reached through ``first`` only, if they are those of ``Loop.once``, or none."""
-        if not any(self._compares_for_equality(p) for p in self._predecessors[first]):
-            return frozenset()
         found = frozenset(b for b in loop.blocks if first in self.dominators[b])
         exchanges = any(self.code[i].base == "SHFL" for b in found for i in self.blocks[b])
-        return found if exchanges else frozenset()
+        once = exchanges and any(self._compares_for_equality(p) for p in self._predecessors[first])
+        return found if once else frozenset()
 
     def _compares_for_equality(self, block: int) -> bool:
         """Whether the branch at the end of a block depends on whether two integers are equal."""
-        *before, last = (self.code[i] for i in self.blocks[block])
-        wanted = (last.predicate or "").lstrip("!")
-        for one in reversed(before):
+        last = self.blocks[block][-1]
+        wanted = (self.code[last].predicate or "").lstrip("!")
+        for one in reversed(self.code[:last]):
             to, *of = re.findall(r"U?P(?:\d|T)", one.operands) or [None]
             if wanted and to == wanted:
                 if "SETP" in one.base:

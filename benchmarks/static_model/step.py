@@ -15,7 +15,6 @@ import ghost_ops
 from ghost_ops import dispatch
 from ghost_ops.backends import triton
 from ghost_ops.fused import frozen_net, parameters
-
 from tests.triton import aot
 
 from . import build, model, work

@@ -6,7 +6,6 @@ struct CUDAGuardOpaque;
 using CUDAGuardHandle = CUDAGuardOpaque*;
 
 extern "C" {
-AOTITorchError aoti_torch_get_device_index(AtenTensorHandle tensor, int32_t* device_index);
 int32_t aoti_torch_device_type_cuda();
 AOTITorchError aoti_torch_create_cuda_guard(int32_t device_index, CUDAGuardHandle* guard);
 AOTITorchError aoti_torch_delete_cuda_guard(CUDAGuardHandle guard);

@@ -131,6 +131,8 @@ def _assumed(architecture: str | None) -> Iterator[None]:
 
 
 class _DryRun(TorchDispatchMode):
+    sees_launches = True
+
     def __init__(self, found: Launches) -> None:
         super().__init__()
         self.found = found

@@ -21,6 +21,7 @@ class Environment:
     backend: str | None = None
     gpu: str | None = None
     isa: str | None = None
+    launches: str | None = None
     keep_mb: int | None = None
 
 
@@ -62,5 +63,6 @@ def read() -> Environment:
         backend=_choice("GHOST_OPS_BACKEND", ("native", "reference")),
         gpu=_choice("GHOST_OPS_GPU", ("cuda", "triton")),
         isa=_choice("GHOST_OPS_ISA", ISAS),
+        launches=_choice("GHOST_OPS_LAUNCHES", ("python",)),
         keep_mb=_megabytes("GHOST_OPS_KEEP_MB"),
     )

@@ -29,6 +29,11 @@ def available() -> bool:
     return _library is not None
 
 
+def library() -> ctypes.CDLL | None:
+    """The compiled library, for questions to it; None where it is not loaded."""
+    return _library
+
+
 def reason() -> str | None:
     """Why the compiled kernels are not loaded, as the end of a sentence; None where they are."""
     return _reason

@@ -40,6 +40,12 @@ class Fused(InPlace):
             return block.forward(self, kwargs[block.input_name])
         return plain_forward(self, *args, **kwargs)  # raises the error of the module's own forward
 
+    def _apply(self, *args: object, **kwargs: object) -> nn.Module:
+        graphs = self._ghost_ops.graphs
+        if graphs is not None:
+            graphs.forget()
+        return super()._apply(*args, **kwargs)
+
     def _replicate_for_data_parallel(self) -> nn.Module:
         replica = super()._replicate_for_data_parallel()
         replica.__dict__[STATE] = block_of(self).fresh()

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from operator import is_
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
-from ..dispatch import Decision, refuse_autocast, refuse_call, select
+from ..dispatch import Decision, refuse_autocast, refuse_call, refuse_modes, select
 from ..ops.program import call_program_eval
 from ..ops.program_train import TrainCall, run_program_train
 from .builder import Builder
@@ -25,6 +25,9 @@ from .errors import NotNow, Unfusable
 from .structure import Structure
 from .training import TrainedProgram, TrainingBuilder
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from .graphed_block import BlockGraphs
 
 Reads = tuple[tuple[str, str], ...]
 _observers: list[Callable[[nn.Module, object, Callable], object]] = []
@@ -64,6 +67,8 @@ class Block:
         memory: what is kept for the backward: ``"balanced"``, ``"low"`` or ``"fast"`` (``ops/program_train.py``).
         parts: where the pieces of the module are; None where the module says so itself (``module.parts()``).
         input_name: name of the only argument of the module's forward.
+        graphs: CUDA graphs of the module's calls; None where they are not wanted.
+        recomputes: whether a call with gradients recomputes in the backward what is inside.
     """
 
     kind: ClassVar[str]
@@ -76,6 +81,8 @@ class Block:
     has_program: ClassVar[bool] = False
     trains_as_program: ClassVar[bool] = False
     memory: str = "balanced"
+    graphs: BlockGraphs | None = None
+    recomputes = False
     recogniser: ClassVar[Callable[[type[Block], nn.Module], tuple[object, Reads]] | None] = None  # set by surgery
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -176,6 +183,12 @@ class Block:
     def forward(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if _observers and not torch.compiler.is_compiling():
             return observed(module, x, lambda: self.route(module, x))
+        if self.graphs is not None and not torch.compiler.is_compiling():
+            return self.graphs.call(self, module, x)
+        return self.run(module, x)
+
+    def run(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """A call, launched one kernel after the other."""
         if module.training or not self.has_program or torch.compiler.is_compiling():
             return self._training_route(module, x).run()
         try:
@@ -211,7 +224,7 @@ class Block:
 
     def _training_call(self, module: nn.Module, x: torch.Tensor) -> TrainCall:
         """What a program in training is called with; raises ``Unfusable`` where none runs."""
-        why = refuse_call(x) or refuse_autocast(x)
+        why = refuse_call(x) or refuse_autocast(x) or refuse_modes()
         if why is not None:
             raise NotNow(why)
         decision = select("program_train", x)

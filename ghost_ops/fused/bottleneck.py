@@ -12,6 +12,7 @@ from torch import nn
 
 from ..dispatch import Decision, fuses_epilogues, refuse_autocast, refuse_call, select
 from ..nn import GhostBottleneck
+from ..ops.program_train import MEMORY
 from . import recompute
 from .behaviour import BuiltFused, block_of, plain_forward
 from .block import Block, Reads, Route, any_requires_grad
@@ -24,8 +25,6 @@ from .layers import NORMS, ConvBNAct, is_activation
 from .registry import register_block
 from .squeeze_excite import FusedSqueezeExcite, SqueezeExciteBlock
 from .structure import Structure
-
-MEMORY = ("balanced", "low")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class BottleneckBlock(Block):
     """A Ghost bottleneck: a program, or its parts one after the other.
 
     Attributes:
-        memory: what is kept for the backward: ``"balanced"`` or ``"low"``.
+        memory: what is kept for the backward: ``"balanced"``, ``"low"`` or ``"fast"``.
     """
 
     kind = "Ghost bottleneck"
@@ -70,6 +69,10 @@ class BottleneckBlock(Block):
     holds_blocks = True
     autocast_dtypes = (torch.bfloat16,)  # under autocast a block is fused only where its input has autocast's dtype
     memory = "balanced"
+
+    @property
+    def recomputes(self) -> bool:
+        return self.memory == "low"
 
     @classmethod
     def match(cls, candidate: object) -> tuple[BottleneckParts, Reads] | None:

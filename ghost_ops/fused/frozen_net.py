@@ -15,6 +15,7 @@ from torch.nn.modules import module as _modules
 from ..dispatch import PLAIN_TENSORS
 from ..ops.program import program
 from .frozen import FrozenProgram
+from .graph_key import ModuleState
 from .graphed import Graphs
 from .in_place import InPlace, change_class, restore_class, source_class
 
@@ -374,7 +375,19 @@ def _replayed(module: Frozen, state: FrozenState, args: tuple, kwargs: dict) -> 
     if inputs is None or len(inputs) != 1:
         return _run(module, state, args, kwargs)
     name = f"{_name(module)}: {state.inputs[0] if state.inputs else 'its input'}"
-    return state.graphs(lambda x: _run(module, state, (x,), {}), inputs[0], name)
+    look = lambda: ModuleState(module, packed_modules(module), strict=False)
+    return state.graphs(lambda x: _run(module, state, (x,), {}), inputs[0], name, look)
+
+
+def packed_modules(net: nn.Module) -> frozenset[nn.Module]:
+    """The modules inside a frozen net whose parameters programs have packed: they do not run."""
+    packed: set[nn.Module] = set()
+    programs: set[nn.Module] = set()
+    for module in net.modules():
+        for made in module._modules.get(state_of(module).child, ()) if isinstance(module, Frozen) else ():
+            programs.update(made.modules())
+            packed.update(inner for part in made.parts for inner in module.get_submodule(part).modules())
+    return frozenset(packed - programs)
 
 
 def state_of(module: Frozen) -> FrozenState:

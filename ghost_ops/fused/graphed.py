@@ -10,6 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from . import graph
+from .graph import GraphPool, without_autocast_cache
+from .graph_key import ModuleState, State, layout, settings
+
 MOST_GRAPHS = 8
 WARM_UPS = 3
 
@@ -18,32 +22,51 @@ class _Graph(NamedTuple):
     replay: Callable[[], None]
     input: torch.Tensor
     output: torch.Tensor
+    places: list[int]
+
+    @property
+    def device(self) -> torch.device:
+        return self.input.device
 
 
 class Graphs:
-    """CUDA graphs of a function of one tensor, one for each shape, dtype and layout that it was called with.
+    """CUDA graphs of a function of one tensor, one for each kind of call.
+
+    Calls are of one kind where shape, dtype and layout of the input are the same, autocast and the other settings of
+    PyTorch that choose kernels, and modes, attributes, parameters and buffers of the modules that the function runs.
 
     A call copies its input into the graph's own buffer, replays on the caller's stream, and returns a copy of the
     result, so that a later call changes no earlier result. Graphs keep their memory; the least recently used one is
-    dropped where there would be more than ``most``. Calls from several threads or streams take turns on the device.
-    Copies and pickles start without graphs.
+    dropped where there would be more than ``most``, once the device is done with it. Calls from several threads or
+    streams take turns on the device. Within a capture of the caller's no graph is used. Copies and pickles start
+    without graphs.
     """
 
     def __init__(self, most: int = MOST_GRAPHS) -> None:
         self.most = most
-        self.forget()
+        self._graphs: OrderedDict[tuple, _Graph] = OrderedDict()
+        self._pool = GraphPool()
+        self._lock = threading.Lock()
+        self._found: ModuleState | None = None
 
     def forget(self) -> None:
         """Drop all graphs: the tensors that they were captured with are about to be replaced."""
-        self._graphs: OrderedDict[tuple, _Graph] = OrderedDict()
-        self._lock = threading.Lock()
-        self._last: torch.cuda.Event | None = None
+        with self._lock:
+            self._pool.drop(self._graphs.values())
+            self._graphs.clear()
+            self._found = None
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def __call__(self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, name: str) -> torch.Tensor:
-        """What ``run`` makes of x. ``name`` is what error messages call x.
+    def __call__(
+        self,
+        run: Callable[[torch.Tensor], torch.Tensor],
+        x: torch.Tensor,
+        name: str,
+        look: Callable[[], ModuleState],
+    ) -> torch.Tensor:
+        """What ``run`` makes of x. ``name`` is what error messages call x; ``look`` finds the modules that run.
 
         Raises:
             ValueError: x is not on a CUDA device.
@@ -51,52 +74,57 @@ class Graphs:
         """
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-        if not x.is_cuda:
+        if graph.device_graphs.refuse(x.device) is not None:
             raise ValueError(f"{name}: expected a tensor on a CUDA device, got one on {x.device}")
-        with self._lock, torch.no_grad(), torch.cuda.device(x.device):
-            key = (tuple(x.shape), x.dtype, x.stride(), x.device)
-            graph = self._graphs.pop(key, None)
-            graph = self._capture(run, x) if graph is None else graph
-            self._graphs[key] = graph
+        if graph.device_graphs.is_capturing():
+            return run(x)
+        with self._lock, torch.no_grad():
+            if self._found is None or self._found.has_changed():
+                self._found = look()
+            state = self._found.read()
+            key = (layout(x), x.is_inference(), settings(x.device), state.key)
+            found = self._graphs.pop(key, None)
+            if found is None:
+                found = self._capture(run, x, state)
+                for other in [k for k, old in self._graphs.items() if old.places != found.places]:
+                    self._pool.drop([self._graphs.pop(other)])  # its parameters are gone, or elsewhere
+            self._graphs[key] = found
             while len(self._graphs) > self.most:
-                self._graphs.popitem(last=False)
-            stream = torch.cuda.current_stream()
-            if self._last is not None:  # another stream may still be reading this graph's buffers
-                stream.wait_event(self._last)
-            graph.input.copy_(x)
-            graph.replay()
-            result = graph.output.clone()
-            self._last = stream.record_event()
-            return result
+                self._pool.drop([self._graphs.popitem(last=False)[1]])
+            with self._pool.turn(x.device):
+                found.input.copy_(x)
+                found.replay()
+                return found.output.clone()
 
-    @staticmethod
-    def _capture(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> _Graph:
-        held = torch.empty_like(x).copy_(x)
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # kernels are compiled and libraries choose theirs before the capture
-            for _ in range(WARM_UPS):
+    def _capture(self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, state: State) -> _Graph:
+        graphs, pool = graph.device_graphs, self._pool
+
+        def captured() -> tuple[torch.Tensor, torch.Tensor]:
+            held = torch.empty_like(x)
+            return held, run(held)
+
+        with graph.capturing, graphs.aside(x.device), without_autocast_cache():
+            held = torch.empty_like(x).copy_(x)
+            for _ in range(WARM_UPS):  # kernels are compiled and libraries choose theirs before the capture
                 out = run(held)
-        torch.cuda.current_stream().wait_stream(aside)
-        if not isinstance(out, torch.Tensor):
-            raise TypeError(f"a net that is replayed as a CUDA graph must return a tensor, got a {type(out).__name__}")
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on working
-            out = run(held)
-        return _Graph(graph.replay, held, out)
+            if not isinstance(out, torch.Tensor):
+                kind = type(out).__name__
+                raise TypeError(f"a net that is replayed as a CUDA graph must return a tensor, got a {kind}")
+            # between two replays nothing of a graph is read: all may lie in the same memory
+            replay, (held, out) = graphs.capture(captured, pool.memory(x.device))
+        return _Graph(replay, held, out, [t.data_ptr() for t in (*state.parameters, *state.buffers)])
 
     def __getstate__(self) -> dict:
         return {"most": self.most}
 
     def __setstate__(self, state: dict) -> None:
-        self.most = state["most"]
-        self.forget()
+        self.__init__(state["most"])
 
 
 class GraphedNet(nn.Module):
-    """A net on a CUDA device, captured once for each shape, dtype and layout of its input, and replayed from then on.
+    """A net on a CUDA device, captured once for each kind of call, and replayed from then on.
 
-    Memory, threads and streams are as :class:`Graphs` says.
+    Kinds of calls, memory, threads and streams are as :class:`Graphs` says.
 
     Args:
         net: in eval mode, on one CUDA device, from one tensor to one tensor, the same work for every input of a shape.
@@ -121,7 +149,7 @@ class GraphedNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():  # the compiler has graphs of its own
             return self.net(x)
-        return self._graphs(self.net, x, "GraphedNet: x")
+        return self._graphs(self.net, x, "GraphedNet: x", lambda: ModuleState(self.net, strict=False))
 
     def _apply(self, *args: object, **kwargs: object) -> GraphedNet:
         self._graphs.forget()

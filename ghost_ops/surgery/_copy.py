@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from ..fused.behaviour import is_fused, remove
-from ..fused.errors import Unfusable
+from ..fused.errors import Unfusable, first_line
 from ..fused.layers import SYNCED
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
@@ -52,12 +52,6 @@ def drawn_copy(module: nn.Module, generator: torch.Generator) -> nn.Module:
         if isinstance(child, SYNCED):  # the copy runs in one process, and PyTorch's refuses the CPU
             child.__class__ = nn.BatchNorm2d
     return copied
-
-
-def first_line(error: Exception) -> str:
-    """An error in one line."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 def refuse_compiled(module: nn.Module) -> None:

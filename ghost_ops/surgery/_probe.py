@@ -17,9 +17,10 @@ from torch import nn
 from torch.nn.modules.utils import _pair
 
 from ..fused.block import Block
+from ..fused.errors import first_line
 from ..fused.layers import NORMS, is_activation
 from ._compare import agree, difference
-from ._copy import Refused, drawn_copy, first_line, normal
+from ._copy import Refused, drawn_copy, normal
 from ._observe import Recorder, Watch
 from ._state import Generators, State
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ..dispatch import PLAIN_PYTORCH
+from ..dispatch import PLAIN_PYTORCH, Decision
 from ..fused import FrozenProgram
 from ..fused.behaviour import Fused, block_of
 from ..fused.block import Route, observing
-from ..fused.frozen_net import Frozen, state_of
+from ..fused.frozen_net import Frozen, packed_modules, state_of
 from ..fused.in_place import source_class
 from .recognise import survey
 from .saved import Saved
@@ -138,16 +138,12 @@ class _Frozen:
     def __init__(self, names: dict[nn.Module, str]) -> None:
         self.states = {module: state_of(module) for module in names if isinstance(module, Frozen)}
         self.whole: dict[nn.Module, tuple[str, str]] = {}
-        self.packed: set[nn.Module] = set()
+        self.packed = frozenset().union(*map(packed_modules, self.states))
         self.left: list[tuple[str, nn.Module, str]] = []
         for module, state in self.states.items():
             programs = module._modules.get(state.child, nn.ModuleList())
-            for program in programs:
-                for part in program.parts:
-                    inner = module.get_submodule(part)
-                    self.packed.update(m for m in inner.modules() if m not in set(programs.modules()))
-                if state.whole:
-                    self.whole[program] = names[module], source_class(module).__name__
+            for program in programs if state.whole else ():
+                self.whole[program] = names[module], source_class(module).__name__
             for path, why in state.left:
                 name = ".".join(filter(None, (names[module], path)))
                 self.left.append((name, module.get_submodule(path), why))
@@ -184,6 +180,7 @@ def _recording(known: dict[nn.Module, dict], saved: Saved) -> Iterator[None]:
         decision, run = route()
         if module not in known:
             return run()
+        decision = _with_graph(decision, module, x)
         more = f", {_scratch(module, x)}" if isinstance(module, FrozenProgram) else ""
         with saved.span() as count:
             out = run()
@@ -192,6 +189,17 @@ def _recording(known: dict[nn.Module, dict], saved: Saved) -> Iterator[None]:
 
     with observing(observe):
         yield
+
+
+def _with_graph(decision: Decision, module: nn.Module, x: object) -> Decision:
+    """The decision, with what is known of the CUDA graphs of a module that is to have them."""
+    block = block_of(module)
+    if block is None or block.graphs is None:
+        return decision
+    why = block.graphs.describe(block, module, x)
+    if why is None:
+        return replace(decision, runs=f"{decision.runs}, as a CUDA graph")
+    return replace(decision, reasons=(*decision.reasons, f"not as a CUDA graph, since {why}"))
 
 
 def _scratch(program: FrozenProgram, x: torch.Tensor) -> str:

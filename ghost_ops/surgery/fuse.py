@@ -8,12 +8,14 @@ from torch import nn
 
 from ..fused import behaviour
 from ..fused.bottleneck import MEMORY, check_memory
+from ..fused.graph import GraphPool
+from ..fused.graphed_block import BlockGraphs
 from .recognise import survey
 
 __all__ = ["MEMORY", "fuse", "revert"]
 
 
-def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
+def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None = None) -> nn.Module:
     """Make the Ghost modules, squeeze-and-excite layers and Ghost bottlenecks of a net run fused.
 
     They are recognised by structure and checked by running copies of them (:mod:`ghost_ops.surgery.recognise`): the
@@ -30,12 +32,16 @@ def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
         memory: what bottlenecks keep for the backward: ``"balanced"``, as at first, what their fused parts need;
             ``"low"`` their input only, and they recompute the rest in the backward. None leaves those that are fused
             already as they are.
+        cuda_graph: whether the calls of a block on a CUDA device are replayed as CUDA graphs, one for the forward and
+            one for the backward. A graph is captured after a few calls of a kind. Calls that no graph can hold run
+            without one, and :func:`explain` says why. Outputs, gradients and running statistics are as without graphs.
+            Graphs take memory (docs/training.md). None leaves those that are fused already as they are.
 
     Returns:
         ``net``.
 
     Raises:
-        TypeError: net is not a ``torch.nn.Module``.
+        TypeError: net is not a ``torch.nn.Module``, or ``cuda_graph`` neither a bool nor None.
         ValueError: an unknown ``memory``.
 
     Warns:
@@ -46,6 +52,8 @@ def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
         raise TypeError(f"fuse: net: expected a torch.nn.Module, got {type(net).__name__}")
     if memory is not None:
         check_memory("fuse", memory)
+    if cuda_graph is not None and not isinstance(cuda_graph, bool):
+        raise TypeError(f"fuse: cuda_graph: expected True, False or None, got {cuda_graph!r}")
     findings = survey(net)
     for found in findings:
         if found.is_fault:
@@ -64,7 +72,22 @@ def fuse(net: nn.Module, *, memory: str | None = None) -> nn.Module:
         block = behaviour.block_of(module)
         if hasattr(block, "memory"):
             block.memory = memory
+    if cuda_graph is not None:
+        _set_graphs(net, cuda_graph)
     return net
+
+
+def _set_graphs(net: nn.Module, wanted: bool) -> None:
+    """Give the outermost fused modules graphs that share a pool, or take those of all away."""
+    fused = [module for module in net.modules() if behaviour.is_fused(module)]
+    inside = {inner for module in fused for inner in module.modules() if inner is not module}
+    pool = GraphPool()
+    for module in fused:
+        block = behaviour.block_of(module)
+        if not wanted or module in inside:
+            block.graphs = None
+        elif block.graphs is None:
+            block.graphs = BlockGraphs(pool)
 
 
 def revert(net: nn.Module) -> nn.Module:

@@ -51,6 +51,7 @@ def pure_python(tmp_path_factory) -> Path:
         ("GHOST_OPS_BACKEND", "abc", "expected 'native' or 'reference', got 'abc'"),
         ("GHOST_OPS_BACKEND", "Native", "expected 'native' or 'reference', got 'Native'"),
         ("GHOST_OPS_GPU", "vulkan", "expected 'cuda' or 'triton', got 'vulkan'"),
+        ("GHOST_OPS_LAUNCHES", "c++", "expected 'python', got 'c++'"),
         ("GHOST_OPS_ISA", "sse9", f"{NAMES} 'sse9'"),
         ("GHOST_OPS_ISA", "avx2,baseline", f"{NAMES} 'avx2,baseline'"),
         *(("GHOST_OPS_KEEP_MB", value, f"{NUMBER} '{value}'")

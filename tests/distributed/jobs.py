@@ -213,3 +213,37 @@ def fsdp1(rank: int, kind: str, memory: str) -> dict[str, object]:
         found |= {f"output {step}": out.detach(), f"gradient of x {step}": x.grad}
     runs = {row.name: row.runs for row in explain(net, x.detach()).rows} if kind == FUSED else {}
     return {"tensors": found, "runs": runs}
+
+
+def graphed(rank: int) -> dict[str, object]:
+    """A net with emulated CUDA graphs in DDP beside its twin without: results, and when buckets were ready."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    from ghost_ops.fused import graph
+
+    from ..fused.emulated_graph import EmulatedGraphs
+
+    device = graph.device_graphs = EmulatedGraphs()
+    ready: list[int] = []
+    results = {}
+    for name, wanted in (("graphs", True), ("twin", False)):
+        net = fuse(make_net(), cuda_graph=wanted)
+        model = DistributedDataParallel(net, bucket_cap_mb=0.001)
+
+        def hook(group, bucket):  # DDP looks at annotations, and takes no text
+            ready.append(len(device.replays))
+            return allreduce_hook(group, bucket)
+
+        model.register_comm_hook(None, hook)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        for step in range(7):
+            for micro in range(2):
+                x, labels = images(rank, 2 * step + micro, 3)
+                with model.no_sync() if micro == 0 else nullcontext():
+                    F.cross_entropy(model(x), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results[name] = {key: whole(t) for key, t in (*net.named_parameters(), *net.named_buffers())}
+        if wanted:
+            results["ready"], results["replays"] = list(ready), len(device.replays)
+    return results

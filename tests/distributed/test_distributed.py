@@ -146,3 +146,16 @@ def test_a_net_that_is_sharded_already_stays_plain_and_fuse_says_why(ranks):
 def test_settings_differ():
     """Each setting is another one: a copy and paste would test nothing."""
     assert len({dataclasses.astuple(setting) for setting in SETTINGS.values()}) == len(SETTINGS)
+
+
+def test_blocks_as_graphs_in_ddp(ranks):
+    """As without graphs, accumulated over two batches; and buckets do not wait for the backward of the whole net."""
+    first, second = ranks.run(jobs.graphed)
+    for result in (first, second):
+        for name, value in result["graphs"].items():
+            assert torch.equal(value, result["twin"][name]), name
+        assert result["replays"] > 0
+        assert len({count for count in result["ready"] if count > result["replays"] - 3}) > 1, result["ready"]
+    for name, value in first["graphs"].items():
+        if "running" not in name and "batches" not in name:
+            assert torch.equal(value, second["graphs"][name]), f"the processes differ in {name}"

@@ -1,5 +1,5 @@
-"""What needs a CUDA device: run by ``make gpu``, which fails where there is none; in a run of all tests every one here
-says why it is skipped."""
+"""What needs a CUDA device: run by ``make gpu-check``, which fails where there is none; in a run of all tests every one
+here says why it is skipped."""
 
 from __future__ import annotations
 

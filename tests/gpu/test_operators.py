@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -36,8 +37,19 @@ def moved(case: Case, dtype: torch.dtype | None, device: str = DEVICE) -> Case:
     return Case({k: None if t is None else move(t) for k, t in case.tensors.items()}, case.options)
 
 
-def results(kind: str, case: Case, reference: bool, differentiable: int) -> dict[str, torch.Tensor]:
-    leaves = {k: None if t is None else t.detach().clone().requires_grad_() for k, t in case.tensors.items()}
+def as_leaf(t: torch.Tensor) -> torch.Tensor:
+    return t.detach().clone().requires_grad_()
+
+
+def results(
+    kind: str, case: Case, reference: bool, differentiable: int, leaf: Callable[[torch.Tensor], torch.Tensor] = as_leaf
+) -> dict[str, torch.Tensor]:
+    """Outputs and gradients by name, for drawn gradients of the differentiable outputs.
+
+    Args:
+        leaf: makes of each argument a leaf with the same values.
+    """
+    leaves = {k: None if t is None else leaf(t) for k, t in case.tensors.items()}
     with use_backend("reference" if reference else None):
         out = getattr(functional, kind)(**leaves, **case.options)
         outputs = [out] if isinstance(out, torch.Tensor) else list(out)
@@ -48,17 +60,21 @@ def results(kind: str, case: Case, reference: bool, differentiable: int) -> dict
     return found | {f"gradient of {k}": t.grad for k, t in leaves.items() if t is not None}
 
 
-def check(kind: str, case: Case, dtype: torch.dtype, errors: Errors) -> None:
+def check(
+    kind: str, case: Case, dtype: torch.dtype, errors: Errors, device: str = DEVICE, exact_on: str = "cpu"
+) -> None:
     """As ``check`` of ``tests/ops/cases.py``: what a float64 result moves when the arguments move by half a unit in
     their last place counts as PyTorch's error where it is larger. A sum that nearly cancels, as a gradient of a 1x1
     weight may, has an error of that size in whatever order it is taken, and PyTorch's order may be a lucky one."""
     differentiable = 2 if case.options.get("return_squeeze") else 1
-    ours, plain = (results(kind, moved(case, dtype), reference, differentiable) for reference in (False, True))
+    here = moved(case, dtype, device)
+    ours, plain = (results(kind, here, reference, differentiable) for reference in (False, True))
     rounded = moved(case, dtype, "cpu")
     exact, nudged = (
-        results(kind, moved(rounded.to(torch.float64, nudge), None), True, differentiable)
+        results(kind, moved(rounded.to(torch.float64, nudge), None, exact_on), True, differentiable)
         for nudge in (0.0, torch.finfo(dtype).eps / 2)
     )
+    exact, nudged = ({what: t.to(device) for what, t in found.items()} for found in (exact, nudged))
     for what, result in ours.items():
         worst = farthest(exact[what], plain[what], nudged[what].to(result.dtype))
         errors.add(what, result, worst, exact[what])
@@ -87,24 +103,32 @@ def test_drawn(kind, dtype, seeds):
 )
 def test_layer_shapes_of_ghostnet(shape, dtype, layout):
     n, c, h, w, m = shape
+    for kind, case in layer_cases(n, c, h, w, m, layout=layout).items():
+        check(kind, case, dtype, Errors())
+
+
+def layer_cases(
+    n: int, c: int, h: int, w: int, m: int, kernel: int = 3, layout: str = "channels_last", shift: float = 0.3
+) -> dict[str, Case]:
+    """A Ghost module in training and one without BatchNorms, by operator; ``shift`` is the mean of x."""
     g = torch.Generator().manual_seed(0)
     numbers = lambda *s, scale=1.0: torch.randn(s, generator=g) * scale
     tensors = {
-        "x": in_layout(numbers(n, c, h, w) + 0.3, layout),
+        "x": in_layout(numbers(n, c, h, w) + shift, layout),
         "primary_weight": numbers(m, c, 1, 1, scale=c**-0.5),
         "primary_bias": None,
         "primary_gamma": numbers(m, scale=0.3) + 1,
         "primary_beta": numbers(m, scale=0.2),
-        "cheap_weight": numbers(m, 1, 3, 3, scale=1 / 3),
+        "cheap_weight": numbers(m, 1, kernel, kernel, scale=1 / kernel),
         "cheap_bias": None,
         "cheap_gamma": numbers(m, scale=0.3) + 1,
         "cheap_beta": numbers(m, scale=0.2),
     }
     # SiLU: at a ReLU's kink two right results may differ by a whole gradient
     smooth = {"act": "silu", "cheap_act": "silu"}
-    check("ghost_module_train", Case(tensors, smooth), dtype, Errors())
     single = {k: v for k, v in tensors.items() if "gamma" not in k and "beta" not in k}
-    check("ghost_module", Case(single, smooth | {"return_squeeze": True}), dtype, Errors())
+    squeezed = smooth | {"return_squeeze": True}
+    return {"ghost_module_train": Case(tensors, smooth), "ghost_module": Case(single, squeezed)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import pytest
@@ -160,6 +161,90 @@ def test_another_device_than_the_current_one():
     out = F.ghost_module(x, w1, None, w2, None)
     with ghost_ops.use_backend("reference"):
         torch.testing.assert_close(out, F.ghost_module(x, w1, None, w2, None), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
+def test_training_on_another_device_than_the_current_one():
+    """Launches that are recorded on one device are not replayed on another."""
+    net = randomise(Both(), 0).train()
+    found = [one_step(copy.deepcopy(net).to(device), device) for device in ("cuda:0", "cuda:1") * 2]
+    for grads in found[1:]:
+        assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(grads, found[0], strict=True))
+
+
+def one_step(net: torch.nn.Module, device: str = DEVICE, scale: float = 1.0) -> list[torch.Tensor]:
+    """Gradients of a training step on drawn maps, twice, since the second step replays launches."""
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    for _ in range(2):
+        net.load_state_dict(state)
+        net.zero_grad(set_to_none=True)
+        x = torch.randn(2, 6, 9, 7, generator=torch.Generator().manual_seed(0)).to(device) * scale
+        net(x).square().sum().backward()
+    return [p.grad.clone() for p in net.parameters()]
+
+
+def test_training_in_threads_on_streams_of_their_own():
+    """Each thread trains a net of its own; the backward runs in autograd's thread, on the forward's stream."""
+    nets = [randomise(Both(), seed).to(DEVICE).train() for seed in range(4)]
+    scales = [1.0, 0.5, 2.0, 1.5]
+    expected = [one_step(copy.deepcopy(net), scale=scale) for net, scale in zip(nets, scales)]
+    torch.cuda.synchronize()
+    found: list = [None] * len(nets)
+
+    def work(i: int) -> None:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(10):
+                found[i] = one_step(nets[i], scale=scales[i])
+        stream.synchronize()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(nets))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for grads, right in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(grads, right, strict=True))
+
+
+def test_a_training_step_behind_a_busy_stream():
+    """Forward and backward wait for what is before them on the caller's stream."""
+    net = randomise(Both(), 0).to(DEVICE).train()
+    expected = one_step(copy.deepcopy(net))
+    side = torch.cuda.Stream()
+    late, value = (torch.zeros(2, 6, 9, 7, device=DEVICE) for _ in range(2))
+    value.copy_(torch.randn(2, 6, 9, 7, generator=torch.Generator().manual_seed(0)))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(value)
+        net(late).square().sum().backward()
+    torch.cuda.current_stream().wait_stream(side)
+    assert all(torch.equal(p.grad, right) for p, right in zip(net.parameters(), expected, strict=True))
+
+
+def test_a_first_call_within_a_capture():
+    """Kernels for a new shape are compiled, loaded and recorded while a stream is captured. That works, or it is an
+    error that says so, and the next call is right."""
+    w1, w2 = torch.randn(11, 13, 1, 1, device=DEVICE), torch.randn(11, 1, 5, 5, device=DEVICE)
+    x = torch.randn(3, 13, 19, 23, device=DEVICE)  # no other test has this shape
+    with ghost_ops.use_backend("reference"):
+        expected = F.ghost_module(x, w1, None, w2, None)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            out = F.ghost_module(x, w1, None, w2, None)
+    except RuntimeError as error:
+        assert "captur" in str(error), error
+        torch.cuda.synchronize()
+    else:
+        out.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+    for _ in range(2):
+        torch.testing.assert_close(F.ghost_module(x, w1, None, w2, None), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -106,7 +106,7 @@ def test_autocast(make, dtype, x):
 class Replays(Graphs):
     """Runs instead of replaying."""
 
-    def __call__(self, run, x, name):
+    def __call__(self, run, x, name, look):
         self.names = [*getattr(self, "names", ()), name]
         return run(x)
 

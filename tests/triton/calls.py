@@ -15,11 +15,15 @@ from ghost_ops.backends.triton import (
     excite,
     ghost_module,
     ghost_module_train,
+    joins,
     norm,
     normalise,
+    product_gradients,
+    products,
     squeeze_excite,
 )
 from ghost_ops.backends.triton.epilogue import Epilogue
+from ghost_ops.backends.triton.norm import BatchNorm
 
 HARD_SIGMOID, HARD_SWISH, SILU = GATES.index("hard_sigmoid"), ACTIVATIONS.index("hard_swish"), ACTIVATIONS.index("silu")
 
@@ -75,6 +79,15 @@ def training(c, m, side, dtype, *, layout=LAST, n=2, d=3, multiplier=1, act=RELU
     )
 
 
+def pointwise(c, m, side, dtype, *, n=2):
+    """A 1x1 convolution with a BatchNorm over the batch, as shortcuts have it, and its backward."""
+    x, grad, z = (_empty(dtype, LAST)(n, k, side, side) for k in (c, m, m))
+    weight, vector, steps = torch.empty(m, c, 1, 1), torch.empty(m), torch.zeros((), dtype=torch.int64)
+    norm = BatchNorm(vector, vector, 1e-5, vector, vector, steps)
+    products.primary_product(x, weight, to=z, joins=joins.Joins(x.device, [steps]), norm=norm)
+    product_gradients.product_gradients(grad, z, x, weight, torch.empty(4, m), residual=x)
+
+
 def concatenation(m, side, dtype, *, d=3, layout=LAST):
     z, w = _empty(dtype, layout)(2, m, side, side), torch.empty(m, 1, d, d, dtype=dtype)
     codes = 2 * m, SILU, SILU, 0.01, 0.01
@@ -119,7 +132,7 @@ def _norm(z, partials, act, a_map):
     """What follows a convolution: the gradient of its result, and what a BatchNorm's backward needs."""
     m, count = z.shape[1], z.numel() // z.shape[1]
     gamma, beta, slopes = (torch.empty(m) for _ in range(3))
-    vectors = norm.join_statistics(partials, count, norm.BatchNorm(gamma, beta, 1e-5))
+    vectors = norm.join_statistics(partials, count, BatchNorm(gamma, beta, 1e-5))
     applied = vectors.applied(Epilogue(None, act, 0.0, slopes))
     grad = a_map(*z.shape)
     normalise.normalise(z, applied, to=grad, residual=grad, squeeze=True)
@@ -137,6 +150,7 @@ def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
             (f"inference, small, {dtype}", lambda d=dtype: inference(112, 336, 14, d, more=True)),
             (f"inference, small, in one launch in half precision, {dtype}", lambda d=dtype: folded(40, 60, 28, d)),
             (f"training, large, {dtype}", lambda d=dtype: training(24, 36, 56, d)),
+            (f"training, large, many channels, {dtype}", lambda d=dtype: pointwise(96, 192, 56, d)),
             (f"training, small, {dtype}", lambda d=dtype: training(672, 80, 14, d, d=5)),
             (f"squeeze-excite, {dtype}", lambda d=dtype: excitation(672, 14, d)),
             (f"squeeze-excite in training, {dtype}", lambda d=dtype: excitation(960, 7, d, own=torch.float32)),

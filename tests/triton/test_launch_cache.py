@@ -1,4 +1,5 @@
-"""Cached launches, on a launcher that notes what it gets: a replay must start what a full run starts."""
+"""Cached launches, on a launcher and a driver that note what they get: a replay must start what a full run starts,
+whether Python or C++ replays."""
 
 from __future__ import annotations
 
@@ -16,42 +17,38 @@ from ghost_ops import dispatch
 from ghost_ops.backends import triton as triton_backend
 
 pytest.importorskip("triton")
-from ghost_ops.backends.triton import launch, launch_cache, tiles
+from ghost_ops.backends.triton import launch, launch_cache, launch_native, launch_recording, launch_replay, tiles
+from tests.triton import stub_driver
+from tests.triton.stub_driver import STREAM, needs_native
+from tests.triton.stub_driver.kernel import Kernel
 
-STREAM = 77
 ON_DEVICE = launch_cache.on_device
 KERNEL = ("x", "x_n", "w", "out", "n", "scale", "MODE")
 
 
-class Kernel:
-    """Stands for a JITFunction; ``started`` holds, of full runs and of replays, grids and arguments by name."""
-
-    def __init__(self, *names: str):
-        self.arg_names, self.started, self.full, self.kept = list(names), [], 0, []
-
-    def __getitem__(self, grid):
-        def start(num_warps, num_stages, **arguments):
-            self.full += 1
-            self.started.append((grid, arguments))
-            self.kept.append(arguments)
-            return SimpleNamespace(function=5, packed_metadata=(num_warps, num_stages), run=self.run)
-
-        return start
-
-    def run(self, x, y, z, stream, function, metadata, *rest):
-        assert (stream, function, metadata, rest[:3]) == (STREAM, 5, (4, 2), (None, None, None))
-        self.started.append(((x, y, z), dict(zip(self.arg_names, rest[3:], strict=True))))
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch):
-    """Tapes of this test alone, for tensors of the CPU."""
+@pytest.fixture(autouse=True, params=["python", pytest.param("c++", marks=needs_native)])
+def cache(monkeypatch, request):
+    """Entries of this test alone, for tensors of the CPU."""
     found = {}
     active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: STREAM)
-    monkeypatch.setattr(launch_cache, "driver", SimpleNamespace(active=active))
+    for file in (launch_recording, launch_replay):
+        monkeypatch.setattr(file, "driver", SimpleNamespace(active=active))
     monkeypatch.setattr(launch_cache, "on_device", lambda t: True)
     monkeypatch.setattr(launch_cache, "_launches", found)
-    return found
+    monkeypatch.setattr(launch_cache, "_kinds", {})
+    monkeypatch.setattr(launch_native, "_refusals", {})
+    if request.param == "python":
+        monkeypatch.setattr(launch_native, "_state", lambda: "the test asks for it")
+        yield found
+        return
+    driver = stub_driver.load()
+    driver.library.stub_reset()
+    driver.open()
+    monkeypatch.setattr(Kernel, "driver", driver)
+    monkeypatch.setattr(launch_native, "_state", lambda: None)
+    yield found
+    assert not launch_native._refusals  # all that was replayed, C++ has replayed
+    assert all(entry is None or type(entry) is launch_native.Native for entry in found.values())
 
 
 def operator(kernel):

@@ -89,12 +89,20 @@ def test_rows_that_are_products_have_few_blocks(channels, block):
         assert (splits // across - 1) * per_split < side <= splits // across * per_split
 
 
-def test_groups_do_not_depend_on_the_device():
-    """Sums are joined in the same order everywhere: the split is a matter of the shape alone."""
-    for n in (0, 1, 3, 256):
-        x = torch.empty(n, 8, 56, 56, device="meta")
-        tile, per_group, groups = tiles.flat("product", x, 24)
-        assert groups <= tiles.GROUPS and groups * per_group * tile.pixels >= n * 56 * 56
+@pytest.mark.parametrize("channels", [8, 24, 480])
+def test_runs_are_as_many_programs_as_a_device_holds(channels):
+    """Where there is work for them, and else a tile each."""
+    for n, side in ((0, 56), (1, 7), (256, 7), (256, 14), (3, 56), (256, 112)):
+        x = torch.empty(n, 8, side, side, device="meta", dtype=torch.float16)
+        for architecture in tiles.ARCHITECTURES:
+            with tiles.assume(architecture):
+                tile, per_group, groups = tiles.flat("product", x, channels)
+                blocks = -(-channels // tile.channels)
+                count = -(-n * side * side // tile.pixels)
+                resident = tiles.PROCESSORS[architecture] * tile.resident
+                assert (groups - 1) * per_group < count <= groups * per_group or count == groups == 0
+                assert groups * blocks <= 2 * max(resident, blocks)
+                assert per_group == 1 or groups * blocks > resident / 2
 
 
 def test_tuning_writes_a_table_that_is_read_again():

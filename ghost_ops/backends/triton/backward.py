@@ -16,7 +16,7 @@ import torch
 from . import checks, launch, tiles
 from .epilogue import Epilogue, EpilogueGradients
 from .norm import join_gradients
-from .product_gradients import input_bwd_kernel, primary_weight_bwd_kernel
+from .product_gradients import product_gradients
 from .products import primary_product
 from .squeeze_excite import image_sums, scaled_map
 from .strip_gradients import (
@@ -26,7 +26,7 @@ from .strip_gradients import (
     cheap_weight_bwd_kernel,
     primary_epilogue_bwd_kernel,
 )
-from .sums import total
+from .sums import Totals
 from .taps import tap_arguments
 
 
@@ -52,6 +52,7 @@ def ghost_tail_bwd(
     out_channels: int,
     batch: bool = False,
     grad_z: torch.Tensor | None = None,
+    totals: Totals | None = None,
 ) -> Gradients:
     """Gradients from the primary convolution's result z on.
 
@@ -60,6 +61,7 @@ def ghost_tail_bwd(
         batch: whether the BatchNorms of both halves use batch statistics. Then ``Gradients.z`` is g1, the gradient of
             the first BatchNorm's result, and ``coefficients`` are those of the BatchNorm's backward, for B3.
         grad_z: where the gradient of z is written; by default a new map in z's memory format.
+        totals: where the cheap weight's gradient is joined, later; by default it is joined here.
     """
     checks.expect_module(z, None, primary, cheap_weight, cheap, out_channels)
     checks.expect("grad_out", grad_out, (z.shape[0], out_channels, *z.shape[2:]), z)
@@ -120,7 +122,10 @@ def ghost_tail_bwd(
         strips.start(cheap_weight_bwd_kernel, z, m, arguments, multiplier)
     if multiplier:
         grad_cheap = launch.empty(tuple(cheap_weight.shape), cheap_weight.dtype, z.device)
-        total(weights, grad_cheap, steps=(1, d * d * multiplier))
+        own = Totals() if totals is None else totals
+        own.add(weights, grad_cheap, steps=(1, d * d * multiplier))
+        if totals is None:
+            own.start()
     empty = launch.empty((0,), z.dtype, z.device)
     none = EpilogueGradients(*[empty] * 4)
     return Gradients(
@@ -138,8 +143,15 @@ def ghost_module_bwd(
     out_channels: int,
     scale: torch.Tensor | None = None,
     batch: bool = False,
+    residual: torch.Tensor | None = None,
 ) -> Gradients:
-    """Gradients from x on; ``scale`` (N x C) is the excitation of x."""
+    """Gradients from x on.
+
+    Args:
+        scale: N x C, the excitation of x.
+        batch: see ``ghost_tail_bwd``.
+        residual: a map like x that is added to its gradient; not together with ``scale``.
+    """
     n, c, height, width = x.shape
     m = weight.shape[0]
     checks.expect("primary_weight", weight, (m, c, 1, 1), x)
@@ -149,37 +161,11 @@ def ghost_module_bwd(
     seen = x if scale is None else scaled_map(x, scale)
     z = launch.scratch(x, m)
     primary_product(seen, weight, to=z)
-    found = ghost_tail_bwd(grad_out, z, primary, cheap_weight, cheap, out_channels, batch, launch.scratch(z, m))
-    grad_x, w1, count = launch.new_map(x, c), launch.vector(weight), n * height * width
-    common = {
-        "grad_z": found.z, "z": z, "coefficients": found.coefficients if batch else None,
-        "H": height, "W": width, "M": m, "C": c, "PIXELS": count,
-        "PRECISION": launch.precision(x.dtype), "WIDE": launch.is_wide(z, grad_x, seen, images=True),
-        "UNIT": launch.unit(counts=(m,)),
-    }  # fmt: skip
-    with launch.on_device_of(x):
-        tile, per_group, groups = tiles.flat("product", x, c, m)
-        arguments = {
-            **common, "weight": w1, "grad_x": grad_x, **launch.strides("to", grad_x), "per_group": per_group,
-            "FLAT_IN": launch.is_flat(grad_x), "UNIT_IN": launch.unit(grad_x, counts=(c,)), "BP": tile.pixels,
-            "BM": tile.channels, "BK": tile.depth, "ONE_STEP": m <= tile.depth,
-        }  # fmt: skip
-        grid = (groups * launch.cdiv(c, tile.channels),)
-        launch.start_kernel(input_bwd_kernel, grid, arguments, tile.warps, tile.stages)
-
-        tile, per_group, groups = tiles.flat("weight_gradient", x, m, c)
-        blocks = launch.cdiv(m, tile.channels) * launch.cdiv(c, tile.depth)
-        wanted = max(min(groups, launch.cdiv(tiles.GROUPS, blocks)), min(groups, 1))
-        per_group = launch.cdiv(groups * per_group, max(wanted, 1))
-        groups = launch.cdiv(launch.cdiv(count, tile.pixels), max(per_group, 1))
-        partials = launch.empty((groups, 1, m * c), torch.float32, x.device)
-        arguments = {
-            **common, **launch.maps(x=seen), "partials": partials, "per_group": per_group,
-            "FLAT_IN": launch.is_flat(seen), "UNIT_IN": launch.unit(seen, counts=(c,)), "BP": tile.pixels,
-            "BM": tile.channels, "BC": tile.depth,
-        }  # fmt: skip
-        launch.start_kernel(primary_weight_bwd_kernel, (groups * blocks,), arguments, tile.warps, tile.stages)
-    grad_weight = total(partials, launch.empty(tuple(weight.shape), weight.dtype, x.device))
+    totals, grad_z = Totals(), launch.scratch(z, m)
+    found = ghost_tail_bwd(grad_out, z, primary, cheap_weight, cheap, out_channels, batch, grad_z, totals)
+    coefficients = found.coefficients if batch else None
+    grad_x, grad_weight = product_gradients(found.z, z, seen, weight, coefficients, residual=residual, totals=totals)
+    totals.start()
     grad_scale = launch.empty((0,), x.dtype, x.device)
     if scale is not None:
         grad_scale = image_sums(x, grad_x).to(scale.dtype)

@@ -16,13 +16,14 @@ from ...program import Depthwise, Excite, Ghost
 from ...program.training import INPUT, PER_LAYER, LayerTensors, Operation, TrainingProgram, trained, training_program
 from . import launch
 from .backward import ghost_module_bwd
-from .batch_norm import norm_gradient_sums, normalise
 from .cheap import cheap_half
 from .depthwise import depthwise_with_statistics
 from .depthwise_gradients import depthwise_gradients
-from .epilogue import Epilogue
+from .epilogue import NO_EPILOGUE, Epilogue
+from .joins import Joins
 from .launch_cache import cached_launches
 from .norm import BatchNorm, NormVectors, join_gradients, join_statistics
+from .normalise import norm_gradient_sums, normalise
 from .products import primary_product
 from .squeeze_excite import squeeze_excite_bwd, squeeze_excite_fwd
 
@@ -68,8 +69,12 @@ class _Run:
         self.values: dict[int, torch.Tensor] = {INPUT: x}
         self.kept: list[Kept] = []
         self.sums: torch.Tensor | None = None  # of the value that an excitation reads next
+        self.joins: Joins | None = None
 
     def forward(self) -> None:
+        if self.norms is None:
+            counted = [self.layers[o.layer].batches for o in self.program.operations if isinstance(o.step, Ghost)]
+            self.joins = Joins(self.values[INPUT].device, counted)
         for operation in self.program.operations:
             FORWARD[type(operation.step)](self, operation)
 
@@ -83,13 +88,13 @@ class _Run:
         plain = Epilogue(None, layer.act, layer.slope, t.slopes, t.gamma, t.beta, None, None, layer.eps)
         return NormVectors(*vectors.unbind(0)).applied(plain)
 
-    def join(self, number: int, layer: object, partials: torch.Tensor, count: int) -> torch.Tensor:
-        """The vectors of the BatchNorm of layer ``number``, whose running statistics are updated."""
+    def batch_norm(self, number: int, layer: object) -> tuple[BatchNorm, torch.Tensor, NormVectors]:
+        """The BatchNorm of layer ``number``, and where its vectors go, as a tensor and one by one."""
         t = self.layers[number]
-        vectors = launch.empty((4, partials.shape[2]), torch.float32, partials.device)
+        channels = t.weight.shape[0]
+        vectors = launch.empty((4, channels), torch.float32, t.weight.device)
         norm = BatchNorm(t.gamma, t.beta, layer.eps, t.mean, t.var, t.batches, self.momenta[number], t.bias)
-        join_statistics(partials, count, norm, NormVectors(*vectors.unbind(0)))
-        return vectors
+        return norm, vectors, NormVectors(*vectors.unbind(0))
 
     def residual(self, operation: Operation) -> torch.Tensor | None:
         return None if operation.residual < 0 else self.values[operation.residual]
@@ -97,24 +102,29 @@ class _Run:
     def ghost(self, operation: Operation) -> None:
         step, number = operation.step, operation.layer
         x, known = self.values[operation.source], self.norms and self.norms[len(self.kept)]
-        z, count = launch.scratch(x, step.primary), _pixels(x)
-        partials = primary_product(x, self.layers[number].weight, to=z, statistics=known is None)
-        first = known[0] if known else self.join(number, step.layer, partials, count)
+        z, needed = launch.scratch(x, step.primary), self.is_needed(operation)
+        weight = self.layers[number].weight
+        if known:
+            primary_product(x, weight, to=z)
+            first = known[0]
+        else:
+            norm, first, vectors = self.batch_norm(number, step.layer)
+            primary_product(x, weight, to=z, joins=self.joins, norm=norm, vectors=vectors)
         primary = self.epilogue(number, step.layer, first)
         if not step.cheap_channels:
-            if self.is_needed(operation):
+            if needed:
                 self.values[operation.out], _ = normalise(z, primary, like=x, residual=self.residual(operation))
             self.kept.append(Kept((first,), (z,)))
             return
-        weight = self.layers[number + 1].weight
-        out = launch.new_map(x, step.out_channels) if self.is_needed(operation) else z
+        out, weight = launch.new_map(x, step.out_channels) if needed else z, self.layers[number + 1].weight
         options = {"m": step.primary, "primary": primary}
         if known:
             second = known[1]
         else:
-            partials = cheap_half(z, out, weight, Epilogue(), **options, statistics=True)
-            second = self.join(number + 1, step.cheap, partials, count)
-        if self.is_needed(operation):
+            norm, second, vectors = self.batch_norm(number + 1, step.cheap)
+            partials = cheap_half(z, out, weight, NO_EPILOGUE, **options, statistics=True)
+            join_statistics(partials, _pixels(z), norm, vectors)
+        if needed:
             cheap = self.epilogue(number + 1, step.cheap, second)
             cheap_half(z, out, weight, cheap, **options, residual=self.residual(operation))
             self.values[operation.out] = out
@@ -124,11 +134,15 @@ class _Run:
         step, number = operation.step, operation.layer
         x, known = self.values[operation.source], self.norms and self.norms[len(self.kept)]
         z, partials = depthwise_with_statistics(x, self.layers[number].weight, step.stride)
-        vectors = known[0] if known else self.join(number, step.layer, partials, _pixels(z))
+        if known:
+            kept = known[0]
+        else:
+            norm, kept, vectors = self.batch_norm(number, step.layer)
+            join_statistics(partials, _pixels(z), norm, vectors)
         if self.is_needed(operation):
-            norm = self.epilogue(number, step.layer, vectors)
+            norm = self.epilogue(number, step.layer, kept)
             self.values[operation.out], self.sums = normalise(z, norm, like=x, squeeze=operation.squeezes)
-        self.kept.append(Kept((vectors,), (z,)))
+        self.kept.append(Kept((kept,), (z,)))
 
     def excite(self, operation: Operation) -> None:
         step, x = operation.step, self.values[operation.source]
@@ -161,12 +175,12 @@ class _Run:
         x, grad = self.values[operation.source], self.gradients.pop(operation.out)
         layers = self.layers[number : number + 2]
         primary = self._with_parameters(number, step.layer, kept.norms[0])
-        cheap, weight = Epilogue(), None
+        cheap, weight = NO_EPILOGUE, None
         if step.cheap_channels:
             cheap, weight = self._with_parameters(number + 1, step.cheap, kept.norms[1]), layers[1].weight
         found = ghost_module_bwd(
             grad, x, layers[0].weight, primary, weight, cheap, step.out_channels, batch=True,
-            z=kept.maps[0] if kept.maps else None, residual=self.gradients.pop(operation.source, None),
+            residual=self.gradients.pop(operation.source, None),
         )  # fmt: skip
         self.gradients[operation.source] = found.x
         gradients = [{"weight": found.weight, **_parameters(found.primary)}]

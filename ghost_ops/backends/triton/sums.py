@@ -73,15 +73,15 @@ def joined_sums(
 
 
 @triton.jit
-def total_kernel(
-    partials, out, per_value, groups, ROWS, CHANNELS, row_step, channel_step, BG: tl.constexpr,
+def total_of_block(
+    program, partials, out, per_value, groups, ROWS, CHANNELS, row_step, channel_step, BG: tl.constexpr,
     BC: tl.constexpr,
 ):  # fmt: skip
-    """out[row * row_step + channel * channel_step] = Σ over groups of partials (groups x ROWS x CHANNELS) * per_value.
-    Grid: ROWS x blocks of CHANNELS."""
+    """out[row * row_step + channel * channel_step] = Σ over groups of partials (groups x ROWS x CHANNELS) * per_value,
+    of one row and block of CHANNELS."""
     blocks = tl.cdiv(CHANNELS, BC)
-    row = tl.program_id(0) // blocks
-    channels = (tl.program_id(0) % blocks) * BC + tl.arange(0, BC)  # [BC]
+    row = program // blocks
+    channels = (program % blocks) * BC + tl.arange(0, BC)  # [BC]
     wanted = channels < CHANNELS
     found = tl.zeros((BG, BC), tl.float32)
     for start in range(0, groups, BG):
@@ -92,6 +92,61 @@ def total_kernel(
     tl.store(out + row.to(tl.int64) * row_step + channels * channel_step, v.to(out.dtype.element_ty), mask=wanted)
 
 
+@triton.jit
+def total_kernel(
+    partials, out, per_value, groups, ROWS, CHANNELS, row_step, channel_step,
+    partials_2, out_2, per_value_2, groups_2, ROWS_2, CHANNELS_2, row_step_2, channel_step_2,
+    BG: tl.constexpr, BC: tl.constexpr, BG_2: tl.constexpr, BC_2: tl.constexpr,
+):  # fmt: skip
+    """Grid: ROWS x blocks of CHANNELS, and then those of a second total, if any."""
+    program = tl.program_id(0)
+    here = ROWS * tl.cdiv(CHANNELS, BC)
+    if program < here:
+        total_of_block(program, partials, out, per_value, groups, ROWS, CHANNELS, row_step, channel_step, BG, BC)
+    elif partials_2 is not None:
+        total_of_block(
+            program - here, partials_2, out_2, per_value_2, groups_2, ROWS_2, CHANNELS_2, row_step_2, channel_step_2,
+            BG_2, BC_2,
+        )  # fmt: skip
+
+
+class Totals:
+    """Sums over the groups of partial sums, in a fixed order; two of them are one launch."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, dict]] = []
+
+    def add(
+        self, partials: torch.Tensor, to: torch.Tensor, *, steps: tuple[int, int] | None = None, per_value: float = 1.0
+    ) -> Totals:
+        """The sums over groups of ``partials`` (groups x rows x channels) are written into ``to`` by ``start``.
+
+        Args:
+            steps: strides of rows and channels in ``to``; by default it is rows x channels.
+            per_value: factor of the sums.
+        """
+        groups, rows, channels = partials.shape
+        row_step, channel_step = steps or (channels, 1)
+        block = 8 if groups > 16 else 128
+        arguments = {
+            "partials": partials, "out": to, "per_value": per_value, "groups": groups, "ROWS": rows,
+            "CHANNELS": channels, "row_step": row_step, "channel_step": channel_step,
+            "BG": tiles.rows(groups), "BC": block,
+        }  # fmt: skip
+        self.waiting.append((rows * launch.cdiv(channels, block), arguments))
+        return self
+
+    def start(self) -> None:
+        """Launch what was added since the last time."""
+        for i in range(0, len(self.waiting), 2):
+            (programs, arguments), *more = self.waiting[i : i + 2]
+            second, others = more[0] if more else (0, dict.fromkeys(arguments))
+            arguments = arguments | {f"{name}_2": value for name, value in others.items()}
+            with launch.on_device_of(arguments["partials"]):
+                launch.start_kernel(total_kernel, (programs + second,), arguments, warps=4, stages=1)
+        self.waiting.clear()
+
+
 def total(
     partials: torch.Tensor,
     to: torch.Tensor,
@@ -99,22 +154,8 @@ def total(
     steps: tuple[int, int] | None = None,
     per_value: float = 1.0,
 ) -> torch.Tensor:
-    """Sums over the groups of ``partials`` (groups x rows x channels) into ``to``, in a fixed order.
-
-    Args:
-        steps: strides of rows and channels in ``to``; by default it is rows x channels.
-        per_value: factor of the sums.
-    """
-    groups, rows, channels = partials.shape
-    row_step, channel_step = steps or (channels, 1)
-    block = 8 if groups > 16 else 128
-    arguments = {
-        "partials": partials, "out": to, "per_value": per_value,
-        "groups": groups, "ROWS": rows, "CHANNELS": channels, "row_step": row_step, "channel_step": channel_step,
-        "BG": tiles.rows(groups), "BC": block,
-    }  # fmt: skip
-    with launch.on_device_of(partials):
-        launch.start_kernel(total_kernel, (rows * launch.cdiv(channels, block),), arguments, warps=4, stages=1)
+    """``Totals`` of one: sums over the groups of ``partials`` into ``to``, which is returned."""
+    Totals().add(partials, to, steps=steps, per_value=per_value).start()
     return to
 
 

@@ -23,10 +23,10 @@ import torch
 from . import launch
 from .launch import cdiv, is_wide
 
-KERNELS = ("product", "module", "stencil", "stencil_gradient", "weight_gradient")
+KERNELS = ("product", "product_gradient", "module", "stencil", "stencil_gradient", "weight_gradient")
 LEAST = 16  # elements of every side of a product
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
-GROUPS = 1024  # most groups of partial sums; each is a run of tiles that one program goes through
+PROCESSORS = {"sm_80": 108, "sm_89": 142, "sm_90": 132, "sm_100": 148}  # where none is there to be asked
 PROGRAMS = 2048  # programs of a kernel over strips, so that a device is busy
 LEAST_ROWS = 4  # rows of a strip: the rows around it are read twice
 REGISTERS = 100  # registers of a thread for weights
@@ -43,6 +43,7 @@ class Tile:
         columns: most columns of a strip; it has ``channels`` too.
         values: most values of a strip's row in the registers of a thread.
         warps, stages: Triton's options; a strip may have fewer warps.
+        resident: programs over runs that a processor holds at once.
     """
 
     channels: int
@@ -52,6 +53,7 @@ class Tile:
     values: int = 8
     warps: int = 4
     stages: int = 1
+    resident: int = 2
 
 
 class Strips(NamedTuple):
@@ -123,6 +125,18 @@ def architecture(device: torch.device) -> str:
     return _architecture(device) if device.type == "cuda" else "default"
 
 
+@lru_cache(maxsize=64)
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def processors(device: torch.device) -> int:
+    """Number of multiprocessors of a device, or of the architecture that is assumed."""
+    if _assumed is None and device.type == "cuda":
+        return _processors(device)
+    return PROCESSORS.get(architecture(device), PROCESSORS["sm_90"])
+
+
 def lookup(kernel: str, shape_class: str, device: torch.device) -> Tile:
     """The table's tile: of the architecture where it has one, else the default."""
     found, key = table(), f"{kernel}/{shape_class}"
@@ -136,7 +150,8 @@ def shape_class(x: torch.Tensor) -> str:
     return f"{size}/{'float' if x.dtype == torch.float32 else 'half'}"
 
 
-def _side(needed: int, most: int) -> int:
+def side(needed: int, most: int) -> int:
+    """The side of a product's tile: the least power of two that holds ``needed``, within its limits."""
     return max(LEAST, min(most, 1 << (needed - 1).bit_length()))
 
 
@@ -185,12 +200,24 @@ def rows(groups: int) -> int:
     return min(1 << (max(groups, 1) - 1).bit_length(), 1024)
 
 
+def runs(tile: Tile, x: torch.Tensor, programs: int = 1) -> tuple[int, int]:
+    """Number of tiles of a group, and of groups, for a kernel that numbers pixels through all images.
+
+    The device holds all programs at once where there is work for that: each reads its coefficients and joins its sums
+    once, and there are few partial sums. ``programs``: of a group, each with its own channels.
+    """
+    count = cdiv(x.shape[0] * x.shape[2] * x.shape[3], tile.pixels)
+    wanted = max(processors(x.device) * tile.resident // programs, 1)
+    per_group = cdiv(count, wanted) if count >= 2 * wanted else 1
+    return per_group, cdiv(count, per_group)
+
+
 def flat(kernel: str, x: torch.Tensor, channels: int, depth: int = 1) -> tuple[Tile, int, int]:
-    """For a kernel that numbers pixels through all images: its tile, the number of tiles of a group, and of groups."""
+    """The tile of such a kernel whose programs of a group have a block of ``channels`` each, and its ``runs``."""
     tile = lookup(kernel, shape_class(x), x.device)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    sides = {"channels": _side(channels, tile.channels), "depth": _side(depth, tile.depth)}
-    tile = replace(tile, pixels=_side(max(pixels, 1), tile.pixels), **sides)
-    count = cdiv(pixels, tile.pixels)
-    per_group = max(cdiv(count, GROUPS), 1)
-    return tile, per_group, cdiv(count, per_group)
+    tile = replace(
+        tile, pixels=side(max(pixels, 1), tile.pixels), channels=side(channels, tile.channels),
+        depth=side(depth, tile.depth),
+    )  # fmt: skip
+    return tile, *runs(tile, x, cdiv(channels, tile.channels))

@@ -10,10 +10,10 @@ from torch import fx, nn
 
 from ...backends import native
 from ...dispatch import select
+from ...fused.errors import first_line
 from ...fused.frozen import FrozenProgram
 from ...fused.frozen_net import Frozen, FrozenState, freeze_class, state_of, thaw_class
 from ...fused.graphed import GraphedNet, Graphs
-from .._copy import first_line
 from ..fuse import fuse, revert
 from . import compare
 from .build import free_name, freeze_in_place, holds_programs
@@ -161,7 +161,7 @@ def _copied(net: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         raise ValueError(f"freeze: net: it cannot be copied: {_what_to_call(net, error)}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        made = fuse(made).requires_grad_(False)
+        made = fuse(made, cuda_graph=False).requires_grad_(False)  # a frozen net has graphs of its own
     return made if dtype is None else made.to(dtype)
 
 

@@ -20,8 +20,8 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ...fused.behaviour import Fused
+from ...fused.errors import first_line
 from ...fused.frozen_net import Frozen
-from .._copy import first_line
 
 TOLERANCE = 1e-3  # of the largest value
 HALF_TOLERANCE = 0.5  # in half precision, where a deep net of drawn weights is easily off by a tenth

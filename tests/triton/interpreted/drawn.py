@@ -30,7 +30,7 @@ def few_tiles(pixels: int = 128) -> Iterator[None]:
 def many_tiles() -> Iterator[None]:
     """Small ones: several blocks and groups, several tiles a group, strips side by side and below each other."""
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(tiles, "GROUPS", 3))
+        stack.enter_context(mock.patch.object(tiles, "processors", lambda device: 2))
         stack.enter_context(mock.patch.object(tiles, "PROGRAMS", 20))
         stack.enter_context(mock.patch.object(tiles, "LEAST_ROWS", 2))
         for kernel in tiles.KERNELS:

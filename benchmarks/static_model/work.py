@@ -110,8 +110,8 @@ KERNELS = {
         _stencil, lambda a: _pixels(a["y"]) * a["M"] * a["MULTIPLIER"], "out sums statistics", _cheap_slices
     ),
     "module_kernel": Kernel(_stencil, _map("out"), "out sums"),
-    "depthwise_kernel": Kernel(lambda a: _rows(a, (a["D"] - 1) // a["STRIDE"]), _map("out"), "out sums statistics"),
-    "convolution_kernel": Kernel(_rows, _map("out"), "out statistics"),
+    "depthwise_kernel": Kernel(lambda a: _rows(a, (a["D"] - 1) // a["STRIDE"]), _map("out"), "out sums partials"),
+    "convolution_kernel": Kernel(_rows, _map("out"), "out partials"),
     "cheap_epilogue_bwd_kernel": Kernel(_stencil, _map("grad_z2"), "grad_z2 partials", _second_half),
     "cheap_norm_bwd_kernel": Kernel(_rows, _map("grad_z2"), "", _second_half, updates="grad_z2"),
     "primary_epilogue_bwd_kernel": Kernel(_stencil, _map("grad_z"), "grad_z partials", lambda a: {"grad": (0, a["M"])}),

@@ -16,7 +16,6 @@ from ghost_ops.backends.triton import (
     ghost_module,
     ghost_module_train,
     joins,
-    norm,
     normalise,
     product_gradients,
     products,
@@ -118,27 +117,24 @@ def convolutions(side, dtype, *, c=3, m=16, d=3):
 def layers(side, dtype, *, c=3, m=16, d=3, stride=2, act=RELU, layout=LAST):
     """A net's first convolution and a depthwise one in training, each with a BatchNorm over the batch."""
     a_map, size = _empty(dtype, layout), stride * side
-    x, weight = a_map(2, c, size, size), torch.empty(m, c, d, d)
-    z, partials = convolution.convolution_with_statistics(x, weight, stride, d // 2)
-    grad, options = _norm(z, partials, act, a_map)
-    convolution.convolution_weight_gradient(grad, x, weight, stride, d // 2, z=z, **options)
-    x, weight = a_map(2, m, size, size), torch.empty(m, 1, d, d)
-    z, partials = depthwise.depthwise_with_statistics(x, weight, stride)
-    grad, options = _norm(z, partials, act, a_map)
-    depthwise_gradients.depthwise_gradients(grad, x, weight, stride, z=z, residual=x, **options)
-
-
-def _norm(z, partials, act, a_map):
-    """What follows a convolution: the gradient of its result, and what a BatchNorm's backward needs."""
-    m, count = z.shape[1], z.numel() // z.shape[1]
     gamma, beta, slopes = (torch.empty(m) for _ in range(3))
-    vectors = norm.join_statistics(partials, count, BatchNorm(gamma, beta, 1e-5))
-    applied = vectors.applied(Epilogue(None, act, 0.0, slopes))
-    grad = a_map(*z.shape)
-    normalise.normalise(z, applied, to=grad, residual=grad, squeeze=True)
-    partials = normalise.norm_gradient_sums(grad, z, applied)
-    coefficients, _ = norm.join_gradients(partials, Epilogue(None, act, 0.0, slopes, gamma, beta), count, vectors)
-    return grad, {"norm": applied, "coefficients": coefficients}
+    given = {"joins": joins.Joins(gamma.device), "norm": BatchNorm(gamma, beta, 1e-5)}
+    own = Epilogue(None, act, 0.0, slopes, gamma, beta, eps=1e-5)
+
+    def follow(z, vectors):
+        applied, grad = vectors.applied(Epilogue(None, act, 0.0, slopes)), a_map(*z.shape)
+        normalise.normalise(z, applied, to=grad, residual=grad, squeeze=True)
+        coefficients, _ = normalise.norm_gradient_sums(
+            grad, z, applied, joins=given["joins"], own=own, vectors=vectors
+        )  # fmt: skip
+        return grad, {"z": z, "norm": applied, "coefficients": coefficients}
+
+    x, weight = a_map(2, c, size, size), torch.empty(m, c, d, d)
+    grad, options = follow(*convolution.convolution_before_norm(x, weight, stride, d // 2, **given))
+    convolution.convolution_weight_gradient(grad, x, weight, stride, d // 2, **options)
+    x, weight = a_map(2, m, size, size), torch.empty(m, 1, d, d)
+    grad, options = follow(*depthwise.depthwise_before_norm(x, weight, stride, **given))
+    depthwise_gradients.depthwise_gradients(grad, x, weight, stride, residual=x, **options)
 
 
 def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:

@@ -160,7 +160,7 @@ def excite_gradients(
     with launch.on_device_of(sums):
         arguments = common | {
             "sums": sums, "logits": launch.vector(logits), "expand_weight": launch.vector(expand_weight),
-            "splits": splits, "GATE": plain.OF_GATES[gate], "BR": ROWS, "BK": 2 * step, "BO": 16,
+            "splits": splits, "GATE": plain.OF_GATES[gate], "BR": ROWS, "BK": SIDE, "BO": 16,
         }  # fmt: skip
         grid = (launch.cdiv(n, ROWS) * launch.cdiv(r, 16),)
         launch.start_kernel(hidden_bwd_kernel, grid, arguments, warps=4, stages=2)

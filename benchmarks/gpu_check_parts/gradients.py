@@ -12,7 +12,7 @@ from torch import nn
 
 import ghost_ops
 from ghost_ops.bench.comparison import Comparison, Results, results_of, state_of
-from ghost_ops.bench.gpu import LAST, SCALE, Device, has_graphs_in_training
+from ghost_ops.bench.gpu import LAST, SCALE, Device
 from ghost_ops.bench.training import TrainCase
 from ghost_ops.nn import GhostBottleneck
 
@@ -154,9 +154,7 @@ def nets(settings: dict, report: Report) -> dict:
     case = train_case(device)
     images, labels = (t.to(device.name) for t in case.batch(2 if device.dry else BATCH))
     images = images.contiguous(memory_format=LAST)
-    variants = [{"memory": memory} for memory in ("balanced", "low")]
-    if has_graphs_in_training() and not device.dry:
-        variants += [{"memory": "balanced", "cuda_graph": True}]
+    variants = [{"memory": "balanced"}, {"memory": "low"}, {"memory": "balanced", "cuda_graph": True}]
     figures, wrong = {}, []
     with full_float32():
         exact = _net_steps(device, case.build().to(device.name).double(), images.double(), labels, torch.float64)
@@ -164,14 +162,26 @@ def nets(settings: dict, report: Report) -> dict:
             eager = _net_steps(device, _net(device, case), images, labels, dtype)
             for options in variants:
                 comparison = Comparison(dtype)
-                ours = _net_steps(device, fused(_net(device, case), **options), images, labels, dtype)
-                comparison.add("the net", ours, eager, exact)
+                net = fused(_net(device, case), **options)
+                comparison.add("the net", _net_steps(device, net, images, labels, dtype), eager, exact)
                 what = ", ".join([name_of(dtype), *(f"{k}={v}" for k, v in options.items())])
                 figures[what] = comparison.judge()
+                if "cuda_graph" in options:
+                    figures[what] |= (replayed := _replayed(device, net, images, dtype))
+                    if not replayed["replayed"] and not device.dry:
+                        wrong.append(f"{what}: no block was replayed")
                 wrong += [f"{what}: {found}" for found in comparison.wrong]
                 device.synchronize()
                 report(figures)
     return _verdict(figures, wrong, report)
+
+
+def _replayed(device: Device, net: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> dict:
+    """How many modules run as CUDA graphs, and why others do not."""
+    with _autocast(device, dtype):
+        rows = ghost_ops.explain(net, images).rows
+    why = {row.why.rpartition("not as a CUDA graph, since ")[2] for row in rows if "CUDA graph" in row.why}
+    return {"replayed": sum("as a CUDA graph" in row.runs for row in rows), "not replayed, since": sorted(why)}
 
 
 def _net(device: Device, case: TrainCase) -> nn.Module:

@@ -43,7 +43,12 @@ def calls(device: Device, dtype: torch.dtype) -> dict[str, Callable[[], object]]
         "ghost_ops.functional.depthwise": depthwise,
     }
     plain = GhostBottleneck(16, 48, 16).to(device.name).to(memory_format=LAST).train()
-    for name, block in {"fused": ghost_ops.fuse(copy.deepcopy(plain)), "eager": plain}.items():
+    blocks = {
+        "fused": ghost_ops.fuse(copy.deepcopy(plain)),
+        "fused, cuda_graph=True": ghost_ops.fuse(copy.deepcopy(plain), cuda_graph=True),
+        "eager": plain,
+    }
+    for name, block in blocks.items():
 
         def forward(block=block):
             with torch.autocast(device.name, dtype):
@@ -57,7 +62,7 @@ def calls(device: Device, dtype: torch.dtype) -> dict[str, Callable[[], object]]
 def cost(device: Device, call: Callable[[], object]) -> float:
     """Microseconds of the host for a call, the device's queue empty before each round."""
     times, rounds = (1, 1) if device.dry else (CALLS, ROUNDS)
-    for _ in range(1 if device.dry else 3):
+    for _ in range(1 if device.dry else 5):  # graphs are captured within them
         call()
     samples = []
     for _ in range(rounds):

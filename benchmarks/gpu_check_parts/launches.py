@@ -11,13 +11,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import ghost_ops
-from ghost_ops.bench.gpu import LAST, Device, Step, Training
+from ghost_ops.bench.gpu import LAST, Device, Training, training_baselines
 
 from .cases import net_case, train_case
 from .runner import Report
 
 BATCH = 256
-WARM_UPS = 3
+WARM_UPS = 5  # graphs are captured within them
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of a trace
 
 
@@ -26,8 +26,9 @@ def launches(settings: dict, report: Report) -> dict:
     device, found = Device(settings["dry"]), {}
     dtype = torch.bfloat16 if device.dry else torch.float16
     contest = Training(device, train_case(device), 2 if device.dry else BATCH, dtype)
-    for name, way in {"ghost_ops.fuse": Step(ghost_ops.fuse), "eager, channels_last": Step(lambda net: net)}.items():
-        _, step, _ = contest.step(way)
+    ways = training_baselines(device, ())
+    for name in ("ghost_ops.fuse", "ghost_ops.fuse, cuda_graph=True", "eager, channels_last"):
+        _, step, _ = contest.step(ways[name])
         found[f"a training step, {name}"] = trace(device, step)
         report(found)
     del contest, step

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,11 +82,6 @@ class Device:
         return torch.compile(net, mode=None if mode == "default" else mode)
 
 
-def has_graphs_in_training() -> bool:
-    """Whether ``fuse`` can replay its blocks as CUDA graphs."""
-    return "cuda_graph" in inspect.signature(ghost_ops.fuse).parameters
-
-
 def by_backend(name: str, run: Forward) -> Forward:
     """``run`` with this backend first; raises where it does not come first on this machine."""
 
@@ -151,9 +145,8 @@ def training_baselines(device: Device, modes: tuple[str, ...]) -> dict[str, Step
 
     found = {"ghost_ops.fuse": Step(ghost_ops.fuse)}
     found["ghost_ops.fuse, memory=low"] = Step(lambda net: ghost_ops.fuse(net, memory="low"))
+    found["ghost_ops.fuse, cuda_graph=True"] = Step(lambda net: ghost_ops.fuse(net, cuda_graph=True))
     if not device.dry:
-        if has_graphs_in_training():
-            found["ghost_ops.fuse, cuda_graph=True"] = Step(lambda net: ghost_ops.fuse(net, cuda_graph=True))
         found[f"ghost_ops.fuse{GRAPHED}"] = Step(ghost_ops.fuse, graphed=True)
         found[f"eager, channels_last{GRAPHED}"] = Step(eager, graphed=True)
     found["eager, channels_last"] = Step(eager)

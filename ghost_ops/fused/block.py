@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from ..dispatch import Decision, refuse_autocast, refuse_call, refuse_modes, select
+from ..dispatch import PLAIN_TENSORS, Decision, refuse_autocast, refuse_call, refuse_modes, select
 from ..ops.program import call_program_eval
 from ..ops.program_train import TrainCall, run_program_train
 from .builder import Builder
@@ -213,23 +213,27 @@ class Block:
 
     def _training_route(self, module: nn.Module, x: torch.Tensor) -> Route:
         """A call in training: one program where a backend runs whole ones."""
-        if module.training and self.trains_as_program and not torch.compiler.is_compiling():
-            try:
-                call = self._training_call(module, x)
-            except Unfusable:
-                pass
-            else:
-                return Route(self.decision_of_program(call.decision), lambda: run_program_train(call, x))
+        if (
+            module.training
+            and self.trains_as_program
+            and not torch.compiler.is_compiling()
+            and type(x) in PLAIN_TENSORS
+        ):
+            decision = select("program_train", x)
+            if decision.backend != "reference":
+                try:
+                    call = self._training_call(module, x, decision)
+                except Unfusable:
+                    pass
+                else:
+                    return Route(self.decision_of_program(decision), lambda: run_program_train(call, x))
         return self.route_without_program(module, x, None)
 
-    def _training_call(self, module: nn.Module, x: torch.Tensor) -> TrainCall:
+    def _training_call(self, module: nn.Module, x: torch.Tensor, decision: Decision) -> TrainCall:
         """What a program in training is called with; raises ``Unfusable`` where none runs."""
         why = refuse_call(x) or refuse_autocast(x) or refuse_modes()
         if why is not None:
             raise NotNow(why)
-        decision = select("program_train", x)
-        if decision.is_reference:
-            raise NotNow(decision.why)
         call = self._trained(module).call(decision, x, self.memory)
         if call is None:
             self._training = None

@@ -99,9 +99,11 @@ def test_a_dry_run_goes_through_the_parts(tmp_path, benchmarks):
     for dtypes in operators.values():
         assert set(dtypes) == {"float16", "bfloat16", "float32"}
         assert any("gradient" in what for what in dtypes["float32"])
-    for part in ("bottlenecks", "nets"):
-        assert set(found[part]) == {"bfloat16, memory=balanced", "bfloat16, memory=low"}
+    kinds = ["bfloat16, memory=balanced", "bfloat16, memory=low", "bfloat16, memory=balanced, cuda_graph=True"]
+    for part, expected in (("bottlenecks", kinds[:2]), ("nets", kinds)):
+        assert list(found[part]) == expected
         assert all(row["results"] > 100 and row["wrong"] == [] for row in found[part].values())
+    assert found["nets"][kinds[2]]["replayed"] == 0 and "CUDA" in found["nets"][kinds[2]]["not replayed, since"][0]
     rows = {row["baseline"]: row for row in found["training"]["ready"]}
     assert {"ghost_ops.fuse", "ghost_ops.fuse, memory=low", "eager, channels_last"} <= set(rows)
     assert rows["ghost_ops.fuse"]["saved_bytes"] > rows["ghost_ops.fuse, memory=low"]["saved_bytes"] > 0
@@ -113,7 +115,7 @@ def test_a_dry_run_goes_through_the_parts(tmp_path, benchmarks):
         assert {row[0] for row in traced["launches"]} == set(range(len(traced["names"])))
         assert traced["kernels_us"] > 0 and all(len(row) == 5 for row in traced["launches"])
     assert len(found["launches"]["a training step, ghost_ops.fuse"]["launches"]) > 100
-    assert len(found["launches"]) == 3 and all(value > 0 for value in found["host"].values())
+    assert len(found["launches"]) == 4 and all(value > 0 for value in found["host"].values())
     assert sum(found["tests"]["skipped"].values()) > 5 and found["tests"]["failed"] == []
 
 

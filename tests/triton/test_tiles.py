@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_override():
     x = torch.empty(1, 8, 56, 56)
     before = tiles.strips("stencil", x, 36)
     with tiles.override("stencil", columns=4):
-        inside, splits, per_split = tiles.strips("stencil", x, 36)
+        inside, splits, per_split, _ = tiles.strips("stencil", x, 36)
         assert (inside.columns, splits * per_split >= 14 * 56) == (4, True)
     assert tiles.strips("stencil", x, 36) == before
     for kernel, sides in (("nothing", {}), ("product", {"width": 3})):
@@ -68,7 +69,8 @@ def test_override():
 @pytest.mark.parametrize("channels", [1, 12, 36, 100, 960])
 def test_strips_cover_the_map(side, n, channels):
     x = torch.empty(n, 8, side, side, device="meta")
-    tile, splits, per_split = tiles.strips("stencil", x, channels)
+    tile, splits, per_split, vectors = tiles.strips("stencil", x, channels)
+    assert vectors is None
     across, blocks = -(-side // tile.columns), -(-channels // tile.channels)
     assert splits % across == 0 and (splits // across - 1) * per_split < side <= splits // across * per_split
     assert n * splits * blocks < max(2 * tiles.PROGRAMS, 2 * n * across * blocks)
@@ -78,12 +80,61 @@ def test_strips_cover_the_map(side, n, channels):
     assert idle < 16, "no block of channels is idle where a smaller one would do"
 
 
+@pytest.mark.parametrize("n", [1, 256])
+@pytest.mark.parametrize("width", [1, 5, 7, 14, 17, 28, 56, 112])
+@pytest.mark.parametrize(("channels", "unit"), [(6, 2), (8, 8), (12, 4), (20, 4), (36, 4), (60, 4), (100, 4), (960, 8)])
+def test_flat_tiles_cover_the_map(n, width, channels, unit):
+    """Each channel of each column is a lane's once, and the others' columns are past the map or their channels past
+    the last: computed as ``maps.tile_coords`` does."""
+    for dtype, taps in ((torch.float16, 1), (torch.float16, 25), (torch.float32, 9)):
+        x = torch.empty(n, 8, 6, width, dtype=dtype, device="meta")
+        strips = tiles.strips("stencil_gradient", x, channels, taps, unit=unit)
+        plain = tiles.strips("stencil_gradient", x, channels, taps)
+        tile, vectors, side = strips.tile, strips.vectors, strips.tile.channels
+        if vectors is None:
+            assert strips == plain
+            continue
+        assert tile.columns == 32 * tile.warps and tile.warps <= side <= unit and unit % side == 0
+        assert vectors <= tile.columns  # of a lane of each there is at least one
+        blocks, across = -(-channels // (side * vectors)), -(-width * vectors // tile.columns)
+        assert strips.splits == across * -(-6 // strips.per_split)
+        seen = []
+        for block in range(blocks):
+            for lane in range(across * tile.columns):
+                column, channel = lane // vectors, (block * vectors + lane % vectors) * side
+                if column < width and channel < channels:
+                    seen += [(column, channel + i) for i in range(side)]
+        assert len(seen) == len(set(seen)) == width * channels
+        lanes, plain_tile = blocks * across * tile.columns * side, plain.tile
+        columns = -(-width // plain_tile.columns) * plain_tile.columns
+        assert lanes < columns * -(-channels // plain_tile.channels) * plain_tile.channels
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "valid"), [(24, 112, 0.95), (36, 56, 0.98), (12, 56, 0.87), (20, 28, 0.87), (8, 112, 1.0)]
+)
+def test_few_lanes_of_flat_tiles_are_idle(channels, width, valid):
+    x = torch.empty(256, 8, width, width, dtype=torch.float16, device="meta")
+    tile, _, _, vectors = tiles.strips("stencil_gradient", x, channels, 9, unit=4)
+    blocks, across = -(-channels // (tile.channels * vectors)), -(-width * vectors // tile.columns)
+    assert width * channels >= valid * blocks * across * tile.columns * tile.channels
+
+
+def test_kernels_without_flat_tiles_get_none():
+    x = torch.empty(1, 12, 56, 56, dtype=torch.float16, device="meta")
+    strips = tiles.strips("stencil", x, 12, 9, unit=4)
+    kernel = mock.Mock(arg_names=["BW", "BM"], __name__="some_kernel")
+    assert strips.vectors is not None
+    with pytest.raises(TypeError, match="some_kernel takes no flat tile"):
+        strips.start(kernel, x, 12, {})
+
+
 @pytest.mark.parametrize(("channels", "block"), [(8, 16), (12, 16), (24, 32), (36, 64), (60, 64), (100, 64), (336, 64)])
 def test_rows_that_are_products_have_few_blocks(channels, block):
     """Each block reads all of the input: idle channels cost less than a block more."""
     for n, side in ((1, 224), (256, 112), (3, 17)):
         x = torch.empty(n, 8, side, side, dtype=torch.float16, device="meta")
-        tile, splits, per_split = tiles.products_of_strips("module", x, channels)
+        tile, splits, per_split, _ = tiles.products_of_strips("module", x, channels)
         across = -(-side // tile.columns)
         assert tile.channels == block and tile.columns >= tiles.LEAST
         assert (splits // across - 1) * per_split < side <= splits // across * per_split

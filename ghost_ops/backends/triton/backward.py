@@ -86,25 +86,27 @@ def ghost_tail_bwd(
 
     cheap_grad = grad_cheap = None
     if multiplier:
-        strips = tiles.strips("stencil_gradient", z, m, d * d * multiplier)
+        unit = launch.unit(z, grad_out, counts=(m, out_channels))
+        strips = tiles.strips("stencil_gradient", z, m, d * d * multiplier, unit=unit if multiplier == 1 else 1)
         partials = partial(strips.splits, 3, cheap_channels)
         arguments = {
             **common, **cheap.arguments("cheap"), "OUT_CHANNELS": out_channels, "grad_z2": grad_z2,
-            "partials": partials, "BATCH": batch, "UNIT": launch.unit(z, grad_out, counts=(m, out_channels)),
+            "partials": partials, "BATCH": batch, "UNIT": unit,
         }  # fmt: skip
         strips.start(cheap_epilogue_bwd_kernel, z, m, arguments)
         coefficients, cheap_grad = join_gradients(partials, cheap, count)
         if batch:
             arguments |= {"CHEAP_CHANNELS": cheap_channels, "coefficients": coefficients}
-            strips = tiles.strips("stencil_gradient", z, cheap_channels)
+            strips = tiles.strips("stencil_gradient", z, cheap_channels, unit=unit)
             strips.start(cheap_norm_bwd_kernel, z, cheap_channels, taken(cheap_norm_bwd_kernel, arguments))
     # A thread keeps the cheap weight and its gradient, except where a primary channel has several cheap ones.
     joined = multiplier == 1
-    strips = tiles.strips("stencil_gradient", z, m, 2 * d * d if joined else d * d * multiplier)
+    unit = launch.unit(z, grad_out, grad_z, counts=(m,))
+    strips = tiles.strips("stencil_gradient", z, m, (2 if joined else multiplier) * d * d, unit=unit if joined else 1)
     partials = partial(strips.splits, 3, m)
     arguments = common | {
         "grad_z2": grad_z2, "grad_z": grad_z, **launch.strides("to", grad_z), "partials": partials,
-        "UNIT": launch.unit(z, grad_out, grad_z, counts=(m,)),
+        "UNIT": unit,
     }  # fmt: skip
     if joined:
         weights = partial(strips.splits, d * d, m)

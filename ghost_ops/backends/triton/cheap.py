@@ -13,11 +13,13 @@ from .maps import (
     as_inputs,
     assume_multiple,
     assume_multiple_strides,
+    channels_of_sums,
     load_taps,
     moments_of_lanes,
     read_row,
     store_partial,
     store_rows,
+    sum_where,
     take_row,
     tile_coords,
 )
@@ -34,9 +36,9 @@ def cheap_kernel(
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
     cheap_slope,
     out, out_n, out_c, out_h, out_w, residual, residual_n, residual_c, residual_h, residual_w,
-    sums, per_value, statistics, N, H, W, M, OUT_CHANNELS, splits, per_split,
+    sums, per_value, statistics, N, H, W, M, OUT_CHANNELS, splits, per_split, vectors,
     PRIMARY_ACT: tl.constexpr, CHEAP_ACT: tl.constexpr, AFFINE: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Grid: see ``tile_coords``; blocks are of M.
 
@@ -49,7 +51,9 @@ def cheap_kernel(
     out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
     residual_n, residual_h, residual_w = assume_multiple_strides(residual_n, residual_h, residual_w, UNIT)
     # columns: [BW]; channels, wanted: [BM]
-    image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(
+        M, H, W, splits, per_split, BW, BM, WIDE, vectors
+    )
     y += image * y_n
     out += image * out_n
     if residual is not None:
@@ -112,15 +116,19 @@ def cheap_kernel(
                     )  # fmt: skip
                     if sums is not None:
                         second += stored
+        sum_channels, sum_wanted = channels_of_sums(channels, wanted, M, W, split, vectors, BW, BM, BC)
+        at = sum_channels * MULTIPLIER + q  # [BM]
+        at_wanted = sum_wanted & (at < OUT_CHANNELS - M)
         if statistics is not None:
-            count, mean, m2 = moments_of_lanes(mask, second, squares, origin, bottom - top)  # [BM] each
-            store_partial(statistics, group, cheap_channels, OUT_CHANNELS - M, in_output, count, mean, m2)
+            # count, mean, m2: [BM]
+            count, mean, m2 = moments_of_lanes(mask, second, squares, origin, bottom - top, vectors, BC)
+            store_partial(statistics, group, at, OUT_CHANNELS - M, at_wanted, count, mean, m2)
         elif sums is not None:
-            joined = tl.sum(second, axis=0) * per_value  # [BM]
-            tl.store(sums + M + cheap_channels, joined.to(sums.dtype.element_ty), mask=in_output)
+            joined = sum_where(mask, second, vectors, BC) * per_value  # [BM]
+            tl.store(sums + M + at, joined.to(sums.dtype.element_ty), mask=at_wanted)
         if (q == 0) and (sums is not None):
-            joined = tl.sum(first, axis=0) * per_value  # [BM]
-            tl.store(sums + channels, joined.to(sums.dtype.element_ty), mask=wanted)
+            joined = sum_where(mask, first, vectors, BC) * per_value  # [BM]
+            tl.store(sums + sum_channels, joined.to(sums.dtype.element_ty), mask=sum_wanted)
 
 
 def cheap_half(
@@ -148,7 +156,8 @@ def cheap_half(
     n, out_channels, height, width = out.shape
     multiplier = weight.shape[0] // m
     kernel, taps = "stencil" if primary is None else "stencil_gradient", multiplier * weight.shape[-1] ** 2
-    strips = tiles.strips(kernel, y, m, taps)
+    unit = launch.unit(y, out, residual, counts=(m, m * (1 + multiplier) if statistics else out_channels))
+    strips = tiles.strips(kernel, y, m, taps, unit=unit if multiplier == 1 else 1)
     partials, sums = None, OverSplits(squeeze, strips.splits, 1.0 / (height * width))
     if statistics:
         out_channels = m * (1 + multiplier)
@@ -158,7 +167,7 @@ def cheap_half(
         "AFFINE": primary is not None, **tap_arguments("cheap_weight", weight), **cheap.arguments("cheap"),
         **sums.arguments, "statistics": partials, "N": n, "H": height, "W": width, "M": m, "OUT_CHANNELS": out_channels,
         "D": weight.shape[-1], "MULTIPLIER": multiplier, "WIDE": launch.is_wide(y, out, residual),
-        "UNIT": launch.unit(y, out, residual, counts=(m, out_channels)),
+        "UNIT": unit,
     }  # fmt: skip
     strips.start(cheap_kernel, y, m, arguments)
     sums.join()

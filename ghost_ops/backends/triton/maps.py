@@ -2,10 +2,13 @@
 
 There are two ways to go through a map. *Runs*, for products: pixels are numbered through all images, and a tile is BP
 of them x BM channels. *Strips*, for depthwise convolutions: BW columns of one image x BM channels, row by row from top
-to bottom, so that the offset of a neighbour needs no division, and a row is read once for all results that read it.
+to bottom, so that the offset of a neighbour needs no division, and a row is read once for all results that read it. The
+tile of a strip may be *flat*: BW vectors of BM channels, one after the other in a row, ``vectors`` of them a column.
+Then few lanes are idle where neither columns nor channels are a power of two.
 
 Shapes are in brackets, here and in the kernels: BP pixels of a run, BW columns of a strip, BM channels of a block, BK
-channels of one step of a product. What has no shape is a scalar.
+channels of one step of a product. What has no shape is a scalar. What is [BM] in a strip, for each of its channels, is
+[BW, BM] in a flat tile, and sums over pixels are [BC, BM], BC the next power of two from ``vectors`` on.
 """
 
 from __future__ import annotations
@@ -63,23 +66,77 @@ def in_batch(pixels, H, W, map_n, map_h, map_w, FLAT: tl.constexpr, WIDE: tl.con
 
 
 @triton.jit
-def tile_coords(CHANNELS, H, W, splits, per_split, BW: tl.constexpr, BM: tl.constexpr, WIDE: tl.constexpr):
+def tile_coords(
+    CHANNELS, H, W, splits, per_split, BW: tl.constexpr, BM: tl.constexpr, WIDE: tl.constexpr, vectors=None
+):  # fmt: skip
     """Coordinates of a program over strips: image, split, both as one group, columns [BW], channels [BM], which of
-    these exist [BM], first row, and the row after the last.
+    these exist [BM], first row, and the row after the last. Of a flat tile the channels are [BW, BM], and which of them
+    exist [BW, 1].
 
     Grid: images x splits (strips side by side, ``per_split`` rows of each) x blocks of CHANNELS.
     """
-    blocks = tl.cdiv(CHANNELS, BM)
+    blocks = tl.cdiv(CHANNELS, BM if vectors is None else BM * vectors)
     group = tl.program_id(0) // blocks
     split = group % splits
-    channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
-    across = tl.cdiv(W, BW)
-    columns = split % across * BW + tl.arange(0, BW)
+    if vectors is None:
+        channels = block_of(tl.program_id(0) % blocks, BM, WIDE)
+        wanted = channels < CHANNELS
+        across = tl.cdiv(W, BW)
+        columns = split % across * BW + tl.arange(0, BW)
+    else:
+        across = tl.cdiv(W * vectors, BW)
+        lanes = split % across * BW + tl.arange(0, BW)
+        columns = lanes // vectors
+        first = (tl.program_id(0) % blocks * vectors + lanes - columns * vectors) * BM
+        wanted = (first < CHANNELS)[:, None]
+        channels = first[:, None] + tl.arange(0, BM)[None, :]
+        if WIDE:
+            channels = channels.to(tl.int64)
     top = split // across * per_split
     bottom = tl.minimum(top + per_split, H)
     if WIDE:
         columns, top, bottom = columns.to(tl.int64), top.to(tl.int64), bottom.to(tl.int64)
-    return (group // splits).to(tl.int64), split, group, columns, channels, channels < CHANNELS, top, bottom
+    return (group // splits).to(tl.int64), split, group, columns, channels, wanted, top, bottom
+
+
+@triton.jit
+def channels_of_sums(
+    channels, wanted, CHANNELS, W, split, vectors, BW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
+):
+    """The channels of ``sum_where``, in its shape, and which of them exist. ``channels``, ``wanted``: of
+    ``tile_coords``."""
+    if vectors is not None:
+        place = tl.arange(0, BC)
+        # The tile's first lane need not be the first vector of a column.
+        begin = split % tl.cdiv(W * vectors, BW) * BW
+        block = tl.program_id(0) % tl.cdiv(CHANNELS, BM * vectors)
+        channels = ((block * vectors + (begin + place) % vectors) * BM)[:, None] + tl.arange(0, BM)[None, :]
+        wanted = (place < vectors)[:, None] & (channels < CHANNELS)
+    return channels, wanted
+
+
+@triton.jit
+def sum_where(mask, values, vectors, BC: tl.constexpr):
+    """The sums of a tile over its pixels, [BM], or of a flat tile [BC, BM], in the order of its first ``vectors``
+    lanes.
+
+    ``mask``, ``values``: [BW, BM]. What lanes without a pixel have summed meanwhile, which may be NaN, does not count:
+    a mask once a program costs less than one in every row.
+    """
+    values = tl.where(mask, values, 0.0)
+    if vectors is None:
+        found = tl.sum(values, axis=0)
+    else:
+        BW: tl.constexpr = values.shape[0]
+        BM: tl.constexpr = values.shape[1]
+        MOST: tl.constexpr = 2 * BW // BC  # lanes of a vector at most, since there are more than BC / 2 vectors
+        place = tl.arange(0, 2 * BW)
+        lane = place // MOST + place % MOST * vectors
+        there = (place // MOST < vectors) & (lane < BW)
+        lane = tl.broadcast_to(tl.where(there, lane, 0)[:, None], 2 * BW, BM)
+        found = tl.where(there[:, None], tl.gather(values, lane, 0), 0.0)
+        found = tl.sum(tl.reshape(found, (BC, MOST, BM)), axis=1)
+    return found
 
 
 @triton.jit
@@ -225,13 +282,6 @@ def store_rows(
 
 
 @triton.jit
-def sum_where(mask, values):
-    """The sums of a tile over its pixels, [BM]. ``mask``, ``values``: [BW, BM]. What lanes without a pixel have summed
-    meanwhile, which may be NaN, does not count: a mask once a program costs less than one in every row."""
-    return tl.sum(tl.where(mask, values, 0.0), axis=0)
-
-
-@triton.jit
 def finish_moments(first, second, origin, count):
     """Mean and sum of squared deviations of ``count`` values, from the sums of their deviations from ``origin`` and of
     the squares of these, all [BM]. Where the origin is one of the values' own means, nothing cancels."""
@@ -241,22 +291,30 @@ def finish_moments(first, second, origin, count):
 
 
 @triton.jit
-def moments_of_lanes(mask, first, second, origin, rows):
-    """Count, mean and sum of squared deviations of a strip's values, [BM] each.
+def moments_of_lanes(mask, first, second, origin, rows, vectors, BC: tl.constexpr):
+    """Count, mean and sum of squared deviations of a strip's values, in the shape of ``sum_where``.
 
     ``first``, ``second``: sums over ``rows`` rows of each lane's deviations from its ``origin``, one of its own values,
     and of the squares of these; all and ``mask`` are [BW, BM].
     """
+    BW: tl.constexpr = first.shape[0]
+    BM: tl.constexpr = first.shape[1]
     size = tl.maximum(rows, 1).to(tl.float32)
     left = first / size
-    second = tl.maximum(second - first * left, 0.0, propagate_nan=tl.PropagateNan.ALL)  # of the lane, around its mean
-    columns = tl.sum(mask.to(tl.float32), axis=0)  # [BM]
-    # Lanes are joined around their common mean, so that nothing cancels.
-    center = sum_where(mask, origin + left) / tl.maximum(columns, 1.0)  # [BM]
-    apart = origin + left - center
-    mean, m2 = finish_moments(
-        sum_where(mask, apart) * size, sum_where(mask, second + size * apart * apart), center, columns * size
-    )
+    mean = origin + left  # of the lane, [BW, BM]
+    second = tl.maximum(second - first * left, 0.0, propagate_nan=tl.PropagateNan.ALL)  # around that mean
+    # Lanes are joined around the mean of the first lane of their channel, so that nothing cancels.
+    lane = tl.arange(0, BW)
+    if vectors is None:
+        center = tl.sum(tl.where((lane == 0)[:, None], mean, 0.0), axis=0)  # [BM]
+        apart = mean - center
+    else:
+        center = sum_where(mask & (lane < vectors)[:, None], mean, vectors, BC)  # [BC, BM]
+        apart = mean - tl.gather(mean, tl.broadcast_to((lane % vectors)[:, None], BW, BM), 0)
+    columns = sum_where(mask, tl.full(first.shape, 1.0, tl.float32), vectors, BC)
+    first = sum_where(mask, apart, vectors, BC) * size
+    second = sum_where(mask, second + size * apart * apart, vectors, BC)
+    mean, m2 = finish_moments(first, second, center, columns * size)
     return columns * size, mean, m2
 
 

@@ -13,6 +13,7 @@ from .maps import (
     as_inputs,
     assume_multiple,
     assume_multiple_strides,
+    channels_of_sums,
     load_taps,
     near,
     read_row,
@@ -31,9 +32,10 @@ def cheap_epilogue_bwd_kernel(
     cheap_weight, cheap_weight_c, cheap_weight_tap,
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
     cheap_slope,
-    grad_z2, partials, H, W, M, OUT_CHANNELS, splits, per_split, PRIMARY_ACT: tl.constexpr, CHEAP_ACT: tl.constexpr,
-    BATCH: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
-    BW: tl.constexpr, BM: tl.constexpr,
+    grad_z2, partials, H, W, M, OUT_CHANNELS, splits, per_split, vectors,
+    PRIMARY_ACT: tl.constexpr, CHEAP_ACT: tl.constexpr, BATCH: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr,
+    BW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """B1: the sums of g2, and ∂z2 into ``grad_z2``, [pixels, M * MULTIPLIER]; with BATCH, where the sums must be known
     first, z2 itself. ``partials``: [groups, 3, M * MULTIPLIER]."""
@@ -41,7 +43,9 @@ def cheap_epilogue_bwd_kernel(
     z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
     # columns: [BW]; channels, wanted: [BM]
-    image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(
+        M, H, W, splits, per_split, BW, BM, WIDE, vectors
+    )
     # primary_center, primary_scale, primary_shift: [BM]
     primary_center, primary_scale, primary_shift = affine(
         primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, channels, wanted
@@ -70,13 +74,13 @@ def cheap_epilogue_bwd_kernel(
         last = tl.minimum(bottom + D // 2, H)
         # ahead: D of [BW, BM]
         ahead = read_row(z, top - D // 2, columns, channels, last, W, z_c, z_h, z_w, wanted, D)
-        grad_ahead = tl.load(grad + top * grad_h + grad_place, mask=in_output & (D == 1), other=0.0)
+        grad_ahead = tl.load(grad + (top * grad_h + grad_place), mask=in_output, other=0.0)
         for below in range(top - D // 2, bottom + D // 2):
             seen, g = ahead, grad_ahead.to(tl.float32)  # while this row is used, the next one is being loaded
             row = below - D // 2
             ahead = read_row(z, below + 1, columns, channels, last, W, z_c, z_h, z_w, wanted, D)
-            found = in_output & (row + 1 >= top) & (row + 1 < bottom)
-            grad_ahead = tl.load(grad + (row + 1) * grad_h + grad_place, mask=found, other=0.0)
+            row_ahead = tl.minimum(tl.maximum(row + 1, top), bottom - 1)
+            grad_ahead = tl.load(grad + (row_ahead * grad_h + grad_place), mask=in_output, other=0.0)
             inputs = as_inputs(
                 seen, below, columns, H, W, wanted, primary_center, primary_scale, primary_shift, primary_neg_slope,
                 PRIMARY_ACT, True, D,
@@ -100,9 +104,11 @@ def cheap_epilogue_bwd_kernel(
                 second += g2 * apart
                 if CHEAP_ACT == PRELU:
                     third += tl.where(a2 > 0, 0.0, g * a2)
+        sum_channels, sum_wanted = channels_of_sums(channels, wanted, M, W, split, vectors, BW, BM, BC)
         store_partial(
-            partials, group, cheap_channels, CHEAP_CHANNELS, wanted, sum_where(in_output, first),
-            sum_where(in_output, second), sum_where(in_output, third),
+            partials, group, sum_channels * MULTIPLIER + q, CHEAP_CHANNELS, sum_wanted,
+            sum_where(in_output, first, vectors, BC),
+            sum_where(in_output, second, vectors, BC), sum_where(in_output, third, vectors, BC),
         )  # fmt: skip
 
 
@@ -111,7 +117,7 @@ def cheap_norm_bwd_kernel(
     grad_z2, grad, grad_n, grad_c, grad_h, grad_w,
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
     cheap_slope,
-    coefficients, H, W, M, CHEAP_CHANNELS, OUT_CHANNELS, splits, per_split, CHEAP_ACT: tl.constexpr,
+    coefficients, H, W, M, CHEAP_CHANNELS, OUT_CHANNELS, splits, per_split, vectors, CHEAP_ACT: tl.constexpr,
     WIDE: tl.constexpr,
     UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
@@ -122,7 +128,7 @@ def cheap_norm_bwd_kernel(
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
     # columns: [BW]; channels, wanted: [BM]
     image, split, group, columns, channels, wanted, top, bottom = tile_coords(
-        CHEAP_CHANNELS, H, W, splits, per_split, BW, BM, WIDE
+        CHEAP_CHANNELS, H, W, splits, per_split, BW, BM, WIDE, vectors
     )
     # middle, scale, shift: [BM]
     middle, scale, shift = affine(
@@ -140,7 +146,7 @@ def cheap_norm_bwd_kernel(
         at = grad_z2 + ((row * W + columns)[:, None] * CHEAP_CHANNELS + channels)
         z2 = tl.load(at, mask=mask, other=0.0).to(tl.float32)  # [BW, BM]
         a2 = normalized(z2, middle, scale, shift, True)
-        g = tl.load(grad + row * grad_h + grad_place, mask=in_output, other=0.0).to(tl.float32)
+        g = tl.load(grad + (row * grad_h + grad_place), mask=in_output, other=0.0).to(tl.float32)
         g2 = activate_backward(g, a2, CHEAP_ACT, neg_slope)  # [BW, BM]
         gz = factor * (g2 - constant - linear * (z2 - center))
         tl.store(at, gz.to(grad_z2.dtype.element_ty), mask=mask)
@@ -152,8 +158,8 @@ def cheap_conv_bwd_kernel(
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
     primary_slopes_stride, primary_slope,
     cheap_weight, cheap_weight_c, cheap_weight_tap, grad_z2, grad_z, to_n, to_c, to_h, to_w, partials, weights,
-    H, W, M, splits, per_split, PRIMARY_ACT: tl.constexpr, D: tl.constexpr,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    H, W, M, splits, per_split, vectors, PRIMARY_ACT: tl.constexpr, D: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """B2 where a primary channel has one cheap channel: what ``primary_epilogue_bwd_kernel`` and
     ``cheap_weight_bwd_kernel`` compute, from one reading of ∂z2. ``weights``: [groups, D, D, M].
@@ -166,7 +172,9 @@ def cheap_conv_bwd_kernel(
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
     to_n, to_h, to_w = assume_multiple_strides(to_n, to_h, to_w, UNIT)
     # columns: [BW]; channels, wanted: [BM]
-    image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(
+        M, H, W, splits, per_split, BW, BM, WIDE, vectors
+    )
     # middle, scale, shift: [BM]
     middle, scale, shift = affine(
         primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, channels, wanted
@@ -174,9 +182,12 @@ def cheap_conv_bwd_kernel(
     neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
     taps = load_taps(cheap_weight, cheap_weight_c, cheap_weight_tap, channels, wanted, D)  # D * D of [BM]
     mask = (columns < W)[:, None] & wanted  # [BW, BM]
-    z += image * z_n + columns[:, None] * z_w + channels * z_c  # [BW, BM]
-    grad += image * grad_n + columns[:, None] * grad_w + channels * grad_c  # [BW, BM]
-    grad_z += image * to_n + columns[:, None] * to_w + channels * to_c  # [BW, BM]
+    z += image * z_n
+    grad += image * grad_n
+    grad_z += image * to_n
+    z_place = columns[:, None] * z_w + channels * z_c  # [BW, BM]
+    grad_place = columns[:, None] * grad_w + channels * grad_c  # [BW, BM]
+    place = columns[:, None] * to_w + channels * to_c  # [BW, BM]
     grad_z2 += image * (H * W) * M
     zeros = tl.zeros((BW, BM), tl.float32)
     first, second, third = zeros, zeros, zeros
@@ -185,14 +196,15 @@ def cheap_conv_bwd_kernel(
     seen = ()  # D rows through D columns: D * D of [BW, BM]
     for i in tl.static_range(D):
         seen = seen + read_row(grad_z2, top - D // 2 + i, columns, channels, last, W, 1, W * M, M, wanted, D)
-    z_ahead = tl.load(z + top * z_h, mask=mask, other=0.0)
-    grad_ahead = tl.load(grad + top * grad_h, mask=mask, other=0.0)
+    z_ahead = tl.load(z + (top * z_h + z_place), mask=mask, other=0.0)
+    grad_ahead = tl.load(grad + (top * grad_h + grad_place), mask=mask, other=0.0)
     for row in range(top, bottom):
         z1, g = z_ahead.to(tl.float32), grad_ahead.to(tl.float32)
         # While this row is computed, the next one is being loaded.
         ahead = read_row(grad_z2, row + D // 2 + 1, columns, channels, last, W, 1, W * M, M, wanted, D)
-        z_ahead = tl.load(z + (row + 1) * z_h, mask=mask & (row + 1 < bottom), other=0.0)
-        grad_ahead = tl.load(grad + (row + 1) * grad_h, mask=mask & (row + 1 < bottom), other=0.0)
+        row_ahead = tl.minimum(row + 1, bottom - 1)
+        z_ahead = tl.load(z + (row_ahead * z_h + z_place), mask=mask, other=0.0)
+        grad_ahead = tl.load(grad + (row_ahead * grad_h + grad_place), mask=mask, other=0.0)
         apart = z1 - middle
         a1 = apart * scale + shift
         y1 = activate(a1, PRIMARY_ACT, neg_slope)
@@ -206,13 +218,15 @@ def cheap_conv_bwd_kernel(
         second += g1 * apart
         if PRIMARY_ACT == PRELU:
             third += tl.where(a1 > 0, 0.0, g * a1)
-        tl.store(grad_z + row * to_h, g1.to(grad_z.dtype.element_ty), mask=mask)
+        tl.store(grad_z + (row * to_h + place), g1.to(grad_z.dtype.element_ty), mask=mask)
+    sum_channels, sum_wanted = channels_of_sums(channels, wanted, M, W, split, vectors, BW, BM, BC)
     store_partial(
-        partials, group, channels, M, wanted, sum_where(mask, first), sum_where(mask, second), sum_where(mask, third)
-    )
-    weights += group.to(tl.int64) * (D * D) * M + channels
+        partials, group, sum_channels, M, sum_wanted, sum_where(mask, first, vectors, BC),
+        sum_where(mask, second, vectors, BC), sum_where(mask, third, vectors, BC),
+    )  # fmt: skip
+    weights += group.to(tl.int64) * (D * D) * M + sum_channels
     for k in tl.static_range(D * D):
-        tl.store(weights + k * M, sum_where(mask, tap_sums[k]), mask=wanted)
+        tl.store(weights + k * M, sum_where(mask, tap_sums[k], vectors, BC), mask=sum_wanted)
 
 
 @triton.jit

@@ -57,20 +57,26 @@ class Tile:
 
 
 class Strips(NamedTuple):
-    """How a kernel goes through strips: its tile, the splits of an image, and the rows of a split."""
+    """How a kernel goes through strips: its tile, the splits of an image, the rows of a split, and of a flat tile the
+    vectors of a column (see ``maps.py``); its columns are lanes then, and its channels those of a vector."""
 
     tile: Tile
     splits: int
     per_split: int
+    vectors: int | None = None
 
     def start(self, kernel: object, x: torch.Tensor, channels: int, arguments: dict, *axes: int) -> None:
         """Launch a kernel whose grid is the strips of x's images times blocks of ``channels``, and further ``axes``."""
-        tile = self.tile
-        arguments = arguments | {
+        tile, block = self.tile, self.tile.channels * (self.vectors or 1)
+        places = {
             "splits": self.splits, "per_split": self.per_split, "BW": tile.columns, "BM": tile.channels,
+            "vectors": self.vectors, "BC": None if self.vectors is None else _power_of_two(self.vectors),
         }  # fmt: skip
+        if self.vectors is not None and "vectors" not in kernel.arg_names:
+            raise TypeError(f"{kernel.__name__} takes no flat tile")
+        arguments = arguments | {name: value for name, value in places.items() if name in kernel.arg_names}
         with launch.on_device_of(x):
-            grid = (x.shape[0] * self.splits * cdiv(channels, tile.channels), *axes)
+            grid = (x.shape[0] * self.splits * cdiv(channels, block), *axes)
             launch.start_kernel(kernel, grid, arguments, tile.warps, tile.stages)
 
 
@@ -150,9 +156,13 @@ def shape_class(x: torch.Tensor) -> str:
     return f"{size}/{'float' if x.dtype == torch.float32 else 'half'}"
 
 
+def _power_of_two(needed: int) -> int:
+    return 1 << (needed - 1).bit_length()
+
+
 def side(needed: int, most: int) -> int:
     """The side of a product's tile: the least power of two that holds ``needed``, within its limits."""
-    return max(LEAST, min(most, 1 << (needed - 1).bit_length()))
+    return max(LEAST, min(most, _power_of_two(needed)))
 
 
 def rows_of_strips(height: int, strips: int) -> int:
@@ -161,25 +171,57 @@ def rows_of_strips(height: int, strips: int) -> int:
     return max(cdiv(height, wanted), min(LEAST_ROWS, height))
 
 
-def strips(kernel: str, x: torch.Tensor, channels: int, taps: int = 1, sides: Sequence[int] | None = None) -> Strips:
+def _flat_lanes(width: int, channels: int, vector: int, most: int) -> tuple[int, int, int]:
+    """Of flat tiles whose vectors have ``vector`` channels: the lanes, at most ``most``, the vectors of a column in a
+    block of channels, and the tiles side by side, such that few lanes of a row are idle.
+
+    A block is of whole sectors of memory, 16 channels, or of all channels. Half the lanes make twice the partial sums,
+    and so must leave 5 % fewer idle.
+    """
+    count, best = channels // vector, None
+    for halvings, lanes in enumerate((128, 64, 32)):
+        for vectors in range(1, min(count, lanes) + 1):
+            if lanes <= most and (vectors == count or vectors * vector % 16 == 0):
+                across = cdiv(width * vectors, lanes)
+                cost = cdiv(count, vectors) * across * lanes * (1 + 0.05 * halvings), across
+                best = min(best or (cost, lanes, vectors, across), (cost, lanes, vectors, across))
+    return best[1:]
+
+
+def strips(
+    kernel: str, x: torch.Tensor, channels: int, taps: int = 1, sides: Sequence[int] | None = None, unit: int = 1
+) -> Strips:
     """The strips of a kernel that goes through images of x's sides, or of ``sides``.
 
     A thread holds the weights of its channels in registers, ``taps`` each, and so has fewer values of a row where the
     kernel is larger; offsets of 64 bits take registers too. The block of channels is the one that leaves the fewest
     idle, since nets have 12, 20, 36 or 100 channels.
+
+    ``unit`` is the kernel's UNIT, of a kernel that takes flat tiles: its tile is flat where that leaves fewer lanes
+    idle. With vectors of a single channel, as in NCHW, lanes side by side would not read what is side by side.
     """
     tile = lookup(kernel, shape_class(x), x.device)
     images, (height, width) = x.shape[0], sides or x.shape[2:]
     values = 1 << (min(tile.values, max(REGISTERS // max(taps, 1), 1)).bit_length() - 1)
     values = max(values >> is_wide(x), 1)
-    blocks = [b for b in (8, 16, 32, 64, 128) if b <= tile.channels and (b > 8 or channels <= 8)]
-    block = min(blocks, key=lambda b: (cdiv(channels, b) * b, -b))
+    sizes = [b for b in (8, 16, 32, 64, 128) if b <= tile.channels and (b > 8 or channels <= 8)]
+    block = min(sizes, key=lambda b: (cdiv(channels, b) * b, -b))
     columns = max(min(1 << (width - 1).bit_length(), tile.columns, 32 * values * tile.warps // block), 1)
     warps = max(min(columns * block // (32 * values), tile.warps), 1)
-    across = cdiv(width, columns)
-    per_split = rows_of_strips(height, images * across * cdiv(channels, block))
+    across, blocks, vectors = cdiv(width, columns), cdiv(channels, block), None
+    vector = min(unit, values)
+    if vector > 1:
+        # Triton's gathers, which add up a channel's lanes, are not for more warps than a vector has channels.
+        most = 32 * max(min(tile.warps, vector, tile.columns * tile.channels // (32 * vector)), 1)
+        lanes, count, tiles = _flat_lanes(width, channels, vector, most)
+        # More tiles side by side make more partial sums, which must be worth it.
+        worse = 1.1 if tiles > across else 1.0
+        if cdiv(channels, vector * count) * tiles * lanes * vector * worse < blocks * across * columns * block:
+            blocks, across, vectors = cdiv(channels, vector * count), tiles, count
+            block, columns, values, warps = vector, lanes, vector, lanes // 32
+    per_split = rows_of_strips(height, images * across * blocks)
     tile = replace(tile, channels=block, columns=columns, values=values, warps=warps)
-    return Strips(tile, across * cdiv(height, per_split), per_split)
+    return Strips(tile, across * cdiv(height, per_split), per_split, vectors)
 
 
 def products_of_strips(kernel: str, x: torch.Tensor, channels: int) -> Strips:

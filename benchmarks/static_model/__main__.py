@@ -27,7 +27,7 @@ COLUMNS = (  # the head, the width, decimals, and where in a row the value is
     ("lead", 6, 2, lambda row: row["lead"]),
     ("bits", 5, 0, lambda row: row["narrowest"] or 0),
     ("div", 4, 0, lambda row: row["divisions"]),
-    *((name, 8, 1, lambda row, name=name: row[name]) for name in ("issue", "bytes", "cache", "latency", "us")),
+    *((name, 8, 1, lambda row, name=name: row[name]) for name in ("issue", "bytes", "cache", "latency", "tail", "us")),
 )
 
 
@@ -40,7 +40,7 @@ def row_of(case: str, label: str, recorded: launches.Recorded) -> dict:
     return {
         "case": case, "launch": label, "grid": recorded.grid, "us": round(found.time, 2),
         **{k: round(v, 2) for k, v in asdict(found).items() if k != "start"},
-        "resident_warps": seen.facts.resident() * seen.facts.warps, "per_result": round(seen.facts.per_result, 2),
+        "resident_warps": seen.facts.resident() * seen.facts.warps,
         **asdict(replace(seen, facts=None)), "facts": asdict(seen.facts),
     }  # fmt: skip
 
@@ -77,7 +77,9 @@ def whole(what: str, batch: int, to: Path | None) -> None:
         f"{row['kernels_compiled']} kernels compiled"
     )
     if to is not None:
-        to.write_text(json.dumps(row, indent=1) + "\n")
+        rows = row.pop("launches")
+        text = json.dumps(row, indent=1).removesuffix("\n}") + ',\n "launches": [\n  '
+        to.write_text(text + ",\n  ".join(map(json.dumps, rows)) + "\n ]\n}\n")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Cases:\n\n\b\n" + launches.FORMS)

@@ -19,7 +19,7 @@ from .launches import Recorded
 from .work import work_of
 
 FILE = Path(__file__).with_name("budgets.json")
-LEAST_BYTES = 16 << 20  # launches that move less are not looked at: they join what others leave
+LEAST_BYTES = 24 << 20  # launches that move less are not looked at: they join what others leave
 LOOSE, TIGHT = 1.1, 1.005  # a budget is at most so many times what there is, and what there is may round
 
 
@@ -64,7 +64,7 @@ def looked_at(case: str) -> dict[str, Recorded]:
 
 def present(seen: Seen) -> dict[str, float]:
     """A launch's budget if it is to be what it is now."""
-    found = {"us": round(model.predict(seen.facts).time, 1), "per_result": round(seen.facts.per_result, 2)}
+    found = {"us": round(model.predict(seen.facts).time, 1), "per_result": round(seen.per_result, 2)}
     values = {name: rule.value(seen) for name, rule in RULES.items()}
     return found | {name: value for name, value in values.items() if not RULES[name].met(value)}
 
@@ -72,7 +72,7 @@ def present(seen: Seen) -> dict[str, float]:
 def complaints(seen: Seen, budget: dict[str, float]) -> list[str]:
     """What is wrong with a launch, or with its budget."""
     found = []
-    now = {"us": model.predict(seen.facts).time, "per_result": seen.facts.per_result}
+    now = {"us": model.predict(seen.facts).time, "per_result": seen.per_result}
     for name, value in now.items():
         if round(value, 2) > budget[name] * TIGHT + 0.05:
             found.append(f"{name}: {value:.2f}, the budget is {budget[name]}")

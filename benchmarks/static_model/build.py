@@ -27,6 +27,7 @@ class Seen:
         divisions: instructions in loops that belong to divisions which are not by constants.
         lead: see ``model.lead``, of the hottest loop.
         spilled: bytes of a thread's stack.
+        per_result: instructions of threads in loops for each valid result.
     """
 
     facts: Facts
@@ -34,6 +35,7 @@ class Seen:
     divisions: int
     lead: float
     spilled: int
+    per_result: float
 
 
 def _cache() -> Path:
@@ -54,14 +56,15 @@ def look(function: sass.Function, trips: tuple[int, ...]) -> dict:
     each = model.trips_of(function, trips)
     loop, _ = model.hottest(function, each)
     part, iterations, rest = model.parts_of(function, trips)
-    within = [one for top in function.loops for inner, _ in top.walk() for one in function.own(inner)]
+    within = [one for top in function.main_loops for inner, _ in top.walk() for one in function.own(inner)]
     loads = [] if loop is None else [one for one in function.own(loop) if one.kind in ("load", "copy")]
     return {
         "registers": function.registers, "spilled": function.stack, "loop": vars(part), "iterations": iterations,
-        "rest": vars(rest), "divisions": sum(one.divides for one in within),
+        "rest": vars(rest), "tail": vars(model.tail_of(function)), "divisions": sum(one.divides for one in within),
         "narrowest": min((one.bits for one in within if one.kind in ("load", "store", "copy")), default=None),
         "loads": len(loads), "loaded": sum(one.bits for one in loads) // 8,
         "copied": sum(one.bits for one in loads if one.kind == "copy") // 8,
+        "looped": iterations * part.instructions + rest.instructions - len(function.own(None)),
         "lead": 1.0 if loop is None else model.lead(function, loop),
     }  # fmt: skip
 
@@ -85,11 +88,12 @@ def see(recorded: Recorded, architecture: str = "sm_90") -> Seen:
     one = aot.launch_of(recorded.kernel, recorded.arguments, recorded.warps, recorded.stages)
     built = aot.build(one, architecture)
     found = _looked_at(built.asm["cubin"], recorded.name, done.trips)
-    known = {k: found[k] for k in ("registers", "loop", "rest", "iterations", "loads", "loaded", "copied")}
+    known = {k: found[k] for k in ("registers", "loop", "rest", "tail", "iterations", "loads", "loaded", "copied")}
     facts = Facts.of(
         known | {
             "warps": recorded.warps, "shared": built.metadata.shared, "grid": math.prod(recorded.grid),
             "read": done.read, "written": done.written, "results": done.results,
         }
     )  # fmt: skip
-    return Seen(facts, found["narrowest"], found["divisions"], found["lead"], found["spilled"])
+    others = (found[name] for name in ("narrowest", "divisions", "lead", "spilled"))
+    return Seen(facts, *others, facts.per_result(found["looped"]))

@@ -1,11 +1,12 @@
 """The time of a launch from what its machine code shows: see docs/performance/static-model.md.
 
-T = start + max(issue + max(bytes, cache), latency)
+T = start + max(issue + max(bytes, cache), latency) + tail
 
 ``issue``: all instructions of all warps, as fast as the schedulers start them. ``bytes``: what moves, as fast as a
 copy moves it. ``latency``: the rounds of thread blocks that the device needs, each as long as one warp takes alone, or
 as its scheduler takes to start the instructions of the warps that share it. ``cache``: what asynchronous copies, which
 pass by the first cache, ask of the second. ``start``: what the shortest launch takes.
+``tail``: what one thread block does after all others, such as joining their sums.
 """
 
 from __future__ import annotations
@@ -64,11 +65,13 @@ class Facts:
     Attributes:
         registers: of a thread; ``warps``, ``shared``: of a thread block, and bytes.
         grid: thread blocks.
-        loop, iterations: the hottest loop, and how often a warp goes through it; ``rest``: what else it executes.
+        loop, iterations: the innermost loop that executes most, and how often a warp goes through it.
+        rest: what else a warp executes.
         loads, loaded: instructions of an iteration that load from global memory, and the bytes that a thread asks for.
         copied: those of them that asynchronous copies ask for.
         read, written: bytes that move between memory and device.
         results: valid results of the launch.
+        tail: what the last thread block executes after all others.
     """
 
     registers: int
@@ -84,11 +87,13 @@ class Facts:
     read: float
     written: float
     results: float
+    tail: Part = Part()
 
     @classmethod
     def of(cls, values: dict) -> Facts:
         """From what ``dataclasses.asdict`` makes of facts."""
-        return cls(**{**values, "loop": Part(**values["loop"]), "rest": Part(**values["rest"])})
+        parts = {name: Part(**values.get(name, {})) for name in ("loop", "rest", "tail")}
+        return cls(**{**values, **parts})
 
     def resident(self, machine: Machine = H200) -> int:
         """Thread blocks that a processor holds at once."""
@@ -115,10 +120,9 @@ class Facts:
         waits = LOAD * far + NEAR * (self.loop.phases - far)
         return self.rest.cycles + LOAD * self.rest.phases, self.loop.cycles + waits
 
-    @property
-    def per_result(self) -> float:
-        """Instructions of threads in the hottest loop for each valid result."""
-        return self.grid * self.warps * 32 * self.iterations * self.loop.instructions / max(self.results, 1)
+    def per_result(self, instructions: float) -> float:
+        """So many instructions of a warp, as instructions of all threads for each valid result."""
+        return self.grid * self.warps * 32 * instructions / max(self.results, 1)
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,11 @@ class Prediction:
     bytes: float
     cache: float
     latency: float
+    tail: float
 
     @property
     def time(self) -> float:
-        return self.start + max(self.issue + max(self.bytes, self.cache), self.latency)
+        return self.start + max(self.issue + max(self.bytes, self.cache), self.latency) + self.tail
 
 
 def predict(facts: Facts, machine: Machine = H200) -> Prediction:
@@ -148,6 +153,7 @@ def predict(facts: Facts, machine: Machine = H200) -> Prediction:
     seconds = (
         machine.start, issue / machine.hertz, (facts.read + facts.written) / machine.bytes_per_second,
         facts.asked(facts.copied) / machine.cache_bytes_per_second, rounds * latency / machine.hertz,
+        (facts.tail.cycles + LOAD * facts.tail.phases) / machine.hertz,
     )  # fmt: skip
     return Prediction(*(1e6 * t for t in seconds))
 
@@ -161,7 +167,7 @@ def trips_of(function: Function, trips: tuple[int, ...]) -> dict[int, float]:
     and the other what is left.
     """
     found: dict[int, float] = {}
-    for top in function.loops:
+    for top in function.main_loops:
         deepest = max(depth for _, depth in top.walk())
         left = list(trips)
         while len(left) > deepest and 1 in left:
@@ -169,7 +175,7 @@ def trips_of(function: Function, trips: tuple[int, ...]) -> dict[int, float]:
         left = [1] * (deepest - len(left)) + left[len(left) - deepest :] if len(left) != deepest else left
         for loop, depth in top.walk():
             found[loop.header] = left[depth - 1]
-    for one, other in pairwise(function.loops):
+    for one, other in pairwise(function.main_loops):
         times, more = divmod(_accesses(function, one), max(_accesses(function, other), 1))
         if times > 1 and not more and not one.inner and not other.inner:
             found[one.header], found[other.header] = divmod(found[one.header], times)
@@ -194,7 +200,9 @@ class _Warp:
     def step(self, one: Instruction) -> None:
         self.now = max([self.now, *(self.barriers[i] for i in one.waits)])
         self.instructions += 1
-        took = {"load": self.load, "local": self.load, "copy": self.load, "shared": SHARED}.get(one.kind, OTHER)
+        took = {"load": self.load, "atomic": self.load, "local": self.load, "copy": self.load, "shared": SHARED}.get(
+            one.kind, OTHER
+        )
         if one.writes is not None:
             self.barriers[one.writes] = max(self.barriers[one.writes], self.now + took)
         if one.reads is not None:
@@ -231,9 +239,9 @@ WARM = 3  # iterations that are simulated; those after them are like the last
 
 def _run(function: Function, loop: Loop | None, warp: _Warp, trips: dict[int, float], first: bool) -> None:
     """Goes through the blocks of a loop's iteration, or of the whole kernel, once, in the order of the code."""
-    inner = {one.header: one for one in (function.loops if loop is None else loop.inner)}
+    inner = {one.header: one for one in (function.main_loops if loop is None else loop.inner)}
     within = {block for one in inner.values() for block in one.blocks}
-    for block in sorted(function.reachable if loop is None else loop.blocks):
+    for block in sorted(function.reachable - function.tail if loop is None else loop.blocks):
         if block in inner:
             _repeat(function, inner[block], warp, trips, first)
         elif block not in within and (first or loop is None or block not in loop.once):
@@ -263,20 +271,21 @@ def _part(fast: tuple[float, float], slow: tuple[float, float]) -> Part:
 
 
 def hottest(function: Function, trips: dict[int, float]) -> tuple[Loop | None, float]:
-    """The loop in which a warp executes most instructions, and how often a warp goes through it."""
+    """The innermost loop in which a warp executes most instructions, and how often a warp goes through it."""
 
     def all_of(loops: list[Loop], reached: float) -> Iterator[tuple[Loop, float]]:
         for loop in loops:
             times = reached * trips.get(loop.header, 1)
-            yield loop, times
+            if not loop.inner:
+                yield loop, times
             yield from all_of(loop.inner, times)
 
-    found = list(all_of(function.loops, 1))
+    found = list(all_of(function.main_loops, 1))
     return max(found, key=lambda one: one[1] * len(function.own(one[0])), default=(None, 1))
 
 
 def parts_of(function: Function, trips: tuple[int, ...]) -> tuple[Part, float, Part]:
-    """The hottest loop, how often a warp goes through it, and the rest."""
+    """The loop that is ``hottest``, how often a warp goes through it, and the rest."""
     each = trips_of(function, trips)
     loop, iterations = hottest(function, each)
     runs = [_whole(function, each, load) for load in (0, LOAD)]
@@ -287,6 +296,18 @@ def parts_of(function: Function, trips: tuple[int, ...]) -> tuple[Part, float, P
     part = _part(*more)
     rest = whole + part * -iterations
     return part, iterations, Part(*(max(v, 0) for v in asdict(rest).values()))
+
+
+def tail_of(function: Function) -> Part:
+    """What the last thread block executes after all others; each of its loops once."""
+    runs = []
+    for load in (0, LOAD):
+        warp = _Warp(load)
+        for block in sorted(function.tail):
+            for i in function.blocks[block]:
+                warp.step(function.code[i])
+        runs.append((warp.now, warp.instructions))
+    return _part(*runs)
 
 
 def _alone(function: Function, loop: Loop, trips: dict[int, float], load: float) -> tuple[float, float]:

@@ -25,6 +25,7 @@ _OPCODE = re.compile(r"^(?:@(?P<predicate>!?U?P[0-9T]+)\s+)?(?P<opcode>[A-Z][\w.
 _ADDRESS = re.compile(r"\b0x([0-9a-f]+)\s*$")
 CLASSES = {
     "load": {"LDG", "LD"}, "store": {"STG", "ST"}, "copy": {"LDGSTS"}, "local": {"LDL", "STL"},
+    "atomic": {"ATOM", "ATOMG", "RED"},
     "shared": {"LDS", "STS", "LDSM", "STSM", "ATOMS"}, "matrix": {"HMMA", "HGMMA", "IMMA", "QGMMA"},
     "float": {"FFMA", "FADD", "FMUL", "FFMA2", "FADD2", "FMUL2", "HFMA2", "HADD2", "HMUL2", "DADD", "DMUL", "DFMA"},
     "select": {"FSEL", "FSETP", "FMNMX", "FSET", "HMNMX2", "HSETP2", "HSET2", "FCHK"},
@@ -159,6 +160,18 @@ class Function:
         self._add_tables(found)
         return found
 
+    @cached_property
+    def tail(self) -> frozenset[int]:
+        """Blocks after an atomic operation that is in no loop: the last of the programs that count themselves there
+        goes through them."""
+        within = {block for loop in self.loops for block in loop.blocks}
+        for i in sorted(self.reachable - within):
+            if any(self.code[j].kind == "atomic" for j in self.blocks[i]):
+                while len(self.successors[i]) == 1:  # one thread counts, and all go on
+                    (i,) = self.successors[i]
+                return frozenset(b for b in self.reachable if b != i and i in self.dominators[b])
+        return frozenset()
+
     def _add_tables(self, successors: list[list[int]]) -> None:
         """Adds where branches to computed addresses lead: blocks after them that nothing else does, nor calls."""
         called = {
@@ -211,6 +224,11 @@ class Function:
                 found.setdefault(block, frozenset((block,)) | (found[above[block]] if block else frozenset()))
         return found
 
+    @property
+    def main_loops(self) -> list[Loop]:
+        """The outermost loops that every thread block goes through."""
+        return [loop for loop in self.loops if loop.header not in self.tail]
+
     @cached_property
     def loops(self) -> list[Loop]:
         """The outermost loops, in the order of their code, each with the loops within."""
@@ -260,7 +278,7 @@ class Function:
     def own(self, loop: Loop | None) -> list[Instruction]:
         """The instructions of each iteration of a loop, or of the code outside of loops: not those of loops within."""
         within = self.loops if loop is None else loop.inner
-        blocks = self.reachable if loop is None else loop.blocks - loop.once
+        blocks = self.reachable - self.tail if loop is None else loop.blocks - loop.once
         left = blocks.difference(*(inner.blocks for inner in within))
         return [self.code[i] for block in sorted(left) for i in self.blocks[block]]
 

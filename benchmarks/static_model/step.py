@@ -113,7 +113,7 @@ def summary(found: list[Recorded], progress: Callable[[list], Iterable] = iter) 
                 "kernel": same[0].name, "launches": len(same), "us": round(us, 2),
                 "shape": {k: v for k, v in shape.items() if isinstance(v, int)}, "registers": seen.facts.registers,
                 "resident_warps": seen.facts.resident() * seen.facts.warps, "spilled": seen.spilled,
-                "per_result": round(seen.facts.per_result, 2), "bytes": seen.facts.read + seen.facts.written,
+                "per_result": round(seen.per_result, 2), "bytes": seen.facts.read + seen.facts.written,
             }
         )  # fmt: skip
     kernels: dict[str, dict] = {}

@@ -104,7 +104,7 @@ def _groups(a: dict) -> tuple[int]:
 
 KERNELS = {
     "product_kernel": Kernel(
-        _products("C"), lambda a: a["PIXELS"] * a["M"], "y statistics", lambda a: {"y": (0, a["M"])}
+        _products("C"), lambda a: a["PIXELS"] * a["M"], "y partials", lambda a: {"y": (0, a["M"])}
     ),
     "cheap_kernel": Kernel(
         _stencil, lambda a: _pixels(a["y"]) * a["M"] * a["MULTIPLIER"], "out sums statistics", _cheap_slices
@@ -117,7 +117,11 @@ KERNELS = {
     "cheap_conv_bwd_kernel": Kernel(_rows, _map("grad_z"), "grad_z partials weights", lambda a: {"grad": (0, a["M"])}),
     "primary_epilogue_bwd_kernel": Kernel(_stencil, _map("grad_z"), "grad_z partials", lambda a: {"grad": (0, a["M"])}),
     "cheap_weight_bwd_kernel": Kernel(_rows, _map("grad_z2"), "weights"),
-    "input_bwd_kernel": Kernel(_products("M"), _map("grad_x"), "grad_x"),
+    "cheap_conv_bwd_kernel": Kernel(_rows, _map("grad_z"), "grad_z partials weights", lambda a: {"grad": (0, a["M"])}),
+    "product_bwd_kernel": Kernel(lambda a: (a["per_group"],), lambda a: a["PIXELS"] * (a["M"] + a["C"]), "to partials"),
+    "input_bwd_kernel": Kernel(
+        lambda a: (a["per_group"], a["per_program"] if a["STEPS"] else cdiv(a["M"], a["BK"])), _map("to"), "to"
+    ),
     "primary_weight_bwd_kernel": Kernel(
         lambda a: (a["per_group"],), lambda a: a["PIXELS"] * (a["M"] + a["C"]), "partials"
     ),
@@ -127,18 +131,14 @@ KERNELS = {
     "norm_bwd_kernel": Kernel(lambda a: (cdiv(a["per_split"], a["ROWS"]),), _map("z"), "to partials"),
     "sums_kernel": Kernel(_rows, _map("x"), "sums"),
     "scale_kernel": Kernel(_rows, _map("out"), "out"),
+    "start_joins_kernel": Kernel(lambda a: (), _map("counters"), "counters"),
     "join_statistics_kernel": Kernel(
-        lambda a: (1, *_groups(a) * 2),
-        _map("partials"),
-        "mean_out var_out scale_out shift_out running_mean running_var",
+        lambda a: (1, *_groups(a)), _map("partials"), "mean_out var_out scale_out shift_out"
     ),
     "join_gradients_kernel": Kernel(
-        lambda a: (1, *_groups(a)),
-        _map("partials"),
-        "coefficients grad_bias grad_beta grad_gamma grad_slopes grad_slope",
+        lambda a: (1, *_groups(a)), _map("partials"), "coefficients grad_bias grad_beta grad_gamma grad_slopes"
     ),
     "total_kernel": Kernel(_groups, _map("partials"), "out"),
-    "epilogue_gradients_kernel": Kernel(_groups, _map("partials"), "sums bias beta gamma slope"),
     "layers_kernel": Kernel(
         lambda a: (cdiv(a["C"], a["BK"]), a["splits"], a["per_program"]), _map("logits"), "squeeze hidden logits gated"
     ),

@@ -9,7 +9,7 @@ import math
 import pkgutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,11 @@ for (int row = 0; row < rows; row++) {              // nested
   if (sum > total) out[row] = sum;
 }
 for (int row = threadIdx.x; row < rows; row += 32) out[row / step] = x[row];  // divides, of shorts
+for (int row = 0; row < rows; row++) sum += x[row];  // joins
+partials[blockIdx.x] = sum;
+if (threadIdx.x == 0) before = atomicAdd(counter, 1);
+if (before == gridDim.x - 1)
+  for (int block = 0; block < gridDim.x; block++) total += partials[block];
 """  # of which loops.sass was compiled by nvcc 13.0, without unrolling
 
 
@@ -81,6 +86,22 @@ def test_a_warp_is_gone_through_as_its_loops_say():
         assert slow.now - fast.now == pytest.approx(700 * trips[0] * trips[1], rel=0.1)
 
 
+def test_what_the_last_thread_block_does_is_the_tail():
+    joins = LOOPS["joins"]
+    ours, last = joins.loops
+    assert joins.main_loops == [ours] and last.blocks < joins.tail
+    assert not LOOPS["nested"].tail and model.tail_of(LOOPS["nested"]) == Part()
+    before = [one.kind for one in joins.own(None)]
+    assert before.count("atomic") == 1 and before.count("store") == 1  # of the partial sum; the result's is in the tail
+    loop, iterations, rest = model.parts_of(joins, (100,))
+    assert iterations == 100 and loop.instructions == len(joins.own(ours))
+    assert rest.instructions == len(before)
+    tail = model.tail_of(joins)
+    assert tail.instructions == sum(len(joins.blocks[block]) for block in joins.tail) and tail.phases > 0.9
+    alone = predict(facts(tail=tail)).time - predict(facts()).time
+    assert alone == pytest.approx((tail.cycles + 700 * tail.phases) / H200.hertz * 1e6)
+
+
 def test_trips_of_loops_that_are_not_there_are_left_out():
     nested, divides = LOOPS["nested"], LOOPS["divides"]
     inner, outer = nested.loops[0].inner[0].header, nested.loops[0].header
@@ -108,10 +129,8 @@ def test_each_bound_of_the_model_bounds():
     assert predict(facts(loop=Part(100, 150, 8))).time > 1.5 * base  # each iteration waits for memory
     few = facts(registers=255, loop=Part(100, 150, 1), read=0)
     assert predict(few).latency > 1.4 * predict(facts(registers=64, loop=Part(100, 150, 1), read=0)).latency
-    assert quick.per_result == pytest.approx(1320 * 4 * 32 * 100 * 100 / 1e6)
-    assert (
-        Facts.of(json.loads(json.dumps({**vars(quick), "loop": vars(quick.loop), "rest": vars(quick.rest)}))) == quick
-    )
+    assert quick.per_result(10000) == pytest.approx(1320 * 4 * 32 * 100 * 100 / 1e6)
+    assert Facts.of(json.loads(json.dumps(asdict(quick)))) == quick
 
 
 def test_loads_that_find_their_bytes_in_a_cache_take_less():
@@ -202,7 +221,7 @@ def test_a_bad_kernel_breaks_each_rule(monkeypatch):
     assert budgets.complaints(good, budget) == []
 
     narrow = seen_of_copying(monkeypatch, UNIT=1, W=1023)
-    assert narrow.narrowest == 16 and narrow.facts.per_result > 2 * good.facts.per_result
+    assert narrow.narrowest == 16 and narrow.per_result > 2 * good.per_result
     said = "\n".join(budgets.complaints(narrow, budget))
     assert "bits: 16" in said and "per_result" in said and "us" in said
 

@@ -250,3 +250,7 @@ NO_STATISTICS = dict.fromkeys((
     "join_running_var", "join_batches", "join_momentum", "join_mean_out", "join_var_out", "join_scale_out",
     "join_shift_out",
 ))  # fmt: skip
+NO_GRADIENTS = {"join_BATCH": False} | dict.fromkeys((
+    "partials", "join_counters", "join_count", "join_gamma", "join_mean", "join_var", "join_eps", "join_coefficients",
+    "join_grad_bias", "join_grad_beta", "join_grad_gamma", "join_grad_slopes",
+))  # fmt: skip

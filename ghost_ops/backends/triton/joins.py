@@ -40,7 +40,7 @@ RUNS = 32  # most runs of groups
 COUNTERS = 8192  # of one call
 BATCHES = 8  # counters of batches that a launch increments
 _RUNS = tl.constexpr(RUNS)
-_VALUES = tl.constexpr(2048)  # of a row's three that a program reads at once
+_VALUES = tl.constexpr(1024)  # of a row's three that a program reads at once
 
 
 @triton.jit

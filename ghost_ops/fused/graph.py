@@ -76,7 +76,7 @@ class CudaGraphs:
                 yield
             finally:
                 torch.cuda.set_stream(before)
-            before.wait_stream(other)
+                before.wait_stream(other)
 
     def capture(self, run: Callable[[], object], pool: object) -> Captured:
         """Capture what ``run`` launches on the current stream, which must be one of ``aside``; nothing is executed.

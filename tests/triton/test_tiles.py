@@ -120,6 +120,14 @@ def test_few_lanes_of_flat_tiles_are_idle(channels, width, valid):
     assert width * channels >= valid * blocks * across * tile.columns * tile.channels
 
 
+def test_flat_tiles_are_worth_their_sums():
+    """Down a few rows the sums of a flat tile cost more than its lanes save."""
+    for height, flat in ((112, True), (4, False)):
+        x = torch.empty(256, 8, height, 112, dtype=torch.float16, device="meta")
+        assert tiles.strips("stencil_gradient", x, 24, 9, unit=8).vectors is not None
+        assert (tiles.strips("stencil_gradient", x, 24, 9, unit=8, sums=12).vectors is not None) == flat
+
+
 def test_kernels_without_flat_tiles_get_none():
     x = torch.empty(1, 12, 56, 56, dtype=torch.float16, device="meta")
     strips = tiles.strips("stencil", x, 12, 9, unit=4)

@@ -87,7 +87,7 @@ def ghost_tail_bwd(
     cheap_grad = grad_cheap = None
     if multiplier:
         unit = launch.unit(z, grad_out, counts=(m, out_channels))
-        strips = tiles.strips("stencil_gradient", z, m, d * d * multiplier, unit=unit if multiplier == 1 else 1)
+        strips = tiles.strips("stencil_gradient", z, m, d * d * multiplier, unit=unit if multiplier == 1 else 1, sums=3)
         partials = partial(strips.splits, 3, cheap_channels)
         arguments = {
             **common, **cheap.arguments("cheap"), "OUT_CHANNELS": out_channels, "grad_z2": grad_z2,
@@ -102,7 +102,8 @@ def ghost_tail_bwd(
     # A thread keeps the cheap weight and its gradient, except where a primary channel has several cheap ones.
     joined = multiplier == 1
     unit = launch.unit(z, grad_out, grad_z, counts=(m,))
-    strips = tiles.strips("stencil_gradient", z, m, (2 if joined else multiplier) * d * d, unit=unit if joined else 1)
+    taps, sums = (2 if joined else multiplier) * d * d, 3 + d * d
+    strips = tiles.strips("stencil_gradient", z, m, taps, unit=unit if joined else 1, sums=sums)
     partials = partial(strips.splits, 3, m)
     arguments = common | {
         "grad_z2": grad_z2, "grad_z": grad_z, **launch.strides("to", grad_z), "partials": partials,

@@ -157,7 +157,8 @@ def cheap_half(
     multiplier = weight.shape[0] // m
     kernel, taps = "stencil" if primary is None else "stencil_gradient", multiplier * weight.shape[-1] ** 2
     unit = launch.unit(y, out, residual, counts=(m, m * (1 + multiplier) if statistics else out_channels))
-    strips = tiles.strips(kernel, y, m, taps, unit=unit if multiplier == 1 else 1)
+    ends = 5 if statistics else 0 if squeeze is None else 2
+    strips = tiles.strips(kernel, y, m, taps, unit=unit if multiplier == 1 else 1, sums=ends)
     partials, sums = None, OverSplits(squeeze, strips.splits, 1.0 / (height * width))
     if statistics:
         out_channels = m * (1 + multiplier)

@@ -29,6 +29,7 @@ ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
 PROCESSORS = {"sm_80": 108, "sm_89": 142, "sm_90": 132, "sm_100": 148}  # where none is there to be asked
 PROGRAMS = 2048  # programs of a kernel over strips, so that a device is busy
 LEAST_ROWS = 4  # rows of a strip: the rows around it are read twice
+ROWS_OF_A_SUM = 0.4  # what the sum over a flat tile's pixels costs more, by instructions, in rows of the tile
 REGISTERS = 100  # registers of a thread for weights
 _overrides: dict[str, dict] = {}
 _assumed: str | None = None
@@ -189,7 +190,13 @@ def _flat_lanes(width: int, channels: int, vector: int, most: int) -> tuple[int,
 
 
 def strips(
-    kernel: str, x: torch.Tensor, channels: int, taps: int = 1, sides: Sequence[int] | None = None, unit: int = 1
+    kernel: str,
+    x: torch.Tensor,
+    channels: int,
+    taps: int = 1,
+    sides: Sequence[int] | None = None,
+    unit: int = 1,
+    sums: int = 0,
 ) -> Strips:
     """The strips of a kernel that goes through images of x's sides, or of ``sides``.
 
@@ -197,8 +204,9 @@ def strips(
     kernel is larger; offsets of 64 bits take registers too. The block of channels is the one that leaves the fewest
     idle, since nets have 12, 20, 36 or 100 channels.
 
-    ``unit`` is the kernel's UNIT, of a kernel that takes flat tiles: its tile is flat where that leaves fewer lanes
-    idle. With vectors of a single channel, as in NCHW, lanes side by side would not read what is side by side.
+    ``unit`` is the kernel's UNIT, of a kernel that takes flat tiles, and ``sums`` how many sums over its pixels a tile
+    has at its end: a tile is flat where the lanes that are not idle are worth the dearer sums. With vectors of a single
+    channel, as in NCHW, lanes side by side would not read what is side by side.
     """
     tile = lookup(kernel, shape_class(x), x.device)
     images, (height, width) = x.shape[0], sides or x.shape[2:]
@@ -214,10 +222,13 @@ def strips(
         # Triton's gathers, which add up a channel's lanes, are not for more warps than a vector has channels.
         most = 32 * max(min(tile.warps, vector, tile.columns * tile.channels // (32 * vector)), 1)
         lanes, count, tiles = _flat_lanes(width, channels, vector, most)
-        # More tiles side by side make more partial sums, which must be worth it.
+        parts = cdiv(channels, vector * count)
+        splits = cdiv(height, rows_of_strips(height, images * tiles * parts))
+        rows = height + splits * ROWS_OF_A_SUM * sums
+        # More tiles side by side make more partial sums too.
         worse = 1.1 if tiles > across else 1.0
-        if cdiv(channels, vector * count) * tiles * lanes * vector * worse < blocks * across * columns * block:
-            blocks, across, vectors = cdiv(channels, vector * count), tiles, count
+        if parts * tiles * lanes * vector * rows * worse < blocks * across * columns * block * height:
+            blocks, across, vectors = parts, tiles, count
             block, columns, values, warps = vector, lanes, vector, lanes // 32
     per_split = rows_of_strips(height, images * across * blocks)
     tile = replace(tile, channels=block, columns=columns, values=values, warps=warps)

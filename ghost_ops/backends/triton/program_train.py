@@ -162,6 +162,8 @@ class _Run:
     def backward(self, grad_out: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Gradients of the input and of every parameter that is there, layer by layer."""
         self.gradients = {self.program.result: grad_out}
+        if any(isinstance(operation.step, Depthwise) for operation in self.program.operations):
+            self.joins = Joins(grad_out.device)
         found: list[dict[str, torch.Tensor]] = [{} for _ in self.layers]
         for operation, kept in zip(reversed(self.program.operations), reversed(self.kept)):
             if operation.residual >= 0:
@@ -193,7 +195,7 @@ class _Run:
         x, grad = self.values[operation.source], self.gradients.pop(operation.out)
         norm = self.epilogue(number, step.layer, kept.norms[0])
         own = self._with_parameters(number, step.layer, kept.norms[0])
-        coefficients, found = norm_gradient_sums(grad, z, norm, joins=Joins(z.device), own=own)
+        coefficients, found = norm_gradient_sums(grad, z, norm, joins=self.joins, own=own)
         grad_x, grad_weight, _ = depthwise_gradients(
             grad, x, self.layers[number].weight, step.stride, z=z, norm=norm, coefficients=coefficients,
             residual=self.gradients.pop(operation.source, None),

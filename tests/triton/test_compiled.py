@@ -104,7 +104,8 @@ def test_the_last_program_reads_rows_after_all_are_stored():
         past_l1 = [".cg" in how for what, how in found if what == "ld.global"]
         first = sum(what == "ld.global" for what, _ in found[: atomics[0]])
         between = sum(what == "ld.global" for what, _ in found[: atomics[1]])
-        assert not any(past_l1[:first]) and all(past_l1[first:between]) and sum(past_l1[between:]) >= 3, str(one)
+        least = 2 if one.kernel.__name__ == "norm_bwd_kernel" else 3  # the third sum is PReLU's
+        assert not any(past_l1[:first]) and all(past_l1[first:between]) and sum(past_l1[between:]) >= least, str(one)
 
 
 def test_wide_offsets_compile():

@@ -164,6 +164,8 @@ class Capturable(TorchDispatchMode):
         device: where all the work has to be.
     """
 
+    sees_launches = True  # it has nothing against them: what runs within the block is what runs without
+
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device

@@ -164,8 +164,9 @@ def cheap_conv_bwd_kernel(
     """B2 where a primary channel has one cheap channel: what ``primary_epilogue_bwd_kernel`` and
     ``cheap_weight_bwd_kernel`` compute, from one reading of ∂z2. ``weights``: [groups, D, D, M].
 
-    A thread keeps the D rows of ∂z2 that a row of y1 is read by. Each product with a tap goes to ∂y1, and each product
-    with y1 to the tap's gradient, so that the first row that is loaded is the first that counts.
+    A thread keeps the D rows of ∂z2 that read a row of y1. Each product with a tap goes to ∂y1, and each product with
+    y1 to the tap's gradient. Past the map ∂z2 counts as 0. Where y1 is not finite, taps that read past the map get NaN
+    too; the gradient of the channel's middle tap is not finite then, whatever one does.
     """
     M = assume_multiple(M, UNIT)
     z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)

@@ -100,7 +100,7 @@ def test_flat_tiles(kind, seen):
         case = draw(kind, index)
         used = with_gradients_in_channels_last(operator) if index else operator
         check(used, case, 2 if case.options.get("return_squeeze") else 1, errors)
-    errors.assert_within(2.0)
+    errors.assert_within(2.0, single=(4.0, 2.0))
     kernels = {"cheap_kernel", "cheap_epilogue_bwd_kernel", "cheap_conv_bwd_kernel"}
     kernels |= {"cheap_norm_bwd_kernel"} if kind == "ghost_module_train" else set()
     for kernel in kernels:

@@ -74,6 +74,19 @@ def in_batch(first, lanes, H, W, map_n, map_h, map_w, FLAT: tl.constexpr, WIDE: 
 
 
 @triton.jit
+def joined_block(CHANNELS, vectors, BM: tl.constexpr, BC: tl.constexpr):
+    """Number of blocks of CHANNELS, the program's, and its channels, [a power of two], and which of them exist: for a
+    join of what ``channels_of_sums`` are."""
+    SIZE: tl.constexpr = BM if BC is None else BM * BC
+    width = BM if vectors is None else BM * vectors
+    blocks = tl.cdiv(CHANNELS, width)
+    block = tl.program_id(0) % blocks
+    place = tl.arange(0, SIZE)
+    channels = block * width + place
+    return blocks, block, channels, (place < width) & (channels < CHANNELS)
+
+
+@triton.jit
 def tile_coords(
     CHANNELS, H, W, splits, per_split, BW: tl.constexpr, BM: tl.constexpr, WIDE: tl.constexpr, vectors=None
 ):  # fmt: skip

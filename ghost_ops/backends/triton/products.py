@@ -160,6 +160,7 @@ def primary_product(
         joined = join.arguments
     elif joins is not None:
         joined, cleared = joined | {"join_counters": joins.counters}, joins.counters.numel()
+        joins.started = True
     arguments = {
         **launch.maps(x=x, y=to, residual=residual), "scale": launch.vector(scale), "weight": launch.vector(weight),
         **primary.arguments("primary"), **joined, "H": height, "W": width, "C": c, "M": m,

@@ -39,9 +39,9 @@ def cheap_kernel(
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
     cheap_slope,
     out, out_n, out_c, out_h, out_w, residual, residual_n, residual_c, residual_h, residual_w,
-    sums, per_value, partials, join_counters, join_count, join_gamma, join_beta, join_eps, join_bias,
-    join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out,
-    join_shift_out,
+    residual_mean, residual_scale, residual_shift, sums, per_value, partials, join_counters, join_count, join_gamma,
+    join_beta, join_eps, join_bias, join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out,
+    join_var_out, join_scale_out, join_shift_out,
     N, H, W, M, OUT_CHANNELS, splits, per_split, vectors,
     PRIMARY_ACT: tl.constexpr, CHEAP_ACT: tl.constexpr, AFFINE: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
     WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
@@ -73,6 +73,8 @@ def cheap_kernel(
     )
     # primary_neg_slope: [BM]
     primary_neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
+    # of_residual: three of [BM]
+    of_residual = affine(None, residual_scale, residual_shift, residual_mean, None, 0.0, channels, wanted)
     WRITES_FIRST: tl.constexpr = (AFFINE or (residual is not None)) and (partials is None)
     mask = (columns < W)[:, None] & wanted  # [BW, BM]
     zeros = tl.zeros((BW, BM), tl.float32)
@@ -85,6 +87,9 @@ def cheap_kernel(
         )
         # cheap_neg_slope: [BM]
         cheap_neg_slope = slopes(cheap_slopes, cheap_slopes_stride, cheap_channels, in_output, cheap_slope, CHEAP_ACT)
+        of_cheap = affine(  # the same for the second half
+            None, residual_scale, residual_shift, residual_mean, None, 0.0, M + cheap_channels, in_output
+        )
         taps = load_taps(cheap_weight, cheap_weight_c, cheap_weight_tap, cheap_channels, in_output, D)  # D * D of [BM]
         acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
         first, second, origin, squares = zeros, zeros, zeros, zeros
@@ -105,6 +110,7 @@ def cheap_kernel(
                     y1 = store_rows(
                         y1, out, below, columns, channels, W, out_c, out_h, out_w, wanted, residual, residual_c,
                         residual_h, residual_w,
+                        of_residual[0], of_residual[1], of_residual[2], residual_mean is not None,
                     )  # fmt: skip
                 if sums is not None:
                     first += y1
@@ -120,6 +126,7 @@ def cheap_kernel(
                     stored = store_rows(
                         activate(z, CHEAP_ACT, cheap_neg_slope), out, row, columns, M + cheap_channels, W,
                         out_c, out_h, out_w, in_output, residual, residual_c, residual_h, residual_w,
+                        of_cheap[0], of_cheap[1], of_cheap[2], residual_mean is not None,
                     )  # fmt: skip
                     if sums is not None:
                         second += stored
@@ -154,6 +161,7 @@ def cheap_half(
     m: int,
     primary: Epilogue | None = None,
     residual: torch.Tensor | None = None,
+    residual_norm: NormVectors | None = None,
     squeeze: torch.Tensor | None = None,
     split_sums: bool = False,
     joins: Joins | None = None,
@@ -167,6 +175,7 @@ def cheap_half(
         primary: where given, y is the primary convolution's result, whose epilogue is applied here, and the output's
             first m channels are written too.
         residual: added to the output, whose first m channels are written then too; y is another map.
+        residual_norm: of the BatchNorm that the residual goes through before it is added.
         squeeze: where means of the output go, N x channels.
         split_sums: return the sums of the output over the splits of each image, splits x N x channels, float32.
         norm: the BatchNorm after the convolution, over its statistics: its vectors are returned, and no output is
@@ -188,6 +197,7 @@ def cheap_half(
         blocks = strips.blocks(m) * multiplier
         join = joins.statistics(norm, n * height * width, n * strips.splits, m * multiplier, blocks, vectors)
     arguments = {
+        **{f"residual_{name}": getattr(residual_norm, name, None) for name in ("mean", "scale", "shift")},
         **launch.maps(y=y, out=out, residual=residual), **(primary or NO_EPILOGUE).arguments("primary"),
         "AFFINE": primary is not None, **tap_arguments("cheap_weight", weight), **cheap.arguments("cheap"),
         **sums.arguments, **(NO_STATISTICS if join is None else join.arguments),

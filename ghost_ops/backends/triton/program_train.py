@@ -69,6 +69,7 @@ class _Run:
         self.layers = [LayerTensors(*tensors[i : i + PER_LAYER]) for i in range(0, len(tensors), PER_LAYER)]
         self.values: dict[int, torch.Tensor] = {INPUT: x}
         self.kept: list[Kept] = []
+        self.shortcuts: dict[int, NormVectors] = {}  # what normalises a value that is added
         self.sums: torch.Tensor | None = None  # of the value that an excitation reads next
         self.joins: Joins | None = None
 
@@ -112,7 +113,9 @@ class _Run:
             primary_product(x, weight, to=z, joins=self.joins, norm=norm, vectors=vectors)
         primary = self.epilogue(number, step.layer, first)
         if not step.cheap_channels:
-            if needed:
+            if operation.is_shortcut:
+                self.values[operation.out], self.shortcuts[operation.out] = z, NormVectors(*first.unbind(0))
+            elif needed:
                 self.values[operation.out], _ = normalise(z, primary, like=x, residual=self.residual(operation))
             self.kept.append(Kept((first,), (z,)))
             return
@@ -125,8 +128,10 @@ class _Run:
             cheap_half(z, out, weight, NO_EPILOGUE, **options, joins=self.joins, norm=norm, vectors=vectors)
         if needed:
             cheap = self.epilogue(number + 1, step.cheap, second)
-            residual = self.residual(operation)
-            self.sums = cheap_half(z, out, weight, cheap, **options, residual=residual, split_sums=operation.squeezes)
+            self.sums = cheap_half(
+                z, out, weight, cheap, **options, residual=self.residual(operation),
+                residual_norm=self.shortcuts.get(operation.residual), split_sums=operation.squeezes,
+            )  # fmt: skip
             self.values[operation.out] = out
         self.kept.append(Kept((first, second), (z,)))
 

@@ -117,7 +117,6 @@ KERNELS = {
     "primary_epilogue_bwd_kernel": Kernel(_stencil, _map("grad_z"), "grad_z partials", lambda a: {"grad": (0, a["M"])}),
     "cheap_conv_bwd_kernel": Kernel(_rows, _map("grad_z"), "grad_z partials weights", lambda a: {"grad": (0, a["M"])}),
     "cheap_weight_bwd_kernel": Kernel(_rows, _map("grad_z2"), "weights"),
-    "cheap_conv_bwd_kernel": Kernel(_rows, _map("grad_z"), "grad_z partials weights", lambda a: {"grad": (0, a["M"])}),
     "product_bwd_kernel": Kernel(lambda a: (a["per_group"],), lambda a: a["PIXELS"] * (a["M"] + a["C"]), "to partials"),
     "input_bwd_kernel": Kernel(
         lambda a: (a["per_group"], a["per_program"] if a["STEPS"] else cdiv(a["M"], a["BK"])), _map("to"), "to"

@@ -47,7 +47,7 @@ def build(options: dict, classes: int, channels: int, steps: int, world: World) 
     torch.manual_seed(options["seed"])
     net = ARCHITECTURES[options["arch"]](num_classes=classes, in_chans=channels)
     if not options["plain"]:
-        net = ghost_ops.fuse(net, memory=options["memory"])
+        net = ghost_ops.fuse(net, memory=options["memory"], cuda_graph=options["cuda_graph"])
     if options["sync_bn"]:
         net = parallel.synchronise_norms(net, world)
     layout = torch.contiguous_format if options["fsdp"] else torch.channels_last  # FSDP shards no other parameters
@@ -214,6 +214,7 @@ def train(options: dict, world: World, console: Console) -> None:
 @click.option("--compile", is_flag=True, help="torch.compile.")
 @click.option("--plain", is_flag=True, help="The unfused net.")
 @click.option("--memory", type=click.Choice(MEMORY), help="What fused blocks keep for the backward.")
+@click.option("--cuda-graph", is_flag=True, help="Replay blocks as CUDA graphs, on a GPU.")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Processes that load images.")
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs", help="Folder of the results.")
@@ -223,6 +224,8 @@ def train(options: dict, world: World, console: Console) -> None:
 def main(**options) -> None:
     if options["plain"] and options["memory"]:
         raise click.UsageError("--memory is of fused nets: leave out --plain or --memory")
+    if options["plain"] and options["cuda_graph"]:
+        raise click.UsageError("--cuda-graph is of fused nets: leave out --plain or --cuda-graph")
     if options["amp"] == "float16" and not torch.cuda.is_available():
         raise click.BadParameter("float16 needs a GPU; on the CPU take bfloat16", param_hint="--amp")
     if options["warmup"] > options["epochs"]:

@@ -20,12 +20,13 @@ from ghost_ops.backends.triton import (
     ghost_module,
     ghost_module_train,
     launch,
+    normalise,
     squeeze_excite,
     tiles,
 )
-from ghost_ops.backends.triton import norm as norms
 from ghost_ops.backends.triton.epilogue import Epilogue
-from ghost_ops.backends.triton.normalise import norm_gradient_sums, normalise
+from ghost_ops.backends.triton.joins import Joins
+from ghost_ops.backends.triton.norm import BatchNorm, NormVectors
 from ghost_ops.backends.triton.taps import as_taps
 
 BATCH = 256
@@ -126,29 +127,28 @@ def train_depthwise(n: int, c: int, side: int, d: int, stride: int) -> None:
 
 
 def train_depthwise_norm(n: int, c: int, side: int, d: int, stride: int) -> None:
-    x, weight = _map(n, c, side), _own(c, 1, d, d)
-    z, partials = depthwise.depthwise_with_statistics(x, weight, stride)
-    grad, options = train_norm(z, partials, NONE)
+    x, weight, norm = _map(n, c, side), _own(c, 1, d, d), BatchNorm(_own(c), _own(c), 1e-5)
+    z, vectors = depthwise.depthwise_before_norm(x, weight, stride, joins=Joins(x.device), norm=norm)
+    grad, options = train_norm(z, norm, vectors, NONE)
     depthwise_gradients.depthwise_gradients(grad, x, weight, stride, z=z, **options)
 
 
 def train_convolution_norm(n: int, c: int, m: int, side: int, d: int, stride: int) -> None:
-    x, weight = _map(n, c, side), _own(m, c, d, d)
-    z, partials = convolution.convolution_with_statistics(x, weight, stride, d // 2)
-    grad, options = train_norm(z, partials, RELU)
+    x, weight, norm = _map(n, c, side), _own(m, c, d, d), BatchNorm(_own(m), _own(m), 1e-5)
+    z, vectors = convolution.convolution_before_norm(x, weight, stride, d // 2, joins=Joins(x.device), norm=norm)
+    grad, options = train_norm(z, norm, vectors, RELU)
     convolution.convolution_weight_gradient(grad, x, weight, stride, d // 2, z=z, **options)
 
 
-def train_norm(z: torch.Tensor, partials: torch.Tensor, act: int) -> tuple[torch.Tensor, dict]:
+def train_norm(z: torch.Tensor, norm: BatchNorm, vectors: NormVectors, act: int) -> tuple[torch.Tensor, dict]:
     """A BatchNorm over the batch: its result, as the gradient too, and what its backward needs."""
-    gamma, beta, count = _own(z.shape[1]), _own(z.shape[1]), z.numel() // z.shape[1]
-    vectors = norms.join_statistics(partials, count, norms.BatchNorm(gamma, beta, 1e-5))
-    norm = vectors.applied(Epilogue(None, act))
-    grad, _ = normalise(z, norm)
-    partials = norm_gradient_sums(grad, z, norm)
-    given = Epilogue(None, act, gamma=gamma, beta=beta, eps=1e-5)
-    coefficients, _ = norms.join_gradients(partials, given, count, vectors)
-    return grad, {"norm": norm, "coefficients": coefficients}
+    applied = vectors.applied(Epilogue(None, act))
+    grad, _ = normalise.normalise(z, applied)
+    own = Epilogue(None, act, gamma=norm.gamma, beta=norm.beta, eps=norm.eps)
+    coefficients, _ = normalise.norm_gradient_sums(
+        grad, z, applied, joins=Joins(z.device), own=own, vectors=vectors
+    )  # fmt: skip
+    return grad, {"norm": applied, "coefficients": coefficients}
 
 
 def frozen_convolution(n: int, c: int, m: int, side: int, d: int, stride: int) -> None:

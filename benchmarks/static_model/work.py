@@ -110,13 +110,12 @@ KERNELS = {
         _stencil, lambda a: _pixels(a["y"]) * a["M"] * a["MULTIPLIER"], "out sums statistics", _cheap_slices
     ),
     "module_kernel": Kernel(_stencil, _map("out"), "out sums"),
-    "depthwise_kernel": Kernel(lambda a: _rows(a, (a["D"] - 1) // a["STRIDE"]), _map("out"), "out sums statistics"),
-    "convolution_kernel": Kernel(_rows, _map("out"), "out statistics"),
+    "depthwise_kernel": Kernel(lambda a: _rows(a, (a["D"] - 1) // a["STRIDE"]), _map("out"), "out sums partials"),
+    "convolution_kernel": Kernel(_rows, _map("out"), "out partials"),
     "cheap_epilogue_bwd_kernel": Kernel(_stencil, _map("grad_z2"), "grad_z2 partials", _second_half),
     "cheap_norm_bwd_kernel": Kernel(_rows, _map("grad_z2"), "", _second_half, updates="grad_z2"),
     "primary_epilogue_bwd_kernel": Kernel(_stencil, _map("grad_z"), "grad_z partials", lambda a: {"grad": (0, a["M"])}),
     "cheap_weight_bwd_kernel": Kernel(_rows, _map("grad_z2"), "weights"),
-    "cheap_conv_bwd_kernel": Kernel(_rows, _map("grad_z"), "grad_z partials weights", lambda a: {"grad": (0, a["M"])}),
     "product_bwd_kernel": Kernel(lambda a: (a["per_group"],), lambda a: a["PIXELS"] * (a["M"] + a["C"]), "to partials"),
     "input_bwd_kernel": Kernel(
         lambda a: (a["per_group"], a["per_program"] if a["STEPS"] else cdiv(a["M"], a["BK"])), _map("to"), "to"
@@ -145,7 +144,7 @@ KERNELS = {
         lambda a: (cdiv(a["C"], a["BK"]), a["splits"]), _map("grad_hidden"), "grad_logits grad_hidden"
     ),
     "layers_bwd_kernel": Kernel(  # a program goes through one of the three loops
-        lambda a: (cdiv(a["ROWS"], a["B"]), 1, 1),
+        lambda a: (cdiv(a["ROWS"], a["BK"]), 1, 1),
         _map("grad_logits"),
         "grad_squeeze grad_reduce grad_reduce_bias grad_expand grad_expand_bias",
     ),

@@ -1,4 +1,4 @@
-"""The layout of the maps that operators make."""
+"""The layout of the maps that operators make, and the dtype of what they keep."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ def memory_format(x: torch.Tensor) -> torch.memory_format:
     if x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format
+
+
+def kept_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype in which a training step keeps the primary convolution's result for the backward: on the CPU at least
+    float32, as its kernels compute it; on a device x's, as PyTorch keeps its maps."""
+    return torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype

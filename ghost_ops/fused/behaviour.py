@@ -41,9 +41,9 @@ class Fused(InPlace):
         return plain_forward(self, *args, **kwargs)  # raises the error of the module's own forward
 
     def _apply(self, *args: object, **kwargs: object) -> nn.Module:
-        graphs = self._ghost_ops.graphs
-        if graphs is not None:
-            graphs.forget()
+        block = self.__dict__.get(STATE)
+        if block is not None and block.graphs is not None:
+            block.graphs.forget()
         return super()._apply(*args, **kwargs)
 
     def _replicate_for_data_parallel(self) -> nn.Module:

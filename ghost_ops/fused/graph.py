@@ -76,7 +76,7 @@ class CudaGraphs:
                 yield
             finally:
                 torch.cuda.set_stream(before)
-            before.wait_stream(other)
+                before.wait_stream(other)
 
     def capture(self, run: Callable[[], object], pool: object) -> Captured:
         """Capture what ``run`` launches on the current stream, which must be one of ``aside``; nothing is executed.
@@ -163,6 +163,8 @@ class Capturable(TorchDispatchMode):
     Args:
         device: where all the work has to be.
     """
+
+    sees_launches = True  # it has nothing against them: what runs within the block is what runs without
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()

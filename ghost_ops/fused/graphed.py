@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from . import graph
+from .errors import NotNow
 from .graph import GraphPool, without_autocast_cache
 from .graph_key import ModuleState, State, layout, settings
 
@@ -81,9 +82,13 @@ class Graphs:
         with self._lock, torch.no_grad():
             if self._found is None or self._found.has_changed():
                 self._found = look()
-            state = self._found.read()
-            key = (layout(x), x.is_inference(), settings(x.device), state.key)
-            found = self._graphs.pop(key, None)
+            try:
+                state = self._found.read()
+                key = (layout(x), x.is_inference(), settings(x.device), state.key)
+                found = self._graphs.pop(key, None)
+            except (NotNow, TypeError):  # an attribute has gone, or cannot be compared
+                self._found = None
+                return run(x)
             if found is None:
                 found = self._capture(run, x, state)
                 for other in [k for k, old in self._graphs.items() if old.places != found.places]:

@@ -127,8 +127,14 @@ class BlockGraphs:
                 raise NotNow("elements of its input share their memory")
         kind, plans, known = type(module), block.plans(module), self._found  # read once: other threads may call too
         if known is None or known[0] is not kind or not _are_same(known[1], plans) or known[2].has_changed():
+            if any(base.__name__ == "FSDPModule" for base in kind.__mro__):
+                raise NotNow("fully_shard gives its parameters memory anew on every call")
             known = self._found = kind, plans, ModuleState(module)
-        state = known[2].read()
+        try:
+            state = known[2].read()
+        except NotNow:
+            self._found = None
+            raise
         for t in (*state.parameters, *state.buffers):
             if t.device != x.device:
                 raise NotNow("its tensors are not all on the device of its input")
@@ -169,6 +175,10 @@ class BlockGraphs:
         if not graph.capturing.acquire(blocking=False):
             return None  # another thread captures: this call does without
         try:
+            with self._lock:
+                found = self._graphs.get(call.key)
+            if found is not None:  # another thread was faster
+                return found
             found = capture_step(module, x, call.state, call.needs_grad, self.pool)
         except Exception as error:  # where it is the call's fault, the call without a graph raises it again
             why = str(error) if isinstance(error, NotNow) else f"its capture failed: {first_line(error)}"

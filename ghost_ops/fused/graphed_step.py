@@ -39,6 +39,7 @@ class GraphedStep:
             those of the parameters that need one.
         places: addresses of parameters and buffers.
         moved, fixed: which of the buffers the forward writes, and which it does not.
+        kept: what must exist as long as the graphs.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class GraphedStep:
         self.moved = [i for i, moved in enumerate(is_moved) if moved]
         self.fixed = [i for i, moved in enumerate(is_moved) if not moved]
         self.places = [t.data_ptr() for t in (*state.parameters, *state.buffers)]
+        self.kept: object = None
         self._replay_forward = replay
         self._replay_backward: Callable[[], None] | None = None
         self._owner: Callable[[], Ticket | None] = _nobody
@@ -261,6 +263,7 @@ def capture_step(
         # what a forward keeps must not be overwritten before its backward by any other graph
         replay, (held, out) = graphs.capture(forward, graphs.new_pool() if needs_grad else pool.memory(x.device))
         step = GraphedStep(pool, state, replay, held, out, is_moved)
+        step.kept = eager.module  # backends remember what kernels read with the tensors that it belongs to
         if needs_grad:
             replay, (grad_out, grads) = graphs.capture(backward, pool.memory(x.device))
             step.add_backward(replay, grad_out, grads, of_input)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..backends.layout import kept_dtype
 from ..dispatch import Decision, select
 from ._library import differentiable, existing, once_differentiable, refuse_double_backward, register_fake
 from .checks import Checks, autocast
@@ -37,7 +38,7 @@ def _statistics(x: torch.Tensor, shape: int | tuple[int, ...]) -> torch.Tensor:
 def _fake(x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, *args):
     m, cheap, keep = primary_weight.shape[0], cheap_weight.shape[0], args[-1]
     out, _ = fake_module_output(x, args[-8], False)
-    primary = _statistics(x, (x.shape[0], *x.shape[2:], m) if keep else 0)
+    primary = x.new_empty((x.shape[0], *x.shape[2:], m), dtype=kept_dtype(x)) if keep else _statistics(x, 0)
     return out, *(_statistics(x, c) for c in (m, m, cheap, cheap)), primary
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.algorithms.join import Join
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
@@ -18,9 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ghost_ops import explain, fuse
+from ghost_ops.fused import graph
+from ghost_ops.fused.graph import CudaGraphs
 from ghost_ops.nn import SyncBatchNorm
 
 from .. import zoo
+from ..fused.emulated_graph import EmulatedGraphs
 from ..helpers import make_map, randomise
 
 PLAIN, FUSED, EXACT = "plain", "fused", "exact"
@@ -215,16 +219,46 @@ def fsdp1(rank: int, kind: str, memory: str) -> dict[str, object]:
     return {"tensors": found, "runs": runs}
 
 
+def _emulated() -> EmulatedGraphs:
+    graph.device_graphs = EmulatedGraphs()
+    return graph.device_graphs
+
+
+def graphed_and_sharded(rank: int) -> dict[str, object]:
+    """Blocks that are to run as graphs, in FSDP2 and in the older FSDP: results beside those of their twins, replays,
+    and what is said."""
+    device, results = _emulated(), {}
+    for name, wanted in (("graphs", True), ("twin", False)):
+        net = shard(fuse(make_net(), cuda_graph=wanted))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+        for step in range(6):
+            x, labels = images(rank, step, 3)
+            F.cross_entropy(net(x), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results[name] = {key: whole(t) for key, t in (*net.named_parameters(), *net.named_buffers())}
+        if wanted:
+            results["said"] = [row.why for row in explain(net, images(rank, 0, 2)[0]).rows if "CUDA graph" in row.why]
+    blocks = randomise(nn.Sequential(zoo.HuaweiBottleneck(8, 16, 12, 3, 2, True), zoo.HuaweiBottleneck(12, 24, 12)))
+    for name, wanted in (("graphs", True), ("twin", False)):
+        fused = fuse(copy.deepcopy(blocks), cuda_graph=wanted)
+        cpu = {"use_orig_params": True, "device_id": torch.device("cpu")}
+        net = nn.Sequential(*(FullyShardedDataParallel(block, **cpu) for block in fused))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        for step in range(6):
+            optimizer.zero_grad()
+            results[name][f"loss {step}"] = loss = net(make_map((4, 8, 9, 7), seed=10 * rank + step)).square().mean()
+            loss.backward()
+            optimizer.step()
+    graph.device_graphs = CudaGraphs()
+    for name in ("graphs", "twin"):
+        results[name] = {key: t.detach() for key, t in results[name].items()}
+    return results | {"replays": len(device.replays)}
+
+
 def graphed(rank: int) -> dict[str, object]:
     """A net with emulated CUDA graphs in DDP beside its twin without: results, and when buckets were ready."""
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-
-    from ghost_ops.fused import graph
-
-    from ..fused.emulated_graph import EmulatedGraphs
-
-    device = graph.device_graphs = EmulatedGraphs()
-    ready: list[int] = []
+    device, ready = _emulated(), []
     results = {}
     for name, wanted in (("graphs", True), ("twin", False)):
         net = fuse(make_net(), cuda_graph=wanted)
@@ -246,4 +280,5 @@ def graphed(rank: int) -> dict[str, object]:
         results[name] = {key: whole(t) for key, t in (*net.named_parameters(), *net.named_buffers())}
         if wanted:
             results["ready"], results["replays"] = list(ready), len(device.replays)
+    graph.device_graphs = CudaGraphs()
     return results

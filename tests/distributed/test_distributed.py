@@ -159,3 +159,12 @@ def test_blocks_as_graphs_in_ddp(ranks):
     for name, value in first["graphs"].items():
         if "running" not in name and "batches" not in name:
             assert torch.equal(value, second["graphs"][name]), f"the processes differ in {name}"
+
+
+def test_sharded_blocks_run_without_graphs(ranks):
+    for result in ranks.run(jobs.graphed_and_sharded):
+        assert result["replays"] == 0
+        assert len(result["said"]) == 3 and all("fully_shard gives its parameters memory anew" in why
+                                                for why in result["said"]), result["said"]  # fmt: skip
+        for name, value in result["graphs"].items():
+            assert torch.equal(value, result["twin"][name]), name

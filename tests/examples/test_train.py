@@ -158,6 +158,7 @@ BAD = {
     "warm-up": (("--epochs", "2", "--warmup", "3"), "expected at most the 2 epochs"),
     "float16": (("--amp", "float16"), "float16 needs a GPU"),
     "memory of a plain net": (("--plain", "--memory", "low"), "--memory is of fused nets"),
+    "graphs of a plain net": (("--plain", "--cuda-graph"), "--cuda-graph is of fused nets"),
     "too large a step": (("--batch-size", "1000", "--accumulate", "2"), "1437 images in one step, got 1000 a batch"),
     "nothing to resume": (("--resume",), "there is no"),
     "diverges": (("--epochs", "1", "--lr", "1e30", "--warmup", "0", "--side", "8"), "try a lower --lr"),

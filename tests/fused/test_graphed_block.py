@@ -156,6 +156,9 @@ CHANGES = {
 }
 
 
+MOVED = ("parameters elsewhere", "assigned", "a replaced parameter", "a replaced buffer", "to and fro", "double")
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_seen(name, device):
     ours, twin = pair()
@@ -169,6 +172,7 @@ def test_a_change_is_seen(name, device):
         step(twin, x, i)
         assert (count > 0) == (i >= WARM_UPS), graphs_of(ours)[0]._refused
         assert_equal(ours, twin)
+    assert len(graphs_of(ours)[0]) == (1 if name in MOVED else 2)  # graphs over memory that is gone are dropped
 
 
 @pytest.mark.parametrize("name", ["batch", "stride", "dtype", "input without gradient", "no gradients", "inference"])
@@ -530,7 +534,7 @@ def test_modes_that_see_operations_see_them(device):
             step(m, images(grad=True))
         counts.append(mode.get_total_flops())
     assert counts[0] == counts[1] > 0
-    with torch.autograd.detect_anomaly(check_nan=False):
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
         assert replays(device, lambda: step(ours, images(grad=True))) == 0
     with torch.device("cpu"):
         assert replays(device, lambda: step(ours, images(grad=True))) == 2
@@ -651,6 +655,22 @@ def test_a_tensor_beside_parameters_and_buffers(device):
     ours.ghost1.extra = torch.ones(1)
     warm(ours, twin)
     assert "neither a parameter nor a buffer" in why(ours, images(grad=True))
+    assert_equal(ours, twin)
+
+
+def test_attributes_that_go_or_cannot_be_compared(device):
+    ours, twin = pair()
+    ours.ghost1.note = (1, 2)
+    warm(ours, twin)
+    del ours.ghost1.note
+    ours.ghost1.other = 4  # as many as before
+    warm(ours, twin, calls=WARM_UPS + 2)
+    assert replays(device, lambda: step(ours, images(grad=True))) == 2
+    ours.ghost1.other = (1, [])
+    assert replays(device, lambda: step(ours, images(grad=True))) == 0
+    assert "an attribute of one of its modules cannot be compared" in why(ours, images(grad=True))
+    step(twin, images(grad=True))
+    step(twin, images(grad=True))
     assert_equal(ours, twin)
 
 

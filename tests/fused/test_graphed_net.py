@@ -79,6 +79,20 @@ def test_a_change_is_seen(name, net, device):
 
 
 @torch.no_grad()
+def test_attributes_that_go_or_cannot_be_compared(net, device):
+    net.note, net.head.note = (1, 2), 3
+    graphed = GraphedNet(net)
+    graphed(images())
+    del net.head.note
+    net.head.other = 4  # as many as before
+    for expected in (0, 1, 0):
+        assert captures(device, lambda: graphed(images())) == expected
+    net.note = ([], 2)
+    assert captures(device, lambda: graphed(images())) == 0
+    assert torch.equal(graphed(images(1)), net(images(1)))
+
+
+@torch.no_grad()
 def test_values_that_change_in_place_are_read(net, device):
     graphed = GraphedNet(net)
     graphed(images())

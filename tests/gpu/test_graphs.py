@@ -244,3 +244,19 @@ def test_another_device_than_the_current_one():
             out.square().mean().backward()
     assert_alike(ours, twin)
     assert len(graphs_of(ours)[0]) == 1 and torch.cuda.current_device() == 0
+
+
+@torch.no_grad()
+def test_a_graphed_net_sees_settings_and_parameters():
+    net = ghost_ops.fuse(randomise(ghost_ops.models.ghostnet_050()).eval().to(DEVICE))
+    graphed = ghost_ops.fused.GraphedNet(net)
+    x = images(0, 2, 3, 64).detach()
+    assert_close(graphed(x), net(x), "output")
+    with torch.autocast("cuda", torch.float16):
+        out = graphed(x)
+        assert out.dtype == torch.float16
+        torch.testing.assert_close(out, net(x), rtol=2e-2, atol=2e-2)
+    for p in net.parameters():
+        p.data = p.data * 1.1
+    assert_close(graphed(x), net(x), "output after other parameters")
+    assert len(graphed._graphs) == 1

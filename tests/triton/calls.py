@@ -11,14 +11,17 @@ from ghost_ops.backends.triton import (
     cheap_concat,
     convolution,
     depthwise,
+    depthwise_gradients,
     excite,
     ghost_module,
     ghost_module_train,
     joins,
+    normalise,
     product_gradients,
     products,
     squeeze_excite,
 )
+from ghost_ops.backends.triton.epilogue import Epilogue
 from ghost_ops.backends.triton.norm import BatchNorm
 
 HARD_SIGMOID, HARD_SWISH, SILU = GATES.index("hard_sigmoid"), ACTIVATIONS.index("hard_swish"), ACTIVATIONS.index("silu")
@@ -91,9 +94,9 @@ def concatenation(m, side, dtype, *, d=3, layout=LAST):
     cheap_concat.cheap_concat_backward(_empty(dtype, layout)(2, 2 * m, side, side), z, w, None, None, None, *codes)
 
 
-def excitation(c, side, dtype, *, layout=LAST):
-    r, x = c // 4, _empty(dtype, layout)(2, c, side, side)
-    parameters = [torch.empty(s, dtype=dtype) for s in ((r, c), (r,), (c, r), (c,))]
+def excitation(c, side, dtype, *, layout=LAST, r=None, own=None):
+    r, x = r or c // 4, _empty(dtype, layout)(2, c, side, side)
+    parameters = [torch.empty(s, dtype=own or dtype) for s in ((r, c), (r,), (c, r), (c,))]
     _, *vectors = squeeze_excite.squeeze_excite(x, *parameters, RELU, HARD_SIGMOID)
     excite.excite(vectors[0], *parameters, RELU, HARD_SIGMOID)
     squeeze_excite.squeeze_excite_backward(x, x, *vectors, *parameters, RELU, HARD_SIGMOID)
@@ -111,6 +114,29 @@ def convolutions(side, dtype, *, c=3, m=16, d=3):
     depthwise.depthwise_backward(a_map(2, m, side, side), x, weight, bias, 2, True, True)
 
 
+def layers(side, dtype, *, c=3, m=16, d=3, stride=2, act=RELU, layout=LAST):
+    """A net's first convolution and a depthwise one in training, each with a BatchNorm over the batch."""
+    a_map, size = _empty(dtype, layout), stride * side
+    gamma, beta, slopes = (torch.empty(m) for _ in range(3))
+    given = {"joins": joins.Joins(gamma.device), "norm": BatchNorm(gamma, beta, 1e-5)}
+    own = Epilogue(None, act, 0.0, slopes, gamma, beta, eps=1e-5)
+
+    def follow(z, vectors):
+        applied, grad = vectors.applied(Epilogue(None, act, 0.0, slopes)), a_map(*z.shape)
+        normalise.normalise(z, applied, to=grad, residual=grad, squeeze=True)
+        coefficients, _ = normalise.norm_gradient_sums(
+            grad, z, applied, joins=given["joins"], own=own, vectors=vectors
+        )  # fmt: skip
+        return grad, {"z": z, "norm": applied, "coefficients": coefficients}
+
+    x, weight = a_map(2, c, size, size), torch.empty(m, c, d, d)
+    grad, options = follow(*convolution.convolution_before_norm(x, weight, stride, d // 2, **given))
+    convolution.convolution_weight_gradient(grad, x, weight, stride, d // 2, **options)
+    x, weight = a_map(2, m, size, size), torch.empty(m, 1, d, d)
+    grad, options = follow(*depthwise.depthwise_before_norm(x, weight, stride, **given))
+    depthwise_gradients.depthwise_gradients(grad, x, weight, stride, residual=x, **options)
+
+
 def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
     """Every entry of the table through every kernel, at the shapes where its tile is largest."""
     found = []
@@ -123,6 +149,9 @@ def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
             (f"training, large, many channels, {dtype}", lambda d=dtype: pointwise(96, 192, 56, d)),
             (f"training, small, {dtype}", lambda d=dtype: training(672, 80, 14, d, d=5)),
             (f"squeeze-excite, {dtype}", lambda d=dtype: excitation(672, 14, d)),
+            (f"squeeze-excite in training, {dtype}", lambda d=dtype: excitation(960, 7, d, own=torch.float32)),
+            (f"layers in training, large, {dtype}", lambda d=dtype: layers(112, d, m=48)),
+            (f"layers in training, small, {dtype}", lambda d=dtype: layers(14, d, c=5, m=672, d=5)),
             (f"convolutions, large, {dtype}", lambda d=dtype: convolutions(112, d, m=48)),
             (f"convolutions, small, {dtype}", lambda d=dtype: convolutions(14, d, c=5, m=672, d=5)),
         ]
@@ -140,5 +169,10 @@ def odd(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
         ("ratio 3, all that rides", lambda: inference(40, 20, 28, half, multiplier=2, act=SILU, more=True)),
         ("ratio 3, 7 x 7", lambda: training(40, 20, 28, half, d=7, multiplier=2, act=SILU)),
         ("1 x 1 cheap kernel, float", lambda: folded(40, 20, 28, torch.float32, d=1, act=SILU)),
+        ("layers, NCHW, odd channels, PReLU", lambda: layers(28, half, m=37, d=5, stride=1, act=PRELU, layout=FIRST)),
+        ("layers, 7 x 7 kernels", lambda: layers(28, half, m=24, d=7, stride=1)),
+        ("layers, 7 x 7 kernels of stride 3, float", lambda: layers(28, torch.float32, m=24, d=7, stride=3, act=SILU)),
+        ("squeeze-excite, few channels", lambda: excitation(72, 28, half, r=20)),
+        ("squeeze-excite, many hidden channels", lambda: excitation(1500, 7, torch.float32, r=375)),
         ("concatenation", lambda: concatenation(64, 40, half, d=5)),
     ]

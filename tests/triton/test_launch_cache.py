@@ -119,7 +119,9 @@ def test_every_kind_of_call_has_an_entry_of_its_own(cache):
     calls = [
         (x, w, 0.5), (torch.randn(4, 3, 4, 5), w, 0.5), (x.to(memory_format=torch.channels_last), w, 0.5),
         (x.double(), w, 0.5), (shifted, w, 0.5), (x, w.detach()[1:], 0.5), (x, w, 1.0), (x, w, 1), (x, w, True),
-        (x, None, 0.5), (x, w, 0.5, 3), (x, w, (1, 2)), (x, w, [1, 2]), (x, w, [1, 3]),
+        (x, None, 0.5), (x, w, 0.5, 3), (x, w, (1, 2)), (x, w, [1, 2]), (x, w, [1, 3]), (x, w, [1, 2.0]),
+        (x, w, ([1], [2])), (x, w, ([1, 2], [])), (x, w, ([], [1, 2])), (x, w, ((1,), (2,))), (x, w, ([1], 2)),
+        (x, w, [w, None]), (x, w, [None, w]), (x, w, [x, None]), (x, w, None), (x, w, ""), (x, w, "0"),
     ]  # fmt: skip
     for count, args in enumerate(calls, 1):
         before = kernel.full

@@ -1,227 +1,30 @@
-"""Launches in C++: what the driver gets is what Triton's own launcher would give it; what cannot be is told."""
+"""Launches in C++: arguments and results of every kind, what is left to Python, errors, and the life of recordings."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import os
-import random
-import re
-import shutil
-import subprocess
-import sys
 import threading
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 import triton
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ghost_ops.backends import native
-from ghost_ops.backends.triton import launch, launch_cache, launch_native, launch_recording, launch_replay
-from tests.triton import calls, stub_driver
-from tests.triton.stub_driver import STREAM, needs_native, under_triton
-from tests.triton.stub_driver.kernel import Kernel
+from ghost_ops.backends.triton import launch, launch_cache, launch_native
+from tests.triton.stub_driver import needs_native
+from tests.triton.stub_driver.kernel import Kernel, copy_with
 
-pytestmark = needs_native
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [needs_native, pytest.mark.usefixtures("driver")]
 OUT_OF_RESOURCES = 701
-
-
-@pytest.fixture(scope="module")
-def driver():
-    return stub_driver.load()
-
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch, driver):
-    """The cache of this test alone, for tensors of the CPU, over a driver that notes what it gets."""
-    driver.library.stub_reset()
-    driver.open()
-    monkeypatch.setattr(launch_cache, "on_device", lambda t: True)
-    monkeypatch.setattr(launch_native, "_state", lambda: None)
-    monkeypatch.setattr(launch_native, "_refusals", {})
-    for table in ("_launches", "_kinds"):
-        monkeypatch.setattr(launch_cache, table, {})
-    yield
-    driver.library.stub_reset()
-
-
-@pytest.fixture
-def count():
-    """Tells how many recordings of this test C++ has."""
-    gc.collect()
-    before = launch_native.count()
-    return lambda: launch_native.count() - before
-
-
-@pytest.fixture
-def kernel(monkeypatch, driver):
-    """A kernel of the arguments x and out, in a Triton whose only device has the number 0."""
-    active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: STREAM)
-    for file in (launch_recording, launch_replay):
-        monkeypatch.setattr(file, "driver", SimpleNamespace(active=active))
-    monkeypatch.setattr(Kernel, "driver", driver)
-    return Kernel("x", "out")
-
-
-def copy_with(kernel):
-    @launch_cache.cached_launches
-    def copy(x, n=1):
-        out = launch.new_map(x, x.shape[1])
-        launch.start_kernel(kernel, (n,), {"x": x, "out": out}, 4, 2)
-        return out
-
-    return copy
-
-
-# ---- Every operator, through Triton's own launcher
-
-
-def collected(monkeypatch, call):
-    """The operators that a call runs, each with its arguments."""
-    found = []
-    for file in (value for value in vars(calls).values() if getattr(value, "cached_launches", None)):
-        for name, function in vars(file).items():
-            if callable(function) and hasattr(function, "__wrapped__"):
-
-                def note(*args, _function=function):
-                    found.append((_function, args))
-                    return _function(*args)
-
-                monkeypatch.setattr(file, name, note)
-    call()
-    monkeypatch.undo()
-    return found
-
-
-class Keeping(TorchDispatchMode):
-    """Keeps all allocations, so that no two have the same address."""
-
-    def __init__(self):
-        super().__init__()
-        self.kept = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.kept.append(func(*args, **(kwargs or {})))
-        return self.kept[-1]
-
-
-def storages(tensors):
-    return [(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in tensors]
-
-
-def flat(args):
-    found = []
-    for a in args:
-        found += flat(a) if isinstance(a, (list, tuple)) else [a] if isinstance(a, torch.Tensor) else []
-    return found
-
-
-def started(driver, function, args):
-    """What the function starts: with each address as the argument, the result or the scratch memory that it is in."""
-    driver.library.stub_reset()
-    results = function(*args)
-    places = [(kind, i, *found) for kind, tensors in (("argument", flat(args)), ("result", flat([results])))
-              for i, found in enumerate(storages(tensors))]  # fmt: skip
-    rows, scratch = [], []
-    for one in driver.launches():
-        kernel, types = driver.functions[one.function]
-        row = [kernel.__name__, *one.grid, *one.block, one.shared, one.stream, one.attribute_count]
-        for kind, value in zip([*types, "scratch", "scratch"], one.parameters(), strict=True):
-            if kind.startswith("*"):
-                place = next(
-                    ((k, i, value - start) for k, i, start, size in places if start <= value < start + size), None
-                )
-                if place is None:
-                    scratch.append(value)
-                row.append(("scratch", value) if place is None else place)
-            else:
-                row.append(value)
-        rows.append(row)
-    base = min(scratch, default=0)
-    rows = [[("scratch", v[1] - base) if isinstance(v, tuple) and v[0] == "scratch" else v for v in r] for r in rows]
-    return rows, [(t.shape, t.stride(), t.dtype, t.storage_offset()) for t in flat([results])]
-
-
-def without_scratch(rows):
-    return [["scratch" if isinstance(v, tuple) and v[0] == "scratch" else v for v in row] for row in rows]
-
-
-def compare(driver, monkeypatch, function, args):
-    """Python and C++ start the same, which is what a full run starts. Returns how many kernels."""
-    with monkeypatch.context() as patch, Keeping():
-        patch.setattr(launch_cache, "_switched_off", lambda: True)
-        full, forms = started(driver, function, args)
-    found = {}
-    for name, why in (("python", "the test asks for it"), ("c++", None)):
-        with monkeypatch.context() as patch:
-            patch.setattr(launch_native, "_state", lambda why=why: why)
-            patch.setattr(launch_cache, "_launches", launches := {})
-            patch.setattr(launch_cache, "_kinds", {})
-            for _ in range(2):
-                found[name] = started(driver, function, args)
-            (entry,) = launches.values()
-            if entry is None:  # computes in torch between its launches
-                return 0
-            assert (type(entry) is launch_native.Native) == (name == "c++"), launch_native._refusals
-    assert found["python"] == found["c++"]
-    assert without_scratch(full) == without_scratch(found["c++"][0]) and forms == found["c++"][1]
-    return len(full)
-
-
-def drawn(seed):
-    """A call of drawn shapes."""
-    draw = random.Random(seed)
-    c, m, side, n = draw.randint(1, 70), draw.randint(1, 70), draw.randint(1, 40), draw.randint(1, 5)
-    dtype = draw.choice([torch.float32, torch.float16, torch.bfloat16])
-    layout = draw.choice([torch.channels_last, torch.contiguous_format])
-    rest = {"layout": layout, "n": n, "d": draw.choice([1, 3, 5, 7]), "act": draw.randint(0, 5)}
-    return draw.choice(
-        [
-            lambda: calls.training(c, m, side, dtype, multiplier=draw.randint(1, 3), **rest),
-            lambda: calls.inference(c, m, side, dtype, more=draw.random() < 0.5, **rest),
-            lambda: calls.folded(c, m, side, dtype, cheap=draw.random() < 0.7, **rest),
-            lambda: calls.excitation(4 * c, side, dtype, layout=layout),
-            lambda: calls.concatenation(m, side, dtype, d=rest["d"], layout=layout),
-        ]
-    )
-
-
-def depthwise():
-    x, weight = torch.empty(2, 48, 20, 20, dtype=torch.float16), torch.empty(48, 1, 5, 5)
-    calls.depthwise.depthwise(x.to(memory_format=torch.channels_last), weight, None, 2)
-
-
-NAMED = dict(calls.core(torch.float16) + calls.odd(torch.bfloat16)) | {"depthwise": depthwise}
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton has the driver of the device: tests/gpu compares there")
-@pytest.mark.parametrize("case", [*NAMED, *range(12)])
-def test_c_starts_what_tritons_launcher_starts(driver, monkeypatch, case):
-    with under_triton(driver):
-        operators = collected(pytest.MonkeyPatch(), NAMED[case] if case in NAMED else drawn(case))
-        assert operators
-        assert sum(compare(driver, monkeypatch, function, args) for function, args in operators) > 0
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton has the driver of the device")
-def test_every_operator_is_among_them(driver):
-    with under_triton(driver):
-        found = {f.__name__ for call in NAMED.values() for f, _ in collected(pytest.MonkeyPatch(), call)}
-    folder = Path(launch_cache.__file__).parent
-    cached = {n for f in folder.glob("*.py") for n in re.findall(r"@cached_launches\ndef (\w+)", f.read_text())}
-    assert cached == found and len(found) >= 12
 
 
 # ---- Arguments and results of every kind
 
 
-def block_of(kernels):
+def many_launches(kernels):
     """As a whole block has them: lists of optional tensors, arguments that kernels write to, many results."""
 
     @launch_cache.cached_launches
@@ -238,7 +41,7 @@ def block_of(kernels):
 
 def test_lists_of_optional_tensors_and_many_results(kernel):
     kernels = [Kernel("x", "out", "p", "y", "n") for _ in range(5)]
-    block, x = block_of(kernels), torch.randn(2, 4, 3, 3)
+    block, x = many_launches(kernels), torch.randn(2, 4, 3, 3)
     parameters = lambda: [torch.nn.Parameter(torch.randn(4)), None, torch.randn(4)]
     block(x, parameters(), [torch.zeros(4), None], (3, "sum", None))
     for _ in range(3):
@@ -464,73 +267,6 @@ def test_a_launch_that_fails(driver, kernel):
     assert len(driver.launches()) == 2
 
 
-def library(folder, source, name="libother.so"):
-    path = folder / name
-    command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-x", "c", "-", "-o", path, f"-Wl,-soname,{name}"]
-    subprocess.run(command, input=source, text=True, check=True)
-    return str(path)
-
-
-def test_a_wrong_library(driver, tmp_path):
-    path = str(driver.path)
-    assert "nowhere.so.1" in launch_native.open_driver("nowhere.so.1", path)
-    assert launch_native.open_driver("nowhere.so.1", path).startswith("the CUDA driver does not load: ")
-    empty = library(tmp_path, "int nothing;")
-    assert launch_native.open_driver(empty, path) == f"{empty} has no cuLaunchKernelEx"
-    assert launch_native.open_driver(path, "libtorch_none.so") == "libtorch_none.so is not loaded in this process"
-    ctypes.CDLL(empty)
-    assert launch_native.open_driver(path, empty) == f"{empty} has no aoti_torch_get_current_cuda_stream"
-    assert launch_native.open_driver(path, path) is None
-
-
-OLD_DRIVER = """
-int cuLaunchKernelEx(const void *c, void *f, void **p, void **e) { return c && f && p && !e ? 0 : 1; }
-int cuCtxGetDevice(int *device) { return *device = 0; }
-int cuCtxPushCurrent_v2(void) { return 1; }
-int cuCtxPopCurrent_v2(void) { return 1; }
-int cuDeviceGet(void) { return 1; }
-int cuDevicePrimaryCtxRetain(void) { return 1; }
-int cuGetErrorName(void) { return 1; }
-int cuGetErrorString(void) { return 1; }
-"""
-
-
-def test_a_driver_that_does_not_tell_parameters(driver, kernel, count, tmp_path):
-    """Before CUDA 12.4: what Triton's launcher passes is trusted."""
-    assert launch_native.open_driver(library(tmp_path, OLD_DRIVER), str(driver.path)) is None
-    copy, x = copy_with(kernel), torch.randn(1, 2, 3, 3)
-    for _ in range(3):
-        copy(x)
-    assert kernel.full == 1 and count() == 1 and launch_native.reason() is None
-
-
-SCRIPT = """
-import ctypes, sys
-ctypes.CDLL(sys.argv[1])
-from ghost_ops.backends.triton import launch_native
-print(launch_native.reason())
-"""
-
-
-def reason_of_a_process(torch_library, **variables):
-    command = [sys.executable, "-c", SCRIPT, torch_library]
-    environment = {"PYTHONPATH": str(ROOT), **os.environ, **variables}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the device's driver would be found")
-def test_the_libraries_are_found_by_their_names(driver, tmp_path):
-    stands_for_torch = tmp_path / "libtorch_cuda.so"
-    source = driver.path.parent / "torch.c"
-    source.write_text("int aoti_torch_get_current_cuda_stream(int d, void **s) { return *s = 0, d; }")
-    flags = ["-shared", "-fPIC", f"-Wl,-soname,{stands_for_torch.name}", source, "-o", stands_for_torch]
-    subprocess.run([os.environ.get("CC", "cc"), *flags], check=True)
-    assert reason_of_a_process(stands_for_torch, LD_LIBRARY_PATH=str(driver.path.parent)) == "None"
-    assert reason_of_a_process(driver.path, GHOST_OPS_LAUNCHES="python") == "GHOST_OPS_LAUNCHES=python is set"
-
-
 # ---- Life of recordings
 
 
@@ -546,25 +282,28 @@ def test_recordings_go_with_their_entries(kernel, count, monkeypatch):
     assert count() == 0
 
 
-def test_a_replay_outlives_its_entry(kernel, count, monkeypatch):
-    """Threads replay while their entries are replaced all the time."""
+def test_threads_do_not_mix(kernel, count, monkeypatch):
+    """Threads replay the same recordings at once, while these are dropped and made again all the time."""
     monkeypatch.setattr(launch_cache, "LIMIT", 2)
-    copy, wrong = copy_with(kernel), []
+    copy, calls_, kept = copy_with(kernel), [], []
 
     def work(number):
         for i in range(200):
-            n = 1 + (i + number) % 5
-            out = copy(torch.randn(n, 2, 3, 3), n)
-            if out.shape[0] != n:
-                wrong.append(n)
+            n = 1 + (i // 8 + number % 2) % 3
+            x = torch.randn(n, 2, 3, 3)
+            out = copy(x, n)
+            kept.append((x, out))  # so that no two have the same address
+            calls_.append((n, x.data_ptr(), out.data_ptr()))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and len(kernel.started) == 800
-    assert count() <= 2
+    address = lambda value: value.data_ptr() if isinstance(value, torch.Tensor) else value
+    started_ = [(grid[0], address(found["x"]), address(found["out"])) for grid, found in kernel.started]
+    assert sorted(started_) == sorted(calls_) and len(calls_) == 800
+    assert 3 <= kernel.full < 800 and count() <= 2
 
 
 def test_kernels_live_as_long_as_their_recordings(kernel):
@@ -586,50 +325,3 @@ def test_addresses_outside_of_the_bases_are_an_error():
     for parameter in ((8, 3, 0), (8, -2, 0), (9, -1, 0), (0, -1, 0)):
         with pytest.raises(RuntimeError, match="out of range"):
             launch_native._add([x], 10**9, 10**9, [x], [x], launch_(*parameter))
-
-
-# ---- The header
-
-
-CHECK = """
-#include "cuda.h"
-#include <cstddef>
-#include "launch/driver.h"
-namespace ours = ghost::launch;
-#define SAME(a, b, field, other) \\
-  static_assert(offsetof(a, field) == offsetof(b, other) && sizeof(a::field) == sizeof(b::other), #field)
-static_assert(sizeof(ours::Config) == sizeof(CUlaunchConfig));
-SAME(ours::Config, CUlaunchConfig, grid_x, gridDimX);
-SAME(ours::Config, CUlaunchConfig, grid_y, gridDimY);
-SAME(ours::Config, CUlaunchConfig, grid_z, gridDimZ);
-SAME(ours::Config, CUlaunchConfig, threads_x, blockDimX);
-SAME(ours::Config, CUlaunchConfig, threads_y, blockDimY);
-SAME(ours::Config, CUlaunchConfig, threads_z, blockDimZ);
-SAME(ours::Config, CUlaunchConfig, shared_bytes, sharedMemBytes);
-SAME(ours::Config, CUlaunchConfig, stream, hStream);
-SAME(ours::Config, CUlaunchConfig, attributes, attrs);
-SAME(ours::Config, CUlaunchConfig, attribute_count, numAttrs);
-static_assert(sizeof(ours::Attribute) == sizeof(CUlaunchAttribute));
-SAME(ours::Attribute, CUlaunchAttribute, id, id);
-SAME(ours::Attribute, CUlaunchAttribute, value, value);
-static_assert(ours::Attribute::kProgrammaticStreamSerialization ==
-              CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
-static_assert(ours::kInvalidValue == CUDA_ERROR_INVALID_VALUE);
-"""
-
-
-def test_our_types_are_the_drivers(tmp_path):
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    source = tmp_path / "layout.cpp"
-    source.write_text(CHECK)
-    include = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
-    command = [compiler, "-std=c++17", "-fsyntax-only", f"-I{ROOT / 'csrc'}", f"-isystem{include}", source]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_library_needs_no_driver():
-    found = subprocess.run(["ldd", str(native.LIBRARY)], capture_output=True, text=True).stdout
-    assert "libcuda" not in found

@@ -48,7 +48,7 @@ def test_an_architecture_may_differ_from_the_default(tmp_path, monkeypatch):
     x = torch.empty(4, 8, 14, 14, dtype=torch.float16)
     for name, pixels in (("sm_90", 32), ("sm_80", 128), ("sm_75", 128)):
         with tiles.assume(name):
-            found, _, _ = tiles.flat("product", x, 336, 112)
+            found, _, _ = tiles.flat("product", x, 336, 64)
         assert (found.pixels, found.channels) == (pixels, 64)
 
 
@@ -155,7 +155,7 @@ def test_runs_are_as_many_programs_as_a_device_holds(channels):
         x = torch.empty(n, 8, side, side, device="meta", dtype=torch.float16)
         for architecture in tiles.ARCHITECTURES:
             with tiles.assume(architecture):
-                tile, per_group, groups = tiles.flat("product", x, channels)
+                tile, per_group, groups = tiles.flat("product", x, channels, 8)
                 blocks = -(-channels // tile.channels)
                 count = -(-n * side * side // tile.pixels)
                 resident = tiles.PROCESSORS[architecture] * tile.resident

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ...activations import activate, activate_backward
+from ..layout import kept_dtype
 from .cheap_concat import depthwise, depthwise_backward, given, match
 from .ghost_module import pointwise_backward
 
@@ -53,7 +54,7 @@ def _kept(z1: torch.Tensor, bias: torch.Tensor | None, keep: bool) -> torch.Tens
     z = z1.detach().to(torch.promote_types(z1.dtype, torch.float32))
     if not keep:
         return z.new_empty(0)
-    return (z if bias is None else z - _channels(bias.detach())).permute(0, 2, 3, 1)
+    return (z if bias is None else z - _channels(bias.detach())).permute(0, 2, 3, 1).to(kept_dtype(z1))
 
 
 def _channels(v: torch.Tensor) -> torch.Tensor:

@@ -147,6 +147,7 @@ def ghost_module_bwd(
     scale: torch.Tensor | None = None,
     batch: bool = False,
     residual: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
 ) -> Gradients:
     """Gradients from x on.
 
@@ -154,6 +155,7 @@ def ghost_module_bwd(
         scale: N x C, the excitation of x.
         batch: see ``ghost_tail_bwd``.
         residual: a map like x that is added to its gradient; not together with ``scale``.
+        z: the primary convolution's result, channels_last, where the forward kept it; None: it is computed again.
     """
     n, c, height, width = x.shape
     m = weight.shape[0]
@@ -162,9 +164,11 @@ def ghost_module_bwd(
     # With an excitation the products read a scaled copy. That is one more pass, which only direct calls take, since
     # modules in training apply the excitation before the operator.
     seen = x if scale is None else scaled_map(x, scale)
-    z = launch.scratch(x, m)
-    primary_product(seen, weight, to=z)
-    totals, grad_z = Totals(), launch.scratch(z, m)
+    checks.expect("kept_z1", z, (n, m, height, width), x)
+    if z is None:
+        z = launch.scratch(x, m)
+        primary_product(seen, weight, to=z)
+    totals, grad_z = Totals(), launch.scratch(x, m)
     found = ghost_tail_bwd(grad_out, z, primary, cheap_weight, cheap, out_channels, batch, grad_z, totals)
     coefficients = found.coefficients if batch else None
     grad_x, grad_weight = product_gradients(found.z, z, seen, weight, coefficients, residual=residual, totals=totals)

@@ -12,13 +12,15 @@ import triton.language as tl
 from . import launch, tiles
 from .activation import activate, affine, load_coefficients, normalized, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
+from .joins import NO_STATISTICS, Joins, join_statistics_last
 from .launch_cache import cached_launches
 from .maps import assume_multiple, assume_multiple_strides, finish_moments, store_partial, tile_coords
+from .norm import BatchNorm, NormVectors
 from .normalise import read_result, result_gradient
 from .sums import total
 
 MOST = 256  # inputs of an output value, which are one step of the product
-MOST_COLUMNS = 64  # whose inputs and products a program has in registers
+MOST_INPUTS = 2048  # of a row's pixels, which a program has in registers
 
 
 @triton.jit
@@ -50,14 +52,17 @@ def read_inputs(x, above, i, inside, places, IN_H, x_h):
 def convolution_kernel(
     x, x_n, x_c, x_h, x_w, weight,
     conv_bias, conv_gamma, conv_beta, conv_mean, conv_var, conv_eps, conv_slopes, conv_slopes_stride, conv_slope,
-    out, out_n, out_c, out_h, out_w, statistics, IN_H, IN_W, H, W, M, splits, per_split,
+    out, out_n, out_c, out_h, out_w,
+    partials, join_counters, join_count, join_gamma, join_beta, join_eps, join_bias, join_running_mean,
+    join_running_var, join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out, join_shift_out,
+    IN_H, IN_W, H, W, M, splits, per_split,
     C: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, CONV_ACT: tl.constexpr,
     PRECISION: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
     BW: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid: see ``tile_coords``; strips are of ``out`` (H x W), blocks of M. A row is a product over the C x D x D
-    inputs of each pixel, whose places in x do not depend on the row. ``statistics``, [groups, 3, M], are those of the
-    product."""
+    inputs of each pixel, whose places in x do not depend on the row. ``partials``: statistics of the
+    product, or None; ``join_``: see ``join_statistics_last``."""
     M = assume_multiple(M, UNIT)
     out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
     # columns: [BW]; channels, wanted: [BM]
@@ -80,7 +85,7 @@ def convolution_kernel(
     for row in range(top, bottom):
         a = read_inputs(x, row * STRIDE - PADDING, i, inside, places, IN_H, x_h)  # [BW, BK]
         z = tl.dot(a, b, input_precision=PRECISION)  # [BW, BM]
-        if statistics is not None:
+        if partials is not None:
             if row == top:
                 origin = tl.sum(tl.where(mask, z, 0.0), axis=0) / size
             apart = tl.where(mask, z - origin[None, :], 0.0)
@@ -88,19 +93,25 @@ def convolution_kernel(
             second += apart * apart
         v = activate(normalized(z, center, scale, shift, conv_mean is not None), CONV_ACT, neg_slope[None, :])
         tl.store(out + row * out_h + to, v.to(out.dtype.element_ty), mask=mask)
-    if statistics is not None:
+    if partials is not None:
         values = size * (bottom - top).to(tl.float32) + tl.zeros((BM,), tl.float32)  # [BM]
         mean, m2 = finish_moments(tl.sum(first, axis=0), tl.sum(second, axis=0), origin, values)  # [BM] each
-        store_partial(statistics, group, channels, M, wanted, values, mean, m2)
+        store_partial(partials, group, channels, M, wanted, values, mean, m2)
+        blocks = tl.cdiv(M, BM)
+        join_statistics_last(
+            partials, join_counters, group, tl.num_programs(0) // blocks, tl.program_id(0) % blocks, channels, M,
+            wanted, join_count, join_gamma, join_beta, join_eps, join_bias, join_running_mean, join_running_var,
+            join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out, join_shift_out, BM,
+        )  # fmt: skip
 
 
-def _strips(x: torch.Tensor, weight: torch.Tensor, z: torch.Tensor) -> tuple[tiles.Strips, int]:
-    """The strips of a kernel over the convolution's results z, and the inputs of a pixel that a row's product takes."""
+def _strips(x: torch.Tensor, weight: torch.Tensor, z: torch.Tensor, block: int) -> tuple[tiles.Strips, int]:
+    """The strips of a kernel over the convolution's results z, in blocks of at most so many channels; and the inputs of
+    a pixel that a row's product takes."""
     (n, m, height, width), depth = z.shape, _side(weight[0].numel())
     tile = tiles.lookup("product", tiles.shape_class(z), x.device)
-    columns = min(_side(width), MOST_COLUMNS, max(tile.pixels * tile.depth // depth, tiles.LEAST))
-    block = min(_side(m), tile.channels)
-    tile = replace(tile, channels=block, columns=columns, warps=4, stages=1)
+    columns, block = min(_side(width), max(MOST_INPUTS // depth, tiles.LEAST)), min(_side(m), tile.channels, block)
+    tile = replace(tile, channels=block, columns=columns, warps=8 if depth > 128 else 4, stages=1)
     across = launch.cdiv(width, columns)
     per_split = tiles.rows_of_strips(height, n * across * launch.cdiv(m, block))
     return tiles.Strips(tile, across * launch.cdiv(height, per_split), per_split), depth
@@ -119,18 +130,20 @@ def _arguments(x: torch.Tensor, weight: torch.Tensor, z: torch.Tensor, stride: i
     }  # fmt: skip
 
 
-def _convolve(x, weight, stride, padding, to, epilogue=NO_EPILOGUE, statistics=False):
-    """The convolution of x into ``to``; returns the groups' statistics (groups x 3 x M) where they are asked for."""
-    strips, depth = _strips(x, weight, to)
-    groups, m = x.shape[0] * strips.splits, to.shape[1]
-    partials = launch.empty((groups, 3, m), torch.float32, x.device) if statistics else None
+def _convolve(x, weight, stride, padding, to, epilogue=NO_EPILOGUE, joins=None, norm=None, vectors=None):
+    """The convolution of x into ``to``; the last arguments are those of ``convolution_before_norm``."""
+    strips, depth = _strips(x, weight, to, 64)
+    (n, m, height, width), join = to.shape, None
+    if norm is not None:
+        blocks = launch.cdiv(m, strips.tile.channels)
+        join = joins.statistics(norm, n * height * width, n * strips.splits, m, blocks, vectors)
     arguments = {
         **_arguments(x, weight, to, stride, padding), **launch.maps(out=to), "weight": launch.vector(weight),
-        **epilogue.arguments("conv"), "statistics": partials, "WIDE": launch.is_wide(x, to),
+        **epilogue.arguments("conv"), **(join.arguments if join else NO_STATISTICS), "WIDE": launch.is_wide(x, to),
         "UNIT": launch.unit(to, counts=(m,)), "BK": depth,
     }  # fmt: skip
     strips.start(convolution_kernel, x, m, arguments)
-    return partials
+    return join and join.finish()
 
 
 def _sides(x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int) -> tuple[int, int]:
@@ -149,13 +162,18 @@ def convolution(
     return out
 
 
-def convolution_with_statistics(
-    x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The convolution of x as a scratch map, and the statistics of each group of its results, unrounded: groups x 3 x
-    M, float32; weight as of ``convolution``."""
+def convolution_before_norm(
+    x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int, *, joins: Joins | None = None,
+    norm: BatchNorm | None = None, vectors: NormVectors | None = None,
+) -> tuple[torch.Tensor, NormVectors | None]:  # fmt: skip
+    """The convolution of x as a scratch map, and the vectors of ``norm``; weight as of ``convolution``.
+
+    Args:
+        norm: the BatchNorm that follows, over the statistics of the unrounded results; None: it needs none.
+        joins: those of its statistics; ``vectors``: where they are written, by default new ones.
+    """
     z = launch.scratch(x, weight.shape[0], _sides(x, weight, stride, padding))
-    return z, _convolve(x, weight, stride, padding, z, statistics=True)
+    return z, _convolve(x, weight, stride, padding, z, joins=joins, norm=norm, vectors=vectors)
 
 
 @triton.jit
@@ -212,7 +230,7 @@ def convolution_weight_gradient(
     coefficients: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The gradient of the weight of ``convolution``; arguments as of ``depthwise_gradients``."""
-    strips, depth = _strips(x, weight, grad_out)
+    strips, depth = _strips(x, weight, grad_out, 32 if weight[0].numel() <= 64 else 16)
     m, groups = weight.shape[0], x.shape[0] * strips.splits
     partials = launch.empty((groups, 1, weight.numel()), torch.float32, x.device)
     arguments = {

@@ -13,6 +13,7 @@ from . import checks, launch, tiles
 from .activation import activate, affine, normalized, slopes
 from .depthwise_gradients import MOST_STRIDE, depthwise_gradients
 from .epilogue import NO_EPILOGUE, Epilogue
+from .joins import NO_STATISTICS, Joins, join_statistics_last
 from .launch_cache import cached_launches
 from .maps import (
     assume_multiple,
@@ -24,6 +25,7 @@ from .maps import (
     store_rows,
     tile_coords,
 )
+from .norm import BatchNorm, NormVectors
 from .sums import OverSplits
 from .taps import tap_arguments
 
@@ -34,12 +36,15 @@ LEAST_WIDTH = 16  # of maps whose strips are split further for kernels larger th
 def depthwise_kernel(
     x, x_n, x_c, x_h, x_w, weight, weight_c, weight_tap,
     conv_bias, conv_gamma, conv_beta, conv_mean, conv_var, conv_eps, conv_slopes, conv_slopes_stride, conv_slope,
-    out, out_n, out_c, out_h, out_w, sums, per_value, statistics, N, IN_H, IN_W, H, W, C, splits, per_split,
+    out, out_n, out_c, out_h, out_w, sums, per_value,
+    partials, join_counters, join_count, join_gamma, join_beta, join_eps, join_bias, join_running_mean,
+    join_running_var, join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out, join_shift_out,
+    N, IN_H, IN_W, H, W, C, splits, per_split,
     CONV_ACT: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
     BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """Grid: see ``tile_coords``; strips are of ``out`` (H x W), blocks of C. ``sums``: as of ``cheap_kernel``;
-    ``statistics``, [groups, 3, C], are those of the convolution's result."""
+    """Grid: see ``tile_coords``; strips are of ``out`` (H x W), blocks of C. ``sums``: as of ``cheap_kernel``.
+    ``partials``: statistics of the convolution's result, or None; ``join_``: see ``join_statistics_last``."""
     C = assume_multiple(C, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT)
     out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
@@ -73,7 +78,7 @@ def depthwise_kernel(
                         acc = acc[:e] + (acc[e] + v * tap,) + acc[e + 1 :]
         acc_next = acc[1:]
         if row >= top:
-            if statistics is not None:
+            if partials is not None:
                 if row == top:
                     origin = tl.sum(tl.where(mask, acc[0], 0.0), axis=0) / size  # [BM]
                 apart = tl.where(mask, acc[0] - origin, 0.0)
@@ -84,33 +89,42 @@ def depthwise_kernel(
             stored = store_rows(z, out, row, columns, channels, W, out_c, out_h, out_w, wanted, None, 0, 0, 0)
             if sums is not None:
                 found += stored
-    if statistics is not None:
+    if partials is not None:
         values = size * (bottom - top).to(tl.float32) + tl.zeros((BM,), tl.float32)  # [BM]
         mean, m2 = finish_moments(tl.sum(found, axis=0), tl.sum(squares, axis=0), origin, values)  # [BM] each
-        store_partial(statistics, group, channels, C, wanted, values, mean, m2)
+        store_partial(partials, group, channels, C, wanted, values, mean, m2)
+        blocks = tl.cdiv(C, BM)
+        join_statistics_last(
+            partials, join_counters, group, tl.num_programs(0) // blocks, tl.program_id(0) % blocks, channels, C,
+            wanted, join_count, join_gamma, join_beta, join_eps, join_bias, join_running_mean, join_running_var,
+            join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out, join_shift_out, BM,
+        )  # fmt: skip
     elif sums is not None:
         at = sums + (split.to(tl.int64) * N + image) * C + channels  # [BM]
         tl.store(at, (tl.sum(found, axis=0) * per_value).to(sums.dtype.element_ty), mask=wanted)
 
 
-def _convolve(x, weight, stride, to, epilogue=NO_EPILOGUE, squeeze=None, statistics=False):
-    """Depthwise convolution of x into ``to``; returns the groups' statistics (groups x 3 x C) where they are asked for.
-    ``squeeze``: where the means of ``to`` go, N x C."""
+def _convolve(x, weight, stride, to, epilogue=NO_EPILOGUE, squeeze=None, joins=None, norm=None, vectors=None):
+    """Depthwise convolution of x into ``to``. ``squeeze``: where the means of ``to`` go, N x C. The others: see
+    ``depthwise_before_norm``."""
     n, c, *sides = x.shape
     d, (height, width) = weight.shape[-1], to.shape[2:]
     # Beside the taps of a large kernel a thread has two values, so that twice as many warps fit on a processor; where
     # maps are narrow it has four, or programs would be too short.
     strips = tiles.strips("stencil", to, c, (2 if d > 3 and width > LEAST_WIDTH else 1) * d * d)
-    sums = OverSplits(squeeze, strips.splits, 1.0 / (height * width))
-    partials = launch.empty((n * strips.splits, 3, c), torch.float32, x.device) if statistics else None
+    sums, join = OverSplits(squeeze, strips.splits, 1.0 / (height * width)), None
+    if norm is not None:
+        groups, blocks = n * strips.splits, launch.cdiv(c, strips.tile.channels)
+        join = joins.statistics(norm, n * height * width, groups, c, blocks, vectors)
     arguments = {
         **launch.maps(x=x, out=to), **tap_arguments("weight", weight), **epilogue.arguments("conv"), **sums.arguments,
-        "statistics": partials, "N": n, "IN_H": sides[0], "IN_W": sides[1], "H": height, "W": width, "C": c, "D": d,
-        "STRIDE": stride, "WIDE": launch.is_wide(x, to), "UNIT": launch.unit(x, to, counts=(c,)),
+        **(join.arguments if join else NO_STATISTICS), "N": n, "IN_H": sides[0], "IN_W": sides[1], "H": height,
+        "W": width, "C": c, "D": d, "STRIDE": stride, "WIDE": launch.is_wide(x, to),
+        "UNIT": launch.unit(x, to, counts=(c,)),
     }  # fmt: skip
     strips.start(depthwise_kernel, x, c, arguments)
     sums.join()
-    return partials
+    return join and join.finish()
 
 
 @cached_launches
@@ -127,14 +141,19 @@ def depthwise_with_epilogue(
     return out, means
 
 
-def depthwise_with_statistics(
-    x: torch.Tensor, weight: torch.Tensor, stride: int
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The depthwise convolution of x, padded by half its kernel, as a scratch map; and the statistics of each group of
-    its results, unrounded: groups x 3 x C, float32."""
+def depthwise_before_norm(
+    x: torch.Tensor, weight: torch.Tensor, stride: int, *, joins: Joins | None = None, norm: BatchNorm | None = None,
+    vectors: NormVectors | None = None,
+) -> tuple[torch.Tensor, NormVectors | None]:  # fmt: skip
+    """The depthwise convolution of x, padded by half its kernel, as a scratch map, and the vectors of ``norm``.
+
+    Args:
+        norm: the BatchNorm that follows, over the statistics of the unrounded results; None: it needs none.
+        joins: those of its statistics; ``vectors``: where they are written, by default new ones.
+    """
     sides = checks.expect_depthwise(x, weight, NO_EPILOGUE, stride)
     z = launch.scratch(x, x.shape[1], sides)
-    return z, _convolve(x, weight, stride, z, statistics=True)
+    return z, _convolve(x, weight, stride, z, joins=joins, norm=norm, vectors=vectors)
 
 
 @cached_launches

@@ -148,15 +148,15 @@ def excite_layers(
     values = launch.empty((n, c), dtype, device) if gated else None
     layers = [launch.vector(t) for t in (reduce_weight, reduce_bias, expand_weight, expand_bias)]
     side = _side(r)
-    outer = min(STEP // side, MOST_STEP)
-    blocks, images = launch.cdiv(c, outer), launch.cdiv(n, ROWS)
+    step = min((STEP if dtype != torch.float32 else STEP // 2) // side, MOST_STEP)
+    blocks, images = launch.cdiv(c, step), launch.cdiv(n, ROWS)
     per_program = launch.cdiv(blocks, min(blocks, max(PROGRAMS // max(images, 1), 1)))
     arguments = {
         "sums": launch.vector(sums), "per_value": per_value, "reduce_weight": layers[0], "reduce_bias": layers[1],
         "expand_weight": layers[2], "expand_bias": layers[3], "squeeze": squeeze, "hidden": hidden, "logits": logits,
         "gated": values, "ROWS": n, "C": c, "R": r, "splits": splits, "per_program": per_program, "ACT": act,
         "GATE": gate, "PRECISION": precision(dtype), "UNIT": launch.unit(counts=(c, r)), "BR": ROWS, "BH": side,
-        "BK": min(STEP // side, MOST_STEP), "BO": outer,
+        "BK": step, "BO": step,
     }  # fmt: skip
     with launch.on_device_of(sums):
         if r <= MOST_HIDDEN:

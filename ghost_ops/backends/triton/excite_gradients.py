@@ -53,7 +53,8 @@ def hidden_bwd_kernel(
 
 @triton.jit
 def layer_weight_gradient(
-    grad, v, weight, bias, tile, ROWS, OUT, IN, ACT: tl.constexpr, PRECISION: tl.constexpr, B: tl.constexpr
+    grad, v, weight, bias, tile, ROWS, OUT, IN, ACT: tl.constexpr, PRECISION: tl.constexpr, B: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
     """A tile, B x B, of a layer's weight gradient, [OUT, IN], from the gradient of its output, [ROWS, OUT], and act of
     its input v, [ROWS, IN]; the bias's, [OUT], with the first tile of its rows. ``bias`` may be None."""
@@ -61,9 +62,9 @@ def layer_weight_gradient(
     outer = (tile // across) * B + tl.arange(0, B)  # [B]
     inner = (tile % across) * B + tl.arange(0, B)  # [B]
     acc = tl.zeros((B, B), tl.float32)
-    found = tl.zeros((B, B), tl.float32)
-    for first in range(0, ROWS, B):
-        rows = first + tl.arange(0, B)  # [B]
+    found = tl.zeros((BK, B), tl.float32)
+    for first in range(0, ROWS, BK):
+        rows = first + tl.arange(0, BK)  # [BK]
         mask = (rows < ROWS)[:, None] & (outer < OUT)[None, :]
         g = tl.load(grad + (rows[:, None].to(tl.int64) * OUT + outer[None, :]), mask=mask, other=0.0)
         mask = (rows < ROWS)[:, None] & (inner < IN)[None, :]
@@ -82,7 +83,7 @@ def layer_weight_gradient(
 def layers_bwd_kernel(
     grad_logits, grad_hidden, squeeze, hidden, reduce_weight, grad_squeeze, per_value, grad_reduce, grad_reduce_bias,
     grad_expand, grad_expand_bias, ROWS, C, R, ACT: tl.constexpr, NONE: tl.constexpr, PRECISION: tl.constexpr,
-    UNIT: tl.constexpr, B: tl.constexpr,
+    UNIT: tl.constexpr, B: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of both layers' parameters, and of the squeeze, [ROWS, C], times ``per_value``, float32.
 
@@ -94,11 +95,11 @@ def layers_bwd_kernel(
     tile = tl.program_id(0)
     if tile < each:
         layer_weight_gradient(
-            grad_logits, hidden, grad_expand, grad_expand_bias, tile, ROWS, C, R, ACT, PRECISION, B
+            grad_logits, hidden, grad_expand, grad_expand_bias, tile, ROWS, C, R, ACT, PRECISION, B, BK
         )  # fmt: skip
     elif tile < 2 * each:
         layer_weight_gradient(
-            grad_hidden, squeeze, grad_reduce, grad_reduce_bias, tile - each, ROWS, R, C, NONE, PRECISION, B
+            grad_hidden, squeeze, grad_reduce, grad_reduce_bias, tile - each, ROWS, R, C, NONE, PRECISION, B, BK
         )  # fmt: skip
     else:
         across = tl.cdiv(C, B)
@@ -106,8 +107,8 @@ def layers_bwd_kernel(
         columns = ((tile - 2 * each) % across) * B + tl.arange(0, B)  # [B]
         wide = rows[:, None].to(tl.int64)  # [B, 1]
         acc = tl.zeros((B, B), tl.float32)
-        for k in range(0, R, B):
-            inner = k + tl.arange(0, B)  # [B]
+        for k in range(0, R, BK):
+            inner = k + tl.arange(0, BK)  # [BK]
             mask = (rows < ROWS)[:, None] & (inner < R)[None, :]
             g = tl.load(grad_hidden + (wide * R + inner[None, :]), mask=mask, other=0.0)
             mask = (inner < R)[:, None] & (columns < C)[None, :]
@@ -151,6 +152,7 @@ def excite_gradients(
     grad_logits = launch.empty((n, c), torch.float32, device)
     grad_hidden = launch.empty((n, r), torch.float32, device)
     vectors = {"hidden": launch.vector(hidden), "grad_logits": grad_logits, "grad_hidden": grad_hidden}
+    step = SIDE if squeeze.dtype != torch.float32 else SIDE // 2  # float32 products take more registers
     common = vectors | {
         "ROWS": n, "C": c, "R": r, "ACT": act, "UNIT": launch.unit(counts=(c, r)),
         "PRECISION": "tf32" if squeeze.dtype != torch.float32 else precision_of(squeeze.dtype),
@@ -158,7 +160,7 @@ def excite_gradients(
     with launch.on_device_of(sums):
         arguments = common | {
             "sums": sums, "logits": launch.vector(logits), "expand_weight": launch.vector(expand_weight),
-            "splits": splits, "GATE": plain.OF_GATES[gate], "BR": ROWS, "BK": 64, "BO": 16,
+            "splits": splits, "GATE": plain.OF_GATES[gate], "BR": ROWS, "BK": SIDE, "BO": 16,
         }  # fmt: skip
         grid = (launch.cdiv(n, ROWS) * launch.cdiv(r, 16),)
         launch.start_kernel(hidden_bwd_kernel, grid, arguments, warps=4, stages=2)
@@ -166,7 +168,7 @@ def excite_gradients(
             "squeeze": launch.vector(squeeze), "reduce_weight": launch.vector(reduce_weight),
             "grad_squeeze": found.sums, "per_value": per_value, "grad_reduce": found.reduce_weight,
             "grad_reduce_bias": found.reduce_bias, "grad_expand": found.expand_weight,
-            "grad_expand_bias": found.expand_bias, "NONE": plain.NONE, "B": SIDE,
+            "grad_expand_bias": found.expand_bias, "NONE": plain.NONE, "B": SIDE, "BK": step,
         }  # fmt: skip
         tiles = [launch.cdiv(size, SIDE) for size in (n, c, r)]
         grid = (2 * tiles[1] * tiles[2] + tiles[0] * tiles[1],)

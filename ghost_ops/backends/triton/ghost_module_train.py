@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..layout import kept_dtype
 from . import backward, checks, launch
 from .cheap import cheap_half
 from .epilogue import Epilogue
@@ -29,7 +30,8 @@ def ghost_module_train(
     primary = Epilogue(None, act, act_slope, act_weight, primary_gamma, primary_beta, None, None, primary_eps)
     cheap = Epilogue(None, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, None, None, cheap_eps)
     checks.expect_module(x, primary_weight, primary, cheap_weight, cheap, out_channels)
-    z, out = launch.scratch(x, m), launch.new_map(x, out_channels)
+    kept = launch.empty((n, height, width, m), kept_dtype(x) if keep_primary else x.dtype, x.device)
+    z, out = kept.permute(0, 3, 1, 2), launch.new_map(x, out_channels)
     joins, norm = Joins(x.device), BatchNorm(primary_gamma, primary_beta, primary_eps)
     first = primary_product(x, primary_weight, to=z, joins=joins, norm=norm, vectors=_vectors(x, m))
     primary = first.applied(primary)
@@ -38,8 +40,8 @@ def ghost_module_train(
         BatchNorm(cheap_gamma, cheap_beta, cheap_eps), _vectors(x, cheap_weight.shape[0]),
     )  # fmt: skip
     cheap_half(z, out, cheap_weight, second.applied(cheap), m=m, primary=primary)
-    kept_z1 = z.permute(0, 2, 3, 1).float() if keep_primary else launch.empty((0,), torch.float32, x.device)
-    return out, first.mean, first.var, second.mean, second.var, kept_z1
+    kept = kept if keep_primary else launch.empty((0,), torch.float32, x.device)
+    return out, first.mean, first.var, second.mean, second.var, kept
 
 
 @cached_launches
@@ -50,7 +52,7 @@ def ghost_module_train_backward(
 ):  # fmt: skip
     """Gradients of x, primary weight, gamma, beta, cheap weight, gamma, beta, and the two PReLU weights.
 
-    ``kept_z1`` is not read: z1 is recomputed.
+    ``kept_z1``: N x H x W x m, what the forward kept; None: z1 is computed again.
     """
     primary = Epilogue(
         None, act, act_slope, act_weight, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps
@@ -58,8 +60,9 @@ def ghost_module_train_backward(
     cheap = Epilogue(
         None, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps
     )
+    z = None if kept_z1 is None else launch.vector(kept_z1).permute(0, 3, 1, 2)
     found = backward.ghost_module_bwd(
-        grad_out, x, primary_weight, primary, cheap_weight, cheap, out_channels, batch=True
+        grad_out, x, primary_weight, primary, cheap_weight, cheap, out_channels, batch=True, z=z
     )
     primary_grad, cheap_grad = found.primary, found.cheap
     return (

@@ -40,7 +40,7 @@ RUNS = 32  # most runs of groups
 COUNTERS = 8192  # of one call
 BATCHES = 8  # counters of batches that a launch increments
 _RUNS = tl.constexpr(RUNS)
-_VALUES = tl.constexpr(2048)  # of a row's three that a program reads at once
+_VALUES = tl.constexpr(1024)  # of a row's three that a program reads at once
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def join_statistics_last(
         store_partial(partials, groups + run, channels, CHANNELS, wanted, size, mean, m2)
         if arrive(counters + _RUNS) == runs - 1:
             of_runs = partials + groups.to(tl.int64) * 3 * CHANNELS
-            size, mean, m2 = joined_moments(of_runs, runs, channels, CHANNELS, wanted, _RUNS, BC)
+            size, mean, m2 = joined_moments(of_runs, runs, channels, CHANNELS, wanted, ROWS, BC)
             share = 0.0
             if running_mean is not None:
                 share = running_share(batches, momentum, False)
@@ -111,7 +111,7 @@ def join_gradients_last(
         store_partial(partials, groups + run, channels, CHANNELS, wanted, first, second, third)
         if arrive(counters + _RUNS) == runs - 1:
             of_runs = partials + groups.to(tl.int64) * 3 * CHANNELS
-            first, second, third = joined_sums(of_runs, runs, channels, CHANNELS, wanted, _RUNS, BC)
+            first, second, third = joined_sums(of_runs, runs, channels, CHANNELS, wanted, ROWS, BC)
             finish_gradients(
                 first, second, third, channels, wanted, CHANNELS, count, gamma, mean, var, eps, coefficients,
                 grad_bias, grad_beta, grad_gamma, grad_slopes, BATCH,
@@ -249,4 +249,8 @@ NO_STATISTICS = dict.fromkeys((
     "partials", "join_counters", "join_count", "join_gamma", "join_beta", "join_eps", "join_bias", "join_running_mean",
     "join_running_var", "join_batches", "join_momentum", "join_mean_out", "join_var_out", "join_scale_out",
     "join_shift_out",
+))  # fmt: skip
+NO_GRADIENTS = {"join_BATCH": False} | dict.fromkeys((
+    "partials", "join_counters", "join_count", "join_gamma", "join_mean", "join_var", "join_eps", "join_coefficients",
+    "join_grad_bias", "join_grad_beta", "join_grad_gamma", "join_grad_slopes",
 ))  # fmt: skip

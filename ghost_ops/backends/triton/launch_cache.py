@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -22,10 +21,10 @@ from collections.abc import Callable
 import torch
 import triton
 from torch import Tensor
-from torch.nn import Parameter
 from triton.runtime import JITFunction
 
 from . import launch, launch_native, tiles
+from .launch_key import form_of, kind_of, read
 from .launch_native import Kind, Native
 from .launch_native import replay as native_replay
 from .launch_recording import Recorded, Recording
@@ -36,10 +35,6 @@ _CALL = (  # how Triton starts a kernel (3.6 and 3.7), as a replay does
     "kernel.run(grid_0, grid_1, grid_2, stream, kernel.function, kernel.packed_metadata, launch_metadata, "
     "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *bound_args.values())"
 )
-_CONSTANTS = frozenset((int, float, bool, str, type(None)))
-# What torch.backends and os.environ.get look at, which take 1 us more.
-_conv_tf32, _matmul_tf32 = torch._C._get_cudnn_allow_tf32, torch._C._get_cublas_allow_tf32
-_environment, _table = os.environ._data, os.environ.encodekey("GHOST_OPS_TILES")
 _runtime = triton.knobs.runtime
 _wrapped = torch._C._are_functorch_transforms_active
 _launches: dict[tuple, Callable | Native | None] = {}  # None: runs in full
@@ -87,21 +82,6 @@ def _switched_off() -> bool:
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
-def _read(args: tuple, key: list, tensors: list) -> None:
-    """Adds what is not a tensor to the key, and collects the tensors; TypeError where a key cannot have an argument."""
-    for a in args:
-        kind = type(a)
-        if kind is Tensor or kind is Parameter:
-            tensors.append(a)
-        elif kind in _CONSTANTS:
-            key.append(a)
-        elif kind is list or kind is tuple:
-            key += (len(a), *map(type, a))
-            _read(a, key, tensors)
-        else:
-            raise TypeError(f"cached_launches: {kind}")
-
-
 def cached_launches(function: Callable) -> Callable:
     """An operator's implementation, replayed where that can be.
 
@@ -114,13 +94,11 @@ def cached_launches(function: Callable) -> Callable:
     def call(*args, **kwargs):
         if kwargs or not on_device(args[0]) or _switched_off():
             return function(*args, **kwargs)
-        key, tensors = [function, *map(type, args)], []  # types, since 1, 1.0 and True are equal
+        tensors = []
         try:
-            key += (_conv_tf32(), _matmul_tf32(), _environment.get(_table))
-            _read(args, key, tensors)
-        except (RuntimeError, TypeError):  # TF32 set in two ways, other types
+            key = kind_of(function, args, tensors)
+        except (RuntimeError, TypeError):
             return function(*args)
-        key = tuple(key)
         kind = _kinds.get(key)
         if kind is not None and not _wrapped():
             results = native_replay(tensors, kind.number)
@@ -135,7 +113,7 @@ def _call_from_python(function: Callable, args: tuple, kind: tuple, tensors: lis
     """A call that C++ does not replay, or not yet. ``kind`` is the key without the tensors."""
     try:
         pointers = [t.data_ptr() for t in tensors]
-        key = kind, *((t.shape, t.stride(), t.dtype, t.get_device(), p % 16 == 0) for t, p in zip(tensors, pointers))
+        key = kind, *map(form_of, tensors, pointers)
     except RuntimeError:  # no memory: fake or functional tensors
         return function(*args)
     try:
@@ -150,16 +128,15 @@ def _call_from_python(function: Callable, args: tuple, kind: tuple, tensors: lis
 def _record(function: Callable, args: tuple, key: tuple) -> object:
     """Runs the function in full and keeps its launches."""
     _warn_of_slow_launches()
-    tensors = []
 
     def stand_in(a):
         """Detached tensors: where this call passes one tensor twice, the next may pass two."""
         if isinstance(a, Tensor):
-            tensors.append(a.detach())
-            return tensors[-1]
+            return a.detach()
         return type(a)(map(stand_in, a)) if isinstance(a, (list, tuple)) else a
 
-    args = stand_in(args)
+    args, tensors = stand_in(args), []
+    read(args, [], tensors)
     recording = launch.recorder.current = Recording(tensors)
     try:
         with recording:

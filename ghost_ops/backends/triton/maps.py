@@ -42,27 +42,35 @@ def block_of(block, B: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def run_of(group, per_group, t, BP: tl.constexpr, WIDE: tl.constexpr):
-    """Pixels of a group's run t, [BP], numbered through all images."""
-    if WIDE:
-        group = group.to(tl.int64)
-    return (group * per_group + t) * BP + tl.arange(0, BP)
+def run_of(group, per_group, t, PIXELS, BP: tl.constexpr):
+    """A group's run t of pixels, which are numbered through all images: the first one's number, a scalar of 64 bits,
+    the distances from there, and which pixels exist: [BP] both."""
+    first = (group.to(tl.int64) * per_group + t) * BP
+    lanes = tl.arange(0, BP)
+    return first, lanes, lanes < tl.minimum(PIXELS - first, BP).to(tl.int32)
 
 
 @triton.jit
-def in_batch(pixels, H, W, map_n, map_h, map_w, FLAT: tl.constexpr, WIDE: tl.constexpr):
-    """Offsets, [BP], of ``pixels``, [BP], that are numbered through all images; FLAT: see ``launch.is_flat``."""
+def in_batch(first, lanes, H, W, map_n, map_h, map_w, FLAT: tl.constexpr, WIDE: tl.constexpr):
+    """Offsets in a map of pixels that are numbered through all images, as a scalar of 64 bits and offsets from there,
+    [BP]: those of a FLAT map (see ``launch.is_flat``) are the same for every run, so that a loop computes one number.
+
+    ``first``, ``lanes``: see ``run_of``.
+    """
     if FLAT:
-        place = pixels * map_w
+        if WIDE:
+            lanes = lanes.to(tl.int64)
+        start, places = first * map_w, lanes * map_w
     else:
+        pixels = first + lanes
+        if not WIDE:
+            pixels = pixels.to(tl.int32)
         image = pixels // (H * W)
         rest = pixels - image * (H * W)
         row = rest // W
         column = rest - row * W
-        if WIDE:
-            image, row, column = image.to(tl.int64), row.to(tl.int64), column.to(tl.int64)
-        place = image * map_n + row * map_h + column * map_w
-    return place
+        start, places = first * 0, image * map_n + row * map_h + column * map_w
+    return start, places
 
 
 @triton.jit
@@ -163,7 +171,7 @@ def product_columns(weight, C, columns, wanted, k, kind: tl.constexpr, BK: tl.co
 
 @triton.jit
 def product(
-    x, places, valid, channel_stride, scale, images, weight, C, columns, wanted,
+    x, places, valid, channel_stride, scale, images, weight, columns_of_step, C, columns, wanted,
     PRECISION: tl.constexpr, ONE_STEP: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """BP pixels x BM columns of a 1x1 convolution, [BP, BM], in float32.
@@ -172,13 +180,13 @@ def product(
         x: the map; ``places``, [BP], are the pixels' offsets in it, ``valid``, [BP], which of them there are.
         scale: [images, C], of x's channels, or None; ``images``, [BP], are the pixels'.
         weight: [all columns, C]; ``columns``, [BM], are the tile's, ``wanted``, [BM], which of them there are.
-        ONE_STEP: C is at most BK. Then there is no loop here, so that the compiler overlaps the caller's.
+        ONE_STEP: C is at most BK. Then there is no loop here, so that the compiler overlaps the caller's, and
+            ``columns_of_step``, [BK, BM], is the weight, which a caller reads once: ``product_columns`` of channel 0.
     """
     acc = tl.zeros((BP, BM), tl.float32)
     if ONE_STEP:
         a = product_rows(x, places, valid, channel_stride, scale, images, C, 0, BK)  # [BP, BK]
-        b = product_columns(weight, C, columns, wanted, 0, x.dtype.element_ty, BK)  # [BK, BM]
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = tl.dot(a, columns_of_step, acc, input_precision=PRECISION)
     else:
         for k in range(0, C, BK):
             a = product_rows(x, places, valid, channel_stride, scale, images, C, k, BK)

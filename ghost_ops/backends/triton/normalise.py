@@ -12,8 +12,10 @@ import triton.language as tl
 
 from . import launch, tiles
 from .activation import PRELU, activate, activate_backward, affine, load_coefficients, normalized, slopes
-from .epilogue import Epilogue
+from .epilogue import Epilogue, EpilogueGradients
+from .joins import NO_GRADIENTS, Joins, join_gradients_last
 from .maps import assume_multiple, assume_multiple_strides, store_partial, tile_coords
+from .norm import NormVectors
 
 ROWS = 2  # rows that a program reads before it computes: more bytes are under way
 
@@ -96,11 +98,13 @@ def normalise(
 def norm_bwd_kernel(
     grad, grad_n, grad_c, grad_h, grad_w, z, z_n, z_c, z_h, z_w,
     norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, norm_slopes, norm_slopes_stride, norm_slope,
-    coefficients, to, to_n, to_c, to_h, to_w, partials, H, W, C, splits, per_split, NORM_ACT: tl.constexpr,
-    ROWS: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    coefficients, to, to_n, to_c, to_h, to_w, partials, join_counters, join_count, join_gamma, join_mean, join_var,
+    join_eps, join_coefficients, join_grad_bias, join_grad_beta, join_grad_gamma, join_grad_slopes,
+    H, W, C, splits, per_split, join_BATCH: tl.constexpr, NORM_ACT: tl.constexpr, ROWS: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """The sums of g, ``partials``, [groups, 3, C], or the gradient of z, ``to``: the other is None. Grid: see
-    ``tile_coords``; blocks are of C."""
+    ``tile_coords``; blocks are of C. ``join_``: see ``join_gradients_last``."""
     C = assume_multiple(C, UNIT)
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
     z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)
@@ -145,23 +149,40 @@ def norm_bwd_kernel(
     if partials is not None:
         found = tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)  # [BM] each
         store_partial(partials, group, channels, C, wanted, found[0], found[1], found[2])
+        if join_counters is not None:
+            blocks = tl.cdiv(C, BM)
+            join_gradients_last(
+                partials, join_counters, group, tl.num_programs(0) // blocks, tl.program_id(0) % blocks, channels, C,
+                wanted, join_count, join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias,
+                join_grad_beta, join_grad_gamma, join_grad_slopes, join_BATCH, BM,
+            )  # fmt: skip
 
 
-def _norm_backward(grad_out, z, norm, strips, coefficients, to, partials):
+def _norm_backward(grad_out, z, norm, strips, coefficients, to, joined):
     arguments = {
-        **launch.maps(grad=grad_out, z=z, to=to), **norm.arguments("norm"), "coefficients": coefficients,
-        "partials": partials, "H": z.shape[2], "W": z.shape[3], "C": z.shape[1], "ROWS": ROWS,
-        "WIDE": launch.is_wide(grad_out, z, to), "UNIT": launch.unit(grad_out, z, to, counts=(z.shape[1],)),
+        **launch.maps(grad=grad_out, z=z, to=to), **norm.arguments("norm"), "coefficients": coefficients, **joined,
+        "H": z.shape[2], "W": z.shape[3], "C": z.shape[1], "ROWS": ROWS, "WIDE": launch.is_wide(grad_out, z, to),
+        "UNIT": launch.unit(grad_out, z, to, counts=(z.shape[1],)),
     }  # fmt: skip
     strips.start(norm_bwd_kernel, z, z.shape[1], arguments)
 
 
-def norm_gradient_sums(grad_out: torch.Tensor, z: torch.Tensor, norm: Epilogue) -> torch.Tensor:
-    """Each group's Σ g, Σ g (z - mean) and PReLU's sum: groups x 3 x C, float32. ``grad_out``: of any strides."""
-    strips = tiles.strips("stencil", z, z.shape[1])
-    partials = launch.empty((z.shape[0] * strips.splits, 3, z.shape[1]), torch.float32, z.device)
-    _norm_backward(grad_out, z, norm, strips, None, None, partials)
-    return partials
+def norm_gradient_sums(
+    grad_out: torch.Tensor, z: torch.Tensor, norm: Epilogue, *, joins: Joins, own: Epilogue,
+    vectors: NormVectors | None = None,
+) -> tuple[torch.Tensor, EpilogueGradients]:  # fmt: skip
+    """The coefficients of the BatchNorm's backward, 4 x C, and the gradients of its parameters and of PReLU's slopes.
+
+    Args:
+        grad_out: of any strides, also expanded.
+        joins: of the sums; ``own``, ``vectors``: see ``norm.join_gradients``.
+    """
+    n, c, height, width = z.shape
+    strips = tiles.strips("stencil", z, c)
+    blocks = launch.cdiv(c, strips.tile.channels)
+    join = joins.gradients(own, n * strips.splits, c, blocks, n * height * width, vectors)
+    _norm_backward(grad_out, z, norm, strips, None, None, join.arguments)
+    return join.finish()
 
 
 def norm_gradient(
@@ -172,7 +193,8 @@ def norm_gradient(
     ``coefficients``: those of the BatchNorm's backward, see ``load_coefficients``.
     """
     to = launch.scratch(z, z.shape[1])
-    _norm_backward(grad_out, z, norm, tiles.strips("stencil", z, z.shape[1]), coefficients, to, None)
+    strips = tiles.strips("stencil", z, z.shape[1])
+    _norm_backward(grad_out, z, norm, strips, coefficients, to, NO_GRADIENTS)
     return to
 
 

@@ -20,22 +20,23 @@ from .maps import assume_multiple, assume_multiple_strides, block_of, in_batch, 
 from .sums import Totals
 
 MOST_WEIGHTS = 8192  # elements of a weight whose gradient a program keeps, with both sides powers of two
+MOST_SUMS = 4096  # values of a tile of x's gradient
 MOST_STEPS = 2  # steps of a product over z's channels that are kept while a program goes through x's channels
 
 
 @triton.jit
 def through_norm(
-    grad, places, grad_c, z, pixels, valid, channels, M, factor, constant, linear, center, NORM: tl.constexpr
+    grad, places, grad_c, z, lanes, valid, channels, M, factor, constant, linear, center, NORM: tl.constexpr
 ):  # fmt: skip
     """A tile of the gradient of z, [BP, B], float32; NORM: through a BatchNorm.
 
-    ``places``: offsets of the pixels in ``grad``, [BP]; z: [all pixels, M]; ``pixels``, ``valid``: [BP]; ``channels``
-    and the coefficients (see ``load_coefficients``): [B].
+    ``grad`` and z, [all pixels, M], begin where the run does; ``places``: offsets of its pixels in ``grad``, [BP];
+    ``lanes``, ``valid``: see ``run_of``; ``channels`` and the coefficients (see ``load_coefficients``): [B].
     """
     mask = valid[:, None] & (channels < M)[None, :]
     g = tl.load(grad + (places[:, None] + channels[None, :] * grad_c), mask=mask, other=0.0).to(tl.float32)  # [BP, B]
     if NORM:
-        z1 = tl.load(z + (pixels[:, None] * M + channels[None, :]), mask=mask, other=0.0).to(tl.float32)
+        z1 = tl.load(z + (lanes[:, None] * M + channels[None, :]), mask=mask, other=0.0).to(tl.float32)
         g = factor[None, :] * (g - constant[None, :] - linear[None, :] * (z1 - center[None, :]))
         g = tl.where(mask, g, 0.0)
     return g
@@ -51,15 +52,18 @@ def weight_rows(weight, M, C, k, columns, wanted, kind: tl.constexpr, BK: tl.con
 
 @triton.jit
 def store_input_gradient(
-    v, to, to_places, to_c, residual, residual_places, residual_c, valid, columns, wanted
+    v, to, to_n, to_c, to_h, to_w, residual, residual_n, residual_c, residual_h, residual_w,
+    start, lanes, valid, columns, wanted, H, W, FLAT_IN: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Stores a tile of the gradient of x, [BP, BC], with ``residual``, if any, added. Places, ``valid``: [BP];
-    ``columns``, ``wanted``: [BC]."""
+    """Stores a tile of the gradient of x, [BP, BC], with ``residual``, if any, added. ``start``, ``lanes``, ``valid``:
+    see ``run_of``; ``columns``, ``wanted``: [BC]."""
     mask = valid[:, None] & wanted[None, :]
     if residual is not None:
-        at = residual + (residual_places[:, None] + columns[None, :] * residual_c)
-        v += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(to + (to_places[:, None] + columns[None, :] * to_c), v.to(to.dtype.element_ty), mask=mask)
+        at, places = in_batch(start, lanes, H, W, residual_n, residual_h, residual_w, FLAT_IN, WIDE)
+        more = residual + at + (places[:, None] + columns[None, :] * residual_c)  # [BP, BC]
+        v += tl.load(more, mask=mask, other=0.0).to(tl.float32)
+    at, places = in_batch(start, lanes, H, W, to_n, to_h, to_w, FLAT_IN, WIDE)
+    tl.store(to + at + (places[:, None] + columns[None, :] * to_c), v.to(to.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -87,22 +91,22 @@ def product_bwd_kernel(
     rows = weight_rows(weight, M, C, 0, columns, wanted, kind, BM)  # [BM, BC]
     acc = tl.zeros((BM, BC), tl.float32)
     for t in range(per_group):
-        pixels = run_of(group, per_group, t, BP, WIDE)  # [BP]
-        valid = pixels < PIXELS
-        places = in_batch(pixels, H, W, grad_n, grad_h, grad_w, FLAT, WIDE)  # [BP]
+        start, lanes, valid = run_of(group, per_group, t, PIXELS, BP)  # a scalar, [BP], [BP]
+        at, places = in_batch(start, lanes, H, W, grad_n, grad_h, grad_w, FLAT, WIDE)  # a scalar, [BP]
         # gz: [BP, BM]
         gz = through_norm(
-            grad, places, grad_c, z, pixels, valid, channels, M, factor, constant, linear, center,
+            grad + at, places, grad_c, z + start * M, lanes, valid, channels, M, factor, constant, linear, center,
             coefficients is not None,
         ).to(kind)  # fmt: skip
-        places = in_batch(pixels, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)  # [BP]
-        at = x + (places[:, None] + columns[None, :] * x_c)
-        seen = tl.load(at, mask=valid[:, None] & wanted[None, :], other=0.0)  # [BP, BC]
+        at, places = in_batch(start, lanes, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)
+        seen = x + at + (places[:, None] + columns[None, :] * x_c)
+        seen = tl.load(seen, mask=valid[:, None] & wanted[None, :], other=0.0)  # [BP, BC]
         acc = tl.dot(tl.trans(gz), seen, acc, input_precision=PRECISION)
         found = tl.dot(gz, rows, input_precision=PRECISION)  # [BP, BC]
-        places = in_batch(pixels, H, W, to_n, to_h, to_w, FLAT_IN, WIDE)  # [BP]
-        more = in_batch(pixels, H, W, residual_n, residual_h, residual_w, FLAT_IN, WIDE)  # [BP]
-        store_input_gradient(found, to, places, to_c, residual, more, residual_c, valid, columns, wanted)
+        store_input_gradient(
+            found, to, to_n, to_c, to_h, to_w, residual, residual_n, residual_c, residual_h, residual_w,
+            start, lanes, valid, columns, wanted, H, W, FLAT_IN, WIDE,
+        )  # fmt: skip
     at = partials + (group.to(tl.int64) * M + channels[:, None]) * C + columns[None, :]  # [BM, BC]
     tl.store(at, acc, mask=(channels < M)[:, None] & wanted[None, :])
 
@@ -136,17 +140,15 @@ def input_bwd_kernel(
     for k in tl.static_range(STEPS):
         known = known + (load_coefficients(coefficients, k * BK + inner, M, k * BK + inner < M),)
     for t in range(per_group):
-        pixels = run_of(group, per_group, t, BP, WIDE)  # [BP]
-        valid = pixels < PIXELS
-        places = in_batch(pixels, H, W, grad_n, grad_h, grad_w, FLAT, WIDE)  # [BP]
-        to_places = in_batch(pixels, H, W, to_n, to_h, to_w, FLAT_IN, WIDE)  # [BP]
-        more = in_batch(pixels, H, W, residual_n, residual_h, residual_w, FLAT_IN, WIDE)  # [BP]
+        start, lanes, valid = run_of(group, per_group, t, PIXELS, BP)  # a scalar, [BP], [BP]
+        at, places = in_batch(start, lanes, H, W, grad_n, grad_h, grad_w, FLAT, WIDE)  # a scalar, [BP]
         kept = ()  # STEPS of [BP, BK]
         for k in tl.static_range(STEPS):
             factor, constant, linear, center = known[k]
             gz = through_norm(
-                grad, places, grad_c, z, pixels, valid, k * BK + inner, M, factor, constant, linear, center, NORM
-            )
+                grad + at, places, grad_c, z + start * M, lanes, valid, k * BK + inner, M, factor, constant,
+                linear, center, NORM,
+            )  # fmt: skip
             kept = kept + (gz.to(kind),)
         if (STEPS == 0) or ONE_BLOCK:
             columns = block_of(first, BC, WIDE)  # [BC]
@@ -159,11 +161,15 @@ def input_bwd_kernel(
                     channels = k + inner  # [BK]
                     factor, constant, linear, center = load_coefficients(coefficients, channels, M, channels < M)
                     gz = through_norm(
-                        grad, places, grad_c, z, pixels, valid, channels, M, factor, constant, linear, center, NORM
-                    )
+                        grad + at, places, grad_c, z + start * M, lanes, valid, channels, M, factor, constant,
+                        linear, center, NORM,
+                    )  # fmt: skip
                     b = weight_rows(weight, M, C, k, columns, columns < C, kind, BK)  # [BK, BC]
                     acc = tl.dot(gz.to(kind), b, acc, input_precision=PRECISION)
-            store_input_gradient(acc, to, to_places, to_c, residual, more, residual_c, valid, columns, columns < C)
+            store_input_gradient(
+                acc, to, to_n, to_c, to_h, to_w, residual, residual_n, residual_c, residual_h, residual_w,
+                start, lanes, valid, columns, columns < C, H, W, FLAT_IN, WIDE,
+            )  # fmt: skip
         else:
             for block in range(first, tl.minimum(first + per_program, blocks)):
                 columns = block_of(block, BC, WIDE)  # [BC]
@@ -171,7 +177,10 @@ def input_bwd_kernel(
                 for k in tl.static_range(STEPS):
                     b = weight_rows(weight, M, C, k * BK, columns, columns < C, kind, BK)  # [BK, BC]
                     acc = tl.dot(kept[k], b, acc, input_precision=PRECISION)
-                store_input_gradient(acc, to, to_places, to_c, residual, more, residual_c, valid, columns, columns < C)
+                store_input_gradient(
+                    acc, to, to_n, to_c, to_h, to_w, residual, residual_n, residual_c, residual_h, residual_w,
+                    start, lanes, valid, columns, columns < C, H, W, FLAT_IN, WIDE,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -195,17 +204,16 @@ def primary_weight_bwd_kernel(
     # factor, constant, linear, center: [BM]
     factor, constant, linear, center = load_coefficients(coefficients, channels, M, channels < M)
     for t in range(per_group):
-        pixels = run_of(group, per_group, t, BP, WIDE)  # [BP]
-        valid = pixels < PIXELS
-        places = in_batch(pixels, H, W, grad_n, grad_h, grad_w, FLAT, WIDE)  # [BP]
+        start, lanes, valid = run_of(group, per_group, t, PIXELS, BP)  # a scalar, [BP], [BP]
+        at, places = in_batch(start, lanes, H, W, grad_n, grad_h, grad_w, FLAT, WIDE)  # a scalar, [BP]
         # gz: [BP, BM]
         gz = through_norm(
-            grad, places, grad_c, z, pixels, valid, channels, M, factor, constant, linear, center,
+            grad + at, places, grad_c, z + start * M, lanes, valid, channels, M, factor, constant, linear, center,
             coefficients is not None,
         )  # fmt: skip
-        places = in_batch(pixels, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)  # [BP]
-        at = x + (places[:, None] + columns[None, :] * x_c)
-        seen = tl.load(at, mask=valid[:, None] & (columns < C)[None, :], other=0.0)  # [BP, BC]
+        at, places = in_batch(start, lanes, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)
+        seen = x + at + (places[:, None] + columns[None, :] * x_c)
+        seen = tl.load(seen, mask=valid[:, None] & (columns < C)[None, :], other=0.0)  # [BP, BC]
         acc = tl.dot(tl.trans(gz.to(x.dtype.element_ty)), seen, acc, input_precision=PRECISION)  # [BM, BC]
     at = partials + (group.to(tl.int64) * M + channels[:, None]) * C + columns[None, :]  # [BM, BC]
     tl.store(at, acc, mask=(channels < M)[:, None] & (columns < C)[None, :])
@@ -269,9 +277,10 @@ def product_gradients(
 def _start_input(x: torch.Tensor, m: int, c: int, arguments: dict, inputs: list[torch.Tensor]) -> None:
     tile = tiles.lookup("product_gradient", tiles.shape_class(x), x.device)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    block = tiles.side(c, tile.channels)
+    most = min(tile.pixels, MOST_SUMS // block)
     tile = replace(
-        tile, pixels=tiles.side(max(pixels, 1), tile.pixels), channels=tiles.side(c, tile.channels),
-        depth=tiles.side(m, tile.depth),
+        tile, pixels=tiles.side(max(pixels, 1), most), channels=block, depth=tiles.side(m, tile.depth)
     )  # fmt: skip
     blocks, steps = cdiv(c, tile.channels), cdiv(m, tile.depth)
     per_program = 1
@@ -279,7 +288,7 @@ def _start_input(x: torch.Tensor, m: int, c: int, arguments: dict, inputs: list[
         at_once = cdiv(tiles.processors(x.device) * tile.resident, max(cdiv(pixels, tile.pixels), 1))
         per_program = cdiv(blocks, min(at_once, blocks))
     programs = cdiv(blocks, per_program)
-    per_group, groups = tiles.runs(tile, x, programs)
+    per_group, groups = tiles.runs(tile, x, programs, 1 if steps == 1 and per_program == 1 else tiles.WAVES)
     arguments = arguments | {
         "per_group": per_group, "per_program": per_program, "STEPS": steps if steps <= MOST_STEPS else 0,
         "ONE_BLOCK": per_program == 1, "FLAT_IN": launch.is_flat(*inputs),

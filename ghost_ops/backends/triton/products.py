@@ -17,10 +17,29 @@ from .maps import (
     finish_moments,
     in_batch,
     product,
+    product_columns,
     run_of,
     store_partial,
 )
 from .norm import BatchNorm, NormVectors
+
+MOST_SUMS = 4096  # values of a tile of which sums are kept, so that a processor has registers for two programs
+
+
+@triton.jit
+def sampled_mean(
+    x, start, count, H, W, x_n, x_c, x_h, x_w, scale, columns_of_step, C, channels, wanted, PRECISION: tl.constexpr,
+    FLAT_IN: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The mean of 16 of ``count`` pixels from ``start`` on, at equal distances: [BM]. See ``product`` for the rest."""
+    lanes = tl.arange(0, 16) * count // 16  # [16]
+    at, places = in_batch(start, lanes, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)  # a scalar, [16]
+    images = (start + lanes) // (H * W)  # [16]
+    z = product(
+        x + at, places, lanes >= 0, x_c, scale, images, x, columns_of_step, C, channels, wanted, PRECISION, True, 16,
+        BM, BK,
+    )  # fmt: skip
+    return tl.sum(z, axis=0) / 16
 
 
 @triton.jit
@@ -54,21 +73,33 @@ def product_kernel(
     )
     # primary_neg_slope: [BM]
     primary_neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
+    begin = group.to(tl.int64) * per_group * BP
+    here = tl.minimum(PIXELS - begin, per_group * BP)  # pixels of the group
+    columns_of_step = tl.zeros((BK, BM), x.dtype.element_ty)
+    if ONE_STEP:
+        columns_of_step = product_columns(weight, C, channels, wanted, 0, x.dtype.element_ty, BK)  # [BK, BM]
     origin = tl.zeros((BM,), tl.float32)
+    if (partials is not None) and ONE_STEP:
+        origin = sampled_mean(
+            x, begin, here, H, W, x_n, x_c, x_h, x_w, scale, columns_of_step, C, channels, wanted, PRECISION, FLAT_IN,
+            WIDE, BM, BK,
+        )  # fmt: skip
     first = tl.zeros((BP, BM), tl.float32)
     second = tl.zeros((BP, BM), tl.float32)
     for t in range(per_group):
-        pixels = run_of(group, per_group, t, BP, WIDE)  # [BP]
-        valid = pixels < PIXELS
+        start, lanes, valid = run_of(group, per_group, t, PIXELS, BP)  # a scalar, [BP], [BP]
         mask = valid[:, None] & wanted[None, :]  # [BP, BM]
-        places = in_batch(pixels, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)  # [BP]
-        images = pixels
+        at, places = in_batch(start, lanes, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)  # a scalar, [BP]
+        images = lanes
         if scale is not None:
-            images = pixels // (H * W)  # [BP]
+            images = (start + lanes) // (H * W)  # [BP]
         # z: [BP, BM]
-        z = product(x, places, valid, x_c, scale, images, weight, C, channels, wanted, PRECISION, ONE_STEP, BP, BM, BK)
+        z = product(
+            x + at, places, valid, x_c, scale, images, weight, columns_of_step, C, channels, wanted, PRECISION,
+            ONE_STEP, BP, BM, BK,
+        )  # fmt: skip
         if partials is not None:
-            if t == 0:
+            if (not ONE_STEP) and (t == 0):
                 size = tl.maximum(tl.sum(valid.to(tl.float32), axis=0), 1.0)
                 origin = tl.sum(tl.where(mask, z, 0.0), axis=0) / size  # [BM]
             apart = tl.where(mask, z - origin[None, :], 0.0)
@@ -81,14 +112,13 @@ def product_kernel(
                 primary_neg_slope[None, :],
             )
             if residual is not None:
-                at = in_batch(pixels, H, W, residual_n, residual_h, residual_w, FLAT, WIDE)  # [BP]
-                at = residual + (at[:, None] + channels[None, :] * residual_c)  # [BP, BM]
-                v += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-            places = in_batch(pixels, H, W, y_n, y_h, y_w, FLAT, WIDE)  # [BP]
-            tl.store(y + (places[:, None] + channels[None, :] * y_c), v.to(y.dtype.element_ty), mask=mask)
+                at, places = in_batch(start, lanes, H, W, residual_n, residual_h, residual_w, FLAT, WIDE)
+                more = residual + at + (places[:, None] + channels[None, :] * residual_c)  # [BP, BM]
+                v += tl.load(more, mask=mask, other=0.0).to(tl.float32)
+            at, places = in_batch(start, lanes, H, W, y_n, y_h, y_w, FLAT, WIDE)
+            tl.store(y + at + (places[:, None] + channels[None, :] * y_c), v.to(y.dtype.element_ty), mask=mask)
     if partials is not None:
-        start = group.to(tl.int64) * per_group * BP
-        count = tl.minimum(PIXELS - start, per_group * BP).to(tl.float32) + tl.zeros((BM,), tl.float32)
+        count = here.to(tl.float32) + tl.zeros((BM,), tl.float32)
         mean, m2 = finish_moments(tl.sum(first, axis=0), tl.sum(second, axis=0), origin, count)  # [BM] each
         store_partial(partials, group, channels, M, wanted, count, mean, m2)
         join_statistics_last(
@@ -123,7 +153,7 @@ def primary_product(
     """
     n, c, height, width = x.shape
     m, pixels = weight.shape[0], n * height * width
-    tile, per_group, groups = tiles.flat("product", x, m, c)
+    tile, per_group, groups = tiles.flat("product", x, m, c, None if norm is None else MOST_SUMS)
     join, joined, cleared = None, NO_STATISTICS, 0
     if norm is not None:
         join = joins.statistics(norm, pixels, groups, m, launch.cdiv(m, tile.channels), vectors)

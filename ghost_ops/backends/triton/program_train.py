@@ -17,12 +17,12 @@ from ...program.training import INPUT, PER_LAYER, LayerTensors, Operation, Train
 from . import launch
 from .backward import ghost_module_bwd
 from .cheap import cheap_half
-from .depthwise import depthwise_with_statistics
+from .depthwise import depthwise_before_norm
 from .depthwise_gradients import depthwise_gradients
 from .epilogue import NO_EPILOGUE, Epilogue
 from .joins import Joins
 from .launch_cache import cached_launches
-from .norm import BatchNorm, NormVectors, join_gradients, join_statistics
+from .norm import BatchNorm, NormVectors, join_statistics
 from .normalise import norm_gradient_sums, normalise
 from .products import primary_product
 from .squeeze_excite import squeeze_excite_bwd, squeeze_excite_fwd
@@ -73,7 +73,7 @@ class _Run:
 
     def forward(self) -> None:
         if self.norms is None:
-            counted = [self.layers[o.layer].batches for o in self.program.operations if isinstance(o.step, Ghost)]
+            counted = [self.layers[o.layer].batches for o in self.program.operations if not isinstance(o.step, Excite)]
             self.joins = Joins(self.values[INPUT].device, counted)
         for operation in self.program.operations:
             FORWARD[type(operation.step)](self, operation)
@@ -133,12 +133,12 @@ class _Run:
     def depthwise(self, operation: Operation) -> None:
         step, number = operation.step, operation.layer
         x, known = self.values[operation.source], self.norms and self.norms[len(self.kept)]
-        z, partials = depthwise_with_statistics(x, self.layers[number].weight, step.stride)
+        weight = self.layers[number].weight
         if known:
-            kept = known[0]
+            z, kept = depthwise_before_norm(x, weight, step.stride)[0], known[0]
         else:
             norm, kept, vectors = self.batch_norm(number, step.layer)
-            join_statistics(partials, _pixels(z), norm, vectors)
+            z, _ = depthwise_before_norm(x, weight, step.stride, joins=self.joins, norm=norm, vectors=vectors)
         if self.is_needed(operation):
             norm = self.epilogue(number, step.layer, kept)
             self.values[operation.out], self.sums = normalise(z, norm, like=x, squeeze=operation.squeezes)
@@ -162,6 +162,8 @@ class _Run:
     def backward(self, grad_out: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Gradients of the input and of every parameter that is there, layer by layer."""
         self.gradients = {self.program.result: grad_out}
+        if any(isinstance(operation.step, Depthwise) for operation in self.program.operations):
+            self.joins = Joins(grad_out.device)
         found: list[dict[str, torch.Tensor]] = [{} for _ in self.layers]
         for operation, kept in zip(reversed(self.program.operations), reversed(self.kept)):
             if operation.residual >= 0:
@@ -192,9 +194,8 @@ class _Run:
         step, number, z = operation.step, operation.layer, kept.maps[0]
         x, grad = self.values[operation.source], self.gradients.pop(operation.out)
         norm = self.epilogue(number, step.layer, kept.norms[0])
-        coefficients, found = join_gradients(
-            norm_gradient_sums(grad, z, norm), self._with_parameters(number, step.layer, kept.norms[0]), _pixels(z)
-        )
+        own = self._with_parameters(number, step.layer, kept.norms[0])
+        coefficients, found = norm_gradient_sums(grad, z, norm, joins=self.joins, own=own)
         grad_x, grad_weight, _ = depthwise_gradients(
             grad, x, self.layers[number].weight, step.stride, z=z, norm=norm, coefficients=coefficients,
             residual=self.gradients.pop(operation.source, None),

@@ -27,6 +27,7 @@ KERNELS = ("product", "product_gradient", "module", "stencil", "stencil_gradient
 LEAST = 16  # elements of every side of a product
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
 PROCESSORS = {"sm_80": 108, "sm_89": 142, "sm_90": 132, "sm_100": 148}  # where none is there to be asked
+WAVES = 4  # see ``runs``
 PROGRAMS = 2048  # programs of a kernel over strips, so that a device is busy
 LEAST_ROWS = 4  # rows of a strip: the rows around it are read twice
 ROWS_OF_A_SUM = 0.4  # what the sum over a flat tile's pixels costs more, by instructions, in rows of the tile
@@ -41,6 +42,7 @@ class Tile:
 
     Attributes:
         pixels, channels, depth: largest sides of a product's tile, powers of two.
+        one_step: depth up to which a product is one step, where that is more than ``depth``.
         columns: most columns of a strip; it has ``channels`` too.
         values: most values of a strip's row in the registers of a thread.
         warps, stages: Triton's options; a strip may have fewer warps.
@@ -54,6 +56,7 @@ class Tile:
     values: int = 8
     warps: int = 4
     stages: int = 1
+    one_step: int = 0
     resident: int = 2
 
 
@@ -253,24 +256,33 @@ def rows(groups: int) -> int:
     return min(1 << (max(groups, 1) - 1).bit_length(), 1024)
 
 
-def runs(tile: Tile, x: torch.Tensor, programs: int = 1) -> tuple[int, int]:
+def runs(tile: Tile, x: torch.Tensor, programs: int = 1, waves: int = 1) -> tuple[int, int]:
     """Number of tiles of a group, and of groups, for a kernel that numbers pixels through all images.
 
     The device holds all programs at once where there is work for that: each reads its coefficients and joins its sums
-    once, and there are few partial sums. ``programs``: of a group, each with its own channels.
+    once, and there are few partial sums. ``programs``: of a group, each with its own channels. ``waves``: how many
+    times what the device holds, for programs that gain nothing from a second tile.
     """
     count = cdiv(x.shape[0] * x.shape[2] * x.shape[3], tile.pixels)
-    wanted = max(processors(x.device) * tile.resident // programs, 1)
+    wanted = max(waves * processors(x.device) * tile.resident // programs, 1)
     per_group = cdiv(count, wanted) if count >= 2 * wanted else 1
     return per_group, cdiv(count, per_group)
 
 
-def flat(kernel: str, x: torch.Tensor, channels: int, depth: int = 1) -> tuple[Tile, int, int]:
-    """The tile of such a kernel whose programs of a group have a block of ``channels`` each, and its ``runs``."""
+def flat(kernel: str, x: torch.Tensor, channels: int, depth: int, values: int | None = None) -> tuple[Tile, int, int]:
+    """The tile of such a kernel whose programs of a group have a block of ``channels`` each, and its ``runs``.
+
+    Args:
+        depth: channels over which the products run. Where these are one step, the steps of a program's tiles overlap.
+        values: most pixels times channels of a tile then, where sums are kept from tile to tile.
+    """
     tile = lookup(kernel, shape_class(x), x.device)
-    pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    tile = replace(
-        tile, pixels=side(max(pixels, 1), tile.pixels), channels=side(channels, tile.channels),
-        depth=side(depth, tile.depth),
-    )  # fmt: skip
-    return tile, *runs(tile, x, cdiv(channels, tile.channels))
+    block, most = side(channels, tile.channels), tile.pixels
+    one_step = depth <= max(tile.depth, tile.one_step)
+    deep = side(depth, 2 * depth) if one_step else tile.depth
+    if one_step:  # no more of the input at once than the table says
+        most = min(most, tile.pixels * tile.depth // deep)
+        most = most if values is None else min(most, values // block)
+    pixels = side(max(x.shape[0] * x.shape[2] * x.shape[3], 1), most)
+    tile = replace(tile, pixels=pixels, channels=block, depth=deep)
+    return tile, *runs(tile, x, cdiv(channels, block), 1 if one_step else WAVES)

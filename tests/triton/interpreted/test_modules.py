@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ghost_ops import FusedGhostBottleneck, FusedGhostModule
 from ghost_ops import nn as ghost_nn
 from ghost_ops.backends import reference, triton
-from ghost_ops.backends.triton import forward
+from ghost_ops.backends.triton import forward, launch
 from ghost_ops.fused import block, bottleneck
 from ghost_ops.fused.frozen import FrozenProgram
 from ghost_ops.program import BFLOAT16, FLOAT32, Conv, Load, MaxPool, Store, encode, with_precision
@@ -58,6 +58,42 @@ def test_module(train, dtype):
         for ours, other, third in zip(fused.buffers(), plain.buffers(), exact.buffers(), strict=True):
             if ours.is_floating_point():
                 assert_as_accurate(ours, other, third)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_kept_product_is_not_computed_again(dtype, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    new = lambda *shape: torch.randn(shape, generator=generator)
+    x, grad = new(2, 7, 6, 5).to(dtype), new(2, 12, 6, 5).to(dtype)
+    w1, gamma1, beta1, w2, gamma2, beta2 = new(6, 7, 1, 1), new(6), new(6), new(6, 1, 3, 3), new(6), new(6)
+    codes = 12, 1, 1, 0.0, 0.0, 1e-5, 1e-5
+    out, *statistics, kept = triton.load("ghost_module_train")(
+        x, w1, None, gamma1, beta1, w2, None, gamma2, beta2, None, None, *codes, True
+    )
+    assert kept.shape == (2, 6, 5, 6) and kept.dtype == torch.float32 and kept.is_contiguous()
+    assert_as_accurate(
+        kept.permute(0, 3, 1, 2), F.conv2d(x.float(), w1.to(dtype).float()), F.conv2d(x.double(), w1.to(dtype).double())
+    )
+    started, start_kernel = [], launch.start_kernel
+
+    def noting(kernel, *args, **more):
+        started.append(kernel.__name__)
+        start_kernel(kernel, *args, **more)
+
+    monkeypatch.setattr(launch, "start_kernel", noting)
+    results = []
+    for given in (None, kept, kept.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)):  # the last by channels
+        results.append(triton.load("ghost_module_train_backward")(
+            grad, x, w1, gamma1, beta1, w2, gamma2, beta2, None, None, *statistics, given, *codes
+        ))  # fmt: skip
+        assert started.count("product_kernel") == (given is None)
+        started.clear()
+    for recomputed, ours, other in zip(*results):
+        assert torch.equal(ours, other)
+        if dtype == torch.float32:
+            assert torch.equal(ours, recomputed)
+        elif recomputed.numel():
+            torch.testing.assert_close(ours, recomputed, rtol=0.02, atol=0.02 * float(recomputed.abs().max()))
 
 
 @pytest.mark.parametrize(("stride", "se"), [(1, 0.25), (2, 0.25), (1, 0.0)])

@@ -102,11 +102,11 @@ def under_triton(driver: Driver, capability: int = 90) -> Iterator[None]:
     """Within the block Triton has this driver, whose only device has the number 0. Kernels are not compiled."""
     from ghost_ops.backends.triton import tiles
 
-    seen: set[JITFunction] = set()
+    seen: list[JITFunction] = []  # not a set: Triton's hash of a kernel depends on which were hashed before
     before = triton.runtime.driver._active
 
     def compiled(self, key, signature, device, constexprs, options, attrs, warmup):
-        seen.add(self)
+        seen.append(self)
         source = SimpleNamespace(fn=self, signature=signature, constants=constexprs)
         metadata = SimpleNamespace(
             name=self.__name__, num_warps=options.num_warps, num_ctas=options.num_ctas, shared=1024,

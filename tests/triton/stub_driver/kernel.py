@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import torch
 from triton.backends.nvidia.driver import CudaLauncher
 
+from ghost_ops.backends.triton import launch, launch_cache
 from tests.triton.stub_driver import STREAM, Driver
 
 
@@ -91,3 +92,15 @@ def number(kind, bits):
     if kind == "fp64":
         return struct.unpack("<d", data)[0]
     return bool(bits) if kind == "i1" else bits if kind[0] == "*" else int.from_bytes(data, "little", signed=True)
+
+
+def copy_with(kernel):
+    """An operator of one launch."""
+
+    @launch_cache.cached_launches
+    def copy(x, n=1):
+        out = launch.new_map(x, x.shape[1])
+        launch.start_kernel(kernel, (n,), {"x": x, "out": out}, 4, 2)
+        return out
+
+    return copy

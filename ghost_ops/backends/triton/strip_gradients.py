@@ -80,11 +80,12 @@ def cheap_epilogue_bwd_kernel(
         ahead = read_row(z, top - D // 2, columns, channels, last, W, z_c, z_h, z_w, wanted, D)
         grad_ahead = tl.load(grad + (top * grad_h + grad_place), mask=in_output, other=0.0)
         for below in range(top - D // 2, bottom + D // 2):
-            seen, g = ahead, grad_ahead.to(tl.float32)  # while this row is used, the next one is being loaded
+            seen, here = ahead, grad_ahead  # while this row is used, the next one is being loaded
             row = below - D // 2
             ahead = read_row(z, below + 1, columns, channels, last, W, z_c, z_h, z_w, wanted, D)
-            row_ahead = tl.minimum(tl.maximum(row + 1, top), bottom - 1)
-            grad_ahead = tl.load(grad + (row_ahead * grad_h + grad_place), mask=in_output, other=0.0)
+            if D <= 3:  # the taps of larger kernels leave no registers for it
+                row_ahead = tl.minimum(tl.maximum(row + 1, top), bottom - 1)
+                grad_ahead = tl.load(grad + (row_ahead * grad_h + grad_place), mask=in_output, other=0.0)
             inputs = as_inputs(
                 seen, below, columns, H, W, wanted, primary_center, primary_scale, primary_shift, primary_neg_slope,
                 PRIMARY_ACT, True, D,
@@ -97,6 +98,9 @@ def cheap_epilogue_bwd_kernel(
                     rounded = z2.to(grad_z2.dtype.element_ty)
                     tl.store(at, rounded, mask=mask)
                     z2 = rounded.to(tl.float32)  # as ``cheap_norm_bwd_kernel`` will see it
+                if D > 3:
+                    here = tl.load(grad + (row * grad_h + grad_place), mask=in_output, other=0.0)
+                g = here.to(tl.float32)
                 apart = z2 - center
                 a2 = apart
                 if cheap_mean is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
 from . import launch, tiles
 from .activation import activate, affine, normalized, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
+from .jit import kernel
 from .joins import NO_STATISTICS, Joins, join_statistics_last
 from .maps import (
     as_inputs,
@@ -30,7 +30,7 @@ from .sums import OverSplits
 from .taps import tap_arguments
 
 
-@triton.jit
+@kernel
 def cheap_kernel(
     y, y_n, y_c, y_h, y_w,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,

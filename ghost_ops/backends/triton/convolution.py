@@ -12,6 +12,7 @@ import triton.language as tl
 from . import launch, tiles
 from .activation import activate, affine, load_coefficients, normalized, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
+from .jit import kernel
 from .joins import NO_STATISTICS, Joins, join_statistics_last
 from .launch_cache import cached_launches
 from .maps import assume_multiple, assume_multiple_strides, finish_moments, store_partial, tile_coords
@@ -48,7 +49,7 @@ def read_inputs(x, above, i, inside, places, IN_H, x_h):
     return tl.load(x + above * x_h + places, mask=mask, other=0.0)
 
 
-@triton.jit
+@kernel
 def convolution_kernel(
     x, x_n, x_c, x_h, x_w, weight,
     conv_bias, conv_gamma, conv_beta, conv_mean, conv_var, conv_eps, conv_slopes, conv_slopes_stride, conv_slope,
@@ -176,7 +177,7 @@ def convolution_before_norm(
     return z, _convolve(x, weight, stride, padding, z, joins=joins, norm=norm, vectors=vectors)
 
 
-@triton.jit
+@kernel
 def convolution_weight_bwd_kernel(
     grad, grad_n, grad_c, grad_h, grad_w, z, z_n, z_c, z_h, z_w,
     norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, norm_slopes, norm_slopes_stride, norm_slope,

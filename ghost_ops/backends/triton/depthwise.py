@@ -4,7 +4,6 @@ convolution with the statistics that a BatchNorm over the batch needs."""
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
 from ...activations import NONE
@@ -13,6 +12,7 @@ from . import checks, launch, tiles
 from .activation import activate, affine, normalized, slopes
 from .depthwise_gradients import MOST_STRIDE, depthwise_gradients
 from .epilogue import NO_EPILOGUE, Epilogue
+from .jit import kernel
 from .joins import NO_STATISTICS, Joins, join_statistics_last
 from .launch_cache import cached_launches
 from .maps import (
@@ -32,7 +32,7 @@ from .taps import tap_arguments
 LEAST_WIDTH = 16  # of maps whose strips are split further for kernels larger than 3 x 3
 
 
-@triton.jit
+@kernel
 def depthwise_kernel(
     x, x_n, x_c, x_h, x_w, weight, weight_c, weight_tap,
     conv_bias, conv_gamma, conv_beta, conv_mean, conv_var, conv_eps, conv_slopes, conv_slopes_stride, conv_slope,

@@ -10,6 +10,7 @@ import triton.language as tl
 from . import launch, tiles
 from .activation import affine, load_coefficients, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
+from .jit import kernel
 from .maps import assume_multiple, assume_multiple_strides, load_taps, tile_coords
 from .normalise import norm_gradient, read_result, result_gradient
 from .sums import Totals
@@ -59,7 +60,7 @@ def read_results(
     return found
 
 
-@triton.jit
+@kernel
 def depthwise_bwd_kernel(
     grad, grad_n, grad_c, grad_h, grad_w, z, z_n, z_c, z_h, z_w,
     norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, norm_slopes, norm_slopes_stride, norm_slope,

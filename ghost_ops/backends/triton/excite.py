@@ -9,6 +9,7 @@ import triton.language as tl
 from ... import activations as plain
 from . import checks, launch
 from .activation import activate, apply_gate, load_or
+from .jit import kernel
 from .launch_cache import cached_launches
 from .maps import assume_multiple
 from .sums import total
@@ -34,7 +35,7 @@ def joined_splits(sums, rows, ROWS, channels, C, splits, BR: tl.constexpr, BK: t
     return found
 
 
-@triton.jit
+@kernel
 def layers_kernel(
     sums, per_value, reduce_weight, reduce_bias, expand_weight, expand_bias, squeeze, hidden, logits, gated, ROWS, C, R,
     splits, per_program, ACT: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
@@ -79,7 +80,7 @@ def layers_kernel(
             tl.store(gated + at, apply_gate(z, GATE).to(kind), mask=there)
 
 
-@triton.jit
+@kernel
 def linear_kernel(
     v, weight, bias, out, gated, ROWS, INNER, OUTER, ACT: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr,
     UNIT: tl.constexpr, BR: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,

@@ -13,12 +13,13 @@ from . import launch
 from .activation import activate, activate_backward
 from .excite import ROWS, joined_splits
 from .excite import precision as precision_of
+from .jit import kernel
 from .maps import assume_multiple
 
 SIDE = 32  # of the tiles of the gradients
 
 
-@triton.jit
+@kernel
 def hidden_bwd_kernel(
     sums, hidden, logits, expand_weight, grad_logits, grad_hidden, ROWS, C, R, splits, ACT: tl.constexpr,
     GATE: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
@@ -79,7 +80,7 @@ def layer_weight_gradient(
         tl.store(bias + outer, tl.sum(found, axis=0).to(bias.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel
 def layers_bwd_kernel(
     grad_logits, grad_hidden, squeeze, hidden, reduce_weight, grad_squeeze, per_value, grad_reduce, grad_reduce_bias,
     grad_expand, grad_expand_bias, ROWS, C, R, ACT: tl.constexpr, NONE: tl.constexpr, PRECISION: tl.constexpr,

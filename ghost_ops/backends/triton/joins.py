@@ -19,6 +19,7 @@ import triton.language as tl
 
 from . import launch
 from .epilogue import Epilogue, EpilogueGradients
+from .jit import kernel
 from .maps import store_partial
 from .norm import (
     BatchNorm,
@@ -130,7 +131,7 @@ def count_batch(batches):
         tl.store(batches, tl.load(batches) + 1)
 
 
-@triton.jit
+@kernel
 def start_joins_kernel(
     counters, batches_0, batches_1, batches_2, batches_3, batches_4, batches_5, batches_6, batches_7, SIZE: tl.constexpr
 ):  # fmt: skip

@@ -17,6 +17,7 @@ from ...activations import PRELU
 from . import launch, tiles
 from .activation import load_or
 from .epilogue import Epilogue, EpilogueGradients
+from .jit import kernel
 from .sums import CHANNELS_PER_PROGRAM, joined_moments, joined_sums
 
 
@@ -93,7 +94,7 @@ def finish_statistics(
         tl.store(running_var + channels, new.to(running_var.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@kernel
 def join_statistics_kernel(
     partials, count, gamma, beta, eps, bias, running_mean, running_var, batches, momentum, mean_out, var_out, scale_out,
     shift_out, groups, CHANNELS, BG: tl.constexpr, BC: tl.constexpr,
@@ -193,7 +194,7 @@ def finish_gradients(
     tl.store(coefficients + 3 * CHANNELS + channels, load_or(mean, channels, wanted, 0.0), mask=wanted)
 
 
-@triton.jit
+@kernel
 def join_gradients_kernel(
     partials, count, gamma, mean, var, eps, coefficients, grad_bias, grad_beta, grad_gamma, grad_slopes, grad_slope,
     groups, CHANNELS, BATCH: tl.constexpr, BG: tl.constexpr, BC: tl.constexpr,

@@ -13,6 +13,7 @@ import triton.language as tl
 from . import launch, tiles
 from .activation import PRELU, activate, activate_backward, affine, load_coefficients, normalized, slopes
 from .epilogue import Epilogue, EpilogueGradients
+from .jit import kernel
 from .joins import NO_GRADIENTS, Joins, join_gradients_last
 from .maps import assume_multiple, assume_multiple_strides, store_partial, tile_coords
 from .norm import NormVectors
@@ -20,7 +21,7 @@ from .norm import NormVectors
 ROWS = 2  # rows that a program reads before it computes: more bytes are under way
 
 
-@triton.jit
+@kernel
 def normalise_kernel(
     z, z_n, z_c, z_h, z_w,
     norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, norm_slopes, norm_slopes_stride, norm_slope,
@@ -94,7 +95,7 @@ def normalise(
     return to, sums
 
 
-@triton.jit
+@kernel
 def norm_bwd_kernel(
     grad, grad_n, grad_c, grad_h, grad_w, z, z_n, z_c, z_h, z_w,
     norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, norm_slopes, norm_slopes_stride, norm_slope,

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from . import launch, tiles
 from .activation import load_coefficients
+from .jit import kernel
 from .launch import cdiv
 from .maps import assume_multiple, assume_multiple_strides, block_of, in_batch, run_of
 from .sums import Totals
@@ -66,7 +67,7 @@ def store_input_gradient(
     tl.store(to + at + (places[:, None] + columns[None, :] * to_c), v.to(to.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel
 def product_bwd_kernel(
     grad, grad_n, grad_c, grad_h, grad_w, z, coefficients, x, x_n, x_c, x_h, x_w, weight,
     to, to_n, to_c, to_h, to_w, residual, residual_n, residual_c, residual_h, residual_w, partials,
@@ -111,7 +112,7 @@ def product_bwd_kernel(
     tl.store(at, acc, mask=(channels < M)[:, None] & wanted[None, :])
 
 
-@triton.jit
+@kernel
 def input_bwd_kernel(
     grad, grad_n, grad_c, grad_h, grad_w, z, coefficients, weight,
     to, to_n, to_c, to_h, to_w, residual, residual_n, residual_c, residual_h, residual_w,
@@ -183,7 +184,7 @@ def input_bwd_kernel(
                 )  # fmt: skip
 
 
-@triton.jit
+@kernel
 def primary_weight_bwd_kernel(
     grad, grad_n, grad_c, grad_h, grad_w, z, coefficients, x, x_n, x_c, x_h, x_w, partials,
     H, W, M, C, PIXELS, per_group, PRECISION: tl.constexpr, FLAT_IN: tl.constexpr, FLAT: tl.constexpr,

@@ -9,6 +9,7 @@ import triton.language as tl
 from . import launch, tiles
 from .activation import activate, affine, normalized, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
+from .jit import kernel
 from .joins import NO_STATISTICS, Joins, clear_counters, join_statistics_last
 from .maps import (
     assume_multiple,
@@ -43,7 +44,7 @@ def sampled_mean(
     return tl.sum(z, axis=0) / BP
 
 
-@triton.jit
+@kernel
 def product_kernel(
     x, x_n, x_c, x_h, x_w, scale, weight,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,

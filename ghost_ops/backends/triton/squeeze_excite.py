@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
 from ... import activations as plain
@@ -11,12 +10,13 @@ from . import checks, launch, tiles
 from .activation import apply_gate
 from .excite import excite_layers
 from .excite_gradients import excite_gradients
+from .jit import kernel
 from .launch_cache import cached_launches
 from .maps import assume_multiple, assume_multiple_strides, tile_coords
 from .sums import OverSplits
 
 
-@triton.jit
+@kernel
 def sums_kernel(
     x, x_n, x_c, x_h, x_w, other, other_n, other_c, other_h, other_w, sums, per_value, N, H, W, C, splits, per_split,
     WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
@@ -43,7 +43,7 @@ def sums_kernel(
     tl.store(to, (tl.sum(found, axis=0) * per_value).to(sums.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@kernel
 def scale_kernel(
     x, x_n, x_c, x_h, x_w, logits, shift, out, out_n, out_c, out_h, out_w, H, W, C, splits, per_split,
     GATE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,

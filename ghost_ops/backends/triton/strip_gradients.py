@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .activation import PRELU, activate, activate_backward, affine, load_coefficients, load_or, normalized, slopes
+from .jit import kernel
 from .joins import join_gradients_last
 from .maps import (
     as_inputs,
@@ -26,7 +27,7 @@ from .maps import (
 )
 
 
-@triton.jit
+@kernel
 def cheap_epilogue_bwd_kernel(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
@@ -128,7 +129,7 @@ def cheap_epilogue_bwd_kernel(
             )  # fmt: skip
 
 
-@triton.jit
+@kernel
 def cheap_norm_bwd_kernel(
     grad_z2, grad, grad_n, grad_c, grad_h, grad_w,
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
@@ -168,7 +169,7 @@ def cheap_norm_bwd_kernel(
         tl.store(at, gz.to(grad_z2.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel
 def cheap_conv_bwd_kernel(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
@@ -269,7 +270,7 @@ def read_grad_z2_rows(
     return found
 
 
-@triton.jit
+@kernel
 def primary_epilogue_bwd_kernel(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
@@ -349,7 +350,7 @@ def primary_epilogue_bwd_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@kernel
 def cheap_weight_bwd_kernel(
     z, z_n, z_c, z_h, z_w,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,

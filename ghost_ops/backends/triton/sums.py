@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from . import launch
+from .jit import kernel
 
 TOGETHER = 7  # totals of a launch: a bottleneck has as many weights at most
 FEW = 16  # groups
@@ -94,7 +95,7 @@ def total_of_block(
     tl.store(out + row.to(tl.int64) * row_step + channels * channel_step, v.to(out.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@kernel
 def total_kernel(
     partials_0, out_0, per_value_0, groups_0, ROWS_0, CHANNELS_0, row_step_0, channel_step_0,
     partials_1, out_1, per_value_1, groups_1, ROWS_1, CHANNELS_1, row_step_1, channel_step_1,

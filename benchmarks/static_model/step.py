@@ -2,86 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from unittest import mock
+from collections.abc import Callable, Iterable
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import ghost_ops
-from ghost_ops import dispatch
-from ghost_ops.backends import triton
-from ghost_ops.fused import frozen_net, parameters
+from ghost_ops.ahead.dry_run import Launches, TensorArgument, dry_run
 from tests.triton import aot
 
 from . import build, model, work
-from .launches import BATCH, Recorded, recording
+from .launches import BATCH, Recorded
 
 SIDE = 224
+ARCHITECTURE = "sm_90"
 
 
-class _TritonOperators(TorchDispatchMode):
-    """Runs the launching code of Triton's operators in the place of the operators of the tensors' device."""
+def _recorded(found: Launches) -> list[Recorded]:
+    def tensor(value: object) -> object:
+        if not isinstance(value, TensorArgument):
+            return value
+        return torch.empty_strided(value.shape, value.strides, dtype=value.dtype, device="meta")
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        space, _, name = func._schema.name.partition("::")
-        implementation = triton.load(name) if space == "ghost_ops" else None
-        return (implementation or func)(*args, **(kwargs or {}))
-
-
-@contextmanager
-def on_triton(found: list[Recorded], architecture: str = "sm_90") -> Iterator[None]:
-    """Within the block operators on fake tensors of the CPU run as Triton's, whose launches are added to ``found``."""
-    backend = replace(triton.BACKEND, is_candidate=lambda device, forced: True, refuse_device=lambda device: None)
-    backends = {"triton": backend, "reference": dispatch.BACKENDS["reference"]}
-    plain = dispatch.PLAIN_TENSORS | {FakeTensor}
-    dispatch._select.cache_clear()
-    try:
-        with (
-            mock.patch.dict(dispatch.BACKENDS, backends, clear=True),
-            mock.patch.object(dispatch, "PLAIN_TENSORS", plain),
-            mock.patch.object(parameters, "PLAIN_TENSORS", plain),
-            mock.patch.object(frozen_net, "PLAIN_TENSORS", plain),
-            recording(found, architecture),
-            _TritonOperators(),
-        ):
-            yield
-    finally:
-        dispatch._select.cache_clear()
-
-
-def _fake(net: torch.nn.Module, mode: FakeTensorMode) -> None:
-    """Replaces the tensors of a net by fake ones."""
-    for module in net.modules():
-        for tensors in (module._parameters, module._buffers):
-            tensors.update({name: None if t is None else mode.from_tensor(t) for name, t in tensors.items()})
+    return [
+        Recorded(one.kernel, one.grid, {name: tensor(v) for name, v in one.arguments.items()}, one.warps, one.stages)
+        for one in found.kernels
+    ]
 
 
 def training_step(net: torch.nn.Module, batch: int = BATCH, side: int = SIDE) -> list[Recorded]:
-    """The launches of forward and backward of a net, under autocast in float16, in their order. Its tensors go."""
-    found: list[Recorded] = []
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        _fake(net, mode)
-        x = torch.empty((batch, 3, side, side), memory_format=torch.channels_last)
-        with on_triton(found):
-            with torch.autocast("cpu", torch.float16):
-                out = net(x)
-            out.sum().backward()
-    return found
+    """The launches of forward and backward of a net, under autocast in float16, in their order."""
+    x = torch.empty((batch, 3, side, side), memory_format=torch.channels_last)
+    with dry_run(ARCHITECTURE) as found:
+        with torch.autocast("cpu", torch.float16):
+            out = net(x)
+        torch.autograd.grad(out, [*net.parameters()], torch.empty_like(out))
+    return _recorded(found)
 
 
 def frozen_call(net: torch.nn.Module, batch: int = BATCH, side: int = SIDE) -> list[Recorded]:
-    """The launches of a call of a frozen net in float16, in their order. Its tensors go."""
-    found: list[Recorded] = []
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        _fake(net, mode)
-        x = torch.empty((batch, 3, side, side), dtype=torch.float16, memory_format=torch.channels_last)
-        with on_triton(found), torch.no_grad():
-            net(x)
-    return found
+    """The launches of a call of a frozen net in float16, in their order."""
+    x = torch.empty((batch, 3, side, side), dtype=torch.float16, memory_format=torch.channels_last)
+    with dry_run(ARCHITECTURE) as found, torch.no_grad():
+        net(x)
+    return _recorded(found)
 
 
 def ghostnet(what: str, batch: int = BATCH) -> list[Recorded]:

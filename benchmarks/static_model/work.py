@@ -84,7 +84,7 @@ def _map(name: str) -> Callable[[dict], int]:
 
 
 def _cheap_slices(a: dict) -> dict[str, tuple[int, int]]:
-    if a["statistics"] is not None:
+    if a["partials"] is not None:
         return {"y": (0, a["M"]), "out": (0, 0)}
     whole = a["AFFINE"] or a["residual"] is not None
     return {"y": (0, a["M"]), "out": (0 if whole else a["M"], a["OUT_CHANNELS"])}
@@ -102,12 +102,24 @@ def _groups(a: dict) -> tuple[int]:
     return (cdiv(a["groups"], a["BG"]),)
 
 
+def _given(a: dict, name: str) -> list:
+    """The arguments ``<name>_0``, ``<name>_1``, ... that are there."""
+    found = (a[f"{name}_{i}"] for i in range(7))
+    return [value for value in found if value is not None]
+
+
+def _totals(a: dict) -> tuple[int, ...]:
+    """A program goes through one of the loops: the longest."""
+    groups = _given(a, "groups")
+    return (cdiv(max(groups), a["BG"]), *[1] * (len(groups) - 1))
+
+
 KERNELS = {
     "product_kernel": Kernel(
         _products("C"), lambda a: a["PIXELS"] * a["M"], "y partials", lambda a: {"y": (0, a["M"])}
     ),
     "cheap_kernel": Kernel(
-        _stencil, lambda a: _pixels(a["y"]) * a["M"] * a["MULTIPLIER"], "out sums statistics", _cheap_slices
+        _stencil, lambda a: _pixels(a["y"]) * a["M"] * a["MULTIPLIER"], "out sums partials", _cheap_slices
     ),
     "module_kernel": Kernel(_stencil, _map("out"), "out sums"),
     "depthwise_kernel": Kernel(lambda a: _rows(a, (a["D"] - 1) // a["STRIDE"]), _map("out"), "out sums partials"),
@@ -115,6 +127,7 @@ KERNELS = {
     "cheap_epilogue_bwd_kernel": Kernel(_stencil, _map("grad_z2"), "grad_z2 partials", _second_half),
     "cheap_norm_bwd_kernel": Kernel(_rows, _map("grad_z2"), "", _second_half, updates="grad_z2"),
     "primary_epilogue_bwd_kernel": Kernel(_stencil, _map("grad_z"), "grad_z partials", lambda a: {"grad": (0, a["M"])}),
+    "cheap_conv_bwd_kernel": Kernel(_rows, _map("grad_z"), "grad_z partials weights", lambda a: {"grad": (0, a["M"])}),
     "cheap_weight_bwd_kernel": Kernel(_rows, _map("grad_z2"), "weights"),
     "product_bwd_kernel": Kernel(lambda a: (a["per_group"],), lambda a: a["PIXELS"] * (a["M"] + a["C"]), "to partials"),
     "input_bwd_kernel": Kernel(
@@ -136,7 +149,9 @@ KERNELS = {
     "join_gradients_kernel": Kernel(
         lambda a: (1, *_groups(a)), _map("partials"), "coefficients grad_bias grad_beta grad_gamma grad_slopes"
     ),
-    "total_kernel": Kernel(_groups, _map("partials"), "out"),
+    "total_kernel": Kernel(
+        _totals, lambda a: sum(t.numel() for t in _given(a, "partials")), " ".join(f"out_{i}" for i in range(7))
+    ),
     "layers_kernel": Kernel(
         lambda a: (cdiv(a["C"], a["BK"]), a["splits"], a["per_program"]), _map("logits"), "squeeze hidden logits gated"
     ),

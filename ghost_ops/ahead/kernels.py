@@ -42,6 +42,9 @@ class Specialisation:
 
     def compile(self) -> None:
         """Compile it, or find it in the cache."""
+        from ..backends.triton import launch
+
+        launch.hash_kernels()
         getattr(importlib.import_module(self.module), self.name).preload(self.data)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..activations import NONE
 from .format import decode
 from .step import Step
 from .steps import Depthwise, Excite, Ghost, Load, Store
@@ -52,6 +53,8 @@ class Operation(NamedTuple):
         residual: the value that it adds, or -1.
         layer: number of its first layer among all.
         squeezes: whether an ``Excite`` that follows reads the channel sums of its result.
+        is_shortcut: whether it is a 1x1 convolution without activation whose result is only added by Ghost modules,
+            which apply its BatchNorm as they add it.
     """
 
     step: Step
@@ -60,6 +63,7 @@ class Operation(NamedTuple):
     residual: int
     layer: int
     squeezes: bool = False
+    is_shortcut: bool = False
 
     @property
     def adds_gradients(self) -> bool:
@@ -125,7 +129,8 @@ def number_of_program(code: tuple[int, ...]) -> int:
     Raises:
         NotTrainable: one of its steps has no backward here, or gradients would have to be summed in a pass.
     """
-    operations = tuple(_operations(decode(code)))
+    operations = _operations(decode(code))
+    operations = tuple(o._replace(is_shortcut=_is_shortcut(o, operations)) for o in operations)
     _check_gradients(operations)
     layers = tuple(not isinstance(o.step, Excite) for o in operations for _ in o.step.layers())
     _programs.append(TrainingProgram(len(_programs), operations, layers))
@@ -165,6 +170,14 @@ def _operations(steps: Sequence[Step]) -> list[Operation]:
     if values.get(steps[-1].source) != found[-1].out:
         raise NotTrainable("it does not return what its last step makes")
     return found
+
+
+def _is_shortcut(operation: Operation, operations: Sequence[Operation]) -> bool:
+    step, adding = operation.step, [o for o in operations if o.residual == operation.out]
+    if not isinstance(step, Ghost) or step.cheap_channels or step.layer.act != NONE or operation.residual >= 0:
+        return False
+    read = any(o.source == operation.out for o in operations)
+    return bool(adding) and not read and all(o.step.cheap_channels for o in adding)
 
 
 def _check_gradients(operations: tuple[Operation, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -39,6 +40,29 @@ def test_what_it_compiled_is_found(module, tmp_path, monkeypatch):
                 cache[0].clear()
             one.kernel.warmup(**one.arguments, num_warps=one.warps, num_stages=one.stages, grid=one.grid)
     assert hits and all(hits)
+
+
+KEYS = """
+import sys
+import torch
+from ghost_ops.backends.triton import cheap, launch, products
+kernels = {"cheap": cheap.cheap_kernel, "product": products.product_kernel}
+launch.instead = lambda *_: None
+for name in sys.argv[1:]:
+    launch.start_kernel(kernels[name], (1,), {}, 4, 1)
+    kernels[name].cache_key
+print({name: kernel.cache_key for name, kernel in kernels.items()})
+"""
+
+
+def test_kernels_are_found_whichever_comes_first():
+    """Triton's keys of kernels depend on the order in which they are made."""
+    found = set()
+    for order in (["cheap", "product"], ["product", "cheap"]):
+        done = subprocess.run([sys.executable, "-c", KEYS, *order], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.add(done.stdout)
+    assert len(found) == 1
 
 
 def test_training_has_the_backward_too_and_leaves_no_gradients(module, monkeypatch):

@@ -5,6 +5,9 @@ import torch
 
 from ghost_ops import dispatch
 from ghost_ops.backends import native
+from ghost_ops.fused import graph
+
+from .emulated_graph import EmulatedGraphs
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +31,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Emulated CUDA graphs of the CPU."""
+    emulated = EmulatedGraphs()
+    monkeypatch.setattr(graph, "device_graphs", emulated)
+    return emulated

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from ghost_ops.backends.triton import launch
 from ghost_ops.fused.graph import Captured
 
 _NO_KERNEL = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -47,9 +48,11 @@ def _same_version(t: torch.Tensor) -> AbstractContextManager:
 
 
 class _Recorder(TorchDispatchMode):
+    sees_launches = True
+
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple] = []  # function, arguments, the results that are new tensors
+        self.calls: list[tuple] = []  # operator or launch, arguments, the results that are new tensors
         self.made: dict[int, torch.Tensor] = {}
         self.outside: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # what it did not make, with the values before
 
@@ -58,18 +61,31 @@ class _Recorder(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("operation not permitted when stream is capturing")
         inputs = list(tensors_of((*args, *kwargs.values())))
-        for t in inputs:
-            if (
-                _storage(t) not in self.made and _storage(t) not in self.outside
-            ):  # schemas do not tell all that is written
-                self.outside[_storage(t)] = t.detach(), t.detach().clone()
-        result = func(*args, **kwargs)
+        self._keep(inputs)
+        before, launch.instead = launch.instead, None  # what an operator launches is part of it
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            launch.instead = before
         known = {_storage(t) for t in inputs}
         new = [t for t in tensors_of(result) if _storage(t) not in known]
         self.made.update({_storage(t): t.detach() for t in new})
         if func._schema.name.partition("::")[2] not in _NO_KERNEL:
             self.calls.append((func, args, kwargs, [t.detach() for t in new]))
         return result
+
+    def _keep(self, inputs: list[torch.Tensor]) -> None:
+        for t in inputs:  # all of them, since schemas do not tell all that is written
+            if _storage(t) not in self.made and _storage(t) not in self.outside:
+                self.outside[_storage(t)] = t.detach(), t.detach().clone()
+
+    def launched(self, kernel: object, grid: tuple, arguments: dict, warps: int, stages: int) -> None:
+        """A kernel of Triton's that is started past PyTorch's operators: it is interpreted."""
+        with _disable_current_modes():
+            self._keep(list(tensors_of(list(arguments.values()))))
+            run = lambda: kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+            self.calls.append((run, (), {}, []))
+            run()
 
     def undo(self) -> None:
         for t, value in self.outside.values():
@@ -170,12 +186,12 @@ class EmulatedGraphs:
         assert self.current == "aside" and not torch.is_autocast_cache_enabled()
         self.captures += 1
         recorder = _Recorder()
-        self._capturing.now = True
+        self._capturing.now, launch.instead = True, recorder.launched
         try:
             with recorder:
                 result = run()
         finally:
-            self._capturing.now = False
+            self._capturing.now, launch.instead = False, None
             with torch._C._AutoDispatchBelowAutograd():
                 recorder.undo()
         return Captured(_Graph(recorder, pool, self.replays).replay, result)

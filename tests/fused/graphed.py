@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from ghost_ops import fuse
+from ghost_ops import explain, fuse
 from ghost_ops.fused.behaviour import block_of, is_fused
 from ghost_ops.fused.graphed_block import WARM_UPS, BlockGraphs
 
 from .. import zoo
 from ..helpers import make_map, randomise
+from .emulated_graph import EmulatedGraphs
 
 
 def make_net() -> nn.Module:
@@ -64,3 +66,16 @@ def assert_equal(ours: nn.Module, twin: nn.Module) -> None:
         assert t.grad is None or torch.equal(t.grad, other.grad), f"gradient of {name}"
     for (name, t), other in zip(ours.named_buffers(), twin.buffers(), strict=True):
         assert torch.equal(t, other), name
+
+
+def why(module: nn.Module, x: torch.Tensor, name: str = "") -> str:
+    """What ``explain`` says of the module, in its mode."""
+    row = next(row for row in explain(module, x).rows if row.name == name)
+    return f"{row.runs}: {row.why}"
+
+
+def replays(device: EmulatedGraphs, call: Callable[[], object]) -> int:
+    """How many graphs are replayed in a call."""
+    before = len(device.replays)
+    call()
+    return len(device.replays) - before

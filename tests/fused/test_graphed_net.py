@@ -10,21 +10,12 @@ import torch
 from torch import nn
 
 from ghost_ops import freeze, fuse, use_backend
-from ghost_ops.fused import GraphedNet, graph
+from ghost_ops.fused import GraphedNet
 from ghost_ops.fused.frozen_net import STATE
 from ghost_ops.fused.graphed import Graphs
 
 from ..helpers import make_map
-from .emulated_graph import EmulatedGraphs
 from .graphed import make_net
-
-
-@pytest.fixture
-def device(monkeypatch):
-    """Graphs of the CPU."""
-    emulated = EmulatedGraphs()
-    monkeypatch.setattr(graph, "device_graphs", emulated)
-    return emulated
 
 
 @pytest.fixture

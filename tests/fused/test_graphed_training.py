@@ -9,22 +9,12 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from ghost_ops import explain, fuse, revert
-from ghost_ops.fused import graph
 from ghost_ops.fused.graphed_block import WARM_UPS
 
 from ..helpers import make_map
-from .emulated_graph import EmulatedGraphs
 from .graphed import assert_equal, graphs_of, images, make_block, make_net, pair, step, warm
 
 STEPS = WARM_UPS + 4
-
-
-@pytest.fixture
-def device(monkeypatch):
-    """Graphs of the CPU."""
-    emulated = EmulatedGraphs()
-    monkeypatch.setattr(graph, "device_graphs", emulated)
-    return emulated
 
 
 def batch(seed: int, size: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""``fuse(net, cuda_graph=True)`` on the device: what tests/fused/test_graphed_block.py has, with real graphs."""
+"""``fuse(net, cuda_graph=True)`` on the device: what tests/fused/test_graphed_*.py have, with real graphs."""
 
 from __future__ import annotations
 

@@ -35,7 +35,15 @@ def test_the_table_is_whole():
     for rows in table.values():
         for tile in rows.values():
             found = tiles.Tile(**tile)
-            for side in (found.pixels, found.channels, found.depth, found.columns, found.values, found.warps):
+            for side in (
+                found.pixels,
+                found.channels,
+                found.depth,
+                found.one_step,
+                found.columns,
+                found.values,
+                found.warps,
+            ):
                 assert side & (side - 1) == 0
 
 

@@ -15,7 +15,7 @@ import torch
 
 from . import checks, launch, tiles
 from .epilogue import Epilogue, EpilogueGradients
-from .norm import join_gradients
+from .joins import Joins
 from .product_gradients import product_gradients
 from .products import primary_product
 from .squeeze_excite import image_sums, scaled_map
@@ -53,6 +53,7 @@ def ghost_tail_bwd(
     batch: bool = False,
     grad_z: torch.Tensor | None = None,
     totals: Totals | None = None,
+    joins: Joins | None = None,
 ) -> Gradients:
     """Gradients from the primary convolution's result z on.
 
@@ -62,11 +63,13 @@ def ghost_tail_bwd(
             the first BatchNorm's result, and ``coefficients`` are those of the BatchNorm's backward, for B3.
         grad_z: where the gradient of z is written; by default a new map in z's memory format.
         totals: where the cheap weight's gradient is joined, later; by default it is joined here.
+        joins: those of the call; by default they are started here.
     """
     checks.expect_module(z, None, primary, cheap_weight, cheap, out_channels)
     checks.expect("grad_out", grad_out, (z.shape[0], out_channels, *z.shape[2:]), z)
     n, m, height, width = z.shape
     count = n * height * width if batch else None
+    joins = joins or Joins(z.device)
     multiplier = 0 if cheap_weight is None else cheap_weight.shape[0] // m
     cheap_channels, d = m * multiplier, 1 if cheap_weight is None else cheap_weight.shape[-1]
     grad_z = launch.new_map(z, m) if grad_z is None else grad_z
@@ -88,13 +91,14 @@ def ghost_tail_bwd(
     if multiplier:
         unit = launch.unit(z, grad_out, counts=(m, out_channels))
         strips = tiles.strips("stencil_gradient", z, m, d * d * multiplier, unit=unit if multiplier == 1 else 1, sums=3)
-        partials = partial(strips.splits, 3, cheap_channels)
+        blocks = strips.blocks(m) * multiplier
+        join = joins.gradients(cheap, n * strips.splits, cheap_channels, blocks, count)
         arguments = {
-            **common, **cheap.arguments("cheap"), "OUT_CHANNELS": out_channels, "grad_z2": grad_z2,
-            "partials": partials, "BATCH": batch, "UNIT": unit,
+            **common, **cheap.arguments("cheap"), **join.arguments, "OUT_CHANNELS": out_channels, "grad_z2": grad_z2,
+            "BATCH": batch, "UNIT": unit,
         }  # fmt: skip
         strips.start(cheap_epilogue_bwd_kernel, z, m, arguments)
-        coefficients, cheap_grad = join_gradients(partials, cheap, count)
+        coefficients, cheap_grad = join.finish()
         if batch:
             arguments |= {"CHEAP_CHANNELS": cheap_channels, "coefficients": coefficients}
             strips = tiles.strips("stencil_gradient", z, cheap_channels, unit=unit)
@@ -104,10 +108,9 @@ def ghost_tail_bwd(
     unit = launch.unit(z, grad_out, grad_z, counts=(m,))
     taps, sums = (2 if joined else multiplier) * d * d, 3 + d * d
     strips = tiles.strips("stencil_gradient", z, m, taps, unit=unit if joined else 1, sums=sums)
-    partials = partial(strips.splits, 3, m)
-    arguments = common | {
-        "grad_z2": grad_z2, "grad_z": grad_z, **launch.strides("to", grad_z), "partials": partials,
-        "UNIT": unit,
+    join = joins.gradients(primary, n * strips.splits, m, strips.blocks(m), count)
+    arguments = common | join.arguments | {
+        "grad_z2": grad_z2, "grad_z": grad_z, **launch.strides("to", grad_z), "UNIT": unit,
     }  # fmt: skip
     if joined:
         weights = partial(strips.splits, d * d, m)
@@ -115,7 +118,7 @@ def ghost_tail_bwd(
         strips.start(cheap_conv_bwd_kernel, z, m, taken(cheap_conv_bwd_kernel, arguments))
     else:
         strips.start(primary_epilogue_bwd_kernel, z, m, arguments)
-    coefficients, primary_grad = join_gradients(partials, primary, count)
+    coefficients, primary_grad = join.finish()
     if multiplier > 1:
         strips = tiles.strips("stencil_gradient", z, m, 2 * d * d)
         weights = partial(strips.splits, d * d * multiplier, m)
@@ -148,6 +151,8 @@ def ghost_module_bwd(
     batch: bool = False,
     residual: torch.Tensor | None = None,
     z: torch.Tensor | None = None,
+    joins: Joins | None = None,
+    totals: Totals | None = None,
 ) -> Gradients:
     """Gradients from x on.
 
@@ -156,6 +161,9 @@ def ghost_module_bwd(
         batch: see ``ghost_tail_bwd``.
         residual: a map like x that is added to its gradient; not together with ``scale``.
         z: the primary convolution's result, channels_last, where the forward kept it; None: it is computed again.
+        joins: those of the call, whose counters the first product sets to zero where they are not started; by default
+            they are made here.
+        totals: where the weights' gradients are joined, later; by default they are joined here.
     """
     n, c, height, width = x.shape
     m = weight.shape[0]
@@ -167,12 +175,14 @@ def ghost_module_bwd(
     checks.expect("kept_z1", z, (n, m, height, width), x)
     if z is None:
         z = launch.scratch(x, m)
-        primary_product(seen, weight, to=z)
-    totals, grad_z = Totals(), launch.scratch(x, m)
-    found = ghost_tail_bwd(grad_out, z, primary, cheap_weight, cheap, out_channels, batch, grad_z, totals)
+        joins = joins or (Joins(x.device, started=False) if n else None)  # without images nothing is launched
+        primary_product(seen, weight, to=z, joins=None if joins is None or joins.started else joins)
+    own, grad_z = totals or Totals(), launch.scratch(x, m)
+    found = ghost_tail_bwd(grad_out, z, primary, cheap_weight, cheap, out_channels, batch, grad_z, own, joins)
     coefficients = found.coefficients if batch else None
-    grad_x, grad_weight = product_gradients(found.z, z, seen, weight, coefficients, residual=residual, totals=totals)
-    totals.start()
+    grad_x, grad_weight = product_gradients(found.z, z, seen, weight, coefficients, residual=residual, totals=own)
+    if totals is None:
+        own.start()
     grad_scale = launch.empty((0,), x.dtype, x.device)
     if scale is not None:
         grad_scale = image_sums(x, grad_x).to(scale.dtype)

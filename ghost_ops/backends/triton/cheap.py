@@ -9,11 +9,13 @@ import triton.language as tl
 from . import launch, tiles
 from .activation import activate, affine, normalized, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
+from .joins import NO_STATISTICS, Joins, join_statistics_last
 from .maps import (
     as_inputs,
     assume_multiple,
     assume_multiple_strides,
     channels_of_sums,
+    joined_block,
     load_taps,
     moments_of_lanes,
     read_row,
@@ -23,6 +25,7 @@ from .maps import (
     take_row,
     tile_coords,
 )
+from .norm import BatchNorm, NormVectors
 from .sums import OverSplits
 from .taps import tap_arguments
 
@@ -36,15 +39,19 @@ def cheap_kernel(
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
     cheap_slope,
     out, out_n, out_c, out_h, out_w, residual, residual_n, residual_c, residual_h, residual_w,
-    sums, per_value, statistics, N, H, W, M, OUT_CHANNELS, splits, per_split, vectors,
+    residual_mean, residual_scale, residual_shift, sums, per_value, partials, join_counters, join_count, join_gamma,
+    join_beta, join_eps, join_bias, join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out,
+    join_var_out, join_scale_out, join_shift_out,
+    N, H, W, M, OUT_CHANNELS, splits, per_split, vectors,
     PRIMARY_ACT: tl.constexpr, CHEAP_ACT: tl.constexpr, AFFINE: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
     WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Grid: see ``tile_coords``; blocks are of M.
 
     With AFFINE y is z1, the primary convolution's result, and y1 is computed from it here. The first half of ``out`` is
-    written then, and where a ``residual`` is added; else it is y itself. With ``statistics`` those of z2 are written,
-    and no output. ``sums``: splits x images x OUT_CHANNELS sums of the output, times ``per_value``.
+    written then, and where a ``residual`` is added; else it is y itself. With ``partials``, [groups, 3, M *
+    MULTIPLIER], the statistics of z2 are written and joined (``join_statistics_last``), and no output. ``sums``: splits
+    x images x OUT_CHANNELS sums of the output, times ``per_value``.
     """
     M, OUT_CHANNELS = assume_multiple(M, UNIT), assume_multiple(OUT_CHANNELS, UNIT)
     y_n, y_h, y_w = assume_multiple_strides(y_n, y_h, y_w, UNIT)
@@ -66,7 +73,9 @@ def cheap_kernel(
     )
     # primary_neg_slope: [BM]
     primary_neg_slope = slopes(primary_slopes, primary_slopes_stride, channels, wanted, primary_slope, PRIMARY_ACT)
-    WRITES_FIRST: tl.constexpr = (AFFINE or (residual is not None)) and (statistics is None)
+    # of_residual: three of [BM]
+    of_residual = affine(None, residual_scale, residual_shift, residual_mean, None, 0.0, channels, wanted)
+    WRITES_FIRST: tl.constexpr = (AFFINE or (residual is not None)) and (partials is None)
     mask = (columns < W)[:, None] & wanted  # [BW, BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     for q in tl.static_range(MULTIPLIER):
@@ -78,6 +87,9 @@ def cheap_kernel(
         )
         # cheap_neg_slope: [BM]
         cheap_neg_slope = slopes(cheap_slopes, cheap_slopes_stride, cheap_channels, in_output, cheap_slope, CHEAP_ACT)
+        of_cheap = affine(  # the same for the second half
+            None, residual_scale, residual_shift, residual_mean, None, 0.0, M + cheap_channels, in_output
+        )
         taps = load_taps(cheap_weight, cheap_weight_c, cheap_weight_tap, cheap_channels, in_output, D)  # D * D of [BM]
         acc_next = (zeros,) * (D - 1)  # partial sums of the next D - 1 results
         first, second, origin, squares = zeros, zeros, zeros, zeros
@@ -98,12 +110,13 @@ def cheap_kernel(
                     y1 = store_rows(
                         y1, out, below, columns, channels, W, out_c, out_h, out_w, wanted, residual, residual_c,
                         residual_h, residual_w,
+                        of_residual[0], of_residual[1], of_residual[2], residual_mean is not None,
                     )  # fmt: skip
                 if sums is not None:
                     first += y1
             row = below - D // 2
             if row >= top:
-                if statistics is not None:
+                if partials is not None:
                     if row == top:
                         origin = z  # each lane's own first value
                     second += z - origin
@@ -113,16 +126,24 @@ def cheap_kernel(
                     stored = store_rows(
                         activate(z, CHEAP_ACT, cheap_neg_slope), out, row, columns, M + cheap_channels, W,
                         out_c, out_h, out_w, in_output, residual, residual_c, residual_h, residual_w,
+                        of_cheap[0], of_cheap[1], of_cheap[2], residual_mean is not None,
                     )  # fmt: skip
                     if sums is not None:
                         second += stored
         sum_channels, sum_wanted = channels_of_sums(channels, wanted, M, W, split, vectors, BW, BM, BC)
         at = sum_channels * MULTIPLIER + q  # [BM]
         at_wanted = sum_wanted & (at < OUT_CHANNELS - M)
-        if statistics is not None:
+        if partials is not None:
             # count, mean, m2: [BM]
             count, mean, m2 = moments_of_lanes(mask, second, squares, origin, bottom - top, vectors, BC)
-            store_partial(statistics, group, at, OUT_CHANNELS - M, at_wanted, count, mean, m2)
+            store_partial(partials, group, at, OUT_CHANNELS - M, at_wanted, count, mean, m2)
+            blocks, block, joined, there = joined_block(M, vectors, BM, BC)
+            join_statistics_last(
+                partials, join_counters, group, tl.num_programs(0) // blocks, block * MULTIPLIER + q,
+                joined * MULTIPLIER + q, OUT_CHANNELS - M, there, join_count, join_gamma, join_beta, join_eps,
+                join_bias, join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out,
+                join_var_out, join_scale_out, join_shift_out, joined.shape[0],
+            )  # fmt: skip
         elif sums is not None:
             joined = sum_where(mask, second, vectors, BC) * per_value  # [BM]
             tl.store(sums + M + at, joined.to(sums.dtype.element_ty), mask=at_wanted)
@@ -140,9 +161,13 @@ def cheap_half(
     m: int,
     primary: Epilogue | None = None,
     residual: torch.Tensor | None = None,
+    residual_norm: NormVectors | None = None,
     squeeze: torch.Tensor | None = None,
-    statistics: bool = False,
-) -> torch.Tensor | None:
+    split_sums: bool = False,
+    joins: Joins | None = None,
+    norm: BatchNorm | None = None,
+    vectors: NormVectors | None = None,
+) -> NormVectors | torch.Tensor | None:
     """The output's channels from m on, of y1, which is the first m channels of y.
 
     Args:
@@ -150,26 +175,38 @@ def cheap_half(
         primary: where given, y is the primary convolution's result, whose epilogue is applied here, and the output's
             first m channels are written too.
         residual: added to the output, whose first m channels are written then too; y is another map.
+        residual_norm: of the BatchNorm that the residual goes through before it is added.
         squeeze: where means of the output go, N x channels.
-        statistics: return groups' statistics of the convolution (groups x 3 x m(s - 1)) and write no output.
+        split_sums: return the sums of the output over the splits of each image, splits x N x channels, float32.
+        norm: the BatchNorm after the convolution, over its statistics: its vectors are returned, and no output is
+            written. ``cheap`` is not looked at.
+        joins: those of the statistics; ``vectors``: where the vectors are written, by default new ones.
     """
     n, out_channels, height, width = out.shape
     multiplier = weight.shape[0] // m
     kernel, taps = "stencil" if primary is None else "stencil_gradient", multiplier * weight.shape[-1] ** 2
-    unit = launch.unit(y, out, residual, counts=(m, m * (1 + multiplier) if statistics else out_channels))
-    ends = 5 if statistics else 0 if squeeze is None else 2
+    unit = launch.unit(y, out, residual, counts=(m, out_channels if norm is None else m * (1 + multiplier)))
+    ends = 5 if norm is not None else 2 if split_sums or squeeze is not None else 0
     strips = tiles.strips(kernel, y, m, taps, unit=unit if multiplier == 1 else 1, sums=ends)
-    partials, sums = None, OverSplits(squeeze, strips.splits, 1.0 / (height * width))
-    if statistics:
+    join, sums = None, OverSplits(squeeze, strips.splits, 1.0 / (height * width))
+    if split_sums:
+        made = launch.empty((strips.splits, n, out_channels), torch.float32, y.device)
+        sums.arguments = {"sums": made, "per_value": 1.0}
+    if norm is not None:
         out_channels = m * (1 + multiplier)
-        partials = launch.empty((n * strips.splits, 3, m * multiplier), torch.float32, y.device)
+        blocks = strips.blocks(m) * multiplier
+        join = joins.statistics(norm, n * height * width, n * strips.splits, m * multiplier, blocks, vectors)
     arguments = {
+        **{f"residual_{name}": getattr(residual_norm, name, None) for name in ("mean", "scale", "shift")},
         **launch.maps(y=y, out=out, residual=residual), **(primary or NO_EPILOGUE).arguments("primary"),
         "AFFINE": primary is not None, **tap_arguments("cheap_weight", weight), **cheap.arguments("cheap"),
-        **sums.arguments, "statistics": partials, "N": n, "H": height, "W": width, "M": m, "OUT_CHANNELS": out_channels,
+        **sums.arguments, **(NO_STATISTICS if join is None else join.arguments),
+        "N": n, "H": height, "W": width, "M": m, "OUT_CHANNELS": out_channels,
         "D": weight.shape[-1], "MULTIPLIER": multiplier, "WIDE": launch.is_wide(y, out, residual),
         "UNIT": unit,
     }  # fmt: skip
     strips.start(cheap_kernel, y, m, arguments)
     sums.join()
-    return partials
+    if split_sums:
+        return made
+    return None if join is None else join.finish()

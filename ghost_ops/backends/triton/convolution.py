@@ -17,7 +17,7 @@ from .launch_cache import cached_launches
 from .maps import assume_multiple, assume_multiple_strides, finish_moments, store_partial, tile_coords
 from .norm import BatchNorm, NormVectors
 from .normalise import read_result, result_gradient
-from .sums import total
+from .sums import Totals
 
 MOST = 256  # inputs of an output value, which are one step of the product
 MOST_INPUTS = 2048  # of a row's pixels, which a program has in registers
@@ -228,6 +228,7 @@ def convolution_weight_gradient(
     z: torch.Tensor | None = None,
     norm: Epilogue = NO_EPILOGUE,
     coefficients: torch.Tensor | None = None,
+    totals: Totals | None = None,
 ) -> torch.Tensor:
     """The gradient of the weight of ``convolution``; arguments as of ``depthwise_gradients``."""
     strips, depth = _strips(x, weight, grad_out, 32 if weight[0].numel() <= 64 else 16)
@@ -239,4 +240,8 @@ def convolution_weight_gradient(
         "WIDE": launch.is_wide(x, grad_out, z), "UNIT": launch.unit(grad_out, z, counts=(m,)), "BK": depth,
     }  # fmt: skip
     strips.start(convolution_weight_bwd_kernel, x, m, arguments)
-    return total(partials, launch.empty(tuple(weight.shape), weight.dtype, x.device))
+    own, grad_weight = totals or Totals(), launch.empty(tuple(weight.shape), weight.dtype, x.device)
+    own.add(partials, grad_weight)
+    if totals is None:
+        own.start()
+    return grad_weight

@@ -12,7 +12,7 @@ from .activation import affine, load_coefficients, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
 from .maps import assume_multiple, assume_multiple_strides, load_taps, tile_coords
 from .normalise import norm_gradient, read_result, result_gradient
-from .sums import total
+from .sums import Totals
 from .taps import tap_arguments
 
 MOST_STRIDE = 3  # a thread holds STRIDE x STRIDE pixels of the input and their gradients
@@ -210,6 +210,7 @@ def depthwise_gradients(
     bias: torch.Tensor | None = None,
     input_wanted: bool = True,
     weight_wanted: bool = True,
+    totals: Totals | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of x, of the weight and of ``bias``, each None where it is not wanted or not there.
 
@@ -220,6 +221,7 @@ def depthwise_gradients(
         stride: at most ``MOST_STRIDE``.
         z: the convolution's result; ``coefficients`` are those of the BatchNorm's backward (``load_coefficients``).
         residual: a map of x's shape, which is added to its gradient.
+        totals: where the gradients of weight and bias are joined, later; by default they are joined here.
     """
     c, d = x.shape[1], weight.shape[-1]
     grad_x = launch.new_map(x, c) if input_wanted else None
@@ -244,8 +246,11 @@ def depthwise_gradients(
     partials = [launch.empty((x.shape[0] * strips.splits, k, c), torch.float32, x.device) if k else None for k in rows]
     if arguments["to"] is not None or any(rows):
         strips.start(depthwise_bwd_kernel, x, c, arguments | {"weights": partials[0], "biases": partials[1]})
-    found = [
-        None if sums is None else total(sums, launch.empty(tuple(t.shape), t.dtype, x.device), steps=(1, row))
-        for t, sums, row in zip((weight, bias), partials, rows)
-    ]
+    own, found = totals or Totals(), []
+    for t, sums, row in zip((weight, bias), partials, rows):
+        found.append(None if sums is None else launch.empty(tuple(t.shape), t.dtype, x.device))
+        if sums is not None:
+            own.add(sums, found[-1], steps=(1, row))
+    if totals is None:
+        own.start()
     return grad_x, *found

@@ -10,7 +10,7 @@ from .cheap import cheap_half
 from .epilogue import Epilogue
 from .joins import Joins
 from .launch_cache import cached_launches
-from .norm import BatchNorm, NormVectors, join_statistics
+from .norm import BatchNorm, NormVectors
 from .products import primary_product
 
 
@@ -26,7 +26,7 @@ def ghost_module_train(
     keep_primary=False,
 ):  # fmt: skip
     n, _, height, width = x.shape
-    m, count = primary_weight.shape[0], n * height * width
+    m = primary_weight.shape[0]
     primary = Epilogue(None, act, act_slope, act_weight, primary_gamma, primary_beta, None, None, primary_eps)
     cheap = Epilogue(None, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, None, None, cheap_eps)
     checks.expect_module(x, primary_weight, primary, cheap_weight, cheap, out_channels)
@@ -35,9 +35,9 @@ def ghost_module_train(
     joins, norm = Joins(x.device), BatchNorm(primary_gamma, primary_beta, primary_eps)
     first = primary_product(x, primary_weight, to=z, joins=joins, norm=norm, vectors=_vectors(x, m))
     primary = first.applied(primary)
-    second = join_statistics(
-        cheap_half(z, out, cheap_weight, cheap, m=m, primary=primary, statistics=True), count,
-        BatchNorm(cheap_gamma, cheap_beta, cheap_eps), _vectors(x, cheap_weight.shape[0]),
+    second = cheap_half(
+        z, out, cheap_weight, cheap, m=m, primary=primary, joins=joins,
+        norm=BatchNorm(cheap_gamma, cheap_beta, cheap_eps), vectors=_vectors(x, cheap_weight.shape[0]),
     )  # fmt: skip
     cheap_half(z, out, cheap_weight, second.applied(cheap), m=m, primary=primary)
     kept = kept if keep_primary else launch.empty((0,), torch.float32, x.device)

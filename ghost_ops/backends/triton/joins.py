@@ -157,7 +157,7 @@ class StatisticsJoin(NamedTuple):
 
     def finish(self) -> NormVectors:
         """The vectors, after the kernel was started."""
-        if self.arguments["join_counters"] is None:
+        if self.groups == 0 or self.arguments["join_counters"] is None:  # no program, or one that does not join
             join_statistics(self.arguments["partials"][: self.groups], self.count, self.norm, self.vectors)
         return self.vectors
 
@@ -175,7 +175,7 @@ class GradientsJoin(NamedTuple):
 
     def finish(self) -> tuple[torch.Tensor, EpilogueGradients]:
         """The coefficients and gradients of ``norm.join_gradients``, after the kernel was started."""
-        if self.arguments["join_counters"] is None:
+        if self.groups == 0 or self.arguments["join_counters"] is None:  # no program, or one that does not join
             found = self.coefficients, self.gradients
             join_gradients(self.arguments["partials"][: self.groups], self.epilogue, self.count, self.vectors, found)
         return self.coefficients, self.gradients
@@ -194,7 +194,7 @@ class Joins:
     def __init__(
         self, device: torch.device, batches: Sequence[torch.Tensor | None] = (), *, started: bool = True
     ) -> None:
-        self.device = device
+        self.device, self.started = device, started
         self.counters, self.used = launch.empty((COUNTERS,), torch.int32, device), 0
         counted = [t for t in batches if t is not None]
         if started:

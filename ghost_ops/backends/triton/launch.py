@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
@@ -30,6 +33,22 @@ def on_device_of(t: torch.Tensor):
     return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
 
 
+@functools.cache
+def hash_kernels() -> None:
+    """Hash all kernels, in the same order in every process.
+
+    Triton finds what it compiled by a kernel's hash. That depends on which of the functions that the kernel calls were
+    hashed before it, so that two processes which start kernels in different orders would not find each other's.
+    """
+    from triton.runtime import JITFunction
+
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        module = importlib.import_module(f"{__package__}.{path.stem}")
+        for function in list(vars(module).values()):
+            if isinstance(function, JITFunction):
+                _ = function.cache_key
+
+
 def start_kernel(kernel, grid: tuple[int, ...], arguments: dict, warps: int, stages: int) -> None:
     """Launch a kernel; nothing is launched over an empty grid.
 
@@ -37,6 +56,7 @@ def start_kernel(kernel, grid: tuple[int, ...], arguments: dict, warps: int, sta
     there.
     """
     if min(grid) > 0:
+        hash_kernels()
         if instead is not None:
             instead(kernel, grid, arguments, warps, stages)
             return

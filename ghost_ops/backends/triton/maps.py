@@ -74,6 +74,19 @@ def in_batch(first, lanes, H, W, map_n, map_h, map_w, FLAT: tl.constexpr, WIDE: 
 
 
 @triton.jit
+def joined_block(CHANNELS, vectors, BM: tl.constexpr, BC: tl.constexpr):
+    """Number of blocks of CHANNELS, the program's, and its channels, [a power of two], and which of them exist: for a
+    join of what ``channels_of_sums`` are."""
+    SIZE: tl.constexpr = BM if BC is None else BM * BC
+    width = BM if vectors is None else BM * vectors
+    blocks = tl.cdiv(CHANNELS, width)
+    block = tl.program_id(0) % blocks
+    place = tl.arange(0, SIZE)
+    channels = block * width + place
+    return blocks, block, channels, (place < width) & (channels < CHANNELS)
+
+
+@triton.jit
 def tile_coords(
     CHANNELS, H, W, splits, per_split, BW: tl.constexpr, BM: tl.constexpr, WIDE: tl.constexpr, vectors=None
 ):  # fmt: skip
@@ -276,14 +289,19 @@ def take_row(inputs, sums, taps, FLIPPED: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def store_rows(
-    v, out, row, columns, channels, W, out_c, out_h, out_w, wanted, residual, residual_c, residual_h, residual_w
+    v, out, row, columns, channels, W, out_c, out_h, out_w, wanted, residual, residual_c, residual_h, residual_w,
+    residual_center=None, residual_scale=None, residual_shift=None, NORMED: tl.constexpr = False,
 ):  # fmt: skip
     """Stores a strip's row v, [BW, BM], with the residual, if any, added; returns what was stored, [BW, BM], float32, 0
-    where nothing is. ``columns``: [BW]; ``channels``, ``wanted``: [BM]."""
+    where nothing is. ``columns``: [BW]; ``channels``, ``wanted``, and with NORMED what normalises the residual: [BM].
+    """
     mask = (columns < W)[:, None] & wanted  # [BW, BM]
     if residual is not None:
         at = row * residual_h + columns[:, None] * residual_w + channels * residual_c
-        v += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+        r = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+        if NORMED:
+            r = normalized(r, residual_center, residual_scale, residual_shift, True)
+        v += r
     at = row * out_h + columns[:, None] * out_w + channels * out_c
     tl.store(out + at, v.to(out.dtype.element_ty), mask=mask)
     return tl.where(mask, v, 0.0)

@@ -20,7 +20,7 @@ from .maps import assume_multiple, assume_multiple_strides, block_of, in_batch, 
 from .sums import Totals
 
 MOST_WEIGHTS = 8192  # elements of a weight whose gradient a program keeps, with both sides powers of two
-MOST_SUMS = 4096  # values of a tile of x's gradient
+MOST_SUMS = 4096  # values of a tile of x's gradient, where tiles of z's gradient are kept
 MOST_STEPS = 2  # steps of a product over z's channels that are kept while a program goes through x's channels
 
 
@@ -277,12 +277,11 @@ def product_gradients(
 def _start_input(x: torch.Tensor, m: int, c: int, arguments: dict, inputs: list[torch.Tensor]) -> None:
     tile = tiles.lookup("product_gradient", tiles.shape_class(x), x.device)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    block = tiles.side(c, tile.channels)
-    most = min(tile.pixels, MOST_SUMS // block)
-    tile = replace(
-        tile, pixels=tiles.side(max(pixels, 1), most), channels=block, depth=tiles.side(m, tile.depth)
-    )  # fmt: skip
-    blocks, steps = cdiv(c, tile.channels), cdiv(m, tile.depth)
+    block, depth = tiles.side(c, tile.channels), tiles.side(m, tile.depth)
+    blocks, steps = cdiv(c, block), cdiv(m, depth)
+    # Where tiles of z are kept, there are fewer pixels; else each tile reads all of the weight.
+    most = min(tile.pixels, MOST_SUMS // block) if steps <= MOST_STEPS else tile.pixels
+    tile = replace(tile, pixels=tiles.side(max(pixels, 1), most), channels=block, depth=depth)
     per_program = 1
     if steps <= MOST_STEPS:  # all blocks one after the other, where there are programs enough for the device
         at_once = cdiv(tiles.processors(x.device) * tile.resident, max(cdiv(pixels, tile.pixels), 1))

@@ -31,15 +31,16 @@ def sampled_mean(
     x, start, count, H, W, x_n, x_c, x_h, x_w, scale, columns_of_step, C, channels, wanted, PRECISION: tl.constexpr,
     FLAT_IN: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """The mean of 16 of ``count`` pixels from ``start`` on, at equal distances: [BM]. See ``product`` for the rest."""
-    lanes = tl.arange(0, 16) * count // 16  # [16]
-    at, places = in_batch(start, lanes, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)  # a scalar, [16]
-    images = (start + lanes) // (H * W)  # [16]
+    """The mean of a few of ``count`` pixels from ``start`` on, at equal distances, [BM]; see ``product``."""
+    BP: tl.constexpr = max(2048 // BK, 16)  # so that a thread reads several channels
+    lanes = tl.arange(0, BP) * count // BP  # [BP]
+    at, places = in_batch(start, lanes, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)  # a scalar, [BP]
+    images = (start + lanes) // (H * W)  # [BP]
     z = product(
-        x + at, places, lanes >= 0, x_c, scale, images, x, columns_of_step, C, channels, wanted, PRECISION, True, 16,
+        x + at, places, lanes >= 0, x_c, scale, images, x, columns_of_step, C, channels, wanted, PRECISION, True, BP,
         BM, BK,
     )  # fmt: skip
-    return tl.sum(z, axis=0) / 16
+    return tl.sum(z, axis=0) / BP
 
 
 @triton.jit
@@ -160,6 +161,7 @@ def primary_product(
         joined = join.arguments
     elif joins is not None:
         joined, cleared = joined | {"join_counters": joins.counters}, joins.counters.numel()
+        joins.started = True
     arguments = {
         **launch.maps(x=x, y=to, residual=residual), "scale": launch.vector(scale), "weight": launch.vector(weight),
         **primary.arguments("primary"), **joined, "H": height, "W": width, "C": c, "M": m,

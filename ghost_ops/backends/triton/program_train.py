@@ -22,10 +22,11 @@ from .depthwise_gradients import depthwise_gradients
 from .epilogue import NO_EPILOGUE, Epilogue
 from .joins import Joins
 from .launch_cache import cached_launches
-from .norm import BatchNorm, NormVectors, join_statistics
+from .norm import BatchNorm, NormVectors
 from .normalise import norm_gradient_sums, normalise
 from .products import primary_product
 from .squeeze_excite import squeeze_excite_bwd, squeeze_excite_fwd
+from .sums import Totals
 
 
 class Kept(NamedTuple):
@@ -68,13 +69,13 @@ class _Run:
         self.layers = [LayerTensors(*tensors[i : i + PER_LAYER]) for i in range(0, len(tensors), PER_LAYER)]
         self.values: dict[int, torch.Tensor] = {INPUT: x}
         self.kept: list[Kept] = []
+        self.shortcuts: dict[int, NormVectors] = {}  # what normalises a value that is added
         self.sums: torch.Tensor | None = None  # of the value that an excitation reads next
         self.joins: Joins | None = None
 
     def forward(self) -> None:
         if self.norms is None:
-            counted = [self.layers[o.layer].batches for o in self.program.operations if not isinstance(o.step, Excite)]
-            self.joins = Joins(self.values[INPUT].device, counted)
+            self.joins = Joins(self.values[INPUT].device, [layer.batches for layer in self.layers])
         for operation in self.program.operations:
             FORWARD[type(operation.step)](self, operation)
 
@@ -112,7 +113,9 @@ class _Run:
             primary_product(x, weight, to=z, joins=self.joins, norm=norm, vectors=vectors)
         primary = self.epilogue(number, step.layer, first)
         if not step.cheap_channels:
-            if needed:
+            if operation.is_shortcut:
+                self.values[operation.out], self.shortcuts[operation.out] = z, NormVectors(*first.unbind(0))
+            elif needed:
                 self.values[operation.out], _ = normalise(z, primary, like=x, residual=self.residual(operation))
             self.kept.append(Kept((first,), (z,)))
             return
@@ -122,11 +125,13 @@ class _Run:
             second = known[1]
         else:
             norm, second, vectors = self.batch_norm(number + 1, step.cheap)
-            partials = cheap_half(z, out, weight, NO_EPILOGUE, **options, statistics=True)
-            join_statistics(partials, _pixels(z), norm, vectors)
+            cheap_half(z, out, weight, NO_EPILOGUE, **options, joins=self.joins, norm=norm, vectors=vectors)
         if needed:
             cheap = self.epilogue(number + 1, step.cheap, second)
-            cheap_half(z, out, weight, cheap, **options, residual=self.residual(operation))
+            self.sums = cheap_half(
+                z, out, weight, cheap, **options, residual=self.residual(operation),
+                residual_norm=self.shortcuts.get(operation.residual), split_sums=operation.squeezes,
+            )  # fmt: skip
             self.values[operation.out] = out
         self.kept.append(Kept((first, second), (z,)))
 
@@ -162,14 +167,15 @@ class _Run:
     def backward(self, grad_out: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Gradients of the input and of every parameter that is there, layer by layer."""
         self.gradients = {self.program.result: grad_out}
-        if any(isinstance(operation.step, Depthwise) for operation in self.program.operations):
-            self.joins = Joins(grad_out.device)
+        # The first thing that is done is the last Ghost module's product, unless its result was kept.
+        self.joins, self.totals = Joins(grad_out.device, started=bool(self.kept[-1].maps)), Totals()
         found: list[dict[str, torch.Tensor]] = [{} for _ in self.layers]
         for operation, kept in zip(reversed(self.program.operations), reversed(self.kept)):
             if operation.residual >= 0:
                 self.gradients[operation.residual] = self.gradients[operation.out]
             for i, gradients in enumerate(BACKWARD[type(operation.step)](self, operation, kept)):
                 found[operation.layer + i] = gradients
+        self.totals.start()
         return self.gradients[INPUT], *(found[i][name] for i, name in trained(self.program, self.layers))
 
     def ghost_bwd(self, operation: Operation, kept: Kept) -> list[dict[str, torch.Tensor]]:
@@ -182,7 +188,8 @@ class _Run:
             cheap, weight = self._with_parameters(number + 1, step.cheap, kept.norms[1]), layers[1].weight
         found = ghost_module_bwd(
             grad, x, layers[0].weight, primary, weight, cheap, step.out_channels, batch=True,
-            residual=self.gradients.pop(operation.source, None),
+            residual=self.gradients.pop(operation.source, None), z=kept.maps[0] if kept.maps else None,
+            joins=self.joins, totals=self.totals,
         )  # fmt: skip
         self.gradients[operation.source] = found.x
         gradients = [{"weight": found.weight, **_parameters(found.primary)}]
@@ -198,7 +205,7 @@ class _Run:
         coefficients, found = norm_gradient_sums(grad, z, norm, joins=self.joins, own=own)
         grad_x, grad_weight, _ = depthwise_gradients(
             grad, x, self.layers[number].weight, step.stride, z=z, norm=norm, coefficients=coefficients,
-            residual=self.gradients.pop(operation.source, None),
+            residual=self.gradients.pop(operation.source, None), totals=self.totals,
         )  # fmt: skip
         self.gradients[operation.source] = grad_x
         return [{"weight": grad_weight, **_parameters(found)}]

@@ -9,11 +9,13 @@ import triton
 import triton.language as tl
 
 from .activation import PRELU, activate, activate_backward, affine, load_coefficients, load_or, normalized, slopes
+from .joins import join_gradients_last
 from .maps import (
     as_inputs,
     assume_multiple,
     assume_multiple_strides,
     channels_of_sums,
+    joined_block,
     load_taps,
     near,
     read_row,
@@ -32,7 +34,9 @@ def cheap_epilogue_bwd_kernel(
     cheap_weight, cheap_weight_c, cheap_weight_tap,
     cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps, cheap_slopes, cheap_slopes_stride,
     cheap_slope,
-    grad_z2, partials, H, W, M, OUT_CHANNELS, splits, per_split, vectors,
+    grad_z2, partials, join_counters, join_count, join_gamma, join_mean, join_var, join_eps, join_coefficients,
+    join_grad_bias, join_grad_beta, join_grad_gamma, join_grad_slopes,
+    H, W, M, OUT_CHANNELS, splits, per_split, vectors, join_BATCH: tl.constexpr,
     PRIMARY_ACT: tl.constexpr, CHEAP_ACT: tl.constexpr, BATCH: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
     WIDE: tl.constexpr, UNIT: tl.constexpr,
     BW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
@@ -114,6 +118,14 @@ def cheap_epilogue_bwd_kernel(
             sum_where(in_output, first, vectors, BC),
             sum_where(in_output, second, vectors, BC), sum_where(in_output, third, vectors, BC),
         )  # fmt: skip
+        if join_counters is not None:
+            blocks, block, joined, there = joined_block(M, vectors, BM, BC)
+            join_gradients_last(
+                partials, join_counters, group, tl.num_programs(0) // blocks, block * MULTIPLIER + q,
+                joined * MULTIPLIER + q, CHEAP_CHANNELS, there,
+                join_count, join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias,
+                join_grad_beta, join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0],
+            )  # fmt: skip
 
 
 @triton.jit
@@ -161,8 +173,10 @@ def cheap_conv_bwd_kernel(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
     primary_slopes_stride, primary_slope,
-    cheap_weight, cheap_weight_c, cheap_weight_tap, grad_z2, grad_z, to_n, to_c, to_h, to_w, partials, weights,
-    H, W, M, splits, per_split, vectors, PRIMARY_ACT: tl.constexpr, D: tl.constexpr,
+    cheap_weight, cheap_weight_c, cheap_weight_tap, grad_z2, grad_z, to_n, to_c, to_h, to_w,
+    partials, join_counters, join_count, join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias,
+    join_grad_beta, join_grad_gamma, join_grad_slopes,
+    weights, H, W, M, splits, per_split, vectors, join_BATCH: tl.constexpr, PRIMARY_ACT: tl.constexpr, D: tl.constexpr,
     WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """B2 where a primary channel has one cheap channel: what ``primary_epilogue_bwd_kernel`` and
@@ -232,6 +246,13 @@ def cheap_conv_bwd_kernel(
     weights += group.to(tl.int64) * (D * D) * M + sum_channels
     for k in tl.static_range(D * D):
         tl.store(weights + k * M, sum_where(mask, tap_sums[k], vectors, BC), mask=sum_wanted)
+    if join_counters is not None:
+        blocks, block, joined, there = joined_block(M, vectors, BM, BC)
+        join_gradients_last(
+            partials, join_counters, group, tl.num_programs(0) // blocks, block, joined, M, there, join_count,
+            join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias, join_grad_beta,
+            join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0],
+        )  # fmt: skip
 
 
 @triton.jit
@@ -253,9 +274,11 @@ def primary_epilogue_bwd_kernel(
     z, z_n, z_c, z_h, z_w, grad, grad_n, grad_c, grad_h, grad_w,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,
     primary_slopes_stride, primary_slope,
-    cheap_weight, cheap_weight_c, cheap_weight_tap, grad_z2, grad_z, to_n, to_c, to_h, to_w, partials,
-    H, W, M, splits, per_split, PRIMARY_ACT: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    cheap_weight, cheap_weight_c, cheap_weight_tap, grad_z2, grad_z, to_n, to_c, to_h, to_w,
+    partials, join_counters, join_count, join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias,
+    join_grad_beta, join_grad_gamma, join_grad_slopes,
+    H, W, M, splits, per_split, join_BATCH: tl.constexpr, PRIMARY_ACT: tl.constexpr, D: tl.constexpr,
+    MULTIPLIER: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """B2: g1, the gradient of the first BatchNorm's result (∂z1 without one), into ``grad_z``, and its sums.
 
@@ -317,6 +340,13 @@ def primary_epilogue_bwd_kernel(
             tl.store(grad_z + at, g1.to(grad_z.dtype.element_ty), mask=mask)
     sums = tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)  # [BM] each
     store_partial(partials, group, channels, M, wanted, sums[0], sums[1], sums[2])
+    if join_counters is not None:
+        blocks, block, joined, there = joined_block(M, None, BM, None)
+        join_gradients_last(
+            partials, join_counters, group, tl.num_programs(0) // blocks, block, joined, M, there, join_count,
+            join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias, join_grad_beta,
+            join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0],
+        )  # fmt: skip
 
 
 @triton.jit

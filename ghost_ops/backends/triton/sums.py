@@ -6,8 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
-from . import launch, tiles
+from . import launch
 
+TOGETHER = 7  # totals of a launch: a bottleneck has as many weights at most
+FEW = 16  # groups
 CHANNELS_PER_PROGRAM = 2  # a layer has some ten to hundred, and the device wants as many programs
 
 
@@ -94,27 +96,78 @@ def total_of_block(
 
 @triton.jit
 def total_kernel(
-    partials, out, per_value, groups, ROWS, CHANNELS, row_step, channel_step,
+    partials_0, out_0, per_value_0, groups_0, ROWS_0, CHANNELS_0, row_step_0, channel_step_0,
+    partials_1, out_1, per_value_1, groups_1, ROWS_1, CHANNELS_1, row_step_1, channel_step_1,
     partials_2, out_2, per_value_2, groups_2, ROWS_2, CHANNELS_2, row_step_2, channel_step_2,
-    BG: tl.constexpr, BC: tl.constexpr, BG_2: tl.constexpr, BC_2: tl.constexpr,
+    partials_3, out_3, per_value_3, groups_3, ROWS_3, CHANNELS_3, row_step_3, channel_step_3,
+    partials_4, out_4, per_value_4, groups_4, ROWS_4, CHANNELS_4, row_step_4, channel_step_4,
+    partials_5, out_5, per_value_5, groups_5, ROWS_5, CHANNELS_5, row_step_5, channel_step_5,
+    partials_6, out_6, per_value_6, groups_6, ROWS_6, CHANNELS_6, row_step_6, channel_step_6,
+    BG: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Grid: ROWS x blocks of CHANNELS, and then those of a second total, if any."""
+    """Up to seven totals, see ``total_of_block``. Grid: ROWS x blocks of CHANNELS of the first, then of the next."""
     program = tl.program_id(0)
-    here = ROWS * tl.cdiv(CHANNELS, BC)
-    if program < here:
-        total_of_block(program, partials, out, per_value, groups, ROWS, CHANNELS, row_step, channel_step, BG, BC)
-    elif partials_2 is not None:
+    programs = ROWS_0 * tl.cdiv(CHANNELS_0, BC)
+    if (program >= 0) & (program < programs):
         total_of_block(
-            program - here, partials_2, out_2, per_value_2, groups_2, ROWS_2, CHANNELS_2, row_step_2, channel_step_2,
-            BG_2, BC_2,
+            program, partials_0, out_0, per_value_0, groups_0, ROWS_0, CHANNELS_0, row_step_0, channel_step_0,
+            BG, BC,
         )  # fmt: skip
+    program -= programs
+    if partials_1 is not None:
+        programs = ROWS_1 * tl.cdiv(CHANNELS_1, BC)
+        if (program >= 0) & (program < programs):
+            total_of_block(
+                program, partials_1, out_1, per_value_1, groups_1, ROWS_1, CHANNELS_1, row_step_1, channel_step_1,
+                BG, BC,
+            )  # fmt: skip
+        program -= programs
+    if partials_2 is not None:
+        programs = ROWS_2 * tl.cdiv(CHANNELS_2, BC)
+        if (program >= 0) & (program < programs):
+            total_of_block(
+                program, partials_2, out_2, per_value_2, groups_2, ROWS_2, CHANNELS_2, row_step_2, channel_step_2,
+                BG, BC,
+            )  # fmt: skip
+        program -= programs
+    if partials_3 is not None:
+        programs = ROWS_3 * tl.cdiv(CHANNELS_3, BC)
+        if (program >= 0) & (program < programs):
+            total_of_block(
+                program, partials_3, out_3, per_value_3, groups_3, ROWS_3, CHANNELS_3, row_step_3, channel_step_3,
+                BG, BC,
+            )  # fmt: skip
+        program -= programs
+    if partials_4 is not None:
+        programs = ROWS_4 * tl.cdiv(CHANNELS_4, BC)
+        if (program >= 0) & (program < programs):
+            total_of_block(
+                program, partials_4, out_4, per_value_4, groups_4, ROWS_4, CHANNELS_4, row_step_4, channel_step_4,
+                BG, BC,
+            )  # fmt: skip
+        program -= programs
+    if partials_5 is not None:
+        programs = ROWS_5 * tl.cdiv(CHANNELS_5, BC)
+        if (program >= 0) & (program < programs):
+            total_of_block(
+                program, partials_5, out_5, per_value_5, groups_5, ROWS_5, CHANNELS_5, row_step_5, channel_step_5,
+                BG, BC,
+            )  # fmt: skip
+        program -= programs
+    if partials_6 is not None:
+        programs = ROWS_6 * tl.cdiv(CHANNELS_6, BC)
+        if (program >= 0) & (program < programs):
+            total_of_block(
+                program, partials_6, out_6, per_value_6, groups_6, ROWS_6, CHANNELS_6, row_step_6, channel_step_6,
+                BG, BC,
+            )  # fmt: skip
 
 
 class Totals:
-    """Sums over the groups of partial sums, in a fixed order; two of them are one launch."""
+    """Sums over the groups of partial sums, in a fixed order; several of them are one launch."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[int, dict]] = []
+        self.waiting: list[dict] = []
 
     def add(
         self, partials: torch.Tensor, to: torch.Tensor, *, steps: tuple[int, int] | None = None, per_value: float = 1.0
@@ -127,23 +180,25 @@ class Totals:
         """
         groups, rows, channels = partials.shape
         row_step, channel_step = steps or (channels, 1)
-        block = 8 if groups > 16 else 128
-        arguments = {
+        self.waiting.append({
             "partials": partials, "out": to, "per_value": per_value, "groups": groups, "ROWS": rows,
             "CHANNELS": channels, "row_step": row_step, "channel_step": channel_step,
-            "BG": tiles.rows(groups), "BC": block,
-        }  # fmt: skip
-        self.waiting.append((rows * launch.cdiv(channels, block), arguments))
+        })  # fmt: skip
         return self
 
     def start(self) -> None:
         """Launch what was added since the last time."""
-        for i in range(0, len(self.waiting), 2):
-            (programs, arguments), *more = self.waiting[i : i + 2]
-            second, others = more[0] if more else (0, dict.fromkeys(arguments))
-            arguments = arguments | {f"{name}_2": value for name, value in others.items()}
-            with launch.on_device_of(arguments["partials"]):
-                launch.start_kernel(total_kernel, (programs + second,), arguments, warps=4, stages=1)
+        for i in range(0, len(self.waiting), TOGETHER):
+            some = self.waiting[i : i + TOGETHER]
+            # Two shapes of tiles, so that few kernels are compiled: of many groups, and of a few.
+            groups, channels = (512, 8) if max(one["groups"] for one in some) > FEW else (FEW, 128)
+            arguments = {"BG": groups, "BC": channels}
+            for k in range(TOGETHER):
+                one = some[k] if k < len(some) else dict.fromkeys(some[0])
+                arguments |= {f"{name}_{k}": value for name, value in one.items()}
+            programs = sum(one["ROWS"] * launch.cdiv(one["CHANNELS"], channels) for one in some)
+            with launch.on_device_of(some[0]["partials"]):
+                launch.start_kernel(total_kernel, (programs,), arguments, warps=4, stages=1)
         self.waiting.clear()
 
 

@@ -69,9 +69,13 @@ class Strips(NamedTuple):
     per_split: int
     vectors: int | None = None
 
+    def blocks(self, channels: int) -> int:
+        """Number of blocks of channels."""
+        return cdiv(channels, self.tile.channels * (self.vectors or 1))
+
     def start(self, kernel: object, x: torch.Tensor, channels: int, arguments: dict, *axes: int) -> None:
         """Launch a kernel whose grid is the strips of x's images times blocks of ``channels``, and further ``axes``."""
-        tile, block = self.tile, self.tile.channels * (self.vectors or 1)
+        tile = self.tile
         places = {
             "splits": self.splits, "per_split": self.per_split, "BW": tile.columns, "BM": tile.channels,
             "vectors": self.vectors, "BC": None if self.vectors is None else _power_of_two(self.vectors),
@@ -80,7 +84,7 @@ class Strips(NamedTuple):
             raise TypeError(f"{kernel.__name__} takes no flat tile")
         arguments = arguments | {name: value for name, value in places.items() if name in kernel.arg_names}
         with launch.on_device_of(x):
-            grid = (x.shape[0] * self.splits * cdiv(channels, block), *axes)
+            grid = (x.shape[0] * self.splits * self.blocks(channels), *axes)
             launch.start_kernel(kernel, grid, arguments, tile.warps, tile.stages)
 
 

@@ -185,3 +185,60 @@ def test_gradient_of_a_convolutions_result(layout):
     twice = depthwise_gradients(through, layer.x, layer.weight, layer.stride)
     for a, b in zip(once[:2], twice[:2]):
         torch.testing.assert_close(a, b, rtol=4e-3, atol=4e-3)
+
+
+@pytest.mark.parametrize(("place", "rows", "columns"), [((0, 0), (1, 2), (1, 2)), ((2, 1), (0, 1), (0, 1, 2))])
+def test_nan_reaches_only_the_taps_that_met_it(place, rows, columns):
+    """Pairs of a result with what is outside of the map add nothing, whatever the result's gradient is."""
+    x, weight, grad = torch.randn(1, 3, 5, 4), torch.randn(3, 1, 3, 3), torch.randn(1, 3, 3, 2)
+    grad[(0, 1, *place)] = torch.nan
+    _, found, _ = depthwise_gradients(grad, x, weight, 2)
+    assert found[1, 0].isnan().nonzero().tolist() == [[i, j] for i in rows for j in columns]
+    assert found[0].isfinite().all() and found[2].isfinite().all()
+
+
+def test_infinity_reaches_only_the_taps_that_met_it():
+    x, weight, grad = torch.randn(1, 2, 5, 4), torch.randn(2, 1, 3, 3), torch.randn(1, 2, 3, 2)
+    x[0, 1, 0, 0] = torch.inf
+    _, found, _ = depthwise_gradients(grad, x, weight, 2)
+    assert (~found[1, 0].isfinite()).nonzero().tolist() == [[1, 1]]
+    assert found[0].isfinite().all()
+
+
+def test_launches_of_a_layer():
+    """Two forward and three backward, beside the one that starts all joins of a call."""
+    started = []
+    record = lambda kernel, grid, arguments, warps, stages: started.append(kernel.__name__)
+    layer = draw_layer(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "start_kernel", record)
+        z, vectors = depthwise.depthwise_before_norm(layer.x, layer.weight, layer.stride, **batch_norm(layer))
+        _, norm = forward(layer, z, vectors)
+        assert started == ["start_joins_kernel", "depthwise_kernel", "normalise_kernel"]
+        del started[:]
+        _, options = backward(layer, z, vectors, norm)
+        depthwise_gradients(layer.grad, layer.x, layer.weight, layer.stride, residual=layer.more, **options)
+        assert started == ["start_joins_kernel", "norm_bwd_kernel", "depthwise_bwd_kernel", "total_kernel"]
+
+
+def test_layers_with_offsets_in_64_bits(monkeypatch):
+    """The route of maps that would not fit here, on small ones: the same bits."""
+
+    def call():
+        found = []
+        for dense in (False, True):
+            layer = draw_layer(1, dense)
+            before = convolution_before_norm if dense else depthwise.depthwise_before_norm
+            given = (layer.stride, layer.padding) if dense else (layer.stride,)
+            with few_tiles():
+                z, vectors = before(layer.x, layer.weight, *given, **batch_norm(layer))
+                out, norm = forward(layer, z, vectors)
+                gradients, options = backward(layer, z, vectors, norm)
+                after = convolution_weight_gradient if dense else depthwise_gradients
+                last = after(layer.grad, layer.x, layer.weight, *given, **options)
+            found += [*out.values(), *gradients.values(), *(last[:2] if isinstance(last, tuple) else [last])]
+        return found
+
+    narrow = call()
+    monkeypatch.setattr("ghost_ops.backends.triton.launch.is_wide", lambda *maps, images=False: True)
+    assert all(torch.equal(a, b) for a, b in zip(narrow, call(), strict=True))

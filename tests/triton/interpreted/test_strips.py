@@ -127,6 +127,22 @@ def test_flat_tiles_and_others_agree(seen):
         torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-4)
 
 
+def test_offsets_in_64_bits_of_flat_tiles(seen, monkeypatch):
+    """The same bits as with 32."""
+
+    def call():
+        used = draw("cheap_concat", 1).leaves()
+        found = functional.cheap_concat(**used.tensors, **used.options)
+        out = found if isinstance(found, torch.Tensor) else found[0]
+        out.square().sum().backward()
+        return [out, *(t.grad for t in used.tensors.values() if t is not None)]
+
+    narrow = call()
+    assert all(any(vectors) for vectors in seen.values())
+    monkeypatch.setattr("ghost_ops.backends.triton.launch.is_wide", lambda *maps, images=False: True)
+    assert all(torch.equal(a, b) for a, b in zip(narrow, call(), strict=True))
+
+
 @pytest.mark.parametrize("m", [12, 5])
 def test_a_residual_is_added_to_both_halves_in_training(m, seen):
     """``cheap_half`` with a primary epilogue, as in the last pass of a module in training."""

@@ -25,6 +25,9 @@ _ALLOCATES = frozenset("empty empty_strided empty_like new_empty new_empty_strid
 _CONTROLS = frozenset("_local_scalar_dense is_nonzero".split())  # tell Python what a tensor holds
 
 
+_CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward")
+
+
 @dataclass(frozen=True)
 class TensorArgument:
     """What a launch depends on of a tensor. Triton takes it in the place of the tensor where it compiles only.
@@ -192,6 +195,8 @@ def _uncomputed(func, args: tuple, kwargs: dict) -> object:
     if "device" in kwargs:
         kwargs["device"] = torch.device("meta")
     results = func(*args, **kwargs)
+    if func._schema.name in _CONVOLUTIONS:
+        results = _as_on_device(results, args)
 
     def as_real(value):
         if not isinstance(value, torch.Tensor):
@@ -199,3 +204,17 @@ def _uncomputed(func, args: tuple, kwargs: dict) -> object:
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
 
     return tree_map(as_real, results)
+
+
+def _as_on_device(results: object, args: tuple) -> object:
+    """The results of a convolution in the memory format that they have on a device: channels_last where one of the
+    maps or the weight is, which meta tensors do not tell."""
+    maps = [a for a in args[:3] if isinstance(a, torch.Tensor) and a.dim() == 4]
+    if not any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in maps):
+        return results
+
+    def last(t: object) -> object:
+        is_map = isinstance(t, torch.Tensor) and t.dim() == 4
+        return t.contiguous(memory_format=torch.channels_last) if is_map else t
+
+    return last(results) if isinstance(results, torch.Tensor) else tuple(map(last, results))

@@ -43,7 +43,9 @@ def test_nothing_is_computed_and_nothing_changes(net):
 def test_every_ghost_module_is_launched_forward_and_backward(net):
     found = a_step(net, 4)
     kernels = [launch.kernel.__name__ for launch in found.kernels]
-    assert kernels.count("primary_weight_bwd_kernel") == 32
+    products = "product_bwd_kernel", "primary_weight_bwd_kernel"  # of 32 Ghost modules and five shortcuts
+    assert sum(map(kernels.count, products)) == 37
+    assert all(launch.arguments["x_c"] == 1 for launch in found.kernels if launch.kernel.__name__ in products)
     assert all(launch.programs > 0 for launch in found.kernels)
     arguments = [v for launch in found.kernels for v in launch.arguments.values()]
     assert not any(isinstance(v, torch.Tensor) for v in arguments)  # which would keep a step's memory

@@ -11,8 +11,8 @@ from ghost_ops.ahead.dry_run import Launches, dry_run
 from ghost_ops.ahead.kernels import specialisations
 
 pytest.importorskip("triton")
-MOST_LAUNCHES = 600  # 1034 before blocks were programs
-MOST_KERNELS = 240
+MOST_LAUNCHES = 450  # 1034 before blocks were programs
+MOST_KERNELS = 214
 
 
 def a_step(batch: int, memory: str = "balanced") -> Launches:
@@ -39,10 +39,10 @@ def test_kernels_and_a_smaller_last_batch():
     """What must be compiled, and what an epoch's last batch compiles once more."""
     first = specialisations(a_step(256).kernels, "sm_90")
     assert len(first) <= MOST_KERNELS
-    for batch in (232, 64):
+    for batch in (250, 232):
         assert not set(specialisations(a_step(batch).kernels, "sm_90")) - set(first)
 
 
 @pytest.mark.parametrize("memory", ["low", "fast"])
 def test_other_memory(memory):
-    assert a_step(256, memory).count <= MOST_LAUNCHES + 80
+    assert a_step(256, memory).count <= MOST_LAUNCHES + {"low": 90, "fast": 0}[memory]

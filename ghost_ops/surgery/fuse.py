@@ -30,8 +30,9 @@ def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None =
     Args:
         net: any module, in any mode, on any device.
         memory: what bottlenecks keep for the backward: ``"balanced"``, as at first, what their fused parts need;
-            ``"low"`` their input only, and they recompute the rest in the backward. None leaves those that are fused
-            already as they are.
+            ``"low"`` their input only, and they recompute the rest in the backward; ``"fast"``, on a GPU, also the
+            results of primary convolutions, which take memory and time. None leaves those that are fused already as
+            they are.
         cuda_graph: whether the calls of a block on a CUDA device are replayed as CUDA graphs, one for the forward and
             one for the backward. A graph is captured after a few calls of a kind. Calls that no graph can hold run
             without one, and :func:`explain` says why. Outputs, gradients and running statistics are as without graphs.

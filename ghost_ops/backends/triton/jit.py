@@ -20,7 +20,7 @@ STRIDES = ("_n", "_h", "_w")  # of images, rows and pixels
 def kernel(function: Callable) -> triton.runtime.JITFunction:
     """``triton.jit`` for what is launched; functions of kernels take ``triton.jit`` itself."""
     parameters = inspect.signature(function).parameters
-    names = [name for name in parameters if _is_size(name)]
+    names = [name for name, p in parameters.items() if _is_size(name) and "constexpr" not in str(p.annotation)]
     return triton.jit(do_not_specialize=names)(function)
 
 

@@ -142,7 +142,8 @@ def test_library_exports_nothing_but_its_questions(wheel):
     exported = {line.split()[-1] for line in run("nm", "-D", "--defined-only", library, cwd=ROOT).splitlines()}
     questions = {"isa", "isas", "program_scratch", "advise_huge_pages", "empty_cache", "kept_bytes", "poison_maps"}
     questions |= {"use_reference", "use_isa", "keep_most"}
-    assert exported == {f"ghost_ops_cpu_{name}" for name in questions}
+    launches = {f"ghost_ops_launch_{name}" for name in ("open", "count", "remove")}
+    assert exported == {f"ghost_ops_cpu_{name}" for name in questions} | launches
 
 
 def test_cuda_library_brings_its_runtime_and_shows_nothing_else(wheel):

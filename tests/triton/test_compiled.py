@@ -86,7 +86,8 @@ def test_the_last_program_reads_rows_after_all_are_stored():
         if dict(one.signature).get("join_counters", "constexpr") != "constexpr"
         and not dict(one.constants).get("COUNTERS")
     ]
-    kernels = {"product_kernel", "depthwise_kernel", "convolution_kernel", "norm_bwd_kernel"}
+    kernels = {"product_kernel", "depthwise_kernel", "convolution_kernel", "norm_bwd_kernel", "cheap_kernel"}
+    kernels |= {"cheap_epilogue_bwd_kernel", "cheap_conv_bwd_kernel"}
     assert kernels <= {one.kernel.__name__ for one in launches}
     pattern = re.compile(r"(?<![\w.])(st\.global|bar\.sync|atom\.global|ld\.global)([\w.:]*)")
     for one in launches:
@@ -104,7 +105,7 @@ def test_the_last_program_reads_rows_after_all_are_stored():
         past_l1 = [".cg" in how for what, how in found if what == "ld.global"]
         first = sum(what == "ld.global" for what, _ in found[: atomics[0]])
         between = sum(what == "ld.global" for what, _ in found[: atomics[1]])
-        least = 2 if one.kernel.__name__ == "norm_bwd_kernel" else 3  # the third sum is PReLU's
+        least = 2 if one.kernel.__name__.endswith("_bwd_kernel") else 3  # the third sum is PReLU's
         assert not any(past_l1[:first]) and all(past_l1[first:between]) and sum(past_l1[between:]) >= least, str(one)
 
 

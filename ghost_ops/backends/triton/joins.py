@@ -41,7 +41,12 @@ RUNS = 32  # most runs of groups
 COUNTERS = 8192  # of one call
 BATCHES = 8  # counters of batches that a launch increments
 _RUNS = tl.constexpr(RUNS)
-_VALUES = tl.constexpr(512)  # of a row's three that a program reads at once
+
+
+@triton.constexpr_function
+def rows_at_once(BC):
+    """Rows that a program reads at once: more would take registers from the kernel before the join."""
+    return max((512 if BC > 32 else 1024) // BC, 4)
 
 
 @triton.jit
@@ -77,7 +82,7 @@ def join_statistics_last(
         group, block: the program's, of ``groups`` groups and blocks of BC channels.
         channels, wanted: [BC].
     """
-    ROWS: tl.constexpr = max(_VALUES // BC, 4)
+    ROWS: tl.constexpr = rows_at_once(BC)
     run, first, members, runs = run_of_groups(group, groups, ROWS)
     counters += block * (_RUNS + 1)
     if arrive(counters + run) == members - 1:
@@ -103,7 +108,7 @@ def join_gradients_last(
 ):  # fmt: skip
     """As ``join_statistics_last``, of what ``norm.join_gradients`` does. ``partials``: [groups + RUNS, 3, CHANNELS], Σ
     g, Σ g (z - mean) and PReLU's sum."""
-    ROWS: tl.constexpr = max(_VALUES // BC, 4)
+    ROWS: tl.constexpr = rows_at_once(BC)
     run, start, members, runs = run_of_groups(group, groups, ROWS)
     counters += block * (_RUNS + 1)
     if arrive(counters + run) == members - 1:

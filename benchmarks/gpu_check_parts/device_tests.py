@@ -19,8 +19,6 @@ from .runner import Report, Skipped, Wrong
 ROOT = Path(__file__).resolve().parents[2]
 IN_ORDER_OF_WORTH = "running launches graphs operators layers cuda".split()
 FILES = tuple(f"tests/gpu/test_{name}.py" for name in IN_ORDER_OF_WORTH)
-    f"tests/gpu/test_{name}.py" for name in "running launches graphs operators layers cuda".split()
-)  # in order of worth
 DONE_BEFORE = ("tests/gpu/test_operators.py::test_drawn",)  # the part ``operators``
 IN_A_DRY_RUN = ("tests/gpu/test_running.py",)
 SECONDS = 60  # for one test

@@ -142,7 +142,7 @@ def cheap_kernel(
                 partials, join_counters, group, tl.num_programs(0) // blocks, block * MULTIPLIER + q,
                 joined * MULTIPLIER + q, OUT_CHANNELS - M, there, join_count, join_gamma, join_beta, join_eps,
                 join_bias, join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out,
-                join_var_out, join_scale_out, join_shift_out, joined.shape[0],
+                join_var_out, join_scale_out, join_shift_out, joined.shape[0], 1024 if BC is None else 512,
             )  # fmt: skip
         elif sums is not None:
             joined = sum_where(mask, second, vectors, BC) * per_value  # [BM]

@@ -43,12 +43,6 @@ BATCHES = 8  # counters of batches that a launch increments
 _RUNS = tl.constexpr(RUNS)
 
 
-@triton.constexpr_function
-def rows_at_once(BC):
-    """Rows that a program reads at once: more would take registers from the kernel before the join."""
-    return max((512 if BC > 32 else 1024) // BC, 4)
-
-
 @triton.jit
 def arrive(counter):
     """Count this program; returns how many there were before. What those stored can be read from now on.
@@ -72,6 +66,7 @@ def run_of_groups(group, groups, ROWS: tl.constexpr):
 def join_statistics_last(
     partials, counters, group, groups, block, channels, CHANNELS, wanted, count, gamma, beta, eps, bias, running_mean,
     running_var, batches, momentum, mean_out, var_out, scale_out, shift_out, BC: tl.constexpr,
+    VALUES: tl.constexpr = 1024,
 ):  # fmt: skip
     """Every program calls this once, after it has stored its row of ``partials``; the last of a block of channels does
     what ``norm.join_statistics`` does, with ``batches`` incremented before.
@@ -81,8 +76,10 @@ def join_statistics_last(
         counters: [blocks, RUNS + 1] zeros.
         group, block: the program's, of ``groups`` groups and blocks of BC channels.
         channels, wanted: [BC].
+        VALUES: how many of a row's three are read at once. A flat strip's kernel would have too few registers for more
+            than 512; in others, fewer than 1024 made the assembler spill.
     """
-    ROWS: tl.constexpr = rows_at_once(BC)
+    ROWS: tl.constexpr = max(VALUES // BC, 4)
     run, first, members, runs = run_of_groups(group, groups, ROWS)
     counters += block * (_RUNS + 1)
     if arrive(counters + run) == members - 1:
@@ -104,11 +101,11 @@ def join_statistics_last(
 @triton.jit
 def join_gradients_last(
     partials, counters, group, groups, block, channels, CHANNELS, wanted, count, gamma, mean, var, eps, coefficients,
-    grad_bias, grad_beta, grad_gamma, grad_slopes, BATCH: tl.constexpr, BC: tl.constexpr,
+    grad_bias, grad_beta, grad_gamma, grad_slopes, BATCH: tl.constexpr, BC: tl.constexpr, VALUES: tl.constexpr = 1024,
 ):  # fmt: skip
     """As ``join_statistics_last``, of what ``norm.join_gradients`` does. ``partials``: [groups + RUNS, 3, CHANNELS], Σ
     g, Σ g (z - mean) and PReLU's sum."""
-    ROWS: tl.constexpr = rows_at_once(BC)
+    ROWS: tl.constexpr = max(VALUES // BC, 4)
     run, start, members, runs = run_of_groups(group, groups, ROWS)
     counters += block * (_RUNS + 1)
     if arrive(counters + run) == members - 1:

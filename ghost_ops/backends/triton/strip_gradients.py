@@ -125,7 +125,7 @@ def cheap_epilogue_bwd_kernel(
                 partials, join_counters, group, tl.num_programs(0) // blocks, block * MULTIPLIER + q,
                 joined * MULTIPLIER + q, CHEAP_CHANNELS, there,
                 join_count, join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias,
-                join_grad_beta, join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0],
+                join_grad_beta, join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0], 1024 if BC is None else 512,
             )  # fmt: skip
 
 
@@ -252,7 +252,7 @@ def cheap_conv_bwd_kernel(
         join_gradients_last(
             partials, join_counters, group, tl.num_programs(0) // blocks, block, joined, M, there, join_count,
             join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias, join_grad_beta,
-            join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0],
+            join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0], 1024 if BC is None else 512,
         )  # fmt: skip
 
 
@@ -346,7 +346,7 @@ def primary_epilogue_bwd_kernel(
         join_gradients_last(
             partials, join_counters, group, tl.num_programs(0) // blocks, block, joined, M, there, join_count,
             join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias, join_grad_beta,
-            join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0],
+            join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0], 1024,
         )  # fmt: skip
 
 

@@ -125,7 +125,8 @@ def cheap_epilogue_bwd_kernel(
                 partials, join_counters, group, tl.num_programs(0) // blocks, block * MULTIPLIER + q,
                 joined * MULTIPLIER + q, CHEAP_CHANNELS, there,
                 join_count, join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias,
-                join_grad_beta, join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0], 1024 if BC is None else 512,
+                join_grad_beta, join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0],
+                1024 if BC is None else 512,
             )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from ghost_ops.bench.comparison import Comparison, Results, results_of, state_of
 from ghost_ops.bench.gpu import LAST, SCALE, Device
 from ghost_ops.bench.training import TrainCase
 from ghost_ops.nn import GhostBottleneck
+from ghost_ops.ops.program_train import MEMORY
 
 from .cases import train_case
 from .runner import Report, Wrong
@@ -102,7 +103,7 @@ def bottlenecks(settings: dict, report: Report) -> dict:
                 x, grad = x.to(dtype), grad.to(dtype)  # rounding the arguments is nobody's error
                 exact.append(_block_step(device, copy.deepcopy(block).double(), x.double(), grad.double()))
                 eager.append(_block_step(device, copy.deepcopy(block), x, grad, dtype))
-            for memory in ("balanced", "low"):
+            for memory in MEMORY:
                 comparison = Comparison(dtype)
                 for (name, block, x, grad), right, plain in zip(blocks, exact, eager):
                     ours = fused(copy.deepcopy(block), memory=memory)

@@ -15,8 +15,9 @@ import ghost_ops
 from ghost_ops.ahead.dry_run import dry_run
 from ghost_ops.ahead.kernels import Specialisation, architecture_of, compile_all, specialisations
 from ghost_ops.bench.gpu import LAST, Device
+from ghost_ops.ops.program_train import MEMORY
 
-from . import gradients, host
+from . import gradients, host, launches
 from .cases import net_case, train_case
 from .gradients import full_float32
 from .runner import Report, Skipped
@@ -55,18 +56,20 @@ def needed(device: Device, architecture: str | None) -> list[Specialisation]:
     found: dict[Specialisation, None] = {}
     for run in runs(device):
         with full_float32():
-            with dry_run(architecture) as launches:
+            with dry_run(architecture) as launched:
                 run()
-            found |= dict.fromkeys(specialisations(launches.kernels, architecture))
+            found |= dict.fromkeys(specialisations(launched.kernels, architecture))
     return list(found)
 
 
 def runs(device: Device) -> Iterator[Callable[[], object]]:
-    """Calls of the parts, prepared. Of batches it matters only whether they have more than one image."""
+    """Calls of the parts, prepared, at the batch sizes of the parts: tiles depend on how much work there is."""
     for dtype in gradients.DTYPES[:1] if device.dry else gradients.DTYPES:
-        for memory in ("balanced", "low"):
-            yield _step(device, dtype, memory)
-    for batch in (1, 2):
+        for memory in MEMORY:
+            for batch in (2,) if device.dry else (gradients.BATCH, launches.BATCH):
+                if batch == gradients.BATCH or dtype == torch.float16 or device.dry:
+                    yield _step(device, dtype, memory, batch)
+    for batch in (1, 2) if device.dry else (1, launches.BATCH):
         case = net_case(device)
         net, x = case.build().to(device.name), case.input(batch).to(device.name).half()
         frozen = ghost_ops.freeze(net).half()
@@ -77,9 +80,9 @@ def runs(device: Device) -> Iterator[Callable[[], object]]:
     yield from _operators(device)
 
 
-def _step(device: Device, dtype: torch.dtype, memory: str) -> Callable[[], object]:
+def _step(device: Device, dtype: torch.dtype, memory: str, batch: int) -> Callable[[], object]:
     case = train_case(device)
-    images, labels = (t.to(device.name) for t in case.batch(2))
+    images, labels = (t.to(device.name) for t in case.batch(batch))
     net = ghost_ops.fuse(case.build().to(device.name).to(memory_format=LAST), memory=memory)
 
     def step() -> None:

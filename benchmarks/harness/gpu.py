@@ -145,6 +145,7 @@ def training_baselines(device: Device, modes: tuple[str, ...]) -> dict[str, Step
 
     found = {"ghost_ops.fuse": Step(ghost_ops.fuse)}
     found["ghost_ops.fuse, memory=low"] = Step(lambda net: ghost_ops.fuse(net, memory="low"))
+    found["ghost_ops.fuse, memory=fast"] = Step(lambda net: ghost_ops.fuse(net, memory="fast"))
     found["ghost_ops.fuse, cuda_graph=True"] = Step(lambda net: ghost_ops.fuse(net, cuda_graph=True))
     if not device.dry:
         found[f"ghost_ops.fuse{GRAPHED}"] = Step(ghost_ops.fuse, graphed=True)

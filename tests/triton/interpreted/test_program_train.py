@@ -49,17 +49,16 @@ def test_bottlenecks(args, kwargs, shape):
     assert_agree(block, x)
 
 
-@pytest.mark.parametrize("memory", ["low", "fast"])
-def test_what_is_saved_does_not_change_what_is_computed(memory):
+def test_what_is_saved_does_not_change_what_is_computed():
     """Bit for bit: what is computed again is computed as at first."""
     args, kwargs, shape = HARDEST
     x, found = input_of(*shape), []
-    for kind in ("balanced", memory):
-        block = a_block(*args, memory=kind, **kwargs)
+    for memory in MEMORY:
+        block = a_block(*args, memory=memory, **kwargs)
         assert "program_train" in why(block, x)
         found.append(run(block, x, True))
     for name, result in found[0].items():
-        assert torch.equal(result, found[1][name]), name
+        assert all(torch.equal(result, other[name]) for other in found[1:]), name
 
 
 def test_half_precision_under_autocast():
@@ -118,7 +117,7 @@ def test_evaluation_after_a_step_is_of_the_new_statistics():
         torch.testing.assert_close(block(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("momentum", [0.3, 1.0, None])
+@pytest.mark.parametrize("momentum", [0.3, None])
 def test_momentum_is_read_on_every_call(momentum):
     block, x = a_block(6, 10, 6), input_of(2, 6, 4, 4)
     block(x)
@@ -151,7 +150,7 @@ def test_biases_before_batch_norms_have_gradients_of_zero():
 
 
 def test_saved_bytes_are_fewer_with_low_memory():
-    x, saved = input_of(2, 8, 16, 16), {}
+    x, saved = input_of(2, 8, 8, 8), {}
     for memory in MEMORY:
         block, seen = a_block(8, 24, 8, memory=memory), {}
 

@@ -15,7 +15,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activati
 GPU_CHECK = benchmarks/gpu_check.py --minutes $(MINUTES) $(if $(CACHE),--cache $(CACHE)) $(if $(OUT),--out $(OUT)) \
 	$(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry-run)
 
-.PHONY: demo test bench gpu-check lint format clean distclean
+.PHONY: compiled demo test bench gpu-check lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -39,6 +39,11 @@ test: $(VENV)/installed-test $(VENV)/installed-peers
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/ruff check
 	$(BIN)/pytest -q -n $(JOBS) --dist worksteal tests
+
+# Every Triton kernel for every architecture: no spills, shared memory within the limit. `make test` has two of the four.
+compiled: $(VENV)/installed-test $(VENV)/installed-peers
+	(git log -1 --format='commit %h'; GHOST_OPS_EVERY_ARCHITECTURE=1 $(BIN)/pytest -q -n $(JOBS) -rP \
+		tests/triton/test_compiled.py -k no_spills | grep -E "sm_[0-9]+:|passed|failed") | tee benchmarks/results/compiled.log
 
 lint: $(VENV)/installed-test
 	$(BIN)/lint-imports --no-logo

@@ -39,13 +39,13 @@ def store_own_row(rows, order, partials, CHANNELS, BC: tl.constexpr):
 def statistics_kernel(
     rows, order, partials, CHANNELS, join_counters, join_count, join_gamma, join_beta, join_eps, join_bias,
     join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out,
-    join_shift_out, BC: tl.constexpr,
+    join_shift_out, BC: tl.constexpr, VALUES: tl.constexpr = 1024,
 ):  # fmt: skip
     group, groups, block, channels, wanted = store_own_row(rows, order, partials, CHANNELS, BC)
     join_statistics_last(
         partials, join_counters, group, groups, block, channels, CHANNELS, wanted, join_count, join_gamma, join_beta,
         join_eps, join_bias, join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out,
-        join_var_out, join_scale_out, join_shift_out, BC,
+        join_var_out, join_scale_out, join_shift_out, BC, VALUES,
     )  # fmt: skip
 
 
@@ -127,11 +127,10 @@ def test_runs_longer_than_a_program_reads_at_once(monkeypatch):
     """As with thousands of groups: here 4 runs of 25, 16 rows at once."""
     monkeypatch.setattr(joins, "RUNS", 4)
     monkeypatch.setattr(joins, "_RUNS", tl.constexpr(4))
-    monkeypatch.setattr(joins, "_VALUES", tl.constexpr(256))
     values = draw(99, 3, 30.0)
     rows, count, given = moments(values), sum(map(len, values)), BatchNorm(eps=1e-3)
     join = Joins(rows.device).statistics(given, count, 99, 3, 1)
-    run(statistics_kernel, rows, orders(99)[2], join.arguments)
+    run(statistics_kernel, rows, orders(99)[2], join.arguments | {"VALUES": 16 * BLOCK})
     for name, ours, alone in zip(join.vectors._fields, join.finish(), norm.join_statistics(rows, count, given)):
         torch.testing.assert_close(ours, alone, rtol=2e-6, atol=1e-6, msg=name)
 

@@ -59,7 +59,8 @@ def launch_of(kernel, arguments: dict, warps: int, stages: int) -> Launch:
     for parameter in kernel.params:
         name = parameter.name
         value = arguments[name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        looked_at = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (looked_at and isinstance(value, int) and value == 1):
             signature.append((name, "constexpr"))
             constants.append((name, value))
         elif isinstance(value, torch.Tensor):
@@ -67,7 +68,7 @@ def launch_of(kernel, arguments: dict, warps: int, stages: int) -> Launch:
             divisible.append(name)  # PyTorch allocates at multiples of 512 bytes
         elif isinstance(value, int):
             signature.append((name, "i32" if abs(value) <= launch.INT32 else "i64"))
-            if value % 16 == 0:
+            if looked_at and value % 16 == 0:
                 divisible.append(name)
         else:
             signature.append((name, "fp32"))

@@ -1,9 +1,8 @@
 """Which integers a Triton kernel is compiled for.
 
-Triton compiles a kernel anew where an integer argument becomes 1, or ceases to be a multiple of 16. That is worth it
-for channels and their strides, which decide how maps are read. The sizes of batches, and what follows from them, are
-not looked at, so that the last, smaller batch of an epoch compiles nothing; nor are those of maps, whose rows and
-images are multiples of ``UNIT`` channels anyway.
+Triton compiles a kernel anew where an integer argument becomes 1, or ceases to be a multiple of 16. The size of a
+batch, and what follows from it, is not looked at, so that the last, smaller batch of an epoch compiles nothing.
+Channels, sides of maps and their strides are: they decide how maps are read, most of all in NCHW.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from collections.abc import Callable
 
 import triton
 
-SIZES = frozenset("N H W IN_H IN_W OUT_H OUT_W PIXELS splits per_split per_group per_program groups ROWS".split())
-STRIDES = ("_n", "_h", "_w")  # of images, rows and pixels
+SIZES = frozenset("N PIXELS splits per_split per_group per_program groups ROWS".split())
+IMAGES = "_n"  # strides of images
 
 
 def kernel(function: Callable) -> triton.runtime.JITFunction:
@@ -25,4 +24,4 @@ def kernel(function: Callable) -> triton.runtime.JITFunction:
 
 
 def _is_size(name: str) -> bool:
-    return name in SIZES or name.endswith(STRIDES) or name.rstrip("0123456789").rstrip("_") in SIZES
+    return name in SIZES or name.endswith(IMAGES) or name.rstrip("0123456789").rstrip("_") in SIZES

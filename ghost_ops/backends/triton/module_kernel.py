@@ -14,7 +14,6 @@ import triton.language as tl
 from . import launch, tiles
 from .activation import activate, affine, normalized, slopes
 from .epilogue import Epilogue
-from .jit import kernel
 from .maps import assume_multiple, assume_multiple_strides, load_taps, store_rows, tile_coords
 from .sums import OverSplits
 from .taps import tap_arguments
@@ -23,7 +22,7 @@ MOST_CHANNELS = 128  # input channels, which are one step of the product
 LEAST_WIDTH = 17  # pixels: a product takes 32 pixels of a row
 
 
-@kernel
+@triton.jit  # specialised for all sizes, without which it spills in NCHW
 def module_kernel(
     x, x_n, x_c, x_h, x_w, scale, weight,
     primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, primary_slopes,

@@ -9,6 +9,7 @@ memory's units, which cost three times their bytes (docs/performance/gpu.md).
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 
 from . import launch, tiles

@@ -100,7 +100,7 @@ def bottlenecks(settings: dict, report: Report) -> dict:
         for dtype in DTYPES[1:2] if device.dry else DTYPES:
             exact, eager = [], []
             for _, block, x, grad in blocks:
-                x, grad = x.to(dtype), grad.to(dtype)  # rounding the arguments is nobody's error
+                x, grad = x.to(dtype), grad.to(dtype)  # ours and eager get the same arguments
                 exact.append(_block_step(device, copy.deepcopy(block).double(), x.double(), grad.double()))
                 eager.append(_block_step(device, copy.deepcopy(block), x, grad, dtype))
             for memory in MEMORY:

@@ -163,9 +163,6 @@ class _DryRun(TorchDispatchMode):
         if implementation is None:
             self.found.operators.append(f"{NAMESPACE}{name}")
             return _uncomputed(func, args, kwargs)
-        prepare = getattr(implementation, "prepare", None)
-        if prepare is not None:
-            prepare(*args)
         before, self.operator = self.operator, name
         try:
             with self:

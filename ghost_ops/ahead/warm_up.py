@@ -54,7 +54,8 @@ def warm_up(
     They are compiled in ``jobs`` processes here, and are found in Triton's cache on disk afterwards, by other processes
     and other runs too. Nothing is computed: parameters, gradients, buffers and random numbers stay as they are, and a
     net or an example may hold anything. A net whose forward depends on values of tensors cannot be warmed up in this
-    way. The batch size decides nothing that is compiled, except whether there is more than one image.
+    way. Integers that follow from the batch size are not compiled for, but tiles depend on how much work there is: a
+    batch of another size may need a few kernels more.
 
     Call it as the net will be called: in the same mode (``train`` or ``eval``), within the same ``torch.autocast``, on
     the same device, with an example of the same dtype, memory format and height and width.

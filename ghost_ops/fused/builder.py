@@ -31,6 +31,23 @@ def layer(source: ParameterSource, tensors: Sequence[torch.Tensor | None]) -> s.
     return s.Layer(parts, eps, source.code, source.slope())
 
 
+def padding_of(layer: ConvBNAct) -> tuple[int, int]:
+    """Rows and columns of zeros on either side of a convolution's input.
+
+    Raises:
+        Unfusable: there are more on one side than on the other.
+    """
+    padding, dilation = layer.geometry[1:3]
+    if padding == "valid":
+        return 0, 0
+    if padding != "same":
+        return padding
+    whole = tuple(d * (k - 1) for d, k in zip(dilation, layer.kernel()))
+    if any(n % 2 for n in whole):
+        raise Unfusable("one of its convolutions pads one side more than the other")
+    return whole[0] // 2, whole[1] // 2
+
+
 class Builder:
     """Collects steps. Every method that makes a map returns its slot; ``release`` says that no later step reads it."""
 
@@ -100,7 +117,7 @@ class Builder:
         return at
 
     def conv(self, layer: ConvBNAct, source: int, *, residual: int = -1, squeeze: bool = False) -> int:
-        """A 1x1 convolution of stride 1, or a depthwise one of size 1, 3, 5 or 7.
+        """A 1x1 convolution of stride 1, or a depthwise one.
 
         Args:
             residual: slot that is added to the output of a 1x1 convolution; -1 for none.
@@ -111,18 +128,16 @@ class Builder:
         """
         if layer.is_pointwise():
             return self.ghost(layer, None, None, source, residual=residual, squeeze=squeeze)
-        conv, (kernel, other) = layer.conv, layer.kernel()
-        stride, padding, dilation, groups, _ = layer.geometry
-        same = padding == (kernel // 2,) * 2 or (padding == "same" and stride == (1, 1))
-        depthwise = groups == conv.in_channels == conv.out_channels and dilation == (1, 1)
-        if not (kernel == other and kernel in CHEAP_KERNELS and same and depthwise and stride[0] == stride[1]):
-            raise Unfusable("one of its convolutions is neither 1x1 nor depthwise of size 1, 3, 5 or 7")
+        conv, kernel = layer.conv, layer.kernel()
+        stride, _, dilation, groups, _ = layer.geometry
+        if not groups == conv.in_channels == conv.out_channels:
+            raise Unfusable("one of its convolutions is neither 1x1 nor depthwise")
         if residual >= 0:
             raise Unfusable("a program adds a residual to 1x1 convolutions and Ghost modules only")
         out = self.take()
         self._whole_vectors(source)
-        params = self._layer(layer)
-        self.steps.append(s.Depthwise(source, out, squeeze, conv.in_channels, kernel, stride[0], params))
+        sizes = kernel, stride, padding_of(layer), dilation
+        self.steps.append(s.Depthwise(source, out, squeeze, conv.in_channels, *sizes, self._layer(layer)))
         return out
 
     def ghost(
@@ -161,6 +176,48 @@ class Builder:
                 second,
             )
         )  # fmt: skip
+        return out
+
+    def concat(self, sources: Sequence[int], squeeze: bool = False) -> int:
+        """Maps side by side."""
+        out = self.take()
+        self._whole_vectors(*sources)
+        self.steps.append(s.Concat(out, squeeze, tuple(sources)))
+        return out
+
+    def slice(self, source: int, begin: int, end: int) -> int:
+        """Channels [begin, end) of a map."""
+        self._whole_vectors(source)
+        out = self.take()
+        self.steps.append(s.Slice(source, out, begin, end))
+        return out
+
+    def add(self, source: int, other: int, squeeze: bool = False) -> int:
+        """The sum of two maps."""
+        out = self.take()
+        self._whole_vectors(source, other)
+        self.steps.append(s.Add(source, other, out, squeeze, self._channels(source)))
+        return out
+
+    def multiply(self, source: int, gate: int, squeeze: bool = False) -> int:
+        """A map times a gate, which is brought to its size by nearest upsampling."""
+        out = self.take()
+        self._whole_vectors(source, gate)
+        self.steps.append(s.Multiply(source, gate, out, squeeze, self._channels(source)))
+        return out
+
+    def upsample_like(self, source: int, like: int) -> int:
+        """Nearest upsampling to the size of the map in slot ``like``."""
+        out = self.take()
+        self._whole_vectors(source)
+        self.steps.append(s.Upsample(source, out, self._channels(source), like, (0, 0), 0.0, 0.0))
+        return out
+
+    def shuffle(self, source: int, groups: int) -> int:
+        """Channel shuffle."""
+        out = self.take()
+        self._whole_vectors(source)
+        self.steps.append(s.Shuffle(source, out, self._channels(source), groups))
         return out
 
     def add_module(self, module: nn.Module, source: int) -> int:
@@ -205,9 +262,9 @@ class Builder:
         self.sources.append(source)
         return layer(source, source.tensors())
 
-    def _whole_vectors(self, slot: int) -> None:
+    def _whole_vectors(self, *slots: int) -> None:
         first = self.steps[0]
-        if isinstance(first, s.Load) and first.out == slot and len(self._writers(slot)) == 1:
+        if isinstance(first, s.Load) and first.out in slots and len(self._writers(first.out)) == 1:
             self.steps[0] = s.Load(first.out, first.channels, True)
 
     def _writers(self, slot: int) -> list[s.Step]:

@@ -13,7 +13,7 @@ from .packed_layer import Channels
 from .step import MapStep, Shape, Size, Step, step_kinds
 from .weights import FLOAT32, WeightFormat, weight_format
 
-FORMAT = 3
+FORMAT = 4
 
 
 def encode(steps: Sequence[Step], slots: int, precision: int = FLOAT32) -> list[int]:
@@ -46,8 +46,11 @@ def decode(numbers: Sequence[int]) -> list[Step]:
     """
     rest, kinds, steps = iter(numbers), step_kinds(), []
     try:
-        if next(rest) != FORMAT or next(rest) < 1:
-            raise ValueError(f"program: steps: expected a list of format {FORMAT}")
+        if (found := next(rest)) != FORMAT or next(rest) < 1:
+            raise ValueError(
+                f"program: steps: expected a list of format {FORMAT}, got format {found}: "
+                "a net that another version of ghost_ops froze must be frozen again"
+            )
         weights_of(numbers)
         next(rest)
         for kind in rest:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ..activations import activate
 from .layer import Folded, Layer
-from .step import Step
+from .step import Size, Step
 
 
 class ProgramInterpreter:
@@ -80,10 +80,11 @@ class ProgramInterpreter:
     # What steps compute with
 
     def convolve(
-        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int = 1, padding: int = 0, groups: int = 1
-    ) -> torch.Tensor:
+        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int | Size = 1, padding: int | Size = 0,
+        groups: int = 1, dilation: int | Size = 1,
+    ) -> torch.Tensor:  # fmt: skip
         weight, bias, slopes = (None if t is None else t.to(x.dtype) for t in folded)
-        return activate(F.conv2d(x, weight, bias, stride, padding, 1, groups), layer.act, layer.slope, slopes)
+        return activate(F.conv2d(x, weight, bias, stride, padding, dilation, groups), layer.act, layer.slope, slopes)
 
     def linear(self, v: torch.Tensor, folded: Folded, layer: Layer) -> torch.Tensor:
         return self.convolve(v[:, :, None, None], folded, layer).flatten(1)

@@ -161,7 +161,7 @@ class _Drawing:
             self.sizes += 1
             size = self.sizes
         self.add(
-            Depthwise(source, self.target(source), squeeze, channels, kernel, stride, self.layer()), channels, size
+            Depthwise.same(source, self.target(source), squeeze, channels, kernel, stride, self.layer()), channels, size
         )
 
     def max_pool(self, source: int) -> None:

@@ -51,7 +51,7 @@ def _quick(one_thread):
 VALID = (
     Load(0, 8, True),
     Ghost(0, 1, -1, False, False, 8, 6, 6, 11, 3, PLAIN, PLAIN),
-    Depthwise(1, 2, True, 11, 3, 1, PLAIN),
+    Depthwise.same(1, 2, True, 11, 3, 1, PLAIN),
     Excite(11, 3, 1, PLAIN, PLAIN),
     Ghost(2, 3, 0, True, True, 11, 4, 4, 8, 5, PLAIN, PLAIN),
 )
@@ -72,7 +72,11 @@ def without(index: int, base=MAP):
     return encode([step for i, step in enumerate(base) if i != index], SLOTS)
 
 
-SMALLER = (Depthwise(0, 1, False, 8, 3, 2, PLAIN), Ghost(1, 2, 0, False, False, 8, 4, 4, 8, 3, PLAIN, PLAIN), Store(2))
+SMALLER = (
+    Depthwise.same(0, 1, False, 8, 3, 2, PLAIN),
+    Ghost(1, 2, 0, False, False, 8, 4, 4, 8, 3, PLAIN, PLAIN),
+    Store(2),
+)
 REFUSED = {
     "no list": ([], "it ends within a step"),
     "no slots": ([FORMAT], "it ends within a step"),
@@ -256,7 +260,7 @@ def test_a_matrix_is_no_convolution_of_several_taps(kind):
     """Its shape would fit a 1x1 convolution; of these taps it holds one, and the others lie past its end."""
     steps, index = {
         "convolution": (CONV, 0),
-        "depthwise": ((VALID[0], Depthwise(0, 1, False, 8, 3, 1, PLAIN), Store(1)), 0),
+        "depthwise": ((VALID[0], Depthwise.same(0, 1, False, 8, 3, 1, PLAIN), Store(1)), 0),
         "cheap": (MAP, 1),
     }[kind]
     parameters = list(parameters_for(steps))

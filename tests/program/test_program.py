@@ -51,7 +51,7 @@ def block(features: bool = True) -> Program:
     steps = [
         Conv(0, 3, 20, 3, 2, 1, relu),
         Ghost(0, 1, -1, False, False, 20, 33, 33, 66, 3, relu, relu),
-        Depthwise(1, 2, True, 66, 5, 1, norm),
+        Depthwise.same(1, 2, True, 66, 5, 1, norm),
         Excite(66, 12, 1, relu, Layer(BIAS)),
         Ghost(2, 3, 0, True, False, 66, 10, 10, 20, 3, norm, norm),
         Ghost(3, 4, -1, False, True, 20, 37, 0, 37, 1, relu, None),
@@ -113,12 +113,12 @@ def test_the_drawn_programs_are_of_every_kind():
     assert {s.layer.act for s in ghosts} == {s.cheap.act for s in ghosts if s.cheap} == set(range(len(ACTIVATIONS)))
     assert (
         {s.kernel for s in ghosts if s.cheap_channels}
-        == {s.kernel for s in steps if isinstance(s, Depthwise)}
+        == {s.kernel[0] for s in steps if isinstance(s, Depthwise)}
         == {1, 3, 5, 7}
     )
     assert {s.gate for s in steps if isinstance(s, Excite)} == set(range(4))
     assert {s.cheap_channels // s.primary for s in ghosts} >= {0, 1, 2, 3}
-    assert {s.stride for s in steps if isinstance(s, Depthwise)} == {1, 2, 3}
+    assert {s.stride[0] for s in steps if isinstance(s, Depthwise)} == {1, 2, 3}
     for trait in ("residual", "sliced", "scaled", "squeeze"):
         has = {
             "residual": lambda s: s.residual >= 0,
@@ -136,7 +136,7 @@ INTERLEAVED = {
     ),
     "squeezes": (ghost(0, 1, 8, 4, 4, squeeze=True), ghost(1, 2, 8, 4, 4, squeeze=True), Pool(8)),
     "squeezes of two kinds": (
-        Depthwise(0, 1, True, 8, 3, 1, PLAIN), ghost(1, 2, 8, 4, 4, squeeze=True), Pool(8),
+        Depthwise.same(0, 1, True, 8, 3, 1, PLAIN), ghost(1, 2, 8, 4, 4, squeeze=True), Pool(8),
     ),
     "excitations": (
         ghost(0, 1, 8, 4, 4, squeeze=True), Excite(8, 4, 2, PLAIN, PLAIN), ghost(1, 2, 8, 4, 4, scaled=True),
@@ -144,8 +144,8 @@ INTERLEAVED = {
     ),
     "a slot again": (ghost(0, 1, 8, 4, 4), ghost(1, 0, 8, 8, 8), ghost(0, 1, 16, 3, 3), Store(1)),
     "strides": (
-        Depthwise(0, 1, False, 8, 5, 2, PLAIN), ghost(1, 2, 8, 4, 4, 7, 5), Depthwise(2, 3, False, 7, 7, 3, PLAIN),
-        Store(3),
+        Depthwise.same(0, 1, False, 8, 5, 2, PLAIN), ghost(1, 2, 8, 4, 4, 7, 5),
+        Depthwise.same(2, 3, False, 7, 7, 3, PLAIN), Store(3),
     ),
 }  # fmt: skip
 
@@ -168,9 +168,10 @@ IN_BANDS = {
         Store(3),
     ),
     "a bottleneck of stride 2, then one with an excitation": (
-        ghost(0, 1, 16, 24, 24, 44), Depthwise(1, 2, False, 44, 3, 2, PLAIN), Depthwise(0, 3, False, 16, 5, 2, PLAIN),
+        ghost(0, 1, 16, 24, 24, 44),
+        Depthwise.same(1, 2, False, 44, 3, 2, PLAIN), Depthwise.same(0, 3, False, 16, 5, 2, PLAIN),
         ghost(3, 4, 16, 12, 0), ghost(2, 5, 44, 6, 6, residual=4), ghost(5, 6, 12, 20, 20),
-        Depthwise(6, 7, True, 40, 3, 1, PLAIN), Excite(40, 9, 1, PLAIN, PLAIN),
+        Depthwise.same(6, 7, True, 40, 3, 1, PLAIN), Excite(40, 9, 1, PLAIN, PLAIN),
         ghost(7, 1, 40, 6, 6, scaled=True, residual=5, squeeze=True), Pool(12), Linear(12, 7, PLAIN),
     ),
     "nothing but a convolution": (Store(0),),
@@ -239,7 +240,7 @@ def test_single_pixels_and_rows(size):
     relu = Layer(BIAS, 0.0, 1)
     p = make_program(
         Load(0, 5, True), Ghost(0, 1, -1, False, False, 5, 7, 7, 13, 7, relu, relu),
-        Depthwise(1, 2, True, 13, 7, 2, relu), Excite(13, 3, 1, relu, PLAIN),
+        Depthwise.same(1, 2, True, 13, 7, 2, relu), Excite(13, 3, 1, relu, PLAIN),
         Ghost(2, 3, -1, True, True, 13, 9, 9, 18, 5, relu, relu), Pool(18),
     )  # fmt: skip
     for batch in (1, 9):
@@ -438,7 +439,7 @@ def test_scratch_is_known_before_a_call():
 @pytest.mark.skipif(not native.available(), reason="scratch memory is the native kernels'")
 def test_of_maps_in_between_only_rows_in_use_are_kept():
     chain = (ghost(0, 1, 8, 24, 24), ghost(1, 2, 48, 4, 4), ghost(2, 3, 8, 24, 24, kernel=5, residual=-1))
-    p = make_program(Load(0, 8, False), *chain, Depthwise(3, 4, False, 48, 3, 2, PLAIN), Store(4))
+    p = make_program(Load(0, 8, False), *chain, Depthwise.same(3, 4, False, 48, 3, 2, PLAIN), Store(4))
     tall, low = (native.program_scratch(p.code, 1, h, 64) for h in (800, 400))
     ends = 4 * (400 * 64 * 8 + 200 * 32 * 48)  # what is read and what is returned, bytes of the rows that are more
     assert abs(tall - low - ends) < 1024

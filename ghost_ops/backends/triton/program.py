@@ -17,6 +17,8 @@ from ...activations import NONE, WITH_SLOPES, activate
 from ...program import Depthwise, Excite, Folded, Ghost, Layer, Step, WeightFormat, decode, weights_of
 from ...program.interpreter import ProgramInterpreter
 from ...program.packing import unpack
+from ...program.step import Size
+from ..registry import CHEAP_KERNELS
 from ..tensor_cache import cached_with_tensor
 from .convolution import MOST, convolution
 from .depthwise import depthwise_with_epilogue
@@ -80,10 +82,11 @@ class TritonInterpreter(ProgramInterpreter):
     """Layers have weights of the input's dtype; depthwise ones are tap by tap."""
 
     def convolve(
-        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int = 1, padding: int = 0, groups: int = 1
-    ) -> torch.Tensor:
-        if groups > 1 or folded.weight[0].numel() > MOST:
-            return super().convolve(x, folded, layer, stride, padding, groups)
+        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int = 1, padding: int = 0, groups: int = 1,
+        dilation: int | Size = 1,
+    ) -> torch.Tensor:  # fmt: skip
+        if groups > 1 or dilation != 1 or folded.weight[0].numel() > MOST:
+            return super().convolve(x, folded, layer, stride, padding, groups, dilation)
         return convolution(x, *folded, stride, padding, layer.act, layer.slope)
 
     def linear(self, v: torch.Tensor, folded: Folded, layer: Layer) -> torch.Tensor:
@@ -100,10 +103,10 @@ class TritonInterpreter(ProgramInterpreter):
         self.excitation = excite(self.known(self.squeeze, "a squeeze"), *weights, step.reduce.act, step.gate)
 
     def depthwise(self, step: Depthwise, folded: list[Folded]) -> None:
-        if step.kernel % 2 == 0:
+        if not step.is_same or step.kernel[0] not in CHEAP_KERNELS:
             return step.run(self, folded)
         x, layer = self.read(step.source), step.layer
-        out, means = depthwise_with_epilogue(x, *folded[0], step.stride, layer.act, layer.slope, step.squeeze)
+        out, means = depthwise_with_epilogue(x, *folded[0], step.stride[0], layer.act, layer.slope, step.squeeze)
         self.write(step.out, out, step.squeeze, means)
 
     def ghost(self, step: Ghost, folded: list[Folded]) -> None:

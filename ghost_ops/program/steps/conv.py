@@ -25,7 +25,7 @@ class Conv(MapStep):
         return [(self.layer, (self.filters, self.channels, self.kernel, self.kernel))]
 
     def output_channels(self, channels):
-        return Channels(self.filters)
+        return Channels.of(self.filters)
 
     def output_size(self, sizes, entry):
         return tuple((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in entry)

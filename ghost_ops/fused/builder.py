@@ -18,7 +18,8 @@ from .compiled_program import CompiledProgram
 from .errors import NotNow, Unfusable
 from .layers import ConvBNAct, LinearAct, ParameterSource
 
-MOST_RUNS = 64  # channels times kernel rows of a first convolution; csrc/cpu/kernels/kernels.h has the same
+MOST_RUNS = 64  # runs of columns that a kernel of taps is; csrc/cpu/kernels/kernels.h has the same
+MOST_SIZE = 64  # a stride, padding or dilation; csrc/cpu/program/parse.h has the same
 _PARTS = (s.BIAS, s.GAMMA, s.BETA, s.NORM, 0, s.SLOPES)  # of the tensors after the weight
 
 
@@ -29,6 +30,19 @@ def layer(source: ParameterSource, tensors: Sequence[torch.Tensor | None]) -> s.
     parts = sum(part for part, t in zip(_PARTS, tensors[1:], strict=True) if t is not None)
     eps = 0.0 if source.norm is None else source.norm.eps
     return s.Layer(parts, eps, source.code, source.slope())
+
+
+def _padding(layer: ConvBNAct) -> tuple[int, int]:
+    """Zeros at both ends of height and width. Raises Unfusable where the ends differ."""
+    _, padding, dilation, _, _ = layer.geometry
+    if padding == "valid":
+        return 0, 0
+    if padding != "same":
+        return padding
+    both = [d * (k - 1) for k, d in zip(layer.kernel(), dilation, strict=True)]
+    if any(total % 2 for total in both):
+        raise Unfusable('one of its convolutions is of even size with padding "same", which pads the ends differently')
+    return both[0] // 2, both[1] // 2
 
 
 class Builder:
@@ -72,18 +86,36 @@ class Builder:
         self.steps.append(s.Load(out, channels, False))
         return out
 
-    def dense_conv(self, layer: ConvBNAct) -> int:
-        """A dense convolution of the net's input, the first step."""
-        (kernel, other), (stride, padding, dilation, groups, _) = layer.kernel(), layer.geometry
-        if (
-            isinstance(padding, str)
-            or (kernel, stride[0], padding[0]) != (other, stride[1], padding[1])
-            or (dilation != (1, 1) or groups != 1 or kernel * layer.conv.in_channels > MOST_RUNS)
-        ):
-            most = f"kernel * in_channels <= {MOST_RUNS}"
-            raise Unfusable(f"a first convolution has no program: it needs a square kernel, groups=1 and {most}")
-        out, conv, params = self.take(), layer.conv, self._layer(layer)
-        self.steps.append(s.Conv(out, conv.in_channels, conv.out_channels, kernel, stride[0], padding[0], params))
+    def dense_conv(
+        self, layer: ConvBNAct, source: int = -1, *, residual: int = -1, residual_first: bool = False,
+        squeeze: bool = False,
+    ) -> int:  # fmt: skip
+        """A convolution of any size, stride, padding, dilation and number of groups.
+
+        Args:
+            source: slot; -1: the net's input, where it is the first step.
+            residual: slot that is added to the output; -1 for none.
+            residual_first: it is added before the activation, after the BatchNorm.
+            squeeze: the channel means of the output are the next squeeze.
+
+        Raises:
+            Unfusable: it pads the ends of a side differently, or is larger than programs take.
+        """
+        conv, kernel = layer.conv, layer.kernel()
+        stride, _, dilation, groups, _ = layer.geometry
+        padding = _padding(layer)
+        runs = kernel[0] * (1 if kernel[1] == 1 or dilation[1] == 1 else kernel[1])
+        if max(*kernel, runs) > MOST_RUNS:
+            raise Unfusable(f"one of its convolutions is {kernel[0]}x{kernel[1]}, dilation {dilation}: too many taps")
+        if max(*stride, *padding, *dilation) > MOST_SIZE:
+            raise Unfusable(f"one of its convolutions has a stride, padding or dilation above {MOST_SIZE}")
+        params, out = self._layer(layer), self.take()
+        self.steps.append(
+            s.Conv(
+                source, out, residual, residual_first and residual >= 0, squeeze, conv.in_channels, conv.out_channels,
+                *kernel, *stride, *padding, *dilation, groups, params,
+            )
+        )  # fmt: skip
         return out
 
     def chain(self, layers: Iterable[ConvBNAct], source: int, squeeze: bool = False) -> int:

@@ -13,7 +13,7 @@ from .packed_layer import Channels
 from .step import MapStep, Shape, Size, Step, step_kinds
 from .weights import FLOAT32, WeightFormat, weight_format
 
-FORMAT = 3
+FORMAT = 4
 
 
 def encode(steps: Sequence[Step], slots: int, precision: int = FLOAT32) -> list[int]:

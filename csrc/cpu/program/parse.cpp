@@ -8,7 +8,7 @@
 namespace ghost {
 namespace {
 
-constexpr int64_t kFormat = 3;
+constexpr int64_t kFormat = 4;
 constexpr int64_t kMostKinds = 64;
 
 /// Filled when the library is loaded, before anything is parsed.

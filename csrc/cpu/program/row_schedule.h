@@ -35,6 +35,7 @@ void advance(const Program& p, const std::vector<StepPlan>& plans, std::vector<P
     if (!t.has_two_stages()) {
       const int64_t count = std::min({most, rows_of(r, s) - r.done, s.out.room(r.done)});
       advance_input(r.done + count);
+      if (t.residual >= 0) advance(p, plans, progress, t.residual, r.done + count, work);
       work.make_rows(step, r.done, count);
       r.begun = r.done += count;
       continue;

@@ -91,7 +91,10 @@ class RowCounter {
     const Step& t = p_[reader];
     const Progress& r = progress_[reader];
     if (r.done >= rows_of(r, plans_[reader])) return plans_[step].h;
-    return t.residual == step ? r.done : std::max<int64_t>(0, t.input_rows(r.begun, r.begun + 1).first);
+    int64_t first = plans_[step].h;
+    if (t.residual == step) first = r.done;
+    if (t.in == step) first = std::min(first, std::max<int64_t>(0, t.input_rows(r.begun, r.begun + 1).first));
+    return first;
   }
 
   void count_written(int64_t step, int64_t end) {

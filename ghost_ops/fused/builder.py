@@ -18,7 +18,8 @@ from .compiled_program import CompiledProgram
 from .errors import NotNow, Unfusable
 from .layers import ConvBNAct, LinearAct, ParameterSource
 
-MOST_RUNS = 64  # channels times kernel rows of a first convolution; csrc/cpu/kernels/kernels.h has the same
+MOST_RUNS = 64  # runs of columns that a kernel of taps is; csrc/cpu/kernels/kernels.h has the same
+MOST_SIZE = 64  # a stride, padding or dilation; csrc/cpu/program/parse.h has the same
 _PARTS = (s.BIAS, s.GAMMA, s.BETA, s.NORM, 0, s.SLOPES)  # of the tensors after the weight
 
 
@@ -89,18 +90,36 @@ class Builder:
         self.steps.append(s.Load(out, channels, False))
         return out
 
-    def dense_conv(self, layer: ConvBNAct) -> int:
-        """A dense convolution of the net's input, the first step."""
-        (kernel, other), (stride, padding, dilation, groups, _) = layer.kernel(), layer.geometry
-        if (
-            isinstance(padding, str)
-            or (kernel, stride[0], padding[0]) != (other, stride[1], padding[1])
-            or (dilation != (1, 1) or groups != 1 or kernel * layer.conv.in_channels > MOST_RUNS)
-        ):
-            most = f"kernel * in_channels <= {MOST_RUNS}"
-            raise Unfusable(f"a first convolution has no program: it needs a square kernel, groups=1 and {most}")
-        out, conv, params = self.take(), layer.conv, self._layer(layer)
-        self.steps.append(s.Conv(out, conv.in_channels, conv.out_channels, kernel, stride[0], padding[0], params))
+    def dense_conv(
+        self, layer: ConvBNAct, source: int = -1, *, residual: int = -1, residual_first: bool = False,
+        squeeze: bool = False,
+    ) -> int:  # fmt: skip
+        """A convolution of any size, stride, padding, dilation and number of groups.
+
+        Args:
+            source: slot; -1: the net's input, where it is the first step.
+            residual: slot that is added to the output; -1 for none.
+            residual_first: it is added before the activation, after the BatchNorm.
+            squeeze: the channel means of the output are the next squeeze.
+
+        Raises:
+            Unfusable: it pads the ends of a side differently, or is larger than programs take.
+        """
+        conv, kernel = layer.conv, layer.kernel()
+        stride, _, dilation, groups, _ = layer.geometry
+        padding = padding_of(layer)
+        runs = kernel[0] * (1 if kernel[1] == 1 or dilation[1] == 1 else kernel[1])
+        if max(*kernel, runs) > MOST_RUNS:
+            raise Unfusable(f"one of its convolutions is {kernel[0]}x{kernel[1]}, dilation {dilation}: too many taps")
+        if max(*stride, *padding, *dilation) > MOST_SIZE:
+            raise Unfusable(f"one of its convolutions has a stride, padding or dilation above {MOST_SIZE}")
+        params, out = self._layer(layer), self.take()
+        self.steps.append(
+            s.Conv(
+                source, out, residual, residual_first and residual >= 0, squeeze, conv.in_channels, conv.out_channels,
+                kernel, stride, padding, dilation, groups, params,
+            )
+        )  # fmt: skip
         return out
 
     def chain(self, layers: Iterable[ConvBNAct], source: int, squeeze: bool = False) -> int:

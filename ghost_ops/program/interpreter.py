@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from ..activations import activate
 from .format import returning
 from .layer import Folded, Layer
-from .step import Size, Step
+from .step import Step
+
+Sizes = int | tuple[int, int]
 
 
 class ProgramInterpreter:
@@ -82,11 +84,13 @@ class ProgramInterpreter:
     # What steps compute with
 
     def convolve(
-        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int | Size = 1, padding: int | Size = 0,
-        groups: int = 1, dilation: int | Size = 1,
+        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: Sizes = 1, padding: Sizes = 0, groups: int = 1,
+        dilation: Sizes = 1,
     ) -> torch.Tensor:  # fmt: skip
+        """A convolution with the activation of ``layer``; sizes are one number, or those of height and width."""
         weight, bias, slopes = (None if t is None else t.to(x.dtype) for t in folded)
-        return activate(F.conv2d(x, weight, bias, stride, padding, dilation, groups), layer.act, layer.slope, slopes)
+        out = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return activate(out, layer.act, layer.slope, slopes)
 
     def linear(self, v: torch.Tensor, folded: Folded, layer: Layer) -> torch.Tensor:
         return self.convolve(v[:, :, None, None], folded, layer).flatten(1)

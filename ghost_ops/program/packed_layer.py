@@ -169,6 +169,24 @@ class Product(PackedLayer):
         return by_tap.reshape(out, *kernel, inputs).permute(0, 3, 1, 2)
 
 
+class GroupedProduct(PackedLayer):
+    """A convolution in groups: a product for each."""
+
+    def __init__(self, layer: Layer, shape: tuple[int, ...], groups: int) -> None:
+        super().__init__(layer, shape, None, shape[0])
+        self._groups = groups
+        self._one = Product(layer, (shape[0] // groups, *shape[1:]))
+
+    def _weight_size(self, weights: WeightFormat) -> int:
+        return self._groups * up(self._one._weight_size(weights), 16)
+
+    def _pack_weight(self, weight: torch.Tensor, weights: WeightFormat) -> list[torch.Tensor]:
+        return [piece for group in weight.chunk(self._groups) for piece in self._one._pack_weight(group, weights)]
+
+    def _unpack_weight(self, reader: Reader) -> torch.Tensor:
+        return torch.cat([self._one._unpack_weight(reader) for _ in range(self._groups)])
+
+
 class DepthwiseTaps(PackedLayer):
     """A depthwise convolution: for each tap the lanes of all channels."""
 

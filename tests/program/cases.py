@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import gcd, prod
 
 import torch
+from torch.nn.modules.utils import _pair
 
 from ghost_ops.activations import ACTIVATIONS, GATES, PRELU, WITH_NUMBER
 from ghost_ops.backends import reference
@@ -46,6 +47,8 @@ from tests.ops.cases import Errors, in_layout
 
 SLOTS = 6
 PARTS = (0, BIAS, NORM, NORM | GAMMA, NORM | BETA, NORM | GAMMA | BETA, BIAS | NORM | GAMMA | BETA)
+LAYER = Layer()
+Sizes = int | tuple[int, int]
 Map = tuple[int, int, int]  # channels; strides that it has behind it; index of the step that wrote it
 
 
@@ -96,6 +99,18 @@ def parameters_for(steps: Sequence[Step], seed: int = 0) -> tuple[torch.Tensor, 
     return tuple(found)
 
 
+def conv(
+    source: int, out: int, channels: int, filters: int, kernel: int | tuple[int, int] = 3, stride: Sizes = 1,
+    padding: Sizes | None = None, layer: Layer = LAYER, *, dilation: Sizes = 1, groups: int = 1, residual: int = -1,
+    residual_first: bool = False, squeeze: bool = False,
+) -> Conv:  # fmt: skip
+    """A convolution; sizes are one number, or two, and ``padding`` is half of the kernel where nothing is said."""
+    kernel = _pair(kernel)
+    padding = tuple(k // 2 for k in kernel) if padding is None else _pair(padding)
+    sizes = (kernel, _pair(stride), padding, _pair(dilation))
+    return Conv(source, out, residual, residual_first, squeeze, channels, filters, *sizes, groups, layer)
+
+
 def size_of(code: Sequence[int]) -> int:
     """Number of elements of the packed form of such steps."""
     return packed_size(decode(code), weights_of(code))
@@ -129,7 +144,7 @@ class _Drawing:
             channels = rng.choice([1, 2, 3, 3, 3, 8])
             kernel = rng.choice([1, 2, 3, 3, 4, 5])
             filters, stride, padding = self.channels(), rng.choice([1, 2, 2, 3]), rng.choice([kernel // 2, 0, 2])
-            self.add(Conv(0, channels, filters, kernel, stride, padding, self.layer()), filters)
+            self.add(conv(-1, 0, channels, filters, kernel, stride, padding, self.layer()), filters)
         else:
             self.add(Load(0, channels, True), channels)
 
@@ -171,6 +186,31 @@ class _Drawing:
         self.add(
             Depthwise.same(source, self.target(source), squeeze, channels, kernel, stride, self.layer()), channels, size
         )
+
+    def dense(self, source: int, squeeze: bool) -> None:
+        """A convolution with or without a residual, of sizes that fit on a map of one pixel."""
+        rng = self.rng
+        channels, size = self.maps[source]
+        residuals = [slot for slot, (c, other) in self.maps.items() if other == size and c <= self.most]
+        kernel = [(rng.choice([1, 2, 3, 3, 5]), rng.choice([1, 1, 1, 2])) for _ in range(2)]
+        (kh, dh), (kw, dw) = kernel
+        padding = [-(-d * (k - 1) // 2) for k, d in kernel]
+        stride, residual = (rng.choice([1, 1, 2, 3]), rng.choice([1, 1, 2])), -1
+        if stride != (1, 1) or any(d * (k - 1) % 2 for k, d in kernel):
+            self.sizes += 1
+            size = self.sizes
+        elif residuals and rng.random() < 0.6:
+            residual = rng.choice(residuals)
+        filters = self.maps[residual][0] if residual >= 0 else self.channels()
+        groups = rng.choice(
+            [g for g in range(1, 5) if channels % g == 0 and filters % g == 0] + [gcd(channels, filters)]
+        )
+        step = conv(
+            source, self.target(source, residual), channels, filters, (kh, kw), stride, tuple(padding), self.layer(),
+            dilation=(dh, dw), groups=groups, residual=residual,
+            residual_first=residual >= 0 and rng.random() < 0.5, squeeze=squeeze,
+        )  # fmt: skip
+        self.add(step, filters, size)
 
     def max_pool(self, source: int) -> None:
         channels, size = self.maps[source]
@@ -273,9 +313,11 @@ class _Drawing:
             source = at if rng.random() < 0.85 else rng.choice(list(self.maps))
             squeeze = rng.random() < 0.4
             kind = rng.random()
-            if kind < 0.4:
+            if kind < 0.35:
                 self.ghost(source, squeeze)
-            elif kind < 0.5:
+            elif kind < 0.42:
+                self.dense(source, squeeze)
+            elif kind < 0.52:
                 self.depthwise(source, squeeze)
             elif kind < 0.55:
                 self.any_depthwise(source, squeeze)
@@ -351,7 +393,7 @@ HEIGHTS, WIDTHS = (1, 5, 14, 23, 40, 40), (1, 7, 17, 41)
 def draw_call(seed: int, dtype: torch.dtype, threads: int) -> Call:
     rng, program = random.Random(seed), draw_program(seed)
     generator = torch.Generator().manual_seed(seed)
-    least = max(program.steps[0].kernel, 5) if isinstance(program.steps[0], Conv) else 1
+    least = 5 if isinstance(program.steps[0], Conv) else 1
     n = rng.choice([1, 2, 3, 9])
     h, w = (max(rng.choice(sizes), least) for sizes in (HEIGHTS, WIDTHS))
     x = torch.randn((n, program.channels, h, w), generator=generator).to(dtype)

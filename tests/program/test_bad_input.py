@@ -23,7 +23,6 @@ from ghost_ops.program import (
     Add,
     AvgPool,
     Concat,
-    Conv,
     Depthwise,
     Excite,
     Ghost,
@@ -42,7 +41,7 @@ from ghost_ops.program import (
 )
 from tests.helpers import make_map, surrounded_by_nan
 from tests.ops import guard_pages
-from tests.program.cases import draw_program, make_program, parameters_for, size_of
+from tests.program.cases import conv, draw_program, make_program, parameters_for, size_of
 
 LEAKY_RELU = ACTIVATIONS.index("leaky_relu")
 
@@ -64,7 +63,7 @@ VALID = (
 )
 MAP = (*VALID, Store(3))
 FEATURES = (*VALID, Pool(8), Linear(8, 5, PLAIN), Linear(5, 3, PLAIN))
-CONV = (Conv(0, 3, 8, 3, 1, 1, PLAIN), Ghost(0, 1, -1, False, False, 8, 4, 4, 8, 3, PLAIN, PLAIN), Store(1))
+CONV = (conv(-1, 0, 3, 8, 3, 1, 1, PLAIN), Ghost(0, 1, -1, False, False, 8, 4, 4, 8, 3, PLAIN, PLAIN), Store(1))
 
 
 def change(index: int, base=MAP, **changes):
@@ -124,9 +123,23 @@ REFUSED = {
     "large kernel": (change(2, kernel=(3, 99)), "kernel is 99"),
     "no kernel": (change(2, kernel=(0, 3)), "kernel is 0"),
     "no stride": (change(2, stride=(1, 0)), "stride is 0"),
-    "no stride of a convolution": (change(0, CONV, stride=0), "stride is 0"),
-    "negative padding": (change(0, CONV, padding=-1), "padding is -1"),
-    "a convolution of many channels": (change(0, CONV, channels=65), "kernel is 3"),
+    "no stride of a convolution": (change(0, CONV, stride=(0, 1)), "stride is 0"),
+    "negative padding": (change(0, CONV, padding=(1, -1)), "padding is -1"),
+    "a tall convolution": (change(0, CONV, kernel=(65, 3)), "kernel is 65"),
+    "a convolution of many runs": (change(0, CONV, kernel=(9, 9), dilation=(1, 2)), "too many taps"),
+    "no dilation of a convolution": (change(0, CONV, dilation=(1, 0)), "dilation is 0"),
+    "no groups of a convolution": (change(0, CONV, groups=0), "groups is 0"),
+    "channels that groups do not divide": (change(0, CONV, groups=2), "not a multiple of the groups"),
+    "filters that groups do not divide": (change(0, CONV, groups=3), "not a multiple of the groups"),
+    "a first convolution of a slot": (change(0, CONV, source=1), "slot 1 is read before it is written"),
+    "a later convolution of the input": (
+        code(VALID[0], replace(CONV[0], out=1), Store(1)), "a first step that does not read the input"
+    ),
+    "a convolution's residual": (
+        code(VALID[0], conv(0, 1, 8, 9, residual=0), Store(1)), "a residual of other channels"
+    ),
+    "a residual that is none": (change(0, CONV, residual_first=True), "a residual that comes first, and none"),
+    "a convolution reads what it writes": (code(VALID[0], conv(0, 0, 8, 8), Store(0)), "read and written at once"),
     "a residual of other channels": (change(4, residual=1), "a residual of other channels"),
     "scaled without excitation": (change(1, scaled=True), "an excitation of other channels"),
     "scaled by another excitation": (code(*VALID[:4], replace(VALID[1], scaled=True, out=3), Store(3)),
@@ -236,7 +249,7 @@ def test_a_residual_of_another_size():
 
 @pytest.mark.parametrize("size", [(3, 9), (9, 3), (4, 4), (0, 0)])
 def test_a_map_that_no_kernel_fits_on(size):
-    p = make_program(Conv(0, 3, 8, 5, 1, 0, PLAIN), Store(0), slots=SLOTS)
+    p = make_program(conv(-1, 0, 3, 8, 5, 1, 0, PLAIN), Store(0), slots=SLOTS)
     packed = program_pack(list(p.parameters), p.code)
     with pytest.raises(RuntimeError, match=r"a map that its kernels fit on, got \dx\d|Kernel size"):
         program(make_map((1, 3, *size)), packed, p.code)
@@ -245,7 +258,7 @@ def test_a_map_that_no_kernel_fits_on(size):
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
 def test_maps_without_pixels_give_no_unwritten_memory(size):
     """What PyTorch refuses is refused, or is computed: padding alone still makes a map."""
-    padded = make_program(Conv(0, 3, 4, 3, 1, 2, Layer(BIAS)), Store(0))
+    padded = make_program(conv(-1, 0, 3, 4, 3, 1, 2, Layer(BIAS)), Store(0))
     with pytest.raises(RuntimeError):
         program_eval(torch.zeros(1, 3, *size), list(padded.parameters), padded.code)
     pooled = make_program(*FEATURES)

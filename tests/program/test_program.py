@@ -17,7 +17,6 @@ from ghost_ops.program import (
     NORM,
     SLOPES,
     AvgPool,
-    Conv,
     Depthwise,
     Excite,
     Ghost,
@@ -33,7 +32,7 @@ from ghost_ops.program import (
 )
 from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
-from tests.program.cases import Call, Program, draw_call, draw_program, make_program, mismatch, size_of
+from tests.program.cases import Call, Program, conv, draw_call, draw_program, make_program, mismatch, size_of
 
 PLAIN = Layer()
 DRAWN = 70
@@ -53,7 +52,7 @@ def block(features: bool = True) -> Program:
     """A bottleneck with excitation, behind a convolution, before pooling and layers; work for several threads."""
     relu, norm = Layer(BIAS, 0.0, 1), Layer(NORM, 1e-5, 0)
     steps = [
-        Conv(0, 3, 20, 3, 2, 1, relu),
+        conv(-1, 0, 3, 20, 3, 2, 1, relu),
         Ghost(0, 1, -1, False, False, 20, 33, 33, 66, 3, relu, relu),
         Depthwise.same(1, 2, True, 66, 5, 1, norm),
         Excite(66, 12, 1, relu, Layer(BIAS)),
@@ -215,7 +214,7 @@ IN_BANDS = {
 @pytest.mark.parametrize("name", IN_BANDS)
 def test_bands_of_rows(name, threads, dtype):
     torch.set_num_threads(threads)
-    p = make_program(Conv(0, 3, 16, 3, 2, 1, Layer(BIAS, 0.0, 1)), *IN_BANDS[name], slots=8)
+    p = make_program(conv(-1, 0, 3, 16, 3, 2, 1, Layer(BIAS, 0.0, 1)), *IN_BANDS[name], slots=8)
     for shape, layout in (((1, 3, 401, 61), "nchw"), ((threads + 1, 3, 301, 90), "channels_last")):
         call = Call(p, in_layout(make_map(shape, dtype), layout), threads)
         leave_nan_behind(call)
@@ -229,7 +228,7 @@ def test_bands_do_not_write_into_rows_of_others():
     """The last step of a band makes y1 ahead of the rows that it finishes: these rows are another thread's."""
     silu = Layer(BIAS, 0.0, 5)
     module = Ghost(0, 1, -1, False, False, 16, 64, 64, 128, 3, silu, silu)
-    p = make_program(Conv(0, 2, 16, 2, 2, 1, PLAIN), module, Store(1))
+    p = make_program(conv(-1, 0, 2, 16, 2, 2, 1, PLAIN), module, Store(1))
     packed, x = program_pack(list(p.parameters), p.code), make_map((1, 2, 40, 41))
     torch.set_num_threads(1)
     expected = program(x, packed, p.code)

@@ -54,6 +54,9 @@ struct Gemm {
   int64_t run_count = 0;           // at most kMostRuns
   Ahead* ahead = nullptr;          // or null
   const float* scale_k = nullptr;  // only for gemm_bf16: [k], factors of A's columns, or null
+  // Rows of A in groups, such as the pixels of rows of a map: row i is a + i / a_width * a_group + i % a_width * a_row.
+  // 0: they are one group. With groups a_col is 1, and B is packed.
+  int64_t a_width = 0, a_group = 0;
 };
 
 // B[k][n] = weight[n * w_row + k * w_col] * scale_n[n] * scale_k[k] in panels, panel_floats(n, k) of them.

@@ -14,6 +14,7 @@ class Packer {
   Packer(const Program& program, const std::vector<abi::Tensor>& parameters, float* packed, Scratch& scratch)
       : program_(program), parameters_(parameters), packed_(packed), scratch_(scratch), raw_(program.raw_layers) {}
 
+  const WeightFormat& format() const { return *program_.format; }
   float* at(int64_t float_index) const { return packed_ + float_index; }
 
   /// The next parameter, dense; raises where its shape is another.

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.utils import _pair
 
 from ...activations import NONE, WITH_SLOPES, activate
 from ...program import Depthwise, Excite, Folded, Ghost, Layer, Step, WeightFormat, decode, only_result, weights_of
-from ...program.interpreter import ProgramInterpreter
+from ...program.interpreter import ProgramInterpreter, Sizes
 from ...program.packing import unpack
-from ...program.step import Size
 from ..registry import CHEAP_KERNELS
 from ..tensor_cache import cached_with_tensor
 from .convolution import MOST, convolution
@@ -87,12 +87,14 @@ class TritonInterpreter(ProgramInterpreter):
     """Layers have weights of the input's dtype; depthwise ones are tap by tap."""
 
     def convolve(
-        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int = 1, padding: int = 0, groups: int = 1,
-        dilation: int | Size = 1,
+        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: Sizes = 1, padding: Sizes = 0, groups: int = 1,
+        dilation: Sizes = 1,
     ) -> torch.Tensor:  # fmt: skip
-        if groups > 1 or dilation != 1 or folded.weight[0].numel() > MOST:
+        square = all(len({*_pair(sizes)}) == 1 for sizes in (folded.weight.shape[2:], stride, padding))
+        dilated = _pair(dilation) != (1, 1) and folded.weight.shape[2:] != (1, 1)
+        if groups > 1 or folded.weight[0].numel() > MOST or not square or dilated:
             return super().convolve(x, folded, layer, stride, padding, groups, dilation)
-        return convolution(x, *folded, stride, padding, layer.act, layer.slope)
+        return convolution(x, *folded, _pair(stride)[0], _pair(padding)[0], layer.act, layer.slope)
 
     def linear(self, v: torch.Tensor, folded: Folded, layer: Layer) -> torch.Tensor:
         weight, bias, slopes = folded

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..activations import activate
+from .format import returning
 from .layer import Folded, Layer
 from .step import Size, Step
 
@@ -37,11 +38,11 @@ class ProgramInterpreter:
         self.excitation: torch.Tensor | None = None
         self.features: torch.Tensor | None = None
 
-    def run_steps(self, steps: Sequence[Step], folded: Iterable[list[Folded]]) -> torch.Tensor:
-        """The result of the steps, each with its layers."""
+    def run_steps(self, steps: Sequence[Step], folded: Iterable[list[Folded]]) -> list[torch.Tensor]:
+        """The results of the steps, each with its layers."""
         for step, layers in zip(steps, folded, strict=True):
             self.take(step, layers)
-        return self.result(steps[-1])
+        return self.results(steps)
 
     def take(self, step: Step, folded: list[Folded]) -> None:
         kernel = self.kernels.get(type(step))
@@ -50,9 +51,10 @@ class ProgramInterpreter:
         else:
             kernel(self, step, folded)
 
-    def result(self, last: Step) -> torch.Tensor:
-        found = last.result(self)
-        return found.clone() if found is self.x else found
+    def results(self, steps: Sequence[Step]) -> list[torch.Tensor]:
+        """The maps that the last steps return, or the features."""
+        found = [step.result(self) for step in returning(steps)]
+        return [result.clone() if result is self.x else result for result in found]
 
     # What steps read and write
 

@@ -32,10 +32,12 @@ class Step:
     Attributes:
         kind: the number that stands for the kind in the list.
         reads_squeeze: whether it reads the squeeze.
+        returns_map: whether it names a map that the program returns.
     """
 
     kind: ClassVar[int]
     reads_squeeze: ClassVar[bool] = False
+    returns_map: ClassVar[bool] = False
     _types: ClassVar[dict[str, object]]
 
     def encode(self) -> list[int]:

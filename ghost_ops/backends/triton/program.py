@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ...activations import NONE, WITH_SLOPES, activate
-from ...program import Depthwise, Excite, Folded, Ghost, Layer, Step, WeightFormat, decode, weights_of
+from ...program import Depthwise, Excite, Folded, Ghost, Layer, Step, WeightFormat, decode, only_result, weights_of
 from ...program.interpreter import ProgramInterpreter
 from ...program.packing import unpack
 from ...program.step import Size
@@ -74,6 +74,11 @@ def _shaped(piece: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Tensor:
     """The program's result on x, N x C x H x W of float32, float16 or bfloat16, from packed parameters."""
+    return only_result(program_maps(x, packed, steps))
+
+
+def program_maps(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> list[torch.Tensor]:
+    """The same for a program that may return several maps."""
     plan = _plan(packed, tuple(steps), packed.numel(), packed.device)
     return TritonInterpreter(x).run_steps(plan.steps, _folded(plan, packed, x.dtype))
 

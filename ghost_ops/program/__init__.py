@@ -1,8 +1,9 @@
 """The format and the meaning of programs.
 
-A program is a list of steps over numbered slots, each slot a map. The first step fills a slot from the input; the last
-ones each return a slot, or the last one, after a pooling, features. State besides the slots: the squeeze (channel means
-of the last step that was asked for them), the excitation, and one row of features an image.
+A program is a list of steps over numbered slots, each slot a map: a step may read any slot that was written before it.
+The first step fills a slot from the input; the last ones each return a slot, or the last one, after a pooling,
+features. State besides the slots: the squeeze (channel means of the last step that was asked for them), the excitation,
+and one row of features an image.
 """
 
 from .format import (

@@ -18,6 +18,9 @@ from ghost_ops.program import (
     NORM,
     SLOPES,
     Activation,
+    Add,
+    AvgPool,
+    Concat,
     Conv,
     Depthwise,
     Excite,
@@ -26,9 +29,13 @@ from ghost_ops.program import (
     Linear,
     Load,
     MaxPool,
+    Multiply,
     Pool,
+    Shuffle,
+    Slice,
     Step,
     Store,
+    Upsample,
     decode,
     encode,
     weights_of,
@@ -105,7 +112,7 @@ class _Drawing:
         self.rng, self.most = rng, most_channels
         self.steps: list[Step] = []
         self.maps: dict[int, tuple[int, int]] = {}  # slot: channels, and a number that stands for the size
-        self.squeeze = self.excitation = 0
+        self.squeeze = self.excitation = self.at = 0
         self.sizes = 0
 
     def layer(self, acts: Sequence[int] = range(len(ACTIVATIONS))) -> Layer:
@@ -129,6 +136,7 @@ class _Drawing:
     def add(self, step: Step, channels: int, size: int = 0) -> None:
         self.steps.append(step)
         self.maps[step.out] = channels, size
+        self.at = step.out
         if hasattr(step, "squeeze"):
             self.squeeze = channels if step.squeeze else 0
 
@@ -156,7 +164,7 @@ class _Drawing:
 
     def depthwise(self, source: int, squeeze: bool) -> None:
         channels, size = self.maps[source]
-        kernel, stride = self.rng.choice([1, 3, 3, 5, 7]), self.rng.choice([1, 1, 2, 2, 3])
+        kernel, stride = self.rng.choice([1, 3, 5, 7, 7]), self.rng.choice([1, 1, 2, 2, 3])
         if stride > 1:
             self.sizes += 1
             size = self.sizes
@@ -177,6 +185,79 @@ class _Drawing:
         layer = replace(layer, parts=layer.parts & SLOPES, eps=0.0)
         self.add(Activation(source, self.target(source), squeeze, channels, layer), channels, size)
 
+    def any_depthwise(self, source: int, squeeze: bool) -> None:
+        """A kernel that need not be square, with its own stride, padding and dilation of rows and of columns."""
+        rng, (channels, size) = self.rng, self.maps[source]
+        kernel = rng.choice([(1, 5), (5, 1), (2, 3), (4, 1), (3, 3), (1, 9), (7, 2)])
+        dilation = rng.choice([(1, 1), (1, 1), (2, 1), (1, 3), (2, 2)])
+        reach = [d * (k - 1) for d, k in zip(dilation, kernel)]
+        stride, padding = rng.choice([(1, 1), (1, 1), (2, 1), (1, 3)]), tuple(-(-n // 2) for n in reach)
+        if stride != (1, 1) or any(n % 2 for n in reach):
+            size = self.new_size()
+        step = Depthwise(
+            source, self.target(source), squeeze, channels, kernel, stride, padding, dilation, self.layer()
+        )
+        self.add(step, channels, size)
+
+    def new_size(self) -> int:
+        self.sizes += 1
+        return self.sizes
+
+    def others(self, channels: int | None, size: int | None) -> list[int]:
+        """Slots with maps of so many channels and of this size; None: any."""
+        return [slot for slot, (c, s) in self.maps.items() if channels in (None, c) and size in (None, s)]
+
+    def concat(self, source: int, squeeze: bool) -> None:
+        rng, (_, size) = self.rng, self.maps[source]
+        sources = [source, *rng.choices(self.others(None, size), k=rng.choice([1, 1, 2]))]
+        rng.shuffle(sources)
+        channels = sum(self.maps[slot][0] for slot in sources)
+        if channels <= 3 * self.most:
+            self.add(Concat(self.target(*sources), squeeze, tuple(sources)), channels, size)
+
+    def slice(self, source: int) -> None:
+        channels, size = self.maps[source]
+        begin, end = sorted(self.rng.sample(range(channels + 1), 2))
+        self.add(Slice(source, self.target(source), begin, end), end - begin, size)
+
+    def sum(self, source: int, squeeze: bool) -> None:
+        channels, size = self.maps[source]
+        other = self.rng.choice(self.others(channels, size))
+        self.add(Add(source, other, self.target(source, other), squeeze, channels), channels, size)
+
+    def gate(self, source: int, squeeze: bool) -> None:
+        """By a map that is often smaller."""
+        channels, size = self.maps[source]
+        if self.rng.random() < 0.7:
+            self.avg_pool(source)
+        gate = self.rng.choice(self.others(channels, None))
+        if source in self.maps and self.maps[source] == (channels, size):
+            self.add(Multiply(source, gate, self.target(source, gate), squeeze, channels), channels, size)
+
+    def shuffle(self, source: int) -> None:
+        channels, size = self.maps[source]
+        groups = self.rng.choice([n for n in range(1, channels + 1) if channels % n == 0])
+        self.add(Shuffle(source, self.target(source), channels, groups), channels, size)
+
+    def upsample(self, source: int) -> None:
+        rng, (channels, size) = self.rng, self.maps[source]
+        like = rng.choice([-1, *self.maps])
+        fixed = rng.choice([(0, 0), (5, 8)]) if like < 0 else (0, 0)
+        scales = rng.choice([(2.0, 2.0), (1.0, 1.5), (1.3, 1.7)]) if like < 0 and fixed == (0, 0) else (0.0, 0.0)
+        size = self.new_size() if like < 0 else self.maps[like][1]
+        out = self.target(source, *([like] if like >= 0 else []))
+        self.add(Upsample(source, out, channels, like, fixed, *scales), channels, size)
+
+    def avg_pool(self, source: int) -> None:
+        rng, (channels, size) = self.rng, self.maps[source]
+        kernel, stride = rng.choice([(2, 2), (3, 3), (2, 3), (1, 4)]), rng.choice([(2, 2), (1, 1), (2, 1)])
+        if stride != (1, 1) or kernel != (3, 3):
+            size = self.new_size()
+        padding = tuple(k // 2 for k in kernel)
+        self.add(
+            AvgPool(source, self.target(source), channels, kernel, stride, padding, rng.random() < 0.5), channels, size
+        )
+
     def excite(self) -> None:
         rng, channels = self.rng, self.squeeze
         acts = [a for a in range(len(ACTIVATIONS)) if a != PRELU] if rng.random() < 0.7 else [PRELU]
@@ -187,21 +268,24 @@ class _Drawing:
     def draw(self, length: int) -> tuple[Step, ...]:
         rng = self.rng
         self.first()
-        at = 0
+        at = self.at
         for _ in range(length):
             source = at if rng.random() < 0.85 else rng.choice(list(self.maps))
             squeeze = rng.random() < 0.4
             kind = rng.random()
-            if kind < 0.55:
+            if kind < 0.4:
                 self.ghost(source, squeeze)
-            elif kind < 0.8:
+            elif kind < 0.5:
                 self.depthwise(source, squeeze)
-            elif kind < 0.9:
+            elif kind < 0.55:
+                self.any_depthwise(source, squeeze)
+            elif kind < 0.6:
                 self.activation(source, squeeze)
+            elif kind < 0.8:
+                rng.choice([self.concat, self.sum, self.gate])(source, squeeze)
             else:
-                squeeze = False
-                self.max_pool(source)
-            at = self.steps[-1].out
+                rng.choice([self.max_pool, self.slice, self.shuffle, self.upsample, self.avg_pool])(source)
+            at, squeeze = self.at, self.squeeze > 0
             if squeeze and rng.random() < 0.8:
                 self.excite()
         if rng.random() < 0.6:
@@ -233,7 +317,8 @@ def draw_program(seed: int, most_channels: int = 70, longest: int = 7) -> Progra
     rng = random.Random(seed)
     first, *steps = _Drawing(rng, most_channels).draw(rng.randint(1, longest))
     if isinstance(first, Load):  # as freeze does
-        first = replace(first, by_lanes=any(isinstance(s, Depthwise) and s.source == first.out for s in steps))
+        by_lanes = (Depthwise, Slice, Add, Multiply, Upsample, AvgPool)
+        first = replace(first, by_lanes=any(isinstance(s, by_lanes) and first.out in s.reads() for s in steps))
     steps = (first, *steps)
     return Program(steps, parameters_for(steps, seed), steps[0].channels)
 

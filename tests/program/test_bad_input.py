@@ -15,11 +15,14 @@ import torch
 
 from ghost_ops.activations import ACTIVATIONS, PRELU
 from ghost_ops.backends import native, reference
-from ghost_ops.ops.program import program, program_eval, program_pack
+from ghost_ops.ops.program import program, program_eval, program_maps, program_pack
 from ghost_ops.program import (
     BIAS,
     FORMAT,
     SLOPES,
+    Add,
+    AvgPool,
+    Concat,
     Conv,
     Depthwise,
     Excite,
@@ -27,8 +30,12 @@ from ghost_ops.program import (
     Layer,
     Linear,
     Load,
+    Multiply,
     Pool,
+    Shuffle,
+    Slice,
     Store,
+    Upsample,
     decode,
     encode,
     output_shape,
@@ -89,8 +96,8 @@ REFUSED = {
     "slots without end": ([FORMAT, 2**40, *code(*MAP)[2:]], "slots is 1099511627776"),
     "kind too high": ([*code(*MAP[:-1]), 99, 3], "kind is 99"),
     "kind too low": ([*code(*MAP[:-1]), -1, 3], "kind is -1"),
-    "one number more": ([*code(*MAP), 0], "steps after the last one"),
-    "a step after the last": (code(*MAP, Store(3)), "steps after the last one"),
+    "one number more": ([*code(*MAP), 0], "it ends within a step"),
+    "a step after the last": (code(*MAP, VALID[1]), "steps after the last one"),
     "no end": (code(*VALID), "neither a map nor features"),
     "two loads": (code(VALID[0], *MAP), "a first step that does not read the input"),
     "no load": (without(0), "is read before it is written"),
@@ -114,9 +121,9 @@ REFUSED = {
     "too many kept": (change(1, out_channels=13), "channels kept"),
     "no flag": ([*code(VALID[0])[:-1], 2, *code(*MAP[1:])[3:]], "by_lanes is 2"),
     "even kernel": (change(1, kernel=4), "a kernel of even size"),
-    "large kernel": (change(2, kernel=9), "kernel is 9"),
-    "no kernel": (change(2, kernel=0), "kernel is 0"),
-    "no stride": (change(2, stride=0), "stride is 0"),
+    "large kernel": (change(2, kernel=(3, 99)), "kernel is 99"),
+    "no kernel": (change(2, kernel=(0, 3)), "kernel is 0"),
+    "no stride": (change(2, stride=(1, 0)), "stride is 0"),
     "no stride of a convolution": (change(0, CONV, stride=0), "stride is 0"),
     "negative padding": (change(0, CONV, padding=-1), "padding is -1"),
     "a convolution of many channels": (change(0, CONV, channels=65), "kernel is 3"),
@@ -135,6 +142,22 @@ REFUSED = {
     "no such activation": (change(1, layer=Layer(0, 0.0, len(ACTIVATIONS))), f"act is {len(ACTIVATIONS)}"),
     "PReLU without slopes": (change(1, layer=Layer(0, 0.0, PRELU)), "a PReLU without slopes"),
     "slopes without PReLU": (change(1, layer=Layer(SLOPES, 0.0, LEAKY_RELU)), "slopes without one"),
+    "no dilation": (change(2, dilation=(0, 1)), "dilation is 0"),
+    "one map": (code(*VALID[:2], Concat(2, False, (1,)), Store(2)), "sources is 1"),
+    "a map that is not there": (code(*VALID[:2], Concat(2, False, (1, 3)), Store(2)), "slot 3 is read before"),
+    "a map in itself": (code(*VALID[:2], Concat(1, False, (1, 0)), Store(1)), "read and written at once"),
+    "a slice past the end": (code(*VALID[:2], Slice(1, 2, 3, 12), Store(2)), "end of the channels is 12"),
+    "a slice of nothing": (code(*VALID[:2], Slice(1, 2, 3, 3), Store(2)), "end of the channels is 3"),
+    "a slice into itself": (code(*VALID[:2], Slice(1, 1, 3, 5), Store(1)), "read and written at once"),
+    "a slice after the last": (code(*MAP, Slice(1, 2, 3, 5)), "steps after the last one"),
+    "a sum of other channels": (code(*VALID[:2], Add(1, 0, 2, False, 11), Store(2)), "channels that do not fit"),
+    "a gate of other channels": (code(*VALID[:2], Multiply(0, 1, 2, False, 8), Store(2)), "channels that do not fit"),
+    "groups that do not divide": (code(*VALID[:2], Shuffle(1, 2, 11, 2), Store(2)), "groups that do not divide"),
+    "no groups": (code(*VALID[:2], Shuffle(1, 2, 11, 0), Store(2)), "groups is 0"),
+    "no upsampling": (code(*VALID[:2], Upsample(1, 2, 11, -1, (0, 0), 0.0, 2.0), Store(2)), "an upsampling to no size"),
+    "the size of nothing": (code(*VALID[:2], Upsample(1, 2, 11, 3, (0, 0), 0.0, 0.0), Store(2)), "slot 3 is read"),
+    "a mean over padding": (code(*VALID[:2], AvgPool(1, 2, 11, (2, 2), (1, 1), (1, 2), True), Store(2)),
+                            "a padding above half"),
     "no such parts": (change(1, layer=Layer(32)), "parts is 32"),
 }  # fmt: skip
 
@@ -153,6 +176,26 @@ def test_lists_that_are_refused(name):
         ):
             with pytest.raises(RuntimeError, match=message):
                 call()
+
+
+def test_maps_of_other_sizes():
+    """What only the input tells: an error that names the steps, before any of them runs."""
+    smaller, plain = Depthwise.same(0, 1, False, 8, 3, 2, PLAIN), make_map((1, 8, 7, 9))
+    for last in (Concat(2, False, (0, 1)), Add(0, 1, 2, False, 8)):
+        steps = code(VALID[0], smaller, last, Store(2))
+        packed = program_pack(list(parameters_for([smaller])), steps)
+        if native.available():
+            with pytest.raises(RuntimeError, match="program: steps: expected maps of one size"):
+                program(plain, packed, steps)
+
+
+def test_one_result_of_a_program_that_has_two():
+    steps, x = code(*VALID[:2], Store(1), Store(0)), make_map((1, 8, 7, 9))
+    packed = program_pack(list(parameters_for(VALID[:2])), steps)
+    with pytest.raises((RuntimeError, ValueError), match=r"program: steps: expected .*one (result|map)"):
+        program(x, packed, steps)
+    maps = program_maps(x, packed, steps)
+    assert [tuple(m.shape) for m in maps] == [(1, 11, 7, 9), (1, 8, 7, 9)] and torch.equal(maps[1], x)
 
 
 BY_REFERENCE = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -9,11 +11,12 @@ from torch.library import opcheck
 from ghost_ops.activations import ACTIVATIONS, PRELU
 from ghost_ops.backends import native, reference
 from ghost_ops.ops._library import overload
-from ghost_ops.ops.program import program, program_eval, program_pack
+from ghost_ops.ops.program import program, program_eval, program_maps, program_pack
 from ghost_ops.program import (
     BIAS,
     NORM,
     SLOPES,
+    AvgPool,
     Conv,
     Depthwise,
     Excite,
@@ -21,6 +24,7 @@ from ghost_ops.program import (
     Layer,
     Linear,
     Load,
+    MapStep,
     Pool,
     Store,
     encode,
@@ -105,6 +109,34 @@ def test_drawn_programs(threads, dtype):
     errors.assert_within(2.0)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_several_maps(threads):
+    """Every map that a program still has at its end, some of them twice."""
+    torch.set_num_threads(threads)
+    several = 0
+    for seed in range(DRAWN):
+        call = draw_call(seed, torch.float32, threads)
+        if not isinstance(call.program.steps[-1], Store):
+            continue
+        steps = call.program.steps[:-1]
+        slots = sorted({step.out for step in steps if isinstance(step, MapStep)})
+        stored = replace(call.program, steps=(*steps, *(Store(slot) for slot in (*slots, slots[0]))))
+        packed = program_pack(list(stored.parameters), stored.code)
+        with poisoned_memory():
+            maps = program_maps(call.x, packed, stored.code)
+        double = [t.double() for t in stored.parameters]
+        exact = reference.program_maps(
+            call.x.double(), reference.program_pack(double, stored.code).double(), stored.code
+        )
+        assert len(maps) == len(slots) + 1
+        several += len(slots) > 2
+        for ours, one in zip(maps, exact, strict=True):
+            torch.testing.assert_close(
+                ours.double(), one, rtol=1e-4, atol=1e-4, msg=lambda text, call=call: f"{call}\n{text}"
+            )
+    assert several > 5
+
+
 def test_the_drawn_programs_are_of_every_kind():
     drawn = [draw_program(seed) for seed in range(DRAWN)]
     assert set.union(*(p.kinds() for p in drawn)) == set(step_kinds().values())
@@ -113,12 +145,12 @@ def test_the_drawn_programs_are_of_every_kind():
     assert {s.layer.act for s in ghosts} == {s.cheap.act for s in ghosts if s.cheap} == set(range(len(ACTIVATIONS)))
     assert (
         {s.kernel for s in ghosts if s.cheap_channels}
-        == {s.kernel[0] for s in steps if isinstance(s, Depthwise)}
+        == {s.kernel[0] for s in steps if isinstance(s, Depthwise) and s.is_same}
         == {1, 3, 5, 7}
     )
     assert {s.gate for s in steps if isinstance(s, Excite)} == set(range(4))
     assert {s.cheap_channels // s.primary for s in ghosts} >= {0, 1, 2, 3}
-    assert {s.stride[0] for s in steps if isinstance(s, Depthwise)} == {1, 2, 3}
+    assert {s.stride[0] for s in steps if isinstance(s, Depthwise) and s.is_same} == {1, 2, 3}
     for trait in ("residual", "sliced", "scaled", "squeeze"):
         has = {
             "residual": lambda s: s.residual >= 0,
@@ -261,6 +293,21 @@ def test_inputs_that_are_no_dense_maps(kind):
         ours = run_packed(Call(p, view), guarded=False)
         whole = run_packed(Call(p, view.contiguous()), guarded=False)
         torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(
+    "step", [Depthwise.same(0, 1, False, 8, 7, 1, PLAIN), AvgPool(0, 1, 8, (3, 3), (1, 1), (1, 1), True)]
+)
+def test_rows_outside_of_a_map_that_is_part_of_a_wider_one(step):
+    """Each pixel of such a map is far from the next one; so are the zeros that stand for its neighbours."""
+    p = make_program(Load(0, 8, True), step, Store(1))
+    wide = torch.full((1, 256, 6, 40), torch.nan).to(memory_format=torch.channels_last)
+    wide[:, 8:16] = make_map((1, 8, 6, 40))
+    call = Call(p, wide[:, 8:16])
+    leave_nan_behind(call)
+    with poisoned_memory():
+        ours = run_packed(call, guarded=False)
+    assert_as_accurate(ours, call.plain(), call.exact())
 
 
 def test_the_layout_of_the_result_is_that_of_the_input():

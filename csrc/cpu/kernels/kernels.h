@@ -91,6 +91,20 @@ struct Depthwise {
   int64_t in_width = 0;  // pixels of an input row, with a stride above 1; with 1 it is `width`
 };
 
+// A row of a depthwise convolution with any kernel: `width` output pixels.
+struct DepthwiseRow {
+  const float* const* rows;  // [kernel_h], each [in_width x channels]; one outside the map points at zeros
+  int64_t in_pixel, in_width, width, channels;
+  int64_t kernel_h, kernel_w;
+  int64_t stride, padding, dilation;  // of columns
+  const float* weight;                // [kernel_h * kernel_w x padded(channels)], taps row by row
+  int64_t weight_row;
+  const float* bias;  // padded(channels), or null
+  float* out;         // [width x channels]
+  int64_t out_pixel;  // only `channels` floats of a pixel are written
+  bool relu;
+};
+
 // grad[tap][channel] += sum over pixels of g times the input under the tap.
 struct DepthwiseWeightGrad {
   const float* const* rows;  // (count - 1) * stride + kernel input rows, as in Depthwise
@@ -166,6 +180,7 @@ struct Kernels {
   void (*pack)(const Pack&);
   void (*fold)(const Fold&);
   void (*depthwise)(const Depthwise&);
+  void (*depthwise_row)(const DepthwiseRow&);
   void (*depthwise_weight_grad)(const DepthwiseWeightGrad&);
   void (*depthwise_input_grad)(const DepthwiseInputGrad&);
   // y = act(z * scale + shift), `channels` floats a pixel written
@@ -174,6 +189,12 @@ struct Kernels {
   // out = x + y; out may be either
   void (*add)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out, int64_t out_pixel,
               int64_t pixels, int64_t channels);
+  // out = x * y; out may be either
+  void (*multiply)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out, int64_t out_pixel,
+                   int64_t pixels, int64_t channels);
+  // to = max(to, from); NaN is the largest
+  void (*take_largest)(const float* from, int64_t from_pixel, float* to, int64_t to_pixel, int64_t pixels,
+                       int64_t channels);
   // row j of each of n columns' packed panels, k rows long, times scale[j]: panel_floats(n, k), [k], panel_floats(n, k)
   void (*scale_panels)(const float* from, const float* scale, int64_t k, int64_t n, float* to);
   void (*sum)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels, float* sum);

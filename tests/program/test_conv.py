@@ -171,7 +171,8 @@ INTERLEAVED = {
     ),
     "a residual of later steps": (
         conv(0, 1, 8, 12, layer=RELU), conv(1, 2, 12, 12, layer=RELU), conv(2, 3, 12, 12, layer=RELU, residual=1,
-        residual_first=True), Depthwise.same(3, 4, False, 12, 3, 2, PLAIN), conv(1, 5, 12, 12, 1, 2, residual=4), Store(5),
+        residual_first=True), Depthwise.same(3, 4, False, 12, 3, 2, PLAIN),
+        conv(1, 5, 12, 12, 1, 2, residual=4), Store(5),
     ),
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from ...fused.errors import Unfusable
 from ...fused.frozen import FrozenProgram
 from ...fused.frozen_net import Code, Frozen, FrozenState, freeze_class
 from ...fused.in_place import made_class
+from ...fused.squeeze_excite import SqueezeExciteBlock
 from .compare import Arguments
 from .opened import opened
 from .regions import Left, Program, replace_regions
@@ -108,23 +109,37 @@ def freeze_module(module: nn.Module, way: Way, apart: frozenset[str]) -> Built:
     """
     if "forward" in module.__dict__:
         raise Untraceable("its forward was replaced on the instance")
-    if isinstance(module, Fused):
+    if isinstance(module, Fused) and _has_steps(module):
         return Built(_single(module))
     modules = dict(module.named_modules(remove_duplicate=False))
     known = opened(module)
     leaves = {*apart, *(path for path, m in modules.items() if m in known)}
-    traced = trace(module, leaves, way.mode == OURS)
+    plain = [path for path, m in modules.items() if isinstance(m, Fused) and not _has_steps(m)]
+    traced = trace(module, leaves, way.mode == OURS, plain)
     child = free_name(module)
     seen = Seen(module, traced, way.calls, way.known)
-    programs, left = replace_regions(traced.graph, modules, known, seen, child)
+    programs, left = replace_regions(traced.graph, modules, known, seen, child, {*traced.opaque, *apart})
     if programs and isinstance(module, fx.GraphModule):
         module = _graph_module(module, traced.graph, programs, child)
     elif programs:
         whole = _is_one_call(traced.graph) and programs[0].module.result_count() == 1
         watched = _watched(module, programs, known)
         code = Code.of(traced.graph)
+        module = plain_of(module) if isinstance(module, Fused) else module
         _change(module, FrozenState(child, code, whole, traced.inputs, traced.optional, watched), programs)
     return Built(module, left, traced.opaque)
+
+
+def _has_steps(module: Fused) -> bool:
+    """Whether a program computes a fused module, or its excitation."""
+    block, builder = block_of(module), Builder()
+    if isinstance(block, SqueezeExciteBlock):
+        return True
+    try:
+        block.lower_module(module, builder, builder.load(block.channels(module)))
+    except Unfusable:
+        return False
+    return True
 
 
 def _single(module: Fused) -> nn.Module:

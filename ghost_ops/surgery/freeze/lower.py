@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from torch import fx
+from torch import fx, nn
 
+from ...activations import NONE, code_of
 from ...backends.registry import CHEAP_KERNELS
 from ...fused.behaviour import block_of
 from ...fused.builder import Builder
 from ...fused.errors import Unfusable
 from ...fused.ghost_module import GhostModuleBlock
+from ...fused.layers import activation_code
 from ...program import Excite
 from . import values as v
 from .values import Features, Map, Operation
@@ -87,6 +89,9 @@ class _Fusion:
         for op in self.ops:
             if isinstance(op, v.Add):
                 op.into = next((m.op for m in (op.source, op.other) if m.is_whole and self._takes_residual(m.op)), None)
+        for op in self.ops:
+            if isinstance(op, v.Module) and self._is_activation_of_sum(op):
+                op.of_sum = op.source.op
         absorbed = {inner for op in self.ops for inner in _absorbed(op)}
         unread = {op for op in self.ops if isinstance(op, (v.UpsampleLike, v.Concat)) and not self.uses[op]}
         self.ops[:] = [op for op in self.ops if op not in absorbed and op not in unread]
@@ -134,10 +139,19 @@ class _Fusion:
         if self.uses[op] != 1:
             return False
         if isinstance(op, v.Layer):
-            return op.layer.is_pointwise()
+            return op.layer.is_pointwise() or not op.is_depthwise()
         if isinstance(op, v.Concat):
             return op.ghost is not None
         return isinstance(op, v.Fused) and isinstance(block_of(op.module), GhostModuleBlock)
+
+    def _is_activation_of_sum(self, op: v.Module) -> bool:
+        """Whether a dense convolution's step computes the sum with its map and the activation of the sum."""
+        total = op.source.op
+        if code_of(op.module) is None or not isinstance(total, v.Add) or not op.source.is_whole:
+            return False
+        layer = total.into
+        dense = isinstance(layer, v.Layer) and not layer.layer.is_pointwise() and layer.layer.code == NONE
+        return dense and self.uses[total] == 1
 
 
 def _all_reads(op: Operation) -> list[Map]:
@@ -150,6 +164,8 @@ def _all_reads(op: Operation) -> list[Map]:
 def _absorbed(op: Operation) -> tuple[Operation, ...]:
     if isinstance(op, v.Concat):
         return op.ghost or ()
+    if isinstance(op, v.Module):
+        return () if op.of_sum is None else (op.of_sum,)
     return (op.into,) if isinstance(op, v.Add) and op.into is not None else ()
 
 
@@ -250,57 +266,60 @@ class _Lowering:
             self.slots[Map.of(op)] = self._steps[type(op)](self, op)
             self._done(*reads)
 
-    def _layer(self, op: v.Layer, residual: Map | None = None) -> int:
-        if self._is_entry(op.source) and not op.layer.is_pointwise() and residual is None:
-            try:
-                return self.builder.dense_conv(op.layer)
-            except Unfusable:
-                pass  # of a loaded input, then
+    def _layer(self, op: v.Layer, residual: Map | None = None, act: nn.Module | None = None) -> int:
+        """A convolution; ``act`` is the activation of the sum with the residual."""
+        if op.is_depthwise() and not op.layer.is_pointwise():
+            return self.builder.conv(op.layer, self._slot(op.source))
+        if not op.layer.is_pointwise() and self._is_entry(op.source):
+            return self.builder.dense_conv(op.layer)
+        slot = self._read(op.source, residual)
         if op.layer.is_pointwise():
-            return self.builder.ghost(op.layer, None, None, *self._read(op, op.source, residual)[0], **self._options)
-        (source,), _ = self._read(op, op.source, residual)
+            return self.builder.ghost(op.layer, None, None, slot, **self._options)
         if self._options.pop("scaled"):
             raise Refused(op.source.op.node, _NO_SCALE)
-        return self.builder.conv(op.layer, source, **self._options)
+        layer = op.layer if act is None else op.layer._replace(act=act, code=activation_code(act))
+        return self.builder.dense_conv(layer, slot, **self._options, residual_first=act is not None)
 
     def _is_entry(self, m: Map) -> bool:
         """Whether it is the input, and nothing else reads it."""
         return isinstance(m.op, v.Entry) and m.is_whole and self._is_last(m) and not self.builder.steps
 
-    def _read(self, op: Operation, source: Map, residual: Map | None) -> tuple[tuple[int], dict]:
-        """Slot of the source, and the options of a step that may multiply by the excitation and add a residual."""
+    def _read(self, source: Map, residual: Map | None) -> int:
+        """The slot of a source; ``_options`` of its step, which may multiply by the excitation and add a residual."""
         scaled = isinstance(source.op, v.Scale) and source.is_whole
         if scaled and self.excitation is not source.op:
             raise Refused(source.op.node, "another excitation is computed before a step multiplies by it")
         slot = self._slot(self._behind(source))
         self._options = {"residual": -1 if residual is None else self._slot(residual), "scaled": scaled}
-        return (slot,), self._options
+        return slot
 
     def _fused(self, op: v.Fused, residual: Map | None = None) -> int:
-        block, slots = block_of(op.module), self._read(op, op.source, residual)[0]
+        block, slot = block_of(op.module), self._read(op.source, residual)
         takes = isinstance(block, GhostModuleBlock)
         if not takes and self._options["scaled"]:
             raise Refused(op.source.op.node, _NO_SCALE)
         options = self._options if takes else {}
         kept = not self._is_last(self._behind(op.source))
-        return block.lower_module(op.module, self.builder, *slots, keep_source=kept, **options)
+        return block.lower_module(op.module, self.builder, slot, keep_source=kept, **options)
 
     def _concat(self, op: v.Concat, residual: Map | None = None) -> int:
         if op.ghost is None:
             return self.builder.concat([self._slot(m) for m in op.sources])
         primary, cheap = op.ghost
-        slots = self._read(op, primary.source, residual)[0]
-        return self.builder.ghost(primary.layer, cheap.layer, op.channels, *slots, **self._options)
+        slot = self._read(primary.source, residual)
+        return self.builder.ghost(primary.layer, cheap.layer, op.channels, slot, **self._options)
 
-    def _add(self, op: v.Add) -> int:
+    def _add(self, op: v.Add, *act: nn.Module) -> int:
         if op.into is None:
             return self.builder.add(self._slot(op.source), self._slot(op.other))
         try:
-            return self._steps[type(op.into)](self, op.into, op.added())
+            return self._steps[type(op.into)](self, op.into, op.added(), *act)
         except Unfusable as error:
             raise Refused(op.into.node, str(error)) from None
 
     def _module(self, op: v.Module) -> int:
+        if op.of_sum is not None:
+            return self._add(op.of_sum, op.module)
         return self.builder.add_module(op.module, self._slot(op.source))
 
     def _multiply(self, op: v.Multiply) -> int:

@@ -45,6 +45,7 @@ def replace_regions(
     opened: dict[nn.Module, tuple[nn.Module, ...]],
     seen: Seen,
     child: str,
+    opaque: Collection[str] = (),
 ) -> tuple[list[Program], list[Left]]:
     """Put a call of a program in the place of every region that a program computes.
 
@@ -54,13 +55,14 @@ def replace_regions(
         opened: modules of other classes, each with those of PyTorch that compute the same.
         seen: what its nodes were on examples.
         child: path of the module whose children ``"0"``, ``"1"``, ... the programs are to be.
+        opaque: modules that it calls since they could not be traced, of which nothing is said again.
 
     Returns:
         the programs in the order of the graph, and what was left as it is.
     """
     finder = _Finder(graph, modules, opened, seen)
     regions = finder.find()
-    left = finder.left({node for region in regions for node in region.nodes})
+    left = finder.left({node for region in regions for node in region.nodes}, opaque)
     replaced: dict[fx.Node, fx.Node] = {}
     for index, region in enumerate(regions):
         region.replace(graph, f"{child}.{index}", seen, replaced)
@@ -142,12 +144,12 @@ class _Finder:
             region.take(found)
         return region if region.worth else None
 
-    def left(self, taken: Collection[fx.Node]) -> list[Left]:
+    def left(self, taken: Collection[fx.Node], opaque: Collection[str]) -> list[Left]:
         """The nodes outside of programs, the largest first, each reason of a module once. Of those that only read what
         others have left nothing is said, unless there is nothing else to say."""
         found: dict[tuple[str, str], int] = {}
         for node in self.nodes:
-            if node not in taken and self.seen.is_tensor(node):
+            if node not in taken and self.seen.is_tensor(node) and node.target not in opaque:
                 why = self.refused.get(node) or self.reasons.get(node, _OUTSIDE)
                 path = node.target if node.op == "call_module" else caller_of(node)
                 found[path, why] = found.get((path, why), 0) + self.seen.size(node)

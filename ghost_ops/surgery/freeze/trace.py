@@ -40,7 +40,9 @@ class Traced(NamedTuple):
     opaque: dict[str, str]
 
 
-def trace(net: nn.Module, whole: Collection[str], only_ours: bool = False) -> Traced:
+def trace(
+    net: nn.Module, whole: Collection[str], only_ours: bool = False, plain: Collection[str] = ()
+) -> Traced:  # fmt: skip
     """What the forward of ``net`` calls, as a graph whose modules are paths in ``net``.
 
     Tracing runs the forward, on a copy: what it counts or keeps does not change ``net``. Where the forward of a module
@@ -51,6 +53,7 @@ def trace(net: nn.Module, whole: Collection[str], only_ours: bool = False) -> Tr
         whole: paths of modules that are not to be looked into.
         only_ours: look into no module of the net's own classes unless a convolution or a fused module is inside: its
             forward may do what no trace can see.
+        plain: paths of fused modules that are looked into, as if they were not fused.
 
     Raises:
         Untraceable: the forward of ``net`` itself depends on values, or on what tracing would fix.
@@ -63,7 +66,7 @@ def trace(net: nn.Module, whole: Collection[str], only_ours: bool = False) -> Tr
         leaves = {scratch.get_submodule(path) for path in (*whole, *opaque)}
         if defaults or more:
             _fix_defaults(scratch, inputs)
-        tracer = _Tracer(leaves, only_ours)
+        tracer = _Tracer(leaves, only_ours, {scratch.get_submodule(path) for path in plain})
         try:
             graph = tracer.trace(scratch)
         except Exception as error:  # a forward that depends on what only running it tells
@@ -97,15 +100,16 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True  # what is computed of a buffer is not to be computed once and for all
 
-    def __init__(self, whole: set[nn.Module], only_ours: bool) -> None:
+    def __init__(self, whole: set[nn.Module], only_ours: bool, plain: set[nn.Module]) -> None:
         super().__init__()
+        self.plain = plain
         self.whole = whole
         self.only_ours = only_ours
         self.failed = ""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        known = isinstance(module, (Fused, FrozenProgram, Frozen, SyncBatchNorm)) or module in self.whole
-        if known or is_hooked(module) or super().is_leaf_module(module, path):
+        known = isinstance(module, (Fused, FrozenProgram, Frozen, SyncBatchNorm)) and module not in self.plain
+        if known or module in self.whole or is_hooked(module) or super().is_leaf_module(module, path):
             return True
         return self.only_ours and type(module) is not nn.Sequential and not self._holds_ours(module)
 

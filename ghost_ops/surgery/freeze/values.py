@@ -94,6 +94,10 @@ class Layer(Operation):
     source: Map
     layer: ConvBNAct
 
+    def is_depthwise(self) -> bool:
+        conv = self.layer.conv
+        return self.layer.geometry[3] == conv.in_channels == conv.out_channels
+
 
 @dataclass(eq=False)
 class Fused(Operation):
@@ -105,10 +109,17 @@ class Fused(Operation):
 
 @dataclass(eq=False)
 class Module(Operation):
-    """One of PyTorch's modules that is a step of its own: an activation, a pooling, an upsampling by a number."""
+    """One of PyTorch's modules that is a step of its own: an activation, a pooling, an upsampling by a number.
+
+    ``of_sum``: the sum that it is the activation of, where a step computes both.
+    """
 
     source: Map
     module: nn.Module
+    of_sum: Add | None = field(default=None, init=False)
+
+    def reads(self) -> list[Map]:
+        return [self.source] if self.of_sum is None else self.of_sum.reads()
 
 
 @dataclass(eq=False)

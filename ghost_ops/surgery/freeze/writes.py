@@ -97,10 +97,10 @@ class Writes:
                 if touched and start < at < self.place[node]:
                     yield node, f"it reads a map that {_name(writer) or writer.target} writes to"
             outside = [node for node in nodes if self._is_known_outside(node, nodes, written, at)]
-            if len(outside) > 1:  # a program returns each as a map of its own
-                for node in outside:
-                    if self._roots[node] - {node}:
-                        yield node, f"it is a view of a map that {_name(writer) or writer.target} writes to"
+            for node in outside:  # a program returns each as a map of its own
+                shares = any(self._roots[node] & self._roots[other] for other in outside if other is not node)
+                if shares and self._roots[node] != {node}:
+                    yield node, f"it is a view of a map that {_name(writer) or writer.target} writes to"
 
     def _is_known_outside(
         self, node: fx.Node, nodes: Collection[fx.Node], written: frozenset[fx.Node], at: int

@@ -162,14 +162,20 @@ def take_layer(items: list[_Item], module_of: Callable[[_Item], nn.Module | None
     return LayerItems(conv, norm, act, idle)
 
 
-def conv_bn_act(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> ConvBNAct:
-    """A convolution with what follows it. Raises ``Unfusable`` where one of the modules is of another kind."""
+def conv_bn_act(
+    conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, derived: bool = False
+) -> ConvBNAct:  # fmt: skip
+    """A convolution with what follows it. Raises ``Unfusable`` where one of the modules is of another kind.
+
+    Args:
+        derived: whether the BatchNorm may be of a class that derives from PyTorch's; the caller has compared them.
+    """
     if type(conv) is not nn.Conv2d:
         raise Unfusable(f"one of its convolutions is a {type(conv).__name__}, not a Conv2d")
     if conv.padding_mode != "zeros":
         raise Unfusable(f"one of its convolutions pads with mode {conv.padding_mode!r}")
     norm = None if does_nothing(norm) else norm
-    if norm is not None and type(norm) not in NORMS:
+    if norm is not None and type(norm) not in NORMS and not (derived and isinstance(norm, nn.BatchNorm2d)):
         raise Unfusable(f"one of its normalisations is a {type(norm).__name__}, not a BatchNorm2d")
     seen = conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
     stride, padding, dilation, groups, mode = seen

@@ -75,8 +75,13 @@ class TrainedProgram:
         if seen is None or seen[0] != key or not all(map(is_, seen[1], tensors)):
             self._check(x, tensors)
             self._seen = key, tensors
+        if x.requires_grad and not training_program(self.number).has_input_gradient and torch.is_grad_enabled():
+            raise NotNow("its input needs a gradient, which PyTorch computes for such a convolution")
         n, c, height, width = x.shape
-        if c != self._shapes[0][1] or n * training_program(self.number).fewest_pixels(height, width) <= 1:
+        if (
+            c != training_program(self.number).channels
+            or n * training_program(self.number).fewest_pixels(height, width) <= 1
+        ):
             raise NotNow("its input has other channels than its weights, or no more than one value a channel")
         momenta = [None if source.norm is None else source.norm.momentum for source in self._sources]
         return TrainCall(decision, self.number, tensors, momenta, memory)

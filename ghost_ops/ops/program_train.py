@@ -39,7 +39,8 @@ class TrainCall(NamedTuple):
 
 
 def run_program_train(call: TrainCall, x: torch.Tensor) -> torch.Tensor:
-    """The program's result on x, N x C x H x W; updates running statistics. Differentiable, once."""
+    """The program's result on x, N x C x H x W; updates running statistics. Differentiable, once; but not with respect
+    to x where ``TrainingProgram.has_input_gradient`` is False."""
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *call.tensors))
     if wanted:
         out = _ProgramTrain.apply(call, x, *_without_buffers(call.tensors))

@@ -17,8 +17,9 @@ from ...activations import NONE, WITH_SLOPES, activate
 from ...program import Depthwise, Excite, Folded, Ghost, Layer, Step, WeightFormat, decode, weights_of
 from ...program.interpreter import ProgramInterpreter
 from ...program.packing import unpack
+from ...program.training import MOST_FILTER
 from ..tensor_cache import cached_with_tensor
-from .convolution import MOST, convolution
+from .convolution import convolution
 from .depthwise import depthwise_with_epilogue
 from .excite import excite
 from .ghost_module import ghost_module
@@ -82,7 +83,7 @@ class TritonInterpreter(ProgramInterpreter):
     def convolve(
         self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int = 1, padding: int = 0, groups: int = 1
     ) -> torch.Tensor:
-        if groups > 1 or folded.weight[0].numel() > MOST:
+        if groups > 1 or folded.weight[0].numel() > MOST_FILTER:
             return super().convolve(x, folded, layer, stride, padding, groups)
         return convolution(x, *folded, stride, padding, layer.act, layer.slope)
 

@@ -68,7 +68,7 @@ def register_block(block: B) -> B:
         if method is not None:
             _check_signature(f"{owner}.{name}", block, name, arguments)
     if block not in _blocks:
-        block.behaviour = _behaviour(block)
+        block.behaviour = behaviour_of(block)
         _blocks.append(block)
     return block
 
@@ -86,7 +86,7 @@ def _check_signature(owner: str, block: type[Block], name: str, arguments: tuple
         raise TypeError(f"{owner}: expected a method that takes ({expected}), got {name}{signature}") from None
 
 
-def _behaviour(block: type[Block]) -> type[Fused]:
+def behaviour_of(block: type[Block]) -> type[Fused]:
     """The class that comes before the own class of a fused module. Pickles find it by its qualified name."""
     body = {
         "__doc__": f"The behaviour of a fused {block.kind}.",

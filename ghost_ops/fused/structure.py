@@ -13,6 +13,7 @@ from torch import nn
 
 from ..activations import fixed_attributes
 from .errors import Unfusable
+from .in_place import source_class
 from .layers import ConvBNAct, conv_bn_act, does_nothing, geometry_now, take_layer
 from .watch import Watched
 
@@ -66,7 +67,8 @@ class Structure:
             raise Unfusable(f"its child {path!r} carries hooks, or a forward of its own: these must run")
         if "parametrizations" in child._modules:
             raise Unfusable(f"its child {path!r} is parametrised")
-        self.fixed += [(child.__dict__, attribute, getattr(child, attribute)) for attribute in fixed_attributes(child)]
+        fixed = fixed_attributes(source_class(child))
+        self.fixed += [(child.__dict__, attribute, getattr(child, attribute)) for attribute in fixed]
         self.places.append((owner, name))
         count, tensors = len(child._modules), (child._parameters, child._buffers)
         self.children.append(WatchedChild(owner._modules, name, child, type(child), child.__dict__, count, *tensors))

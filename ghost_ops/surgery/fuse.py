@@ -8,8 +8,10 @@ from torch import nn
 
 from ..fused import behaviour
 from ..fused.bottleneck import MEMORY, check_memory
+from ..fused.frozen_net import Frozen
 from ..fused.graph import GraphPool
 from ..fused.graphed_block import BlockGraphs
+from ..fused.sibling_layer import fuse_siblings
 from .recognise import Finding, survey, survey_layers
 
 __all__ = ["MEMORY", "fuse", "revert"]
@@ -56,7 +58,12 @@ def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None =
     if cuda_graph is not None and not isinstance(cuda_graph, bool):
         raise TypeError(f"fuse: cuda_graph: expected True, False or None, got {cuda_graph!r}")
     findings = fuse_blocks(net)
-    _apply(survey_layers(net, findings), 3)
+    layers = survey_layers(net, findings)
+    _apply(layers, 3)
+    closed = {inner for found in (*findings, *layers) for inner in found.module.modules()}
+    for module in list(net.modules()):
+        if module not in closed and not isinstance(module, (behaviour.Fused, Frozen)):
+            fuse_siblings(module)
     if not any(behaviour.is_fused(module) for module in net.modules()):
         seen = "".join(f"; {f.name or 'it'} looks like a {f.kind}, but {f.reason}" for f in findings[:3])
         warnings.warn(f"fuse: no Ghost module was found in this {type(net).__name__}{seen}", UserWarning, stacklevel=2)

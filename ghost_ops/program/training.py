@@ -87,17 +87,17 @@ class TrainingProgram:
     operations: tuple[Operation, ...]
     layers: tuple[bool, ...]
 
-    @property
+    @functools.cached_property
     def result(self) -> int:
         """The value that the program returns."""
         return self.operations[-1].out
 
-    @property
+    @functools.cached_property
     def channels(self) -> int:
         """Channels of the input."""
         return self.operations[0].step.channels
 
-    @property
+    @functools.cached_property
     def has_input_gradient(self) -> bool:
         """Whether the backward finds the gradient of the input: a first convolution's has none."""
         return not any(isinstance(operation.step, Conv) for operation in self.operations)
@@ -109,10 +109,7 @@ class TrainingProgram:
 
     def fewest_pixels(self, height: int, width: int) -> int:
         """Pixels of the smallest map that a BatchNorm sees in an image of that size."""
-        sizes = {INPUT: (height, width)}
-        for operation in self.operations:
-            sizes[operation.out] = _output_size(operation.step, sizes[operation.source])
-        return min(max(h, 0) * max(w, 0) for h, w in sizes.values())
+        return _fewest_pixels(self, height, width)
 
 
 _programs: list[TrainingProgram] = []
@@ -123,6 +120,14 @@ def _output_size(step: Step, size: tuple[int, int]) -> tuple[int, ...]:
         return step.output_size({}, size)
     stride = getattr(step, "stride", 1)
     return tuple((side - 1) // stride + 1 for side in size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _fewest_pixels(program: TrainingProgram, height: int, width: int) -> int:
+    sizes = {INPUT: (height, width)}
+    for operation in program.operations:
+        sizes[operation.out] = _output_size(operation.step, sizes[operation.source])
+    return min(max(h, 0) * max(w, 0) for h, w in sizes.values())
 
 
 def trained(program: TrainingProgram, layers: Sequence[LayerTensors]) -> list[tuple[int, str]]:

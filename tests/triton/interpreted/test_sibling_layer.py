@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from tests.fused.twins import assert_agree, plain_twin
 from tests.helpers import make_map, randomise
 
 from .drawn import few_tiles
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="Python tells no positions of calls before 3.11")
 
 
 @pytest.fixture(autouse=True)

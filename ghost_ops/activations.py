@@ -100,10 +100,11 @@ WITH_SLOPES = tuple(code for code, definition in enumerate(DEFINITIONS) if defin
 # PyTorch's modules and functions
 
 
-def code_of(module: nn.Module) -> int | None:
-    """The code of an activation module; None where no operator knows it."""
+def code_of(module: nn.Module, own: type[nn.Module] | None = None) -> int | None:
+    """The code of an activation module; None where no operator knows it. ``own``: its class, if not its type."""
+    kind = type(module) if own is None else own
     for name, spelling in _SPELLINGS.items():
-        if type(module) is spelling.module and all(getattr(module, k) == v for k, v in spelling.fixed.items()):
+        if kind is spelling.module and all(getattr(module, k) == v for k, v in spelling.fixed.items()):
             return ACTIVATIONS.index(name)
     return None
 
@@ -119,9 +120,9 @@ def default_slope(code: int) -> float:
     return 0.0 if spelling is None else spelling.default
 
 
-def fixed_attributes(module: nn.Module) -> tuple[str, ...]:
-    """The attributes by which an activation module is one activation and not another."""
-    return tuple(name for s in _SPELLINGS.values() if type(module) is s.module for name in s.fixed)
+def fixed_attributes(own: type[nn.Module]) -> tuple[str, ...]:
+    """The attributes by which an activation module of this class is one activation and not another."""
+    return tuple(name for s in _SPELLINGS.values() if own is s.module for name in s.fixed)
 
 
 def module_of(function: Callable | str, arguments: tuple, options: dict) -> nn.Module | None:

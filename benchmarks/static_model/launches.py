@@ -21,6 +21,7 @@ from ghost_ops.backends.triton import (
     ghost_module_train,
     launch,
     normalise,
+    program_train,
     squeeze_excite,
     tiles,
 )
@@ -28,6 +29,8 @@ from ghost_ops.backends.triton.epilogue import Epilogue
 from ghost_ops.backends.triton.joins import Joins
 from ghost_ops.backends.triton.norm import BatchNorm, NormVectors
 from ghost_ops.backends.triton.taps import as_taps
+from ghost_ops.program import Conv, Ghost, Layer, Load, Store, encode
+from ghost_ops.program.training import number_of_program
 
 BATCH = 256
 HALF = torch.float16
@@ -134,10 +137,16 @@ def train_depthwise_norm(n: int, c: int, side: int, d: int, stride: int) -> None
 
 
 def train_convolution_norm(n: int, c: int, m: int, side: int, d: int, stride: int) -> None:
-    x, weight, norm = _map(n, c, side), _own(m, c, d, d), BatchNorm(_own(m), _own(m), 1e-5)
-    z, vectors = convolution.convolution_before_norm(x, weight, stride, d // 2, joins=Joins(x.device), norm=norm)
-    grad, options = train_norm(z, norm, vectors, RELU)
-    convolution.convolution_weight_gradient(grad, x, weight, stride, d // 2, z=z, **options)
+    x, layer, weight = _map(n, c, side), Layer(0, 1e-5, RELU, 0.0), _own(m, c, d, d)
+    if d == stride == 1:
+        steps = [Load(0, c, False), Ghost(0, 1, -1, False, False, c, m, 0, m, 1, layer, None), Store(1)]
+    else:
+        steps = [Conv(0, c, m, d, stride, d // 2, layer), Store(0)]
+    number = number_of_program(tuple(encode(steps, 2)))
+    tensors = [weight, None, *(_own(m) for _ in range(4)), None, _own(dtype=torch.int64)]
+    out, *saved = program_train.program_train(x, tensors, [0.1], number, "balanced")
+    parameters = [None if 4 <= i < 6 or i == 7 else t for i, t in enumerate(tensors)]
+    program_train.program_train_backward(out, x, parameters, saved, number, "balanced")
 
 
 def train_norm(z: torch.Tensor, norm: BatchNorm, vectors: NormVectors, act: int) -> tuple[torch.Tensor, dict]:
@@ -172,7 +181,7 @@ FORMS = """
 train C->M@SIDE [DxD]                       a Ghost module of M primary channels, forward and backward
 train depthwise C DxD/STRIDE@SIDE           a depthwise convolution, forward and backward
 train depthwise norm C DxD/STRIDE@SIDE      a depthwise convolution and a BatchNorm over the batch
-train convolution norm C->M DxD/STRIDE@SIDE a first convolution, a BatchNorm over the batch and ReLU
+train convolution norm C->M DxD/STRIDE@SIDE a first convolution, or a 1x1 one, a BatchNorm over the batch and ReLU
 train excite C@SIDE                         squeeze and excitation, forward and backward
 frozen C->M@SIDE [DxD][+residual][+scale][+squeeze]
 frozen product C->M@SIDE[+scale]            a 1x1 convolution, which is a module without a cheap half

@@ -62,8 +62,11 @@ class Block:
         autocast_dtypes: dtypes of the inputs on which a module is compared under autocast before it is fused.
         verifies_program: whether the program is held against the module, too, before a module is fused.
         behaviour: the class that comes before a module's own; ``register_block`` makes it.
-        has_program: whether a module in eval may be one operator call: where ``lower_module`` is defined.
+        has_program: whether a module in eval may be one operator call.
+        infers_as_program: whether its steps are to be run in eval, where ``lower_module`` is defined.
         trains_as_program: whether its steps are what it computes in training too, over batch statistics.
+        is_layer: whether it is only looked for outside of other blocks, as it is not worth a program in inference or a
+            CUDA graph of its own.
         memory: what is kept for the backward: ``"balanced"``, ``"low"`` or ``"fast"`` (``ops/program_train.py``).
         parts: where the pieces of the module are; None where the module says so itself (``module.parts()``).
         input_name: name of the only argument of the module's forward.
@@ -79,6 +82,8 @@ class Block:
     verifies_program: ClassVar[bool] = False
     behaviour: ClassVar[type]
     has_program: ClassVar[bool] = False
+    infers_as_program: ClassVar[bool] = True
+    is_layer: ClassVar[bool] = False
     trains_as_program: ClassVar[bool] = False
     memory: str = "balanced"
     graphs: BlockGraphs | None = None
@@ -87,7 +92,7 @@ class Block:
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        cls.has_program = cls.lower_module is not Block.lower_module
+        cls.has_program = cls.infers_as_program and cls.lower_module is not Block.lower_module
 
     def __init__(self, parts: object = None, input_name: str = "x") -> None:
         self.parts = parts
@@ -213,21 +218,22 @@ class Block:
 
     def _training_route(self, module: nn.Module, x: torch.Tensor) -> Route:
         """A call in training: one program where a backend runs whole ones."""
-        if (
-            module.training
-            and self.trains_as_program
-            and not torch.compiler.is_compiling()
-            and type(x) in PLAIN_TENSORS
-        ):
-            decision = select("program_train", x)
-            if decision.backend != "reference":
-                try:
-                    call = self._training_call(module, x, decision)
-                except Unfusable:
-                    pass
-                else:
-                    return Route(self.decision_of_program(decision), lambda: run_program_train(call, x))
+        if self.trains_as_program and module.training and not torch.compiler.is_compiling():
+            try:
+                return self._trained_route(module, x)
+            except Unfusable:
+                pass
         return self.route_without_program(module, x, None)
+
+    def _trained_route(self, module: nn.Module, x: torch.Tensor) -> Route:
+        """A call in training as one program; raises ``Unfusable`` where none runs."""
+        if type(x) not in PLAIN_TENSORS:
+            raise NotNow(f"its input is a {type(x).__name__}, not a plain tensor")
+        decision = select("program_train", x)
+        if decision.backend == "reference":
+            raise NotNow(decision.why)
+        call = self._training_call(module, x, decision)
+        return Route(self.decision_of_program(decision), lambda: run_program_train(call, x))
 
     def _training_call(self, module: nn.Module, x: torch.Tensor, decision: Decision) -> TrainCall:
         """What a program in training is called with; raises ``Unfusable`` where none runs."""

@@ -122,6 +122,18 @@ class Builder:
         )  # fmt: skip
         return out
 
+    def first_conv(self, layer: ConvBNAct, source: int) -> int:
+        """A dense convolution of the program's input, which was loaded into ``source`` and is read by nothing else.
+
+        Raises:
+            Unfusable: another convolution, or the source is not the input.
+        """
+        loads = len(self.steps) == 1 and isinstance(self.steps[0], s.Load) and self.steps[0].out == source
+        if not loads:
+            raise Unfusable("a dense convolution has a program only where it is the first step")
+        self.steps.clear()
+        return self.dense_conv(layer)
+
     def chain(self, layers: Iterable[ConvBNAct], source: int, squeeze: bool = False) -> int:
         """Depthwise and 1x1 convolutions in turn; the slots between them are released, ``source`` is not.
 

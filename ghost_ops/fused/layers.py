@@ -13,6 +13,7 @@ from torch.nn.modules.utils import _pair
 from ..activations import NONE, PRELU, code_of, slope_of
 from ..nn import SyncBatchNorm
 from .errors import NotNow, Unfusable
+from .in_place import source_class
 
 SYNCED = (nn.SyncBatchNorm, SyncBatchNorm)
 NORMS = (nn.BatchNorm2d, *SYNCED)
@@ -162,27 +163,40 @@ def take_layer(items: list[_Item], module_of: Callable[[_Item], nn.Module | None
     return LayerItems(conv, norm, act, idle)
 
 
-def conv_bn_act(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> ConvBNAct:
-    """A convolution with what follows it. Raises ``Unfusable`` where one of the modules is of another kind."""
-    if type(conv) is not nn.Conv2d:
+def conv_bn_act(
+    conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, derived: bool = False
+) -> ConvBNAct:  # fmt: skip
+    """A convolution with what follows it. Raises ``Unfusable`` where one of the modules is of another kind.
+
+    Args:
+        derived: whether the BatchNorm may be of a class that derives from PyTorch's, which the caller has compared, and
+            the modules of classes that were changed in place.
+    """
+    own = source_class if derived else type
+    if own(conv) is not nn.Conv2d:
         raise Unfusable(f"one of its convolutions is a {type(conv).__name__}, not a Conv2d")
     if conv.padding_mode != "zeros":
         raise Unfusable(f"one of its convolutions pads with mode {conv.padding_mode!r}")
     norm = None if does_nothing(norm) else norm
-    if norm is not None and type(norm) not in NORMS:
+    if norm is not None and own(norm) not in NORMS and not (derived and isinstance(norm, nn.BatchNorm2d)):
         raise Unfusable(f"one of its normalisations is a {type(norm).__name__}, not a BatchNorm2d")
     seen = conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
     stride, padding, dilation, groups, mode = seen
     sizes = _pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation)
-    layer = ConvBNAct(conv, norm, act, activation_code(act), (*sizes, groups, mode), seen)
+    code = activation_code(act, source_class(act) if derived and act is not None else None)
+    layer = ConvBNAct(conv, norm, act, code, (*sizes, groups, mode), seen)
     return layer._replace(is_depthwise=layer._is_depthwise())
 
 
-def activation_code(act: nn.Module | None) -> int:
-    """The code of an activation module. Raises ``Unfusable`` where no operator knows it."""
+def activation_code(act: nn.Module | None, own: type[nn.Module] | None = None) -> int:
+    """The code of an activation module. Raises ``Unfusable`` where no operator knows it.
+
+    Args:
+        own: its class where that was changed in place.
+    """
     if does_nothing(act):
         return NONE
-    code = code_of(act)
+    code = code_of(act, own)
     if code is None:
         raise Unfusable(f"one of its activations is a {type(act).__name__}, which no operator knows")
     return code

@@ -68,7 +68,7 @@ def register_block(block: B) -> B:
         if method is not None:
             _check_signature(f"{owner}.{name}", block, name, arguments)
     if block not in _blocks:
-        block.behaviour = _behaviour(block)
+        block.behaviour = behaviour_of(block)
         _blocks.append(block)
     return block
 
@@ -86,7 +86,7 @@ def _check_signature(owner: str, block: type[Block], name: str, arguments: tuple
         raise TypeError(f"{owner}: expected a method that takes ({expected}), got {name}{signature}") from None
 
 
-def _behaviour(block: type[Block]) -> type[Fused]:
+def behaviour_of(block: type[Block]) -> type[Fused]:
     """The class that comes before the own class of a fused module. Pickles find it by its qualified name."""
     body = {
         "__doc__": f"The behaviour of a fused {block.kind}.",
@@ -108,11 +108,13 @@ def unregister_block(block: type[Block]) -> None:
     _blocks.remove(block)
 
 
-def registered_blocks(holds_blocks: bool | None = None) -> list[type[Block]]:
+def registered_blocks(holds_blocks: bool | None = None, is_layer: bool | None = None) -> list[type[Block]]:
     """The kinds of blocks in the order in which they are looked for: by priority, then as they were registered.
 
     Args:
         holds_blocks: only those whose pieces are blocks (True) or are not (False); None for all.
+        is_layer: only those that are looked for outside of blocks (True) or that are not (False); None for all.
     """
     wanted = [block for block in _blocks if holds_blocks is None or block.holds_blocks == holds_blocks]
+    wanted = [block for block in wanted if is_layer is None or block.is_layer == is_layer]
     return sorted(wanted, key=lambda block: -block.priority)

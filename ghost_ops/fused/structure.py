@@ -13,6 +13,7 @@ from torch import nn
 
 from ..activations import fixed_attributes
 from .errors import Unfusable
+from .in_place import source_class
 from .layers import ConvBNAct, conv_bn_act, does_nothing, geometry_now, take_layer
 from .watch import Watched
 
@@ -43,6 +44,7 @@ class Structure:
         self.root: nn.Module | None = root
         self.places: list[tuple[nn.Module, str]] = []  # owner and name of each child that was read
         self.modules, self.attributes = root._modules, root.__dict__  # of a replica's or a copy's nothing is known
+        self.order = tuple(root._modules) if isinstance(root, nn.Sequential) else None  # it calls all its children
         self.children: list[WatchedChild] = []
         self.layers: list[ConvBNAct] = []
         self.fixed: list[tuple[dict, str, object]] = []  # attributes that decide on an activation, and their values
@@ -65,7 +67,8 @@ class Structure:
             raise Unfusable(f"its child {path!r} carries hooks, or a forward of its own: these must run")
         if "parametrizations" in child._modules:
             raise Unfusable(f"its child {path!r} is parametrised")
-        self.fixed += [(child.__dict__, attribute, getattr(child, attribute)) for attribute in fixed_attributes(child)]
+        fixed = fixed_attributes(source_class(child))
+        self.fixed += [(child.__dict__, attribute, getattr(child, attribute)) for attribute in fixed]
         self.places.append((owner, name))
         count, tensors = len(child._modules), (child._parameters, child._buffers)
         self.children.append(WatchedChild(owner._modules, name, child, type(child), child.__dict__, count, *tensors))
@@ -80,12 +83,21 @@ class Structure:
                     raise Unfusable(f"its child {watched.name!r} also holds a {type(child).__name__}, {name!r}")
         return self
 
-    def conv_bn_act(self, conv: str, norm: str | None, act: str | None) -> ConvBNAct:
-        """A convolution with the BatchNorm and the activation after it, by their paths."""
-        return self._layer(*[None if path is None else self.find(path) for path in (conv, norm, act)])
+    def conv_bn_act(
+        self, conv: str, norm: str | None, act: str | None, *, derived: bool = False
+    ) -> ConvBNAct:  # fmt: skip
+        """A convolution with the BatchNorm and the activation after it, by their paths.
 
-    def _layer(self, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> ConvBNAct:
-        layer = conv_bn_act(conv, norm, act)
+        Args:
+            derived: whether the BatchNorm may be of a class derived from PyTorch's, which was seen to compute the same.
+        """
+        modules = [None if path is None else self.find(path) for path in (conv, norm, act)]
+        return self._layer(*modules, derived=derived)
+
+    def _layer(
+        self, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, derived: bool = False
+    ) -> ConvBNAct:  # fmt: skip
+        layer = conv_bn_act(conv, norm, act, derived)
         self.layers.append(layer)
         return layer
 
@@ -112,6 +124,8 @@ class Structure:
         """Whether a child of the module that this was read from was swapped, hooked, given another class, or a
         convolution another geometry, or a watched attribute another value."""
         if module._modules is not self.modules or module.__dict__ is not self.attributes:
+            return True
+        if self.order is not None and tuple(self.modules) != self.order:
             return True
         for siblings, name, child, kind, state, children, parameters, buffers in self.children:
             if (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from operator import is_
+from typing import NamedTuple
 
 import torch
 
 from .. import program as s
+from ..activations import WITH_NUMBER
 from ..dispatch import Decision
-from ..ops.program_train import TrainCall
+from ..ops.program_train import TrainCall, TrainSignature, signature_of
 from ..program.training import NotTrainable, number_of_program, training_program
 from . import batch_norm
 from .batch_norm import BATCH
@@ -38,6 +40,21 @@ class TrainingBuilder(Builder):
             raise Unfusable(f"as one program: {why}") from None
 
 
+class Seen(NamedTuple):
+    """Tensors that were checked, with the dtypes, shapes and devices that they had: ``p.data = ...`` changes these."""
+
+    key: tuple
+    tensors: list[torch.Tensor | None]
+    forms: list[tuple]
+    signature: TrainSignature
+
+    def is_as_it_was(self) -> bool:
+        for t, dtype, shape, device in self.forms:
+            if t.dtype is not dtype or t.shape != shape or t.device != device:
+                return False
+        return True
+
+
 class TrainedProgram:
     """A program, and the sources of its parameters and buffers.
 
@@ -50,9 +67,11 @@ class TrainedProgram:
         self._sources = sources
         self._norms = [source.norm for source in sources if source.norm is not None]
         self._entries = [entry for source in sources for entry in (*source.entries(), _batches(source))]
-        self._constants = [_constants(source) for source in sources]
-        self._shapes = [shape for o in training_program(number).operations for _, shape in o.step.layers()]
-        self._seen: tuple | None = None
+        self._eps = [(norm, norm.eps) for norm in self._norms]
+        self._slopes = [(source, source.slope()) for source in sources if source.code in WITH_NUMBER]
+        self._program = training_program(number)
+        self._shapes = [shape for o in self._program.operations for _, shape in o.step.layers()]
+        self._seen: Seen | None = None
 
     def call(self, decision: Decision, x: torch.Tensor, memory: str) -> TrainCall | None:
         """What the program is called with now; None where it must be built anew.
@@ -67,19 +86,24 @@ class TrainedProgram:
         for norm in self._norms:
             if batch_norm.statistics(norm) is not BATCH:
                 raise NotNow("one of its BatchNorms uses running statistics")
-        if [_constants(source) for source in self._sources] != self._constants:
-            return None
-        kinds = [t if t is None else (t.dtype, t.shape, t.device) for t in tensors]
-        key = x.dtype, x.device, torch.is_autocast_enabled(x.device.type), kinds
-        seen = self._seen
-        if seen is None or seen[0] != key or not all(map(is_, seen[1], tensors)):
+        for norm, eps in self._eps:
+            if norm.eps != eps:
+                return None
+        for source, slope in self._slopes:
+            if source.slope() != slope:
+                return None
+        key, seen = (x.dtype, x.device, torch.is_autocast_enabled(x.device.type)), self._seen
+        if seen is None or seen.key != key or not all(map(is_, seen.tensors, tensors)) or not seen.is_as_it_was():
             self._check(x, tensors)
-            self._seen = key, tensors
+            forms = [(t, t.dtype, t.shape, t.device) for t in tensors if t is not None]
+            seen = self._seen = Seen(key, tensors, forms, signature_of(self.number, tensors))
+        if x.requires_grad and not self._program.has_input_gradient and torch.is_grad_enabled():
+            raise NotNow("its input needs a gradient, which PyTorch computes for such a convolution")
         n, c, height, width = x.shape
-        if c != self._shapes[0][1] or n * training_program(self.number).fewest_pixels(height, width) <= 1:
+        if c != self._program.channels or n * self._program.fewest_pixels(height, width) <= 1:
             raise NotNow("its input has other channels than its weights, or no more than one value a channel")
         momenta = [None if source.norm is None else source.norm.momentum for source in self._sources]
-        return TrainCall(decision, self.number, tensors, momenta, memory)
+        return TrainCall(decision, self.number, tensors, momenta, memory, seen.signature)
 
     def _check(self, x: torch.Tensor, tensors: list[torch.Tensor | None]) -> None:
         """Refuse what PyTorch would refuse, and what no kernel reads."""
@@ -105,8 +129,3 @@ class TrainedProgram:
 
 def _batches(source: ParameterSource) -> tuple[dict, str] | None:
     return None if source.norm is None else (source.norm._buffers, "num_batches_tracked")
-
-
-def _constants(source: ParameterSource) -> tuple[float | None, float]:
-    """The numbers that its steps hold."""
-    return source.norm and source.norm.eps, source.slope()

@@ -6,6 +6,7 @@ transforms see the operators of the parts instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,24 @@ from ..program.training import PER_LAYER, LayerTensors, trained, training_progra
 from ._library import once_differentiable
 
 MEMORY = ("balanced", "low", "fast")
-_BUFFERS = tuple(LayerTensors._fields.index(name) for name in ("mean", "var", "batches"))
+_BUFFERS = frozenset(LayerTensors._fields.index(name) for name in ("mean", "var", "batches"))
+
+
+class TrainSignature(NamedTuple):
+    """What follows from a program and from which of its layers' tensors there are, found once.
+
+    Attributes:
+        count: number of ``tensors`` of a call.
+        parameters, buffers: places among them of those that are there.
+        found: of each gradient that the backward returns, its place among the parameters.
+        removed: places among the parameters of biases that batch statistics remove, whose gradients are 0.
+    """
+
+    count: int
+    parameters: tuple[int, ...]
+    buffers: tuple[int, ...]
+    found: tuple[int, ...]
+    removed: tuple[int, ...]
 
 
 class TrainCall(NamedTuple):
@@ -29,6 +47,7 @@ class TrainCall(NamedTuple):
         momenta: of each layer's BatchNorm; None where there is none, or where it averages all batches.
         memory: what is saved for the backward: ``"balanced"``: the maps that the backward reads; ``"low"``: the input
             and the batch statistics only; ``"fast"``: also the results of primary convolutions.
+        signature: ``signature_of`` the tensors.
     """
 
     decision: Decision
@@ -36,52 +55,68 @@ class TrainCall(NamedTuple):
     tensors: list[torch.Tensor | None]
     momenta: list[float | None]
     memory: str
+    signature: TrainSignature
+
+
+def signature_of(number: int, tensors: Sequence[torch.Tensor | None]) -> TrainSignature:
+    """The signature of calls of a program with tensors that are there or not as these are."""
+    there = [i for i, t in enumerate(tensors) if t is not None]
+    parameters = [i for i in there if i % PER_LAYER not in _BUFFERS]
+    buffers = [i for i in there if i % PER_LAYER in _BUFFERS]
+    layers = [LayerTensors(*tensors[i : i + PER_LAYER]) for i in range(0, len(tensors), PER_LAYER)]
+    returned = trained(training_program(number), layers)
+    found = [parameters.index(i * PER_LAYER + LayerTensors._fields.index(name)) for i, name in returned]
+    removed = sorted(set(range(len(parameters))) - set(found))
+    return TrainSignature(len(tensors), *map(tuple, (parameters, buffers, found, removed)))
 
 
 def run_program_train(call: TrainCall, x: torch.Tensor) -> torch.Tensor:
-    """The program's result on x, N x C x H x W; updates running statistics. Differentiable, once."""
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *call.tensors))
-    if wanted:
-        out = _ProgramTrain.apply(call, x, *_without_buffers(call.tensors))
+    """The program's result on x, N x C x H x W; updates running statistics. Differentiable, once; but not with respect
+    to x where ``TrainingProgram.has_input_gradient`` is False."""
+    _, number, tensors, momenta, _, signature = call
+    parameters = [tensors[i] for i in signature.parameters]
+    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
+        out = _ProgramTrain.apply(call, x, *parameters)
     else:
-        out = BACKENDS[call.decision.backend].load("program_train")(
-            x, call.tensors, call.momenta, call.number, "low"
-        )[0]  # fmt: skip
-    written = [t for i, t in enumerate(call.tensors) if t is not None and i % PER_LAYER in _BUFFERS]
-    if written and not torch.is_inference_mode_enabled():
-        torch.autograd.graph.increment_version(written)  # which PyTorch does not see
+        out = BACKENDS[call.decision.backend].load("program_train")(x, tensors, momenta, number, "low")[0]
+    if signature.buffers and not torch.is_inference_mode_enabled():  # PyTorch does not see that they are written
+        torch.autograd.graph.increment_version([tensors[i] for i in signature.buffers])
     return out
-
-
-def _without_buffers(tensors: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    return [None if i % PER_LAYER in _BUFFERS else t for i, t in enumerate(tensors)]
 
 
 class _ProgramTrain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, call, x, *tensors):
-        run = BACKENDS[call.decision.backend].load("program_train")
-        out, *saved = run(x, call.tensors, call.momenta, call.number, call.memory)
-        ctx.call = call._replace(tensors=[])  # autograd counts what is saved
-        ctx.save_for_backward(x, *tensors, *saved)
+    def forward(ctx, call, x, *parameters):
+        decision, number, tensors, momenta, memory, signature = call
+        out, *saved = BACKENDS[decision.backend].load("program_train")(x, tensors, momenta, number, memory)
+        ctx.of = decision.backend, number, memory, signature  # no tensors: autograd counts what is saved
+        ctx.save_for_backward(x, *parameters, *saved)
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_out):
-        call, needs = ctx.call, ctx.needs_input_grad
-        x, *saved = ctx.saved_tensors
-        program = training_program(call.number)
-        count = len(program.layers) * PER_LAYER
-        tensors, saved = saved[:count], saved[count:]
-        run = BACKENDS[call.decision.backend].load("program_train_backward")
-        grad_x, *found = run(grad_out, x, tensors, saved, call.number, call.memory)
-        gradients: list[torch.Tensor | None] = [None] * count
-        layers = [LayerTensors(*tensors[i : i + PER_LAYER]) for i in range(0, count, PER_LAYER)]
-        for (i, name), gradient in zip(trained(program, layers), found, strict=True):
-            at = i * PER_LAYER + LayerTensors._fields.index(name)
-            gradients[at] = gradient if needs[2 + at] else None
-        for i, t in enumerate(tensors):
-            if needs[2 + i] and gradients[i] is None:
-                gradients[i] = torch.zeros_like(t)  # a bias, which batch statistics remove
-        return None, grad_x if needs[1] else None, *gradients
+        # Gradients are off but where a graph of the backward is wanted, which then refuses to be differentiated.
+        return (_twice if torch.is_grad_enabled() else _backward)(ctx, grad_out)
+
+
+def _backward(ctx, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    backend, number, memory, signature = ctx.of
+    x, *rest = ctx.saved_tensors
+    count = len(signature.parameters)
+    tensors: list[torch.Tensor | None] = [None] * signature.count
+    for i, p in zip(signature.parameters, rest):
+        tensors[i] = p
+    run = BACKENDS[backend].load("program_train_backward")
+    grad_x, *found = run(grad_out, x, tensors, rest[count:], number, memory)
+    _, of_x, *needs = ctx.needs_input_grad
+    gradients: list[torch.Tensor | None] = [None] * count
+    for i, gradient in zip(signature.found, found, strict=True):
+        if needs[i]:
+            gradients[i] = gradient
+    for i in signature.removed:
+        if needs[i]:
+            gradients[i] = torch.zeros_like(rest[i])
+    return None, grad_x if of_x else None, *gradients
+
+
+_twice = once_differentiable(_backward)

@@ -17,10 +17,11 @@ import torch
 from ..activations import NONE
 from .format import decode
 from .step import Step
-from .steps import Depthwise, Excite, Ghost, Load, Store
+from .steps import Conv, Depthwise, Excite, Ghost, Load, Store
 
 INPUT = 0  # the value that is the program's input
 MOST_STRIDE = 3  # of a depthwise convolution, in its backward
+MOST_FILTER = 256  # of a value of a first convolution, which are one step of a product
 
 
 class NotTrainable(Exception):
@@ -48,7 +49,8 @@ class Operation(NamedTuple):
     """A step between values.
 
     Attributes:
-        step: a ``Ghost``, ``Depthwise`` or ``Excite``; the latter multiplies its source by the excitation here.
+        step: a ``Conv``, ``Ghost``, ``Depthwise`` or ``Excite``; the latter multiplies its source by the excitation
+            here.
         source, out: the values that it reads and makes.
         residual: the value that it adds, or -1.
         layer: number of its first layer among all.
@@ -85,10 +87,20 @@ class TrainingProgram:
     operations: tuple[Operation, ...]
     layers: tuple[bool, ...]
 
-    @property
+    @functools.cached_property
     def result(self) -> int:
         """The value that the program returns."""
         return self.operations[-1].out
+
+    @functools.cached_property
+    def channels(self) -> int:
+        """Channels of the input."""
+        return self.operations[0].step.channels
+
+    @functools.cached_property
+    def has_input_gradient(self) -> bool:
+        """Whether the backward finds the gradient of the input: a first convolution's has none."""
+        return not any(isinstance(operation.step, Conv) for operation in self.operations)
 
     @functools.cached_property
     def inner(self) -> tuple[int, ...]:
@@ -97,14 +109,25 @@ class TrainingProgram:
 
     def fewest_pixels(self, height: int, width: int) -> int:
         """Pixels of the smallest map that a BatchNorm sees in an image of that size."""
-        sizes = {INPUT: (height, width)}
-        for operation in self.operations:
-            stride = getattr(operation.step, "stride", 1)
-            sizes[operation.out] = tuple((side - 1) // stride + 1 for side in sizes[operation.source])
-        return min(h * w for h, w in sizes.values())
+        return _fewest_pixels(self, height, width)
 
 
 _programs: list[TrainingProgram] = []
+
+
+def _output_size(step: Step, size: tuple[int, int]) -> tuple[int, ...]:
+    if isinstance(step, Conv):
+        return step.output_size({}, size)
+    stride = getattr(step, "stride", 1)
+    return tuple((side - 1) // stride + 1 for side in size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _fewest_pixels(program: TrainingProgram, height: int, width: int) -> int:
+    sizes = {INPUT: (height, width)}
+    for operation in program.operations:
+        sizes[operation.out] = _output_size(operation.step, sizes[operation.source])
+    return min(max(h, 0) * max(w, 0) for h, w in sizes.values())
 
 
 def trained(program: TrainingProgram, layers: Sequence[LayerTensors]) -> list[tuple[int, str]]:
@@ -138,12 +161,13 @@ def number_of_program(code: tuple[int, ...]) -> int:
 
 
 def _operations(steps: Sequence[Step]) -> list[Operation]:
-    if not isinstance(steps[0], Load) or not isinstance(steps[-1], Store) or len(steps) < 3:
+    if not isinstance(steps[0], (Load, Conv)) or not isinstance(steps[-1], Store) or len(steps) < 2:
         raise NotTrainable("it does not go from a map to a map")
-    values, count, layer = {steps[0].out: INPUT}, INPUT, 0
+    inner = steps[1:-1] if isinstance(steps[0], Load) else steps[:-1]
+    values, count, layer = {steps[0].out: INPUT} if isinstance(steps[0], Load) else {}, INPUT, 0
     squeezed, excited = None, {}  # the value whose means are the squeeze; the excited one by the value that it is of
     found: list[Operation] = []
-    for step in steps[1:-1]:
+    for step in inner:
         count += 1
         if isinstance(step, Excite):
             if squeezed is None:
@@ -164,10 +188,15 @@ def _operations(steps: Sequence[Step]) -> list[Operation]:
             values[step.out] = count
             squeezed = count if step.squeeze else squeezed
             found.append(Operation(step, source, count, residual, layer))
+        elif isinstance(step, Conv):
+            if step.channels * step.kernel**2 > MOST_FILTER:
+                raise NotTrainable(f"its first convolution has more than {MOST_FILTER} inputs a value")
+            values[step.out] = count
+            found.append(Operation(step, INPUT, count, -1, layer))
         else:
             raise NotTrainable(f"the step {type(step).__name__} has none")
         layer += len(step.layers())
-    if values.get(steps[-1].source) != found[-1].out:
+    if not found or values.get(steps[-1].source) != found[-1].out:
         raise NotTrainable("it does not return what its last step makes")
     return found
 

@@ -17,7 +17,7 @@ from ..fused.behaviour import Fused, block_of
 from ..fused.block import Route, observing
 from ..fused.frozen_net import Frozen, packed_modules, state_of
 from ..fused.in_place import source_class
-from .recognise import survey
+from .recognise import survey, survey_layers
 from .saved import Saved
 
 
@@ -117,7 +117,9 @@ def explain(net: nn.Module, example: object) -> Explanation:
         ] or [Row(name, kind, "", _uncalled(module, known, names), "", True)]  # fmt: skip
     for path, module, why in frozen.left:
         rows.setdefault(module, []).append(Row(path, source_class(module).__name__, "", PLAIN_PYTORCH, why, False))
-    for found in survey(net):
+    findings = survey(net)
+    layers = [] if frozen.states else survey_layers(net, findings)
+    for found in (*findings, *layers):
         if found.module in frozen or found.module in frozen.packed:
             continue
         why = found.reason or "it could be fused: ghost_ops.fuse(net)"

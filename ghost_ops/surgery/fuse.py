@@ -8,9 +8,11 @@ from torch import nn
 
 from ..fused import behaviour
 from ..fused.bottleneck import MEMORY, check_memory
+from ..fused.frozen_net import Frozen
 from ..fused.graph import GraphPool
 from ..fused.graphed_block import BlockGraphs
-from .recognise import survey
+from ..fused.sibling_layer import fuse_siblings
+from .recognise import Finding, survey, survey_layers
 
 __all__ = ["MEMORY", "fuse", "revert"]
 
@@ -55,17 +57,13 @@ def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None =
         check_memory("fuse", memory)
     if cuda_graph is not None and not isinstance(cuda_graph, bool):
         raise TypeError(f"fuse: cuda_graph: expected True, False or None, got {cuda_graph!r}")
-    findings = survey(net)
-    for found in findings:
-        if found.is_fault:
-            warnings.warn(f"fuse: {found.name or 'it'} was left as it is: {found.reason}", UserWarning, stacklevel=2)
-        if found.parts is None:
-            continue
-        try:
-            behaviour.apply(found.module, found.block.behaviour, found.parts, found.reads)
-        except TypeError as error:  # a metaclass or a layout that allows no subclass
-            what = f"{found.name or 'it'}, a {type(found.module).__name__}"
-            warnings.warn(f"fuse: {what}, was left as it is: {error}", UserWarning, stacklevel=2)
+    findings = fuse_blocks(net)
+    layers = survey_layers(net, findings)
+    _apply(layers, 3)
+    closed = {inner for found in (*findings, *layers) for inner in found.module.modules()}
+    for module in list(net.modules()):
+        if module not in closed and not isinstance(module, (behaviour.Fused, Frozen)):
+            fuse_siblings(module)
     if not any(behaviour.is_fused(module) for module in net.modules()):
         seen = "".join(f"; {f.name or 'it'} looks like a {f.kind}, but {f.reason}" for f in findings[:3])
         warnings.warn(f"fuse: no Ghost module was found in this {type(net).__name__}{seen}", UserWarning, stacklevel=2)
@@ -74,18 +72,45 @@ def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None =
         if hasattr(block, "memory"):
             block.memory = memory
     if cuda_graph is not None:
-        _set_graphs(net, cuda_graph)
+        set_graphs(net, cuda_graph)
     return net
 
 
-def _set_graphs(net: nn.Module, wanted: bool) -> None:
+def fuse_blocks(net: nn.Module) -> list[Finding]:
+    """The part of :func:`fuse` that fuses blocks. Layers outside of them are plain afterwards, since what holds one may
+    be a block by now."""
+    for module in list(net.modules()):
+        block = behaviour.block_of(module)
+        if block is not None and block.is_layer:
+            behaviour.remove(module)
+    findings = survey(net)
+    _apply(findings, 4)
+    return findings
+
+
+def _apply(findings: list[Finding], level: int) -> None:
+    for found in findings:
+        if found.is_fault:
+            warnings.warn(
+                f"fuse: {found.name or 'it'} was left as it is: {found.reason}", UserWarning, stacklevel=level
+            )
+        if found.parts is None:
+            continue
+        try:
+            behaviour.apply(found.module, found.block.behaviour, found.parts, found.reads)
+        except TypeError as error:  # a metaclass or a layout that allows no subclass
+            what = f"{found.name or 'it'}, a {type(found.module).__name__}"
+            warnings.warn(f"fuse: {what}, was left as it is: {error}", UserWarning, stacklevel=level)
+
+
+def set_graphs(net: nn.Module, wanted: bool) -> None:
     """Give the outermost fused modules graphs that share a pool, or take those of all away."""
     fused = [module for module in net.modules() if behaviour.is_fused(module)]
     inside = {inner for module in fused for inner in module.modules() if inner is not module}
     pool = GraphPool()
     for module in fused:
         block = behaviour.block_of(module)
-        if not wanted or module in inside:
+        if not wanted or module in inside or block.is_layer:
             block.graphs = None
         elif block.graphs is None:
             block.graphs = BlockGraphs(pool)

@@ -11,7 +11,7 @@ Ghost module are one case. Those that only look alike stay as they are, with the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -136,7 +136,7 @@ def survey(net: nn.Module) -> list[Finding]:
     if not isinstance(net, nn.Module):
         raise TypeError(f"survey: net: expected a torch.nn.Module, got {type(net).__name__}")
     findings: dict[nn.Module, Finding] = {}
-    kinds = registered_blocks(holds_blocks=False)
+    kinds = registered_blocks(holds_blocks=False, is_layer=False)
     for name, module in _outermost(net, lambda m: isinstance(m, Fused)):
         finding = next(filter(None, (_examine(name, Candidate(module), kind) for kind in kinds)), None)
         if finding is not None:
@@ -155,6 +155,23 @@ def survey(net: nn.Module) -> list[Finding]:
     return [*findings.values(), *reversed(larger.values())]
 
 
+def survey_layers(net: nn.Module, findings: Iterable[Finding]) -> list[Finding]:
+    """As :func:`survey`, of the kinds that are only looked for outside of blocks.
+
+    Args:
+        findings: what :func:`survey` has found; what only looks like a block is not looked into either.
+    """
+    closed = {finding.module for finding in findings}
+    taken: set[nn.Module] = set()
+    found = []
+    for kind in registered_blocks(is_layer=True):
+        for name, module in _outermost(net, lambda m: m in closed or isinstance(m, (Fused, Frozen))):
+            finding = None if module in taken else _examine(name, Candidate(module), kind)
+            found += [] if finding is None else [finding]
+            taken |= set() if finding is None or finding.parts is None else set(module.modules())
+    return found
+
+
 def _holds_blocks(module: nn.Module) -> bool:
     """Whether it is a fused block that is made of blocks."""
     block = block_of(module)
@@ -170,7 +187,8 @@ def _outermost(net: nn.Module, is_closed: Callable[[nn.Module], bool]) -> Iterat
 
 def _examine(name: str, candidate: Candidate, kind: type[Block]) -> Finding | None:
     module = candidate.module
-    if type(module) in _CONTAINERS or isinstance(module, torch.jit.ScriptModule):
+    known = type(module) in _CONTAINERS and not (kind.is_layer and type(module) is nn.Sequential)
+    if known or isinstance(module, torch.jit.ScriptModule):
         return None
     try:
         found = kind.match(candidate)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from ghost_ops.ahead.kernels import specialisations
 
 pytest.importorskip("triton")
 MOST_LAUNCHES = 450  # 1034 before blocks were programs
-MOST_KERNELS = 215
+MOST_KERNELS = 222  # 7 of them the stem's, which was PyTorch's before
 
 
 def a_step(batch: int, memory: str = "balanced") -> Launches:
@@ -30,7 +32,9 @@ def a_step(batch: int, memory: str = "balanced") -> Launches:
 def test_launches():
     found = a_step(256)
     assert found.count <= MOST_LAUNCHES
-    assert len(found.operators) <= 60  # the stem, the last convolution, the classifier, the loss
+    assert len(found.operators) <= 42  # the last convolution, the classifier, the loss
+    if sys.version_info >= (3, 11):  # the stem is ours: the last convolution and the head are not
+        assert found.operators.count("convolution") == 2 and found.operators.count("native_batch_norm") == 1
     assert "add" not in found.operators  # shortcuts and their gradients are added in the passes
     assert not {"_foreach_lerp_", "matmul", "where"} & set(found.operators)
 

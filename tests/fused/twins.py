@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import torch
 from torch import nn
@@ -23,9 +24,11 @@ def why(fused: nn.Module, x: torch.Tensor) -> str:
     return str(block_of(fused).decide(fused, x))
 
 
-def run(module: nn.Module, x: torch.Tensor, backward: bool, seed: int = 7) -> dict[str, torch.Tensor]:
+def run(
+    module: nn.Module, x: torch.Tensor, backward: bool, seed: int = 7, of_input: bool = True
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Output, gradients of input and parameters for a drawn gradient of the output, and buffers after the call."""
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(backward)
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(backward and of_input)
     module.zero_grad()
     with torch.set_grad_enabled(backward):
         out = module(x)
@@ -33,7 +36,7 @@ def run(module: nn.Module, x: torch.Tensor, backward: bool, seed: int = 7) -> di
     if backward:
         generator = torch.Generator().manual_seed(seed)
         out.backward(torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype))
-        results["gradient of the input"] = x.grad
+        results |= {"gradient of the input": x.grad} if of_input else {}
         for name, p in module.named_parameters():
             if p.requires_grad:
                 results[f"gradient of {name}"] = p.grad
@@ -51,7 +54,9 @@ def _near(module: nn.Module, seed: int) -> nn.Module:
     return module
 
 
-def assert_agree(fused: nn.Module, x: torch.Tensor, backward: bool = True, calls: int = 1) -> None:
+def assert_agree(
+    fused: nn.Module, x: torch.Tensor, backward: bool = True, calls: int = 1, of_input: bool = True
+) -> None:  # fmt: skip
     """Everything that ``run`` gives is as accurate as the plain twin, for that many calls; counters are equal.
 
     Of a few channels the plain twin's error is a matter of luck: where it is larger, the median of its errors for these
@@ -62,8 +67,9 @@ def assert_agree(fused: nn.Module, x: torch.Tensor, backward: bool = True, calls
     near = [(_near(plain, seed), nearby(x, seed)) for seed in NEARBY]
     near = [(module, copy.deepcopy(module).double(), values) for module, values in near]
     for _ in range(calls):
-        ours, eager, truth = run(fused, x, backward), run(plain, x, backward), run(exact, x.double(), backward)
-        others = [(run(p, v, backward), run(e, v.double(), backward)) for p, e, v in near]
+        a_run = functools.partial(run, backward=backward, of_input=of_input)
+        ours, eager, truth = a_run(fused, x), a_run(plain, x), a_run(exact, x.double())
+        others = [(a_run(p, v), a_run(e, v.double())) for p, e, v in near]
         assert ours.keys() == eager.keys()
         largest = max(float(t.abs().max()) for t in truth.values() if t is not None and t.numel())
         for what, result in ours.items():

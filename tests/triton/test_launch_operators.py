@@ -17,7 +17,6 @@ import ghost_ops
 from ghost_ops.backends.triton import launch_cache, launch_native, program_train
 from ghost_ops.dispatch import plain
 from ghost_ops.fused.behaviour import block_of
-from ghost_ops.ops import program_train as ops_program_train
 from tests.triton import calls
 from tests.triton.stub_driver import needs_native, under_triton
 
@@ -149,7 +148,7 @@ def block(memory, *arguments, side=14, dtype=torch.float16, **options):
     x = torch.empty(2, arguments[0], side, side, dtype=dtype).to(memory_format=torch.channels_last)
     call = block_of(net)._training_call(net, x, plain())
     out, *saved = program_train.program_train(x, call.tensors, call.momenta, call.number, memory)
-    tensors = ops_program_train._without_buffers(call.tensors)
+    tensors = [t if i in call.signature.parameters else None for i, t in enumerate(call.tensors)]
     program_train.program_train_backward(torch.empty_like(out), x, tensors, saved, call.number, memory)
 
 

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..layout import strides_are_channels_last
 from . import launch, tiles
 from .activation import activate, affine, load_coefficients, normalized, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
@@ -20,26 +21,25 @@ from .norm import BatchNorm, NormVectors
 from .normalise import read_result, result_gradient
 from .sums import Totals
 
-MOST = 256  # inputs of an output value, which are one step of the product
 MOST_INPUTS = 2048  # of a row's pixels, which a program has in registers
 
 
 @triton.jit
 def places_of_inputs(
-    columns, W, IN_W, x_c, x_h, x_w, C: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
-    WIDE: tl.constexpr, BK: tl.constexpr,
+    columns, W, IN_W, x_c, x_h, x_w, weight_c, weight_h, weight_w, C: tl.constexpr, D: tl.constexpr,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, WIDE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """The C x D x D inputs of a row's pixels: their rows in the kernel, [BK], their places in a weight, [BK], which of
+    """The C x D x D inputs of a row's pixels: their rows in the kernel, [BK], their places in a filter, [BK], which of
     them there are, [BK], which are within the map's columns, [BW, BK], and their offsets in it, [BW, BK]."""
     k = tl.arange(0, BK)  # inputs of a pixel in memory's order where maps are channels_last
     i, j, c = k // (D * C), k // C % D, k % C  # [BK] each
     there = k < C * D * D
-    in_weight = c * (D * D) + i * D + j
+    in_filter = c * weight_c + i * weight_h + j * weight_w
     if WIDE:
         i, j, c = i.to(tl.int64), j.to(tl.int64), c.to(tl.int64)
     seen = (columns * STRIDE - PADDING)[:, None] + j[None, :]  # [BW, BK]
     inside = (seen >= 0) & (seen < IN_W) & (columns < W)[:, None] & there[None, :]
-    return i, in_weight, there, inside, seen * x_w + (i * x_h + c * x_c)[None, :]
+    return i, in_filter, there, inside, seen * x_w + (i * x_h + c * x_c)[None, :]
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def read_inputs(x, above, i, inside, places, IN_H, x_h):
 
 @kernel
 def convolution_kernel(
-    x, x_n, x_c, x_h, x_w, weight,
+    x, x_n, x_c, x_h, x_w, weight, weight_n, weight_c, weight_h, weight_w,
     conv_bias, conv_gamma, conv_beta, conv_mean, conv_var, conv_eps, conv_slopes, conv_slopes_stride, conv_slope,
     out, out_n, out_c, out_h, out_w,
     partials, join_counters, join_count, join_gamma, join_beta, join_eps, join_bias, join_running_mean,
@@ -73,10 +73,10 @@ def convolution_kernel(
     # center, scale, shift: [BM]
     center, scale, shift = affine(conv_bias, conv_gamma, conv_beta, conv_mean, conv_var, conv_eps, channels, wanted)
     neg_slope = slopes(conv_slopes, conv_slopes_stride, channels, wanted, conv_slope, CONV_ACT)  # [BM]
-    i, in_weight, there, inside, places = places_of_inputs(
-        columns, W, IN_W, x_c, x_h, x_w, C, D, STRIDE, PADDING, WIDE, BK
+    i, in_filter, there, inside, places = places_of_inputs(
+        columns, W, IN_W, x_c, x_h, x_w, weight_c, weight_h, weight_w, C, D, STRIDE, PADDING, WIDE, BK
     )
-    at = weight + (channels[None, :] * (C * D * D) + in_weight[:, None])  # [BK, BM]
+    at = weight + (channels[None, :] * weight_n + in_filter[:, None])  # [BK, BM]
     b = tl.load(at, mask=there[:, None] & wanted[None, :], other=0.0).to(x.dtype.element_ty)  # [BK, BM]
     mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
     to = columns[:, None] * out_w + channels[None, :] * out_c  # [BW, BM]
@@ -126,20 +126,28 @@ def _arguments(x: torch.Tensor, weight: torch.Tensor, z: torch.Tensor, stride: i
     """Arguments of a kernel over the convolution's results z."""
     c, *sides = x.shape[1:]
     return {
-        **launch.maps(x=x), "IN_H": sides[0], "IN_W": sides[1], "H": z.shape[2], "W": z.shape[3], "M": z.shape[1],
+        **launch.maps(x=x), **launch.strides("weight", weight), "IN_H": sides[0], "IN_W": sides[1],
+        "H": z.shape[2], "W": z.shape[3], "M": z.shape[1],
         "C": c, "D": weight.shape[-1], "STRIDE": stride, "PADDING": padding, "PRECISION": launch.precision(x.dtype),
     }  # fmt: skip
 
 
+def _dense(weight: torch.Tensor) -> torch.Tensor:
+    """The weight, whose numbers follow each other in the order of either memory format."""
+    dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    return weight if dense else weight.contiguous()
+
+
 def _convolve(x, weight, stride, padding, to, epilogue=NO_EPILOGUE, joins=None, norm=None, vectors=None):
     """The convolution of x into ``to``; the last arguments are those of ``convolution_before_norm``."""
+    weight = _dense(weight)
     strips, depth = _strips(x, weight, to, 64)
     (n, m, height, width), join = to.shape, None
     if norm is not None:
         blocks = launch.cdiv(m, strips.tile.channels)
         join = joins.statistics(norm, n * height * width, n * strips.splits, m, blocks, vectors)
     arguments = {
-        **_arguments(x, weight, to, stride, padding), **launch.maps(out=to), "weight": launch.vector(weight),
+        **_arguments(x, weight, to, stride, padding), **launch.maps(out=to), "weight": weight,
         **epilogue.arguments("conv"), **(join.arguments if join else NO_STATISTICS), "WIDE": launch.is_wide(x, to),
         "UNIT": launch.unit(to, counts=(m,)), "BK": depth,
     }  # fmt: skip
@@ -157,7 +165,7 @@ def convolution(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, slopes: torch.Tensor | None, stride: int,
     padding: int, act: int, slope: float,
 ) -> torch.Tensor:  # fmt: skip
-    """act(conv(x) + bias); weight M x C x D x D of at most ``MOST`` numbers a filter."""
+    """act(conv(x) + bias); weight M x C x D x D of at most ``program.training.MOST_FILTER`` numbers a filter."""
     out = launch.new_map(x, weight.shape[0], _sides(x, weight, stride, padding))
     _convolve(x, weight, stride, padding, out, Epilogue(bias, act, slope, slopes))
     return out
@@ -181,12 +189,12 @@ def convolution_before_norm(
 def convolution_weight_bwd_kernel(
     grad, grad_n, grad_c, grad_h, grad_w, z, z_n, z_c, z_h, z_w,
     norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, norm_slopes, norm_slopes_stride, norm_slope,
-    coefficients, x, x_n, x_c, x_h, x_w, partials, IN_H, IN_W, H, W, M, splits, per_split,
-    C: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, NORM_ACT: tl.constexpr,
-    PRECISION: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
+    coefficients, x, x_n, x_c, x_h, x_w, partials, weight_n, weight_c, weight_h, weight_w,
+    IN_H, IN_W, H, W, M, splits, per_split, C: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr,
+    PADDING: tl.constexpr, NORM_ACT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
     BW: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Groups' sums over the results (H x W) of the weight's gradient, [groups, M, C, D, D]. Grid as of
+    """Groups' sums over the results (H x W) of the weight's gradient, each with the strides of a weight. Grid as of
     ``convolution_kernel``; a row adds the product of its inputs and of its gradients."""
     M = assume_multiple(M, UNIT)
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
@@ -200,8 +208,8 @@ def convolution_weight_bwd_kernel(
     vectors = affine(norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, channels, wanted)
     vectors = vectors + (slopes(norm_slopes, norm_slopes_stride, channels, wanted, norm_slope, NORM_ACT),)
     vectors = vectors + load_coefficients(coefficients, channels, M, wanted)
-    i, in_weight, there, inside, places = places_of_inputs(
-        columns, W, IN_W, x_c, x_h, x_w, C, D, STRIDE, PADDING, WIDE, BK
+    i, in_filter, there, inside, places = places_of_inputs(
+        columns, W, IN_W, x_c, x_h, x_w, weight_c, weight_h, weight_w, C, D, STRIDE, PADDING, WIDE, BK
     )
     acc = tl.zeros((BK, BM), tl.float32)
     ahead = read_inputs(x, top * STRIDE - PADDING, i, inside, places, IN_H, x_h)  # [BW, BK]
@@ -215,7 +223,7 @@ def convolution_weight_bwd_kernel(
         # g: [BW, BM]
         g = result_gradient(seen[0], seen[1], row, columns, H, W, wanted, vectors, NORM_ACT, z is not None)
         acc = tl.dot(tl.trans(a), g.to(x.dtype.element_ty), acc, input_precision=PRECISION)  # [BK, BM]
-    to = partials + (group.to(tl.int64) * M + channels[None, :]) * (C * D * D) + in_weight[:, None]  # [BK, BM]
+    to = partials + group.to(tl.int64) * (M * C * D * D) + channels[None, :] * weight_n + in_filter[:, None]  # [BK, BM]
     tl.store(to, acc, mask=there[:, None] & wanted[None, :])
 
 
@@ -232,6 +240,7 @@ def convolution_weight_gradient(
     totals: Totals | None = None,
 ) -> torch.Tensor:
     """The gradient of the weight of ``convolution``; arguments as of ``depthwise_gradients``."""
+    weight = _dense(weight)
     strips, depth = _strips(x, weight, grad_out, 32 if weight[0].numel() <= 64 else 16)
     m, groups = weight.shape[0], x.shape[0] * strips.splits
     partials = launch.empty((groups, 1, weight.numel()), torch.float32, x.device)
@@ -241,7 +250,9 @@ def convolution_weight_gradient(
         "WIDE": launch.is_wide(x, grad_out, z), "UNIT": launch.unit(grad_out, z, counts=(m,)), "BK": depth,
     }  # fmt: skip
     strips.start(convolution_weight_bwd_kernel, x, m, arguments)
-    own, grad_weight = totals or Totals(), launch.empty(tuple(weight.shape), weight.dtype, x.device)
+    layout = torch.channels_last if strides_are_channels_last(weight) else torch.contiguous_format
+    grad_weight = torch.empty(tuple(weight.shape), dtype=weight.dtype, device=x.device, memory_format=layout)
+    own = totals or Totals()
     own.add(partials, grad_weight)
     if totals is None:
         own.start()

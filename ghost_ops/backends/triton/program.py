@@ -18,9 +18,10 @@ from ...activations import NONE, WITH_SLOPES, activate
 from ...program import Depthwise, Excite, Folded, Ghost, Layer, Step, WeightFormat, decode, only_result, weights_of
 from ...program.interpreter import ProgramInterpreter, Sizes
 from ...program.packing import unpack
+from ...program.training import MOST_FILTER
 from ..registry import CHEAP_KERNELS
 from ..tensor_cache import cached_with_tensor
-from .convolution import MOST, convolution
+from .convolution import convolution
 from .depthwise import depthwise_with_epilogue
 from .excite import excite
 from .ghost_module import ghost_module
@@ -92,7 +93,7 @@ class TritonInterpreter(ProgramInterpreter):
     ) -> torch.Tensor:  # fmt: skip
         square = all(len({*_pair(sizes)}) == 1 for sizes in (folded.weight.shape[2:], stride, padding))
         dilated = _pair(dilation) != (1, 1) and folded.weight.shape[2:] != (1, 1)
-        if groups > 1 or folded.weight[0].numel() > MOST or not square or dilated:
+        if groups > 1 or folded.weight[0].numel() > MOST_FILTER or not square or dilated:
             return super().convolve(x, folded, layer, stride, padding, groups, dilation)
         return convolution(x, *folded, _pair(stride)[0], _pair(padding)[0], layer.act, layer.slope)
 

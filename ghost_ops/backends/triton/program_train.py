@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 import torch
 
-from ...program import Depthwise, Excite, Ghost
+from ...program import Conv, Depthwise, Excite, Ghost
 from ...program.training import INPUT, PER_LAYER, LayerTensors, Operation, TrainingProgram, trained, training_program
+from ..layout import strides_are_channels_last
 from . import launch
 from .backward import ghost_module_bwd
 from .cheap import cheap_half
+from .convolution import convolution_before_norm, convolution_weight_gradient
 from .depthwise import depthwise_before_norm
 from .depthwise_gradients import depthwise_gradients
 from .epilogue import NO_EPILOGUE, Epilogue
@@ -135,6 +137,22 @@ class _Run:
             self.values[operation.out] = out
         self.kept.append(Kept((first, second), (z,)))
 
+    def convolution(self, operation: Operation) -> None:
+        step, number = operation.step, operation.layer
+        x, known = self.values[operation.source], self.norms and self.norms[len(self.kept)]
+        weight = self.layers[number].weight
+        shape = weight, step.stride, step.padding
+        if known:
+            z, kept = convolution_before_norm(x, *shape)[0], known[0]
+        else:
+            norm, kept, vectors = self.batch_norm(number, step.layer)
+            z, _ = convolution_before_norm(x, *shape, joins=self.joins, norm=norm, vectors=vectors)
+        if self.is_needed(operation):
+            # As PyTorch has it: images may be NCHW in a net that is channels_last, and have one channel.
+            like = z if any(map(strides_are_channels_last, (x, weight))) else x
+            self.values[operation.out], _ = normalise(z, self.epilogue(number, step.layer, kept), like=like)
+        self.kept.append(Kept((kept,), (z,)))
+
     def depthwise(self, operation: Operation) -> None:
         step, number = operation.step, operation.layer
         x, known = self.values[operation.source], self.norms and self.norms[len(self.kept)]
@@ -165,7 +183,7 @@ class _Run:
     # parameters by name.
 
     def backward(self, grad_out: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Gradients of the input and of every parameter that is there, layer by layer."""
+        """Gradients of the input, empty where the program finds none, and of every parameter, layer by layer."""
         self.gradients = {self.program.result: grad_out}
         # The first thing that is done is the last Ghost module's product, unless its result was kept.
         self.joins, self.totals = Joins(grad_out.device, started=bool(self.kept[-1].maps)), Totals()
@@ -176,6 +194,8 @@ class _Run:
             for i, gradients in enumerate(BACKWARD[type(operation.step)](self, operation, kept)):
                 found[operation.layer + i] = gradients
         self.totals.start()
+        if not self.program.has_input_gradient:
+            self.gradients[INPUT] = launch.empty((0,), grad_out.dtype, grad_out.device)
         return self.gradients[INPUT], *(found[i][name] for i, name in trained(self.program, self.layers))
 
     def ghost_bwd(self, operation: Operation, kept: Kept) -> list[dict[str, torch.Tensor]]:
@@ -196,6 +216,16 @@ class _Run:
         if step.cheap_channels:
             gradients.append({"weight": found.cheap_weight, **_parameters(found.cheap)})
         return gradients
+
+    def convolution_bwd(self, operation: Operation, kept: Kept) -> list[dict[str, torch.Tensor]]:
+        step, number, z = operation.step, operation.layer, kept.maps[0]
+        x, grad = self.values[operation.source], self.gradients.pop(operation.out)
+        norm = self.epilogue(number, step.layer, kept.norms[0])
+        own = self._with_parameters(number, step.layer, kept.norms[0])
+        coefficients, found = norm_gradient_sums(grad, z, norm, joins=self.joins, own=own)
+        weight, shape = self.layers[number].weight, (step.stride, step.padding)
+        options = {"z": z, "norm": norm, "coefficients": coefficients, "totals": self.totals}
+        return [{"weight": convolution_weight_gradient(grad, x, weight, *shape, **options), **_parameters(found)}]
 
     def depthwise_bwd(self, operation: Operation, kept: Kept) -> list[dict[str, torch.Tensor]]:
         step, number, z = operation.step, operation.layer, kept.maps[0]
@@ -233,8 +263,10 @@ def _pixels(x: torch.Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
-FORWARD = {Ghost: _Run.ghost, Depthwise: _Run.depthwise, Excite: _Run.excite}
-BACKWARD = {Ghost: _Run.ghost_bwd, Depthwise: _Run.depthwise_bwd, Excite: _Run.excite_bwd}
+FORWARD = {Conv: _Run.convolution, Ghost: _Run.ghost, Depthwise: _Run.depthwise, Excite: _Run.excite}
+BACKWARD = {
+    Conv: _Run.convolution_bwd, Ghost: _Run.ghost_bwd, Depthwise: _Run.depthwise_bwd, Excite: _Run.excite_bwd,
+}  # fmt: skip
 
 
 @cached_launches
@@ -265,7 +297,7 @@ def program_train_backward(
     grad_out: torch.Tensor, x: torch.Tensor, tensors: list[torch.Tensor | None], saved: list[torch.Tensor],
     number: int, memory: str,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """Gradients of x, and of the parameters that ``trained`` lists.
+    """Gradients of x, empty where the program finds none, and of the parameters that ``trained`` lists.
 
     Args:
         saved: what ``program_train`` returned after the result.

@@ -14,7 +14,7 @@ from ...fused.errors import first_line
 from ...fused.frozen import FrozenProgram
 from ...fused.frozen_net import Frozen, FrozenState, freeze_class, state_of, thaw_class
 from ...fused.graphed import GraphedNet, Graphs
-from ..fuse import fuse, revert
+from ..fuse import fuse_blocks, revert, set_graphs
 from . import compare
 from .build import free_name, freeze_in_place, holds_programs
 from .compare import Arguments
@@ -161,7 +161,8 @@ def _copied(net: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         raise ValueError(f"freeze: net: it cannot be copied: {_what_to_call(net, error)}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        made = fuse(made, cuda_graph=False).requires_grad_(False)  # a frozen net has graphs of its own
+        fuse_blocks(made)
+        set_graphs(made.requires_grad_(False), False)  # a frozen net has graphs of its own
     return made if dtype is None else made.to(dtype)
 
 

@@ -1,6 +1,7 @@
 """Fused and frozen modules: one file a block, each with its pieces, how it runs, and how it becomes a program."""
 
 from .bottleneck import BottleneckParts, FusedGhostBottleneck
+from .dfc_attention import DFCAttentionParts
 from .errors import Unfusable
 from .frozen import FrozenProgram
 from .ghost_module import FusedGhostModule, GhostParts
@@ -11,6 +12,7 @@ from .squeeze_excite import FusedSELayer, FusedSqueezeExcite, SqueezeExciteParts
 
 __all__ = [
     "BottleneckParts",
+    "DFCAttentionParts",
     "FrozenProgram",
     "FusedGhostBottleneck",
     "FusedGhostModule",

@@ -12,6 +12,9 @@ namespace ghost {
 /// Sums over groups, in their order: total[i] = sum of part[g * stride + i].
 std::vector<double> combine(const float* parts, int64_t groups, int64_t stride, int64_t count);
 
+/// The same of a weight's gradient, which the groups have as [c][padded(m)]: [m][c].
+const float* transposed_sums(const float* parts, int64_t groups, int64_t c, int64_t m, Scratch& scratch);
+
 /// One convolution's BatchNorm with its activation, as coefficients per channel (all padded).
 struct BatchNormState {
   int64_t channels = 0;

@@ -60,13 +60,24 @@ DfcContext make_context(const DfcArguments& a, Scratch& scratch) {
   return t;
 }
 
-Rows DfcContext::PooledRows::make(int64_t row, int64_t count) const {
-  const int64_t pixel = by_eight(t_.c);
+Rows DfcContext::read(const Map& map, int64_t row, int64_t count, float* scratch) const {
+  if (is_flat(map)) return {reinterpret_cast<float*>(map.data) + row * w * map.pixel, map.pixel};
+  const int64_t pixel = padded(m);
+  for_images(row, count, [&](int64_t image, int64_t y, int64_t part, int64_t done) {
+    kernels().gather({map.at(image, y), map.bf16, map.channel, map.row, map.pixel}, part, w, m,
+                     scratch + done * w * pixel, w * pixel, pixel);
+  });
+  return {scratch, pixel};
+}
+
+Rows DfcContext::pool(int64_t row, int64_t count, Scratch& scratch) const {
+  const int64_t pixel = by_eight(c);
+  float *x_rows = scratch.floats(rows_scratch(x, 2)), *out = scratch.floats(count * w * pixel);
   for (int64_t i = 0; i < count; i++) {
-    const Rows x = rows_of(t_.x, (row + i) / t_.h, (row + i) % t_.h * 2, 2, x_, 0, t_.c);
-    kernels().pool_pairs(x.data, x.data + t_.x.w * x.pixel, x.pixel, t_.w, t_.c, out_ + i * t_.w * pixel, pixel);
+    const Rows from = rows_of(x, (row + i) / h, (row + i) % h * 2, 2, x_rows, 0, c);
+    kernels().pool_pairs(from.data, from.data + x.w * from.pixel, from.pixel, w, c, out + i * w * pixel, pixel);
   }
-  return {out_, pixel};
+  return {out, pixel};
 }
 
 void DfcContext::product(const Rows& pooled, int64_t row, int64_t count, float* to) const {
@@ -75,26 +86,41 @@ void DfcContext::product(const Rows& pooled, int64_t row, int64_t count, float* 
                   by_eight(m) == m, false, false});
 }
 
-void DfcContext::convolve_rows(float* product, const PaddedRows& padded_rows, int64_t row_index, int64_t count,
-                               float* to) const {
+float* DfcContext::normalise(float* from, const BatchNormState& state, int64_t row, int64_t count,
+                             Scratch& scratch) const {
+  float* to = scratch.floats(count * w * m);
+  kernels().affine(at(from, row).data, m, state.affine(), to, m, count * w, m);
+  return to;
+}
+
+std::vector<const float*> DfcContext::addresses(const float* first, int64_t count) const {
+  std::vector<const float*> rows(count);
+  for (int64_t i = 0; i < count; i++) rows[i] = first + i * w * m;
+  return rows;
+}
+
+void DfcContext::convolve_rows(const float* in, const float* weight, int64_t count, float* to) const {
+  const auto rows = addresses(in, count);
+  kernels().axis_conv({rows.data(), m, 0, count, w, m, row.taps, weight, padded(m), to, w * m, m});
+}
+
+void DfcContext::convolve_columns(const NormalisedRows& in, const float* weight, int64_t count, float* to) const {
+  kernels().axis_conv({in.taps(), m, count, count, w, m, column.taps, weight, padded(m), to, w * m, m});
+}
+
+NormalisedRows::NormalisedRows(const DfcContext& t, int64_t row, int64_t count, Scratch& scratch)
+    : row_(row),
+      first_(std::max<int64_t>(0, row - t.column.halo())),
+      past_(std::min(t.all_rows(), row + count + t.column.halo())),
+      pitch_(t.w * t.m),
+      data_(scratch.floats((past_ - first_) * pitch_)),
+      taps_(count * t.column.taps) {
+  const float* zeros = scratch.zeros(pitch_);
   for (int64_t i = 0; i < count; i++)
-    kernels().affine(at(product, row_index + i).data, m, norm.affine(), padded_rows.row(i), padded_rows.pixel(), w, m);
-  kernels().axis_conv({padded_rows.starts(), padded_rows.pixel(), 0, 1, count, w, m, row.taps, row.weight, padded(m),
-                       at(to, row_index).data, w * m, m});
-}
-
-void DfcContext::normalise(float* from, const BatchNormState& state, int64_t image, int64_t& next, int64_t limit,
-                           const RowRing& ring) const {
-  for (limit = std::min(limit, h); next < limit; next++)
-    kernels().affine(at(from, image * h + next).data, m, state.affine(), ring.row(next), by_eight(m), w, m);
-}
-
-void DfcContext::convolve_columns(const RowRing& ring, const float* weight, int64_t y, int64_t count,
-                                  const Rows& to) const {
-  std::vector<const float*> rows(count + 2 * column.halo());
-  ring.window(y, count, column.halo(), rows.data());
-  kernels().axis_conv(
-      {rows.data(), by_eight(m), 1, 0, count, w, m, column.taps, weight, padded(m), to.data, w * to.pixel, to.pixel});
+    for (int64_t j = 0; j < t.column.taps; j++) {
+      const int64_t at = i + j - t.column.halo(), y = (row + i) % t.h + j - t.column.halo();
+      taps_[j * count + i] = y < 0 || y >= t.h ? zeros : data_ + (row - first_ + at) * pitch_;
+    }
 }
 
 Results<8> dfc_gate_train(const Tensor& x, const Tensor& weight, const Optional& gamma, const Optional& beta,
@@ -117,45 +143,42 @@ Results<8> dfc_gate_train(const Tensor& x, const Tensor& weight, const Optional&
   const int64_t groups = t.groups();
 
   Moments moments(groups, t.m, scratch), row_moments(groups, t.m, scratch), column_moments(groups, t.m, scratch);
-  t.for_rows([&](int64_t group, int64_t row, int64_t count) {
+  t.for_rows(t.step(), [&](int64_t group, int64_t row, int64_t count) {
     Scratch own;
-    t.product(DfcContext::PooledRows(t, own).make(row, count), row, count, product);
+    t.product(t.pool(row, count, own), row, count, product);
     moments.add(group, t.at(product, row).data, t.m, count * t.w);
   });
   moments.finish(t.norm.mean, t.norm.var);
   t.norm.set_affine();
-  t.for_rows([&](int64_t group, int64_t row, int64_t count) {
+  t.for_rows(t.step(), [&](int64_t group, int64_t row, int64_t count) {
     Scratch own;
-    t.convolve_rows(product, DfcContext::PaddedRows(t, own), row, count, of_rows);
-    row_moments.add(group, t.at(of_rows, row).data, t.m, count * t.w);
+    float* to = t.at(of_rows, row).data;
+    t.convolve_rows(t.normalise(product, t.norm, row, count, own), t.row.weight, count, to);
+    row_moments.add(group, to, t.m, count * t.w);
   });
   row_moments.finish(t.row_norm.mean, t.row_norm.var);
   t.row_norm.set_affine();
-  t.for_images([&](int64_t group, int64_t image, int64_t begin, int64_t end) {
+  t.for_rows(t.column_step(), [&](int64_t group, int64_t row, int64_t count) {
     Scratch own;
-    const RowRing ring = t.column_ring(begin, own);
-    int64_t next = std::max<int64_t>(0, begin - t.column.halo());
-    for (int64_t y = begin; y < end; y += t.step()) {
-      const int64_t count = std::min(t.step(), end - y);
-      t.normalise(of_rows, t.row_norm, image, next, y + count + t.column.halo(), ring);
-      const Rows to = t.at(of_columns, image * t.h + y);
-      t.convolve_columns(ring, t.column.weight, y, count, to);
-      column_moments.add(group, to.data, t.m, count * t.w);
-    }
+    const NormalisedRows in(t, row, count, own);
+    kernels().affine(t.at(of_rows, in.first()).data, t.m, t.row_norm.affine(), in.data(), t.m, in.count() * t.w, t.m);
+    float* to = t.at(of_columns, row).data;
+    t.convolve_columns(in, t.column.weight, count, to);
+    column_moments.add(group, to, t.m, count * t.w);
   });
   column_moments.finish(t.column_norm.mean, t.column_norm.var);
   t.column_norm.set_affine();
   const Map out(made);
-  t.for_images([&](int64_t, int64_t image, int64_t begin, int64_t end) {
+  t.for_rows(t.step(), [&](int64_t, int64_t row, int64_t count) {
     Scratch own;
-    float* scratch_rows = own.floats(rows_scratch(out, t.step()));
-    for (int64_t y = begin; y < end; y += t.step()) {
-      const int64_t count = std::min(t.step(), end - y);
-      const Rows to = rows_to_write(out, image, y, scratch_rows);
-      kernels().affine(t.at(of_columns, image * t.h + y).data, t.m, t.column_norm.affine(), to.data, to.pixel,
-                       count * t.w, t.m);
-      finish_rows(out, image, y, count, to);
-    }
+    const bool flat = DfcContext::is_flat(out);
+    const int64_t pixel = flat ? out.pixel : padded(t.m);
+    float* to = flat ? reinterpret_cast<float*>(out.data) + row * t.w * pixel : own.floats(count * t.w * pixel);
+    kernels().affine(t.at(of_columns, row).data, t.m, t.column_norm.affine(), to, pixel, count * t.w, t.m);
+    if (flat) return;
+    t.for_images(row, count, [&](int64_t image, int64_t y, int64_t part, int64_t done) {
+      finish_rows(out, image, y, part, {to + done * t.w * pixel, pixel});
+    });
   });
   const auto vector = [&](const float* p) { return result(p, {t.m}, abi::DType::float32); };
   return {std::move(made),        vector(t.norm.mean),        vector(t.norm.var),        vector(t.row_norm.mean),

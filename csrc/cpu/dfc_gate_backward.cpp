@@ -9,7 +9,7 @@ namespace {
 struct DfcBackward {
   DfcContext t;
   Map grad_out, grad_x;
-  float *product, *of_rows, *of_columns, *grad;  // [values x m]; the last is the gradient of a normalised map
+  float *product, *of_rows, *of_columns, *grad_logits, *grad;  // [values x m]; the last is that of a normalised map
   NormGradient norm, row_norm, column_norm;
   float *grad_row, *grad_column, *grad_weight;  // per group: [taps] sums, [taps] sums, [c x padded(m)]
   const float* transposed;                      // packed weight for the gradient of the pooled x
@@ -21,76 +21,69 @@ struct DfcBackward {
 
 /// The maps between the convolutions, up to the one that the row convolution makes.
 void make_maps(const DfcBackward& b, bool make_product) {
-  b.t.for_rows([&](int64_t, int64_t row, int64_t count) {
+  const DfcContext& t = b.t;
+  t.for_rows(t.step(), [&](int64_t, int64_t row, int64_t count) {
     Scratch own;
-    if (make_product) b.t.product(DfcContext::PooledRows(b.t, own).make(row, count), row, count, b.product);
-    b.t.convolve_rows(b.product, DfcContext::PaddedRows(b.t, own), row, count, b.of_rows);
+    if (make_product) t.product(t.pool(row, count, own), row, count, b.product);
+    t.convolve_rows(t.normalise(b.product, t.norm, row, count, own), t.row.weight, count, t.at(b.of_rows, row).data);
   });
 }
 
+/// The last of these maps, and through the gate: the gradient of its logits, and the sums of the BatchNorm before it.
 void column_norm_sums(const DfcBackward& b) {
   const DfcContext& t = b.t;
-  t.for_images([&](int64_t group, int64_t image, int64_t begin, int64_t end) {
+  t.for_rows(t.column_step(), [&](int64_t group, int64_t row, int64_t count) {
     Scratch own;
-    const RowRing ring = t.column_ring(begin, own);
-    float* grad_rows = own.floats(rows_scratch(b.grad_out, t.step()));
-    int64_t next = std::max<int64_t>(0, begin - t.column.halo());
-    for (int64_t y = begin; y < end; y += t.step()) {
-      const int64_t count = std::min(t.step(), end - y);
-      t.normalise(b.of_rows, t.row_norm, image, next, y + count + t.column.halo(), ring);
-      const Rows z = t.at(b.of_columns, image * t.h + y);
-      t.convolve_columns(ring, t.column.weight, y, count, z);
-      const Rows g = rows_of(b.grad_out, image, y, count, grad_rows, 0, t.m);
-      b.column_norm.add_sums(group, b.column_norm.call(count * t.w, t.m, z, g));
-    }
+    const NormalisedRows in(t, row, count, own);
+    kernels().affine(t.at(b.of_rows, in.first()).data, t.m, t.row_norm.affine(), in.data(), t.m, in.count() * t.w, t.m);
+    const Rows z = t.at(b.of_columns, row);
+    t.convolve_columns(in, t.column.weight, count, z.data);
+    const Rows g = t.read(b.grad_out, row, count, own.floats(DfcContext::flat_scratch(b.grad_out, count)));
+    NormBackward call = b.column_norm.call(count * t.w, t.m, z, g);
+    call.out = t.at(b.grad_logits, row).data, call.out_pixel = t.m;
+    b.column_norm.add_sums(group, call);
   });
+}
+
+/// Gradient of a convolution's result from that of its BatchNorm's.
+void norm_gradient(const NormGradient& norm, const DfcContext& t, float* z, float* grad, int64_t row, int64_t count,
+                   float* to) {
+  NormBackward call = norm.call(count * t.w, t.m, t.at(z, row), t.at(grad, row));
+  call.affine = {nullptr, nullptr, kNone, nullptr};
+  norm.write(call, to, t.m);
 }
 
 /// Through the column convolution: its weight's gradient, and the sums of the BatchNorm before it.
 void column_gradients(const DfcBackward& b) {
   const DfcContext& t = b.t;
-  const int64_t halo = t.column.halo(), pixel = by_eight(t.m);
-  t.for_images([&](int64_t group, int64_t image, int64_t begin, int64_t end) {
+  t.for_rows(t.column_step(), [&](int64_t group, int64_t row, int64_t count) {
     Scratch own;
-    const RowRing values = t.column_ring(begin, own), grads = t.column_ring(begin, own);
-    float* grad_rows = own.floats(rows_scratch(b.grad_out, 1));
-    std::vector<const float*> rows(t.step() + 2 * halo), middle(t.step());
-    int64_t next = std::max<int64_t>(0, begin - halo), next_grad = next;
-    for (int64_t y = begin; y < end; y += t.step()) {
-      const int64_t count = std::min(t.step(), end - y), limit = std::min(t.h, y + count + halo);
-      t.normalise(b.of_rows, t.row_norm, image, next, limit, values);
-      for (; next_grad < limit; next_grad++) {
-        const Rows z = t.at(b.of_columns, image * t.h + next_grad);
-        const Rows g = rows_of(b.grad_out, image, next_grad, 1, grad_rows, 0, t.m);
-        b.column_norm.write(b.column_norm.call(t.w, t.m, z, g), grads.row(next_grad), pixel);
-      }
-      const Rows to = t.at(b.grad, image * t.h + y);
-      t.convolve_columns(grads, t.column.flipped, y, count, to);
-      values.window(y, count, halo, rows.data());
-      for (int64_t i = 0; i < count; i++) middle[i] = grads.row(y + i);
-      kernels().axis_weight_grad(
-          {rows.data(), pixel, 1, 0, count, t.w, t.m, t.column.taps, middle.data(), pixel, b.column_of(group)});
-      b.row_norm.add_sums(group, b.row_norm.call(count * t.w, t.m, t.at(b.of_rows, image * t.h + y), to));
-    }
+    const NormalisedRows values(t, row, count, own), grads(t, row, count, own);
+    const int64_t first = values.first(), wide = values.count();
+    kernels().affine(t.at(b.of_rows, first).data, t.m, t.row_norm.affine(), values.data(), t.m, wide * t.w, t.m);
+    norm_gradient(b.column_norm, t, b.of_columns, b.grad_logits, first, wide, grads.data());
+    const Rows to = t.at(b.grad, row);
+    t.convolve_columns(grads, t.column.flipped, count, to.data);
+    const auto middle = t.addresses(grads.row(0), count);
+    kernels().axis_weight_grad(
+        {values.taps(), t.m, count, count, t.w, t.m, t.column.taps, middle.data(), t.m, b.column_of(group)});
+    b.row_norm.add_sums(group, b.row_norm.call(count * t.w, t.m, t.at(b.of_rows, row), to));
   });
 }
 
-/// Through the row convolution, likewise. `of_columns` is not needed any more, and takes the gradient.
+/// Through the row convolution, likewise. `grad_logits` is not needed any more, and takes the gradient.
 void row_gradients(const DfcBackward& b) {
   const DfcContext& t = b.t;
-  t.for_rows([&](int64_t group, int64_t row, int64_t count) {
+  t.for_rows(t.step(), [&](int64_t group, int64_t row, int64_t count) {
     Scratch own;
-    const DfcContext::PaddedRows values(t, own), grads(t, own);
-    const int64_t pixel = grads.pixel();
-    for (int64_t i = 0; i < count; i++) {
-      kernels().affine(t.at(b.product, row + i).data, t.m, t.norm.affine(), values.row(i), pixel, t.w, t.m);
-      b.row_norm.write(b.row_norm.call(t.w, t.m, t.at(b.of_rows, row + i), t.at(b.grad, row + i)), grads.row(i), pixel);
-    }
-    const Rows to = t.at(b.of_columns, row);
-    kernels().axis_conv({grads.starts(), pixel, 0, 1, count, t.w, t.m, t.row.taps, t.row.flipped, padded(t.m), to.data,
-                         t.w * to.pixel, to.pixel});
+    const float* values = t.normalise(b.product, t.norm, row, count, own);
+    float* grads = own.floats(count * t.w * t.m);
+    norm_gradient(b.row_norm, t, b.of_rows, b.grad, row, count, grads);
+    const Rows to = t.at(b.grad_logits, row);
+    t.convolve_rows(grads, t.row.flipped, count, to.data);
+    const auto rows = t.addresses(values, count), of_grads = t.addresses(grads, count);
     kernels().axis_weight_grad(
-        {values.starts(), pixel, 0, 1, count, t.w, t.m, t.row.taps, grads.rows(), pixel, b.row_of(group)});
+        {rows.data(), t.m, 0, count, t.w, t.m, t.row.taps, of_grads.data(), t.m, b.row_of(group)});
     b.norm.add_sums(group, b.norm.call(count * t.w, t.m, t.at(b.product, row), to));
   });
 }
@@ -115,12 +108,12 @@ void unpool(const DfcBackward& b, const Rows& pooled, int64_t row, int64_t count
 void product_gradients(const DfcBackward& b) {
   const DfcContext& t = b.t;
   const int64_t pixel = by_eight(t.m), pooled_pixel = by_eight(t.c);
-  t.for_rows([&](int64_t group, int64_t row, int64_t count) {
+  t.for_rows(t.step(), [&](int64_t group, int64_t row, int64_t count) {
     Scratch own;
-    float *grad = own.floats(t.step() * t.w * pixel), *grad_pooled = own.floats(t.step() * t.w * pooled_pixel);
     const int64_t pixels = count * t.w;
-    b.norm.write(b.norm.call(pixels, t.m, t.at(b.product, row), t.at(b.of_columns, row)), grad, pixel);
-    const Rows pooled = DfcContext::PooledRows(t, own).make(row, count);
+    float *grad = own.floats(pixels * pixel), *grad_pooled = own.floats(pixels * pooled_pixel);
+    b.norm.write(b.norm.call(pixels, t.m, t.at(b.product, row), t.at(b.grad_logits, row)), grad, pixel);
+    const Rows pooled = t.pool(row, count, own);
     kernels().gemm({pooled.data, 1, pooled.pixel, t.c, pixels, t.m, grad, pixel, nullptr, b.weight_of(group),
                     padded(t.m), true, false, true});
     kernels().gemm(
@@ -176,7 +169,7 @@ Results<10> dfc_gate_train_backward(const Tensor& grad_out, const Tensor& x, con
 
   Tensor grad_x = new_map({t.n, t.c, t.x.h, t.x.w}, x);
   const auto small_map = [&] { return new_tensor({t.floats()}, abi::DType::float32); };
-  Tensor rows = small_map(), columns = small_map(), grad = small_map();
+  Tensor rows = small_map(), columns = small_map(), logits = small_map(), grad = small_map();
   std::optional<Tensor> made;
   if (!product) made = small_map();
   float* transposed = scratch.floats(padded(t.c) * t.m);
@@ -188,6 +181,7 @@ Results<10> dfc_gate_train_backward(const Tensor& grad_out, const Tensor& x, con
                       made ? made->data<float>() : const_cast<float*>(dense(*product, scratch)),
                       rows.data<float>(),
                       columns.data<float>(),
+                      logits.data<float>(),
                       grad.data<float>(),
                       NormGradient(t.norm, t.m, groups, scratch),
                       NormGradient(t.row_norm, t.m, groups, scratch),
@@ -208,10 +202,7 @@ Results<10> dfc_gate_train_backward(const Tensor& grad_out, const Tensor& x, con
   b.norm.finish(t.m, t.values(), gamma_grad, beta_grad, none);
   product_gradients(b);
 
-  const std::vector<double> sums = combine(b.grad_weight, groups, t.c * padded(t.m), t.c * padded(t.m));
-  float* weight_grad = f(t.m * t.c);
-  for (int64_t j = 0; j < t.m; j++)
-    for (int64_t c = 0; c < t.c; c++) weight_grad[j * t.c + c] = static_cast<float>(sums[c * padded(t.m) + j]);
+  const float* weight_grad = transposed_sums(b.grad_weight, groups, t.c, t.m, scratch);
   const auto axis_grad = [&](const float* parts, int64_t taps) {
     const std::vector<double> all = combine(parts, groups, taps * sum_floats(t.m), taps * sum_floats(t.m));
     float* out = f(t.m * taps);

@@ -302,11 +302,9 @@ Results<10> backward(const TrainArguments& a, const Tensor& grad_out, const Save
   b.norm1.finish(t.m, t.values(), gamma1_grad, beta1_grad, slope1_grad);
   primary_gradients(b);
 
-  const std::vector<double> w1_sum = combine(b.grad_w1, groups, t.c * padded(t.m), t.c * padded(t.m));
+  const float* w1_grad = transposed_sums(b.grad_w1, groups, t.c, t.m, scratch);
   const std::vector<double> w2_sum = combine(b.grad_w2, groups, taps * sum_floats(kept), taps * sum_floats(kept));
-  float *w1_grad = f(t.m * t.c), *w2_grad = f(cheap_channels * taps);
-  for (int64_t j = 0; j < t.m; j++)
-    for (int64_t c = 0; c < t.c; c++) w1_grad[j * t.c + c] = static_cast<float>(w1_sum[c * padded(t.m) + j]);
+  float* w2_grad = f(cheap_channels * taps);
   for (int64_t j = 0; j < kept; j++)
     for (int64_t i = 0; i < taps; i++) {
       const double* sum = &w2_sum[i * sum_floats(kept) + j];

@@ -283,12 +283,12 @@ def _splits(calls: list) -> list[tuple[list, list, list]]:
             while items:
                 if type(items[0].module) is nn.Conv2d:
                     layers.append(take_layer(items, lambda call: call.module).slots())
-                elif type(items[0].module) in (nn.AvgPool2d, nn.Upsample) or is_activation(items[0].module):
+                elif isinstance(items[0].module, (nn.AvgPool2d, nn.Upsample)) or is_activation(items[0].module):
                     others.append(items.pop(0))
                 else:
                     raise Unfusable(f"it also calls {items[0].path!r}, a {type(items[0].module).__name__}")
         except Unfusable:
-            if last == 0:
+            if last == 0 and not splits:
                 raise
             continue
         at = next((i for i, (conv, *_) in enumerate(layers) if _is_along_rows(conv.module)), 0)

@@ -115,12 +115,11 @@ struct DepthwiseInputGrad {
   int64_t out_row, out_pixel;  // only `channels` floats of a pixel are written
 };
 
-// A depthwise convolution along one axis: tap j of pixel i of output row r is pixel i + j * tap_pixel of row
-// r + j * tap_row, from `rows` on. Along a row (tap_row 0, tap_pixel 1) a row begins with as many zeros as half the
-// taps.
+// A depthwise convolution along one axis: tap j of pixel i of output row r is pixel i of row rows[r + j * tap_row], or,
+// where tap_row is 0, pixel i + j - taps / 2 of rows[r]; pixels outside of a row are zero.
 struct AxisConv {
   const float* const* rows;  // each [pixels x channels], in_pixel apart
-  int64_t in_pixel, tap_row, tap_pixel;
+  int64_t in_pixel, tap_row;
   int64_t count, width, channels;
   int64_t taps;                // 1, 3, 5 or 7
   const float* weight;         // [taps x padded(channels)]
@@ -132,7 +131,7 @@ struct AxisConv {
 // grad[tap][channel] += sum over pixels of g times the input under the tap.
 struct AxisWeightGrad {
   const float* const* rows;  // as in AxisConv, as is what follows
-  int64_t in_pixel, tap_row, tap_pixel;
+  int64_t in_pixel, tap_row;
   int64_t count, width, channels, taps;
   const float* const* g;  // `count` rows, each [width x channels], g_pixel apart
   int64_t g_pixel;

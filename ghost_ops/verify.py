@@ -141,7 +141,23 @@ class _Draw:
         x = self.map(channels)
         for half, size in (("primary", m), ("cheap", cheap)):
             tensors |= {f"{half}_gamma": self.positive(size), f"{half}_beta": self.normal(size, scale=0.3)}
+        size = (x.shape[0], options["out_channels"], self.random.randint(1, 6), self.random.randint(1, 6))
+        gate = self.sometimes(lambda: self.positive(*size))
+        tensors |= {} if gate is None else {"gate": gate}
         return Drawn("ghost_module_train", tensors | {"x": x}, options)
+
+    def dfc_gate_train(self) -> Drawn:
+        channels, m, taps = self.random.randint(2, 40), self.random.randint(1, 40), self.random.choice([3, 5, 7])
+        n, height, width = self.random.randint(2, 3), self.random.randint(4, 13), self.random.randint(4, 13)
+        tensors = {
+            "x": self.normal(n, channels, height, width),
+            "weight": self.normal(m, channels, 1, 1, scale=channels**-0.5),
+            "row_weight": self.normal(m, 1, 1, taps, scale=taps**-0.5),
+            "column_weight": self.normal(m, 1, taps, 1, scale=taps**-0.5),
+        }
+        for layer in ("", "row_", "column_"):
+            tensors |= {f"{layer}gamma": self.positive(m), f"{layer}beta": self.normal(m, scale=0.3)}
+        return Drawn("dfc_gate_train", tensors, {"gate": self.random.choice(GATES)})
 
     def cheap_concat(self) -> Drawn:
         m, cheap, _, tensors, options = self.ghost()
@@ -175,13 +191,16 @@ class _Draw:
         return Drawn("depthwise", tensors, {"stride": self.random.choice([1, 2, 2, 3])})
 
 
-OPERATORS = ("ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "squeeze_excite", "depthwise")
+OPERATORS = (
+    "ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "squeeze_excite", "depthwise",
+    "dfc_gate_train",
+)  # fmt: skip
 FORWARD_ONLY = ("ghost_module_eval",)
 
 
 def _call(drawn: Drawn, tensors: Tensors) -> tuple[torch.Tensor, ...]:
     arguments = dict(tensors)
-    if drawn.operator not in ("squeeze_excite", "depthwise"):
+    if drawn.operator not in ("squeeze_excite", "depthwise", "dfc_gate_train"):
         for name in ("primary_bias", "cheap_bias", "cheap_weight")[drawn.operator == "cheap_concat" :]:
             arguments.setdefault(name, None)
     result = getattr(functional, drawn.operator)(**arguments, **drawn.options)
@@ -193,7 +212,7 @@ def evaluate(drawn: Drawn, dtype: torch.dtype, layout: str, backward: bool, back
     tensors = {}
     for name, value in drawn.tensors.items():
         t = value.detach().to(dtype, copy=True)
-        if name in ("x", "z", "residual"):
+        if name in ("x", "z", "residual", "gate"):
             t = t.contiguous(memory_format=LAYOUTS[layout])
         tensors[name] = t.requires_grad_(backward)
     # without a name the caller's own choice stands, which use_backend(None) would undo
@@ -281,8 +300,8 @@ def _name(dtype: torch.dtype) -> str:
 
 def _size(operator: str, name: str, exact: dict[str, torch.Tensor]) -> torch.Tensor | None:
     """The scale of a mean is the root mean square of its values: their rounding is in it, and it may be far smaller."""
-    variance = {"output 1": "output 2", "output 3": "output 4"}.get(name)
-    if operator != "ghost_module_train" or variance is None:
+    variance = {"output 1": "output 2", "output 3": "output 4", "output 5": "output 6"}.get(name)
+    if operator not in ("ghost_module_train", "dfc_gate_train") or variance is None:
         return None
     return (exact[name].square() + exact[variance]).sqrt()
 
@@ -294,7 +313,7 @@ def _outcome(calls: list[Drawn], dtype: torch.dtype, layout: str, direction: str
         eager = evaluate(drawn, dtype, layout, backward, "reference")
         exact = evaluate(drawn, torch.float64, layout, backward, "reference")
         weight = drawn.tensors.get("weight", drawn.tensors.get("cheap_weight"))
-        kernel = None if weight is None else weight.shape[-1]
+        kernel = None if weight is None or drawn.operator == "dfc_gate_train" else weight.shape[-1]
         x = drawn.tensors["z" if drawn.operator == "cheap_concat" else "x"].to(dtype)
         backends.add(select(drawn.operator, x, kernel).backend)
         for name, result in ours.items():

@@ -251,27 +251,6 @@ class LayerScaleGhostModule(ArticleGhostModule):
         return super().forward(x) * self.gamma
 
 
-class AttentionGhostModule(ArticleGhostModule):
-    """GhostNetV2's, with its DFC attention."""
-
-    def __init__(self, inp, oup):
-        super().__init__(inp, oup)
-        self.gate_fn = nn.Sigmoid()
-        self.short_conv = nn.Sequential(
-            nn.Conv2d(inp, oup, 1, bias=False),
-            nn.BatchNorm2d(oup),
-            nn.Conv2d(oup, oup, (1, 5), 1, (0, 2), groups=oup, bias=False),
-            nn.BatchNorm2d(oup),
-            nn.Conv2d(oup, oup, (5, 1), 1, (2, 0), groups=oup, bias=False),
-            nn.BatchNorm2d(oup),
-        )
-
-    def forward(self, x):
-        res = self.short_conv(F.avg_pool2d(x, 2, 2))
-        out = super().forward(x)
-        return out * F.interpolate(self.gate_fn(res), size=out.shape[-2:], mode="nearest")
-
-
 class TwoInputGhostModule(ArticleGhostModule):
     def forward(self, x, skip=None):
         out = super().forward(x)

@@ -1,22 +1,6 @@
 #include "train.h"
 
-#include <cmath>
-
 namespace ghost {
-
-double BatchNormState::inverse_std(int64_t c) const { return 1.0 / std::sqrt(static_cast<double>(var[c]) + eps); }
-
-void BatchNormState::allocate(Scratch& scratch) {
-  for (float** p : {&mean, &var, &scale, &shift}) *p = scratch.zeros(padded(channels));
-}
-
-void BatchNormState::set_affine() {
-  for (int64_t c = 0; c < channels; c++) {
-    const double s = inverse_std(c) * (gamma ? gamma[c] : 1.0);
-    scale[c] = static_cast<float>(s);
-    shift[c] = static_cast<float>((beta ? beta[c] : 0.0) - mean[c] * s);
-  }
-}
 
 int64_t TrainContext::groups() const {
   const bool small = values() * c * m < kSerialFlops;
@@ -121,11 +105,11 @@ TrainContext make_context(const TrainArguments& a, Scratch& scratch) {
   return t;
 }
 
-std::vector<double> combine(const float* parts, int64_t groups, int64_t stride, int64_t count) {
-  std::vector<double> total(count);
-  for (int64_t g = 0; g < groups; g++)
-    for (int64_t i = 0; i < count; i++) total[i] += parts[g * stride + i];
-  return total;
+void set_gate(TrainContext& t, const char* op, const abi::Tensor& gate, int64_t out_channels, Scratch& scratch) {
+  const Checks check(op);
+  check.shape("gate", gate, {t.n, out_channels, -1, -1});
+  check.that(gate.size(2) > 0 && gate.size(3) > 0, "gate", "at least one pixel", Checks::text(gate));
+  t.gate = make_gate(gate, t.h, t.w, scratch);
 }
 
 }  // namespace ghost

@@ -1,28 +1,11 @@
 // A Ghost module over batch statistics: what its passes (F1 to F3, B1 to B3 in docs/gradients.md) have in common.
 //
-// A pass goes over units (bands of rows of images) in groups, one a thread. Each group keeps its own partial sums,
-// which are combined in the groups' order: results repeat to the bit at the same number of threads.
+// A pass goes over units (bands of rows of images) in groups, one a thread.
 #pragma once
-#include <vector>
-
-#include "halves.h"
+#include "batch_norm.h"
+#include "upsampling.h"
 
 namespace ghost {
-
-/// One convolution's BatchNorm with its activation, as coefficients per channel (all padded).
-struct BatchNormState {
-  int64_t channels = 0;
-  Act act = kNone;
-  const float *slope = nullptr, *gamma = nullptr, *beta = nullptr;  // gamma, beta: null where not affine
-  double eps = 0;
-  float *mean = nullptr, *var = nullptr;     // biased
-  float *scale = nullptr, *shift = nullptr;  // y = act(z * scale + shift)
-
-  Affine affine() const { return {scale, shift, act, slope}; }
-  double inverse_std(int64_t c) const;
-  void allocate(Scratch& scratch);
-  void set_affine();  // scale and shift from mean and var
-};
 
 struct TrainContext {
   Map x;
@@ -33,12 +16,18 @@ struct TrainContext {
   // z1, where it is kept rather than computed again from x: [n][h][w] pixels of z1_pixel floats
   float* z1 = nullptr;
   int64_t z1_pixel = 0;
+  UpsampledGate gate;  // what the output is multiplied by
   float* z1_out =
       nullptr;  // where PrimaryRows puts the z1 that it makes, for later passes: pixels of by_eight(m) floats
 
   int64_t values() const { return n * h * w; }
   int64_t groups() const;
   int64_t bands() const;
+
+  /// Where a band begins. All rows that are with one row of the gate are in the same one.
+  int64_t band_start(int64_t band, int64_t bands) const {
+    return gate ? gate.first_row_of((gate.h * band + bands - 1) / bands) : h * band / bands;
+  }
 
   /// Cost of a pixel of z1 from x, in floats moved: x's, and the products' at a core's rate over its bandwidth.
   int64_t product_cost() const {
@@ -56,7 +45,7 @@ struct TrainContext {
         const int64_t first = units * g / groups, last = units * (g + 1) / groups;
         for (int64_t i = first; i < last; i++) {
           const int64_t u = backwards ? last - 1 - (i - first) : i;
-          body(g, u / bands, h * (u % bands) / bands, h * (u % bands + 1) / bands);
+          body(g, u / bands, band_start(u % bands, bands), band_start(u % bands + 1, bands));
         }
       }
     });
@@ -103,8 +92,7 @@ struct TrainArguments {
 
 /// Checks and packs; all of the cheap operation's channels are there, kept or not. Statistics are not set yet.
 TrainContext make_context(const TrainArguments& a, Scratch& scratch);
-
-/// Sums over groups, in their order: total[i] = sum of part[g * stride + i].
-std::vector<double> combine(const float* parts, int64_t groups, int64_t stride, int64_t count);
+/// Checks the gate and takes it into the context.
+void set_gate(TrainContext& t, const char* op, const abi::Tensor& gate, int64_t out_channels, Scratch& scratch);
 
 }  // namespace ghost

@@ -7,53 +7,6 @@ namespace {
 
 constexpr int64_t kMostStep = 56;  // step_rows never gives more
 
-/// Mean and variance by shifted sums within a group, and Chan's formula over the groups, in double.
-class Moments {
- public:
-  Moments(int64_t groups, int64_t channels, Scratch& scratch)
-      : groups_(groups),
-        channels_(channels),
-        pad_(sum_floats(channels)),
-        sums_(scratch.zeros(3 * groups * pad_)),
-        counts_(groups) {}
-
-  void add(int64_t group, const float* z, int64_t z_pixel, int64_t pixels) {
-    float *origin = sums_ + 3 * group * pad_, *sum = origin + pad_, *square = sum + pad_;
-    if (counts_[group] == 0) {  // about the mean: a single pixel may be far out, and the sums would cancel
-      std::vector<double> first(channels_);
-      for (int64_t i = 0; i < pixels; i++)
-        for (int64_t c = 0; c < channels_; c++) first[c] += z[i * z_pixel + c];
-      for (int64_t c = 0; c < channels_; c++) origin[c] = static_cast<float>(first[c] / pixels);
-    }
-    counts_[group] += pixels;
-    kernels().moments(z, z_pixel, pixels, channels_, origin, sum, square);
-  }
-
-  void finish(float* mean, float* var) const {
-    for (int64_t c = 0; c < channels_; c++) {
-      double count = 0, m = 0, squares = 0;
-      for (int64_t g = 0; g < groups_; g++) {
-        const double n = static_cast<double>(counts_[g]);
-        if (n == 0) continue;
-        const float* sums = sums_ + 3 * g * pad_ + c;
-        const double sum = sum_of(sums + pad_, channels_), mine = sums[0] + sum / n;
-        const double spread = sum_of(sums + 2 * pad_, channels_) - sum * sum / n;
-        const double delta = mine - m;
-        squares += spread + delta * delta * count * n / (count + n);
-        m += delta * n / (count + n);
-        count += n;
-      }
-      mean[c] = static_cast<float>(m);
-      var[c] = static_cast<float>(squares > 0 || squares != squares ? squares / count : 0.0);
-    }
-  }
-
- private:
-  int64_t groups_, channels_, pad_;
-  float* sums_;  // origin, sum, sum of squares of each group
-  std::vector<int64_t> counts_;
-};
-
 void primary_statistics(const TrainContext& t, Scratch& scratch) {
   Moments moments(t.groups(), t.m, scratch);
   const int64_t step = step_rows(t.w, t.h);
@@ -154,7 +107,8 @@ void write_y1(const TrainContext& t, const Map& out, Scratch& scratch) {
   moments.finish(t.cheap_norm.mean, t.cheap_norm.var);
 }
 
-/// Only the channels that out keeps. The BatchNorm is in the cheap operation's weights by now, as in inference.
+/// Only the channels that out keeps. The BatchNorm is in the cheap operation's weights by now, as in inference. With a
+/// gate, what is written is multiplied by it: y1 too, as soon as the cheap operation has read it.
 void write_y2(TrainContext t, const Map& out, int64_t kept, Scratch& scratch) {
   const int64_t taps = t.cheap.kernel * t.cheap.kernel;
   float* weight = scratch.floats(taps * t.cheap.weight_row);
@@ -162,7 +116,7 @@ void write_y2(TrainContext t, const Map& out, int64_t kept, Scratch& scratch) {
     weight[i] = t.cheap.weight[i] * t.cheap_norm.scale[i % t.cheap.weight_row];
   t.cheap.channels = kept;
   const Act act = t.cheap_norm.act;
-  const bool in_place = StoredRows::serves(t, out);
+  const bool in_place = StoredRows::serves(t, out) && (!t.gate || t.bands() == 1);
   const int64_t step = step_rows(t.w, t.h), halo = t.cheap.halo();
   t.for_units(false, [&](int64_t, int64_t image, int64_t begin, int64_t end) {
     Scratch own;
@@ -171,6 +125,15 @@ void write_y2(TrainContext t, const Map& out, int64_t kept, Scratch& scratch) {
     if (!in_place) made.emplace(t, image, begin, end, halo, step, step + 2 * halo, false, own);
     float* out_rows = own.floats(rows_scratch(out, step));
     const float* rows[kMostStep + 6];
+    int64_t gated = begin;  // rows of y1 above it are
+    const auto gate_y1 = [&](int64_t limit) {
+      for (; gated < limit; gated++) {
+        const Rows to = rows_to_write(out, image, gated, out_rows, 0, t.m);
+        const Rows from = made ? Rows{made->y1(gated), by_eight(t.m)} : to;
+        t.gate.multiply(from, image, gated, 1, 0, t.m, to);
+        finish_rows(out, image, gated, 1, to, 0, t.m);
+      }
+    };
     for (int64_t y = begin; y < end; y += step) {
       const int64_t count = std::min(step, end - y);
       if (made) made->ensure(y + count + halo);
@@ -181,8 +144,11 @@ void write_y2(TrainContext t, const Map& out, int64_t kept, Scratch& scratch) {
       if (act != kNone && act != kRelu)
         kernels().affine(to.data, to.pixel, {nullptr, nullptr, act, t.cheap_norm.slope}, to.data, to.pixel, count * t.w,
                          kept);
+      if (t.gate) t.gate.multiply(to, image, y, count, t.m, kept, to);
       finish_rows(out, image, y, count, to, t.m, kept);
+      if (t.gate) gate_y1(made ? y + count : y + count - halo);
     }
+    if (t.gate) gate_y1(end);
   });
 }
 
@@ -190,6 +156,37 @@ void write_y2(TrainContext t, const Map& out, int64_t kept, Scratch& scratch) {
 /// with several bands an image, where one band's y1 would overwrite the z1 of its neighbour's halo.
 bool worth_keeping(const TrainContext& t, const Map& out) {
   return out.direct && t.bands() == 1 && t.product_cost() > 3 * t.m;
+}
+
+/// All three passes; `gate` is null where there is none.
+Results<6> train(const TrainArguments& a, const Tensor* gate, bool keep_primary) {
+  Scratch scratch;
+  TrainContext t = make_context(a, scratch);
+  if (gate) set_gate(t, a.op, *gate, a.out_channels, scratch);
+  t.primary.allocate(scratch);
+  t.cheap_norm.allocate(scratch);
+  const int64_t cheap_channels = t.cheap.channels;
+  Tensor result = new_map({t.n, a.out_channels, t.h, t.w}, a.x);
+  const Map out(result);
+  Tensor primary =
+      keep_primary ? new_tensor({t.n, t.h, t.w, t.m}, abi::DType::float32) : abi::empty({0}, abi::DType::float32);
+  if (keep_primary)
+    t.z1 = primary.data<float>(), t.z1_pixel = t.m;
+  else if (worth_keeping(t, out))
+    t.z1 = reinterpret_cast<float*>(out.data), t.z1_pixel = out.pixel;
+  primary_statistics(t, scratch);
+  t.primary.set_affine();
+  write_y1(t, out, scratch);
+  t.cheap_norm.set_affine();
+  t.z1 = nullptr;
+  write_y2(t, out, a.out_channels - t.m, scratch);
+  const auto f32 = abi::DType::float32;
+  return {std::move(result),
+          ghost::result(t.primary.mean, {t.m}, f32),
+          ghost::result(t.primary.var, {t.m}, f32),
+          ghost::result(t.cheap_norm.mean, {cheap_channels}, f32),
+          ghost::result(t.cheap_norm.var, {cheap_channels}, f32),
+          std::move(primary)};
 }
 
 }  // namespace
@@ -204,37 +201,31 @@ Results<6> ghost_module_train(const Tensor& x, const Tensor& w1, const Optional&
     return abi::call<Results<6>>("ghost_ops::ghost_module_train_reference", "", x, w1, b1, gamma1, beta1, w2, b2,
                                  gamma2, beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
                                  cheap_act_slope, eps1, eps2, keep_primary);
-  Scratch scratch;
-  TrainContext t =
-      make_context({"ghost_module_train", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
-                    out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
-                   scratch);
-  t.primary.allocate(scratch);
-  t.cheap_norm.allocate(scratch);
-  const int64_t cheap_channels = t.cheap.channels;
-  Tensor result = new_map({t.n, out_channels, t.h, t.w}, x);
-  const Map out(result);
-  Tensor primary =
-      keep_primary ? new_tensor({t.n, t.h, t.w, t.m}, abi::DType::float32) : abi::empty({0}, abi::DType::float32);
-  if (keep_primary)
-    t.z1 = primary.data<float>(), t.z1_pixel = t.m;
-  else if (worth_keeping(t, out))
-    t.z1 = reinterpret_cast<float*>(out.data), t.z1_pixel = out.pixel;
-  primary_statistics(t, scratch);
-  t.primary.set_affine();
-  write_y1(t, out, scratch);
-  t.cheap_norm.set_affine();
-  t.z1 = nullptr;
-  write_y2(t, out, out_channels - t.m, scratch);
-  const auto f32 = abi::DType::float32;
-  return {std::move(result),
-          ghost::result(t.primary.mean, {t.m}, f32),
-          ghost::result(t.primary.var, {t.m}, f32),
-          ghost::result(t.cheap_norm.mean, {cheap_channels}, f32),
-          ghost::result(t.cheap_norm.var, {cheap_channels}, f32),
-          std::move(primary)};
+  return train({"ghost_module_train", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
+                out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
+               nullptr, keep_primary);
 }
 
 GHOST_OPERATOR(ghost_module_train);
+
+Results<5> ghost_module_train_gated(const Tensor& x, const Tensor& gate, const Tensor& w1, const Optional& b1,
+                                    const Optional& gamma1, const Optional& beta1, const Tensor& w2, const Optional& b2,
+                                    const Optional& gamma2, const Optional& beta2, const Optional& act_weight,
+                                    const Optional& cheap_act_weight, int64_t out_channels, int64_t act,
+                                    int64_t cheap_act, double act_slope, double cheap_act_slope, double eps1,
+                                    double eps2) {
+  if (!all_readable(x, gate, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight) ||
+      !cheap_kernel_known(w2) || x.numel() <= x.size(1))
+    return abi::call<Results<5>>("ghost_ops::ghost_module_train_gated_reference", "", x, gate, w1, b1, gamma1, beta1,
+                                 w2, b2, gamma2, beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act,
+                                 act_slope, cheap_act_slope, eps1, eps2);
+  auto [out, mean1, var1, mean2, var2, primary] =
+      train({"ghost_module_train_gated", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
+             out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
+            &gate, false);
+  return {std::move(out), std::move(mean1), std::move(var1), std::move(mean2), std::move(var2)};
+}
+
+GHOST_OPERATOR(ghost_module_train_gated);
 
 }  // namespace ghost

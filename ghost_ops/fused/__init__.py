@@ -2,6 +2,7 @@
 
 from .bottleneck import BottleneckParts, FusedGhostBottleneck
 from .conv_layer import ConvLayerParts
+from .dfc_attention import DFCAttentionParts
 from .errors import Unfusable
 from .frozen import FrozenProgram
 from .ghost_module import FusedGhostModule, GhostParts
@@ -13,6 +14,7 @@ from .squeeze_excite import FusedSELayer, FusedSqueezeExcite, SqueezeExciteParts
 __all__ = [
     "BottleneckParts",
     "ConvLayerParts",
+    "DFCAttentionParts",
     "FrozenProgram",
     "FusedGhostBottleneck",
     "FusedGhostModule",

@@ -17,25 +17,22 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..dispatch import refuse_autocast, refuse_call
-from ..ops import ghost_module_train as training
 from . import batch_norm
 from .batch_norm import BATCH
 from .convolutions import ConvCall, decide_convolution, run_convolution, run_convolution_with
 from .errors import NotNow
-from .ghost_module import TRAIN, GhostCall, execute, folded, train, train_arguments
+from .ghost_call import GhostCall
 from .layers import ConvBNAct
 from .squeeze_excite import ExciteCall
 from .squeeze_excite import execute as excite
-
-_STATISTICS = 4  # of a Ghost module over batch statistics
-_NO_STATISTICS = (None,) * _STATISTICS
 
 
 class BlockCall(NamedTuple):
     """What was decided for one call of a block.
 
     Attributes:
-        ghost1, ghost2: the calls of the Ghost modules; the input of the second is a stand-in.
+        ghost1, ghost2: the calls of the Ghost modules, or of what computes one and says how it is recomputed; the input
+            of the second is a stand-in.
         depthwise, shortcut: the convolutions between the Ghost modules and around them.
         batch: for each of these convolutions whether its BatchNorm uses batch statistics.
         se: the squeeze-and-excite layer's call, over a stand-in, or None.
@@ -69,7 +66,7 @@ def prepare(plan: tuple, x: torch.Tensor) -> BlockCall:
     like = x.new_empty(1).expand(x.shape[0], ghost2._ghost_ops.channels(ghost2), height, width)
     second = ghost2._ghost_ops.choose(ghost2, like)
     excited = None if se is None else se._ghost_ops.choose(se, like)
-    tensors = [*_of_ghost(first), *_of_ghost(second)]
+    tensors = [*first.read(), *second.read()]
     for layer, uses_batch in zip(layers, batch, strict=True):
         found = layer.tensors()
         tensors += [*found[:4], None, None, found[6]] if uses_batch else found
@@ -87,16 +84,17 @@ def run_recomputed(call: BlockCall, x: torch.Tensor) -> torch.Tensor:
 class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, x, *tensors):
-        y, statistics1 = _ghost(call.ghost1, x)
+        y, statistics1 = call.ghost1.run(x)
         for conv in call.depthwise:
             y = run_convolution(conv, y)
         if call.se is not None:
             y = excite(call.se, y, call.se.tensors)
-        out, statistics2 = _ghost(call.ghost2, y)
+        out, statistics2 = call.ghost2.run(y)
         residual = x
         for conv in call.shortcut:
             residual = run_convolution(conv, residual)
         ctx.call = _without_tensors(call)  # autograd's own count in the backward
+        ctx.counts = len(statistics1), len(statistics2), len(call.ghost1.read()), len(call.ghost2.read())
         ctx.save_for_backward(x, *statistics1, *statistics2, *tensors)
         return out + residual
 
@@ -104,22 +102,24 @@ class _Recompute(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_out):
         call = ctx.call
+        of_first, of_second, *counts = ctx.counts
         x, *saved = ctx.saved_tensors
+        statistics1, statistics2 = saved[:of_first], saved[of_first : of_first + of_second]
         needs = ctx.needs_input_grad
         x = x.detach().requires_grad_(needs[1])
         tensors = [
             t if t is None else t.detach().requires_grad_(need)
-            for t, need in zip(saved[2 * _STATISTICS :], needs[2:], strict=True)
+            for t, need in zip(saved[of_first + of_second :], needs[2:], strict=True)
         ]
-        of_ghost1, of_ghost2, of_convs, of_se = _cut(call, tensors)
+        of_ghost1, of_ghost2, of_convs, of_se = _cut(call, counts, tensors)
         between = len(call.depthwise)
         with torch.enable_grad(), torch.autocast(**call.autocast):
-            y = _ghost_again(call.ghost1, x, of_ghost1, saved[:_STATISTICS], True)
+            y = call.ghost1.run_again(x, of_ghost1, statistics1, True)
             for conv, found, batch in zip(call.depthwise, of_convs, call.batch):
                 y = run_convolution_with(conv, y, found, batch)
             if call.se is not None:
                 y = excite(call.se, y, of_se)
-            out = _ghost_again(call.ghost2, y, of_ghost2, saved[_STATISTICS : 2 * _STATISTICS], False)
+            out = call.ghost2.run_again(y, of_ghost2, statistics2, False)
             residual = x
             for conv, found, batch in zip(call.shortcut, of_convs[between:], call.batch[between:], strict=True):
                 residual = run_convolution_with(conv, residual, found, batch)
@@ -132,40 +132,18 @@ class _Recompute(torch.autograd.Function):
 
 
 def _without_tensors(call: BlockCall) -> BlockCall:
-    ghost1, ghost2 = call.ghost1._replace(x=None, tensors=()), call.ghost2._replace(x=None, tensors=())
+    ghost1, ghost2 = call.ghost1.without_tensors(), call.ghost2.without_tensors()
     se = None if call.se is None else call.se._replace(x=None, tensors=())
     return call._replace(ghost1=ghost1, ghost2=ghost2, se=se, tensors=())
 
 
-def _of_ghost(call: GhostCall) -> tuple:
-    """What a Ghost module reads for its gradients: not the running statistics that a forward over a batch updates."""
-    if call.decision.operator is not TRAIN:
-        return call.tensors
-    t = call.tensors
-    return *t[:4], None, None, *t[6:11], None, None, t[13]
-
-
-def _cut(call: BlockCall, tensors: list) -> tuple[list, list, list[list], list]:
-    """The tensors of the two Ghost modules, of each convolution, and of the squeeze-and-excite layer."""
-    convs = len(call.batch)
-    starts = range(28, 28 + 7 * convs, 7)
-    return tensors[:14], tensors[14:28], [tensors[i : i + 7] for i in starts], tensors[28 + 7 * convs :]
-
-
-def _ghost(call: GhostCall, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
-    """The output of a Ghost module, and the batch statistics that it took or four None."""
-    call = call._replace(x=x)
-    if call.decision.operator is TRAIN:
-        out, *statistics = train(call)
-        return out, tuple(statistics)
-    return execute(call), _NO_STATISTICS
-
-
-def _ghost_again(call: GhostCall, x: torch.Tensor, tensors: list, statistics: list, need_output: bool) -> torch.Tensor:
-    call = call._replace(x=x, tensors=tuple(tensors))
-    if call.decision.operator is TRAIN:
-        return training.recompute(train_arguments(call), tuple(statistics), need_output)
-    return folded(call)
+def _cut(call: BlockCall, counts: list[int], tensors: list) -> tuple[list, list, list[list], list]:
+    """The tensors of the two Ghost modules, of which each has as many as given, of each convolution, and of the
+    squeeze-and-excite layer."""
+    first, ghosts = counts[0], sum(counts)
+    end = ghosts + 7 * len(call.batch)
+    convs = [tensors[i : i + 7] for i in range(ghosts, end, 7)]
+    return tensors[:first], tensors[first:ghosts], convs, tensors[end:]
 
 
 def _size_after(layer: ConvBNAct, side: int, axis: int) -> int:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..backends.layout import kept_dtype
+from ..backends.reference.ghost_module_train import upsample
 from ..dispatch import Decision, select
 from ._library import differentiable, existing, once_differentiable, refuse_double_backward, register_fake
 from .checks import Checks, autocast
@@ -50,6 +51,15 @@ def _fake_backward(
     return fake_map(x), *(fake_gradient(p, x) for p in (*parameters, act_weight, cheap_act_weight))
 
 
+def _fake_gated(x, gate, *args):
+    return _fake(x, *args, False)[:-1]
+
+
+def _fake_gated_backward(grad_out, x, gate, *args):
+    grad_x, *grads = _fake_backward(grad_out, x, *args)
+    return grad_x, fake_map(gate), *grads
+
+
 @count_flops("ghost_module_train")
 def _flops(x, primary_weight, bias, gamma, beta, cheap_weight, *_, **__):
     return module_flops(convolution_flops, x, primary_weight, cheap_weight)
@@ -60,20 +70,34 @@ def _backward_flops(grad_out, x, primary_weight, gamma, beta, cheap_weight, *_, 
     return module_flops(convolution_backward_flops, x, primary_weight, cheap_weight)
 
 
+@count_flops("ghost_module_train_gated")
+def _gated_flops(x, gate, *args, **__):
+    return _flops(x, *args)
+
+
+@count_flops("ghost_module_train_gated_backward")
+def _gated_backward_flops(grad_out, x, gate, *args, **__):
+    return _backward_flops(grad_out, x, *args)
+
+
 register_fake("ghost_module_train", _fake)
 register_fake("ghost_module_train_backward", _fake_backward)
+register_fake("ghost_module_train_gated", _fake_gated)
+register_fake("ghost_module_train_gated_backward", _fake_gated_backward)
 _gradients = refuse_double_backward("ghost_module_train_backward")
+_gated_gradients = refuse_double_backward("ghost_module_train_gated_backward")
 
 
-def _keep(ctx, inputs, statistics, primary):
-    x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight, *ctx.scalars, _ = inputs
+def _keep(ctx, inputs, statistics, *more):
+    x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight, *ctx.scalars = inputs
     parameters = w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight
-    ctx.save_for_backward(x, *parameters, *statistics, primary, b1, b2)
+    ctx.save_for_backward(x, *parameters, *statistics, *more, b1, b2)
 
 
 def _setup(ctx, inputs, output):
     _, *statistics, primary = output
-    _keep(ctx, inputs, statistics, primary if inputs[-1] else None)
+    *inputs, keep_primary = inputs
+    _keep(ctx, inputs, statistics, primary if keep_primary else None)
     ctx.mark_non_differentiable(*statistics, primary)
     ctx.set_materialize_grads(False)  # or each of these would get one of zeros
 
@@ -82,23 +106,44 @@ def _backward(ctx, grad_out, *_):
     if grad_out is None:
         return (None,) * len(ctx.needs_input_grad)
     *tensors, b1, b2 = ctx.saved_tensors
-    x, *parameters = tensors[:9]
-    gx, *grads = _gradients(grad_out, *tensors, *ctx.scalars)
-    gw1, ggamma1, gbeta1, gw2, ggamma2, gbeta2, *slopes = existing(grads, parameters)
+    grad_x, *grads = _gradients(grad_out, *tensors, *ctx.scalars)
+    return grad_x, *_of_parameters(grads, tensors, b1, b2), *[None] * 8
+
+
+def _of_parameters(grads, tensors, b1, b2):
+    """The gradients of the parameters in the order of the forward's arguments."""
+    gw1, ggamma1, gbeta1, gw2, ggamma2, gbeta2, *slopes = existing(grads, tensors[1:9])
     gb1, gb2 = (None if b is None else torch.zeros_like(b) for b in (b1, b2))  # batch statistics remove the biases
-    return gx, gw1, gb1, ggamma1, gbeta1, gw2, gb2, ggamma2, gbeta2, *slopes, *[None] * 8
+    return gw1, gb1, ggamma1, gbeta1, gw2, gb2, ggamma2, gbeta2, *slopes
+
+
+def _setup_gated(ctx, inputs, output):
+    x, gate, *others = inputs
+    _keep(ctx, (x, *others), output[1:], gate)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward_gated(ctx, grad_out, *_):
+    if grad_out is None:
+        return (None,) * len(ctx.needs_input_grad)
+    *tensors, gate, b1, b2 = ctx.saved_tensors
+    grad_x, grad_gate, *grads = _gated_gradients(grad_out, tensors[0], gate, *tensors[1:], *ctx.scalars)
+    return grad_x, grad_gate, *_of_parameters(grads, tensors, b1, b2), *[None] * 7
 
 
 call_ghost_module_train = differentiable("ghost_module_train", _setup, _backward)
+call_ghost_module_train_gated = differentiable("ghost_module_train_gated", _setup_gated, _backward_gated)
 
 
 class _Recompute(torch.autograd.Function):
     """``ghost_module_train`` with given batch statistics: one pass, or none where only gradients are needed."""
 
     @staticmethod
-    def forward(ctx, need_output, statistics, *args):
-        _keep(ctx, args, statistics, None)
-        x, w1, _, gamma1, beta1, w2, _, gamma2, beta2, act_weight, cheap_act_weight, *scalars, _ = args
+    def forward(ctx, need_output, statistics, gate, *args):
+        ctx.is_gated = gate is not None
+        _keep(ctx, args, statistics, gate)  # in the place of z1, which is not kept
+        x, w1, _, gamma1, beta1, w2, _, gamma2, beta2, act_weight, cheap_act_weight, *scalars = args
         mean1, var1, mean2, var2 = statistics
         if not need_output:
             return x.new_zeros(()).expand(x.shape[0], scalars[0], *x.shape[2:])
@@ -106,38 +151,55 @@ class _Recompute(torch.autograd.Function):
             x, w1, None, gamma1, beta1, mean1, var1, w2, None, gamma2, beta2, mean2, var2, None, None, act_weight,
             cheap_act_weight, *scalars, False,
         )  # fmt: skip
-        return out
+        return out if gate is None else out.mul_(upsample(gate, out))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        return None, None, *_backward(ctx, grad_out)
+        if ctx.is_gated:
+            grad_x, grad_gate, *grads = _backward_gated(ctx, grad_out)
+            return None, None, grad_gate, grad_x, *grads
+        return None, None, None, *_backward(ctx, grad_out)[:-1]
 
 
 def _select(args: tuple) -> Decision:
     return select("ghost_module_train", args[0], args[5].shape[-1])
 
 
-def train(args: tuple) -> TrainResult:
+def train(args: tuple, gate: torch.Tensor | None = None) -> TrainResult:
     """:func:`ghost_module_train` of checked arguments in the order of the schema, without the last one."""
     decision = _select(args)
+    if gate is not None:
+        gated = select("ghost_module_train_gated", args[0], args[5].shape[-1])
+        if not gated.is_reference:
+            out, *statistics = call_ghost_module_train_gated(gated, args[0], gate, *args[1:])
+            return TrainResult(out, *_shift_means(statistics, args, torch.add))
     keep = decision.backend != "reference" and _worth_keeping(args[0], args[1].shape[0])
     out, *statistics, _ = call_ghost_module_train(decision, *args, keep)
+    out = out if gate is None else out * upsample(gate, out)
     return TrainResult(out, *_shift_means(statistics, args, torch.add))
 
 
-def recompute(args: tuple, statistics: tuple, need_output: bool) -> torch.Tensor:
+def recompute(
+    args: tuple, statistics: tuple, need_output: bool, gate: torch.Tensor | None = None
+) -> torch.Tensor:  # fmt: skip
     """The output of :func:`train`, recomputed for the gradients.
 
     Args:
         args: the arguments of the first call, as :func:`train` takes them.
         statistics: the means and variances that the first call returned.
         need_output: False where only the gradients are needed; the values of the result are undefined then.
+        gate: that of the first call.
     """
     decision = _select(args)
     if decision.backend == "reference":
-        return call_ghost_module_train(decision, *args, False)[0]
-    return _Recompute.apply(need_output, _shift_means(statistics, args, torch.sub), *args, False)
+        out = call_ghost_module_train(decision, *args, False)[0]
+        return out if gate is None else out * upsample(gate, out)
+    statistics = _shift_means(statistics, args, torch.sub)
+    if gate is not None and select("ghost_module_train_gated", args[0], args[5].shape[-1]).is_reference:
+        out = _Recompute.apply(True, statistics, None, *args)
+        return out * upsample(gate, out)
+    return _Recompute.apply(need_output, statistics, gate, *args)
 
 
 def _shift_means(statistics: tuple, args: tuple, shift: Callable) -> tuple[torch.Tensor, ...]:
@@ -171,6 +233,7 @@ def ghost_module_train(
     cheap_act_weight: torch.Tensor | None = None,
     primary_eps: float = 1e-5,
     cheap_eps: float = 1e-5,
+    gate: torch.Tensor | None = None,
 ) -> TrainResult:
     """Ghost module with BatchNorm over batch statistics after each of its convolutions.
 
@@ -192,6 +255,9 @@ def ghost_module_train(
         cheap_bias: m(s - 1), or None, as ``primary_bias``.
         cheap_gamma, cheap_beta: the affine parameters of the BatchNorm after the cheap operation, m(s - 1), or None.
         primary_eps, cheap_eps: numbers that are added to the variances.
+        gate: N x out_channels x h x w of any size, in x's dtype, or None: the output is multiplied by it, upsampled to
+            H x W by ``F.interpolate(gate, (H, W), mode="nearest")``, as of GhostNetV2 (:func:`dfc_gate_train`). Neither
+            what it multiplies nor the upsampled gate is saved.
 
     The other arguments are those of :func:`ghost_module`.
 
@@ -204,7 +270,7 @@ def ghost_module_train(
             ``torch.nn.BatchNorm2d`` raises.
         TypeError: a dtype mix, or something that is not a tensor, naming the argument.
     """
-    (x,) = autocast(x)
+    x, gate = autocast(x, gate)
     check = Checks("ghost_module_train")
     check.map("x", x)
     m = check.primary(primary_weight, x)
@@ -216,11 +282,16 @@ def ghost_module_train(
     )
     if x.shape[0] * x.shape[2] * x.shape[3] <= 1:
         check.fail("x", "more than 1 value per channel when training", f"input size {tuple(x.shape)}")
+    if gate is not None:
+        check.map("gate", gate, x)
+        if gate.shape[:2] != (x.shape[0], codes[0]):
+            check.fail("gate", f"shape {x.shape[0]}x{codes[0]}xanyxany", "x".join(map(str, gate.shape)))
     epsilons = check.numbers(primary_eps=primary_eps, cheap_eps=cheap_eps)
-    return train((
+    args = (
         x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, cheap_bias, cheap_gamma,
         cheap_beta, act_weight, cheap_act_weight, *codes, *epsilons,
-    ))  # fmt: skip
+    )  # fmt: skip
+    return train(args, gate)
 
 
 def _worth_keeping(x: torch.Tensor, m: int) -> bool:

@@ -28,6 +28,10 @@ CALLS = {
         keep_primary,
     ),
     "ghost_module_train that keeps z1": lambda x: CALLS["ghost_module_train"](x, True),
+    "ghost_module_train_gated": lambda x: (x, r(2, 9, 2, 3), *CALLS["ghost_module_train"](x)[1:-1]),
+    "dfc_gate_train": lambda x: (
+        x, r(5, 6, 1, 1), r(5), r(5), r(5, 1, 1, 5), r(5), None, r(5, 1, 3, 1), None, r(5), 2, 1e-5, 1e-3, 1e-4,
+    ),
     "cheap_concat": lambda x: (x, r(6, 1, 5, 5), r(6), None, None, None, 11, 0, 6, 0.1, 0.1, False),
     "squeeze_excite": lambda x: (x, r(3, 6), r(3), r(6, 3), r(6), 1, 0),
     "depthwise": lambda x: (x, r(6, 1, 3, 3), r(6), 2),
@@ -93,7 +97,7 @@ def test_gradcheck_of_the_explicit_backward(name):
     if name == "ghost_module":
         args[10] = 5  # relu and prelu have kinks that finite differences may straddle
     elif name.startswith("ghost_module_train"):
-        args[12] = 5
+        args[13 if name == "ghost_module_train_gated" else 12] = 5
     elif name == "squeeze_excite":
         args[5:] = [5, 2]
     leaves = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]

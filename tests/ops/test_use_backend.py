@@ -15,7 +15,8 @@ from ghost_ops.ops._library import overload
 from tests.helpers import LAYOUTS, randomise
 from tests.program.cases import draw_program
 
-HARD_SIGMOID, SILU = GATES.index("hard_sigmoid"), ACTIVATIONS.index("silu")
+HARD_SIGMOID, SIGMOID = map(GATES.index, ("hard_sigmoid", "sigmoid"))
+SILU = ACTIVATIONS.index("silu")
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="without the library the reference is all there is")
 
@@ -69,6 +70,26 @@ def train_backward(x):
     return r(N, OUT, H, W), x, w1, *z[0], w2, *z[1], None, r(1), *means, None, OUT, RELU, PRELU, 0.1, 0.1, 1e-5, 1e-3
 
 
+def gated(x):
+    args = CALLS["ghost_module_train"](x)
+    return x, r(N, OUT, 3, 2), *args[1:-1]
+
+
+def gated_backward(x):
+    grad, x, *args = train_backward(x)
+    return grad, x, r(N, OUT, 3, 2), *args[:12], *args[13:]
+
+
+def dfc_gate(x):
+    return x, r(M, C, 1, 1), r(M), r(M), r(M, 1, 1, 5), r(M), None, r(M, 1, 3, 1), None, r(M), SIGMOID, 1e-5, 1e-3, 1e-4
+
+
+def dfc_gate_backward(x):
+    x, *args = dfc_gate(x)
+    means = (*statistics(M), *statistics(M), *statistics(M))
+    return r(N, M, H // 2, W // 2), x, *args[:9], *means, None, *args[9:]
+
+
 def program(kind):
     def make(x):
         drawn = draw_program(7)
@@ -92,6 +113,10 @@ CALLS = {
         0.1, 0.1, 1e-5, 1e-3, True,
     ),
     "ghost_module_train_backward": train_backward,
+    "ghost_module_train_gated": gated,
+    "ghost_module_train_gated_backward": gated_backward,
+    "dfc_gate_train": dfc_gate,
+    "dfc_gate_train_backward": dfc_gate_backward,
     "cheap_concat": lambda z: (z, r(C, 1, 5, 5), r(C), None, None, None, 2 * C - 1, NONE, SILU, 0.1, 0.1, True),
     "cheap_concat_backward": lambda z: (
         r(N, 2 * C - 1, H, W), z, r(C, 1, 5, 5), r(C), None, None, 2 * C - 1, NONE, SILU, 0.1, 0.1,

@@ -129,6 +129,15 @@ class OnlyWeights(zoo.ArticleGhostModule):
         return torch.cat([y, F.conv2d(y, self.cheap_operation[0].weight, padding=1, groups=5)], 1)
 
 
+class OneMoreConvolution(zoo.ArticleGhostModule):
+    def __init__(self, inp, oup):
+        super().__init__(inp, oup)
+        self.more = nn.Sequential(nn.Conv2d(inp, inp, 1), nn.Conv2d(inp, oup, 1))
+
+    def forward(self, x):
+        return super().forward(x) + self.more(x)
+
+
 def with_prelu():
     module = zoo.ArticleSELayer(16)
     module.fc[1] = nn.PReLU()
@@ -141,7 +150,7 @@ def with_prelu():
         (lambda: WithRelu(6, 10, relu=False), "its forward also calls relu"),
         (NormOfAll, "'norm' normalises something else than the output of 'cheap'"),
         (with_instance_norm, "its normalisation 'primary_conv.1' is of the class InstanceNorm2d"),
-        (lambda: zoo.AttentionGhostModule(6, 10), "it also calls 'short_conv.0', a convolution more"),
+        (lambda: OneMoreConvolution(6, 10), "it also calls 'more.0', a convolution more"),
         (lambda: OnlyWeights(6, 10), "it calls 0 convolutions where a Ghost module calls two"),
         (with_prelu, "between its layers it calls PReLU"),
     ],

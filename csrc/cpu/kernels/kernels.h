@@ -132,6 +132,36 @@ struct DepthwiseInputGrad {
   int64_t out_row, out_pixel;  // only `channels` floats of a pixel are written
 };
 
+// A depthwise convolution along one axis: tap j of pixel i of output row r is pixel i of row rows[r + j * tap_row], or,
+// where tap_row is 0, pixel i + j - taps / 2 of rows[r]; pixels outside of a row are zero.
+struct AxisConv {
+  const float* const* rows;  // each [pixels x channels], in_pixel apart
+  int64_t in_pixel, tap_row;
+  int64_t count, width, channels;
+  int64_t taps;                // 1, 3, 5 or 7
+  const float* weight;         // [taps x padded(channels)]
+  int64_t weight_row;          // from one to the next
+  float* out;                  // [count x width x channels]
+  int64_t out_row, out_pixel;  // only `channels` floats of a pixel are written
+};
+
+// grad[tap][channel] += sum over pixels of g times the input under the tap.
+struct AxisWeightGrad {
+  const float* const* rows;  // as in AxisConv, as is what follows
+  int64_t in_pixel, tap_row;
+  int64_t count, width, channels, taps;
+  const float* const* g;  // `count` rows, each [width x channels], g_pixel apart
+  int64_t g_pixel;
+  float* grad;  // [taps x sum_floats(channels)]: a sum for each tap
+};
+
+// A row beside one of a smaller map: pixel i of x is with pixel columns[i] of the other.
+struct Upsampled {
+  const float* x;  // [width x channels]
+  int64_t x_pixel, width, channels;
+  const int32_t* columns;  // [width]
+};
+
 // Per-channel coefficients of an activation after an affine map: y = act(z * scale + shift). All padded(channels).
 struct Affine {
   const float* scale;  // null: 1
@@ -186,15 +216,23 @@ struct Kernels {
   void (*depthwise_row)(const DepthwiseRow&);
   void (*depthwise_weight_grad)(const DepthwiseWeightGrad&);
   void (*depthwise_input_grad)(const DepthwiseInputGrad&);
+  void (*axis_conv)(const AxisConv&);
+  void (*axis_weight_grad)(const AxisWeightGrad&);
+  // out = x * gate, [width x channels], by the small map's row `gate`; out may be x
+  void (*multiply_upsampled)(const Upsampled&, const float* gate, int64_t gate_pixel, float* out, int64_t out_pixel);
+  // sum += x * y: of all pixels that are with a pixel of the small map's row `sum`
+  void (*sum_downsampled)(const Upsampled&, const float* y, int64_t y_pixel, float* sum, int64_t sum_pixel);
+  // the means of 2 x 2 pixels of two rows, [width x channels], and back: a quarter of each to both rows
+  void (*pool_pairs)(const float* upper, const float* lower, int64_t x_pixel, int64_t width, int64_t channels,
+                     float* out, int64_t out_pixel);
+  void (*unpool_pairs)(const float* grad, int64_t grad_pixel, int64_t width, int64_t channels, float* upper,
+                       float* lower, int64_t out_pixel);
   // y = act(z * scale + shift), `channels` floats a pixel written
   void (*affine)(const float* z, int64_t z_pixel, const Affine&, float* y, int64_t y_pixel, int64_t pixels,
                  int64_t channels);
   // out = x + y; out may be either
   void (*add)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out, int64_t out_pixel,
               int64_t pixels, int64_t channels);
-  // out = x * y; out may be either
-  void (*multiply)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out, int64_t out_pixel,
-                   int64_t pixels, int64_t channels);
   // to = max(to, from); NaN is the largest
   void (*take_largest)(const float* from, int64_t from_pixel, float* to, int64_t to_pixel, int64_t pixels,
                        int64_t channels);

@@ -120,3 +120,41 @@ def ghost_module_train_backward(
         given(grad_act, act_weight, x),
         given(grad_cheap_act, cheap_act_weight, x),
     )
+
+
+def upsample(gate: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The gate at the size of a map, each pixel repeated."""
+    return F.interpolate(gate, size=like.shape[2:], mode="nearest")
+
+
+def _downsample(grad: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """The gradient of a gate from that of the upsampled one: the sums over what each pixel was repeated to."""
+    return torch.ops.aten.upsample_nearest2d_backward(grad, grad.shape[2:], gate.shape)
+
+
+def ghost_module_train_gated(x, gate, *args):
+    """As ``ghost_module_train``, the output times the gate, upsampled to its size."""
+    out, *statistics, _ = ghost_module_train(x, *args)
+    return out * upsample(gate, out), *statistics
+
+
+def ghost_module_train_gated_backward(
+    grad_out, x, gate, primary_weight, primary_gamma, primary_beta, cheap_weight, cheap_gamma, cheap_beta, act_weight,
+    cheap_act_weight, primary_mean, primary_var, cheap_mean, cheap_var, out_channels, act, cheap_act, act_slope,
+    cheap_act_slope, primary_eps, cheap_eps,
+):  # fmt: skip
+    """Gradients of x, the gate, and what ``ghost_module_train_backward`` has beside that of x."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    z1 = F.conv2d(x.to(wide), primary_weight.to(wide))
+    y1 = _affine(_normalise(z1, primary_mean, primary_var, primary_eps), primary_gamma, primary_beta)
+    y1 = activate(y1, act, act_slope, act_weight)
+    z2 = _normalise(depthwise(y1, cheap_weight.to(wide), None), cheap_mean, cheap_var, cheap_eps)
+    y2 = activate(_affine(z2, cheap_gamma, cheap_beta), cheap_act, cheap_act_slope, cheap_act_weight)
+    out, grad_out = torch.cat([y1, y2], 1)[:, :out_channels], grad_out.to(wide)
+    grad_gate = _downsample(grad_out * out, gate).to(gate.dtype)
+    grad_x, *grads = ghost_module_train_backward(
+        grad_out * upsample(gate, x), x, primary_weight, primary_gamma, primary_beta, cheap_weight, cheap_gamma,
+        cheap_beta, act_weight, cheap_act_weight, primary_mean, primary_var, cheap_mean, cheap_var, None, out_channels,
+        act, cheap_act, act_slope, cheap_act_slope, primary_eps, cheap_eps,
+    )  # fmt: skip
+    return grad_x, grad_gate, *grads

@@ -1,0 +1,367 @@
+"""Ghost modules with DFC attention, as of GhostNetV2, in the ways that people write them: fused, and left alone."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ghost_ops
+from ghost_ops.fused import DFCAttentionParts
+from ghost_ops.fused.behaviour import block_of
+from ghost_ops.surgery import explain, fuse, revert
+from ghost_ops.surgery.recognise import survey
+
+from ..helpers import make_map, randomise
+from .twins import assert_agree, plain_twin, run, why
+
+TRAINS = "ghost_module_train on native, dfc_gate_train on native"
+KIND = "Ghost module with DFC attention"
+
+
+class HuaweiModule(nn.Module):
+    """As in Huawei's ghostnetv2_torch: a mode, and empty containers in the place of activations."""
+
+    def __init__(self, inp, oup, ratio=2, dw_size=3, relu=True, bias=False, gate=nn.Sigmoid, act=nn.ReLU) -> None:
+        super().__init__()
+        self.mode, self.oup, self.gate_fn = "attn", oup, gate()
+        init, norm = (
+            math.ceil(oup / ratio),
+            (lambda channels: []) if bias else (lambda channels: [nn.BatchNorm2d(channels)]),
+        )
+        new = init * (ratio - 1)
+        last = lambda: [act() if relu else nn.Sequential()]
+        self.primary_conv = nn.Sequential(nn.Conv2d(inp, init, 1, bias=bias), *norm(init), *last())
+        cheap = nn.Conv2d(init, new, dw_size, 1, dw_size // 2, groups=init, bias=bias)
+        self.cheap_operation = nn.Sequential(cheap, *norm(new), *last())
+        along = [
+            nn.Conv2d(oup, oup, k, padding=(k[0] // 2, k[1] // 2), groups=oup, bias=bias) for k in ((1, 5), (5, 1))
+        ]
+        self.short_conv = nn.Sequential(
+            nn.Conv2d(inp, oup, 1, bias=bias), *norm(oup), along[0], *norm(oup), along[1], *norm(oup)
+        )
+
+    def attention(self, x):
+        return self.short_conv(F.avg_pool2d(x, kernel_size=2, stride=2))
+
+    def forward(self, x):
+        if self.mode in ["attn"]:
+            res = self.attention(x)
+            x1 = self.primary_conv(x)
+            x2 = self.cheap_operation(x1)
+            out = torch.cat([x1, x2], dim=1)
+            up = F.interpolate(self.gate_fn(res), size=(out.shape[-2], out.shape[-1]), mode="nearest")
+            return out[:, : self.oup, :, :] * up
+
+
+class GateLast(HuaweiModule):
+    """The Ghost module first, pooling by a module, and the gate by a function, after the upsampling."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.pool = nn.AvgPool2d(2)
+        del self.gate_fn
+
+    def forward(self, x):
+        y = self.primary_conv(x)
+        out = torch.cat([y, self.cheap_operation(y)], 1)[:, : self.oup]
+        return torch.sigmoid(F.interpolate(self.short_conv(self.pool(x)), size=out.shape[2:])) * out
+
+
+class TwoForms(HuaweiModule):
+    """As a reparametrised module: a scale, and an interpolation by a name that is an attribute."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.scale, self.inter_mode = 1.0, "nearest"
+
+    def forward(self, x):
+        res = self.attention(x)
+        y = self.primary_conv(x)
+        out = torch.cat([y, self.cheap_operation(y)], 1)
+        up = F.interpolate(self.gate_fn(res / self.scale), size=out.shape[-2:], mode=self.inter_mode)
+        return out[:, : self.oup] * up
+
+
+FORMS = {
+    "Huawei's": lambda: HuaweiModule(6, 20),
+    "without activations": lambda: HuaweiModule(6, 20, relu=False),
+    "channels that are dropped": lambda: HuaweiModule(7, 19, ratio=3, dw_size=5),
+    "PReLU": lambda: HuaweiModule(6, 20, act=lambda: nn.PReLU(10)),
+    "SiLU, another gate": lambda: HuaweiModule(6, 20, act=nn.SiLU, gate=nn.Hardsigmoid),
+    "the gate last": lambda: GateLast(6, 20),
+    "a scale of 1": lambda: TwoForms(6, 20),
+}
+
+
+def module(form="Huawei's", training=True):
+    return fuse(randomise(FORMS[form]()).train(training))
+
+
+def map_of(fused, side=(9, 11), **options):
+    return make_map((3, block_of(fused).channels(fused), *side), **options)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("form", FORMS)
+def test_training(form, layout):
+    fused = module(form)
+    x = map_of(fused, layout=layout)
+    assert block_of(fused).kind == KIND and why(fused, x) == TRAINS
+    assert_agree(fused, x, calls=2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_eval(form):
+    fused = module(form, training=False)
+    x = map_of(fused)
+    assert_agree(fused, x)
+    assert_agree(fused, x, backward=False)
+
+
+def test_deployed():
+    """Convolutions with biases and no BatchNorms, as after BatchNorms were folded."""
+    for relu in (True, False):
+        fused = fuse(randomise(HuaweiModule(6, 20, bias=True, relu=relu)))
+        assert block_of(fused).kind == KIND
+        for training in (True, False):
+            assert_agree(fused.train(training), map_of(fused))
+        assert_agree(fused, map_of(fused), backward=False)
+
+
+def test_a_gate_of_3_by_3_for_7_by_7():
+    fused = module()
+    for side in ((7, 7), (2, 2), (3, 14), (15, 8)):
+        assert_agree(fused, map_of(fused, side))
+
+
+def test_frozen_statistics_and_some_of_them():
+    fused = module()
+    x = map_of(fused)
+    for norm in fused.short_conv[1::2]:
+        norm.eval()
+    assert_agree(fused, x, calls=2)
+    assert "a gate of its layers in turn" in why(fused, x)
+    fused.train().short_conv[3].eval()
+    assert_agree(fused, x, calls=2)
+    fused.eval().short_conv.train()
+    assert_agree(fused, x, calls=2)
+    fused.train().short_conv[1].momentum = None
+    assert_agree(fused, x, calls=3)
+
+
+def test_what_pytorch_refuses():
+    fused = module()
+    plain = plain_twin(fused)
+    for side, error in (((1, 6), RuntimeError), ((0, 6), RuntimeError)):
+        with pytest.raises(error) as theirs:
+            plain(map_of(fused, side))
+        with pytest.raises(error) as ours:
+            fused(map_of(fused, side))
+        assert str(ours.value) == str(theirs.value)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        fused(map_of(fused, (2, 2))[:1])
+    wrong = torch.randn(2, 5, 8, 8)
+    with pytest.raises(RuntimeError, match="channels"):
+        fused(wrong)
+
+
+def test_stays_itself():
+    source = randomise(HuaweiModule(6, 20)).train()
+    state, x = source.state_dict(), make_map((2, 6, 8, 8))
+    fused = fuse(source)
+    assert isinstance(fused, HuaweiModule) and fused.state_dict().keys() == state.keys()
+    expected = copy.deepcopy(fused)(x)
+    buffer = io.BytesIO()
+    torch.save(fused, buffer)
+    buffer.seek(0)
+    for again in (copy.deepcopy(fused), torch.load(buffer, weights_only=False)):
+        assert why(again, x) == TRAINS and torch.equal(again(x), expected)
+    assert type(revert(copy.deepcopy(fused))) is HuaweiModule
+    assert [row.runs for row in explain(fused, x).rows] == [TRAINS]
+
+
+@pytest.mark.parametrize(
+    "path", ["short_conv", "short_conv.0", "short_conv.3", "short_conv.4", "gate_fn", "primary_conv.1"]
+)
+def test_hooks_run(path):
+    fused, seen = module(), []
+    x = map_of(fused)
+    fused(x)
+    plain = plain_twin(fused)
+    hook = lambda m, i, out: seen.append(path) or out * 2
+    handle = fused.get_submodule(path).register_forward_hook(hook)
+    plain.get_submodule(path).register_forward_hook(hook)
+    assert "hooks" in why(fused, x)
+    assert torch.equal(fused(x), plain(x)) and len(seen) == 2
+    handle.remove()
+    assert why(fused, x) == TRAINS
+
+
+def test_a_changed_attribute_is_seen():
+    fused = module("a scale of 1")
+    x = map_of(fused)
+    fused(x)
+    fused.scale = 2.0
+    plain = plain_twin(fused)
+    assert torch.equal(fused(x), plain(x)) and "scale" in why(fused, x)
+    fused.scale, fused.inter_mode = 1.0, "nearest-exact"
+    assert torch.equal(fused(x), plain_twin(fused)(x))
+
+
+def test_functional_call_and_swapped_parameters():
+    fused = module()
+    x = map_of(fused)
+    new = {name: torch.randn_like(p, requires_grad=True) for name, p in fused.named_parameters()}
+    plain = plain_twin(fused)
+    outs = [torch.func.functional_call(m, new, (x,)) for m in (fused, plain)]
+    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
+    grads = [torch.autograd.grad(out.square().mean(), list(new.values())) for out in outs]
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-5)
+    fused.short_conv[2] = nn.Conv2d(20, 20, (1, 3), padding=(0, 1), groups=20, bias=False)
+    assert_agree(fused, x)
+    fused.short_conv[2] = nn.Conv2d(20, 20, (1, 4), padding=(0, 2), groups=20, bias=False)
+    assert why(fused, x).startswith("plain")
+
+
+def test_gradients_of_some():
+    fused = module()
+    x = map_of(fused)
+    for name, p in fused.named_parameters():
+        p.requires_grad_("short_conv" not in name)
+    assert_agree(fused, x)
+    for p in fused.parameters():
+        p.requires_grad_(not p.requires_grad)
+    assert_agree(fused, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype):
+    fused = module().to(dtype)
+    x = map_of(fused).to(dtype)
+    if dtype is torch.bfloat16:
+        assert_agree(fused, x)
+    else:
+        assert torch.equal(fused(x), plain_twin(fused)(x))
+
+
+def test_autocast():
+    fused = module()
+    x = map_of(fused)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = fused(x), plain_twin(fused)(x)
+        assert why(fused, x) == TRAINS
+    assert ours.dtype == theirs.dtype
+    torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.05, atol=0.05)
+
+
+def test_double_backward_is_refused():
+    fused = module()
+    x = map_of(fused, requires_grad=True)
+    (grad,) = torch.autograd.grad(fused(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_as_one_graph(training):
+    fused = module(training=training)
+    x = map_of(fused)
+    expected = run(copy.deepcopy(fused), x, True)
+    compiled = run(torch.compile(fused, backend="aot_eager", fullgraph=True), x, True)
+    for name in ("output", "gradient of the input"):
+        torch.testing.assert_close(compiled[name], expected[name])
+
+
+# What is left alone
+
+
+def with_forward(forward):
+    return type("Other", (HuaweiModule,), {"forward": forward})(6, 20)
+
+
+def ghost_of(self, x):
+    y = self.primary_conv(x)
+    return torch.cat([y, self.cheap_operation(y)], 1)[:, : self.oup]
+
+
+def upsampled(self, x, mode="nearest", pool=2):
+    res = self.short_conv(F.avg_pool2d(x, pool, pool))
+    return F.interpolate(self.gate_fn(res), size=x.shape[2:], mode=mode)
+
+
+OTHERS = {
+    "bilinear": lambda self, x: ghost_of(self, x) * upsampled(self, x, "bilinear"),
+    "nearest-exact": lambda self, x: ghost_of(self, x) * upsampled(self, x, "nearest-exact"),
+    "pooling of 3": lambda self, x: ghost_of(self, x) * upsampled(self, x, pool=3),
+    "added": lambda self, x: ghost_of(self, x) + upsampled(self, x),
+    "doubled": lambda self, x: 2 * ghost_of(self, x) * upsampled(self, x),
+    "detached": lambda self, x: ghost_of(self, x) * upsampled(self, x).detach(),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_computations_stay(other):
+    (finding,) = survey(with_forward(OTHERS[other]))
+    assert finding.parts is None and finding.kind == KIND, finding
+
+
+def test_columns_before_rows_stay():
+    source = HuaweiModule(6, 20)
+    source.short_conv[2], source.short_conv[4] = source.short_conv[4], source.short_conv[2]
+    assert all(finding.parts is None for finding in survey(source))
+
+
+def test_the_parts():
+    (finding,) = survey(HuaweiModule(7, 19, ratio=3, relu=False))
+    assert finding.parts == DFCAttentionParts(
+        "primary_conv.0", "primary_conv.1", "primary_conv.2", "cheap_operation.0", "cheap_operation.1",
+        "cheap_operation.2", 19, tuple(f"short_conv.{i}" for i in range(6)), "sigmoid", ("gate_fn",),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"parts\.gate: expected one of clamp, .*, got 'softmax'"):
+        block_of(module()).paths(DFCAttentionParts("a", gate="softmax"), "fuse")
+
+
+# In a bottleneck
+
+
+@pytest.mark.parametrize("memory", ["balanced", "low"])
+@pytest.mark.parametrize("strided", [False, True])
+def test_bottlenecks_of_timm(strided, memory):
+    ghostnet = pytest.importorskip("timm.models.ghostnet")
+    options = {"stride": 2, "se_ratio": 0.25} if strided else {}
+    source = ghostnet.GhostBottleneck(6, 18, 10 if strided else 6, mode="attn", **options)
+    fused = fuse(randomise(source).train(), memory=memory)
+    assert block_of(fused).kind == "Ghost bottleneck" and block_of(fused.ghost1).kind == KIND
+    x = make_map((3, 6, 9, 7))
+    assert ("computed again" in why(fused, x)) == (memory == "low")
+    assert_agree(fused, x, calls=2)
+    for norm in fused.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+    assert_agree(fused, x)
+    assert_agree(fused.eval(), x)
+    assert_agree(fused, x, backward=False)
+
+
+def test_what_a_low_bottleneck_saves():
+    ghostnet = pytest.importorskip("timm.models.ghostnet")
+    fused = fuse(randomise(ghostnet.GhostBottleneck(6, 18, 6, mode="attn")).train(), memory="low")
+    x, sizes = make_map((3, 6, 16, 16), requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.shape) or t, lambda t: t):
+        out = fused(x)
+    maps = [tuple(size) for size in sizes if len(size) == 4 and size[2:].numel() > 9]
+    assert out.requires_grad and maps == [(3, 6, 16, 16)]
+
+
+def test_a_frozen_net_of_them():
+    fused = nn.Sequential(HuaweiModule(6, 12), HuaweiModule(12, 8))
+    randomise(fused).eval()
+    frozen, x = ghost_ops.freeze(fused), make_map((2, 6, 8, 8))
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), fused(x), rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
@@ -78,6 +79,15 @@ class ConvBNAct(NamedTuple):
         same = padding in ((height // 2, width // 2), "same") and (dilation == (1, 1) or height == 1)
         square = height == width and height % 2 == 1
         return square and same and stride == (1, 1) and groups == conv.in_channels == channels
+
+    def why_not_cheap(self, channels: int) -> str:
+        """The sentence where it is not ``is_cheap``."""
+        stride, padding, dilation, groups, _ = self.geometry
+        if groups != self.conv.in_channels or groups != channels:
+            return f"its cheap operation is not depthwise: it has {groups} groups for {channels} channels"
+        kernel = " x ".join(map(str, self.kernel()))
+        found = f"kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}"
+        return f"its cheap operation must be square and odd, keep the size of the map and not be dilated: {found}"
 
     def _is_depthwise(self) -> bool:
         (height, width), conv = self.kernel(), self.conv
@@ -164,18 +174,44 @@ def take_layer(items: list[_Item], module_of: Callable[[_Item], nn.Module | None
 
 def conv_bn_act(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> ConvBNAct:
     """A convolution with what follows it. Raises ``Unfusable`` where one of the modules is of another kind."""
-    if type(conv) is not nn.Conv2d:
+    if not is_conv(conv):
         raise Unfusable(f"one of its convolutions is a {type(conv).__name__}, not a Conv2d")
     if conv.padding_mode != "zeros":
         raise Unfusable(f"one of its convolutions pads with mode {conv.padding_mode!r}")
     norm = None if does_nothing(norm) else norm
-    if norm is not None and type(norm) not in NORMS:
+    if norm is not None and not is_norm(norm):
         raise Unfusable(f"one of its normalisations is a {type(norm).__name__}, not a BatchNorm2d")
     seen = conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
     stride, padding, dilation, groups, mode = seen
     sizes = _pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation)
     layer = ConvBNAct(conv, norm, act, activation_code(act), (*sizes, groups, mode), seen)
     return layer._replace(is_depthwise=layer._is_depthwise())
+
+
+def is_conv(module: nn.Module | None) -> bool:
+    """Whether it is a ``Conv2d``, or of a subclass that computes what that does."""
+    return type(module) is nn.Conv2d or _computes_as(type(module), nn.Conv2d)
+
+
+def is_norm(module: nn.Module | None) -> bool:
+    """Whether it is a BatchNorm over maps, or of a subclass that computes what ``BatchNorm2d`` does."""
+    return type(module) in NORMS or _computes_as(type(module), nn.BatchNorm2d)
+
+
+# What a subclass must not define to compute what its base does with the same parameters, buffers and numbers.
+_DECISIVE = frozenset(
+    "forward __call__ _call_impl __getattr__ __getattribute__ _conv_forward _check_input_dim weight bias running_mean "
+    "running_var num_batches_tracked stride padding dilation groups padding_mode eps momentum training affine "
+    "track_running_stats _parameters _buffers".split()
+)
+
+
+@functools.cache
+def _computes_as(cls: type, base: type) -> bool:
+    if not issubclass(cls, base):
+        return False
+    between = cls.__mro__[: cls.__mro__.index(base)]
+    return not any(_DECISIVE & vars(c).keys() for c in between)
 
 
 def activation_code(act: nn.Module | None) -> int:

@@ -11,6 +11,7 @@ from ..fused.bottleneck import MEMORY, check_memory
 from ..fused.graph import GraphPool
 from ..fused.graphed_block import BlockGraphs
 from .recognise import survey
+from .tally import Tally
 
 __all__ = ["MEMORY", "fuse", "revert"]
 
@@ -46,8 +47,9 @@ def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None =
         ValueError: an unknown ``memory``.
 
     Warns:
-        UserWarning: nothing was found to fuse, a module's class cannot be derived from, or a registered block writes a
-            program that computes something else than the module.
+        UserWarning: some of what looks like a block was left as it is, or nothing was found: how many of how many were
+            fused, and the three reasons that leave most; a module's class cannot be derived from; or a registered block
+            writes a program that computes something else than the module.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"fuse: net: expected a torch.nn.Module, got {type(net).__name__}")
@@ -66,9 +68,12 @@ def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None =
         except TypeError as error:  # a metaclass or a layout that allows no subclass
             what = f"{found.name or 'it'}, a {type(found.module).__name__}"
             warnings.warn(f"fuse: {what}, was left as it is: {error}", UserWarning, stacklevel=2)
-    if not any(behaviour.is_fused(module) for module in net.modules()):
-        seen = "".join(f"; {f.name or 'it'} looks like a {f.kind}, but {f.reason}" for f in findings[:3])
-        warnings.warn(f"fuse: no Ghost module was found in this {type(net).__name__}{seen}", UserWarning, stacklevel=2)
+    counted = Tally(net, [found for found in findings if not found.block.holds_blocks])  # these may be no such block
+    text = "" if counted.fused else f"no Ghost module was found in this {type(net).__name__} that can run fused; "
+    if counted.left:
+        text += f"{counted} run fused, the others stay plain PyTorch: {counted.why()}"
+    if text:
+        warnings.warn(f"fuse: {text.removesuffix('; ')}", UserWarning, stacklevel=2)
     for module in net.modules() if memory is not None else ():
         block = behaviour.block_of(module)
         if hasattr(block, "memory"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,6 +136,32 @@ def module_of(function: Callable | str, arguments: tuple, options: dict) -> nn.M
                 return None
             return None if code_of(module) is None else module
     return None
+
+
+@dataclass(frozen=True)
+class Function:
+    """An activation that no module of the net computes: a function, or somebody's own class, by what it computes.
+
+    Attributes:
+        name: one of ``ACTIVATIONS`` that PyTorch has a module for, and no weight.
+        slope: its slope; 0 where it has none.
+    """
+
+    name: str
+    slope: float = 0.0
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        return activate(z, ACTIVATIONS.index(self.name), self.slope)
+
+    def module(self) -> nn.Module:
+        """A module that computes it."""
+        spelling = _SPELLINGS[self.name]
+        return spelling.module(**({spelling.number: self.slope} if spelling.number else {}), **spelling.fixed)
+
+
+def has_module(name: str) -> bool:
+    """Whether PyTorch has a module for an activation, without a weight: one that a ``Function`` can be."""
+    return name in _SPELLINGS and ACTIVATIONS.index(name) != PRELU
 
 
 # Values and gradients

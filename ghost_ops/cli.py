@@ -23,7 +23,7 @@ from .bench.machine import Unavailable
 
 QUICK_CASES = 3
 WIDTH = 180  # columns of tables that go to a file or a pipe
-PARTS = ("modules", "nets", "train", "frozen", "train_modules")
+PARTS = ("modules", "nets", "train", "frozen", "train_modules", "zoo")
 
 
 def _console() -> Console:
@@ -114,14 +114,17 @@ def verify(quick: bool, as_json: bool) -> None:
 @click.option("--train", is_flag=True, help="A training step of GhostNet-100. Without any part named: these three.")
 @click.option("--train-modules", is_flag=True, help="Forward and backward of every Ghost module.")
 @click.option("--frozen", is_flag=True, help="Frozen nets, engines and other nets, and the time of a net's parts.")
+@click.option("--zoo", is_flag=True, help="Other people's Ghost nets: inference and training, beside OpenVINO.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="For --frozen.")
-@click.option("--case", "patterns", multiple=True, metavar="TEXT", help="Only cases whose name contains this.")
+@click.option("--case", "--only", "patterns", multiple=True, metavar="TEXT", help="Only cases whose name has this.")
 @click.option("--baselines", multiple=True, metavar="TEXT", help="Only baselines whose name contains this.")
 @click.option("--peers", multiple=True, hidden=True)  # the name that --baselines had in 0.1.0
-@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Default: 1 and 16.")
-@click.option("--train-batch", type=click.IntRange(2), default=32, show_default=True)
+@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Default: 1 and 16; 1 and 8 for --zoo.")
+@click.option("--train-batch", type=click.IntRange(2), help="Default: 32; 16 for --zoo.")
 @click.option("--train-side", type=click.IntRange(32), default=224, show_default=True, help="Pixels, when training.")
-@click.option("--threads", "thread_counts", multiple=True, type=click.IntRange(1), help="Default: 1.")
+@click.option(
+    "--threads", "thread_counts", multiple=True, type=click.IntRange(1), help="Default: 1; --zoo trains with 2."
+)
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Samples of each.")
 @click.option("--quick", is_flag=True, help=f"Batch 1, {QUICK_CASES} modules, few rounds, no compilation.")
 @click.option("--json", "json_path", metavar="PATH", help='Write JSON; "-" is standard output.')
@@ -132,12 +135,13 @@ def bench(
     train: bool,
     train_modules: bool,
     frozen: bool,
+    zoo: bool,
     dtype: str,
     patterns: tuple[str, ...],
     baselines: tuple[str, ...],
     peers: tuple[str, ...],
     batches: tuple[int, ...],
-    train_batch: int,
+    train_batch: int | None,
     train_side: int,
     thread_counts: tuple[int, ...],
     rounds: int,
@@ -151,23 +155,32 @@ def bench(
     from .bench.training import STEPS, TrainCase, TrainModuleCase
 
     in_checkout = benchmark.extend()
-    if not in_checkout and (frozen or plot_path):
-        option = "--frozen" if frozen else "--plot"
+    if not in_checkout and (frozen or zoo or plot_path):
+        option = "--frozen" if frozen else "--zoo" if zoo else "--plot"
         raise click.ClickException(f"{option} needs a checkout of the repository: its code is in benchmarks/harness")
     if plot_path:
         _installed("matplotlib")
     if dtype != "float32" and not frozen:
         raise click.UsageError("--dtype is for --frozen: the other parts run in float32")
-    parts = [part for part, on in zip(PARTS, (modules, nets, train, frozen, train_modules)) if on]
+    parts = [part for part, on in zip(PARTS, (modules, nets, train, frozen, train_modules, zoo)) if on]
     parts = parts or list(PARTS[:2] if patterns else PARTS[:3])
     wanted = lambda name: _wanted(name, baselines + peers, quick)
     steps = {step.name for step in STEPS if wanted(step.name)}
-    known, to_freeze = [*module_cases(), *net_cases()], []
+    known, to_freeze, in_zoo = [*module_cases(), *net_cases()], [], []
+    zoo_batches, zoo_train_batch, zoo_train_threads = (1, 16), 0, 0
     if in_checkout:
         from .bench.frozen import choose_cases, frozen_cases
 
         known += frozen_cases()
         to_freeze = choose_cases(patterns, dtype) if frozen else []
+        if zoo:
+            from .bench import zoo as menagerie
+
+            known += menagerie.zoo_cases()
+            in_zoo = menagerie.zoo_cases(patterns)
+            zoo_batches = menagerie.BATCHES if parts == ["zoo"] else zoo_batches
+            zoo_train_batch = train_batch or (menagerie.QUICK_TRAIN_BATCH if quick else menagerie.TRAIN_BATCH)
+            zoo_train_threads = max(thread_counts, default=menagerie.TRAIN_THREADS)
     _check_names(patterns, [case.name for case in known], "--case")
     _check_names(baselines + peers, [*BASELINES, *steps], "--baselines")
     chosen = [case for case in module_cases() if not patterns or any(p in case.name for p in patterns)]
@@ -183,19 +196,22 @@ def bench(
         trained=trained,
         steps=steps,
         to_freeze=to_freeze,
+        zoo=in_zoo,
+        zoo_train_batch=zoo_train_batch,
+        zoo_train_threads=zoo_train_threads,
         train=TrainCase(side=train_side) if "train" in parts else None,
-        train_batch=train_batch,
+        train_batch=train_batch or 32,
         wanted=wanted,
         parts=parts,
         dtype=dtype,
-        batches=batches or ((1,) if quick else (1, 16)),
+        batches=batches or ((1,) if quick else zoo_batches),
         thread_counts=thread_counts or (1,),
         rounds=min(rounds, 3) if quick else rounds,
         min_seconds=0.005 if quick else 0.02,
         quick=quick,
         in_checkout=in_checkout,
     )
-    if not cases and not trained and not to_freeze and "train" not in parts:
+    if not cases and not trained and not to_freeze and not in_zoo and "train" not in parts:
         raise click.UsageError("nothing is left to run: see --case and the parts asked for")
     with _progress(len(selection)) as progress:
         told = lambda what: progress.update(0, description=what)

@@ -8,28 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.nets.blocks import (
+    ArticleGhostModule,
+    HuaweiBottleneck,
+    HuaweiSqueezeExcite,
+    ResNetGhostModule,
+    conv_bn,
+    hard_sigmoid,
+)
 
-def conv_bn(inp, oup, kernel, stride=1, groups=1, act=None):
-    conv = nn.Conv2d(inp, oup, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(oup), nn.Sequential() if act is None else act)
-
-
-# The article's (iamhankai/ghostnet.pytorch, in the Sequential style of d-li14/mobilenetv3.pytorch)
-
-
-class ArticleGhostModule(nn.Module):
-    def __init__(self, inp, oup, kernel_size=1, ratio=2, dw_size=3, stride=1, relu=True, act=nn.ReLU):
-        super().__init__()
-        self.oup = oup
-        primary = math.ceil(oup / ratio)
-        acts = [act(inplace=True) if relu else None for _ in range(2)]
-        self.primary_conv = conv_bn(inp, primary, kernel_size, stride, act=acts[0])
-        self.cheap_operation = conv_bn(primary, primary * (ratio - 1), dw_size, groups=primary, act=acts[1])
-
-    def forward(self, x):
-        x1 = self.primary_conv(x)
-        x2 = self.cheap_operation(x1)
-        return torch.cat([x1, x2], dim=1)[:, : self.oup, :, :]
+__all__ = [
+    "ArticleGhostModule",
+    "HuaweiBottleneck",
+    "HuaweiSqueezeExcite",
+    "ResNetGhostModule",
+    "conv_bn",
+    "hard_sigmoid",
+]
 
 
 class ArticleSELayer(nn.Module):
@@ -74,57 +69,6 @@ class ArticleBottleneck(nn.Module):
 
     def forward(self, x):
         return self.conv(x) + self.shortcut(x)
-
-
-# Huawei's (Efficient-AI-Backbones/ghostnet_pytorch), of which timm's are descended
-
-
-def hard_sigmoid(x, inplace=False):
-    return x.add_(3.0).clamp_(0.0, 6.0).div_(6.0) if inplace else F.relu6(x + 3.0) / 6.0
-
-
-class HuaweiSqueezeExcite(nn.Module):
-    def __init__(self, channels, hidden, gate_fn=hard_sigmoid):
-        super().__init__()
-        self.gate_fn = gate_fn
-        self.avg_pool = nn.AdaptiveAvgPool2d(1)
-        self.conv_reduce = nn.Conv2d(channels, hidden, 1)
-        self.act1 = nn.ReLU(inplace=True)
-        self.conv_expand = nn.Conv2d(hidden, channels, 1)
-
-    def forward(self, x):
-        return x * self.gate_fn(self.conv_expand(self.act1(self.conv_reduce(self.avg_pool(x)))))
-
-
-class HuaweiBottleneck(nn.Module):
-    def __init__(self, inp, mid, oup, kernel=3, stride=1, se=False):
-        super().__init__()
-        self.stride = stride
-        self.ghost1 = ArticleGhostModule(inp, mid)
-        if stride > 1:
-            self.conv_dw = nn.Conv2d(mid, mid, kernel, stride, kernel // 2, groups=mid, bias=False)
-            self.bn_dw = nn.BatchNorm2d(mid)
-        self.se = HuaweiSqueezeExcite(mid, mid // 4) if se else None
-        self.ghost2 = ArticleGhostModule(mid, oup, relu=False)
-        self.shortcut = nn.Sequential()
-        if inp != oup or stride != 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inp, inp, kernel, stride, kernel // 2, groups=inp, bias=False),
-                nn.BatchNorm2d(inp),
-                nn.Conv2d(inp, oup, 1, bias=False),
-                nn.BatchNorm2d(oup),
-            )
-
-    def forward(self, x):
-        residual = x
-        x = self.ghost1(x)
-        if self.stride > 1:
-            x = self.bn_dw(self.conv_dw(x))
-        if self.se is not None:
-            x = self.se(x)
-        x = self.ghost2(x)
-        x += self.shortcut(residual)
-        return x
 
 
 # YOLO's (ultralytics/nn/modules)
@@ -185,23 +129,6 @@ class PicoGhostModule(nn.Module):
     def forward(self, x):
         y = self.primary_conv(x)
         return torch.cat([y, self.cheap_operation(y)], dim=1)
-
-
-class ResNetGhostModule(nn.Conv2d):
-    def __init__(self, inp, oup, kernel_size, dw_size=3, ratio=2, stride=1, padding=0):
-        super().__init__(inp, oup, kernel_size, stride, padding, bias=True)
-        self.weight = None
-        self.init_channels = math.ceil(oup / ratio)
-        new = self.init_channels * (ratio - 1)
-        self.conv1 = nn.Conv2d(inp, self.init_channels, kernel_size, stride, padding)
-        self.conv2 = nn.Conv2d(self.init_channels, new, dw_size, 1, dw_size // 2, groups=self.init_channels)
-        self.bn1 = nn.BatchNorm2d(self.init_channels)
-        self.weight1 = nn.Parameter(torch.randn(self.init_channels, inp, kernel_size, kernel_size))
-
-    def forward(self, input):
-        x1 = self.conv1(input)
-        x2 = self.conv2(x1)[:, : self.out_channels - self.init_channels, :, :]
-        return torch.cat([x1, x2], 1)
 
 
 class DeployedV3GhostModule(nn.Module):

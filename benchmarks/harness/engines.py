@@ -74,7 +74,10 @@ def _openvino(channels_last: bool, precision: str = "f32") -> Callable[..., Buil
         core = ov.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise Unavailable("OpenVINO has no bfloat16 on this processor")
-        x, is_map = x.contiguous(), isinstance(module(x[:1]), torch.Tensor) and module(x[:1]).dim() == 4
+        x = x.contiguous()
+        with torch.no_grad():
+            shown = module(x[:1])
+        is_map = isinstance(shown, torch.Tensor) and shown.dim() == 4
         with _quiet():
             model = ov.convert_model(module, example_input=x, input=[list(x.shape)])
         if channels_last:
@@ -99,9 +102,11 @@ def _openvino(channels_last: bool, precision: str = "f32") -> Callable[..., Buil
             request.infer()
             return request
 
-        def result(request: object) -> torch.Tensor:
-            out = torch.from_numpy(request.get_output_tensor().data.copy())
-            return out.permute(0, 3, 1, 2) if channels_last and is_map else out
+        def result(request: object) -> list[torch.Tensor] | torch.Tensor:
+            maps = [torch.from_numpy(tensor.data.copy()) for tensor in request.output_tensors]
+            if len(maps) > 1:
+                return maps
+            return maps[0].permute(0, 3, 1, 2) if channels_last and is_map else maps[0]
 
         read = torch.from_numpy(values)
         return Built(call, result, input=read.permute(0, 3, 1, 2) if channels_last else read)

@@ -22,7 +22,7 @@ _NAMES = {
 
 
 @cache
-def _models() -> tuple[ModuleType, torch.library.Library | None]:
+def torchvision_models() -> tuple[ModuleType, torch.library.Library | None]:
     """``torchvision.models``, and a library that must live as long.
 
     Its compiled operators need not load with this torch: no net here calls them, and their schemas suffice.
@@ -47,7 +47,7 @@ def _models() -> tuple[ModuleType, torch.library.Library | None]:
 
 
 def _builder(name: str) -> Callable[[], nn.Module]:
-    return lambda: getattr(_models()[0], name)()
+    return lambda: getattr(torchvision_models()[0], name)()
 
 
 OTHER_MODELS = {name: _builder(theirs) for name, theirs in _NAMES.items()}

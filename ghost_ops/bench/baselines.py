@@ -20,6 +20,7 @@ from .. import surgery
 from ..fused import FrozenProgram
 from ..nn import GhostModule
 from .machine import Unavailable
+from .outputs import as_one
 from .timing import interleave
 
 NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
@@ -33,15 +34,17 @@ class Built:
 
     Attributes:
         call: what is timed; returns the result in whatever form the engine has.
-        result: the result of a call as an N x C x H x W tensor.
+        result: the result of a call as an N x C x H x W tensor, or as several where the net returns several.
         check: raises RuntimeError where what was timed is not what the baseline's name says.
         input: what a call reads, N x C x H x W, for other images to be copied into; None where there is no such way.
+        note: what there is to know of it beside its time.
     """
 
     call: Callable[[], object]
-    result: Callable[[object], torch.Tensor] = lambda out: out
+    result: Callable[[object], object] = lambda out: out
     check: Callable[[], None] = lambda: None
     input: torch.Tensor | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def _frozen(layout: torch.memory_format, dtype: torch.dtype = torch.float32) -> 
         if not any(isinstance(part, FrozenProgram) for part in frozen.modules()):
             raise Unavailable("; ".join(str(w.message) for w in caught) or "freeze found nothing to freeze")
         x = x.to(dtype, memory_format=layout, copy=True)
-        return Built(_without_grad(frozen, x), lambda out: out.float(), input=x)
+        return Built(_without_grad(frozen, x), lambda out: as_one(out).float(), input=x)
 
     return build
 

@@ -25,10 +25,11 @@ class Unavailable(Exception):
     """Says why a baseline cannot run here, and what to do about it."""
 
 
-def need(module: str, extra: str = "bench") -> None:
+def need(module: str, extra: str = "bench", command: str | None = None) -> None:
     """Raises ``Unavailable`` with the command that installs it where an optional package is missing."""
     if importlib.util.find_spec(module) is None:
-        raise Unavailable(f'{module} is not installed: pip install "ghost-ops[{extra}]"')
+        command = command or f'pip install "ghost-ops[{extra}]"'
+        raise Unavailable(f"{module} is not installed: {command}")
 
 
 def version_of(distribution: str) -> str | None:

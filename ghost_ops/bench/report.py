@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .baselines import FROZEN, FUSED
 from .results import FAILED, NET, OK, OTHER_MODEL, WRONG, PartResult, Result, target_of
 from .run import SCHEMA, Report
 from .summary import Summary
@@ -22,6 +23,8 @@ KINDS = {
     OTHER_MODEL: "Other nets beside the frozen one",
     "train": "Training step",
     "train_module": "Ghost modules, forward and backward",
+    "zoo": "Other people's nets",
+    "zoo_train": "Other people's nets, training step",
 }
 
 
@@ -76,7 +79,7 @@ def render(report: Report) -> RenderableType:
         groups.setdefault((row.kind, row.batch, row.threads), []).append(row)
     parts: list[RenderableType] = [Text(machine_line(report.machine)), *map(_limits_line, report.limits)]
     for key, rows in groups.items():
-        parts.append(_training_table(key, rows) if key[0] == "train" else _table(key, rows))
+        parts.append(_TABLES.get(key[0], _table)(key, rows))
     nets: dict[tuple[str, int, int, str], list[PartResult]] = {}
     for part in report.parts:
         nets.setdefault((part.case, part.batch, part.threads, part.dtype), []).append(part)
@@ -200,6 +203,58 @@ def _training_table(key: tuple[str, int, int], rows: list[Result]) -> Table:
         times = "" if row.baseline == target_of(row.kind) or row.speedup is None else factor(row.speedup)
         table.add_row(row.label, time, times, *sizes, f"{row.error:.1e}")
     return table
+
+
+def _zoo_table(key: tuple[str, int, int], rows: list[Result]) -> Table:
+    """A line a net: every time, and how many times that of the fused and of the frozen net it is."""
+    others = {row.baseline: row.label for row in rows if row.group != "target"}
+    table = Table(title=f"{title(*key)}: ms (and how many times ours: fused, frozen)")
+    table.add_column("net", no_wrap=True)
+    for label in ("ghost_ops.fuse", "ghost_ops.freeze", *others.values()):
+        table.add_column(label, justify="right", overflow="fold")
+    table.add_column("how much runs in ours", overflow="fold")
+    for case, by_name in _by_case(rows).items():
+        targets = [by_name.get(name) for name in (FUSED, FROZEN)]
+        notes = "; ".join(row.note for row in targets if row is not None and row.note)
+        table.add_row(case, *map(_zoo_cell, targets), *(_zoo_cell(by_name.get(name)) for name in others), notes)
+    return table
+
+
+def _zoo_cell(row: Result | None) -> Text:
+    if row is None or row.status != OK:
+        return _cell(row)
+    ratios = [factor(row.speedups[name]) for name in (FUSED, FROZEN) if name in row.speedups]
+    if row.group == "target":
+        return Text(f"{row.seconds * 1e3:.3g} ±{row.spread / row.seconds / 2:.0%}")
+    return Text(", ").join([Text(f"{row.seconds * 1e3:.3g}"), *ratios])
+
+
+def _zoo_training_table(key: tuple[str, int, int], rows: list[Result]) -> Table:
+    """A line a net: both steps, and what autograd keeps of each."""
+    columns = "net", "eager, ms", "ghost_ops, ms", "times ours", "eager saves, MiB", "ghost_ops saves, MiB", "error"
+    table = Table(title=title(*key))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
+    for case, by_name in _by_case(rows).items():
+        eager, ours = by_name.get("eager"), by_name.get(FUSED)
+        if eager is None or ours is None or not (eager.status == ours.status == OK):
+            cells = [Text("") if row is None or row.status == OK else _cell(row) for row in (eager, ours)]
+            table.add_row(case, *cells)
+            continue
+        times = f"{eager.seconds * 1e3:.0f}", f"{ours.seconds * 1e3:.0f}", factor(eager.seconds / ours.seconds)
+        saved = (f"{row.saved_bytes / 2**20:.0f}" for row in (eager, ours))
+        table.add_row(case, *times, *saved, f"{ours.error:.1e}")
+    return table
+
+
+def _by_case(rows: list[Result]) -> dict[str, dict[str, Result]]:
+    found: dict[str, dict[str, Result]] = {}
+    for row in rows:
+        found.setdefault(row.case, {})[row.baseline] = row
+    return found
+
+
+_TABLES = {"train": _training_table, "zoo": _zoo_table, "zoo_train": _zoo_training_table}
 
 
 def _size(size: int | None, largest: int) -> str:

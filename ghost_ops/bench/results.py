@@ -67,6 +67,7 @@ class Result(Measured):
             to the device memory in use.
         dtype: the dtype of the products.
         agreement: for a bfloat16 net, the share of images whose largest logit is at float32's place.
+        note: what there is to know beside the time, such as how many modules were fused.
     """
 
     kind: str
@@ -83,6 +84,7 @@ class Result(Measured):
     speedups: dict[str, float] = field(default_factory=dict)
     dtype: str = "float32"
     agreement: float | None = None
+    note: str = ""
 
     def refuse(self, status: str, reason: str) -> None:
         """A result that was not compared, or was wrong, has no speed."""

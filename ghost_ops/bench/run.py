@@ -15,6 +15,7 @@ from . import machine
 from .baselines import Baseline, Built
 from .cases import ModuleCase, NetCase, draw_images
 from .machine import Unavailable
+from .outputs import as_one
 from .results import FAILED, MISSING, TOLERANCES, WRONG, PartResult, Result, error_of, relate
 from .roofline import Limits
 from .summary import Summary, summarise
@@ -120,13 +121,14 @@ def _prepare(
             row.refuse(MISSING, str(why))
         return
     with torch.no_grad():
-        reference = copy.deepcopy(module).double()(x.double())
+        reference = as_one(copy.deepcopy(module).double()(x.double()))
     size = case.flops(batch), case.bytes(batch)
     for baseline, row in zip(baselines, rows, strict=True):
         on_step(f"{baseline.label}: building")
         row.flops, row.bytes, row.dtype = *size, baseline.dtype
         row.roof = None if limits is None else limits.roof(*size, baseline.dtype)
         ready = _build(baseline, module, x, threads, row)
+        row.note = "" if ready is None else ready.note
         if ready is not None and _compare(ready, reference, row):
             if row.dtype != "float32" and reference.dim() == 2:
                 on_step(f"{baseline.label}: {AGREED} images")
@@ -161,7 +163,7 @@ def _build(baseline: Baseline, module: nn.Module, x: torch.Tensor, threads: int,
 def _compare(ready: Built, reference: torch.Tensor, row: Result) -> bool:
     """Whether a fresh result agrees with the reference; notes the error, and takes back a speed if not."""
     try:
-        error = error_of(ready.result(ready.call()), reference)
+        error = error_of(as_one(ready.result(ready.call())), reference)
         ready.check()
     except Exception as failure:
         row.refuse(FAILED, f"{type(failure).__name__}: {failure}"[:300])

@@ -22,6 +22,8 @@ class Selection:
         cases, baselines: modules and nets, and what runs them.
         trained, steps: modules to train, and the names of the training steps.
         to_freeze, dtype: nets to freeze, and their dtype.
+        zoo: other people's nets.
+        zoo_train_batch, zoo_train_threads: how these are trained; 0 for not at all.
         train, train_batch: the net to train, or None, and its batch size.
         wanted: says by its name whether a baseline runs.
         parts: the names of the chosen parts, for the report.
@@ -35,6 +37,9 @@ class Selection:
     trained: Sequence[TrainModuleCase]
     steps: set[str]
     to_freeze: Sequence[NetCase]
+    zoo: Sequence[NetCase]
+    zoo_train_batch: int
+    zoo_train_threads: int
     dtype: str
     train: TrainCase | None
     train_batch: int
@@ -49,8 +54,9 @@ class Selection:
 
     def __len__(self) -> int:
         """The number of steps that a progress bar counts."""
-        of_a_batch = len(self.cases) + len(self.trained) + bool(self.to_freeze)
-        return len(self.thread_counts) * (1 + of_a_batch * len(self.batches) + (self.train is not None))
+        of_a_batch = len(self.cases) + len(self.trained) + bool(self.to_freeze) + len(self.zoo)
+        of_threads = 1 + of_a_batch * len(self.batches) + (self.train is not None)
+        return len(self.thread_counts) * of_threads + (len(self.zoo) if self.zoo_train_batch else 0)
 
     def settings(self) -> dict[str, object]:
         names = "rounds", "min_seconds", "quick", "parts", "dtype"
@@ -84,6 +90,15 @@ def run_benchmark(selection: Selection, on_step: Callable[[str], None], on_done:
                 add_resident(results, selection.train, told)
             report.results += results
             on_done()
+    for case in selection.zoo if selection.zoo_train_batch else ():
+        from .zoo import run_zoo_training
+
+        batch, threads = selection.zoo_train_batch, selection.zoo_train_threads
+        told = lambda what, name=case.name: on_step(f"{name}, training: {what}")
+        report.results += run_zoo_training(
+            case, batch, threads, selection.wanted, rounds=selection.rounds, on_step=told
+        )
+        on_done()
     return report
 
 
@@ -105,6 +120,13 @@ def _run_batch(
         told = lambda what, name=case.name: on_step(f"{name}, batch {batch}: {what}")
         steps = selection.steps - {FUSED_LOW}
         report.results += run_training(case, batch, threads, steps, rounds=selection.rounds, on_step=told)
+        on_done()
+    for case in selection.zoo:
+        from .zoo import run_zoo_case, zoo_baselines
+
+        told = lambda what, name=case.name: on_step(f"{name}, batch {batch}: {what}")
+        baselines = zoo_baselines(selection.wanted, selection.quick)
+        report.results += run_zoo_case(case, batch, threads, baselines, limits=limits, on_step=told, **options)
         on_done()
     if selection.to_freeze:
         from .frozen import run_frozen

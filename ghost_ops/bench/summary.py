@@ -46,7 +46,11 @@ def summarise(rows: Iterable[Result]) -> list[Summary]:
             groups.setdefault((row.kind, row.batch, row.threads), {}).setdefault(row.baseline, {})[row.case] = row
     lines = []
     for key, baselines in groups.items():
-        best = {} if key[0] == "train" else {name: _best(baselines, members) for name, members in BEST_OF.items()}
+        best = (
+            {}
+            if key[0] in ("train", "zoo_train")
+            else {name: _best(baselines, members) for name, members in BEST_OF.items()}
+        )
         for target in TARGETS:
             for name, by_case in {**baselines, **best}.items():
                 found = [row for row in by_case.values() if target in row.speedups]

@@ -125,12 +125,16 @@ Case = TrainCase | TrainModuleCase
 
 
 def gradients(case: Case, net: nn.Module, forward: Forward, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """One float64 vector: loss (a module's output), gradients of all parameters, and that of x if it needs one."""
+    """One float64 vector: loss (a module's output), gradients of all used parameters, and that of x if it needs one."""
     net.zero_grad(set_to_none=True)
     x = x.detach().requires_grad_(x.requires_grad)
     loss = case.loss(forward(x), target)
     case.backward(loss, target)
-    parts = [loss.detach(), *([x.grad] if x.requires_grad else []), *(p.grad for p in net.parameters())]
+    parts = [
+        loss.detach(),
+        *([x.grad] if x.requires_grad else []),
+        *(p.grad for p in net.parameters() if p.grad is not None),
+    ]
     net.zero_grad(set_to_none=True)
     return torch.cat([part.flatten().double() for part in parts])
 

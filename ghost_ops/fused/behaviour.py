@@ -162,14 +162,14 @@ def apply(
             raise ValueError(f"{owner}: parts: expected paths inside a {type(module).__name__}, got {path!r}") from None
     (input_name, *_) = inspect.signature(module.forward).parameters
     block = block_type(parts, input_name)
-    reads = (*reads, *_classes(module, block_type.paths(parts, owner)))
+    reads = (*reads, *_forwards(module, block_type.paths(parts, owner)))
     units = [f"{name}." for name, child in module.named_modules() if name and is_fused(child)]  # watch themselves
     block.watch(module, tuple(read for read in reads if not f"{read[0]}.".startswith(tuple(units))))
     change_class(module, behaviour, block)
 
 
-def _classes(module: nn.Module, paths: list[str]) -> Iterator[tuple[str, str]]:
-    """The classes of the containers on the way to the pieces: another class may have another forward."""
+def _forwards(module: nn.Module, paths: list[str]) -> Iterator[tuple[str, str]]:
+    """What decides on the forwards of the containers on the way to the pieces: the class, and one of the instance."""
     for path in paths:
         names = path.split(".")
         for i in range(1, len(names)):
@@ -177,6 +177,7 @@ def _classes(module: nn.Module, paths: list[str]) -> Iterator[tuple[str, str]]:
             container = module.get_submodule(above)
             if type(container) is not nn.Sequential and not is_fused(container):
                 yield above, "__class__"
+                yield above, "forward"
 
 
 def remove(module: nn.Module) -> None:

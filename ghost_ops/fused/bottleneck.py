@@ -21,7 +21,7 @@ from .convolutions import ConvCall, decide_convolution, run_convolution
 from .errors import NotNow, Unfusable
 from .ghost_module import FusedGhostModule, GhostModuleBlock, with_epilogues
 from .in_place import STATE
-from .layers import NORMS, ConvBNAct, is_activation
+from .layers import ConvBNAct, is_activation, is_conv, is_norm
 from .registry import register_block
 from .squeeze_excite import FusedSqueezeExcite, SqueezeExciteBlock
 from .structure import Structure
@@ -82,7 +82,7 @@ class BottleneckBlock(Block):
             return None
         for path, child in candidate.module.named_modules():
             inside = any(f"{path}.".startswith(f"{unit}.") for unit in units)
-            if not (inside or child._modules or type(child) in (nn.Conv2d, *NORMS) or is_activation(child)):
+            if not (inside or child._modules or is_conv(child) or is_norm(child) or is_activation(child)):
                 return None
         try:
             probe = candidate.probe(candidate.piece(ghosts[0], "primary_conv").in_channels)

@@ -26,7 +26,7 @@ from .builder import MOST_RUNS, Builder
 from .convolutions import ConvCall, run_convolution_with
 from .errors import NotNow, Unfusable
 from .layer_block import LayerBlock
-from .layers import NORMS, ConvBNAct, does_nothing
+from .layers import ConvBNAct, does_nothing, is_conv, is_norm
 from .registry import register_block
 from .structure import Structure
 
@@ -67,8 +67,8 @@ class ConvLayerBlock(LayerBlock):
     @classmethod
     def find(cls, module: nn.Module) -> ConvLayerParts | None:
         pieces = list(_pieces(module))
-        convs = [(path, m) for path, m in pieces if type(m) is nn.Conv2d]
-        norms = [(path, m) for path, m in pieces if isinstance(m, nn.BatchNorm2d) or type(m) in NORMS]
+        convs = [(path, m) for path, m in pieces if is_conv(m)]
+        norms = [(path, m) for path, m in pieces if isinstance(m, nn.BatchNorm2d) or is_norm(m)]
         acts = [path for path, m in pieces if code_of(m) is not None]
         if (len(convs), len(norms)) != (1, 1) or len(acts) > 1 or len(pieces) != 2 + len(acts):
             return None
@@ -156,7 +156,7 @@ def _is_sequence(module: nn.Module) -> bool:
     as_sequence = all(
         getattr(own, name) is getattr(nn.Sequential, name) for name in ("forward", "__iter__", "__call__")
     )
-    known = lambda m: type(m) is nn.Conv2d or type(m) in NORMS or code_of(m) is not None
+    known = lambda m: is_conv(m) or is_norm(m) or code_of(m) is not None
     return as_sequence and "forward" not in vars(module) and all(known(m) for _, m in _pieces(module))
 
 

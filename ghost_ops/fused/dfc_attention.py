@@ -42,13 +42,11 @@ class DFCAttentionParts(GhostParts):
         attention: paths of the gate's convolutions and BatchNorms in order: a 1x1 convolution, a depthwise one along
             rows, and one along columns, each of them with the BatchNorm that may follow it.
         gate: ``sigmoid`` or another of ``GATES``: not in a state_dict, so the recogniser says.
-        others: paths of further modules that a forward calls (pooling, gate): fused code skips them, so that they must
-            carry no hooks.
+        others: as for the Ghost module; the gate and the pooling are among them where they are modules.
     """
 
     attention: tuple[str, ...] = ()
     gate: str = "sigmoid"
-    others: tuple[str, ...] = ()
 
 
 class AttentionPlan(NamedTuple):
@@ -187,8 +185,6 @@ class DFCAttentionBlock(GhostModuleBlock):
     def describe(self, module: nn.Module, structure: Structure) -> AttentionPlan:
         parts = self.parts_of(module)
         layers = tuple(structure.conv_bn_acts(parts.attention))
-        for path in parts.others:
-            structure.find(path)
         if len(layers) != 3 or any(layer.act is not None for layer in layers):
             raise Unfusable("its gate is not made by three convolutions with nothing but BatchNorms between them")
         product, rows, columns = layers

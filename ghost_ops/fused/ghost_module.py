@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..activations import Function
 from ..dispatch import plain, refuse_call
 from ..nn import GhostModule
 from .behaviour import BuiltFused, plain_forward
@@ -16,8 +17,8 @@ from .block import Block, Reads, Route, any_requires_grad
 from .builder import Builder
 from .errors import NotNow, Unfusable
 from .ghost_call import EVAL, TRAIN, GhostCall, GhostPlan, choose_ghost, evaluate, execute, folded
+from .ghost_recognition import recognise
 from .in_place import STATE
-from .layers import OTHER_NORMS, activation_code, take_layer
 from .registry import register_block
 from .structure import Structure
 
@@ -35,6 +36,10 @@ class GhostParts:
         cheap_conv: path of the depthwise ``Conv2d``, or None: ratio 1, a plain convolution.
         cheap_norm, cheap_act: as for the primary layer.
         out_channels: channels kept of the concatenation; None keeps all.
+        primary_function, cheap_function: the activation where no module that is known computes it: a function that the
+            forward calls, or somebody's own class.
+        others: paths of the further modules that the forward calls, such as that class: fused code skips them, so that
+            they must carry no hooks.
     """
 
     primary_conv: str
@@ -44,6 +49,9 @@ class GhostParts:
     cheap_norm: str | None = None
     cheap_act: str | None = None
     out_channels: int | None = None
+    primary_function: Function | None = None
+    cheap_function: Function | None = None
+    others: tuple[str, ...] = ()
 
 
 @register_block
@@ -56,41 +64,7 @@ class GhostModuleBlock(Block):
 
     @classmethod
     def match(cls, candidate: object) -> tuple[GhostParts, Reads] | None:
-        primary = _nominate(candidate.module)
-        if primary is None:
-            if {"primary_conv", "cheap_operation"} <= set(candidate.module._modules):
-                candidate.refuse_compiled()
-                raise Unfusable(
-                    "its primary_conv and cheap_operation are not one convolution each, the second depthwise"
-                )
-            return None
-        probe = candidate.probe(primary.in_channels)
-        theirs, calls = probe.observe()
-        kept = theirs[0].shape[1]
-        if kept <= primary.out_channels and not isinstance(candidate.module, GhostModule):
-            return None  # a separable convolution, say: nothing is concatenated
-        probe.refuse()
-        convs = [call for call in calls if isinstance(call.module, nn.Conv2d)]
-        if len(convs) > 2:
-            extra = next(call.path for call in convs if call.module not in _two_convolutions(probe.copy))
-            raise Unfusable(f"it also calls {extra!r}, a convolution more than a Ghost module has")
-        layers = _layers(calls)
-        if not 1 <= len(layers) <= 2:
-            raise Unfusable(f"it calls {len(layers)} convolutions where a Ghost module calls two")
-
-        def compose(x: torch.Tensor) -> torch.Tensor:
-            pieces = []
-            for layer in layers:
-                for call in layer:
-                    x = x if call is None else call.module(x)
-                pieces.append(x)
-            return torch.cat(pieces, 1)[:, :kept]
-
-        wrong = "it does not compute a Ghost module: its results differ from those of its two convolutions"
-        probe.confirm(compose, wrong, cls)
-        paths = [None if call is None else call.path for layer in layers for call in layer]
-        computed = sum(layer[0].module.out_channels for layer in layers)
-        return GhostParts(*paths, out_channels=None if kept == computed else kept), candidate.reads(probe)
+        return recognise(cls, candidate)
 
     def describe(self, module: nn.Module, structure: Structure) -> GhostPlan:
         return self.describe_ghost(self.parts_of(module), structure)
@@ -98,12 +72,15 @@ class GhostModuleBlock(Block):
     @staticmethod
     def describe_ghost(parts: GhostParts, structure: Structure) -> GhostPlan:
         """What a call needs to know of the two convolutions; closes the structure."""
-        primary = structure.conv_bn_act(parts.primary_conv, parts.primary_norm, parts.primary_act)
+        for path in parts.others:
+            structure.find(path)
+        layer = structure.conv_bn_act
+        primary = layer(parts.primary_conv, parts.primary_norm, parts.primary_act, parts.primary_function)
         cheap = None
         if parts.cheap_conv is not None:
-            cheap = structure.conv_bn_act(parts.cheap_conv, parts.cheap_norm, parts.cheap_act)
+            cheap = layer(parts.cheap_conv, parts.cheap_norm, parts.cheap_act, parts.cheap_function)
             if not cheap.is_cheap(primary.conv.out_channels):
-                raise Unfusable("its cheap operation is not a depthwise convolution that keeps the size of the map")
+                raise Unfusable(cheap.why_not_cheap(primary.conv.out_channels))
         entries = (*primary.entries(), *(_NO_TENSORS if cheap is None else cheap.entries()))
         norms = tuple(layer.norm for layer in (primary, cheap) if layer is not None and layer.norm is not None)
         pointwise = primary.is_pointwise()
@@ -158,47 +135,6 @@ class GhostModuleBlock(Block):
         if call.decision.operator is EVAL and not any_requires_grad((input_scale, residual)):
             return evaluate(call, input_scale, residual, return_squeeze)
         return None if call.decision.operator is TRAIN else folded(call, input_scale, residual, return_squeeze)
-
-
-def _two_convolutions(module: nn.Module) -> list[nn.Conv2d]:
-    """The convolutions of the children that have one each."""
-    found = ([m for m in child.modules() if isinstance(m, nn.Conv2d)] for child in module.children())
-    return [convs[0] for convs in found if len(convs) == 1]
-
-
-def _nominate(module: nn.Module) -> nn.Conv2d | None:
-    """The primary convolution of what has the structure of a Ghost module."""
-    convs = _two_convolutions(module)
-    if len(convs) == 1 and isinstance(module, GhostModule):  # ours at ratio 1
-        return convs[0]
-    if len(convs) != 2:
-        return None
-    primary, cheap = convs
-    depthwise = cheap.groups == cheap.in_channels == primary.out_channels and cheap.out_channels > 0
-    return primary if depthwise else None
-
-
-def _layers(calls: list) -> list[tuple]:
-    """Convolutions, each with the BatchNorm and the activation called after it."""
-    calls, layers = list(calls), []
-    while calls:
-        if type(calls[0].module) is not nn.Conv2d:
-            if isinstance(calls[0].module, OTHER_NORMS):
-                kind = type(calls[0].module).__name__
-                raise Unfusable(
-                    f"its normalisation {calls[0].path!r} is of the class {kind}, which is not a BatchNorm2d"
-                )
-            if layers and layers[-1][2] is None:
-                activation_code(calls[0].module)
-            raise Unfusable(f"it also calls {calls[0].path!r}, a {type(calls[0].module).__name__}")
-        conv, norm, act = take_layer(calls, lambda call: call.module).slots()
-        if (
-            norm is not None
-            and getattr(norm.module, "num_features", conv.module.out_channels) != conv.module.out_channels
-        ):
-            raise Unfusable(f"its {norm.path!r} normalises something else than the output of {conv.path!r}")
-        layers.append((conv, norm, act))
-    return layers
 
 
 def with_epilogues(

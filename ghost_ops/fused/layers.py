@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
@@ -79,6 +80,15 @@ class ConvBNAct(NamedTuple):
         same = padding in ((height // 2, width // 2), "same") and (dilation == (1, 1) or height == 1)
         square = height == width and height % 2 == 1
         return square and same and stride == (1, 1) and groups == conv.in_channels == channels
+
+    def why_not_cheap(self, channels: int) -> str:
+        """The sentence where it is not ``is_cheap``."""
+        stride, padding, dilation, groups, _ = self.geometry
+        if groups != self.conv.in_channels or groups != channels:
+            return f"its cheap operation is not depthwise: it has {groups} groups for {channels} channels"
+        kernel = " x ".join(map(str, self.kernel()))
+        found = f"kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}"
+        return f"its cheap operation must be square and odd, keep the size of the map and not be dilated: {found}"
 
     def _is_depthwise(self) -> bool:
         (height, width), conv = self.kernel(), self.conv
@@ -173,12 +183,12 @@ def conv_bn_act(
             the modules of classes that were changed in place.
     """
     own = source_class if derived else type
-    if own(conv) is not nn.Conv2d:
+    if not is_conv(conv, own(conv)):
         raise Unfusable(f"one of its convolutions is a {type(conv).__name__}, not a Conv2d")
     if conv.padding_mode != "zeros":
         raise Unfusable(f"one of its convolutions pads with mode {conv.padding_mode!r}")
     norm = None if does_nothing(norm) else norm
-    if norm is not None and own(norm) not in NORMS and not (derived and isinstance(norm, nn.BatchNorm2d)):
+    if norm is not None and not is_norm(norm, own(norm)) and not (derived and isinstance(norm, nn.BatchNorm2d)):
         raise Unfusable(f"one of its normalisations is a {type(norm).__name__}, not a BatchNorm2d")
     seen = conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
     stride, padding, dilation, groups, mode = seen
@@ -186,6 +196,34 @@ def conv_bn_act(
     code = activation_code(act, source_class(act) if derived and act is not None else None)
     layer = ConvBNAct(conv, norm, act, code, (*sizes, groups, mode), seen)
     return layer._replace(is_depthwise=layer._is_depthwise())
+
+
+def is_conv(module: nn.Module | None, own: type[nn.Module] | None = None) -> bool:
+    """Whether it is a ``Conv2d``, or of a subclass that computes the same. ``own``: its class, if not its type."""
+    kind = type(module) if own is None else own
+    return kind is nn.Conv2d or _computes_as(kind, nn.Conv2d)
+
+
+def is_norm(module: nn.Module | None, own: type[nn.Module] | None = None) -> bool:
+    """Whether it is a BatchNorm over maps, or of a subclass that computes what ``BatchNorm2d`` does; as ``is_conv``."""
+    kind = type(module) if own is None else own
+    return kind in NORMS or _computes_as(kind, nn.BatchNorm2d)
+
+
+# What a subclass must not define to compute what its base does with the same parameters, buffers and numbers.
+_DECISIVE = frozenset(
+    "forward __call__ _call_impl __getattr__ __getattribute__ _conv_forward _check_input_dim weight bias running_mean "
+    "running_var num_batches_tracked stride padding dilation groups padding_mode eps momentum training affine "
+    "track_running_stats _parameters _buffers".split()
+)
+
+
+@functools.cache
+def _computes_as(cls: type, base: type) -> bool:
+    if not issubclass(cls, base):
+        return False
+    between = cls.__mro__[: cls.__mro__.index(base)]
+    return not any(_DECISIVE & vars(c).keys() for c in between)
 
 
 def activation_code(act: nn.Module | None, own: type[nn.Module] | None = None) -> int:

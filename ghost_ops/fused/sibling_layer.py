@@ -24,7 +24,7 @@ from .call_sites import children_called_at, sites_of_class
 from .conv_layer import ConvLayerBlock, ConvLayerParts, _has_kernels
 from .errors import NotNow, Unfusable
 from .in_place import change_class
-from .layers import NORMS
+from .layers import is_conv, is_norm
 from .registry import behaviour_of
 
 _CALLS = Fused._forward, nn.Module._call_impl, nn.Module._wrapped_call_impl
@@ -140,12 +140,12 @@ def _owner(module: nn.Module, names: tuple[str, ...], frame: FrameType | None) -
 def fuse_siblings(owner: nn.Module) -> None:
     """Fuse the convolutions among the children of a module with those that its methods call after them, in place."""
     children = owner._modules
-    convs = {name for name, m in children.items() if type(m) is nn.Conv2d and _has_kernels(m)}
-    if not convs or not any(type(m) in NORMS for m in children.values()):
+    convs = {name for name, m in children.items() if is_conv(m) and _has_kernels(m)}
+    if not convs or not any(map(is_norm, children.values())):
         return
     for site in sorted(set(sites_of_class(type(owner)))):
         modules = [children.get(name) for name in site]
-        if site[0] not in convs or type(modules[1]) not in NORMS:
+        if site[0] not in convs or not is_norm(modules[1]):
             continue
         ends_in_act = len(site) > 2 and modules[2] is not None and code_of(modules[2]) is not None
         taken = list(zip(site, modules))[: 3 if ends_in_act else 2]

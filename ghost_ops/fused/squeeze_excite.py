@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from ..activations import ACTIVATIONS, GATES, NONE, WITH_SLOPES, activate, apply_gate
+from ..activations import ACTIVATIONS, GATES, NONE, WITH_SLOPES, Function, activate, apply_gate, code_of
 from ..dispatch import Decision, plain, refuse_call, select
 from ..nn import SELayer, SqueezeExcite
 from ..ops.checks import autocast
@@ -22,11 +22,14 @@ from .behaviour import BuiltFused, plain_forward
 from .block import Block, Reads, Route
 from .builder import Builder
 from .errors import NotNow, Unfusable
+from .ghost_recognition import skipped_reads
 from .in_place import STATE
-from .layers import LinearAct, activation_code, does_nothing
+from .layers import LinearAct, activation_code, does_nothing, is_conv
 from .parameters import check_parameters
 from .registry import register_block
 from .structure import Structure
+
+_WITHOUT_SLOPES = tuple(code for code in range(len(ACTIVATIONS)) if code not in WITH_SLOPES)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class SqueezeExciteParts:
         gate: ``clamp``, ``hard_sigmoid``, ``sigmoid`` or ``identity``: not in a state_dict, so the recogniser says.
         others: paths of the further modules that a forward calls (pooling, gate): fused code skips them, so that they
             must carry no hooks.
+        function: the activation where no module that is known computes it: a function that the forward calls, or
+            somebody's own class.
     """
 
     reduce: str
@@ -46,6 +51,7 @@ class SqueezeExciteParts:
     act: str | None = None
     gate: str = "sigmoid"
     others: tuple[str, ...] = ()
+    function: Function | None = None
 
 
 class ExcitePlan(NamedTuple):
@@ -98,25 +104,33 @@ class SqueezeExciteBlock(Block):
         if len(at) != 2 or any(out.shape != probe.input.shape for out in theirs):
             return None
         probe.refuse()
-        between = [call for call in calls[at[0] + 1 : at[1]] if not does_nothing(call.module)]
-        code = activation_code(between[0].module if between else None)
-        if len(between) > 1 or code in WITH_SLOPES:
-            raise Unfusable(f"between its layers it calls {', '.join(type(c.module).__name__ for c in between)}")
         first, second = calls[at[0]], calls[at[1]]
-        gates = [gate for gate in GATES if probe.computes(_compose(first.module, second.module, code, gate))]
-        wrong = f"it does not compute a squeeze-and-excite with any of the gates {', '.join(GATES)}"
-        if len(gates) != 1:
+        between = [call for call in calls[at[0] + 1 : at[1]] if not does_nothing(call.module)]
+        known = code_of(between[0].module) if len(between) == 1 else None if between else NONE
+        if known in WITH_SLOPES:
+            what = ", ".join(type(call.module).__name__ for call in between)
+            raise Unfusable(f"between its layers it calls {what}, which the operator does not take")
+        found = _fitting(probe, first, second, () if known is None else (known,))
+        found = found or _fitting(probe, first, second, _WITHOUT_SLOPES)  # a function or an own class
+        gates = ", ".join(GATES)
+        wrong = f"it does not compute a squeeze-and-excite of known activations with any of the gates {gates}"
+        if not found:
             raise Unfusable(probe.explain(wrong))
-        probe.confirm(_compose(first.module, second.module, code, gates[0]), wrong, cls)
-        act = between[0].path if between else None
+        found = [pair for pair in found if probe.computes(_compose(first, second, *pair), far=True)] or found
+        code, gate = found[0]
+        probe.confirm(_compose(first, second, code, gate), wrong, cls)
+        act = between[0].path if between and code == known else None
         read = {first.path, second.path, act}
         others = tuple(dict.fromkeys(call.path for call in calls if call.path not in read))
-        return SqueezeExciteParts(first.path, second.path, act, gates[0], others), candidate.reads(probe)
+        function = None if code == known else Function(ACTIVATIONS[code])
+        parts = SqueezeExciteParts(first.path, second.path, act, gate, others, function)
+        return parts, (*candidate.reads(probe), *skipped_reads(candidate.module, others))
 
     def describe(self, module: nn.Module, structure: Structure) -> ExcitePlan:
         parts = self.parts_of(module)
         reduce, expand = structure.find(parts.reduce), structure.find(parts.expand)
         act = activation_code(None if parts.act is None else structure.find(parts.act))
+        act = act if parts.function is None else ACTIVATIONS.index(parts.function.name)
         for path in parts.others:
             structure.find(path)
         for layer in (reduce, expand):
@@ -198,20 +212,26 @@ def _tensors(plan: ExcitePlan, seen: torch.Tensor) -> tuple:
 
 def _is_dense(module: nn.Module) -> bool:
     """Whether it is a linear layer, or a convolution that is one on a single pixel."""
-    if type(module) is not nn.Conv2d:
+    if not is_conv(module):
         return type(module) is nn.Linear
     one = _pair(module.kernel_size) == _pair(module.stride) == (1, 1) and module.groups == 1
     return one and module.padding in ((0, 0), 0, "valid", "same")
 
 
-def _compose(reduce: nn.Module, expand: nn.Module, act: int, gate: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A squeeze-and-excite put together from its two layers."""
+def _fitting(probe: object, reduce: object, expand: object, codes: tuple[int, ...]) -> list[tuple[int, str]]:
+    """Each activation of these, with each gate, with which a layer of these two calls computes what is probed."""
+    pairs = ((code, gate) for code in codes for gate in GATES)
+    return [pair for pair in pairs if probe.computes(_compose(reduce, expand, *pair))]
+
+
+def _compose(reduce: object, expand: object, act: int, gate: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A squeeze-and-excite put together from the calls of its two layers."""
 
     def dense(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, layer.weight.flatten(1), layer.bias)
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        logits = dense(expand, activate(dense(reduce, x.mean((2, 3))), act))
+        logits = dense(expand.module, activate(dense(reduce.module, x.mean((2, 3))), act))
         return x * apply_gate(logits, GATES.index(gate))[:, :, None, None]
 
     return run

@@ -7,11 +7,12 @@ called. ``Structure`` finds them once and checks that on every call, at some 200
 
 from __future__ import annotations
 
+import types
 from typing import NamedTuple
 
 from torch import nn
 
-from ..activations import fixed_attributes
+from ..activations import Function, fixed_attributes
 from .errors import Unfusable
 from .in_place import source_class
 from .layers import ConvBNAct, conv_bn_act, does_nothing, geometry_now, take_layer
@@ -25,6 +26,7 @@ class WatchedChild(NamedTuple):
     name: str
     child: nn.Module
     kind: type
+    forward: object  # that of the instance, or None
     state: dict
     children: int
     parameters: dict
@@ -63,7 +65,8 @@ class Structure:
         return module
 
     def _read(self, owner: nn.Module, name: str, child: nn.Module, path: str) -> None:
-        if is_hooked(child) and not self.is_probed:
+        own = child.__dict__.get("forward")
+        if not self.is_probed and (has_hooks(child) or (own is not None and not is_own_method(child, own))):
             raise Unfusable(f"its child {path!r} carries hooks, or a forward of its own: these must run")
         if "parametrizations" in child._modules:
             raise Unfusable(f"its child {path!r} is parametrised")
@@ -71,7 +74,8 @@ class Structure:
         self.fixed += [(child.__dict__, attribute, getattr(child, attribute)) for attribute in fixed]
         self.places.append((owner, name))
         count, tensors = len(child._modules), (child._parameters, child._buffers)
-        self.children.append(WatchedChild(owner._modules, name, child, type(child), child.__dict__, count, *tensors))
+        kind, state = type(child), child.__dict__
+        self.children.append(WatchedChild(owner._modules, name, child, kind, own, state, count, *tensors))
 
     def close(self) -> Structure:
         """To be called when all was found: a ``Sequential`` on the way must hold nothing else."""
@@ -84,15 +88,16 @@ class Structure:
         return self
 
     def conv_bn_act(
-        self, conv: str, norm: str | None, act: str | None, *, derived: bool = False
-    ) -> ConvBNAct:  # fmt: skip
+        self, conv: str, norm: str | None, act: str | None, function: Function | None = None, *, derived: bool = False
+    ) -> ConvBNAct:
         """A convolution with the BatchNorm and the activation after it, by their paths.
 
         Args:
+            function: the activation where no module computes it.
             derived: whether the BatchNorm may be of a class derived from PyTorch's, which was seen to compute the same.
         """
-        modules = [None if path is None else self.find(path) for path in (conv, norm, act)]
-        return self._layer(*modules, derived=derived)
+        found = [None if path is None else self.find(path) for path in (conv, norm, act)]
+        return self._layer(*found[:2], found[2] if function is None else function.module(), derived)
 
     def _layer(
         self, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, derived: bool = False
@@ -127,7 +132,7 @@ class Structure:
             return True
         if self.order is not None and tuple(self.modules) != self.order:
             return True
-        for siblings, name, child, kind, state, children, parameters, buffers in self.children:
+        for siblings, name, child, kind, forward, state, children, parameters, buffers in self.children:
             if (
                 siblings.get(name) is not child
                 or type(child) is not kind
@@ -138,7 +143,7 @@ class Structure:
                 or state["_forward_pre_hooks"]
                 or state["_backward_hooks"]
                 or state["_backward_pre_hooks"]
-                or "forward" in state
+                or state.get("forward") is not forward
             ):
                 return True
         for layer in self.layers:
@@ -155,10 +160,24 @@ class Structure:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether something else than its class's forward runs when it is called."""
+    return has_hooks(module) or "forward" in module.__dict__
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something runs before or after its forward when it is called."""
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def is_own_method(module: nn.Module, forward: object) -> bool:
+    """Whether a forward that an instance has is another method of its own class, which a copy of it has too.
+
+    ``ultralytics`` sets ``module.forward = module.forward_fuse`` when it folds BatchNorms. Which method it is decides
+    what is computed: whoever takes it for granted must watch it. Of a module that fused code reads in the stead of
+    running it, such as a convolution, no other forward will do.
+    """
+    if not isinstance(forward, types.MethodType) or forward.__self__ is not module or not module._modules:
+        return False
+    inherited = getattr(type(module), forward.__name__, None)
+    return type(module) is not nn.Sequential and inherited is forward.__func__

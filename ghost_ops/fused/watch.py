@@ -5,6 +5,7 @@ A recogniser says which attributes these are, such as a drop-path rate, a scale 
 
 from __future__ import annotations
 
+import types
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,14 @@ class Watched(NamedTuple):
 
     def has_changed(self) -> bool:
         return snapshot(getattr(self.owner, self.name, MISSING)) != self.value
+
+
+_FRAMEWORK = frozenset(vars(nn.Module()))
+
+
+def plain_attributes(module: nn.Module) -> list[str]:
+    """The names of the attributes that a module has beside those of every module."""
+    return [name for name in vars(module) if name not in _FRAMEWORK]
 
 
 class Watch:
@@ -73,8 +82,12 @@ class Watch:
             owner, now = _owner(module, path), _read(module, path, name)
             if owner is None:
                 continue
-            fixed = now if type(now) in _FIXED else _NEVER
-            found.append((owner.__dict__, name, fixed, Watched(owner, name, value)))
+            watched = Watched(owner, name, value)
+            if name == "forward":  # by what stands in the dictionary: asking for a method makes a new object
+                fixed = owner.__dict__.get(name, watched)
+            else:
+                fixed = now if type(now) in _FIXED else _NEVER
+            found.append((owner.__dict__, name, fixed, watched))
         return tuple(found)
 
 
@@ -106,6 +119,8 @@ def snapshot(value: object) -> object:
         return kind, tuple(map(snapshot, value))
     if kind is dict:
         return kind, tuple((snapshot(k), snapshot(v)) for k, v in value.items())
+    if kind is types.MethodType:  # which is made anew whenever it is asked for
+        return kind, (snapshot(value.__func__), snapshot(value.__self__))
     if kind in (set, frozenset):
         return kind, frozenset(map(snapshot, value))
     version = value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0

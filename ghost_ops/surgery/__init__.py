@@ -4,5 +4,6 @@ from .explain import Explanation, Row, explain
 from .freeze import freeze, thaw
 from .fuse import fuse, revert
 from .recognise import Finding, survey
+from .tally import Tally, tally
 
-__all__ = ["Explanation", "Finding", "Row", "explain", "freeze", "fuse", "revert", "survey", "thaw"]
+__all__ = ["Explanation", "Finding", "Row", "Tally", "explain", "freeze", "fuse", "revert", "survey", "tally", "thaw"]

@@ -18,6 +18,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 from ..fused.behaviour import is_fused, remove
 from ..fused.errors import Unfusable, first_line
 from ..fused.layers import SYNCED
+from ..fused.structure import is_own_method
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _NORMS = (nn.modules.batchnorm._NormBase,)
@@ -68,15 +69,18 @@ def _check(module: nn.Module) -> None:
         raise Refused("its forward was replaced on the instance")
     if type(module).__call__ is not nn.Module.__call__:
         raise Refused("its class has a __call__ of its own")
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    if len(parameters) != 1 or parameters[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        raise Refused(f"its forward takes more than one input {inspect.signature(module.forward)}")
+    signature = inspect.signature(module.forward)
+    x, *others = signature.parameters.values() or (None,)
+    if x is None or x.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        raise Refused(f"its forward does not take one input {signature}")
+    if any(other.default is inspect.Parameter.empty for other in others):  # given others, a fused module runs plainly
+        raise Refused(f"its forward takes more than one input {signature}")
     for path, child in module.named_modules():
         if "parametrizations" in child._modules:
             raise Refused(f"its child {path!r} is parametrised")
         if isinstance(child, (nn.Conv2d, nn.Linear)) and path and "weight" not in child._parameters:
             raise Refused(f"the weight of its child {path!r} is computed, not a parameter")
-        if "forward" in vars(child):
+        if "forward" in vars(child) and not is_own_method(child, vars(child)["forward"]):
             raise Refused(f"the forward of its child {path!r} was replaced on the instance")
 
 

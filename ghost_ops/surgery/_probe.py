@@ -16,16 +16,19 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
+from ..activations import Function
 from ..fused.block import Block
 from ..fused.errors import first_line
-from ..fused.layers import NORMS, is_activation
+from ..fused.layers import NORMS, is_activation, is_conv, is_norm
 from ._compare import agree, difference
 from ._copy import Refused, drawn_copy, normal
+from ._fit import fit
 from ._observe import Recorder, Watch
 from ._state import Generators, State
 
 _KNOWN = (nn.Conv2d, nn.Linear, nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict, *NORMS)
 _HUGE = 1e30  # far beyond what a guard for float16 lets pass
+_FAR = 30.0  # factor of an input
 _ROUGH = 0.05  # between results under bfloat16 autocast
 _GRADIENTS = 1e-4  # between gradients in float32
 _MANY = 2**21  # elements of an input beyond which a size is not tried
@@ -84,8 +87,9 @@ class Probe:
         self._generator = torch.Generator().manual_seed(0)
         self._cotangents: dict[tuple, torch.Tensor] = {}
         self._theirs: list[Result] = []
+        self._far: tuple[list[Trial], list[torch.Tensor]] | None = None
         self._dtype = torch.float64
-        with _ambient():
+        with ambient():
             self.copy = drawn_copy(module, self._generator)
             self._modules, self._parameters = list(self.copy.modules()), list(self.copy.parameters())
             constants = {size for t in (*self._parameters, *self.copy.buffers()) for size in t.shape} | {channels}
@@ -124,8 +128,8 @@ class Probe:
                 raise refused from None
 
     def _observe(self) -> tuple[list[torch.Tensor], list[Call]]:
-        self._theirs, traces = [], []
-        with _ambient(), self._noting():
+        self._theirs, self._far, traces = [], None, []
+        with ambient(), self._noting():
             for trial in self._first():
                 self._trace = []
                 traces.append(self._trace)
@@ -137,15 +141,37 @@ class Probe:
             raise Refused("it calls other children in training than in eval")
         return [result.out for result in self._theirs], traces[0]
 
-    def computes(self, compose: Forward) -> bool:
-        """Whether ``compose`` gives the same values in eval; a cheap question."""
-        with _ambient():
-            ours = self._ours(compose, Trial(self.input))
-        return ours is not None and agree(ours.out, self._theirs[1].out)
+    def computes(self, compose: Forward, far: bool = False) -> bool:
+        """Whether ``compose`` gives the same values in eval; a cheap question. ``far``: for large inputs too."""
+        with ambient():
+            trials, theirs = self._values() if far else ([Trial(self.input)], [self._theirs[1].out])
+            ours = [self._ours(compose, trial) for trial in trials]
+        return all(mine is not None and agree(mine.out, out) for mine, out in zip(ours, theirs))
+
+    def function_of(self, before: Forward, channels: slice) -> Function | None:
+        """The activation that makes these channels of the output in eval of what ``before`` makes of the input.
+
+        Args:
+            before: the children put together as far as it is known.
+            channels: which of the output.
+        """
+        with ambient():
+            trials, theirs = self._values()
+            ours = [self._ours(before, trial) for trial in trials]
+            if None in ours:
+                return None
+            return fit([result.out for result in ours], [out[:, channels] for out in theirs])
+
+    def _values(self) -> tuple[list[Trial], list[torch.Tensor]]:
+        """What it computes in eval, for inputs that reach beyond where activations bend too."""
+        if self._far is None:
+            trials = [Trial(self.input), Trial(_FAR * self.input)]
+            self._far = trials, [self._run(self._watched, trial).out for trial in trials]
+        return self._far
 
     def difference(self, compose: Forward) -> str:
         """How far the values of ``compose`` are from the module's in eval, as a phrase."""
-        with _ambient():
+        with ambient():
             ours = self._ours(compose, Trial(self.input))
         return "it fails" if ours is None else difference(ours.out, self._theirs[1].out)
 
@@ -161,7 +187,7 @@ class Probe:
             Refused: it cannot.
         """
         self.refuse()
-        with _ambient():
+        with ambient():
             reason = next(self._differences(compose, mismatch), None)
             if reason is None:
                 self._to(torch.float32)
@@ -178,7 +204,7 @@ class Probe:
 
     def explain(self, mismatch: str) -> str:
         """The sentence for a forward that computes something else, with what may be the cause."""
-        with _ambient(), self._noting():
+        with ambient(), self._noting():
             again = self._run(self._watched, self._first()[1])
         if not agree(again.out, self._theirs[1].out):
             return "its results differ from one call to the next"
@@ -382,7 +408,7 @@ def smallest_side(module: nn.Module) -> int:
 
 def _is_known(module: nn.Module) -> bool:
     """Whether fused code reads what it needs of it live: nothing is to be watched."""
-    if type(module) in _KNOWN:
+    if type(module) in _KNOWN or is_conv(module) or is_norm(module):
         return not module._modules
     return is_activation(module)
 
@@ -418,7 +444,7 @@ def _autocast() -> Iterator[None]:
 
 
 @contextmanager
-def _ambient() -> Iterator[None]:
+def ambient() -> Iterator[None]:
     """The same surroundings whatever the caller's are."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -19,6 +19,7 @@ from ..fused.frozen_net import Frozen, packed_modules, state_of
 from ..fused.in_place import source_class
 from .recognise import survey, survey_layers
 from .saved import Saved
+from .tally import Tally
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The rows, in the order of the net; as text and for rich a table."""
+    """The rows, in the order of the net; as text and for rich a table.
+
+    Attributes:
+        rows: one or more for each module.
+        tally: how many of how many blocks run fused.
+    """
 
     rows: tuple[Row, ...]
+    tally: Tally | None = None
 
     def __rich__(self) -> Table:
         kept = any(row.saved is not None for row in self.rows)
         more = ["kept for the backward"] if kept else []
         table = Table("module", "class", "input", "runs", *more, "why not faster", title="How this net runs")
+        if self.tally is not None and (self.tally.fused or self.tally.left):
+            table.caption = f"{self.tally} run fused"
         for row in self.rows:
             times = f"  ({row.calls} times)" if row.calls > 1 else ""
             size = "" if row.saved is None else f"{row.saved / 2**20:.2f} MiB"
@@ -117,15 +126,13 @@ def explain(net: nn.Module, example: object) -> Explanation:
         ] or [Row(name, kind, "", _uncalled(module, known, names), "", True)]  # fmt: skip
     for path, module, why in frozen.left:
         rows.setdefault(module, []).append(Row(path, source_class(module).__name__, "", PLAIN_PYTORCH, why, False))
-    findings = survey(net)
+    findings = [found for found in survey(net) if found.module not in frozen and found.module not in frozen.packed]
     layers = [] if frozen.states else survey_layers(net, findings)
     for found in (*findings, *layers):
-        if found.module in frozen or found.module in frozen.packed:
-            continue
         why = found.reason or "it could be fused: ghost_ops.fuse(net)"
         row = Row(found.name, type(found.module).__name__, "", PLAIN_PYTORCH, why, False)
         rows.setdefault(found.module, []).append(row)
-    return Explanation(tuple(row for module in names for row in rows.get(module, ())))
+    return Explanation(tuple(row for module in names for row in rows.get(module, ())), Tally(net, findings))
 
 
 class _Frozen:

@@ -13,6 +13,7 @@ from ..fused.graph import GraphPool
 from ..fused.graphed_block import BlockGraphs
 from ..fused.sibling_layer import fuse_siblings
 from .recognise import Finding, survey, survey_layers
+from .tally import Tally
 
 __all__ = ["MEMORY", "fuse", "revert"]
 
@@ -48,8 +49,9 @@ def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None =
         ValueError: an unknown ``memory``.
 
     Warns:
-        UserWarning: nothing was found to fuse, a module's class cannot be derived from, or a registered block writes a
-            program that computes something else than the module.
+        UserWarning: some of what looks like a block was left as it is, or nothing was found: how many of how many were
+            fused, and the three reasons that leave most; a module's class cannot be derived from; or a registered block
+            writes a program that computes something else than the module.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"fuse: net: expected a torch.nn.Module, got {type(net).__name__}")
@@ -64,9 +66,13 @@ def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None =
     for module in list(net.modules()):
         if module not in closed and not isinstance(module, (behaviour.Fused, Frozen)):
             fuse_siblings(module)
-    if not any(behaviour.is_fused(module) for module in net.modules()):
-        seen = "".join(f"; {f.name or 'it'} looks like a {f.kind}, but {f.reason}" for f in findings[:3])
-        warnings.warn(f"fuse: no Ghost module was found in this {type(net).__name__}{seen}", UserWarning, stacklevel=2)
+    counted = Tally(net, [found for found in findings if not found.block.holds_blocks])  # these may be no such block
+    is_any = any(behaviour.is_fused(module) for module in net.modules())
+    text = "" if is_any else f"no Ghost module was found in this {type(net).__name__} that can run fused; "
+    if counted.left:
+        text += f"{counted} run fused, the others stay plain PyTorch: {counted.why()}"
+    if text:
+        warnings.warn(f"fuse: {text.removesuffix('; ')}", UserWarning, stacklevel=2)
     for module in net.modules() if memory is not None else ():
         block = behaviour.block_of(module)
         if hasattr(block, "memory"):

@@ -21,8 +21,10 @@ from ..fused.behaviour import Fused, block_of
 from ..fused.block import Block, Reads
 from ..fused.errors import Unfusable
 from ..fused.frozen_net import Frozen
+from ..fused.ghost_module import GhostModuleBlock
 from ..fused.registry import registered_blocks
 from ._copy import refuse_compiled
+from ._lookalike import resemblance
 from ._lowering import refuse_lowering
 from ._probe import Probe
 
@@ -113,6 +115,10 @@ class Candidate:
         """Raise ``Unfusable`` where the module was compiled or scripted."""
         refuse_compiled(self.module)
 
+    def resemblance(self) -> str | None:
+        """Why it is not fused though it computes a Ghost module in another structure; None where it does not."""
+        return resemblance(self.module, self._findings)
+
     def reads(self, probe: Probe) -> Reads:
         """The plain attributes that the forward reads, and those of the blocks inside."""
         inside = [(path, self._findings.get(self.module.get_submodule(path))) for path in self.blocks]
@@ -152,7 +158,19 @@ def survey(net: nn.Module) -> list[Finding]:
         finding = next(filter(None, (_examine(name, candidate, kind) for kind in kinds)), None)
         if finding is not None:
             larger[module] = finding
-    return [*findings.values(), *reversed(larger.values())]
+    others = _lookalikes(net, {*findings, *larger})
+    return [*findings.values(), *others, *reversed(larger.values())]
+
+
+def _lookalikes(net: nn.Module, known: set[nn.Module]) -> Iterator[Finding]:
+    """Modules that compute a Ghost module in a structure that nothing nominates."""
+    inside = {m for module in known for m in module.modules()}
+    for name, module in _outermost(net, lambda m: isinstance(m, Fused)):
+        if module in inside or type(module) in _CONTAINERS or isinstance(module, torch.jit.ScriptModule):
+            continue
+        reason = resemblance(module, known)
+        if reason is not None:
+            yield Finding(name, module, GhostModuleBlock, reason=reason)
 
 
 def survey_layers(net: nn.Module, findings: Iterable[Finding]) -> list[Finding]:

@@ -104,13 +104,13 @@ def test_timm_net():
 
 
 @pytest.mark.parametrize("name", [name for name in zoo.__dict__ if name.endswith("GhostModule") and name[:5] in
-                                  ("Scale", "Swapp", "Dropo", "Layer", "Atten", "TwoIn")])  # fmt: skip
+                                  ("Scale", "Swapp", "Dropo", "Layer", "Atten")])  # fmt: skip
 def test_lookalikes_compute_what_they_did(name):
     module = randomise(zoo.__dict__[name](8, 12)).eval()
     x = make_map((2, 8, 9, 7))
     with torch.no_grad():
         wanted = module(x)
-        with pytest.warns(UserWarning, match=f"no Ghost module was found in this {name}; it looks like a Ghost module"):
+        with pytest.warns(UserWarning, match=f"no Ghost module was found in this {name} that .* 0 of 1 Ghost modules"):
             assert fuse(module) is module
         assert torch.equal(module(x), wanted)
 

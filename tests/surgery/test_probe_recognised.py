@@ -15,8 +15,14 @@ from .forbidden import KINDS, make
 
 READS = {
     "Ghost module": {("", "oup")},
-    "squeeze-and-excite": {("avg_pool", "output_size")},
-    "Ghost bottleneck": {("ghost1", "oup"), ("ghost2", "oup"), ("se", "gate_fn"), ("se.avg_pool", "output_size")},
+    "squeeze-and-excite": {("avg_pool", "output_size"), ("avg_pool", "__class__")},
+    "Ghost bottleneck": {
+        ("ghost1", "oup"),
+        ("ghost2", "oup"),
+        ("se", "gate_fn"),
+        ("se.avg_pool", "output_size"),
+        ("se.avg_pool", "__class__"),
+    },
 }
 
 
@@ -147,7 +153,8 @@ def test_reads_of_children():
     module.gate_fn.scale = 1
     finding = [f for f in survey(module) if f.module is module]
     assert finding[0].parts.gate == "identity"
-    assert set(finding[0].reads) == {("avg_pool", "output_size"), ("gate_fn", "scale"), ("gate_fn", "shift")}
+    classes = {("avg_pool", "__class__"), ("gate_fn", "__class__")}
+    assert set(finding[0].reads) == {("avg_pool", "output_size"), ("gate_fn", "scale"), ("gate_fn", "shift"), *classes}
 
 
 def test_reads_of_a_bottleneck():

@@ -123,11 +123,11 @@ def test_sync_batch_norm_of_many_processes():
 
 LOOKALIKES = {
     "scaled": (lambda: zoo.ScaledGhostModule(6, 10), "does not compute a Ghost module"),
-    "swapped": (lambda: zoo.SwappedGhostModule(6, 10), "does not compute a Ghost module"),
+    "swapped": (lambda: zoo.SwappedGhostModule(6, 10), "its halves in the reverse order"),
     "dropout": (lambda: zoo.DropoutGhostModule(6, 10), "draws random numbers"),
     "layer scale": (lambda: zoo.LayerScaleGhostModule(6, 10), "does not compute a Ghost module"),
-    "two inputs": (lambda: zoo.TwoInputGhostModule(6, 10), "takes more than one input"),
-    "unknown activation": (lambda: zoo.ArticleGhostModule(6, 10, act=Tanh), "Tanh, which no operator knows"),
+    "two inputs": (lambda: TwoInputs(6, 10), "takes more than one input"),
+    "unknown activation": (lambda: zoo.ArticleGhostModule(6, 10, act=Softsign), "Softsign, which no operator knows"),
     "parametrised": (lambda: parametrised(zoo.ArticleGhostModule(6, 10)), "'primary_conv.0' is parametrised"),
     "weight norm": (lambda: weight_normed(zoo.ArticleGhostModule(6, 10)), "weight of its child .* is computed"),
     "own forward": (lambda: with_own_forward(zoo.ArticleGhostModule(6, 10)), "forward was replaced"),
@@ -138,7 +138,12 @@ LOOKALIKES = {
 }  # fmt: skip
 
 
-class Tanh(nn.Tanh):
+class TwoInputs(zoo.ArticleGhostModule):
+    def forward(self, x, skip):
+        return super().forward(x) + skip
+
+
+class Softsign(nn.Softsign):
     def __init__(self, inplace=False):
         super().__init__()
 

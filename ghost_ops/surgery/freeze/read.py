@@ -15,7 +15,7 @@ from ...activations import NONE, OF_GATES, WITH_SLOPES
 from ...fused.behaviour import Fused as FusedModule
 from ...fused.behaviour import block_of
 from ...fused.errors import Unfusable
-from ...fused.layers import NORMS, LinearAct, activation_code, conv_bn_act, take_layer
+from ...fused.layers import NORMS, LinearAct, activation_code, conv_bn_act, is_conv, take_layer
 from ...fused.squeeze_excite import SqueezeExciteBlock
 from ...fused.structure import is_hooked
 from ...program import module_of_function, step_of_module
@@ -376,7 +376,7 @@ class Reader:
 
     def _dense(self, node: fx.Node, source: Features) -> Found:
         module, norm, act, nodes = self._take_layer(self._items(node))
-        if type(module) is nn.Conv2d:
+        if is_conv(module):
             if module.kernel_size != (1, 1) or module.groups != 1 or module.padding not in ((0, 0), "valid"):
                 raise Unfusable("its convolution of a single pixel is not 1x1")
             if source.dims != 4:

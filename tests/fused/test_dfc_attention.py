@@ -321,7 +321,7 @@ def test_the_parts():
     (finding,) = survey(HuaweiModule(7, 19, ratio=3, relu=False))
     assert finding.parts == DFCAttentionParts(
         "primary_conv.0", "primary_conv.1", "primary_conv.2", "cheap_operation.0", "cheap_operation.1",
-        "cheap_operation.2", 19, others=("gate_fn",), attention=tuple(f"short_conv.{i}" for i in range(6)), gate="sigmoid",
+        "cheap_operation.2", 19, others=("gate_fn",), attention=tuple(f"short_conv.{i}" for i in range(6)),
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"parts\.gate: expected one of clamp, .*, got 'softmax'"):
         block_of(module()).paths(DFCAttentionParts("a", gate="softmax"), "fuse")

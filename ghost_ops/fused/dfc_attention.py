@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..activations import GATES, apply_gate
@@ -21,10 +19,11 @@ from .behaviour import plain_forward
 from .block import Reads, Route
 from .builder import Builder
 from .convolutions import decide_convolution, run_convolution, run_convolution_with
+from .dfc_recognition import is_along_columns, is_along_rows, pool, recognise
 from .errors import NotNow, Unfusable
-from .ghost_call import STATISTICS, GhostCall, GhostPlan, choose_ghost, gated
+from .ghost_call import STATISTICS, GhostCall, GhostPlan, choose_ghost
 from .ghost_module import GhostModuleBlock, GhostParts
-from .layers import ConvBNAct, gather, is_activation, take_layer
+from .layers import ConvBNAct, gather
 from .parameters import check_parameters
 from .registry import register_block
 from .structure import Structure
@@ -102,7 +101,7 @@ class AttentionCall(NamedTuple):
         if self.is_operator:
             gate = gates.recompute(self._arguments(autocast(x)[0], of_gate), tuple(statistics[STATISTICS:]))
         else:
-            y = _pool(x)
+            y = pool(x)
             for i, (layer, uses_batch) in enumerate(zip(self.plan.layers, self.batch, strict=True)):
                 found = of_gate[_TENSORS * i : _TENSORS * (i + 1)]
                 y = run_convolution_with(decide_convolution(layer, y), y, found, uses_batch)
@@ -113,7 +112,7 @@ class AttentionCall(NamedTuple):
     def _gate(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
         """The gate, and its batch statistics or as many None; updates the running ones."""
         if not self.is_operator:
-            y = _pool(x)
+            y = pool(x)
             for layer in self.plan.layers:
                 y = run_convolution(decide_convolution(layer, y), y)
             return apply_gate(y, self.plan.gate), (None,) * (2 * len(self.batch))
@@ -129,10 +128,6 @@ class AttentionCall(NamedTuple):
         layers = [tensors[i : i + _TENSORS] for i in range(0, len(tensors), _TENSORS)]
         parameters = [t for weight, _, gamma, beta, *_ in layers for t in (weight, gamma, beta)]
         return x, *parameters, self.plan.gate, *(layer.norm.eps for layer in self.plan.layers)
-
-
-def _pool(x: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(x, 2, 2)
 
 
 @register_block
@@ -152,35 +147,7 @@ class DFCAttentionBlock(GhostModuleBlock):
 
     @classmethod
     def match(cls, candidate: object) -> tuple[DFCAttentionParts, Reads] | None:
-        convs = [m for m in candidate.module.modules() if type(m) is nn.Conv2d]
-        if len(convs) != 5 or sum(map(_is_along_rows, convs)) != 1 or sum(map(_is_along_columns, convs)) != 1:
-            return None
-        channels = next((conv.in_channels for conv in convs if conv.groups == 1), 1)
-        probe = candidate.probe(channels)
-        theirs, calls = probe.observe()
-        probe.refuse()
-        kept = theirs[0].shape[1]
-        found = [
-            (split, gate)
-            for split in _splits(calls)
-            for gate in GATES
-            if probe.computes(_compose(*split[:2], kept, gate))
-        ]
-        wrong = f"it does not compute a Ghost module times a gate, one of {', '.join(GATES)}, of half its size"
-        if len({gate for _, gate in found}) != 1:
-            raise Unfusable(probe.explain(wrong))
-        ((ghost, gate_layers, others), gate) = found[0]
-        probe.confirm(_compose(ghost, gate_layers, kept, gate), wrong, cls)
-        paths = [None if call is None else call.path for layer in ghost for call in layer]
-        computed = sum(layer[0].module.out_channels for layer in ghost)
-        parts = DFCAttentionParts(
-            *paths,
-            out_channels=None if kept == computed else kept,
-            attention=tuple(call.path for layer in gate_layers for call in layer if call is not None),
-            gate=gate,
-            others=tuple(dict.fromkeys(call.path for call in others)),
-        )
-        return parts, candidate.reads(probe)
+        return recognise(cls, candidate)
 
     def describe(self, module: nn.Module, structure: Structure) -> AttentionPlan:
         parts = self.parts_of(module)
@@ -188,7 +155,7 @@ class DFCAttentionBlock(GhostModuleBlock):
         if len(layers) != 3 or any(layer.act is not None for layer in layers):
             raise Unfusable("its gate is not made by three convolutions with nothing but BatchNorms between them")
         product, rows, columns = layers
-        if not (product.is_pointwise() and _is_along_rows(rows.conv) and _is_along_columns(columns.conv)):
+        if not (product.is_pointwise() and is_along_rows(rows.conv) and is_along_columns(columns.conv)):
             raise Unfusable("its gate is not made by a 1x1 convolution, one along rows and one along columns")
         ghost = self.describe_ghost(parts, structure)
         entries = tuple(entry for layer in layers for entry in layer.entries())
@@ -248,65 +215,3 @@ def _check(plan: AttentionPlan, tensors: tuple, seen: torch.Tensor, ghost: Ghost
     for i, t in enumerate(tensors):
         if i % _TENSORS and t is not None and t.shape != (made,):
             raise NotNow("one of its gate's biases or statistics does not have a value a channel")
-
-
-def _is_along_rows(conv: nn.Conv2d) -> bool:
-    return _is_along(conv, 1)
-
-
-def _is_along_columns(conv: nn.Conv2d) -> bool:
-    return _is_along(conv, 0)
-
-
-def _is_along(conv: nn.Conv2d, axis: int) -> bool:
-    """Whether it is a depthwise convolution along one axis, of an odd size, that keeps the size of the map."""
-    taps, one = conv.kernel_size[axis], conv.kernel_size[1 - axis]
-    padding = tuple(taps // 2 if i == axis else 0 for i in (0, 1))
-    same = conv.padding in (padding, "same") and conv.stride == conv.dilation == (1, 1)
-    depthwise = conv.groups == conv.in_channels == conv.out_channels
-    return taps > 1 and taps % 2 == 1 and one == 1 and same and depthwise
-
-
-def _splits(calls: list) -> list[tuple[list, list, list]]:
-    """What the calls may be: the layers of the Ghost module, those of the gate, each as convolution, BatchNorm and
-    activation, and further calls. An activation at the end may be the gate, or belong to the layer before it."""
-    splits = []
-    for last in (1, 0):
-        if last and not is_activation(calls[-1].module):
-            continue
-        items, others, layers = list(calls[: len(calls) - last]), list(calls[len(calls) - last :]), []
-        try:
-            while items:
-                if type(items[0].module) is nn.Conv2d:
-                    layers.append(take_layer(items, lambda call: call.module).slots())
-                elif isinstance(items[0].module, (nn.AvgPool2d, nn.Upsample)) or is_activation(items[0].module):
-                    others.append(items.pop(0))
-                else:
-                    raise Unfusable(f"it also calls {items[0].path!r}, a {type(items[0].module).__name__}")
-        except Unfusable:
-            if last == 0 and not splits:
-                raise
-            continue
-        at = next((i for i, (conv, *_) in enumerate(layers) if _is_along_rows(conv.module)), 0)
-        if len(layers) == 5 and at > 0 and _is_along_columns(layers[min(at + 1, 4)][0].module):
-            splits.append((layers[: at - 1] + layers[at + 2 :], layers[at - 1 : at + 2], others))
-    return splits
-
-
-def _compose(ghost: list, gate_layers: list, kept: int, gate: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The computation put together from the calls of the children."""
-
-    def run(layer: tuple, x: torch.Tensor) -> torch.Tensor:
-        for call in layer:
-            x = x if call is None else call.module(x)
-        return x
-
-    def compute(x: torch.Tensor) -> torch.Tensor:
-        y = _pool(x)
-        for layer in gate_layers:
-            y = run(layer, y)
-        primary = run(ghost[0], x)
-        out = torch.cat([primary, run(ghost[1], primary)], 1)[:, :kept]
-        return gated(out, apply_gate(y, GATES.index(gate)))
-
-    return compute

@@ -148,19 +148,22 @@ class Probe:
             ours = [self._ours(compose, trial) for trial in trials]
         return all(mine is not None and agree(mine.out, out) for mine, out in zip(ours, theirs))
 
-    def function_of(self, before: Forward, channels: slice) -> Function | None:
+    def function_of(self, before: Forward, channels: slice, factor: Forward | None = None) -> Function | None:
         """The activation that makes these channels of the output in eval of what ``before`` makes of the input.
 
         Args:
             before: the children put together as far as it is known.
             channels: which of the output.
+            factor: what the output is then multiplied by, in its shape; None for nothing.
         """
         with ambient():
             trials, theirs = self._values()
             ours = [self._ours(before, trial) for trial in trials]
-            if None in ours:
+            factors = [] if factor is None else [self._ours(factor, trial) for trial in trials]
+            if None in ours or None in factors:
                 return None
-            return fit([result.out for result in ours], [out[:, channels] for out in theirs])
+            after = [out[:, channels] for out in theirs]
+            return fit([result.out for result in ours], after, [result.out[:, channels] for result in factors] or None)
 
     def _values(self) -> tuple[list[Trial], list[torch.Tensor]]:
         """What it computes in eval, for inputs that reach beyond where activations bend too."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ghost_ops
+from ghost_ops.activations import Function
 from ghost_ops.fused import DFCAttentionParts
 from ghost_ops.fused.behaviour import block_of
 from ghost_ops.surgery import explain, fuse, revert
@@ -88,6 +89,37 @@ class TwoForms(HuaweiModule):
         return out[:, : self.oup] * up
 
 
+class OwnReLU(nn.Module):
+    def forward(self, x):
+        return torch.maximum(x, torch.zeros_like(x))
+
+
+class OwnHardSigmoid(nn.Module):
+    shift = 3
+
+    def forward(self, x):
+        return F.relu6(x + self.shift) / 6
+
+
+class OwnConv(nn.Conv2d):
+    """A subclass that changes nothing."""
+
+
+class Functional(HuaweiModule):
+    """Activations by functions, one of them with a slope of its own, convolutions of a subclass, a gate of a class."""
+
+    def __init__(self, *args, acts=(F.silu, lambda x: F.leaky_relu(x, 0.2)), **kwargs) -> None:
+        super().__init__(*args, relu=False, gate=OwnHardSigmoid, **kwargs)
+        self.acts = acts
+        for conv in (m for m in self.modules() if type(m) is nn.Conv2d):
+            conv.__class__ = OwnConv
+
+    def forward(self, x):
+        y = self.acts[0](self.primary_conv(x))
+        out = torch.cat([y, self.acts[1](self.cheap_operation(y))], 1)[:, : self.oup]
+        return out * F.interpolate(self.gate_fn(self.attention(x)), size=out.shape[-2:])
+
+
 FORMS = {
     "Huawei's": lambda: HuaweiModule(6, 20),
     "without activations": lambda: HuaweiModule(6, 20, relu=False),
@@ -96,6 +128,8 @@ FORMS = {
     "SiLU, another gate": lambda: HuaweiModule(6, 20, act=nn.SiLU, gate=nn.Hardsigmoid),
     "the gate last": lambda: GateLast(6, 20),
     "a scale of 1": lambda: TwoForms(6, 20),
+    "functions": lambda: Functional(7, 19),
+    "classes of its own": lambda: HuaweiModule(6, 20, act=OwnReLU, gate=OwnHardSigmoid),
 }
 
 
@@ -309,6 +343,28 @@ OTHERS = {
 def test_other_computations_stay(other):
     (finding,) = survey(with_forward(OTHERS[other]))
     assert finding.parts is None and finding.kind == KIND, finding
+
+
+def test_an_unknown_function_stays():
+    (finding,) = survey(Functional(6, 20, acts=(F.silu, F.softsign)))
+    assert finding.parts is None and finding.kind == KIND, finding
+    assert "does not compute a Ghost module times a gate" in finding.reason
+
+
+def test_the_functions():
+    (finding,) = survey(Functional(7, 19))
+    parts = finding.parts
+    assert (parts.primary_function, parts.cheap_function.name) == (Function("silu"), "leaky_relu")
+    assert parts.cheap_function.slope == pytest.approx(0.2) and parts.gate == "hard_sigmoid"
+
+
+def test_another_gate_in_its_place_is_noticed():
+    fused, x = module("functions", training=False), make_map((3, 7, 9, 11))
+    before = fused(x)
+    fused.gate_fn.shift = 2
+    wanted = plain_twin(fused)(x)
+    assert not torch.allclose(wanted, before)
+    torch.testing.assert_close(fused(x), wanted)
 
 
 def test_columns_before_rows_stay():

@@ -7,7 +7,6 @@ called. ``Structure`` finds them once and checks that on every call, at some 200
 
 from __future__ import annotations
 
-import types
 from typing import NamedTuple
 
 from torch import nn
@@ -16,7 +15,7 @@ from ..activations import Function, fixed_attributes
 from .errors import Unfusable
 from .in_place import source_class
 from .layers import ConvBNAct, conv_bn_act, does_nothing, geometry_now, take_layer
-from .watch import Watched
+from .watch import Watched, is_own_method
 
 
 class WatchedChild(NamedTuple):
@@ -168,16 +167,3 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
-
-
-def is_own_method(module: nn.Module, forward: object) -> bool:
-    """Whether a forward that an instance has is another method of its own class, which a copy of it has too.
-
-    ``ultralytics`` sets ``module.forward = module.forward_fuse`` when it folds BatchNorms. Which method it is decides
-    what is computed: whoever takes it for granted must watch it. Of a module that fused code reads in the stead of
-    running it, such as a convolution, no other forward will do.
-    """
-    if not isinstance(forward, types.MethodType) or forward.__self__ is not module or not module._modules:
-        return False
-    inherited = getattr(type(module), forward.__name__, None)
-    return type(module) is not nn.Sequential and inherited is forward.__func__

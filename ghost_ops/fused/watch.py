@@ -32,7 +32,7 @@ class Watched(NamedTuple):
     value: object
 
     def has_changed(self) -> bool:
-        return snapshot(getattr(self.owner, self.name, MISSING)) != self.value
+        return snapshot(_value(self.owner, self.name)) != self.value
 
 
 _FRAMEWORK = frozenset(vars(nn.Module()))
@@ -107,7 +107,28 @@ def _owner(module: nn.Module, path: str) -> nn.Module | None:
 
 def _read(module: nn.Module, path: str, name: str) -> object:
     owner = _owner(module, path)
-    return MISSING if owner is None else getattr(owner, name, MISSING)
+    return MISSING if owner is None else _value(owner, name)
+
+
+def _value(owner: nn.Module, name: str) -> object:
+    """The value of an attribute; of a forward that the instance has, the name of a method of its class."""
+    if name != "forward":
+        return getattr(owner, name, MISSING)
+    forward = vars(owner).get(name, MISSING)
+    return forward.__name__ if is_own_method(owner, forward) else forward
+
+
+def is_own_method(module: nn.Module, forward: object) -> bool:
+    """Whether a forward that an instance has is another method of its own class, which a copy of it has too.
+
+    ``ultralytics`` sets ``module.forward = module.forward_fuse`` when it folds BatchNorms. Which method it is decides
+    what is computed: whoever takes it for granted must watch it. Of a module that fused code reads in the stead of
+    running it, such as a convolution, no other forward will do.
+    """
+    if not isinstance(forward, types.MethodType) or forward.__self__ is not module or not module._modules:
+        return False
+    inherited = getattr(type(module), forward.__name__, None)
+    return type(module) is not nn.Sequential and inherited is forward.__func__
 
 
 def snapshot(value: object) -> object:
@@ -115,12 +136,12 @@ def snapshot(value: object) -> object:
     kind = type(value)
     if kind in _FIXED:
         return kind, value
+    if value is MISSING:  # in a copy too
+        return kind, "missing"
     if kind in (tuple, list, torch.Size):
         return kind, tuple(map(snapshot, value))
     if kind is dict:
         return kind, tuple((snapshot(k), snapshot(v)) for k, v in value.items())
-    if kind is types.MethodType:  # which is made anew whenever it is asked for
-        return kind, (snapshot(value.__func__), snapshot(value.__self__))
     if kind in (set, frozenset):
         return kind, frozenset(map(snapshot, value))
     version = value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0

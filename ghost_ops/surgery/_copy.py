@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 from ..fused.behaviour import is_fused, remove
 from ..fused.errors import Unfusable, first_line
 from ..fused.layers import SYNCED
-from ..fused.structure import is_own_method
+from ..fused.watch import is_own_method
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _NORMS = (nn.modules.batchnorm._NormBase,)

@@ -196,6 +196,39 @@ def test_copies_and_pickles(tmp_path):
         assert torch.equal(other(x), wanted) and "native" in explain(other, x).rows[0].runs
 
 
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("order", ["fold fuse", "fuse fold", "fuse call fold", "fuse copy fold", "fuse fold copy"])
+def test_layers_that_their_net_folds(order, copied):
+    plain = randomise(ways.Foldable()).eval()
+    module, x = copy.deepcopy(plain), make_map((2, 6, 12, 11))
+    steps = {"fold": ways.Foldable.fold, "fuse": fuse, "call": lambda m: (m(x), m)[1], "copy": copy.deepcopy}
+    for step in order.split():
+        module = steps[step](module)
+    module = copy.deepcopy(module) if copied else module
+    with torch.no_grad():
+        assert_as_accurate(module(x), plain(x), copy.deepcopy(plain).double()(x.double()), factor=3)
+    (row,) = explain(module, x).rows
+    assert row.fused and "native" in row.runs, row
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_another_forward_of_an_instance_is_noticed(copied):
+    plain = randomise(ways.Foldable()).eval()
+    module, x = fuse(copy.deepcopy(plain)), make_map((2, 6, 12, 11))
+    module = copy.deepcopy(module) if copied else module
+    for m in (plain, module):
+        m.cv1.forward = m.cv1.forward_fuse  # its BatchNorm is still there, but not called
+    torch.testing.assert_close(module(x), plain(x))
+    for m in (plain, module):
+        m.cv1.forward = lambda x, m=m: 2 * m.cv1.conv(x)
+    assert torch.equal(module(x), plain(x))
+    assert "forward of its child 'cv1' was replaced" in explain(module, x).rows[0].why
+    for m in (plain, module):
+        del m.cv1.forward
+    torch.testing.assert_close(module(x), plain(x))
+    assert "native" in explain(module, x).rows[0].runs
+
+
 @pytest.mark.parametrize("act", [F.relu, ways.OwnSiLU(), ways.OwnLeaky()])
 def test_frozen(act):
     net = randomise(nn.Sequential(Functional(act), nn.Conv2d(16, 6, 1), Functional(act))).eval()

@@ -224,3 +224,38 @@ class Excite(nn.Module):
 def fifth(x):
     """Paddle's hard sigmoid."""
     return (x / 5 + 0.5).clamp(0, 1)
+
+
+class Layer(nn.Module):
+    """ultralytics' ``Conv``, whose net's own ``fuse`` folds the BatchNorm and gives the instance another forward."""
+
+    def __init__(self, inp, out, kernel=1, groups=1):
+        super().__init__()
+        self.conv = nn.Conv2d(inp, out, kernel, 1, kernel // 2, groups=groups)
+        self.bn, self.act = nn.BatchNorm2d(out), nn.SiLU()
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)))
+
+    def forward_fuse(self, x):
+        return self.act(self.conv(x))
+
+    def fold(self):
+        self.conv = torch.nn.utils.fuse_conv_bn_eval(self.conv, self.bn)
+        del self.bn
+        self.forward = self.forward_fuse
+
+
+class Foldable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cv1, self.cv2 = Layer(6, 8), Layer(8, 8, 3, 8)
+
+    def forward(self, x):
+        y = self.cv1(x)
+        return torch.cat([y, self.cv2(y)], 1)
+
+    def fold(self):
+        for layer in (self.cv1, self.cv2):
+            layer.fold()
+        return self

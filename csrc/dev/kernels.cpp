@@ -62,7 +62,8 @@ struct Aligned {
 };
 using Floats = std::vector<float, Aligned<float>>;
 
-/// A product, with weights in float32 or bfloat16. The columns of x are in runs, with NaN between them.
+/// A product, with weights in float32 or bfloat16. The columns of x are in runs, and its rows in groups of `width` (0:
+/// in one), with NaN between them.
 struct GemmCall {
   void (*const kernel)(const ghost::Gemm&);
   Floats in, panels, bias, out;
@@ -71,7 +72,8 @@ struct GemmCall {
   ghost::Gemm args{};
 
   GemmCall(const std::string& isa, bool bf16, const float* x, int64_t m, int64_t c, const float* w, int64_t n,
-           const float* b, bool relu, const std::vector<float>& scale, const std::vector<int64_t>& counts)
+           const float* b, bool relu, const std::vector<float>& scale, const std::vector<int64_t>& counts,
+           int64_t width = 0)
       : kernel(bf16 ? of(isa).gemm_bf16 : of(isa).gemm),
         panels(ghost::panel_floats(n, bf16 ? ghost::bf16_pairs(c) : c)),
         bias(padded(n)),
@@ -80,10 +82,12 @@ struct GemmCall {
     const int64_t gap = bf16 || counts.size() > 1 ? 3 : 0;
     int64_t row = 0;
     for (int64_t count : counts) runs.push_back({row, count}), row += count + gap;
-    in.assign(m * row, NAN);
+    const int64_t group = width * row + 5;
+    const auto place = [&](int64_t i) { return width ? i / width * group + i % width * row : i * row; };
+    in.assign(m ? place(m - 1) + row : 0, NAN);
     for (int64_t i = 0; i < m; i++)
       for (const ghost::Run& r : runs) {
-        std::copy_n(x, r.count, in.begin() + i * row + r.offset);
+        std::copy_n(x, r.count, in.begin() + place(i) + r.offset);
         x += r.count;
       }
     if (bf16)
@@ -94,6 +98,7 @@ struct GemmCall {
     args = {in.data(), row, 1, m, c, n, panels.data(), 0, bias.data(), out.data(), padded(n), true, relu, false};
     args.runs = runs.data(), args.run_count = static_cast<int64_t>(runs.size());
     args.scale_k = factors.empty() ? nullptr : factors.data();
+    args.a_width = width, args.a_group = group;
   }
 
   void run() const { kernel(args); }
@@ -131,7 +136,8 @@ struct DepthwiseCall {
 };
 
 Array product(const std::string& isa, bool bf16, const Array& x, const Array& w, const Array& bias, bool relu,
-              const std::vector<float>& scale, std::vector<int64_t> runs) {
+              const std::vector<float>& scale, std::vector<int64_t> runs, int64_t width) {
+  expect(width >= 0, "width: expected at least 0");
   expect(x.ndim() == 2 && w.ndim() == 2 && bias.ndim() == 1, "expected x of M x C, w of N x C and bias of N");
   const int64_t m = x.shape(0), c = x.shape(1), n = w.shape(0);
   expect(w.shape(1) == c && bias.shape(0) == n, "expected x of M x C, w of N x C and bias of N");
@@ -140,20 +146,20 @@ Array product(const std::string& isa, bool bf16, const Array& x, const Array& w,
   for (int64_t count : runs) columns += count;
   expect(columns == c && static_cast<int64_t>(runs.size()) <= ghost::kMostRuns, "runs: expected the columns of x");
   expect(scale.empty() || static_cast<int64_t>(scale.size()) == c, "scale: expected a factor a column of x");
-  const GemmCall call(isa, bf16, x.data(), m, c, w.data(), n, bias.data(), relu, scale, runs);
+  const GemmCall call(isa, bf16, x.data(), m, c, w.data(), n, bias.data(), relu, scale, runs, width);
   call.run();
   Array out({m, n});
   for (int64_t i = 0; i < m; i++) std::copy_n(call.out.begin() + i * padded(n), n, out.mutable_data() + i * n);
   return out;
 }
 
-Array gemm(const std::string& isa, Array x, Array w, Array bias, bool relu) {
-  return product(isa, false, x, w, bias, relu, {}, {});
+Array gemm(const std::string& isa, Array x, Array w, Array bias, bool relu, std::vector<int64_t> runs, int64_t width) {
+  return product(isa, false, x, w, bias, relu, {}, runs, width);
 }
 
 Array gemm_bf16(const std::string& isa, Array x, Array w, Array bias, bool relu, std::vector<float> scale,
-                std::vector<int64_t> runs) {
-  return product(isa, true, x, w, bias, relu, scale, runs);
+                std::vector<int64_t> runs, int64_t width) {
+  return product(isa, true, x, w, bias, relu, scale, runs, width);
 }
 
 Array depthwise(const std::string& isa, Array x, Array w, Array bias, bool relu, int64_t stride) {
@@ -246,10 +252,11 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("fma_peak", &fma_peak, py::arg("isa"), py::arg("seconds") = 0.1,
         "GFLOP/s of independent FMA chains, one core.");
   m.def("gemm", &gemm, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
-        "x (M x C) times w (N x C) transposed, plus bias.");
+        py::arg("runs") = std::vector<int64_t>{}, py::arg("width") = 0,
+        "x (M x C) times w (N x C) transposed, plus bias. x is in runs of so many columns and groups of `width` rows.");
   m.def("gemm_bf16", &gemm_bf16, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
-        py::arg("scale") = std::vector<float>{}, py::arg("runs") = std::vector<int64_t>{},
-        "The same with w rounded to bfloat16, and columns of x times `scale`; x is in runs of so many columns.");
+        py::arg("scale") = std::vector<float>{}, py::arg("runs") = std::vector<int64_t>{}, py::arg("width") = 0,
+        "The same with w rounded to bfloat16, and columns of x times `scale`.");
   m.def("depthwise", &depthwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
         py::arg("stride") = 1,
         "Depthwise convolution of x (H x W x C) with w (C x k x k), zero padding k // 2, plus bias.");

@@ -45,7 +45,7 @@ def padding_of(layer: ConvBNAct) -> tuple[int, int]:
         return padding
     whole = tuple(d * (k - 1) for d, k in zip(dilation, layer.kernel()))
     if any(n % 2 for n in whole):
-        raise Unfusable("one of its convolutions pads one side more than the other")
+        raise Unfusable('one of its convolutions is of even size with padding "same", which pads the ends differently')
     return whole[0] // 2, whole[1] // 2
 
 

@@ -41,16 +41,37 @@ def test_gemm_long_sums(isa, rows):
     np.testing.assert_allclose(kernels.gemm(isa, x, w, b, False), exact, rtol=0, atol=7e-5)
 
 
+GROUPED = [(1, 5), (7, 49), (9, 83), (14, 100), (20, 150), (33, 400), (100, 30)]  # width of a group, rows
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width, m", GROUPED)
+def test_gemm_rows_in_groups(isa, width, m):
+    """Register tiles that lie in one group, and those that lie in several."""
+    for n, runs in ((8, (3,)), (24, (5, 5, 5)), (48, (96, 96, 96)), (33, (130,) * 5), (16, (1, 2, 3))):
+        x, w, b = numbers(m, sum(runs), seed=n), numbers(n, sum(runs), seed=m), numbers(n)
+        exact = np.maximum(x.astype(np.float64) @ w.astype(np.float64).T + b, 0)
+        np.testing.assert_allclose(kernels.gemm(isa, x, w, b, True, runs, width), exact, rtol=0, atol=7e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width, m", GROUPED)
+def test_gemm_bf16_rows_in_groups(isa, width, m):
+    for n, runs in ((8, (4,)), (24, (6, 6, 6)), (48, (96, 96, 96)), (33, (130,) * 5), (26, (1, 2, 3))):
+        x, w, b, scale = numbers(m, sum(runs), seed=n), numbers(n, sum(runs), seed=m), numbers(n), numbers(sum(runs))
+        assert_gemm_bf16(isa, x, w, b, True, scale, runs, width)
+
+
 def rounded(v):
     """To bfloat16, to nearest even."""
     bits = np.ascontiguousarray(v).view(np.uint32)
     return np.where(np.isnan(v), v, (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).view(np.float32))
 
 
-def assert_gemm_bf16(isa, x, w, b, relu=False, scale=None, runs=()):
+def assert_gemm_bf16(isa, x, w, b, relu=False, scale=None, runs=(), width=0):
     """Within what k additions in float32 may lose, and two for blocks and bias, of products that are exact; where
     weights are widened and scaled, these were rounded once more. Narrow products of short rows are always widened."""
-    ours = kernels.gemm_bf16(isa, x, w, b, relu, [] if scale is None else scale.tolist(), list(runs))
+    ours = kernels.gemm_bf16(isa, x, w, b, relu, [] if scale is None else scale.tolist(), list(runs), width)
     factors = np.float32(1) if scale is None else scale
     multiplied = (
         x.shape[0] > 4 if isa in ("amx", "tiles") else isa == "avx512bf16" and (w.shape[0] > 24 or w.shape[1] >= 96)

@@ -89,7 +89,7 @@ class Conv final : public Step {
   }
   /// Enough for the weights, which are read once for them, but not more than stay in cache; about as many each time.
   int64_t rows_at_once(const StepPlan& s) const override {
-    const int64_t wanted = std::max(kLeastRows, (kPixels + s.w - 1) / s.w);
+    const int64_t wanted = std::max<int64_t>(sources.empty() ? 8 : 4, (kPixels + s.w - 1) / s.w);
     const int64_t floats = across_.copies(s.w) * inputs_of_group() * down_.copies_between();
     const int64_t most = std::max<int64_t>(1, std::min(wanted, kCopiedFloats / floats));
     const int64_t times = (s.h + most - 1) / most;
@@ -148,7 +148,7 @@ class Conv final : public Step {
   }
 
  private:
-  static constexpr int64_t kLeastRows = 8, kPixels = 512, kCopiedFloats = 1 << 18;
+  static constexpr int64_t kPixels = 400, kCopiedFloats = 1 << 18;
   static constexpr int64_t kApart = 1 << 15;  // weights, which are better read for many rows at a time
 
   Side down_{}, across_{};

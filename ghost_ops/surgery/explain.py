@@ -114,7 +114,7 @@ def explain(net: nn.Module, example: object) -> Explanation:
 
     rows = {}
     for module, notes in known.items():
-        if module in frozen.packed and not notes:
+        if not notes and (module in frozen.packed or frozen.is_opened(module)):
             continue
         name, kind = frozen.whole.get(module, (names[module], source_class(module).__name__))
         rows[module] = [
@@ -126,7 +126,11 @@ def explain(net: nn.Module, example: object) -> Explanation:
         ] or [Row(name, kind, "", _uncalled(module, known, names), "", True)]  # fmt: skip
     for path, module, why in frozen.left:
         rows.setdefault(module, []).append(Row(path, source_class(module).__name__, "", PLAIN_PYTORCH, why, False))
-    findings = [found for found in survey(net) if found.module not in frozen and found.module not in frozen.packed]
+    findings = [
+        found
+        for found in survey(net)
+        if not (found.module in frozen or found.module in frozen.packed or frozen.computes(found.module))
+    ]
     layers = [] if frozen.states else survey_layers(net, findings)
     for found in (*findings, *layers):
         why = found.reason or "it could be fused: ghost_ops.fuse(net)"
@@ -156,6 +160,17 @@ class _Frozen:
             for path, why in state.left:
                 name = ".".join(filter(None, (names[module], path)))
                 self.left.append((name, module.get_submodule(path), why))
+
+    def is_opened(self, module: nn.Module) -> bool:
+        """Whether programs compute some of what is inside: what they do not is named on its own."""
+        return any(inner in self.packed for inner in module.modules())
+
+    def computes(self, module: nn.Module) -> bool:
+        """Whether programs compute all of what is inside."""
+        inside = set(module.modules())
+        layers = [inner for inner in inside if inner._parameters]
+        rest = any(left in inside for _, left, _ in self.left)
+        return bool(layers) and all(inner in self.packed for inner in layers) and not rest
 
     def __contains__(self, module: nn.Module) -> bool:
         return module in self.states

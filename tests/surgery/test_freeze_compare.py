@@ -268,16 +268,16 @@ def test_what_is_wrong_in_one_child_leaves_the_others(x):
 def test_a_wrong_program_is_noticed(x, monkeypatch):
     """Whatever tracing or packing gets wrong."""
     from ghost_ops.fused import frozen_net
-    from ghost_ops.surgery.freeze import runs
+    from ghost_ops.surgery.freeze import regions
 
-    right = runs.FrozenProgram.of
+    right = regions.FrozenProgram.of
 
     def wrong(built, parts=(), dtype=None):
         program = right(built, parts, dtype)
         program.packed.mul_(1.01)
         return program
 
-    monkeypatch.setattr(runs.FrozenProgram, "of", wrong)
+    monkeypatch.setattr(regions.FrozenProgram, "of", wrong)
     with pytest.warns(UserWarning, match="its result would not be that of its source: off by"):
         frozen = freeze(randomise(Classifier(*huawei())).eval())
     assert not programs(frozen) and not isinstance(frozen, frozen_net.Frozen)

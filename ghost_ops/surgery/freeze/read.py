@@ -292,8 +292,9 @@ class Reader:
     # Of several maps
 
     def _item(self, node: fx.Node, source: Several) -> Found:
-        if node.target is operator.getitem and isinstance(node.args[1], int):
-            return Found(source.items[node.args[1]], (node,))
+        if node.target is operator.getitem and isinstance(node.args[1], (int, slice)):
+            found = source.items[node.args[1]]
+            return Found(Several(found) if isinstance(found, tuple) and not isinstance(found, Map) else found, (node,))
         raise Unfusable("it reads parts of a map as a tuple")
 
     def _concat(self, node: fx.Node, known: Mapping[fx.Node, Value]) -> Found:

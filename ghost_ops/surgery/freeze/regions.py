@@ -107,7 +107,7 @@ class _Finder:
         """The region that begins at a node; None where it is not worth a program. What cannot stand in it is refused,
         and the region is grown anew without."""
         begin = self.nodes[at]
-        refused = dict(self.refused)
+        self.refused.clear()  # what cannot stand in one region may stand in another
         while True:
             region = self._grown(at, entry)
             if region is None or begin not in region.nodes:
@@ -120,13 +120,11 @@ class _Finder:
                 except Refused as error:
                     conflict = error.node, error.why
                 except Unfusable as error:  # parameters of a dtype or on a device that no kernel reads
-                    self.refused.clear()
-                    self.refused.update(refused)
                     self.reasons.update(dict.fromkeys(region.worth, str(error)))
                     return None
             if conflict[0] is None or conflict[0] in self.refused:
                 return None
-            self.refused[conflict[0]] = conflict[1]
+            self.refused[conflict[0]] = self.reasons[conflict[0]] = conflict[1]
 
     def _grown(self, at: int, entry: fx.Node) -> _Region | None:
         region = _Region(self.nodes[at], entry, self.seen.channels(entry), self.modules)
@@ -150,7 +148,7 @@ class _Finder:
         found: dict[tuple[str, str], int] = {}
         for node in self.nodes:
             if node not in taken and self.seen.is_tensor(node) and node.target not in opaque:
-                why = self.refused.get(node) or self.reasons.get(node, _OUTSIDE)
+                why = self.reasons.get(node, _OUTSIDE)
                 path = node.target if node.op == "call_module" else caller_of(node)
                 found[path, why] = found.get((path, why), 0) + self.seen.size(node)
         left = [Left(path, why, size) for (path, why), size in found.items()]

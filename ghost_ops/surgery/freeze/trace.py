@@ -90,6 +90,14 @@ def caller_of(node: fx.Node) -> str:
     return stack[-1][0] if stack else ""
 
 
+class _Proxy(fx.Proxy):
+    """A value of a traced forward. That of a split map has a length, which ``list`` asks for."""
+
+    def __len__(self) -> int:
+        count = _part_count(self.node)
+        return super().__len__() if count is None else count
+
+
 class _Tracer(fx.Tracer):
     """Looks into modules, but for those that are known, those where something else runs than their forward, and those
     that are to be kept whole.
@@ -126,6 +134,9 @@ class _Tracer(fx.Tracer):
 
         path = self.path_of_module(module)
         return super().call_module(module, watched, args, kwargs)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def iter(self, proxy: fx.Proxy) -> Iterator:
         """The items of a split map, whose number the call says; it is looked at again when the graph runs."""

@@ -158,18 +158,33 @@ def predict(facts: Facts, machine: Machine = H200) -> Prediction:
     return Prediction(*(1e6 * t for t in seconds))
 
 
-def trips_of(function: Function, trips: tuple[int, ...]) -> dict[int, float]:
+def _of_nests(function: Function, trips: tuple) -> list[tuple[int, ...]]:
+    """The trips of each nest of the code's loops."""
+    count = len(function.main_loops)
+    if not (trips and isinstance(trips[0], tuple)):
+        return [trips] * count
+    nests = list(trips)
+    for nest in trips:
+        if len(nests) > count and set(nest) == {1}:
+            nests.remove(nest)
+    if len(nests) != count:
+        raise ValueError(f"static model: the source has nests of loops of {trips} trips, the code {count} nests")
+    return nests
+
+
+def trips_of(function: Function, trips: tuple) -> dict[int, float]:
     """How often each loop is gone through each time that it is reached, by its header's block.
 
-    ``trips``: of the loops as the kernel's source has them, the outermost first. The compiler removes loops of one
+    ``trips``: see ``work.Kernel``. Of a nest they are the trips of the loops as the kernel's source has them, the
+    outermost first, or of several nests one tuple each, in the source's order. The compiler removes loops of one
     trip, so of these only as many are dropped as the code lacks; the rest is matched from the innermost. It unrolls
     others: a loop that accesses memory a whole number of times as often as the one after it does so many trips at once,
     and the other what is left.
     """
     found: dict[int, float] = {}
-    for top in function.main_loops:
+    for top, of_nest in zip(function.main_loops, _of_nests(function, trips)):
         deepest = max(depth for _, depth in top.walk())
-        left = list(trips)
+        left = list(of_nest)
         while len(left) > deepest and 1 in left:
             left.remove(1)
         left = [1] * (deepest - len(left)) + left[len(left) - deepest :] if len(left) != deepest else left

@@ -11,6 +11,9 @@ from math import lcm
 
 import torch
 
+from ghost_ops.backends.triton.excite import SPLITS
+from ghost_ops.backends.triton.sums import MANY
+
 SECTOR = 32  # bytes: the least that moves
 
 
@@ -23,15 +26,15 @@ class Kernel:
     """How the launches of a kernel are read. Each function gets the launch's arguments by name.
 
     Attributes:
-        trips: of the kernel's loops as they stand in its source, the outermost first. The trips of loops that the
-            code lacks must be 1.
+        trips: of the kernel's loops as they stand in its source, the outermost first; of a kernel whose loops do not
+            all stand in one nest, such a tuple for each nest. The trips of loops that the code lacks must be 1.
         results: valid results: elements of the map that the kernel makes, or that it sums.
         writes: the tensors that it writes, with spaces between; all others are read.
         updates: those that it reads and writes.
         slices: of maps that are touched in parts, the first channel and the one after the last.
     """
 
-    trips: Callable[[dict], tuple[int, ...]]
+    trips: Callable[[dict], tuple[int, ...] | tuple[tuple[int, ...], ...]]
     results: Callable[[dict], int]
     writes: str
     slices: Callable[[dict], dict[str, tuple[int, int]]] = lambda a: {}
@@ -103,15 +106,13 @@ def _groups(a: dict) -> tuple[int]:
 
 
 def _given(a: dict, name: str) -> list:
-    """The arguments ``<name>_0``, ``<name>_1``, ... that are there."""
-    found = (a[f"{name}_{i}"] for i in range(7))
-    return [value for value in found if value is not None]
+    """The arguments ``<name>_0``, ``<name>_1``, ... of a ``total_kernel``'s totals that are needed."""
+    return [a[f"{name}_{i}"] for i in range(7) if a[f"ROWS_{i}"] > 0]
 
 
-def _totals(a: dict) -> tuple[int, ...]:
-    """A program goes through one of the loops: the longest."""
-    groups = _given(a, "groups")
-    return (cdiv(max(groups), a["BG"]), *[1] * (len(groups) - 1))
+def _splits(a: dict) -> tuple[int, ...]:
+    """Of the loop over the splits of sums, which a launch with few of them has not."""
+    return (cdiv(a["splits"], SPLITS),) if a["MANY"] else ()
 
 
 KERNELS = {
@@ -150,13 +151,18 @@ KERNELS = {
         lambda a: (1, *_groups(a)), _map("partials"), "coefficients grad_bias grad_beta grad_gamma grad_slopes"
     ),
     "total_kernel": Kernel(
-        _totals, lambda a: sum(t.numel() for t in _given(a, "partials")), " ".join(f"out_{i}" for i in range(7))
+        lambda a: (cdiv(max(_given(a, "groups")), MANY),),  # those of the longest; few groups need no loop
+        lambda a: sum(t.numel() for t in _given(a, "partials")),
+        " ".join(f"out_{i}" for i in range(7)),
+        lambda a: {f"{name}_{i}": (0, 0) for name in ("partials", "out") for i in range(7) if a[f"ROWS_{i}"] == 0},
     ),
     "layers_kernel": Kernel(
-        lambda a: (cdiv(a["C"], a["BK"]), a["splits"], a["per_program"]), _map("logits"), "squeeze hidden logits gated"
+        lambda a: ((cdiv(a["C"], a["BK"]), *_splits(a)), (a["per_program"],)),
+        _map("logits"),
+        "squeeze hidden logits gated",
     ),
     "hidden_bwd_kernel": Kernel(
-        lambda a: (cdiv(a["C"], a["BK"]), a["splits"]), _map("grad_hidden"), "grad_logits grad_hidden"
+        lambda a: (cdiv(a["C"], a["BK"]), *_splits(a)), _map("grad_hidden"), "grad_logits grad_hidden"
     ),
     "layers_bwd_kernel": Kernel(  # a program goes through one of the three loops
         lambda a: (cdiv(a["ROWS"], a["BK"]), 1, 1),
@@ -171,7 +177,7 @@ KERNELS = {
 class Work:
     """Trips of a launch's loops, its valid results, and the bytes that it reads and writes."""
 
-    trips: tuple[int, ...]
+    trips: tuple[int, ...] | tuple[tuple[int, ...], ...]
     results: int
     read: int
     written: int

@@ -50,7 +50,7 @@ def warm_up(
 ) -> WarmUp:
     """Compile the Triton kernels that ``net(example)`` starts, and its backward where the net is in training.
 
-    Without it the first step of a fused GhostNet compiles some hundred kernels, one after the other, as it meets them.
+    Without it the first step of a fused GhostNet compiles some eighty kernels, one after the other, as it meets them.
     They are compiled in ``jobs`` processes here, and are found in Triton's cache on disk afterwards, by other processes
     and other runs too. Nothing is computed: parameters, gradients, buffers and random numbers stay as they are, and a
     net or an example may hold anything. A net whose forward depends on values of tensors cannot be warmed up in this

@@ -68,7 +68,7 @@ def launch_of(kernel, arguments: dict, warps: int, stages: int) -> Launch:
             divisible.append(name)  # PyTorch allocates at multiples of 512 bytes
         elif isinstance(value, int):
             signature.append((name, "i32" if abs(value) <= launch.INT32 else "i64"))
-            if looked_at and value % 16 == 0:
+            if looked_at and not parameter.do_not_specialize_on_alignment and value % 16 == 0:
                 divisible.append(name)
         else:
             signature.append((name, "fp32"))

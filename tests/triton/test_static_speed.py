@@ -110,6 +110,18 @@ def test_trips_of_loops_that_are_not_there_are_left_out():
     assert model.trips_of(divides, (4, 3)) == {divides.loops[0].header: 3}
 
 
+def test_loops_of_several_nests_have_their_own_trips():
+    nested, two = LOOPS["nested"], copy.copy(LOOPS["joins"])
+    known = model.trips_of(nested, (5, 6))
+    assert model.trips_of(nested, ((5, 6),)) == model.trips_of(nested, ((1, 1), (5, 6))) == known
+    with pytest.raises(ValueError, match="the code 1 nests"):
+        model.trips_of(nested, ((5, 6), (2,)))
+    vars(two)["tail"] = frozenset()  # so that the last block's loop is the second one of all
+    first, second = (loop.header for loop in two.loops)
+    assert model.trips_of(two, ((5,), (7,))) == {first: 5, second: 7}
+    assert model.trips_of(two, (5,)) == {first: 5, second: 5}
+
+
 def facts(**changes) -> Facts:
     values = {
         "registers": 64, "warps": 4, "shared": 0, "grid": 1320, "loop": Part(100, 150, 0), "iterations": 100,

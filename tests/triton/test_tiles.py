@@ -14,7 +14,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from ghost_ops.backends.triton import tiles
+from ghost_ops.backends.triton import launch, tiles
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,11 +100,13 @@ def test_flat_tiles_cover_the_map(n, width, channels, unit):
         plain = tiles.strips("stencil_gradient", x, channels, taps)
         tile, vectors, side = strips.tile, strips.vectors, strips.tile.channels
         if vectors is None:
-            assert strips == plain
+            assert strips == plain and unit < plain.tile.values
             continue
-        assert tile.columns == 32 * tile.warps and tile.warps <= side <= unit and unit % side == 0
-        assert vectors <= tile.columns  # of a lane of each there is at least one
+        assert tile.columns == tiles.LANES and tile.warps == 1 and unit % side == 0
+        assert vectors <= tiles.MOST_VECTORS
+        assert vectors * 2 ** tiles.doublings(vectors) >= tiles.LANES, "not all lanes are added to the first"
         blocks, across = -(-channels // (side * vectors)), -(-width * vectors // tile.columns)
+        assert strips.blocks(channels) == blocks
         assert strips.splits == across * -(-6 // strips.per_split)
         seen = []
         for block in range(blocks):
@@ -113,13 +115,25 @@ def test_flat_tiles_cover_the_map(n, width, channels, unit):
                 if column < width and channel < channels:
                     seen += [(column, channel + i) for i in range(side)]
         assert len(seen) == len(set(seen)) == width * channels
-        lanes, plain_tile = blocks * across * tile.columns * side, plain.tile
-        columns = -(-width // plain_tile.columns) * plain_tile.columns
-        assert lanes < columns * -(-channels // plain_tile.channels) * plain_tile.channels
+
+
+def test_all_flat_tiles_have_the_same_sides():
+    """So that the maps of a net share kernels."""
+    found = set()
+    for width in (7, 14, 28, 56, 112):
+        for channels in (16, 20, 24, 36, 40, 60, 80, 92, 100, 112, 240, 336, 480, 960):
+            for n in (32, 96, 256):
+                x = torch.empty(n, 8, width, width, dtype=torch.float16, device="meta")
+                tile, _, _, vectors = tiles.strips(
+                    "stencil_gradient", x, channels, 9, unit=launch.unit(counts=(channels,))
+                )
+                found.add((tile.columns, tile.channels, tile.warps, tiles.doublings(vectors)))
+    assert found == {(tiles.LANES, 4, 1, 3)}
 
 
 @pytest.mark.parametrize(
-    ("channels", "width", "valid"), [(24, 112, 0.95), (36, 56, 0.98), (12, 56, 0.87), (20, 28, 0.87), (8, 112, 1.0)]
+    ("channels", "width", "valid"),
+    [(24, 112, 1.0), (36, 56, 0.98), (12, 56, 0.87), (20, 28, 0.87), (8, 112, 1.0), (92, 14, 0.83), (480, 7, 0.87)],
 )
 def test_few_lanes_of_flat_tiles_are_idle(channels, width, valid):
     x = torch.empty(256, 8, width, width, dtype=torch.float16, device="meta")
@@ -128,12 +142,11 @@ def test_few_lanes_of_flat_tiles_are_idle(channels, width, valid):
     assert width * channels >= valid * blocks * across * tile.columns * tile.channels
 
 
-def test_flat_tiles_are_worth_their_sums():
-    """Down a few rows the sums of a flat tile cost more than its lanes save."""
-    for height, flat in ((112, True), (4, False)):
-        x = torch.empty(256, 8, height, 112, dtype=torch.float16, device="meta")
-        assert tiles.strips("stencil_gradient", x, 24, 9, unit=8).vectors is not None
-        assert (tiles.strips("stencil_gradient", x, 24, 9, unit=8, sums=12).vectors is not None) == flat
+def test_short_vectors_are_taken_where_many_lanes_would_be_idle():
+    """Of two channels, where a thread has registers for four: 6 of 8 channels are there, 26 of 32."""
+    for channels, width, flat in ((18, 112, True), (64, 112, False)):
+        x = torch.empty(256, 8, width, width, dtype=torch.float16, device="meta")
+        assert (tiles.strips("stencil_gradient", x, channels, 9, unit=2).vectors is not None) == flat
 
 
 def test_kernels_without_flat_tiles_get_none():

@@ -12,6 +12,11 @@ import triton.language as tl
 from ... import activations
 
 PRELU = tl.constexpr(activations.PRELU)
+# The code of what is ReLU where the slope is 0, and nothing where it is -inf: kernels that take either at run time.
+AT_LEAST = len(activations.DEFINITIONS)
+AT_LEAST_VALUE = "tl.maximum(z, slope, propagate_nan=tl.PropagateNan.ALL)"
+# Nothing is cut off by -inf, not even a z that is -inf: no number is at most NaN.
+AT_LEAST_BACKWARD = "tl.where(z <= tl.where(slope > float('-inf'), slope, float('nan')), 0.0, grad)"
 
 
 @triton.jit
@@ -65,7 +70,7 @@ def slopes(pointer, stride, channels, mask, slope, ACT: tl.constexpr):
 
 def _translated(definition: str) -> str:
     """A definition of the list in Triton's words; a product costs less than a quotient by a number."""
-    definition = re.sub(r"\b(exp|erf|sigmoid|where)\(", r"tl.\1(", definition)
+    definition = re.sub(r"(?<!\.)\b(exp|erf|sigmoid|where)\(", r"tl.\1(", definition)
     return re.sub(r"/ ([\d.]+)", r"* (1.0 / \1)", definition)
 
 
@@ -81,15 +86,13 @@ def _define() -> None:
     Triton reads the source of a function, which is put where Python looks for lines of files that do not exist.
     """
     texts = [f"def {name}(z):\n    return {_translated(value)}\n" for name, value in activations.FUNCTIONS.items()]
+    values = [*(d.value for d in activations.DEFINITIONS), AT_LEAST_VALUE]
+    backwards = [*(d.backward for d in activations.DEFINITIONS), AT_LEAST_BACKWARD]
+    gates = [f"activate(z, {code}, 0.0)" for code in activations.OF_GATES]
     for name, arguments, selector, results in (
-        ("activate", "z, ACT: tl.constexpr, slope", "ACT", [d.value for d in activations.DEFINITIONS]),
-        (
-            "activate_backward",
-            "grad, z, ACT: tl.constexpr, slope",
-            "ACT",
-            [d.backward for d in activations.DEFINITIONS],
-        ),
-        ("apply_gate", "z, GATE: tl.constexpr", "GATE", [f"activate(z, {code}, 0.0)" for code in activations.OF_GATES]),
+        ("activate", "z, ACT: tl.constexpr, slope", "ACT", values),
+        ("activate_backward", "grad, z, ACT: tl.constexpr, slope", "ACT", backwards),
+        ("apply_gate", "z, GATE: tl.constexpr", "GATE", gates),
     ):
         texts.append(f"def {name}({arguments}):\n{_chain(selector, map(_translated, results))}")
     text = "\n\n".join(f"@triton.jit\n{function}" for function in texts)

@@ -75,7 +75,7 @@ def ghost_tail_bwd(
     grad_z = launch.new_map(z, m) if grad_z is None else grad_z
     grad_z2 = launch.scratch(z, cheap_channels) if multiplier else None
     common = {
-        **launch.maps(z=z, grad=grad_out), **primary.arguments("primary"),
+        **launch.maps(z=z, grad=grad_out), **primary.arguments("primary", at_run_time=True),
         **tap_arguments("cheap_weight", cheap_weight), "D": d, "MULTIPLIER": multiplier,
         "H": height, "W": width, "M": m,
         "WIDE": launch.is_wide(z, grad_out, grad_z, grad_z2),
@@ -90,12 +90,12 @@ def ghost_tail_bwd(
     cheap_grad = grad_cheap = None
     if multiplier:
         unit = launch.unit(z, grad_out, counts=(m, out_channels))
-        strips = tiles.strips("stencil_gradient", z, m, d * d * multiplier, unit=unit if multiplier == 1 else 1, sums=3)
+        strips = tiles.strips("stencil_gradient", z, m, d * d * multiplier, unit=unit if multiplier == 1 else 1)
         blocks = strips.blocks(m) * multiplier
         join = joins.gradients(cheap, n * strips.splits, cheap_channels, blocks, count)
         arguments = {
-            **common, **cheap.arguments("cheap"), **join.arguments, "OUT_CHANNELS": out_channels, "grad_z2": grad_z2,
-            "BATCH": batch, "UNIT": unit,
+            **common, **cheap.arguments("cheap", at_run_time=True), **join.arguments,
+            "OUT_CHANNELS": out_channels, "grad_z2": grad_z2, "BATCH": batch, "UNIT": unit,
         }  # fmt: skip
         strips.start(cheap_epilogue_bwd_kernel, z, m, arguments)
         coefficients, cheap_grad = join.finish()
@@ -106,8 +106,8 @@ def ghost_tail_bwd(
     # A thread keeps the cheap weight and its gradient, except where a primary channel has several cheap ones.
     joined = multiplier == 1
     unit = launch.unit(z, grad_out, grad_z, counts=(m,))
-    taps, sums = (2 if joined else multiplier) * d * d, 3 + d * d
-    strips = tiles.strips("stencil_gradient", z, m, taps, unit=unit if joined else 1, sums=sums)
+    taps = (2 if joined else multiplier) * d * d
+    strips = tiles.strips("stencil_gradient", z, m, taps, unit=unit if multiplier <= 1 else 1)
     join = joins.gradients(primary, n * strips.splits, m, strips.blocks(m), count)
     arguments = common | join.arguments | {
         "grad_z2": grad_z2, "grad_z": grad_z, **launch.strides("to", grad_z), "UNIT": unit,
@@ -176,7 +176,7 @@ def ghost_module_bwd(
     if z is None:
         z = launch.scratch(x, m)
         joins = joins or (Joins(x.device, started=False) if n else None)  # without images nothing is launched
-        primary_product(seen, weight, to=z, joins=None if joins is None or joins.started else joins)
+        primary_product(seen, weight, to=z, joins=joins)
     own, grad_z = totals or Totals(), launch.scratch(x, m)
     found = ghost_tail_bwd(grad_out, z, primary, cheap_weight, cheap, out_channels, batch, grad_z, own, joins)
     coefficients = found.coefficients if batch else None

@@ -9,12 +9,12 @@ from . import launch, tiles
 from .activation import activate, affine, normalized, slopes
 from .epilogue import NO_EPILOGUE, Epilogue
 from .jit import kernel
-from .joins import NO_STATISTICS, Joins, join_statistics_last
+from .joins import JOINED, NO_STATISTICS, Joins, join_statistics_last
 from .maps import (
     as_inputs,
     assume_multiple,
     assume_multiple_strides,
-    channels_of_sums,
+    has_sums,
     joined_block,
     load_taps,
     moments_of_lanes,
@@ -44,7 +44,8 @@ def cheap_kernel(
     join_var_out, join_scale_out, join_shift_out,
     N, H, W, M, OUT_CHANNELS, splits, per_split, vectors,
     PRIMARY_ACT: tl.constexpr, CHEAP_ACT: tl.constexpr, AFFINE: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    DOUBLINGS: tl.constexpr,
 ):  # fmt: skip
     """Grid: see ``tile_coords``; blocks are of M.
 
@@ -130,26 +131,26 @@ def cheap_kernel(
                     )  # fmt: skip
                     if sums is not None:
                         second += stored
-        sum_channels, sum_wanted = channels_of_sums(channels, wanted, M, W, split, vectors, BW, BM, BC)
-        at = sum_channels * MULTIPLIER + q  # [BM]
+        at = channels * MULTIPLIER + q  # [BM]
+        sum_wanted = has_sums(wanted, vectors, BW)
         at_wanted = sum_wanted & (at < OUT_CHANNELS - M)
         if partials is not None:
             # count, mean, m2: [BM]
-            count, mean, m2 = moments_of_lanes(mask, second, squares, origin, bottom - top, vectors, BC)
+            count, mean, m2 = moments_of_lanes(mask, second, squares, origin, bottom - top, vectors, DOUBLINGS)
             store_partial(partials, group, at, OUT_CHANNELS - M, at_wanted, count, mean, m2)
-            blocks, block, joined, there = joined_block(M, vectors, BM, BC)
+            blocks, block, begin, width = joined_block(M, vectors, BM)
             join_statistics_last(
-                partials, join_counters, group, tl.num_programs(0) // blocks, block * MULTIPLIER + q,
-                joined * MULTIPLIER + q, OUT_CHANNELS - M, there, join_count, join_gamma, join_beta, join_eps,
-                join_bias, join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out,
-                join_var_out, join_scale_out, join_shift_out, joined.shape[0], 1024 if BC is None else 512,
+                partials, join_counters, group, tl.num_programs(0) // blocks, block * MULTIPLIER + q, begin, width,
+                MULTIPLIER, q, OUT_CHANNELS - M, join_count, join_gamma, join_beta, join_eps, join_bias,
+                join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out, join_var_out,
+                join_scale_out, join_shift_out, BM if vectors is None else JOINED, 1024 if vectors is None else 256,
             )  # fmt: skip
         elif sums is not None:
-            joined = sum_where(mask, second, vectors, BC) * per_value  # [BM]
+            joined = sum_where(mask, second, vectors, DOUBLINGS) * per_value  # [BM]
             tl.store(sums + M + at, joined.to(sums.dtype.element_ty), mask=at_wanted)
         if (q == 0) and (sums is not None):
-            joined = sum_where(mask, first, vectors, BC) * per_value  # [BM]
-            tl.store(sums + sum_channels, joined.to(sums.dtype.element_ty), mask=sum_wanted)
+            joined = sum_where(mask, first, vectors, DOUBLINGS) * per_value  # [BM]
+            tl.store(sums + channels, joined.to(sums.dtype.element_ty), mask=sum_wanted)
 
 
 def cheap_half(
@@ -184,10 +185,12 @@ def cheap_half(
     """
     n, out_channels, height, width = out.shape
     multiplier = weight.shape[0] // m
-    kernel, taps = "stencil" if primary is None else "stencil_gradient", multiplier * weight.shape[-1] ** 2
+    trains = primary is not None
+    kernel, taps = "stencil_gradient" if trains else "stencil", multiplier * weight.shape[-1] ** 2
     unit = launch.unit(y, out, residual, counts=(m, out_channels if norm is None else m * (1 + multiplier)))
-    ends = 5 if norm is not None else 2 if split_sums or squeeze is not None else 0
-    strips = tiles.strips(kernel, y, m, taps, unit=unit if multiplier == 1 else 1, sums=ends)
+    # A flat tile has less of a row, so that means would be joined by a launch of their own more often.
+    is_flat = multiplier == 1 and squeeze is None
+    strips = tiles.strips(kernel, y, m, taps, unit=unit if is_flat else 1)
     join, sums = None, OverSplits(squeeze, strips.splits, 1.0 / (height * width))
     if split_sums:
         made = launch.empty((strips.splits, n, out_channels), torch.float32, y.device)
@@ -198,12 +201,12 @@ def cheap_half(
         join = joins.statistics(norm, n * height * width, n * strips.splits, m * multiplier, blocks, vectors)
     arguments = {
         **{f"residual_{name}": getattr(residual_norm, name, None) for name in ("mean", "scale", "shift")},
-        **launch.maps(y=y, out=out, residual=residual), **(primary or NO_EPILOGUE).arguments("primary"),
-        "AFFINE": primary is not None, **tap_arguments("cheap_weight", weight), **cheap.arguments("cheap"),
-        **sums.arguments, **(NO_STATISTICS if join is None else join.arguments),
-        "N": n, "H": height, "W": width, "M": m, "OUT_CHANNELS": out_channels,
-        "D": weight.shape[-1], "MULTIPLIER": multiplier, "WIDE": launch.is_wide(y, out, residual),
-        "UNIT": unit,
+        **launch.maps(y=y, out=out, residual=residual), "AFFINE": trains,
+        **(primary or NO_EPILOGUE).arguments("primary", at_run_time=trains), **tap_arguments("cheap_weight", weight),
+        **cheap.arguments("cheap", at_run_time=trains), **sums.arguments,
+        **(NO_STATISTICS if join is None else join.arguments), "N": n, "H": height, "W": width, "M": m,
+        "OUT_CHANNELS": out_channels, "D": weight.shape[-1], "MULTIPLIER": multiplier,
+        "WIDE": launch.is_wide(y, out, residual), "UNIT": unit,
     }  # fmt: skip
     strips.start(cheap_kernel, y, m, arguments)
     sums.join()

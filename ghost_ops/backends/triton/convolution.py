@@ -99,9 +99,10 @@ def convolution_kernel(
         mean, m2 = finish_moments(tl.sum(first, axis=0), tl.sum(second, axis=0), origin, values)  # [BM] each
         store_partial(partials, group, channels, M, wanted, values, mean, m2)
         blocks = tl.cdiv(M, BM)
+        block = tl.program_id(0) % blocks
         join_statistics_last(
-            partials, join_counters, group, tl.num_programs(0) // blocks, tl.program_id(0) % blocks, channels, M,
-            wanted, join_count, join_gamma, join_beta, join_eps, join_bias, join_running_mean, join_running_var,
+            partials, join_counters, group, tl.num_programs(0) // blocks, block, block * BM, BM, 1, 0, M,
+            join_count, join_gamma, join_beta, join_eps, join_bias, join_running_mean, join_running_var,
             join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out, join_shift_out, BM,
         )  # fmt: skip
 

@@ -94,9 +94,10 @@ def depthwise_kernel(
         mean, m2 = finish_moments(tl.sum(found, axis=0), tl.sum(squares, axis=0), origin, values)  # [BM] each
         store_partial(partials, group, channels, C, wanted, values, mean, m2)
         blocks = tl.cdiv(C, BM)
+        block = tl.program_id(0) % blocks
         join_statistics_last(
-            partials, join_counters, group, tl.num_programs(0) // blocks, tl.program_id(0) % blocks, channels, C,
-            wanted, join_count, join_gamma, join_beta, join_eps, join_bias, join_running_mean, join_running_var,
+            partials, join_counters, group, tl.num_programs(0) // blocks, block, block * BM, BM, 1, 0, C,
+            join_count, join_gamma, join_beta, join_eps, join_bias, join_running_mean, join_running_var,
             join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out, join_shift_out, BM,
         )  # fmt: skip
     elif sums is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 
-from ...activations import NONE, PRELU
+from ...activations import NONE, PRELU, RELU
 from . import launch
+from .activation import AT_LEAST
 
 
 class Epilogue(NamedTuple):
@@ -26,8 +28,14 @@ class Epilogue(NamedTuple):
     var: torch.Tensor | None = None
     eps: float = 0.0
 
-    def arguments(self, name: str) -> dict:
-        """Arguments of a kernel, whose names begin with ``name``."""
+    def arguments(self, name: str, *, at_run_time: bool = False) -> dict:
+        """Arguments of a kernel, whose names begin with ``name``.
+
+        ``at_run_time``: whether there is ReLU or no activation is decided then, so that both are one kernel.
+        """
+        act, slope = self.act, self.slope
+        if at_run_time and act in (NONE, RELU):
+            act, slope = AT_LEAST, 0.0 if act == RELU else -math.inf
         vectors = ("bias", "gamma", "beta", "mean", "var")
         found = {f"{name}_{field}": launch.vector(getattr(self, field)) for field in vectors}
         prelu = self.weight if self.act == PRELU else None
@@ -35,8 +43,8 @@ class Epilogue(NamedTuple):
             f"{name}_eps": self.eps,
             f"{name}_slopes": launch.vector(prelu),
             f"{name}_slopes_stride": int(prelu is not None and prelu.numel() > 1),
-            f"{name}_slope": self.slope,
-            f"{name.upper()}_ACT": self.act,
+            f"{name}_slope": slope,
+            f"{name.upper()}_ACT": act,
         }
 
 

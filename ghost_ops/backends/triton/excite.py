@@ -17,21 +17,26 @@ from .sums import total
 ROWS = 16  # images of a program, the least side of a product
 MOST_HIDDEN = 256  # channels between the layers, which a program has in registers
 STEP, MOST_STEP = 8192, 64  # elements and channels of a weight that a program reads at once
+UNIT = 4  # most elements of a weight that are read at once: more would compile more kernels for no fewer sectors
 PROGRAMS = 64  # each reads all of the first weight
+SPLITS = 8  # of an image, whose sums are read at once
+_SPLITS = tl.constexpr(SPLITS)
 
 
 @triton.jit
-def joined_splits(sums, rows, ROWS, channels, C, splits, BR: tl.constexpr, BK: tl.constexpr):
+def joined_splits(sums, rows, ROWS, channels, C, splits, MANY: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr):
     """The sum over the splits of images' sums, [splits, ROWS, C], in a fixed order: [BR, BK], float32.
 
-    ``rows``: [BR]; ``channels``: [BK].
+    ``rows``: [BR]; ``channels``: [BK]. MANY: there may be more than ``SPLITS``, which are read at once. Without a loop
+    here the compiler reads ahead in the caller's.
     """
     mask = (rows < ROWS)[:, None] & (channels < C)[None, :]
     at = sums + (rows[:, None].to(tl.int64) * C + channels[None, :])
     found = tl.zeros((BR, BK), tl.float32)
-    for _ in range(splits):
-        found += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        at += ROWS * C
+    for first in range(0, splits if MANY else 1, _SPLITS):
+        for i in tl.static_range(_SPLITS):
+            found += tl.load(at, mask=mask & (first + i < splits), other=0.0).to(tl.float32)
+            at += ROWS * C
     return found
 
 
@@ -39,6 +44,7 @@ def joined_splits(sums, rows, ROWS, channels, C, splits, BR: tl.constexpr, BK: t
 def layers_kernel(
     sums, per_value, reduce_weight, reduce_bias, expand_weight, expand_bias, squeeze, hidden, logits, gated, ROWS, C, R,
     splits, per_program, ACT: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    MANY: tl.constexpr,
     BR: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """logits = act(squeeze reduce_weight' + reduce_bias) expand_weight' + expand_bias, and their gate, if asked for.
@@ -57,7 +63,7 @@ def layers_kernel(
     acc = tl.zeros((BR, BH), tl.float32)
     for k in range(0, C, BK):
         channels = k + tl.arange(0, BK)  # [BK]
-        a = (joined_splits(sums, rows, ROWS, channels, C, splits, BR, BK) * per_value).to(kind)  # [BR, BK]
+        a = (joined_splits(sums, rows, ROWS, channels, C, splits, MANY, BR, BK) * per_value).to(kind)  # [BR, BK]
         if squeeze is not None:
             mask = (rows < ROWS)[:, None] & (channels < C)[None, :] & (share == 0)
             tl.store(squeeze + (wide * C + channels[None, :]), a, mask=mask)
@@ -156,7 +162,8 @@ def excite_layers(
         "sums": launch.vector(sums), "per_value": per_value, "reduce_weight": layers[0], "reduce_bias": layers[1],
         "expand_weight": layers[2], "expand_bias": layers[3], "squeeze": squeeze, "hidden": hidden, "logits": logits,
         "gated": values, "ROWS": n, "C": c, "R": r, "splits": splits, "per_program": per_program, "ACT": act,
-        "GATE": gate, "PRECISION": precision(dtype), "UNIT": launch.unit(counts=(c, r)), "BR": ROWS, "BH": side,
+        "GATE": gate, "PRECISION": precision(dtype), "UNIT": launch.unit(counts=(UNIT, c, r)), "MANY": splits > SPLITS,
+        "BR": ROWS, "BH": side,
         "BK": step, "BO": step,
     }  # fmt: skip
     with launch.on_device_of(sums):

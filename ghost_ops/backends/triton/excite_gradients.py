@@ -11,7 +11,7 @@ import triton.language as tl
 from ... import activations as plain
 from . import launch
 from .activation import activate, activate_backward
-from .excite import ROWS, joined_splits
+from .excite import ROWS, SPLITS, UNIT, joined_splits
 from .excite import precision as precision_of
 from .jit import kernel
 from .maps import assume_multiple
@@ -22,8 +22,8 @@ SIDE = 32  # of the tiles of the gradients
 @kernel
 def hidden_bwd_kernel(
     sums, hidden, logits, expand_weight, grad_logits, grad_hidden, ROWS, C, R, splits, ACT: tl.constexpr,
-    GATE: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
-    BO: tl.constexpr,
+    GATE: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, MANY: tl.constexpr, BR: tl.constexpr,
+    BK: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the logits, [ROWS, C], and of the hidden layer before its activation, [ROWS, R], both float32.
 
@@ -41,7 +41,7 @@ def hidden_bwd_kernel(
         channels = k + tl.arange(0, BK)  # [BK]
         at, mask = wide * C + channels[None, :], (rows < ROWS)[:, None] & (channels < C)[None, :]  # [BR, BK]
         z = tl.load(logits + at, mask=mask, other=0.0).to(tl.float32)
-        above = joined_splits(sums, rows, ROWS, channels, C, splits, BR, BK)  # [BR, BK]
+        above = joined_splits(sums, rows, ROWS, channels, C, splits, MANY, BR, BK)  # [BR, BK]
         g = tl.where(mask, activate_backward(above, z, GATE, 0.0), 0.0)
         tl.store(grad_logits + at, g, mask=mask & (block == 0))
         mask = (channels < C)[:, None] & (columns < R)[None, :]
@@ -155,13 +155,13 @@ def excite_gradients(
     vectors = {"hidden": launch.vector(hidden), "grad_logits": grad_logits, "grad_hidden": grad_hidden}
     step = SIDE if squeeze.dtype != torch.float32 else SIDE // 2  # float32 products take more registers
     common = vectors | {
-        "ROWS": n, "C": c, "R": r, "ACT": act, "UNIT": launch.unit(counts=(c, r)),
+        "ROWS": n, "C": c, "R": r, "ACT": act, "UNIT": launch.unit(counts=(UNIT, c, r)),
         "PRECISION": "tf32" if squeeze.dtype != torch.float32 else precision_of(squeeze.dtype),
     }  # fmt: skip
     with launch.on_device_of(sums):
         arguments = common | {
             "sums": sums, "logits": launch.vector(logits), "expand_weight": launch.vector(expand_weight),
-            "splits": splits, "GATE": plain.OF_GATES[gate], "BR": ROWS, "BK": SIDE, "BO": 16,
+            "splits": splits, "MANY": splits > SPLITS, "GATE": plain.OF_GATES[gate], "BR": ROWS, "BK": SIDE, "BO": 16,
         }  # fmt: skip
         grid = (launch.cdiv(n, ROWS) * launch.cdiv(r, 16),)
         launch.start_kernel(hidden_bwd_kernel, grid, arguments, warps=4, stages=2)

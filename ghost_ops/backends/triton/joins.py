@@ -37,10 +37,12 @@ from .norm import (
 )
 from .sums import joined_moments, joined_sums
 
-RUNS = 32  # most runs of groups
+RUNS = 64  # most runs of groups
 COUNTERS = 8192  # of one call
 BATCHES = 8  # counters of batches that a launch increments
+ALIGNMENT = 4  # counters of a join begin at multiples of so many: kernels are specialised for addresses
 _RUNS = tl.constexpr(RUNS)
+JOINED = tl.constexpr(16)  # channels of a flat strip that are joined at once
 
 
 @triton.jit
@@ -63,10 +65,20 @@ def run_of_groups(group, groups, ROWS: tl.constexpr):
 
 
 @triton.jit
+def channels_of_block(
+    begin, at, width, MULTIPLIER: tl.constexpr, q: tl.constexpr, CHANNELS, BC: tl.constexpr
+):  # fmt: skip
+    """The channels of a block from ``at`` on, and which of them exist: [BC] each; see ``join_statistics_last``."""
+    place = at + tl.arange(0, BC)
+    channels = (begin + place) * MULTIPLIER + q
+    return channels, (place < width) & (channels < CHANNELS)
+
+
+@triton.jit
 def join_statistics_last(
-    partials, counters, group, groups, block, channels, CHANNELS, wanted, count, gamma, beta, eps, bias, running_mean,
-    running_var, batches, momentum, mean_out, var_out, scale_out, shift_out, BC: tl.constexpr,
-    VALUES: tl.constexpr = 1024,
+    partials, counters, group, groups, block, begin, width, MULTIPLIER: tl.constexpr, q: tl.constexpr, CHANNELS, count,
+    gamma, beta, eps, bias, running_mean, running_var, batches, momentum, mean_out, var_out, scale_out, shift_out,
+    BC: tl.constexpr, VALUES: tl.constexpr = 1024,
 ):  # fmt: skip
     """Every program calls this once, after it has stored its row of ``partials``; the last of a block of channels does
     what ``norm.join_statistics`` does, with ``batches`` incremented before.
@@ -74,8 +86,10 @@ def join_statistics_last(
     Args:
         partials: [groups + RUNS, 3, CHANNELS]: counts, means and sums of squared deviations.
         counters: [blocks, RUNS + 1] zeros.
-        group, block: the program's, of ``groups`` groups and blocks of BC channels.
-        channels, wanted: [BC].
+        group, block: the program's, of ``groups`` groups and blocks of channels.
+        begin, width: the first channel of the block, and how many there are. Of these each has MULTIPLIER of CHANNELS,
+            of which the block's are the ones with number q.
+        BC: how many channels are joined at once.
         VALUES: how many of a row's three are read at once. A flat strip's kernel would have too few registers for more
             than 512; in others, fewer than 1024 made the assembler spill.
     """
@@ -84,24 +98,29 @@ def join_statistics_last(
     counters += block * (_RUNS + 1)
     if arrive(counters + run) == members - 1:
         of_run = partials + first.to(tl.int64) * 3 * CHANNELS
-        size, mean, m2 = joined_moments(of_run, members, channels, CHANNELS, wanted, ROWS, BC)  # [BC] each
-        store_partial(partials, groups + run, channels, CHANNELS, wanted, size, mean, m2)
+        for at in range(0, width, BC):
+            channels, wanted = channels_of_block(begin, at, width, MULTIPLIER, q, CHANNELS, BC)  # [BC] each
+            size, mean, m2 = joined_moments(of_run, members, channels, CHANNELS, wanted, ROWS, BC)  # [BC] each
+            store_partial(partials, groups + run, channels, CHANNELS, wanted, size, mean, m2)
         if arrive(counters + _RUNS) == runs - 1:
             of_runs = partials + groups.to(tl.int64) * 3 * CHANNELS
-            size, mean, m2 = joined_moments(of_runs, runs, channels, CHANNELS, wanted, ROWS, BC)
             share = 0.0
             if running_mean is not None:
                 share = running_share(batches, momentum, False)
-            finish_statistics(
-                mean, m2 / count, channels, wanted, count, gamma, beta, eps, bias, running_mean, running_var, share,
-                mean_out, var_out, scale_out, shift_out,
-            )  # fmt: skip
+            for at in range(0, width, BC):
+                channels, wanted = channels_of_block(begin, at, width, MULTIPLIER, q, CHANNELS, BC)
+                size, mean, m2 = joined_moments(of_runs, runs, channels, CHANNELS, wanted, ROWS, BC)
+                finish_statistics(
+                    mean, m2 / count, channels, wanted, count, gamma, beta, eps, bias, running_mean, running_var,
+                    share, mean_out, var_out, scale_out, shift_out,
+                )  # fmt: skip
 
 
 @triton.jit
 def join_gradients_last(
-    partials, counters, group, groups, block, channels, CHANNELS, wanted, count, gamma, mean, var, eps, coefficients,
-    grad_bias, grad_beta, grad_gamma, grad_slopes, BATCH: tl.constexpr, BC: tl.constexpr, VALUES: tl.constexpr = 1024,
+    partials, counters, group, groups, block, begin, width, MULTIPLIER: tl.constexpr, q: tl.constexpr, CHANNELS, count,
+    gamma, mean, var, eps, coefficients, grad_bias, grad_beta, grad_gamma, grad_slopes, BATCH: tl.constexpr,
+    BC: tl.constexpr, VALUES: tl.constexpr = 1024,
 ):  # fmt: skip
     """As ``join_statistics_last``, of what ``norm.join_gradients`` does. ``partials``: [groups + RUNS, 3, CHANNELS], Σ
     g, Σ g (z - mean) and PReLU's sum."""
@@ -110,15 +129,19 @@ def join_gradients_last(
     counters += block * (_RUNS + 1)
     if arrive(counters + run) == members - 1:
         of_run = partials + start.to(tl.int64) * 3 * CHANNELS
-        first, second, third = joined_sums(of_run, members, channels, CHANNELS, wanted, ROWS, BC)  # [BC] each
-        store_partial(partials, groups + run, channels, CHANNELS, wanted, first, second, third)
+        for at in range(0, width, BC):
+            channels, wanted = channels_of_block(begin, at, width, MULTIPLIER, q, CHANNELS, BC)  # [BC] each
+            first, second, third = joined_sums(of_run, members, channels, CHANNELS, wanted, ROWS, BC)  # [BC] each
+            store_partial(partials, groups + run, channels, CHANNELS, wanted, first, second, third)
         if arrive(counters + _RUNS) == runs - 1:
             of_runs = partials + groups.to(tl.int64) * 3 * CHANNELS
-            first, second, third = joined_sums(of_runs, runs, channels, CHANNELS, wanted, ROWS, BC)
-            finish_gradients(
-                first, second, third, channels, wanted, CHANNELS, count, gamma, mean, var, eps, coefficients,
-                grad_bias, grad_beta, grad_gamma, grad_slopes, BATCH,
-            )  # fmt: skip
+            for at in range(0, width, BC):
+                channels, wanted = channels_of_block(begin, at, width, MULTIPLIER, q, CHANNELS, BC)
+                first, second, third = joined_sums(of_runs, runs, channels, CHANNELS, wanted, ROWS, BC)
+                finish_gradients(
+                    first, second, third, channels, wanted, CHANNELS, count, gamma, mean, var, eps, coefficients,
+                    grad_bias, grad_beta, grad_gamma, grad_slopes, BATCH,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -128,25 +151,27 @@ def clear_counters(counters, SIZE: tl.constexpr):
 
 
 @triton.jit
-def count_batch(batches):
+def count_batch(batches, wanted):
     if batches is not None:
-        tl.store(batches, tl.load(batches) + 1)
+        tl.store(batches, tl.load(batches, mask=wanted) + 1, mask=wanted)
 
 
 @kernel
 def start_joins_kernel(
-    counters, batches_0, batches_1, batches_2, batches_3, batches_4, batches_5, batches_6, batches_7, SIZE: tl.constexpr
+    counters, batches_0, batches_1, batches_2, batches_3, batches_4, batches_5, batches_6, batches_7, counted,
+    SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Zeros for counters, and one batch more for each BatchNorm that counts them. One program."""
+    """Zeros for counters, and one batch more for each of the first ``counted`` BatchNorms. One program. What comes
+    after these is not looked at, but is there unless ``counted`` is 0: how many there are compiles nothing."""
     clear_counters(counters, SIZE)
-    count_batch(batches_0)
-    count_batch(batches_1)
-    count_batch(batches_2)
-    count_batch(batches_3)
-    count_batch(batches_4)
-    count_batch(batches_5)
-    count_batch(batches_6)
-    count_batch(batches_7)
+    count_batch(batches_0, counted > 0)
+    count_batch(batches_1, counted > 1)
+    count_batch(batches_2, counted > 2)
+    count_batch(batches_3, counted > 3)
+    count_batch(batches_4, counted > 4)
+    count_batch(batches_5, counted > 5)
+    count_batch(batches_6, counted > 6)
+    count_batch(batches_7, counted > 7)
 
 
 class StatisticsJoin(NamedTuple):
@@ -206,16 +231,17 @@ class Joins:
             self._start(launch.empty((1,), torch.int32, device), counted[i : i + BATCHES])
 
     def _start(self, counters: torch.Tensor, batches: Sequence[torch.Tensor] = ()) -> None:
-        given = [*batches, *[None] * (BATCHES - len(batches))]
+        given = [*batches, *[batches[0] if batches else None] * (BATCHES - len(batches))]
         arguments = {
-            "counters": counters, **{f"batches_{i}": t for i, t in enumerate(given)}, "SIZE": counters.numel(),
+            "counters": counters, **{f"batches_{i}": t for i, t in enumerate(given)}, "counted": len(batches),
+            "SIZE": counters.numel(),
         }  # fmt: skip
         with launch.on_device_of(counters):
             launch.start_kernel(start_joins_kernel, (1,), arguments, warps=4, stages=1)
 
     def _take(self, blocks: int) -> torch.Tensor:
         """Counters, which are zero, of a join of so many blocks of channels."""
-        needed = blocks * (RUNS + 1)
+        needed = launch.cdiv(blocks * (RUNS + 1), ALIGNMENT) * ALIGNMENT
         if self.used + needed > self.counters.numel():
             size = max(COUNTERS, 1 << (needed - 1).bit_length())
             self.counters, self.used = launch.empty((size,), torch.int32, self.device), 0

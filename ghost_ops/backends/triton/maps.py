@@ -8,7 +8,7 @@ Then few lanes are idle where neither columns nor channels are a power of two.
 
 Shapes are in brackets, here and in the kernels: BP pixels of a run, BW columns of a strip, BM channels of a block, BK
 channels of one step of a product. What has no shape is a scalar. What is [BM] in a strip, for each of its channels, is
-[BW, BM] in a flat tile, and sums over pixels are [BC, BM], BC the next power of two from ``vectors`` on.
+[BW, BM] in a flat tile, and so are sums over pixels, of which the first ``vectors`` lanes count.
 """
 
 from __future__ import annotations
@@ -74,16 +74,12 @@ def in_batch(first, lanes, H, W, map_n, map_h, map_w, FLAT: tl.constexpr, WIDE: 
 
 
 @triton.jit
-def joined_block(CHANNELS, vectors, BM: tl.constexpr, BC: tl.constexpr):
-    """Number of blocks of CHANNELS, the program's, and its channels, [a power of two], and which of them exist: for a
-    join of what ``channels_of_sums`` are."""
-    SIZE: tl.constexpr = BM if BC is None else BM * BC
+def joined_block(CHANNELS, vectors, BM: tl.constexpr):
+    """Number of blocks of CHANNELS, the program's, its first channel and its number of channels, for a join."""
     width = BM if vectors is None else BM * vectors
     blocks = tl.cdiv(CHANNELS, width)
     block = tl.program_id(0) % blocks
-    place = tl.arange(0, SIZE)
-    channels = block * width + place
-    return blocks, block, channels, (place < width) & (channels < CHANNELS)
+    return blocks, block, block * width, width
 
 
 @triton.jit
@@ -121,28 +117,21 @@ def tile_coords(
 
 
 @triton.jit
-def channels_of_sums(
-    channels, wanted, CHANNELS, W, split, vectors, BW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
-):
-    """The channels of ``sum_where``, in its shape, and which of them exist. ``channels``, ``wanted``: of
-    ``tile_coords``."""
+def has_sums(wanted, vectors, BW: tl.constexpr):
+    """Which of a tile's channels ``sum_where`` sums up, in its shape. ``wanted``: of ``tile_coords``."""
     if vectors is not None:
-        place = tl.arange(0, BC)
-        # The tile's first lane need not be the first vector of a column.
-        begin = split % tl.cdiv(W * vectors, BW) * BW
-        block = tl.program_id(0) % tl.cdiv(CHANNELS, BM * vectors)
-        channels = ((block * vectors + (begin + place) % vectors) * BM)[:, None] + tl.arange(0, BM)[None, :]
-        wanted = (place < vectors)[:, None] & (channels < CHANNELS)
-    return channels, wanted
+        wanted = wanted & (tl.arange(0, BW) < vectors)[:, None]
+    return wanted
 
 
 @triton.jit
-def sum_where(mask, values, vectors, BC: tl.constexpr):
-    """The sums of a tile over its pixels, [BM], or of a flat tile [BC, BM], in the order of its first ``vectors``
-    lanes.
+def sum_where(mask, values, vectors, DOUBLINGS: tl.constexpr):
+    """The sums of a tile over its pixels, [BM]; of a flat tile [BW, BM], in its first ``vectors`` lanes.
 
     ``mask``, ``values``: [BW, BM]. What lanes without a pixel have summed meanwhile, which may be NaN, does not count:
-    a mask once a program costs less than one in every row.
+    a mask once a program costs less than one in every row. A flat tile's lanes are added to those ``vectors`` before
+    them, then to those twice as far before them, and so on: DOUBLINGS times, so that how many vectors there are
+    compiles nothing.
     """
     values = tl.where(mask, values, 0.0)
     if vectors is None:
@@ -150,13 +139,12 @@ def sum_where(mask, values, vectors, BC: tl.constexpr):
     else:
         BW: tl.constexpr = values.shape[0]
         BM: tl.constexpr = values.shape[1]
-        MOST: tl.constexpr = 2 * BW // BC  # lanes of a vector at most, since there are more than BC / 2 vectors
-        place = tl.arange(0, 2 * BW)
-        lane = place // MOST + place % MOST * vectors
-        there = (place // MOST < vectors) & (lane < BW)
-        lane = tl.broadcast_to(tl.where(there, lane, 0)[:, None], 2 * BW, BM)
-        found = tl.where(there[:, None], tl.gather(values, lane, 0), 0.0)
-        found = tl.sum(tl.reshape(found, (BC, MOST, BM)), axis=1)
+        lane = tl.arange(0, BW)
+        found = values
+        for i in tl.static_range(DOUBLINGS):
+            after = lane + vectors * (1 << i)
+            seen = tl.gather(found, tl.broadcast_to(tl.minimum(after, BW - 1)[:, None], BW, BM), 0)
+            found += tl.where((after < BW)[:, None], seen, 0.0)
     return found
 
 
@@ -317,7 +305,7 @@ def finish_moments(first, second, origin, count):
 
 
 @triton.jit
-def moments_of_lanes(mask, first, second, origin, rows, vectors, BC: tl.constexpr):
+def moments_of_lanes(mask, first, second, origin, rows, vectors, DOUBLINGS: tl.constexpr):
     """Count, mean and sum of squared deviations of a strip's values, in the shape of ``sum_where``.
 
     ``first``, ``second``: sums over ``rows`` rows of each lane's deviations from its ``origin``, one of its own values,
@@ -333,13 +321,13 @@ def moments_of_lanes(mask, first, second, origin, rows, vectors, BC: tl.constexp
     lane = tl.arange(0, BW)
     if vectors is None:
         center = tl.sum(tl.where((lane == 0)[:, None], mean, 0.0), axis=0)  # [BM]
-        apart = mean - center
     else:
-        center = sum_where(mask & (lane < vectors)[:, None], mean, vectors, BC)  # [BC, BM]
-        apart = mean - tl.gather(mean, tl.broadcast_to((lane % vectors)[:, None], BW, BM), 0)
-    columns = sum_where(mask, tl.full(first.shape, 1.0, tl.float32), vectors, BC)
-    first = sum_where(mask, apart, vectors, BC) * size
-    second = sum_where(mask, second + size * apart * apart, vectors, BC)
+        center = tl.gather(mean, tl.broadcast_to((lane % vectors)[:, None], BW, BM), 0)  # [BW, BM]
+        center = tl.where(mask, center, 0.0)  # where a channel has no pixel in the tile, another tile may read it
+    apart = mean - center
+    columns = sum_where(mask, tl.full(first.shape, 1.0, tl.float32), vectors, DOUBLINGS)
+    first = sum_where(mask, apart, vectors, DOUBLINGS) * size
+    second = sum_where(mask, second + size * apart * apart, vectors, DOUBLINGS)
     mean, m2 = finish_moments(first, second, center, columns * size)
     return columns * size, mean, m2
 

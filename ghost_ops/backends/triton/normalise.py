@@ -14,8 +14,16 @@ from . import launch, tiles
 from .activation import PRELU, activate, activate_backward, affine, load_coefficients, normalized, slopes
 from .epilogue import Epilogue, EpilogueGradients
 from .jit import kernel
-from .joins import NO_GRADIENTS, Joins, join_gradients_last
-from .maps import assume_multiple, assume_multiple_strides, store_partial, tile_coords
+from .joins import JOINED, NO_GRADIENTS, Joins, join_gradients_last
+from .maps import (
+    assume_multiple,
+    assume_multiple_strides,
+    has_sums,
+    joined_block,
+    store_partial,
+    sum_where,
+    tile_coords,
+)
 from .norm import NormVectors
 
 ROWS = 2  # rows that a program reads before it computes: more bytes are under way
@@ -26,8 +34,8 @@ def normalise_kernel(
     z, z_n, z_c, z_h, z_w,
     norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, norm_slopes, norm_slopes_stride, norm_slope,
     out, out_n, out_c, out_h, out_w, residual, residual_n, residual_c, residual_h, residual_w, sums, N, H, W, C, splits,
-    per_split, NORM_ACT: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr,
-    BM: tl.constexpr,
+    per_split, vectors, NORM_ACT: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
+    BW: tl.constexpr, BM: tl.constexpr, DOUBLINGS: tl.constexpr,
 ):  # fmt: skip
     """Grid: see ``tile_coords``; blocks are of C. ``sums``, [splits, N, C], are the output's, or None."""
     C = assume_multiple(C, UNIT)
@@ -35,7 +43,9 @@ def normalise_kernel(
     out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
     residual_n, residual_h, residual_w = assume_multiple_strides(residual_n, residual_h, residual_w, UNIT)
     # columns: [BW]; channels, wanted: [BM]
-    image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(
+        C, H, W, splits, per_split, BW, BM, WIDE, vectors
+    )
     z += image * z_n
     out += image * out_n
     if residual is not None:
@@ -65,7 +75,9 @@ def normalise_kernel(
             if sums is not None:
                 found += tl.where(here, v, 0.0)
     if sums is not None:
-        tl.store(sums + (split.to(tl.int64) * N + image) * C + channels, tl.sum(found, axis=0), mask=wanted)
+        found = sum_where(mask, found, vectors, DOUBLINGS)
+        to = sums + (split.to(tl.int64) * N + image) * C + channels
+        tl.store(to, found, mask=has_sums(wanted, vectors, BW))
 
 
 def normalise(
@@ -84,12 +96,13 @@ def normalise(
     """
     n, c, height, width = z.shape
     to = launch.new_map(z if like is None else like, c, (height, width)) if to is None else to
-    strips = tiles.strips("stencil", z, c)
+    unit = launch.unit(z, to, residual, counts=(c,))
+    strips = tiles.strips("stencil", z, c, unit=unit)
     sums = launch.empty((strips.splits, n, c), torch.float32, z.device) if squeeze else None
     arguments = {
         **launch.maps(z=z, out=to, residual=residual), **norm.arguments("norm"), "sums": sums, "N": n, "H": height,
         "W": width, "C": c, "ROWS": ROWS, "WIDE": launch.is_wide(z, to, residual),
-        "UNIT": launch.unit(z, to, residual, counts=(c,)),
+        "UNIT": unit,
     }  # fmt: skip
     strips.start(normalise_kernel, z, c, arguments)
     return to, sums
@@ -101,8 +114,8 @@ def norm_bwd_kernel(
     norm_bias, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, norm_slopes, norm_slopes_stride, norm_slope,
     coefficients, to, to_n, to_c, to_h, to_w, partials, join_counters, join_count, join_gamma, join_mean, join_var,
     join_eps, join_coefficients, join_grad_bias, join_grad_beta, join_grad_gamma, join_grad_slopes,
-    H, W, C, splits, per_split, join_BATCH: tl.constexpr, NORM_ACT: tl.constexpr, ROWS: tl.constexpr,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    H, W, C, splits, per_split, vectors, join_BATCH: tl.constexpr, NORM_ACT: tl.constexpr, ROWS: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, DOUBLINGS: tl.constexpr,
 ):  # fmt: skip
     """The sums of g, ``partials``, [groups, 3, C], or the gradient of z, ``to``: the other is None. Grid: see
     ``tile_coords``; blocks are of C. ``join_``: see ``join_gradients_last``."""
@@ -111,7 +124,9 @@ def norm_bwd_kernel(
     z_n, z_h, z_w = assume_multiple_strides(z_n, z_h, z_w, UNIT)
     to_n, to_h, to_w = assume_multiple_strides(to_n, to_h, to_w, UNIT)
     # columns: [BW]; channels, wanted: [BM]
-    image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(
+        C, H, W, splits, per_split, BW, BM, WIDE, vectors
+    )
     grad += image * grad_n
     z += image * z_n
     if to is not None:
@@ -148,22 +163,31 @@ def norm_bwd_kernel(
                 if NORM_ACT == PRELU:
                     third += tl.where(here & ~(a > 0), above * a, 0.0)
     if partials is not None:
-        found = tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)  # [BM] each
-        store_partial(partials, group, channels, C, wanted, found[0], found[1], found[2])
+        store_partial(
+            partials, group, channels, C, has_sums(wanted, vectors, BW), sum_where(mask, first, vectors, DOUBLINGS),
+            sum_where(mask, second, vectors, DOUBLINGS), sum_where(mask, third, vectors, DOUBLINGS),
+        )  # fmt: skip
         if join_counters is not None:
-            blocks = tl.cdiv(C, BM)
+            blocks, block, begin, width = joined_block(C, vectors, BM)
             join_gradients_last(
-                partials, join_counters, group, tl.num_programs(0) // blocks, tl.program_id(0) % blocks, channels, C,
-                wanted, join_count, join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias,
-                join_grad_beta, join_grad_gamma, join_grad_slopes, join_BATCH, BM,
+                partials, join_counters, group, tl.num_programs(0) // blocks, block, begin, width, 1, 0, C, join_count,
+                join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias, join_grad_beta,
+                join_grad_gamma, join_grad_slopes, join_BATCH, BM if vectors is None else JOINED,
+                1024 if vectors is None else 256,
             )  # fmt: skip
 
 
-def _norm_backward(grad_out, z, norm, strips, coefficients, to, joined):
+def _strips(grad_out, z, to=None):
+    """The strips of ``norm_bwd_kernel``, and its UNIT."""
+    unit = launch.unit(grad_out, z, to, counts=(z.shape[1],))
+    return tiles.strips("stencil", z, z.shape[1], unit=unit), unit
+
+
+def _norm_backward(grad_out, z, norm, strips, unit, coefficients, to, joined):
     arguments = {
         **launch.maps(grad=grad_out, z=z, to=to), **norm.arguments("norm"), "coefficients": coefficients, **joined,
         "H": z.shape[2], "W": z.shape[3], "C": z.shape[1], "ROWS": ROWS, "WIDE": launch.is_wide(grad_out, z, to),
-        "UNIT": launch.unit(grad_out, z, to, counts=(z.shape[1],)),
+        "UNIT": unit,
     }  # fmt: skip
     strips.start(norm_bwd_kernel, z, z.shape[1], arguments)
 
@@ -179,10 +203,9 @@ def norm_gradient_sums(
         joins: of the sums; ``own``, ``vectors``: see ``norm.join_gradients``.
     """
     n, c, height, width = z.shape
-    strips = tiles.strips("stencil", z, c)
-    blocks = launch.cdiv(c, strips.tile.channels)
-    join = joins.gradients(own, n * strips.splits, c, blocks, n * height * width, vectors)
-    _norm_backward(grad_out, z, norm, strips, None, None, join.arguments)
+    strips, unit = _strips(grad_out, z)
+    join = joins.gradients(own, n * strips.splits, c, strips.blocks(c), n * height * width, vectors)
+    _norm_backward(grad_out, z, norm, strips, unit, None, None, join.arguments)
     return join.finish()
 
 
@@ -194,8 +217,7 @@ def norm_gradient(
     ``coefficients``: those of the BatchNorm's backward, see ``load_coefficients``.
     """
     to = launch.scratch(z, z.shape[1])
-    strips = tiles.strips("stencil", z, z.shape[1])
-    _norm_backward(grad_out, z, norm, strips, coefficients, to, NO_GRADIENTS)
+    _norm_backward(grad_out, z, norm, *_strips(grad_out, z, to), coefficients, to, NO_GRADIENTS)
     return to
 
 

@@ -52,14 +52,14 @@ def product_kernel(
     y, y_n, y_c, y_h, y_w, residual, residual_n, residual_c, residual_h, residual_w,
     partials, join_counters, join_count, join_gamma, join_beta, join_eps, join_bias, join_running_mean,
     join_running_var, join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out, join_shift_out,
-    H, W, C, M, PIXELS, per_group, PRIMARY_ACT: tl.constexpr, PRECISION: tl.constexpr, ONE_STEP: tl.constexpr,
+    H, W, C, M, PIXELS, per_group, cleared, PRIMARY_ACT: tl.constexpr, PRECISION: tl.constexpr, ONE_STEP: tl.constexpr,
     FLAT_IN: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, UNIT_IN: tl.constexpr, UNIT: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
     COUNTERS: tl.constexpr,
 ):  # fmt: skip
     """Grid: groups of runs x blocks of M. y and ``partials`` (statistics of the convolution's result): either may be
-    None. ``join_``: see ``join_statistics_last``. COUNTERS: how many counters of later joins are set to zero; 0 where
-    they are this kernel's."""
+    None. ``join_``: see ``join_statistics_last``. COUNTERS: how many counters of later joins are set to zero where
+    ``cleared`` is 1; 0 where they are this kernel's."""
     C, M = assume_multiple(C, UNIT_IN), assume_multiple(M, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT_IN)
     y_n, y_h, y_w = assume_multiple_strides(y_n, y_h, y_w, UNIT)
@@ -124,11 +124,11 @@ def product_kernel(
         mean, m2 = finish_moments(tl.sum(first, axis=0), tl.sum(second, axis=0), origin, count)  # [BM] each
         store_partial(partials, group, channels, M, wanted, count, mean, m2)
         join_statistics_last(
-            partials, join_counters, group, tl.num_programs(0) // blocks, block, channels, M, wanted, join_count,
+            partials, join_counters, group, tl.num_programs(0) // blocks, block, block * BM, BM, 1, 0, M, join_count,
             join_gamma, join_beta, join_eps, join_bias, join_running_mean, join_running_var, join_batches,
             join_momentum, join_mean_out, join_var_out, join_scale_out, join_shift_out, BM,
         )  # fmt: skip
-    if (COUNTERS > 0) and (tl.program_id(0) == 0):
+    if (COUNTERS > 0) and ((tl.program_id(0) == 0) & (cleared > 0)):
         clear_counters(join_counters, COUNTERS)
 
 
@@ -149,20 +149,21 @@ def primary_product(
     Args:
         scale: N x C, the excitation of x.
         residual: added to the output last.
-        joins: where there is a ``norm``, those of its statistics; else those whose counters this launch sets to zero.
+        joins: where there is a ``norm``, those of its statistics; else those whose counters this launch sets to zero,
+            unless they are started.
         norm: the BatchNorm after the convolution without epilogue, over the statistics of its unrounded results.
         vectors: where the vectors of ``norm``, which are returned, are written; by default new ones.
     """
     n, c, height, width = x.shape
     m, pixels = weight.shape[0], n * height * width
     tile, per_group, groups = tiles.flat("product", x, m, c, None if norm is None else MOST_SUMS)
-    join, joined, cleared = None, NO_STATISTICS, 0
+    join, joined, cleared, counters = None, NO_STATISTICS, False, 0
     if norm is not None:
         join = joins.statistics(norm, pixels, groups, m, launch.cdiv(m, tile.channels), vectors)
         joined = join.arguments
     elif joins is not None:
-        joined, cleared = joined | {"join_counters": joins.counters}, joins.counters.numel()
-        joins.started = True
+        joined, counters = joined | {"join_counters": joins.counters}, joins.counters.numel()
+        cleared, joins.started = not joins.started, True
     arguments = {
         **launch.maps(x=x, y=to, residual=residual), "scale": launch.vector(scale), "weight": launch.vector(weight),
         **primary.arguments("primary"), **joined, "H": height, "W": width, "C": c, "M": m,
@@ -170,7 +171,7 @@ def primary_product(
         "FLAT_IN": launch.is_flat(x), "FLAT": launch.is_flat(to, residual),
         "WIDE": launch.is_wide(x, to, residual, images=True), "UNIT_IN": launch.unit(x, counts=(c,)),
         "UNIT": launch.unit(to, residual, counts=(m,)), "BP": tile.pixels, "BM": tile.channels, "BK": tile.depth,
-        "ONE_STEP": c <= tile.depth, "COUNTERS": cleared,
+        "ONE_STEP": c <= tile.depth, "COUNTERS": counters, "cleared": int(cleared),
     }  # fmt: skip
     with launch.on_device_of(x):
         grid = (groups * launch.cdiv(m, tile.channels),)

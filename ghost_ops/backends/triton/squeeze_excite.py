@@ -12,61 +12,70 @@ from .excite import excite_layers
 from .excite_gradients import excite_gradients
 from .jit import kernel
 from .launch_cache import cached_launches
-from .maps import assume_multiple, assume_multiple_strides, tile_coords
+from .maps import assume_multiple, assume_multiple_strides, has_sums, sum_where, tile_coords
 from .sums import OverSplits
 
 
 @kernel
 def sums_kernel(
     x, x_n, x_c, x_h, x_w, other, other_n, other_c, other_h, other_w, sums, per_value, N, H, W, C, splits, per_split,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    vectors, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, DOUBLINGS: tl.constexpr,
 ):  # fmt: skip
     """Grid: see ``tile_coords``; blocks are of C. Sums of x, or of x times ``other``: splits x images x C."""
     C = assume_multiple(C, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT)
     other_n, other_h, other_w = assume_multiple_strides(other_n, other_h, other_w, UNIT)
     # columns: [BW]; channels, wanted: [BM]
-    image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(
+        C, H, W, splits, per_split, BW, BM, WIDE, vectors
+    )
     x += image * x_n
     if other is not None:
         other += image * other_n
-    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
     found = tl.zeros((BW, BM), tl.float32)
     for row in range(top, bottom):
-        at = row * x_h + columns[:, None] * x_w + channels[None, :] * x_c
+        at = row * x_h + columns[:, None] * x_w + channels * x_c
         v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)  # [BW, BM]
         if other is not None:
-            at = row * other_h + columns[:, None] * other_w + channels[None, :] * other_c
+            at = row * other_h + columns[:, None] * other_w + channels * other_c
             v *= tl.load(other + at, mask=mask, other=0.0).to(tl.float32)
         found += v
     to = sums + (split.to(tl.int64) * N + image) * C + channels  # [BM]
-    tl.store(to, (tl.sum(found, axis=0) * per_value).to(sums.dtype.element_ty), mask=wanted)
+    found = sum_where(mask, found, vectors, DOUBLINGS) * per_value
+    tl.store(to, found.to(sums.dtype.element_ty), mask=has_sums(wanted, vectors, BW))
 
 
 @kernel
 def scale_kernel(
     x, x_n, x_c, x_h, x_w, logits, shift, out, out_n, out_c, out_h, out_w, H, W, C, splits, per_split,
-    GATE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    vectors, GATE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Grid as of ``sums_kernel``. x times the gate of an image's logits, plus its ``shift``, if any: both [N, C]."""
     C = assume_multiple(C, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT)
     out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
     # columns: [BW]; channels, wanted: [BM]
-    image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(
+        C, H, W, splits, per_split, BW, BM, WIDE, vectors
+    )
     x += image * x_n
     out += image * out_n
     vector = image * C + channels  # [BM]
     scale = apply_gate(tl.load(logits + vector, mask=wanted, other=0.0).to(tl.float32), GATE)  # [BM]
-    more = tl.zeros((BM,), tl.float32)
+    more = tl.zeros(scale.shape, tl.float32)
     if shift is not None:
         more = tl.load(shift + vector, mask=wanted, other=0.0).to(tl.float32)
-    mask = (columns < W)[:, None] & wanted[None, :]  # [BW, BM]
+    mask = (columns < W)[:, None] & wanted  # [BW, BM]
     for row in range(top, bottom):
-        at = row * x_h + columns[:, None] * x_w + channels[None, :] * x_c
-        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * scale[None, :] + more[None, :]  # [BW, BM]
-        at = row * out_h + columns[:, None] * out_w + channels[None, :] * out_c
+        at = row * x_h + columns[:, None] * x_w + channels * x_c
+        v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * scale + more  # [BW, BM]
+        at = row * out_h + columns[:, None] * out_w + channels * out_c
         tl.store(out + at, v.to(out.dtype.element_ty), mask=mask)
+
+
+def _strips(x: torch.Tensor, *others: torch.Tensor | None) -> tiles.Strips:
+    return tiles.strips("stencil", x, x.shape[1], unit=launch.unit(x, *others, counts=(x.shape[1],)))
 
 
 def _arguments(x: torch.Tensor, *others: torch.Tensor | None) -> dict:
@@ -86,6 +95,7 @@ def _sum(x: torch.Tensor, other: torch.Tensor | None, strips: tiles.Strips, argu
 def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = False) -> torch.Tensor:
     """Sums over H and W of x, or of x * other: N x C, float32; means in x's dtype."""
     n, c, height, width = x.shape
+    # No flat tile, which has less of a row, so that sums would be joined by a launch of their own more often.
     strips = tiles.strips("stencil", x, c)
     found = launch.empty((n, c), x.dtype if mean else torch.float32, x.device)
     sums = OverSplits(found, strips.splits, 1.0 / (height * width) if mean else 1.0)
@@ -96,7 +106,7 @@ def image_sums(x: torch.Tensor, other: torch.Tensor | None = None, mean: bool = 
 
 def split_sums(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
     """Sums of x, or of x * other, over the splits of each image: splits x N x C, float32."""
-    strips = tiles.strips("stencil", x, x.shape[1])
+    strips = _strips(x, other)
     sums = launch.empty((strips.splits, *x.shape[:2]), torch.float32, x.device)
     _sum(x, other, strips, {"sums": sums, "per_value": 1.0})
     return sums
@@ -113,7 +123,7 @@ def scaled_map(
         **_arguments(x, out), "logits": launch.vector(logits), "shift": launch.vector(shift), **launch.maps(out=out),
         "GATE": gate,
     }  # fmt: skip
-    tiles.strips("stencil", x, x.shape[1]).start(scale_kernel, x, x.shape[1], arguments)
+    _strips(x, out).start(scale_kernel, x, x.shape[1], arguments)
     return out
 
 

@@ -10,12 +10,12 @@ import triton.language as tl
 
 from .activation import PRELU, activate, activate_backward, affine, load_coefficients, load_or, normalized, slopes
 from .jit import kernel
-from .joins import join_gradients_last
+from .joins import JOINED, join_gradients_last
 from .maps import (
     as_inputs,
     assume_multiple,
     assume_multiple_strides,
-    channels_of_sums,
+    has_sums,
     joined_block,
     load_taps,
     near,
@@ -40,7 +40,7 @@ def cheap_epilogue_bwd_kernel(
     H, W, M, OUT_CHANNELS, splits, per_split, vectors, join_BATCH: tl.constexpr,
     PRIMARY_ACT: tl.constexpr, CHEAP_ACT: tl.constexpr, BATCH: tl.constexpr, D: tl.constexpr, MULTIPLIER: tl.constexpr,
     WIDE: tl.constexpr, UNIT: tl.constexpr,
-    BW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    BW: tl.constexpr, BM: tl.constexpr, DOUBLINGS: tl.constexpr,
 ):  # fmt: skip
     """B1: the sums of g2, and ∂z2 into ``grad_z2``, [pixels, M * MULTIPLIER]; with BATCH, where the sums must be known
     first, z2 itself. ``partials``: [groups, 3, M * MULTIPLIER]."""
@@ -113,20 +113,18 @@ def cheap_epilogue_bwd_kernel(
                 second += g2 * apart
                 if CHEAP_ACT == PRELU:
                     third += tl.where(a2 > 0, 0.0, g * a2)
-        sum_channels, sum_wanted = channels_of_sums(channels, wanted, M, W, split, vectors, BW, BM, BC)
         store_partial(
-            partials, group, sum_channels * MULTIPLIER + q, CHEAP_CHANNELS, sum_wanted,
-            sum_where(in_output, first, vectors, BC),
-            sum_where(in_output, second, vectors, BC), sum_where(in_output, third, vectors, BC),
+            partials, group, cheap_channels, CHEAP_CHANNELS, has_sums(wanted, vectors, BW),
+            sum_where(in_output, first, vectors, DOUBLINGS),
+            sum_where(in_output, second, vectors, DOUBLINGS), sum_where(in_output, third, vectors, DOUBLINGS),
         )  # fmt: skip
         if join_counters is not None:
-            blocks, block, joined, there = joined_block(M, vectors, BM, BC)
+            blocks, block, begin, width = joined_block(M, vectors, BM)
             join_gradients_last(
-                partials, join_counters, group, tl.num_programs(0) // blocks, block * MULTIPLIER + q,
-                joined * MULTIPLIER + q, CHEAP_CHANNELS, there,
-                join_count, join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias,
-                join_grad_beta, join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0],
-                1024 if BC is None else 512,
+                partials, join_counters, group, tl.num_programs(0) // blocks, block * MULTIPLIER + q, begin, width,
+                MULTIPLIER, q, CHEAP_CHANNELS, join_count, join_gamma, join_mean, join_var, join_eps,
+                join_coefficients, join_grad_bias, join_grad_beta, join_grad_gamma, join_grad_slopes, join_BATCH,
+                BM if vectors is None else JOINED, 1024 if vectors is None else 256,
             )  # fmt: skip
 
 
@@ -179,7 +177,7 @@ def cheap_conv_bwd_kernel(
     partials, join_counters, join_count, join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias,
     join_grad_beta, join_grad_gamma, join_grad_slopes,
     weights, H, W, M, splits, per_split, vectors, join_BATCH: tl.constexpr, PRIMARY_ACT: tl.constexpr, D: tl.constexpr,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, DOUBLINGS: tl.constexpr,
 ):  # fmt: skip
     """B2 where a primary channel has one cheap channel: what ``primary_epilogue_bwd_kernel`` and
     ``cheap_weight_bwd_kernel`` compute, from one reading of ∂z2. ``weights``: [groups, D, D, M].
@@ -240,20 +238,21 @@ def cheap_conv_bwd_kernel(
         if PRIMARY_ACT == PRELU:
             third += tl.where(a1 > 0, 0.0, g * a1)
         tl.store(grad_z + (row * to_h + place), g1.to(grad_z.dtype.element_ty), mask=mask)
-    sum_channels, sum_wanted = channels_of_sums(channels, wanted, M, W, split, vectors, BW, BM, BC)
+    sum_wanted = has_sums(wanted, vectors, BW)
     store_partial(
-        partials, group, sum_channels, M, sum_wanted, sum_where(mask, first, vectors, BC),
-        sum_where(mask, second, vectors, BC), sum_where(mask, third, vectors, BC),
+        partials, group, channels, M, sum_wanted, sum_where(mask, first, vectors, DOUBLINGS),
+        sum_where(mask, second, vectors, DOUBLINGS), sum_where(mask, third, vectors, DOUBLINGS),
     )  # fmt: skip
-    weights += group.to(tl.int64) * (D * D) * M + sum_channels
+    weights += group.to(tl.int64) * (D * D) * M + channels
     for k in tl.static_range(D * D):
-        tl.store(weights + k * M, sum_where(mask, tap_sums[k], vectors, BC), mask=sum_wanted)
+        tl.store(weights + k * M, sum_where(mask, tap_sums[k], vectors, DOUBLINGS), mask=sum_wanted)
     if join_counters is not None:
-        blocks, block, joined, there = joined_block(M, vectors, BM, BC)
+        blocks, block, begin, width = joined_block(M, vectors, BM)
         join_gradients_last(
-            partials, join_counters, group, tl.num_programs(0) // blocks, block, joined, M, there, join_count,
+            partials, join_counters, group, tl.num_programs(0) // blocks, block, begin, width, 1, 0, M, join_count,
             join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias, join_grad_beta,
-            join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0], 1024 if BC is None else 512,
+            join_grad_gamma, join_grad_slopes, join_BATCH, BM if vectors is None else JOINED,
+            1024 if vectors is None else 256,
         )  # fmt: skip
 
 
@@ -279,8 +278,9 @@ def primary_epilogue_bwd_kernel(
     cheap_weight, cheap_weight_c, cheap_weight_tap, grad_z2, grad_z, to_n, to_c, to_h, to_w,
     partials, join_counters, join_count, join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias,
     join_grad_beta, join_grad_gamma, join_grad_slopes,
-    H, W, M, splits, per_split, join_BATCH: tl.constexpr, PRIMARY_ACT: tl.constexpr, D: tl.constexpr,
+    H, W, M, splits, per_split, vectors, join_BATCH: tl.constexpr, PRIMARY_ACT: tl.constexpr, D: tl.constexpr,
     MULTIPLIER: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr,
+    DOUBLINGS: tl.constexpr,
 ):  # fmt: skip
     """B2: g1, the gradient of the first BatchNorm's result (∂z1 without one), into ``grad_z``, and its sums.
 
@@ -291,7 +291,9 @@ def primary_epilogue_bwd_kernel(
     grad_n, grad_h, grad_w = assume_multiple_strides(grad_n, grad_h, grad_w, UNIT)
     to_n, to_h, to_w = assume_multiple_strides(to_n, to_h, to_w, UNIT)
     # columns: [BW]; channels, wanted: [BM]
-    image, split, group, columns, channels, wanted, top, bottom = tile_coords(M, H, W, splits, per_split, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(
+        M, H, W, splits, per_split, BW, BM, WIDE, vectors
+    )
     # middle, scale, shift: [BM]
     middle, scale, shift = affine(
         primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps, channels, wanted
@@ -340,14 +342,17 @@ def primary_epilogue_bwd_kernel(
                 third += tl.where(mask & ~(a1 > 0), g * a1, 0.0)
             at = row * to_h + columns[:, None] * to_w + channels * to_c
             tl.store(grad_z + at, g1.to(grad_z.dtype.element_ty), mask=mask)
-    sums = tl.sum(first, axis=0), tl.sum(second, axis=0), tl.sum(third, axis=0)  # [BM] each
-    store_partial(partials, group, channels, M, wanted, sums[0], sums[1], sums[2])
+    store_partial(
+        partials, group, channels, M, has_sums(wanted, vectors, BW), sum_where(mask, first, vectors, DOUBLINGS),
+        sum_where(mask, second, vectors, DOUBLINGS), sum_where(mask, third, vectors, DOUBLINGS),
+    )  # fmt: skip
     if join_counters is not None:
-        blocks, block, joined, there = joined_block(M, None, BM, None)
+        blocks, block, begin, width = joined_block(M, vectors, BM)
         join_gradients_last(
-            partials, join_counters, group, tl.num_programs(0) // blocks, block, joined, M, there, join_count,
+            partials, join_counters, group, tl.num_programs(0) // blocks, block, begin, width, 1, 0, M, join_count,
             join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias, join_grad_beta,
-            join_grad_gamma, join_grad_slopes, join_BATCH, joined.shape[0], 1024,
+            join_grad_gamma, join_grad_slopes, join_BATCH, BM if vectors is None else JOINED,
+            1024 if vectors is None else 256,
         )  # fmt: skip
 
 

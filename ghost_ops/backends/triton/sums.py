@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
 from . import launch
 from .jit import kernel
+from .maps import assume_multiple
 
 TOGETHER = 7  # totals of a launch: a bottleneck has as many weights at most
-FEW = 16  # groups
+FEW, MANY = 16, 512  # groups that a program reads at once: of a total of few groups, and of others
+CHANNELS_OF_FEW, CHANNELS_OF_MANY = 128, 8  # of a program
+_FEW, _MANY = tl.constexpr(FEW), tl.constexpr(MANY)
+_CHANNELS_OF_FEW, _CHANNELS_OF_MANY = tl.constexpr(CHANNELS_OF_FEW), tl.constexpr(CHANNELS_OF_MANY)
 CHANNELS_PER_PROGRAM = 2  # a layer has some ten to hundred, and the device wants as many programs
 
 
@@ -81,18 +87,29 @@ def total_of_block(
     BC: tl.constexpr,
 ):  # fmt: skip
     """out[row * row_step + channel * channel_step] = Σ over groups of partials (groups x ROWS x CHANNELS) * per_value,
-    of one row and block of CHANNELS."""
+    of one row and block of CHANNELS. Where BG is the number of few groups, there are no more."""
     blocks = tl.cdiv(CHANNELS, BC)
     row = program // blocks
     channels = (program % blocks) * BC + tl.arange(0, BC)  # [BC]
     wanted = channels < CHANNELS
     found = tl.zeros((BG, BC), tl.float32)
-    for start in range(0, groups, BG):
+    for start in range(0, groups if BG > _FEW else 1, BG):
         group = start + tl.arange(0, BG)  # [BG]
         at = partials + (group[:, None].to(tl.int64) * ROWS + row) * CHANNELS + channels[None, :]  # [BG, BC]
         found += tl.load(at, mask=(group < groups)[:, None] & wanted[None, :], other=0.0)
     v = tl.sum(found, axis=0) * per_value  # [BC]
     tl.store(out + row.to(tl.int64) * row_step + channels * channel_step, v.to(out.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
+def total_of(program, begin, one, other):
+    """The first program and the arguments of the total that a program belongs to: ``one``, whose first program is
+    ``begin``, or the one after it, ``other``. The arguments are eight each, in the kernel's order."""
+    end = begin + one[4] * tl.cdiv(one[5], tl.where(one[3] <= _FEW, _CHANNELS_OF_FEW, _CHANNELS_OF_MANY))
+    found = ()
+    for i in tl.static_range(8):
+        found = found + (tl.where(program < end, one[i], other[i]),)
+    return tl.where(program < end, begin, end), found
 
 
 @kernel
@@ -104,64 +121,51 @@ def total_kernel(
     partials_4, out_4, per_value_4, groups_4, ROWS_4, CHANNELS_4, row_step_4, channel_step_4,
     partials_5, out_5, per_value_5, groups_5, ROWS_5, CHANNELS_5, row_step_5, channel_step_5,
     partials_6, out_6, per_value_6, groups_6, ROWS_6, CHANNELS_6, row_step_6, channel_step_6,
-    BG: tl.constexpr, BC: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Up to seven totals, see ``total_of_block``. Grid: ROWS x blocks of CHANNELS of the first, then of the next."""
+    """Up to seven totals, see ``total_of_block``. Grid: ROWS x blocks of CHANNELS of the first, then of the next. What
+    is not needed has no ROWS; how many there are compiles nothing. UNIT divides all CHANNELS."""
     program = tl.program_id(0)
-    programs = ROWS_0 * tl.cdiv(CHANNELS_0, BC)
-    if (program >= 0) & (program < programs):
+    one = (
+        partials_0, out_0, per_value_0, groups_0, ROWS_0, CHANNELS_0, row_step_0, channel_step_0
+    )  # fmt: skip
+    begin = 0
+    other = (
+        partials_1, out_1, per_value_1, groups_1, ROWS_1, CHANNELS_1, row_step_1, channel_step_1
+    )  # fmt: skip
+    begin, one = total_of(program, begin, one, other)
+    other = (
+        partials_2, out_2, per_value_2, groups_2, ROWS_2, CHANNELS_2, row_step_2, channel_step_2
+    )  # fmt: skip
+    begin, one = total_of(program, begin, one, other)
+    other = (
+        partials_3, out_3, per_value_3, groups_3, ROWS_3, CHANNELS_3, row_step_3, channel_step_3
+    )  # fmt: skip
+    begin, one = total_of(program, begin, one, other)
+    other = (
+        partials_4, out_4, per_value_4, groups_4, ROWS_4, CHANNELS_4, row_step_4, channel_step_4
+    )  # fmt: skip
+    begin, one = total_of(program, begin, one, other)
+    other = (
+        partials_5, out_5, per_value_5, groups_5, ROWS_5, CHANNELS_5, row_step_5, channel_step_5
+    )  # fmt: skip
+    begin, one = total_of(program, begin, one, other)
+    other = (
+        partials_6, out_6, per_value_6, groups_6, ROWS_6, CHANNELS_6, row_step_6, channel_step_6
+    )  # fmt: skip
+    begin, one = total_of(program, begin, one, other)
+    partials, out, per_value, groups, ROWS, CHANNELS, row_step, channel_step = one
+    CHANNELS = assume_multiple(CHANNELS, UNIT)
+    if groups <= _FEW:
         total_of_block(
-            program, partials_0, out_0, per_value_0, groups_0, ROWS_0, CHANNELS_0, row_step_0, channel_step_0,
-            BG, BC,
+            program - begin, partials, out, per_value, groups, ROWS, CHANNELS, row_step, channel_step, _FEW,
+            _CHANNELS_OF_FEW,
         )  # fmt: skip
-    program -= programs
-    if partials_1 is not None:
-        programs = ROWS_1 * tl.cdiv(CHANNELS_1, BC)
-        if (program >= 0) & (program < programs):
-            total_of_block(
-                program, partials_1, out_1, per_value_1, groups_1, ROWS_1, CHANNELS_1, row_step_1, channel_step_1,
-                BG, BC,
-            )  # fmt: skip
-        program -= programs
-    if partials_2 is not None:
-        programs = ROWS_2 * tl.cdiv(CHANNELS_2, BC)
-        if (program >= 0) & (program < programs):
-            total_of_block(
-                program, partials_2, out_2, per_value_2, groups_2, ROWS_2, CHANNELS_2, row_step_2, channel_step_2,
-                BG, BC,
-            )  # fmt: skip
-        program -= programs
-    if partials_3 is not None:
-        programs = ROWS_3 * tl.cdiv(CHANNELS_3, BC)
-        if (program >= 0) & (program < programs):
-            total_of_block(
-                program, partials_3, out_3, per_value_3, groups_3, ROWS_3, CHANNELS_3, row_step_3, channel_step_3,
-                BG, BC,
-            )  # fmt: skip
-        program -= programs
-    if partials_4 is not None:
-        programs = ROWS_4 * tl.cdiv(CHANNELS_4, BC)
-        if (program >= 0) & (program < programs):
-            total_of_block(
-                program, partials_4, out_4, per_value_4, groups_4, ROWS_4, CHANNELS_4, row_step_4, channel_step_4,
-                BG, BC,
-            )  # fmt: skip
-        program -= programs
-    if partials_5 is not None:
-        programs = ROWS_5 * tl.cdiv(CHANNELS_5, BC)
-        if (program >= 0) & (program < programs):
-            total_of_block(
-                program, partials_5, out_5, per_value_5, groups_5, ROWS_5, CHANNELS_5, row_step_5, channel_step_5,
-                BG, BC,
-            )  # fmt: skip
-        program -= programs
-    if partials_6 is not None:
-        programs = ROWS_6 * tl.cdiv(CHANNELS_6, BC)
-        if (program >= 0) & (program < programs):
-            total_of_block(
-                program, partials_6, out_6, per_value_6, groups_6, ROWS_6, CHANNELS_6, row_step_6, channel_step_6,
-                BG, BC,
-            )  # fmt: skip
+    else:
+        total_of_block(
+            program - begin, partials, out, per_value, groups, ROWS, CHANNELS, row_step, channel_step, _MANY,
+            _CHANNELS_OF_MANY,
+        )  # fmt: skip
 
 
 class Totals:
@@ -189,18 +193,22 @@ class Totals:
 
     def start(self) -> None:
         """Launch what was added since the last time."""
-        for i in range(0, len(self.waiting), TOGETHER):
-            some = self.waiting[i : i + TOGETHER]
-            # Two shapes of tiles, so that few kernels are compiled: of many groups, and of a few.
-            groups, channels = (512, 8) if max(one["groups"] for one in some) > FEW else (FEW, 128)
-            arguments = {"BG": groups, "BC": channels}
-            for k in range(TOGETHER):
-                one = some[k] if k < len(some) else dict.fromkeys(some[0])
-                arguments |= {f"{name}_{k}": value for name, value in one.items()}
-            programs = sum(one["ROWS"] * launch.cdiv(one["CHANNELS"], channels) for one in some)
-            with launch.on_device_of(some[0]["partials"]):
-                launch.start_kernel(total_kernel, (programs,), arguments, warps=4, stages=1)
+        for dtype in dict.fromkeys(one["out"].dtype for one in self.waiting):
+            alike = [one for one in self.waiting if one["out"].dtype == dtype]
+            for i in range(0, len(alike), TOGETHER):
+                self._start(alike[i : i + TOGETHER])
         self.waiting.clear()
+
+    def _start(self, some: list[dict]) -> None:
+        arguments: dict = {"UNIT": math.gcd(4, *(one["CHANNELS"] for one in some))}
+        nothing = some[0] | {"ROWS": 0}
+        for k in range(TOGETHER):
+            one = some[k] if k < len(some) else nothing
+            arguments |= {f"{name}_{k}": value for name, value in one.items()}
+        block = lambda one: CHANNELS_OF_FEW if one["groups"] <= FEW else CHANNELS_OF_MANY
+        programs = sum(one["ROWS"] * launch.cdiv(one["CHANNELS"], block(one)) for one in some)
+        with launch.on_device_of(some[0]["partials"]):
+            launch.start_kernel(total_kernel, (programs,), arguments, warps=4, stages=1)
 
 
 def total(

@@ -30,7 +30,9 @@ PROCESSORS = {"sm_80": 108, "sm_89": 142, "sm_90": 132, "sm_100": 148}  # where 
 WAVES = 4  # see ``runs``
 PROGRAMS = 2048  # programs of a kernel over strips, so that a device is busy
 LEAST_ROWS = 4  # rows of a strip: the rows around it are read twice
-ROWS_OF_A_SUM = 0.4  # what the sum over a flat tile's pixels costs more, by instructions, in rows of the tile
+LANES = 32  # of a flat tile: those of a warp, which exchange values without shared memory
+FEWER_VALUES = 1.2  # how much more it costs that a thread has fewer values than it has registers for
+MOST_VECTORS = 16  # of a column of a flat tile: wider blocks of channels are joined for longer
 REGISTERS = 100  # registers of a thread for weights
 _overrides: dict[str, dict] = {}
 _assumed: str | None = None
@@ -62,7 +64,10 @@ class Tile:
 
 class Strips(NamedTuple):
     """How a kernel goes through strips: its tile, the splits of an image, the rows of a split, and of a flat tile the
-    vectors of a column (see ``maps.py``); its columns are lanes then, and its channels those of a vector."""
+    vectors of a column (see ``maps.py``); its columns are lanes then, and its channels those of a vector.
+
+    All flat tiles of a dtype have the same sides, whatever the map's are, so that few kernels are compiled.
+    """
 
     tile: Tile
     splits: int
@@ -78,10 +83,12 @@ class Strips(NamedTuple):
         tile = self.tile
         places = {
             "splits": self.splits, "per_split": self.per_split, "BW": tile.columns, "BM": tile.channels,
-            "vectors": self.vectors, "BC": None if self.vectors is None else _power_of_two(self.vectors),
+            "vectors": self.vectors, "DOUBLINGS": None if self.vectors is None else doublings(self.vectors),
         }  # fmt: skip
-        if self.vectors is not None and "vectors" not in kernel.arg_names:
-            raise TypeError(f"{kernel.__name__} takes no flat tile")
+        if self.vectors is not None:
+            if "vectors" not in kernel.arg_names:
+                raise TypeError(f"{kernel.__name__} takes no flat tile")
+            places["UNIT"] = tile.channels  # what else divides the channels is of no use, and would compile more
         arguments = arguments | {name: value for name, value in places.items() if name in kernel.arg_names}
         with launch.on_device_of(x):
             grid = (x.shape[0] * self.splits * self.blocks(channels), *axes)
@@ -164,13 +171,9 @@ def shape_class(x: torch.Tensor) -> str:
     return f"{size}/{'float' if x.dtype == torch.float32 else 'half'}"
 
 
-def _power_of_two(needed: int) -> int:
-    return 1 << (needed - 1).bit_length()
-
-
 def side(needed: int, most: int) -> int:
     """The side of a product's tile: the least power of two that holds ``needed``, within its limits."""
-    return max(LEAST, min(most, _power_of_two(needed)))
+    return max(LEAST, min(most, 1 << (needed - 1).bit_length()))
 
 
 def rows_of_strips(height: int, strips: int) -> int:
@@ -179,21 +182,23 @@ def rows_of_strips(height: int, strips: int) -> int:
     return max(cdiv(height, wanted), min(LEAST_ROWS, height))
 
 
-def _flat_lanes(width: int, channels: int, vector: int, most: int) -> tuple[int, int, int]:
-    """Of flat tiles whose vectors have ``vector`` channels: the lanes, at most ``most``, the vectors of a column in a
-    block of channels, and the tiles side by side, such that few lanes of a row are idle.
+def doublings(vectors: int) -> int:
+    """How often ``maps.sum_where`` adds lanes to others; one number for most, so that few kernels are compiled."""
+    return max((cdiv(LANES, vectors) - 1).bit_length(), 3)
 
-    A block is of whole sectors of memory, 16 channels, or of all channels. Half the lanes make twice the partial sums,
-    and so must leave 5 % fewer idle.
+
+def _flat_vectors(width: int, count: int) -> tuple[int, int, int]:
+    """Of a flat tile the vectors of a column in a block of channels, of ``count`` vectors in all, the blocks, and the
+    tiles side by side, such that few lanes of a row are idle.
+
+    A block is of whole sectors of memory, 16 channels, or of all channels. Of blocks that leave as many idle, those of
+    whole lines of memory are read fastest, and wider ones are joined for longer.
     """
-    count, best = channels // vector, None
-    for halvings, lanes in enumerate((128, 64, 32)):
-        for vectors in range(1, min(count, lanes) + 1):
-            if lanes <= most and (vectors == count or vectors * vector % 16 == 0):
-                across = cdiv(width * vectors, lanes)
-                cost = cdiv(count, vectors) * across * lanes * (1 + 0.05 * halvings), across
-                best = min(best or (cost, lanes, vectors, across), (cost, lanes, vectors, across))
-    return best[1:]
+    sizes = [v for v in (4, 8, 12, 16) if v <= count]
+    if count <= MOST_VECTORS and count not in sizes:
+        sizes.append(count)
+    found = [(v, cdiv(count, v), cdiv(width * v, LANES)) for v in sizes]
+    return min(found, key=lambda one: (one[1] * one[2], one[0] > 8, -one[0]))
 
 
 def strips(
@@ -203,7 +208,6 @@ def strips(
     taps: int = 1,
     sides: Sequence[int] | None = None,
     unit: int = 1,
-    sums: int = 0,
 ) -> Strips:
     """The strips of a kernel that goes through images of x's sides, or of ``sides``.
 
@@ -211,9 +215,9 @@ def strips(
     kernel is larger; offsets of 64 bits take registers too. The block of channels is the one that leaves the fewest
     idle, since nets have 12, 20, 36 or 100 channels.
 
-    ``unit`` is the kernel's UNIT, of a kernel that takes flat tiles, and ``sums`` how many sums over its pixels a tile
-    has at its end: a tile is flat where the lanes that are not idle are worth the dearer sums. With vectors of a single
-    channel, as in NCHW, lanes side by side would not read what is side by side.
+    ``unit`` is the kernel's UNIT, of a kernel that takes flat tiles: these are taken where vectors are as long as the
+    row of a thread, and where shorter ones leave so many fewer lanes idle that more threads do not matter. With vectors
+    of a single channel, as in NCHW, lanes side by side would not read what is side by side.
     """
     tile = lookup(kernel, shape_class(x), x.device)
     images, (height, width) = x.shape[0], sides or x.shape[2:]
@@ -226,17 +230,11 @@ def strips(
     across, blocks, vectors = cdiv(width, columns), cdiv(channels, block), None
     vector = min(unit, values)
     if vector > 1:
-        # Triton's gathers, which add up a channel's lanes, are not for more warps than a vector has channels.
-        most = 32 * max(min(tile.warps, vector, tile.columns * tile.channels // (32 * vector)), 1)
-        lanes, count, tiles = _flat_lanes(width, channels, vector, most)
-        parts = cdiv(channels, vector * count)
-        splits = cdiv(height, rows_of_strips(height, images * tiles * parts))
-        rows = height + splits * ROWS_OF_A_SUM * sums
-        # More tiles side by side make more partial sums too.
-        worse = 1.1 if tiles > across else 1.0
-        if parts * tiles * lanes * vector * rows * worse < blocks * across * columns * block * height:
-            blocks, across, vectors = parts, tiles, count
-            block, columns, values, warps = vector, lanes, vector, lanes // 32
+        count, parts, flat_across = _flat_vectors(width, channels // vector)
+        lanes = parts * flat_across * LANES * vector
+        if vector == values or lanes * FEWER_VALUES < blocks * across * columns * block:
+            blocks, across, vectors = parts, flat_across, count
+            block, columns, values, warps = vector, LANES, vector, 1
     per_split = rows_of_strips(height, images * across * blocks)
     tile = replace(tile, channels=block, columns=columns, values=values, warps=warps)
     return Strips(tile, across * cdiv(height, per_split), per_split, vectors)

@@ -16,23 +16,25 @@ from ghost_ops.backends.triton.norm import BatchNorm
 
 from .test_norm import draw, moments
 
-BLOCK = 16
+BLOCK = 20  # channels of a block, of which 16 are joined at once
+_BLOCK = tl.constexpr(BLOCK)
 
 
 @triton.jit
-def store_own_row(rows, order, partials, CHANNELS, BC: tl.constexpr):
-    """Programs take the groups in the given order. Returns group, number of groups, block, channels and which exist."""
-    blocks = tl.cdiv(CHANNELS, BC)
+def store_own_row(rows, order, partials, CHANNELS):
+    """Programs take the groups in the given order. Returns group, number of groups, and block."""
+    blocks = tl.cdiv(CHANNELS, _BLOCK)
     group = tl.load(order + tl.program_id(0) // blocks)
     block = tl.program_id(0) % blocks
-    channels = block * BC + tl.arange(0, BC)
-    wanted = channels < CHANNELS
+    place = tl.arange(0, 32)
+    channels = block * _BLOCK + place
+    wanted = (place < _BLOCK) & (channels < CHANNELS)
     at = rows + group * 3 * CHANNELS + channels
     first = tl.load(at, mask=wanted)
     second = tl.load(at + CHANNELS, mask=wanted)
     third = tl.load(at + 2 * CHANNELS, mask=wanted)
     store_partial(partials, group, channels, CHANNELS, wanted, first, second, third)
-    return group, tl.num_programs(0) // blocks, block, channels, wanted
+    return group, tl.num_programs(0) // blocks, block
 
 
 @triton.jit
@@ -41,10 +43,10 @@ def statistics_kernel(
     join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out,
     join_shift_out, BC: tl.constexpr, VALUES: tl.constexpr = 1024,
 ):  # fmt: skip
-    group, groups, block, channels, wanted = store_own_row(rows, order, partials, CHANNELS, BC)
+    group, groups, block = store_own_row(rows, order, partials, CHANNELS)
     join_statistics_last(
-        partials, join_counters, group, groups, block, channels, CHANNELS, wanted, join_count, join_gamma, join_beta,
-        join_eps, join_bias, join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out,
+        partials, join_counters, group, groups, block, block * _BLOCK, _BLOCK, 1, 0, CHANNELS, join_count, join_gamma,
+        join_beta, join_eps, join_bias, join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out,
         join_var_out, join_scale_out, join_shift_out, BC, VALUES,
     )  # fmt: skip
 
@@ -55,12 +57,12 @@ def gradients_kernel(
     join_coefficients, join_grad_bias, join_grad_beta, join_grad_gamma, join_grad_slopes, join_BATCH: tl.constexpr,
     BC: tl.constexpr,
 ):  # fmt: skip
-    group, groups, block, channels, wanted = store_own_row(rows, order, partials, CHANNELS, BC)
+    group, groups, block = store_own_row(rows, order, partials, CHANNELS)
     if join_counters is not None:
         join_gradients_last(
-            partials, join_counters, group, groups, block, channels, CHANNELS, wanted, join_count, join_gamma,
-            join_mean, join_var, join_eps, join_coefficients, join_grad_bias, join_grad_beta, join_grad_gamma,
-            join_grad_slopes, join_BATCH, BC,
+            partials, join_counters, group, groups, block, block * _BLOCK, _BLOCK, 1, 0, CHANNELS, join_count,
+            join_gamma, join_mean, join_var, join_eps, join_coefficients, join_grad_bias, join_grad_beta,
+            join_grad_gamma, join_grad_slopes, join_BATCH, BC,
         )  # fmt: skip
 
 
@@ -72,7 +74,7 @@ def orders(groups: int) -> list[torch.Tensor]:
 
 def run(kernel, rows: torch.Tensor, order: torch.Tensor, arguments: dict) -> None:
     groups, _, channels = rows.shape
-    arguments = arguments | {"rows": rows, "order": order, "CHANNELS": channels, "BC": BLOCK}
+    arguments = arguments | {"rows": rows, "order": order, "CHANNELS": channels, "BC": int(joins.JOINED)}
     launch.start_kernel(kernel, (groups * launch.cdiv(channels, BLOCK),), arguments, warps=4, stages=1)
 
 
@@ -130,7 +132,7 @@ def test_runs_longer_than_a_program_reads_at_once(monkeypatch):
     values = draw(99, 3, 30.0)
     rows, count, given = moments(values), sum(map(len, values)), BatchNorm(eps=1e-3)
     join = Joins(rows.device).statistics(given, count, 99, 3, 1)
-    run(statistics_kernel, rows, orders(99)[2], join.arguments | {"VALUES": 16 * BLOCK})
+    run(statistics_kernel, rows, orders(99)[2], join.arguments | {"VALUES": 16 * int(joins.JOINED)})
     for name, ours, alone in zip(join.vectors._fields, join.finish(), norm.join_statistics(rows, count, given)):
         torch.testing.assert_close(ours, alone, rtol=2e-6, atol=1e-6, msg=name)
 
@@ -138,11 +140,13 @@ def test_runs_longer_than_a_program_reads_at_once(monkeypatch):
 def test_counters_that_are_used_up_are_followed_by_new_ones():
     together = Joins(torch.device("cpu"))
     first = together.counters
-    blocks = joins.COUNTERS // (joins.RUNS + 1)
+    each = launch.cdiv(joins.RUNS + 1, joins.ALIGNMENT) * joins.ALIGNMENT
+    blocks = joins.COUNTERS // each
     taken = [together._take(1) for _ in range(blocks)]
     assert together.counters is first and len({t.data_ptr() for t in taken}) == blocks
     more, many = together._take(2), together._take(2 * blocks)
-    assert more.numel() == 2 * (joins.RUNS + 1) and many.numel() == 2 * blocks * (joins.RUNS + 1)
+    assert more.numel() >= 2 * (joins.RUNS + 1) and many.numel() >= 2 * blocks * (joins.RUNS + 1)
+    assert all(t.data_ptr() % 16 == 0 for t in (*taken, more, many))  # kernels are specialised for addresses
     assert together.counters is not first
     assert all(bool((t == 0).all()) for t in (*taken, more, many))
 

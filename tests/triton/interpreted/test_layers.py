@@ -113,14 +113,14 @@ def test_depthwise_convolution_and_batch_norm(seed):
     compare(layer, found | gradients | {"x": x, "weight": weight}, errors)
 
 
-@pytest.mark.parametrize(("n", "c", "r"), [(1, 40, 12), (18, 100, 33), (3, 5, 257)])
+@pytest.mark.parametrize(("n", "c", "r", "splits"), [(1, 40, 12, 3), (18, 100, 33, 1), (2, 24, 8, 19), (3, 5, 257, 3)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_layers_of_an_excitation(n, c, r, dtype, monkeypatch):
+def test_layers_of_an_excitation(n, c, r, splits, dtype, monkeypatch):
     """Sums of several splits, several blocks of images and shares of channels, more hidden channels than fit."""
     monkeypatch.setattr(excite, "PROGRAMS", 3)
     monkeypatch.setattr(excite, "MOST_STEP", 16)
     act, gate = activation.ACTIVATIONS.index("silu"), activation.GATES.index("sigmoid")
-    sums, per_value = torch.randn(3, n, c), 0.25
+    sums, per_value = torch.randn(splits, n, c), 0.25
     layers = [torch.randn(r, c) / c**0.5, torch.randn(r), torch.randn(c, r).to(dtype) / r**0.5, None]
     found = excite.excite_layers(sums, per_value, *layers, act, gate, dtype, gated=True)
 

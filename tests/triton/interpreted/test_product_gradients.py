@@ -82,22 +82,35 @@ def test_gradients(c, m, dtype, kernel):
 
 
 def test_totals_share_launches():
-    """Nine sums of different shapes into different layouts: two launches, of seven and of two."""
+    """Nine sums of different shapes into different layouts: two launches, of seven and of two; and one into another
+    dtype, which has its own."""
     generator, totals, started = torch.Generator().manual_seed(0), Totals(), []
-    shapes = [(3, 1, 40), (20, 9, 5), (1, 4, 130), (700, 2, 3), (17, 1, 9), (2, 3, 7), (40, 1, 1), (5, 2, 6), (1, 1, 9)]
+    shapes = [
+        (3, 1, 40),
+        (20, 9, 5),
+        (1, 4, 130),
+        (700, 2, 3),
+        (17, 1, 9),
+        (2, 3, 7),
+        (40, 1, 1),
+        (5, 2, 6),
+        (1, 1, 9),
+        (20, 3, 130),
+    ]
     start_kernel = launch.start_kernel
     with mock.patch.object(
         launch, "start_kernel", lambda *args, **options: started.append(args[0]) or start_kernel(*args, **options)
     ):
         given, outs = [torch.randn(shape, generator=generator) for shape in shapes], []
         for i, partials in enumerate(given):
-            out = torch.full(partials.shape[1:], torch.nan)
+            out = torch.full(partials.shape[1:], torch.nan, dtype=torch.float16 if i == 9 else torch.float32)
             out = out.T.contiguous() if i % 2 else out
             totals.add(partials, out, steps=(1, partials.shape[1]) if i % 2 else None, per_value=1.0 + i)
             outs.append(out.T if i % 2 else out)
         totals.start()
         totals.start()
-    assert len(started) == 2
+    assert len(started) == 3
     for i, (partials, out) in enumerate(zip(given, outs)):
         exact = partials.double().sum(0) * (1.0 + i)
-        assert_as_accurate(out, partials.sum(0) * (1.0 + i), exact, ulps=len(partials) ** 0.5 + 4)
+        plain = (partials.sum(0) * (1.0 + i)).to(out.dtype)
+        assert_as_accurate(out, plain, exact, ulps=len(partials) ** 0.5 + 4)

@@ -40,7 +40,6 @@ def seen(monkeypatch):
 
     monkeypatch.setattr(tiles.Strips, "start", noting)
     monkeypatch.setattr(tiles, "PROGRAMS", 3)  # few splits: an interpreter's time is that of its programs
-    monkeypatch.setattr(tiles, "ROWS_OF_A_SUM", 0.0)  # tiles of a few rows are flat too
     return found
 
 

@@ -20,6 +20,7 @@ from .step import Step
 from .steps import Conv, Depthwise, Excite, Ghost, Load, Store
 
 INPUT = 0  # the value that is the program's input
+MOST_KERNEL = 7  # of a depthwise convolution
 MOST_STRIDE = 3  # of a depthwise convolution, in its backward
 MOST_FILTER = 256  # of a value of a first convolution, which are one step of a product
 
@@ -116,10 +117,7 @@ _programs: list[TrainingProgram] = []
 
 
 def _output_size(step: Step, size: tuple[int, int]) -> tuple[int, ...]:
-    if isinstance(step, Conv):
-        return step.output_size({}, size)
-    stride = getattr(step, "stride", 1)
-    return tuple((side - 1) // stride + 1 for side in size)
+    return step.output_size({step.source: size}, size) if isinstance(step, (Conv, Depthwise)) else size
 
 
 @functools.lru_cache(maxsize=4096)
@@ -183,13 +181,15 @@ def _operations(steps: Sequence[Step]) -> list[Operation]:
                     if source not in excited:
                         raise NotTrainable("an excitation multiplies another map than the one that was squeezed")
                     source = excited[source]
-            elif step.stride > MOST_STRIDE or step.kernel % 2 == 0:
+            elif not step.is_same or step.kernel[0] > MOST_KERNEL or step.stride[0] > MOST_STRIDE:
                 raise NotTrainable(f"a depthwise convolution of kernel {step.kernel}, stride {step.stride} has none")
             values[step.out] = count
             squeezed = count if step.squeeze else squeezed
             found.append(Operation(step, source, count, residual, layer))
         elif isinstance(step, Conv):
-            if step.channels * step.kernel**2 > MOST_FILTER:
+            if not _is_plain(step):
+                raise NotTrainable("a dense convolution has one only of the input, square, and with nothing added")
+            if step.channels * step.kernel[0] ** 2 > MOST_FILTER:
                 raise NotTrainable(f"its first convolution has more than {MOST_FILTER} inputs a value")
             values[step.out] = count
             found.append(Operation(step, INPUT, count, -1, layer))
@@ -199,6 +199,13 @@ def _operations(steps: Sequence[Step]) -> list[Operation]:
     if not found or values.get(steps[-1].source) != found[-1].out:
         raise NotTrainable("it does not return what its last step makes")
     return found
+
+
+def _is_plain(step: Conv) -> bool:
+    """Whether a convolution reads the input, and is as its kernels have it."""
+    square = all(first == second for first, second in (step.kernel, step.stride, step.padding))
+    alone = step.source < 0 and step.residual < 0 and not step.squeeze
+    return square and alone and step.groups == 1 and step.dilation == (1, 1)
 
 
 def _is_shortcut(operation: Operation, operations: Sequence[Operation]) -> bool:

@@ -141,7 +141,7 @@ class _Run:
         step, number = operation.step, operation.layer
         x, known = self.values[operation.source], self.norms and self.norms[len(self.kept)]
         weight = self.layers[number].weight
-        shape = weight, step.stride, step.padding
+        shape = weight, step.stride[0], step.padding[0]
         if known:
             z, kept = convolution_before_norm(x, *shape)[0], known[0]
         else:
@@ -158,10 +158,10 @@ class _Run:
         x, known = self.values[operation.source], self.norms and self.norms[len(self.kept)]
         weight = self.layers[number].weight
         if known:
-            z, kept = depthwise_before_norm(x, weight, step.stride)[0], known[0]
+            z, kept = depthwise_before_norm(x, weight, step.stride[0])[0], known[0]
         else:
             norm, kept, vectors = self.batch_norm(number, step.layer)
-            z, _ = depthwise_before_norm(x, weight, step.stride, joins=self.joins, norm=norm, vectors=vectors)
+            z, _ = depthwise_before_norm(x, weight, step.stride[0], joins=self.joins, norm=norm, vectors=vectors)
         if self.is_needed(operation):
             norm = self.epilogue(number, step.layer, kept)
             self.values[operation.out], self.sums = normalise(z, norm, like=x, squeeze=operation.squeezes)
@@ -223,7 +223,7 @@ class _Run:
         norm = self.epilogue(number, step.layer, kept.norms[0])
         own = self._with_parameters(number, step.layer, kept.norms[0])
         coefficients, found = norm_gradient_sums(grad, z, norm, joins=self.joins, own=own)
-        weight, shape = self.layers[number].weight, (step.stride, step.padding)
+        weight, shape = self.layers[number].weight, (step.stride[0], step.padding[0])
         options = {"z": z, "norm": norm, "coefficients": coefficients, "totals": self.totals}
         return [{"weight": convolution_weight_gradient(grad, x, weight, *shape, **options), **_parameters(found)}]
 
@@ -234,7 +234,7 @@ class _Run:
         own = self._with_parameters(number, step.layer, kept.norms[0])
         coefficients, found = norm_gradient_sums(grad, z, norm, joins=self.joins, own=own)
         grad_x, grad_weight, _ = depthwise_gradients(
-            grad, x, self.layers[number].weight, step.stride, z=z, norm=norm, coefficients=coefficients,
+            grad, x, self.layers[number].weight, step.stride[0], z=z, norm=norm, coefficients=coefficients,
             residual=self.gradients.pop(operation.source, None), totals=self.totals,
         )  # fmt: skip
         self.gradients[operation.source] = grad_x

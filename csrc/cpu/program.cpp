@@ -1,4 +1,4 @@
-// program, program_pack, program_eval: a net, or part of one, in one call.
+// program, program_maps, program_pack, program_eval: a net, or part of one, in one call.
 #include "checks.h"
 #include "exported.h"
 #include "maps.h"
@@ -57,21 +57,26 @@ void run_on_all_threads(const ProgramCall& call, const Plan& plan, int64_t begin
   }
 }
 
-Tensor run_program(ProgramCache& cache, const float* packed, const std::vector<const float*>& raw, const Tensor& x) {
+Tensors run_program(ProgramCache& cache, const float* packed, const std::vector<const float*>& raw, const Tensor& x) {
   const Program& p = cache.program();
   const Checks check("program");
   check.shape("x", x, {-1, p.in_channels, -1, -1});
   const int64_t n = x.size(0), h = x.size(2), w = x.size(3), threads = abi::num_threads();
   const Plan& plan = cache.plan(h, w, 1);
   const int64_t shares = std::max<int64_t>(1, std::min({threads, kMostShares, plan.flops / kShareFlops}));
-  Tensor out = p.returns_features ? abi::empty({n, p.out_channels}, x.dtype())
-                                  : new_map({n, p.out_channels, plan.out_h, plan.out_w}, x);
+  Tensors out;
+  std::vector<Map> to;
+  if (p.returns_features) out.push_back(abi::empty({n, p.out_channels}, x.dtype()));
+  for (const int64_t i : p.outputs) {
+    out.push_back(new_map({n, p[i].channels, plan.steps[i].h, plan.steps[i].w}, x));
+    to.emplace_back(out.back());
+  }
   if (x.numel() == 0) return out;
-  const Map from(x), to = p.returns_features ? Map() : Map(out);
+  const Map from(x);
   Scratch scratch;
   const int64_t row = plan.features;
   float* features = scratch.floats(n * row);
-  const ProgramCall call{p, packed, raw, from, p.returns_features ? nullptr : &to, features, row};
+  const ProgramCall call{p, packed, raw, from, to.empty() ? nullptr : to.data(), features, row};
   // Whole images to each thread, as many to each; what is left of them by all threads together.
   const bool serial = threads == 1 || n * plan.flops < kShareFlops;
   const int64_t apart = serial ? 0 : n / threads * threads;
@@ -89,8 +94,17 @@ Tensor run_program(ProgramCache& cache, const float* packed, const std::vector<c
     if (step->run_features({p, packed, n, row, features, next})) std::swap(features, next);
   const int64_t columns = p.out_channels;
   kernels().scatter(features, n * row, row, 1, n, columns,
-                    {out.data<char>(), out.dtype() == abi::DType::bfloat16, 1, n * columns, columns});
+                    {out[0].data<char>(), out[0].dtype() == abi::DType::bfloat16, 1, n * columns, columns});
   return out;
+}
+
+/// The one result of a program.
+Tensor only(Tensors&& results) { return std::move(results[0]); }
+
+const Program& with_one_result(const Program& p, const char* name) {
+  Checks(name).that(p.outputs.size() < 2, "steps", "those of a program with one result",
+                    static_cast<int64_t>(p.outputs.size()));
+  return p;
 }
 
 /// "steps of precision 0 (float32)"
@@ -98,15 +112,13 @@ std::string text_of(const WeightFormat& f) {
   return " of precision " + std::to_string(f.precision) + " (" + f.name + ")";
 }
 
-}  // namespace
+/// Whether the kernels read an input and packed parameters.
+bool are_readable(const Tensor& x, const Tensor& packed) {
+  const bool words = packed.dtype() == abi::DType::int32;  // packed numbers that are not float32
+  return readable(x) && (words ? packed.is_cpu() && packed.is_contiguous() : readable(packed));
+}
 
-Tensor program(const Tensor& x, const Tensor& packed, const Ints& steps) {
-  const auto fits = [&] {
-    const bool words = packed.dtype() == abi::DType::int32;  // packed numbers that are not float32
-    return words ? packed.is_cpu() && packed.is_contiguous() : readable(packed);
-  };
-  if (!readable(x) || !fits()) return abi::call<Tensor>("ghost_ops::program_reference", "", x, packed, steps);
-  ProgramCache& cache = ProgramCache::of(steps, false);
+Tensors run_packed(ProgramCache& cache, const Tensor& x, const Tensor& packed) {
   const Program& p = cache.program();
   const bool floats = p.format->dtype == abi::DType::float32;
   const Checks check("program");
@@ -118,7 +130,23 @@ Tensor program(const Tensor& x, const Tensor& packed, const Ints& steps) {
   return run_program(cache, floats ? dense(packed, scratch) : packed.data<const float>(), {}, x);
 }
 
+}  // namespace
+
+Tensor program(const Tensor& x, const Tensor& packed, const Ints& steps) {
+  if (!are_readable(x, packed)) return abi::call<Tensor>("ghost_ops::program_reference", "", x, packed, steps);
+  ProgramCache& cache = ProgramCache::of(steps, false);
+  with_one_result(cache.program(), "program");
+  return only(run_packed(cache, x, packed));
+}
+
 GHOST_OPERATOR(program);
+
+Tensors program_maps(const Tensor& x, const Tensor& packed, const Ints& steps) {
+  if (!are_readable(x, packed)) return abi::call<Tensors>("ghost_ops::program_maps_reference", "", x, packed, steps);
+  return run_packed(ProgramCache::of(steps, false), x, packed);
+}
+
+GHOST_OPERATOR(program_maps);
 
 Tensor program_pack(const Tensors& parameters, const Ints& steps) {
   for (const Tensor& t : parameters)
@@ -140,14 +168,14 @@ Tensor program_eval(const Tensor& x, const Tensors& parameters, const Ints& step
   for (const Tensor& t : parameters) known = known && readable(t);
   if (!known) return abi::call<Tensor>("ghost_ops::program_eval_reference", "", x, parameters, steps);
   ProgramCache& cache = ProgramCache::of(steps, x.size(0) == 1);
-  const Program& p = cache.program();
+  const Program& p = with_one_result(cache.program(), "program_eval");
   const WeightFormat& expected = *weight_format(0);
   Checks("program_eval")
       .that(p.format == &expected, "steps", "those" + text_of(expected), "those" + text_of(*p.format));
   Scratch scratch;
   float* packed = scratch.floats(p.packed_floats);
   const std::vector<const float*> raw = pack_program(p, parameters, packed, scratch);
-  return run_program(cache, packed, raw, x);
+  return only(run_program(cache, packed, raw, x));
 }
 
 GHOST_OPERATOR(program_eval);

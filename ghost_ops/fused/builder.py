@@ -18,7 +18,8 @@ from .compiled_program import CompiledProgram
 from .errors import NotNow, Unfusable
 from .layers import ConvBNAct, LinearAct, ParameterSource
 
-MOST_RUNS = 64  # channels times kernel rows of a first convolution; csrc/cpu/kernels/kernels.h has the same
+MOST_RUNS = 64  # runs of columns that a kernel of taps is; csrc/cpu/kernels/kernels.h has the same
+MOST_SIZE = 64  # a stride, padding or dilation; csrc/cpu/program/parse.h has the same
 _PARTS = (s.BIAS, s.GAMMA, s.BETA, s.NORM, 0, s.SLOPES)  # of the tensors after the weight
 
 
@@ -29,6 +30,23 @@ def layer(source: ParameterSource, tensors: Sequence[torch.Tensor | None]) -> s.
     parts = sum(part for part, t in zip(_PARTS, tensors[1:], strict=True) if t is not None)
     eps = 0.0 if source.norm is None else source.norm.eps
     return s.Layer(parts, eps, source.code, source.slope())
+
+
+def padding_of(layer: ConvBNAct) -> tuple[int, int]:
+    """Rows and columns of zeros on either side of a convolution's input.
+
+    Raises:
+        Unfusable: there are more on one side than on the other.
+    """
+    padding, dilation = layer.geometry[1:3]
+    if padding == "valid":
+        return 0, 0
+    if padding != "same":
+        return padding
+    whole = tuple(d * (k - 1) for d, k in zip(dilation, layer.kernel()))
+    if any(n % 2 for n in whole):
+        raise Unfusable("one of its convolutions pads one side more than the other")
+    return whole[0] // 2, whole[1] // 2
 
 
 class Builder:
@@ -72,18 +90,36 @@ class Builder:
         self.steps.append(s.Load(out, channels, False))
         return out
 
-    def dense_conv(self, layer: ConvBNAct) -> int:
-        """A dense convolution of the net's input, the first step."""
-        (kernel, other), (stride, padding, dilation, groups, _) = layer.kernel(), layer.geometry
-        if (
-            isinstance(padding, str)
-            or (kernel, stride[0], padding[0]) != (other, stride[1], padding[1])
-            or (dilation != (1, 1) or groups != 1 or kernel * layer.conv.in_channels > MOST_RUNS)
-        ):
-            most = f"kernel * in_channels <= {MOST_RUNS}"
-            raise Unfusable(f"a first convolution has no program: it needs a square kernel, groups=1 and {most}")
-        out, conv, params = self.take(), layer.conv, self._layer(layer)
-        self.steps.append(s.Conv(out, conv.in_channels, conv.out_channels, kernel, stride[0], padding[0], params))
+    def dense_conv(
+        self, layer: ConvBNAct, source: int = -1, *, residual: int = -1, residual_first: bool = False,
+        squeeze: bool = False,
+    ) -> int:  # fmt: skip
+        """A convolution of any size, stride, padding, dilation and number of groups.
+
+        Args:
+            source: slot; -1: the net's input, where it is the first step.
+            residual: slot that is added to the output; -1 for none.
+            residual_first: it is added before the activation, after the BatchNorm.
+            squeeze: the channel means of the output are the next squeeze.
+
+        Raises:
+            Unfusable: it pads the ends of a side differently, or is larger than programs take.
+        """
+        conv, kernel = layer.conv, layer.kernel()
+        stride, _, dilation, groups, _ = layer.geometry
+        padding = padding_of(layer)
+        runs = kernel[0] * (1 if kernel[1] == 1 or dilation[1] == 1 else kernel[1])
+        if max(*kernel, runs) > MOST_RUNS:
+            raise Unfusable(f"one of its convolutions is {kernel[0]}x{kernel[1]}, dilation {dilation}: too many taps")
+        if max(*stride, *padding, *dilation) > MOST_SIZE:
+            raise Unfusable(f"one of its convolutions has a stride, padding or dilation above {MOST_SIZE}")
+        params, out = self._layer(layer), self.take()
+        self.steps.append(
+            s.Conv(
+                source, out, residual, residual_first and residual >= 0, squeeze, conv.in_channels, conv.out_channels,
+                kernel, stride, padding, dilation, groups, params,
+            )
+        )  # fmt: skip
         return out
 
     def chain(self, layers: Iterable[ConvBNAct], source: int, squeeze: bool = False) -> int:
@@ -100,7 +136,7 @@ class Builder:
         return at
 
     def conv(self, layer: ConvBNAct, source: int, *, residual: int = -1, squeeze: bool = False) -> int:
-        """A 1x1 convolution of stride 1, or a depthwise one of size 1, 3, 5 or 7.
+        """A 1x1 convolution of stride 1, or a depthwise one.
 
         Args:
             residual: slot that is added to the output of a 1x1 convolution; -1 for none.
@@ -111,18 +147,16 @@ class Builder:
         """
         if layer.is_pointwise():
             return self.ghost(layer, None, None, source, residual=residual, squeeze=squeeze)
-        conv, (kernel, other) = layer.conv, layer.kernel()
-        stride, padding, dilation, groups, _ = layer.geometry
-        same = padding == (kernel // 2,) * 2 or (padding == "same" and stride == (1, 1))
-        depthwise = groups == conv.in_channels == conv.out_channels and dilation == (1, 1)
-        if not (kernel == other and kernel in CHEAP_KERNELS and same and depthwise and stride[0] == stride[1]):
-            raise Unfusable("one of its convolutions is neither 1x1 nor depthwise of size 1, 3, 5 or 7")
+        conv, kernel = layer.conv, layer.kernel()
+        stride, _, dilation, groups, _ = layer.geometry
+        if not groups == conv.in_channels == conv.out_channels:
+            raise Unfusable("one of its convolutions is neither 1x1 nor depthwise")
         if residual >= 0:
             raise Unfusable("a program adds a residual to 1x1 convolutions and Ghost modules only")
         out = self.take()
         self._whole_vectors(source)
-        params = self._layer(layer)
-        self.steps.append(s.Depthwise(source, out, squeeze, conv.in_channels, kernel, stride[0], params))
+        sizes = kernel, stride, padding_of(layer), dilation
+        self.steps.append(s.Depthwise(source, out, squeeze, conv.in_channels, *sizes, self._layer(layer)))
         return out
 
     def ghost(
@@ -161,6 +195,48 @@ class Builder:
                 second,
             )
         )  # fmt: skip
+        return out
+
+    def concat(self, sources: Sequence[int], squeeze: bool = False) -> int:
+        """Maps side by side."""
+        out = self.take()
+        self._whole_vectors(*sources)
+        self.steps.append(s.Concat(out, squeeze, tuple(sources)))
+        return out
+
+    def slice(self, source: int, begin: int, end: int) -> int:
+        """Channels [begin, end) of a map."""
+        self._whole_vectors(source)
+        out = self.take()
+        self.steps.append(s.Slice(source, out, begin, end))
+        return out
+
+    def add(self, source: int, other: int, squeeze: bool = False) -> int:
+        """The sum of two maps."""
+        out = self.take()
+        self._whole_vectors(source, other)
+        self.steps.append(s.Add(source, other, out, squeeze, self._channels(source)))
+        return out
+
+    def multiply(self, source: int, gate: int, squeeze: bool = False) -> int:
+        """A map times a gate, which is brought to its size by nearest upsampling."""
+        out = self.take()
+        self._whole_vectors(source, gate)
+        self.steps.append(s.Multiply(source, gate, out, squeeze, self._channels(source)))
+        return out
+
+    def upsample_like(self, source: int, like: int) -> int:
+        """Nearest upsampling to the size of the map in slot ``like``."""
+        out = self.take()
+        self._whole_vectors(source)
+        self.steps.append(s.Upsample(source, out, self._channels(source), like, (0, 0), 0.0, 0.0))
+        return out
+
+    def shuffle(self, source: int, groups: int) -> int:
+        """Channel shuffle."""
+        out = self.take()
+        self._whole_vectors(source)
+        self.steps.append(s.Shuffle(source, out, self._channels(source), groups))
         return out
 
     def add_module(self, module: nn.Module, source: int) -> int:
@@ -205,9 +281,9 @@ class Builder:
         self.sources.append(source)
         return layer(source, source.tensors())
 
-    def _whole_vectors(self, slot: int) -> None:
+    def _whole_vectors(self, *slots: int) -> None:
         first = self.steps[0]
-        if isinstance(first, s.Load) and first.out == slot and len(self._writers(slot)) == 1:
+        if isinstance(first, s.Load) and first.out in slots and len(self._writers(first.out)) == 1:
             self.steps[0] = s.Load(first.out, first.channels, True)
 
     def _writers(self, slot: int) -> list[s.Step]:

@@ -11,8 +11,8 @@ from torch import fx, nn
 from ..backends import native
 from ..dispatch import Decision, describe_program, select
 from ..ops.checks import autocast
-from ..ops.program import program, program_pack
-from ..program import BFLOAT16, FLOAT32, Store, decode, weights_of, with_precision
+from ..ops.program import program, program_maps, program_pack
+from ..program import BFLOAT16, FLOAT32, decode, returning, weights_of, with_precision
 from .block import Route, _observers, observed
 from .compiled_program import CompiledProgram
 from .errors import Unfusable
@@ -44,7 +44,8 @@ class FrozenProgram(nn.Module):
         input_name: how error messages call the input: the class of the net and the parameter of its forward.
 
     Shape: N x C x H x W, float32 or bfloat16 (on a CUDA device float16 too), NCHW or channels_last, of any N, H and W
-    that the net takes, to a map in the input's dtype and memory format, or to N x features.
+    that the net takes, to a map in the input's dtype and memory format, or to N x features. A program of several
+    results returns a list of maps.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class FrozenProgram(nn.Module):
         """Remember what an input must be; None stands for every floating-point dtype."""
         self.dtype = dtype if weights_of(self.steps).dtype.is_floating_point else None
         self._dtypes = FLOATING if self.dtype is None else frozenset((self.dtype,))
-        self._channels = decode(self.steps)[0].channels
+        steps = decode(self.steps)
+        self._channels = steps[0].channels
+        self._returns_maps = len(returning(steps)) > 1
 
     @classmethod
     def of(cls, built: CompiledProgram, parts: tuple[str, ...] = (), dtype: torch.dtype | None = None) -> FrozenProgram:
@@ -87,23 +90,25 @@ class FrozenProgram(nn.Module):
         with torch.no_grad():
             return cls(_in_fresh_pages(program_pack(rounded, code).to(device)), code, parts, kept)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        operator = program_maps if self._returns_maps else program
         if torch.compiler.is_compiling():
             if torch.is_autocast_enabled(x.device.type):
                 x = autocast(x)[0]
         elif isinstance(x, fx.Proxy):
-            return program(x, self.packed, self.steps)
+            return operator(x, self.packed, self.steps)
         elif not isinstance(x, torch.Tensor) or x.dtype not in self._dtypes or torch._C._is_any_autocast_enabled():
             x = self._cast(x)
         if x.dim() != 4 or x.size(1) != self._channels:
             self._refuse(x)
         if _observers and not torch.compiler.is_compiling():
-            return observed(self, x, lambda: Route(self.decide(x), lambda: program(x, self.packed, self.steps)))
-        return program(x, self._buffers["packed"], self.steps)  # a module's own lookup costs as much as the operator
+            return observed(self, x, lambda: Route(self.decide(x), lambda: operator(x, self.packed, self.steps)))
+        return operator(x, self._buffers["packed"], self.steps)  # a module's own lookup costs as much as the operator
 
     def decide(self, x: torch.Tensor) -> Decision:
         """What runs it on an input such as x, and why nothing faster does."""
-        return describe_program(select("program", x), x, self.packed, self.steps)
+        name = "program_maps" if self._returns_maps else "program"
+        return describe_program(select(name, x), x, self.packed, self.steps)
 
     def _cast(self, x: object) -> torch.Tensor:
         """The input in the dtype that autocast asks for, as a convolution would read it.
@@ -147,6 +152,8 @@ class FrozenProgram(nn.Module):
         if "_dtypes" not in state:  # saved before programs knew the dtype of their inputs: every one was taken
             self.__dict__.update(input_name="FrozenProgram: x")
             self._expect(None)
+        elif "_returns_maps" not in state:
+            self._returns_maps = False
         self.packed = _in_fresh_pages(self.packed)  # a loaded tensor is in small pages, and slower to read
 
     def extra_repr(self) -> str:
@@ -157,8 +164,12 @@ class FrozenProgram(nn.Module):
         return f"{self.packed.numel()} packed parameters{precision}; {counts}"
 
     def returns_map(self) -> bool:
-        """Whether the result is N x C x H x W, not N x features."""
-        return isinstance(decode(self.steps)[-1], Store)
+        """Whether the results are N x C x H x W, not N x features."""
+        return returning(decode(self.steps))[0].returns_map
+
+    def result_count(self) -> int:
+        """Number of maps that it returns; 1 where it returns features."""
+        return len(returning(decode(self.steps)))
 
 
 def _in_fresh_pages(t: torch.Tensor) -> torch.Tensor:

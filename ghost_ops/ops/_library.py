@@ -37,15 +37,30 @@ def _as_operator(name: str, function: Callable) -> Callable:
 
     def implementation(*args):
         results = function(*args)
+        if isinstance(results, list):
+            return _apart(results, args, memory_format(args[map_index]))
         single = isinstance(results, torch.Tensor)
         first, *rest = [results] if single else results
         layout = memory_format(args[map_index]) if first.dim() == 4 else torch.contiguous_format
         results = [first.contiguous(memory_format=layout), *(r.contiguous() for r in rest)]
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        dense = [r.clone() if any(r is a or torch._C._is_alias_of(r, a) for a in tensors) else r for r in results]
+        dense = [r.clone() if _aliases(r, tensors) else r for r in results]
         return dense[0] if single else tuple(dense)
 
     return implementation
+
+
+def _aliases(t: torch.Tensor, others: Iterable[torch.Tensor]) -> bool:
+    return any(t is other or torch._C._is_alias_of(t, other) for other in others)
+
+
+def _apart(results: list[torch.Tensor], args: tuple, layout: torch.memory_format) -> list[torch.Tensor]:
+    """A list of results, maps in this layout, none an alias of an argument or of another."""
+    taken = [a for a in args if isinstance(a, torch.Tensor)]
+    for result in results:
+        dense = result.contiguous(memory_format=layout if result.dim() == 4 else torch.contiguous_format)
+        taken.append(dense.clone() if _aliases(dense, taken) else dense)
+    return taken[-len(results) :]
 
 
 def _kernel_size(weight: torch.Tensor) -> int:

@@ -1,25 +1,30 @@
-"""``program``: a net, or a run of its blocks, in one call; ``program_pack``: the form that its parameters take.
+"""``program``: a net, or a part of it, in one call; ``program_maps``: the same where it returns several maps;
+``program_pack``: the form that its parameters take.
 
 A program is inference: BatchNorms use their running statistics, and nothing is differentiable. ``program`` reads
 parameters that were packed before, ``program_eval`` those of the net as they are now. The precision in the head of the
 steps says in which form they are packed: float32, or the weights of products as bfloat16 in an int32 tensor, which
-``program`` alone takes.
+``program`` and ``program_maps`` alone take.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ..program import decode, output_shape, output_sizes, weights_of
+from ..program import decode, only_result, output_shapes, output_sizes, weights_of
 from ..program.packing import packed_size
 from ._library import below_autograd, memory_format, overload, register_fake, without_gradients
 from .flops import convolution_flops, count_flops
 
 
-def _fake(x, _parameters, steps):
-    shape = output_shape(decode(steps), *x.shape[:1], *x.shape[2:])
-    out = x.new_empty(shape)
-    return out.to(memory_format=memory_format(x)) if len(shape) == 4 else out
+def _fake_maps(x, _packed, steps):
+    shapes = output_shapes(decode(steps), *x.shape[:1], *x.shape[2:])
+    layouts = (memory_format(x) if len(shape) == 4 else torch.contiguous_format for shape in shapes)
+    return [x.new_empty(shape).to(memory_format=layout) for shape, layout in zip(shapes, layouts)]
+
+
+def _fake(x, parameters, steps):
+    return only_result(_fake_maps(x, parameters, steps))
 
 
 def _fake_pack(parameters, steps):
@@ -27,7 +32,7 @@ def _fake_pack(parameters, steps):
     return torch.empty(packed_size(decode(steps), weights), dtype=weights.dtype)
 
 
-@count_flops("program", "program_eval")
+@count_flops("program", "program_maps", "program_eval")
 def _flops(x, _parameters, steps, **_):
     decoded = decode(steps)
     sizes = output_sizes(decoded, *x[2:])
@@ -44,6 +49,7 @@ def _pack_flops(*_, **__):
 
 
 register_fake("program", _fake)
+register_fake("program_maps", _fake_maps)
 register_fake("program_eval", _fake)
 register_fake("program_pack", _fake_pack)
 
@@ -55,4 +61,6 @@ def call_program_eval(x: torch.Tensor, parameters: list[torch.Tensor], steps: li
     return below_autograd(_eval_operator, (x, parameters, steps))
 
 
-program, program_pack, program_eval = (without_gradients(name) for name in ("program", "program_pack", "program_eval"))
+program, program_maps, program_pack, program_eval = map(
+    without_gradients, ("program", "program_maps", "program_pack", "program_eval")
+)

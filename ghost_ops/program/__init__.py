@@ -1,17 +1,21 @@
 """The format and the meaning of programs.
 
-A program is a chain of steps over numbered slots, each slot a map. The first step fills a slot from the input; the last
-returns a slot, or, after a pooling, features. State besides the slots: the squeeze (channel means of the last step that
-was asked for them), the excitation, and one row of features an image.
+A program is a list of steps over numbered slots, each slot a map: a step may read any slot that was written before it.
+The first step fills a slot from the input; the last ones each return a slot, or the last one, after a pooling,
+features. State besides the slots: the squeeze (channel means of the last step that was asked for them), the excitation,
+and one row of features an image.
 """
 
 from .format import (
     FORMAT,
     decode,
     encode,
+    only_result,
     output_shape,
+    output_shapes,
     output_sizes,
     precision_of,
+    returning,
     slot_channels,
     weights_of,
     with_precision,
@@ -40,11 +44,14 @@ __all__ = [
     "decode",
     "encode",
     "module_of_function",
+    "only_result",
     "output_shape",
+    "output_shapes",
     "output_sizes",
     "precision_of",
     "register_format",
     "register_step",
+    "returning",
     "slot_channels",
     "step_kinds",
     "step_of_module",

@@ -8,12 +8,14 @@ same list; floats stand in it by their bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from .packed_layer import Channels
 from .step import MapStep, Shape, Size, Step, step_kinds
 from .weights import FLOAT32, WeightFormat, weight_format
 
-FORMAT = 3
+FORMAT = 4
+Result = TypeVar("Result")
 
 
 def encode(steps: Sequence[Step], slots: int, precision: int = FLOAT32) -> list[int]:
@@ -46,8 +48,11 @@ def decode(numbers: Sequence[int]) -> list[Step]:
     """
     rest, kinds, steps = iter(numbers), step_kinds(), []
     try:
-        if next(rest) != FORMAT or next(rest) < 1:
-            raise ValueError(f"program: steps: expected a list of format {FORMAT}")
+        if (found := next(rest)) != FORMAT or next(rest) < 1:
+            raise ValueError(
+                f"program: steps: expected a list of format {FORMAT}, got format {found}: "
+                "a net that another version of ghost_ops froze must be frozen again"
+            )
         weights_of(numbers)
         next(rest)
         for kind in rest:
@@ -82,10 +87,34 @@ def slot_channels(steps: Sequence[Step]) -> dict[int, Channels]:
     return channels
 
 
-def output_shape(steps: Sequence[Step], batch: int, height: int, width: int) -> Shape:
-    """Shape of a program's result for an input of batch x channels x height x width; sizes may be symbolic."""
+def returning(steps: Sequence[Step]) -> list[Step]:
+    """The steps of which each returns a result: those that return a map, or the last one."""
+    return [step for step in steps if step.returns_map] or [steps[-1]]
+
+
+def output_shapes(steps: Sequence[Step], batch: int, height: int, width: int) -> list[Shape]:
+    """Shapes of a program's results for an input of batch x channels x height x width; sizes may be symbolic."""
     sizes: dict[int, Size] = {}
     for step in steps:
         if isinstance(step, MapStep):
             sizes[step.out] = step.output_size(sizes, (height, width))
-    return steps[-1].result_shape(batch, slot_channels(steps), sizes)
+    channels = slot_channels(steps)
+    return [step.result_shape(batch, channels, sizes) for step in returning(steps)]
+
+
+def output_shape(steps: Sequence[Step], batch: int, height: int, width: int) -> Shape:
+    """Shape of the only result.
+
+    Raises:
+        ValueError: the program returns several maps.
+    """
+    return only_result(output_shapes(steps, batch, height, width))
+
+
+def only_result(results: Sequence[Result]) -> Result:
+    """The result of a program that returns one; raises ValueError where it returns several maps."""
+    if len(results) != 1:
+        raise ValueError(
+            f"program: steps: expected one map to return, got {len(results)}: program_maps returns several"
+        )
+    return results[0]

@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from ..activations import activate
+from .format import returning
 from .layer import Folded, Layer
 from .step import Step
+
+Sizes = int | tuple[int, int]
 
 
 class ProgramInterpreter:
@@ -37,11 +40,11 @@ class ProgramInterpreter:
         self.excitation: torch.Tensor | None = None
         self.features: torch.Tensor | None = None
 
-    def run_steps(self, steps: Sequence[Step], folded: Iterable[list[Folded]]) -> torch.Tensor:
-        """The result of the steps, each with its layers."""
+    def run_steps(self, steps: Sequence[Step], folded: Iterable[list[Folded]]) -> list[torch.Tensor]:
+        """The results of the steps, each with its layers."""
         for step, layers in zip(steps, folded, strict=True):
             self.take(step, layers)
-        return self.result(steps[-1])
+        return self.results(steps)
 
     def take(self, step: Step, folded: list[Folded]) -> None:
         kernel = self.kernels.get(type(step))
@@ -50,9 +53,10 @@ class ProgramInterpreter:
         else:
             kernel(self, step, folded)
 
-    def result(self, last: Step) -> torch.Tensor:
-        found = last.result(self)
-        return found.clone() if found is self.x else found
+    def results(self, steps: Sequence[Step]) -> list[torch.Tensor]:
+        """The maps that the last steps return, or the features."""
+        found = [step.result(self) for step in returning(steps)]
+        return [result.clone() if result is self.x else result for result in found]
 
     # What steps read and write
 
@@ -80,10 +84,13 @@ class ProgramInterpreter:
     # What steps compute with
 
     def convolve(
-        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int = 1, padding: int = 0, groups: int = 1
-    ) -> torch.Tensor:
+        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: Sizes = 1, padding: Sizes = 0, groups: int = 1,
+        dilation: Sizes = 1,
+    ) -> torch.Tensor:  # fmt: skip
+        """A convolution with the activation of ``layer``; sizes are one number, or those of height and width."""
         weight, bias, slopes = (None if t is None else t.to(x.dtype) for t in folded)
-        return activate(F.conv2d(x, weight, bias, stride, padding, 1, groups), layer.act, layer.slope, slopes)
+        out = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return activate(out, layer.act, layer.slope, slopes)
 
     def linear(self, v: torch.Tensor, folded: Folded, layer: Layer) -> torch.Tensor:
         return self.convolve(v[:, :, None, None], folded, layer).flatten(1)

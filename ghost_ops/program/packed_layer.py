@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
@@ -12,25 +14,59 @@ from .layer import Folded, Layer
 from .weights.format import WeightFormat, up
 
 
-class Channels(NamedTuple):
-    """Channels of a map: those of a primary convolution, then those of its cheap operation. Among the lanes of a pixel
-    each half is padded to a multiple of 8."""
+class Piece(NamedTuple):
+    """Channels of a map that follow each other: ``count`` of them, the first in lane ``at``."""
 
-    first: int
-    second: int = 0
+    at: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Where the channels of a map are among the lanes of its pixels: in pieces, in order.
+
+    A step that makes a map begins each piece in a lane that is a multiple of 8: a Ghost module has one of the primary
+    convolution's channels and one of the cheap operation's. A slice of a map need not begin its pieces so.
+    """
+
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def of(cls, *counts: int) -> Channels:
+        """Pieces of so many channels, each padded to a multiple of 8 lanes; those of none are left out."""
+        ends = accumulate((up(count, 8) for count in counts), initial=0)
+        return cls(tuple(Piece(at, count) for at, count in zip(ends, counts) if count))
 
     @property
     def count(self) -> int:
-        return self.first + self.second
+        return sum(piece.count for piece in self.pieces)
 
     @property
     def width(self) -> int:
         """Number of lanes of a pixel."""
-        return up(self.first, 8) + up(self.second, 8)
+        return up(self.pieces[-1].at + self.pieces[-1].count, 8)
 
     def lanes(self) -> torch.Tensor:
         """The lane of each channel."""
-        return torch.cat([torch.arange(self.first), up(self.first, 8) + torch.arange(self.second)])
+        return torch.cat([piece.at + torch.arange(piece.count) for piece in self.pieces])
+
+    def concatenated(self, *others: Channels) -> Channels:
+        """These and those of other maps, side by side in one map."""
+        pieces = list(self.pieces)
+        for other in others:
+            begin = up(pieces[-1].at + pieces[-1].count, 8)
+            pieces += (Piece(begin + at, count) for at, count in other.pieces)
+        return Channels(tuple(pieces))
+
+    def sliced(self, begin: int, end: int) -> Channels:
+        """Channels [begin, end), in lanes that are counted from the first one's."""
+        found, first = [], 0
+        for at, count in self.pieces:
+            low, high = max(begin - first, 0), min(end - first, count)
+            if low < high:
+                found.append(Piece(at + low, high - low))
+            first += count
+        return Channels(tuple(Piece(at - found[0].at, count) for at, count in found))
 
 
 class Reader:
@@ -131,6 +167,24 @@ class Product(PackedLayer):
         out, inputs, *kernel = self.shape
         by_tap = reader.product(out, prod(self.shape[1:]))
         return by_tap.reshape(out, *kernel, inputs).permute(0, 3, 1, 2)
+
+
+class GroupedProduct(PackedLayer):
+    """A convolution in groups: a product for each."""
+
+    def __init__(self, layer: Layer, shape: tuple[int, ...], groups: int) -> None:
+        super().__init__(layer, shape, None, shape[0])
+        self._groups = groups
+        self._one = Product(layer, (shape[0] // groups, *shape[1:]))
+
+    def _weight_size(self, weights: WeightFormat) -> int:
+        return self._groups * up(self._one._weight_size(weights), 16)
+
+    def _pack_weight(self, weight: torch.Tensor, weights: WeightFormat) -> list[torch.Tensor]:
+        return [piece for group in weight.chunk(self._groups) for piece in self._one._pack_weight(group, weights)]
+
+    def _unpack_weight(self, reader: Reader) -> torch.Tensor:
+        return torch.cat([self._one._unpack_weight(reader) for _ in range(self._groups)])
 
 
 class DepthwiseTaps(PackedLayer):

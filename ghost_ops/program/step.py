@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .interpreter import ProgramInterpreter
 
 Size = tuple[int, int]  # height and width, which may be symbolic
+Slots = tuple[int, ...]  # numbers of slots
 Shape = tuple[int, ...]
 ONLY_IF = "only if"  # metadata of a field that is in the list only where the field of this name is not 0
 _KINDS: dict[int, type[Step]] = {}
@@ -24,17 +25,19 @@ _KINDS: dict[int, type[Step]] = {}
 class Step:
     """A step: a frozen dataclass whose fields are what the list of integers says of it, in order.
 
-    A field is an int, a bool, a float (by its bits) or a ``Layer``. A kind with parameters says which in ``layers``;
-    one that makes a map is a ``MapStep`` and says which in ``output_channels`` and ``output_size``; ``run`` is its
-    meaning.
+    A field is an int, a bool, a float (by its bits), a ``Size`` (two ints), ``Slots`` (any number of ints, which their
+    number precedes) or a ``Layer``. A kind with parameters says which in ``layers``; one that makes a map is a
+    ``MapStep`` and says which in ``output_channels`` and ``output_size``; ``run`` is its meaning.
 
     Attributes:
         kind: the number that stands for the kind in the list.
         reads_squeeze: whether it reads the squeeze.
+        returns_map: whether it names a map that the program returns.
     """
 
     kind: ClassVar[int]
     reads_squeeze: ClassVar[bool] = False
+    returns_map: ClassVar[bool] = False
     _types: ClassVar[dict[str, object]]
 
     def encode(self) -> list[int]:
@@ -44,6 +47,8 @@ class Step:
             value = getattr(self, field.name)
             if isinstance(value, Layer):
                 found += value.encode()
+            elif isinstance(value, tuple):
+                found += (len(value), *value) if self._types[field.name] == Slots else value
             elif value is not None:
                 found.append(bits(value) if self._types[field.name] is float else int(value))
         return found
@@ -58,6 +63,8 @@ class Step:
                 values[field.name] = None
             elif kind in (Layer, Layer | None):
                 values[field.name] = Layer.decode(numbers)
+            elif kind in (Size, Slots):
+                values[field.name] = tuple(next(numbers) for _ in range(2 if kind == Size else next(numbers)))
             else:
                 number = next(numbers)
                 values[field.name] = real(number) if kind is float else kind(number)
@@ -81,7 +88,8 @@ class Step:
 
     def reads(self) -> set[int]:
         """The slots that it reads."""
-        return {getattr(self, name) for name in ("source", "residual") if getattr(self, name, -1) >= 0}
+        read = [getattr(self, name) for name in ("source", "residual", "other", "gate") if hasattr(self, name)]
+        return {slot for slot in (*read, *getattr(self, "sources", ())) if slot >= 0}
 
     def result_shape(self, batch: int, channels: Mapping[int, Channels], sizes: Mapping[int, Size]) -> Shape:
         """Shape of the result of a program that ends with it."""
@@ -126,6 +134,12 @@ class MapStep(Step):
     def output_size(self, sizes: Mapping[int, Size], entry: Size) -> Size:
         """Size of its map, given those of the slots and of the program's input."""
         return sizes[self.source]
+
+
+def convolved_size(size: Size, kernel: Size, stride: Size, padding: Size, dilation: Size = (1, 1)) -> Size:
+    """Size of what a convolution or pooling makes of a map; each argument is of rows, then of columns."""
+    numbers = zip(size, kernel, stride, padding, dilation)
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in numbers)
 
 
 def register_step(cls: type[Step]) -> type[Step]:

@@ -101,13 +101,13 @@ def draw_bottleneck(rng: random.Random, most: int = 40) -> tuple[list[Step], int
     inner = 1
     if between:
         inner = 2
-        steps.append(Depthwise(1, 2, squeezed, expanded, rng.choice([1, 3, 3, 5, 7]), stride, layer()))
+        steps.append(Depthwise.same(1, 2, squeezed, expanded, rng.choice([1, 3, 3, 5, 7]), stride, layer()))
     if squeezed:
         gate = rng.randrange(len(GATES))
         steps.append(Excite(expanded, rng.choice([1, 4, 20]), gate, layer(), layer((NONE,))))
     residual = {"identity": 0, "none": -1, "convolutions": 4}[kind]
     if kind == "convolutions":
-        steps.append(Depthwise(0, 3, False, channels, rng.choice([1, 3, 5, 7]), stride, layer()))
+        steps.append(Depthwise.same(0, 3, False, channels, rng.choice([1, 3, 5, 7]), stride, layer()))
         steps.append(Ghost(3, 4, -1, False, False, channels, out, 0, out, 1, layer(), None))
     steps.append(ghost(inner, 5, expanded, split(out), out, residual=residual, scaled=squeezed))
     return steps, stride

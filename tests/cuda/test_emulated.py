@@ -91,7 +91,7 @@ def test_a_second_module_that_needs_the_most_shared_memory(dtype):
     """Few expanded channels, many of the output: what follows the last chunk is larger than all before."""
     p = make_program(
         Load(0, 8, True), Ghost(0, 1, -1, False, False, 8, 2, 2, 4, 3, Layer(), Layer()),
-        Depthwise(0, 2, False, 8, 3, 1, Layer()), Ghost(2, 3, -1, False, False, 8, 100, 0, 100, 1, Layer(), None),
+        Depthwise.same(0, 2, False, 8, 3, 1, Layer()), Ghost(2, 3, -1, False, False, 8, 100, 0, 100, 1, Layer(), None),
         Ghost(1, 4, 3, False, False, 4, 50, 50, 100, 3, Layer(), Layer()), Store(4),
     )  # fmt: skip
     emulator, x = Emulator(), torch.randn(1, 8, 5, 7).to(dtype)

@@ -50,14 +50,14 @@ def drawn(threads: int, precision: int = FLOAT32) -> None:
 
 def load_by_channels() -> None:
     """A map is read by whole vectors though its load says that none does: refused, or read to its end only."""
-    p = make_program(Load(0, 12, False), Depthwise(0, 1, False, 12, 3, 1, Layer()), Store(1))
+    p = make_program(Load(0, 12, False), Depthwise.same(0, 1, False, 12, 3, 1, Layer()), Store(1))
     with suppress(RuntimeError):
         program_eval(guarded(make_map((1, 12, 5, 5), layout="channels_last")), list(p.parameters), p.code)
 
 
 def matrix_for_taps() -> None:
     """A weight that holds one tap of nine is refused (``tests/program/test_bad_input.py``), not read past its end."""
-    p = make_program(Load(0, 512, True), Depthwise(0, 1, False, 512, 3, 1, Layer()), Store(1))
+    p = make_program(Load(0, 512, True), Depthwise.same(0, 1, False, 512, 3, 1, Layer()), Store(1))
     with suppress(RuntimeError):
         program_pack([guarded(p.parameters[0][:, :, 1, 1].contiguous())], p.code)
 

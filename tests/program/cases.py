@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import gcd, prod
 
 import torch
+from torch.nn.modules.utils import _pair
 
 from ghost_ops.activations import ACTIVATIONS, GATES, PRELU, WITH_NUMBER
 from ghost_ops.backends import reference
@@ -18,6 +19,9 @@ from ghost_ops.program import (
     NORM,
     SLOPES,
     Activation,
+    Add,
+    AvgPool,
+    Concat,
     Conv,
     Depthwise,
     Excite,
@@ -26,9 +30,13 @@ from ghost_ops.program import (
     Linear,
     Load,
     MaxPool,
+    Multiply,
     Pool,
+    Shuffle,
+    Slice,
     Step,
     Store,
+    Upsample,
     decode,
     encode,
     weights_of,
@@ -39,6 +47,8 @@ from tests.ops.cases import Errors, in_layout
 
 SLOTS = 6
 PARTS = (0, BIAS, NORM, NORM | GAMMA, NORM | BETA, NORM | GAMMA | BETA, BIAS | NORM | GAMMA | BETA)
+LAYER = Layer()
+Sizes = int | tuple[int, int]
 Map = tuple[int, int, int]  # channels; strides that it has behind it; index of the step that wrote it
 
 
@@ -89,6 +99,18 @@ def parameters_for(steps: Sequence[Step], seed: int = 0) -> tuple[torch.Tensor, 
     return tuple(found)
 
 
+def conv(
+    source: int, out: int, channels: int, filters: int, kernel: int | tuple[int, int] = 3, stride: Sizes = 1,
+    padding: Sizes | None = None, layer: Layer = LAYER, *, dilation: Sizes = 1, groups: int = 1, residual: int = -1,
+    residual_first: bool = False, squeeze: bool = False,
+) -> Conv:  # fmt: skip
+    """A convolution; sizes are one number, or two, and ``padding`` is half of the kernel where nothing is said."""
+    kernel = _pair(kernel)
+    padding = tuple(k // 2 for k in kernel) if padding is None else _pair(padding)
+    sizes = (kernel, _pair(stride), padding, _pair(dilation))
+    return Conv(source, out, residual, residual_first, squeeze, channels, filters, *sizes, groups, layer)
+
+
 def size_of(code: Sequence[int]) -> int:
     """Number of elements of the packed form of such steps."""
     return packed_size(decode(code), weights_of(code))
@@ -105,7 +127,7 @@ class _Drawing:
         self.rng, self.most = rng, most_channels
         self.steps: list[Step] = []
         self.maps: dict[int, tuple[int, int]] = {}  # slot: channels, and a number that stands for the size
-        self.squeeze = self.excitation = 0
+        self.squeeze = self.excitation = self.at = 0
         self.sizes = 0
 
     def layer(self, acts: Sequence[int] = range(len(ACTIVATIONS))) -> Layer:
@@ -122,13 +144,14 @@ class _Drawing:
             channels = rng.choice([1, 2, 3, 3, 3, 8])
             kernel = rng.choice([1, 2, 3, 3, 4, 5])
             filters, stride, padding = self.channels(), rng.choice([1, 2, 2, 3]), rng.choice([kernel // 2, 0, 2])
-            self.add(Conv(0, channels, filters, kernel, stride, padding, self.layer()), filters)
+            self.add(conv(-1, 0, channels, filters, kernel, stride, padding, self.layer()), filters)
         else:
             self.add(Load(0, channels, True), channels)
 
     def add(self, step: Step, channels: int, size: int = 0) -> None:
         self.steps.append(step)
         self.maps[step.out] = channels, size
+        self.at = step.out
         if hasattr(step, "squeeze"):
             self.squeeze = channels if step.squeeze else 0
 
@@ -156,13 +179,38 @@ class _Drawing:
 
     def depthwise(self, source: int, squeeze: bool) -> None:
         channels, size = self.maps[source]
-        kernel, stride = self.rng.choice([1, 3, 3, 5, 7]), self.rng.choice([1, 1, 2, 2, 3])
+        kernel, stride = self.rng.choice([1, 3, 5, 7, 7]), self.rng.choice([1, 1, 2, 2, 3])
         if stride > 1:
             self.sizes += 1
             size = self.sizes
         self.add(
-            Depthwise(source, self.target(source), squeeze, channels, kernel, stride, self.layer()), channels, size
+            Depthwise.same(source, self.target(source), squeeze, channels, kernel, stride, self.layer()), channels, size
         )
+
+    def dense(self, source: int, squeeze: bool) -> None:
+        """A convolution with or without a residual, of sizes that fit on a map of one pixel."""
+        rng = self.rng
+        channels, size = self.maps[source]
+        residuals = [slot for slot, (c, other) in self.maps.items() if other == size and c <= self.most]
+        kernel = [(rng.choice([1, 2, 3, 3, 5]), rng.choice([1, 1, 1, 2])) for _ in range(2)]
+        (kh, dh), (kw, dw) = kernel
+        padding = [-(-d * (k - 1) // 2) for k, d in kernel]
+        stride, residual = (rng.choice([1, 1, 2, 3]), rng.choice([1, 1, 2])), -1
+        if stride != (1, 1) or any(d * (k - 1) % 2 for k, d in kernel):
+            self.sizes += 1
+            size = self.sizes
+        elif residuals and rng.random() < 0.6:
+            residual = rng.choice(residuals)
+        filters = self.maps[residual][0] if residual >= 0 else self.channels()
+        groups = rng.choice(
+            [g for g in range(1, 5) if channels % g == 0 and filters % g == 0] + [gcd(channels, filters)]
+        )
+        step = conv(
+            source, self.target(source, residual), channels, filters, (kh, kw), stride, tuple(padding), self.layer(),
+            dilation=(dh, dw), groups=groups, residual=residual,
+            residual_first=residual >= 0 and rng.random() < 0.5, squeeze=squeeze,
+        )  # fmt: skip
+        self.add(step, filters, size)
 
     def max_pool(self, source: int) -> None:
         channels, size = self.maps[source]
@@ -177,6 +225,79 @@ class _Drawing:
         layer = replace(layer, parts=layer.parts & SLOPES, eps=0.0)
         self.add(Activation(source, self.target(source), squeeze, channels, layer), channels, size)
 
+    def any_depthwise(self, source: int, squeeze: bool) -> None:
+        """A kernel that need not be square, with its own stride, padding and dilation of rows and of columns."""
+        rng, (channels, size) = self.rng, self.maps[source]
+        kernel = rng.choice([(1, 5), (5, 1), (2, 3), (4, 1), (3, 3), (1, 9), (7, 2)])
+        dilation = rng.choice([(1, 1), (1, 1), (2, 1), (1, 3), (2, 2)])
+        reach = [d * (k - 1) for d, k in zip(dilation, kernel)]
+        stride, padding = rng.choice([(1, 1), (1, 1), (2, 1), (1, 3)]), tuple(-(-n // 2) for n in reach)
+        if stride != (1, 1) or any(n % 2 for n in reach):
+            size = self.new_size()
+        step = Depthwise(
+            source, self.target(source), squeeze, channels, kernel, stride, padding, dilation, self.layer()
+        )
+        self.add(step, channels, size)
+
+    def new_size(self) -> int:
+        self.sizes += 1
+        return self.sizes
+
+    def others(self, channels: int | None, size: int | None) -> list[int]:
+        """Slots with maps of so many channels and of this size; None: any."""
+        return [slot for slot, (c, s) in self.maps.items() if channels in (None, c) and size in (None, s)]
+
+    def concat(self, source: int, squeeze: bool) -> None:
+        rng, (_, size) = self.rng, self.maps[source]
+        sources = [source, *rng.choices(self.others(None, size), k=rng.choice([1, 1, 2]))]
+        rng.shuffle(sources)
+        channels = sum(self.maps[slot][0] for slot in sources)
+        if channels <= 3 * self.most:
+            self.add(Concat(self.target(*sources), squeeze, tuple(sources)), channels, size)
+
+    def slice(self, source: int) -> None:
+        channels, size = self.maps[source]
+        begin, end = sorted(self.rng.sample(range(channels + 1), 2))
+        self.add(Slice(source, self.target(source), begin, end), end - begin, size)
+
+    def sum(self, source: int, squeeze: bool) -> None:
+        channels, size = self.maps[source]
+        other = self.rng.choice(self.others(channels, size))
+        self.add(Add(source, other, self.target(source, other), squeeze, channels), channels, size)
+
+    def gate(self, source: int, squeeze: bool) -> None:
+        """By a map that is often smaller."""
+        channels, size = self.maps[source]
+        if self.rng.random() < 0.7:
+            self.avg_pool(source)
+        gate = self.rng.choice(self.others(channels, None))
+        if source in self.maps and self.maps[source] == (channels, size):
+            self.add(Multiply(source, gate, self.target(source, gate), squeeze, channels), channels, size)
+
+    def shuffle(self, source: int) -> None:
+        channels, size = self.maps[source]
+        groups = self.rng.choice([n for n in range(1, channels + 1) if channels % n == 0])
+        self.add(Shuffle(source, self.target(source), channels, groups), channels, size)
+
+    def upsample(self, source: int) -> None:
+        rng, (channels, size) = self.rng, self.maps[source]
+        like = rng.choice([-1, *self.maps])
+        fixed = rng.choice([(0, 0), (5, 8)]) if like < 0 else (0, 0)
+        scales = rng.choice([(2.0, 2.0), (1.0, 1.5), (1.3, 1.7)]) if like < 0 and fixed == (0, 0) else (0.0, 0.0)
+        size = self.new_size() if like < 0 else self.maps[like][1]
+        out = self.target(source, *([like] if like >= 0 else []))
+        self.add(Upsample(source, out, channels, like, fixed, *scales), channels, size)
+
+    def avg_pool(self, source: int) -> None:
+        rng, (channels, size) = self.rng, self.maps[source]
+        kernel, stride = rng.choice([(2, 2), (3, 3), (2, 3), (1, 4)]), rng.choice([(2, 2), (1, 1), (2, 1)])
+        if stride != (1, 1) or kernel != (3, 3):
+            size = self.new_size()
+        padding = tuple(k // 2 for k in kernel)
+        self.add(
+            AvgPool(source, self.target(source), channels, kernel, stride, padding, rng.random() < 0.5), channels, size
+        )
+
     def excite(self) -> None:
         rng, channels = self.rng, self.squeeze
         acts = [a for a in range(len(ACTIVATIONS)) if a != PRELU] if rng.random() < 0.7 else [PRELU]
@@ -187,21 +308,26 @@ class _Drawing:
     def draw(self, length: int) -> tuple[Step, ...]:
         rng = self.rng
         self.first()
-        at = 0
+        at = self.at
         for _ in range(length):
             source = at if rng.random() < 0.85 else rng.choice(list(self.maps))
             squeeze = rng.random() < 0.4
             kind = rng.random()
-            if kind < 0.55:
+            if kind < 0.35:
                 self.ghost(source, squeeze)
-            elif kind < 0.8:
+            elif kind < 0.42:
+                self.dense(source, squeeze)
+            elif kind < 0.52:
                 self.depthwise(source, squeeze)
-            elif kind < 0.9:
+            elif kind < 0.55:
+                self.any_depthwise(source, squeeze)
+            elif kind < 0.6:
                 self.activation(source, squeeze)
+            elif kind < 0.8:
+                rng.choice([self.concat, self.sum, self.gate])(source, squeeze)
             else:
-                squeeze = False
-                self.max_pool(source)
-            at = self.steps[-1].out
+                rng.choice([self.max_pool, self.slice, self.shuffle, self.upsample, self.avg_pool])(source)
+            at, squeeze = self.at, self.squeeze > 0
             if squeeze and rng.random() < 0.8:
                 self.excite()
         if rng.random() < 0.6:
@@ -233,7 +359,8 @@ def draw_program(seed: int, most_channels: int = 70, longest: int = 7) -> Progra
     rng = random.Random(seed)
     first, *steps = _Drawing(rng, most_channels).draw(rng.randint(1, longest))
     if isinstance(first, Load):  # as freeze does
-        first = replace(first, by_lanes=any(isinstance(s, Depthwise) and s.source == first.out for s in steps))
+        by_lanes = (Depthwise, Slice, Add, Multiply, Upsample, AvgPool)
+        first = replace(first, by_lanes=any(isinstance(s, by_lanes) and first.out in s.reads() for s in steps))
     steps = (first, *steps)
     return Program(steps, parameters_for(steps, seed), steps[0].channels)
 
@@ -266,7 +393,7 @@ HEIGHTS, WIDTHS = (1, 5, 14, 23, 40, 40), (1, 7, 17, 41)
 def draw_call(seed: int, dtype: torch.dtype, threads: int) -> Call:
     rng, program = random.Random(seed), draw_program(seed)
     generator = torch.Generator().manual_seed(seed)
-    least = max(program.steps[0].kernel, 5) if isinstance(program.steps[0], Conv) else 1
+    least = 5 if isinstance(program.steps[0], Conv) else 1
     n = rng.choice([1, 2, 3, 9])
     h, w = (max(rng.choice(sizes), least) for sizes in (HEIGHTS, WIDTHS))
     x = torch.randn((n, program.channels, h, w), generator=generator).to(dtype)

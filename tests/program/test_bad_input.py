@@ -15,27 +15,33 @@ import torch
 
 from ghost_ops.activations import ACTIVATIONS, PRELU
 from ghost_ops.backends import native, reference
-from ghost_ops.ops.program import program, program_eval, program_pack
+from ghost_ops.ops.program import program, program_eval, program_maps, program_pack
 from ghost_ops.program import (
     BIAS,
     FORMAT,
     SLOPES,
-    Conv,
+    Add,
+    AvgPool,
+    Concat,
     Depthwise,
     Excite,
     Ghost,
     Layer,
     Linear,
     Load,
+    Multiply,
     Pool,
+    Shuffle,
+    Slice,
     Store,
+    Upsample,
     decode,
     encode,
     output_shape,
 )
 from tests.helpers import make_map, surrounded_by_nan
 from tests.ops import guard_pages
-from tests.program.cases import draw_program, make_program, parameters_for, size_of
+from tests.program.cases import conv, draw_program, make_program, parameters_for, size_of
 
 LEAKY_RELU = ACTIVATIONS.index("leaky_relu")
 
@@ -51,13 +57,13 @@ def _quick(one_thread):
 VALID = (
     Load(0, 8, True),
     Ghost(0, 1, -1, False, False, 8, 6, 6, 11, 3, PLAIN, PLAIN),
-    Depthwise(1, 2, True, 11, 3, 1, PLAIN),
+    Depthwise.same(1, 2, True, 11, 3, 1, PLAIN),
     Excite(11, 3, 1, PLAIN, PLAIN),
     Ghost(2, 3, 0, True, True, 11, 4, 4, 8, 5, PLAIN, PLAIN),
 )
 MAP = (*VALID, Store(3))
 FEATURES = (*VALID, Pool(8), Linear(8, 5, PLAIN), Linear(5, 3, PLAIN))
-CONV = (Conv(0, 3, 8, 3, 1, 1, PLAIN), Ghost(0, 1, -1, False, False, 8, 4, 4, 8, 3, PLAIN, PLAIN), Store(1))
+CONV = (conv(-1, 0, 3, 8, 3, 1, 1, PLAIN), Ghost(0, 1, -1, False, False, 8, 4, 4, 8, 3, PLAIN, PLAIN), Store(1))
 
 
 def change(index: int, base=MAP, **changes):
@@ -72,7 +78,11 @@ def without(index: int, base=MAP):
     return encode([step for i, step in enumerate(base) if i != index], SLOTS)
 
 
-SMALLER = (Depthwise(0, 1, False, 8, 3, 2, PLAIN), Ghost(1, 2, 0, False, False, 8, 4, 4, 8, 3, PLAIN, PLAIN), Store(2))
+SMALLER = (
+    Depthwise.same(0, 1, False, 8, 3, 2, PLAIN),
+    Ghost(1, 2, 0, False, False, 8, 4, 4, 8, 3, PLAIN, PLAIN),
+    Store(2),
+)
 REFUSED = {
     "no list": ([], "it ends within a step"),
     "no slots": ([FORMAT], "it ends within a step"),
@@ -85,8 +95,8 @@ REFUSED = {
     "slots without end": ([FORMAT, 2**40, *code(*MAP)[2:]], "slots is 1099511627776"),
     "kind too high": ([*code(*MAP[:-1]), 99, 3], "kind is 99"),
     "kind too low": ([*code(*MAP[:-1]), -1, 3], "kind is -1"),
-    "one number more": ([*code(*MAP), 0], "steps after the last one"),
-    "a step after the last": (code(*MAP, Store(3)), "steps after the last one"),
+    "one number more": ([*code(*MAP), 0], "it ends within a step"),
+    "a step after the last": (code(*MAP, VALID[1]), "steps after the last one"),
     "no end": (code(*VALID), "neither a map nor features"),
     "two loads": (code(VALID[0], *MAP), "a first step that does not read the input"),
     "no load": (without(0), "is read before it is written"),
@@ -110,12 +120,26 @@ REFUSED = {
     "too many kept": (change(1, out_channels=13), "channels kept"),
     "no flag": ([*code(VALID[0])[:-1], 2, *code(*MAP[1:])[3:]], "by_lanes is 2"),
     "even kernel": (change(1, kernel=4), "a kernel of even size"),
-    "large kernel": (change(2, kernel=9), "kernel is 9"),
-    "no kernel": (change(2, kernel=0), "kernel is 0"),
-    "no stride": (change(2, stride=0), "stride is 0"),
-    "no stride of a convolution": (change(0, CONV, stride=0), "stride is 0"),
-    "negative padding": (change(0, CONV, padding=-1), "padding is -1"),
-    "a convolution of many channels": (change(0, CONV, channels=65), "kernel is 3"),
+    "large kernel": (change(2, kernel=(3, 99)), "kernel is 99"),
+    "no kernel": (change(2, kernel=(0, 3)), "kernel is 0"),
+    "no stride": (change(2, stride=(1, 0)), "stride is 0"),
+    "no stride of a convolution": (change(0, CONV, stride=(0, 1)), "stride is 0"),
+    "negative padding": (change(0, CONV, padding=(1, -1)), "padding is -1"),
+    "a tall convolution": (change(0, CONV, kernel=(65, 3)), "kernel is 65"),
+    "a convolution of many runs": (change(0, CONV, kernel=(9, 9), dilation=(1, 2)), "too many taps"),
+    "no dilation of a convolution": (change(0, CONV, dilation=(1, 0)), "dilation is 0"),
+    "no groups of a convolution": (change(0, CONV, groups=0), "groups is 0"),
+    "channels that groups do not divide": (change(0, CONV, groups=2), "not a multiple of the groups"),
+    "filters that groups do not divide": (change(0, CONV, groups=3), "not a multiple of the groups"),
+    "a first convolution of a slot": (change(0, CONV, source=1), "slot 1 is read before it is written"),
+    "a later convolution of the input": (
+        code(VALID[0], replace(CONV[0], out=1), Store(1)), "a first step that does not read the input"
+    ),
+    "a convolution's residual": (
+        code(VALID[0], conv(0, 1, 8, 9, residual=0), Store(1)), "a residual of other channels"
+    ),
+    "a residual that is none": (change(0, CONV, residual_first=True), "a residual that comes first, and none"),
+    "a convolution reads what it writes": (code(VALID[0], conv(0, 0, 8, 8), Store(0)), "read and written at once"),
     "a residual of other channels": (change(4, residual=1), "a residual of other channels"),
     "scaled without excitation": (change(1, scaled=True), "an excitation of other channels"),
     "scaled by another excitation": (code(*VALID[:4], replace(VALID[1], scaled=True, out=3), Store(3)),
@@ -131,6 +155,22 @@ REFUSED = {
     "no such activation": (change(1, layer=Layer(0, 0.0, len(ACTIVATIONS))), f"act is {len(ACTIVATIONS)}"),
     "PReLU without slopes": (change(1, layer=Layer(0, 0.0, PRELU)), "a PReLU without slopes"),
     "slopes without PReLU": (change(1, layer=Layer(SLOPES, 0.0, LEAKY_RELU)), "slopes without one"),
+    "no dilation": (change(2, dilation=(0, 1)), "dilation is 0"),
+    "one map": (code(*VALID[:2], Concat(2, False, (1,)), Store(2)), "sources is 1"),
+    "a map that is not there": (code(*VALID[:2], Concat(2, False, (1, 3)), Store(2)), "slot 3 is read before"),
+    "a map in itself": (code(*VALID[:2], Concat(1, False, (1, 0)), Store(1)), "read and written at once"),
+    "a slice past the end": (code(*VALID[:2], Slice(1, 2, 3, 12), Store(2)), "end of the channels is 12"),
+    "a slice of nothing": (code(*VALID[:2], Slice(1, 2, 3, 3), Store(2)), "end of the channels is 3"),
+    "a slice into itself": (code(*VALID[:2], Slice(1, 1, 3, 5), Store(1)), "read and written at once"),
+    "a slice after the last": (code(*MAP, Slice(1, 2, 3, 5)), "steps after the last one"),
+    "a sum of other channels": (code(*VALID[:2], Add(1, 0, 2, False, 11), Store(2)), "channels that do not fit"),
+    "a gate of other channels": (code(*VALID[:2], Multiply(0, 1, 2, False, 8), Store(2)), "channels that do not fit"),
+    "groups that do not divide": (code(*VALID[:2], Shuffle(1, 2, 11, 2), Store(2)), "groups that do not divide"),
+    "no groups": (code(*VALID[:2], Shuffle(1, 2, 11, 0), Store(2)), "groups is 0"),
+    "no upsampling": (code(*VALID[:2], Upsample(1, 2, 11, -1, (0, 0), 0.0, 2.0), Store(2)), "an upsampling to no size"),
+    "the size of nothing": (code(*VALID[:2], Upsample(1, 2, 11, 3, (0, 0), 0.0, 0.0), Store(2)), "slot 3 is read"),
+    "a mean over padding": (code(*VALID[:2], AvgPool(1, 2, 11, (2, 2), (1, 1), (1, 2), True), Store(2)),
+                            "a padding above half"),
     "no such parts": (change(1, layer=Layer(32)), "parts is 32"),
 }  # fmt: skip
 
@@ -149,6 +189,26 @@ def test_lists_that_are_refused(name):
         ):
             with pytest.raises(RuntimeError, match=message):
                 call()
+
+
+def test_maps_of_other_sizes():
+    """What only the input tells: an error that names the steps, before any of them runs."""
+    smaller, plain = Depthwise.same(0, 1, False, 8, 3, 2, PLAIN), make_map((1, 8, 7, 9))
+    for last in (Concat(2, False, (0, 1)), Add(0, 1, 2, False, 8)):
+        steps = code(VALID[0], smaller, last, Store(2))
+        packed = program_pack(list(parameters_for([smaller])), steps)
+        if native.available():
+            with pytest.raises(RuntimeError, match="program: steps: expected maps of one size"):
+                program(plain, packed, steps)
+
+
+def test_one_result_of_a_program_that_has_two():
+    steps, x = code(*VALID[:2], Store(1), Store(0)), make_map((1, 8, 7, 9))
+    packed = program_pack(list(parameters_for(VALID[:2])), steps)
+    with pytest.raises((RuntimeError, ValueError), match=r"program: steps: expected .*one (result|map)"):
+        program(x, packed, steps)
+    maps = program_maps(x, packed, steps)
+    assert [tuple(m.shape) for m in maps] == [(1, 11, 7, 9), (1, 8, 7, 9)] and torch.equal(maps[1], x)
 
 
 BY_REFERENCE = (
@@ -189,7 +249,7 @@ def test_a_residual_of_another_size():
 
 @pytest.mark.parametrize("size", [(3, 9), (9, 3), (4, 4), (0, 0)])
 def test_a_map_that_no_kernel_fits_on(size):
-    p = make_program(Conv(0, 3, 8, 5, 1, 0, PLAIN), Store(0), slots=SLOTS)
+    p = make_program(conv(-1, 0, 3, 8, 5, 1, 0, PLAIN), Store(0), slots=SLOTS)
     packed = program_pack(list(p.parameters), p.code)
     with pytest.raises(RuntimeError, match=r"a map that its kernels fit on, got \dx\d|Kernel size"):
         program(make_map((1, 3, *size)), packed, p.code)
@@ -198,7 +258,7 @@ def test_a_map_that_no_kernel_fits_on(size):
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
 def test_maps_without_pixels_give_no_unwritten_memory(size):
     """What PyTorch refuses is refused, or is computed: padding alone still makes a map."""
-    padded = make_program(Conv(0, 3, 4, 3, 1, 2, Layer(BIAS)), Store(0))
+    padded = make_program(conv(-1, 0, 3, 4, 3, 1, 2, Layer(BIAS)), Store(0))
     with pytest.raises(RuntimeError):
         program_eval(torch.zeros(1, 3, *size), list(padded.parameters), padded.code)
     pooled = make_program(*FEATURES)
@@ -256,7 +316,7 @@ def test_a_matrix_is_no_convolution_of_several_taps(kind):
     """Its shape would fit a 1x1 convolution; of these taps it holds one, and the others lie past its end."""
     steps, index = {
         "convolution": (CONV, 0),
-        "depthwise": ((VALID[0], Depthwise(0, 1, False, 8, 3, 1, PLAIN), Store(1)), 0),
+        "depthwise": ((VALID[0], Depthwise.same(0, 1, False, 8, 3, 1, PLAIN), Store(1)), 0),
         "cheap": (MAP, 1),
     }[kind]
     parameters = list(parameters_for(steps))

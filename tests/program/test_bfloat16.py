@@ -19,7 +19,6 @@ from ghost_ops.program import (
     BFLOAT16,
     BIAS,
     FORMAT,
-    Conv,
     Depthwise,
     Excite,
     Ghost,
@@ -36,7 +35,7 @@ from ghost_ops.program import (
 from ghost_ops.program.packing import unpack
 from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
-from tests.program.cases import Program, draw_call, draw_program, make_program, size_of
+from tests.program.cases import Program, conv, draw_call, draw_program, make_program, size_of
 
 LEAKY_RELU = ACTIVATIONS.index("leaky_relu")
 
@@ -62,9 +61,9 @@ def pack(p: Program) -> torch.Tensor:
 def block(features: bool = True) -> Program:
     """Every kind of step, odd channels everywhere; work for several threads."""
     steps = [
-        Conv(0, 3, 21, 3, 2, 1, RELU),
+        conv(-1, 0, 3, 21, 3, 2, 1, RELU),
         Ghost(0, 1, -1, False, False, 21, 33, 33, 66, 3, RELU, RELU),
-        Depthwise(1, 2, True, 66, 5, 1, RELU),
+        Depthwise.same(1, 2, True, 66, 5, 1, RELU),
         Excite(66, 13, 1, RELU, Layer(BIAS)),
         Ghost(2, 3, 0, True, False, 66, 11, 11, 21, 3, PLAIN, PLAIN),
         Ghost(3, 4, -1, False, True, 21, 331, 0, 331, 1, RELU, None),
@@ -181,7 +180,7 @@ def test_values_of_batches(batch, threads, dtype, features):
 def test_values_of_single_pixels_and_rows(size):
     p = make_program(
         Load(0, 5, True), Ghost(0, 1, -1, False, False, 5, 7, 7, 13, 7, RELU, RELU),
-        Depthwise(1, 2, True, 13, 7, 2, RELU), Excite(13, 3, 1, RELU, PLAIN),
+        Depthwise.same(1, 2, True, 13, 7, 2, RELU), Excite(13, 3, 1, RELU, PLAIN),
         Ghost(2, 3, -1, True, True, 13, 9, 9, 18, 5, RELU, RELU), Pool(18),
     )  # fmt: skip
     packed = pack(p)

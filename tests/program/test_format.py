@@ -46,8 +46,14 @@ def example(kind: type[Step], number: int) -> Step:
     """A step whose fields differ, beginning with this number."""
     values: dict[str, object] = {}
     for i, (name, of) in enumerate((field.name, get_type_hints(kind)[field.name]) for field in fields(kind)):
-        layer = of in (Layer, Layer | None)
-        values[name] = LAYERS[i % 2] if layer else bool((i + number) % 2) if of is bool else of(i + number)
+        if of in (Layer, Layer | None):
+            values[name] = LAYERS[i % 2]
+        elif of == step.Size:
+            values[name] = i + number, i
+        elif of == step.Slots:
+            values[name] = tuple(range(i + number))
+        else:
+            values[name] = bool((i + number) % 2) if of is bool else of(i + number)
     return kind(**values)
 
 
@@ -75,17 +81,21 @@ def test_the_list_of_saved_nets():
     """Saved nets hold such lists: no number may move."""
     first, second = LAYERS
     steps = [
-        Conv(0, 3, 16, 5, 2, 1, first), Ghost(0, 1, -1, False, True, 16, 6, 12, 17, 3, first, second),
-        Ghost(1, 2, 0, True, False, 17, 9, 0, 9, 1, second, None), Depthwise(2, 3, True, 9, 7, 2, first),
+        Conv(-1, 0, -1, False, False, 3, 16, (5, 4), (2, 1), (1, 2), (1, 3), 1, first),
+        Conv(0, 3, 0, True, True, 16, 16, (3, 1), (1, 1), (1, 0), (1, 1), 4, second),
+        Ghost(0, 1, -1, False, True, 16, 6, 12, 17, 3, first, second),
+        Ghost(1, 2, 0, True, False, 17, 9, 0, 9, 1, second, None), Depthwise.same(2, 3, True, 9, 7, 2, first),
         Excite(9, 4, 2, first, second), Pool(9), Linear(9, 10, first),
     ]  # fmt: skip
     one, two = [1, 0, 1, 0], [6, ONE, 3, 0x3FE0000000000000]
     expected = [
-        3, 5, 0, 1, 0, 3, 16, 5, 2, 1, *one, 2, 0, 1, -1, 0, 1, 16, 6, 12, 17, 3, *one, *two,
-        2, 1, 2, 0, 1, 0, 17, 9, 0, 9, 1, *two, 3, 2, 3, 1, 9, 7, 2, *one, 4, 9, 4, 2, *one, *two, 5, 9, 6, 9, 10, *one,
+        4, 5, 0, 1, -1, 0, -1, 0, 0, 3, 16, 5, 4, 2, 1, 1, 2, 1, 3, 1, *one,
+        1, 0, 3, 0, 1, 1, 16, 16, 3, 1, 1, 1, 1, 0, 1, 1, 4, *two, 2, 0, 1, -1, 0, 1, 16, 6, 12, 17, 3, *one, *two,
+        2, 1, 2, 0, 1, 0, 17, 9, 0, 9, 1, *two, 3, 2, 3, 1, 9, 7, 7, 2, 2, 3, 3, 1, 1, *one,
+        4, 9, 4, 2, *one, *two, 5, 9, 6, 9, 10, *one,
     ]  # fmt: skip
     assert encode(steps, 5) == expected and decode(expected) == steps
-    assert encode([Load(2, 5, True), Store(2)], 3, BFLOAT16) == [3, 3, 1, 0, 2, 5, 1, 7, 2]
+    assert encode([Load(2, 5, True), Store(2)], 3, BFLOAT16) == [4, 3, 1, 0, 2, 5, 1, 7, 2]
 
 
 # What is registered

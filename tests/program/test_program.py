@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -9,18 +11,19 @@ from torch.library import opcheck
 from ghost_ops.activations import ACTIVATIONS, PRELU
 from ghost_ops.backends import native, reference
 from ghost_ops.ops._library import overload
-from ghost_ops.ops.program import program, program_eval, program_pack
+from ghost_ops.ops.program import program, program_eval, program_maps, program_pack
 from ghost_ops.program import (
     BIAS,
     NORM,
     SLOPES,
-    Conv,
+    AvgPool,
     Depthwise,
     Excite,
     Ghost,
     Layer,
     Linear,
     Load,
+    MapStep,
     Pool,
     Store,
     encode,
@@ -29,7 +32,7 @@ from ghost_ops.program import (
 )
 from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
-from tests.program.cases import Call, Program, draw_call, draw_program, make_program, mismatch, size_of
+from tests.program.cases import Call, Program, conv, draw_call, draw_program, make_program, mismatch, size_of
 
 PLAIN = Layer()
 DRAWN = 70
@@ -49,9 +52,9 @@ def block(features: bool = True) -> Program:
     """A bottleneck with excitation, behind a convolution, before pooling and layers; work for several threads."""
     relu, norm = Layer(BIAS, 0.0, 1), Layer(NORM, 1e-5, 0)
     steps = [
-        Conv(0, 3, 20, 3, 2, 1, relu),
+        conv(-1, 0, 3, 20, 3, 2, 1, relu),
         Ghost(0, 1, -1, False, False, 20, 33, 33, 66, 3, relu, relu),
-        Depthwise(1, 2, True, 66, 5, 1, norm),
+        Depthwise.same(1, 2, True, 66, 5, 1, norm),
         Excite(66, 12, 1, relu, Layer(BIAS)),
         Ghost(2, 3, 0, True, False, 66, 10, 10, 20, 3, norm, norm),
         Ghost(3, 4, -1, False, True, 20, 37, 0, 37, 1, relu, None),
@@ -105,6 +108,34 @@ def test_drawn_programs(threads, dtype):
     errors.assert_within(2.0)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_several_maps(threads):
+    """Every map that a program still has at its end, some of them twice."""
+    torch.set_num_threads(threads)
+    several = 0
+    for seed in range(DRAWN):
+        call = draw_call(seed, torch.float32, threads)
+        if not isinstance(call.program.steps[-1], Store):
+            continue
+        steps = call.program.steps[:-1]
+        slots = sorted({step.out for step in steps if isinstance(step, MapStep)})
+        stored = replace(call.program, steps=(*steps, *(Store(slot) for slot in (*slots, slots[0]))))
+        packed = program_pack(list(stored.parameters), stored.code)
+        with poisoned_memory():
+            maps = program_maps(call.x, packed, stored.code)
+        double = [t.double() for t in stored.parameters]
+        exact = reference.program_maps(
+            call.x.double(), reference.program_pack(double, stored.code).double(), stored.code
+        )
+        assert len(maps) == len(slots) + 1
+        several += len(slots) > 2
+        for ours, one in zip(maps, exact, strict=True):
+            torch.testing.assert_close(
+                ours.double(), one, rtol=1e-4, atol=1e-4, msg=lambda text, call=call: f"{call}\n{text}"
+            )
+    assert several > 5
+
+
 def test_the_drawn_programs_are_of_every_kind():
     drawn = [draw_program(seed) for seed in range(DRAWN)]
     assert set.union(*(p.kinds() for p in drawn)) == set(step_kinds().values())
@@ -113,12 +144,12 @@ def test_the_drawn_programs_are_of_every_kind():
     assert {s.layer.act for s in ghosts} == {s.cheap.act for s in ghosts if s.cheap} == set(range(len(ACTIVATIONS)))
     assert (
         {s.kernel for s in ghosts if s.cheap_channels}
-        == {s.kernel for s in steps if isinstance(s, Depthwise)}
+        == {s.kernel[0] for s in steps if isinstance(s, Depthwise) and s.is_same}
         == {1, 3, 5, 7}
     )
     assert {s.gate for s in steps if isinstance(s, Excite)} == set(range(4))
     assert {s.cheap_channels // s.primary for s in ghosts} >= {0, 1, 2, 3}
-    assert {s.stride for s in steps if isinstance(s, Depthwise)} == {1, 2, 3}
+    assert {s.stride[0] for s in steps if isinstance(s, Depthwise) and s.is_same} == {1, 2, 3}
     for trait in ("residual", "sliced", "scaled", "squeeze"):
         has = {
             "residual": lambda s: s.residual >= 0,
@@ -136,7 +167,7 @@ INTERLEAVED = {
     ),
     "squeezes": (ghost(0, 1, 8, 4, 4, squeeze=True), ghost(1, 2, 8, 4, 4, squeeze=True), Pool(8)),
     "squeezes of two kinds": (
-        Depthwise(0, 1, True, 8, 3, 1, PLAIN), ghost(1, 2, 8, 4, 4, squeeze=True), Pool(8),
+        Depthwise.same(0, 1, True, 8, 3, 1, PLAIN), ghost(1, 2, 8, 4, 4, squeeze=True), Pool(8),
     ),
     "excitations": (
         ghost(0, 1, 8, 4, 4, squeeze=True), Excite(8, 4, 2, PLAIN, PLAIN), ghost(1, 2, 8, 4, 4, scaled=True),
@@ -144,8 +175,8 @@ INTERLEAVED = {
     ),
     "a slot again": (ghost(0, 1, 8, 4, 4), ghost(1, 0, 8, 8, 8), ghost(0, 1, 16, 3, 3), Store(1)),
     "strides": (
-        Depthwise(0, 1, False, 8, 5, 2, PLAIN), ghost(1, 2, 8, 4, 4, 7, 5), Depthwise(2, 3, False, 7, 7, 3, PLAIN),
-        Store(3),
+        Depthwise.same(0, 1, False, 8, 5, 2, PLAIN), ghost(1, 2, 8, 4, 4, 7, 5),
+        Depthwise.same(2, 3, False, 7, 7, 3, PLAIN), Store(3),
     ),
 }  # fmt: skip
 
@@ -168,9 +199,10 @@ IN_BANDS = {
         Store(3),
     ),
     "a bottleneck of stride 2, then one with an excitation": (
-        ghost(0, 1, 16, 24, 24, 44), Depthwise(1, 2, False, 44, 3, 2, PLAIN), Depthwise(0, 3, False, 16, 5, 2, PLAIN),
+        ghost(0, 1, 16, 24, 24, 44),
+        Depthwise.same(1, 2, False, 44, 3, 2, PLAIN), Depthwise.same(0, 3, False, 16, 5, 2, PLAIN),
         ghost(3, 4, 16, 12, 0), ghost(2, 5, 44, 6, 6, residual=4), ghost(5, 6, 12, 20, 20),
-        Depthwise(6, 7, True, 40, 3, 1, PLAIN), Excite(40, 9, 1, PLAIN, PLAIN),
+        Depthwise.same(6, 7, True, 40, 3, 1, PLAIN), Excite(40, 9, 1, PLAIN, PLAIN),
         ghost(7, 1, 40, 6, 6, scaled=True, residual=5, squeeze=True), Pool(12), Linear(12, 7, PLAIN),
     ),
     "nothing but a convolution": (Store(0),),
@@ -182,7 +214,7 @@ IN_BANDS = {
 @pytest.mark.parametrize("name", IN_BANDS)
 def test_bands_of_rows(name, threads, dtype):
     torch.set_num_threads(threads)
-    p = make_program(Conv(0, 3, 16, 3, 2, 1, Layer(BIAS, 0.0, 1)), *IN_BANDS[name], slots=8)
+    p = make_program(conv(-1, 0, 3, 16, 3, 2, 1, Layer(BIAS, 0.0, 1)), *IN_BANDS[name], slots=8)
     for shape, layout in (((1, 3, 401, 61), "nchw"), ((threads + 1, 3, 301, 90), "channels_last")):
         call = Call(p, in_layout(make_map(shape, dtype), layout), threads)
         leave_nan_behind(call)
@@ -196,7 +228,7 @@ def test_bands_do_not_write_into_rows_of_others():
     """The last step of a band makes y1 ahead of the rows that it finishes: these rows are another thread's."""
     silu = Layer(BIAS, 0.0, 5)
     module = Ghost(0, 1, -1, False, False, 16, 64, 64, 128, 3, silu, silu)
-    p = make_program(Conv(0, 2, 16, 2, 2, 1, PLAIN), module, Store(1))
+    p = make_program(conv(-1, 0, 2, 16, 2, 2, 1, PLAIN), module, Store(1))
     packed, x = program_pack(list(p.parameters), p.code), make_map((1, 2, 40, 41))
     torch.set_num_threads(1)
     expected = program(x, packed, p.code)
@@ -239,7 +271,7 @@ def test_single_pixels_and_rows(size):
     relu = Layer(BIAS, 0.0, 1)
     p = make_program(
         Load(0, 5, True), Ghost(0, 1, -1, False, False, 5, 7, 7, 13, 7, relu, relu),
-        Depthwise(1, 2, True, 13, 7, 2, relu), Excite(13, 3, 1, relu, PLAIN),
+        Depthwise.same(1, 2, True, 13, 7, 2, relu), Excite(13, 3, 1, relu, PLAIN),
         Ghost(2, 3, -1, True, True, 13, 9, 9, 18, 5, relu, relu), Pool(18),
     )  # fmt: skip
     for batch in (1, 9):
@@ -260,6 +292,21 @@ def test_inputs_that_are_no_dense_maps(kind):
         ours = run_packed(Call(p, view), guarded=False)
         whole = run_packed(Call(p, view.contiguous()), guarded=False)
         torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(
+    "step", [Depthwise.same(0, 1, False, 8, 7, 1, PLAIN), AvgPool(0, 1, 8, (3, 3), (1, 1), (1, 1), True)]
+)
+def test_rows_outside_of_a_map_that_is_part_of_a_wider_one(step):
+    """Each pixel of such a map is far from the next one; so are the zeros that stand for its neighbours."""
+    p = make_program(Load(0, 8, True), step, Store(1))
+    wide = torch.full((1, 256, 6, 40), torch.nan).to(memory_format=torch.channels_last)
+    wide[:, 8:16] = make_map((1, 8, 6, 40))
+    call = Call(p, wide[:, 8:16])
+    leave_nan_behind(call)
+    with poisoned_memory():
+        ours = run_packed(call, guarded=False)
+    assert_as_accurate(ours, call.plain(), call.exact())
 
 
 def test_the_layout_of_the_result_is_that_of_the_input():
@@ -438,7 +485,7 @@ def test_scratch_is_known_before_a_call():
 @pytest.mark.skipif(not native.available(), reason="scratch memory is the native kernels'")
 def test_of_maps_in_between_only_rows_in_use_are_kept():
     chain = (ghost(0, 1, 8, 24, 24), ghost(1, 2, 48, 4, 4), ghost(2, 3, 8, 24, 24, kernel=5, residual=-1))
-    p = make_program(Load(0, 8, False), *chain, Depthwise(3, 4, False, 48, 3, 2, PLAIN), Store(4))
+    p = make_program(Load(0, 8, False), *chain, Depthwise.same(3, 4, False, 48, 3, 2, PLAIN), Store(4))
     tall, low = (native.program_scratch(p.code, 1, h, 64) for h in (800, 400))
     ends = 4 * (400 * 64 * 8 + 200 * 32 * 48)  # what is read and what is returned, bytes of the rows that are more
     assert abs(tall - low - ends) < 1024

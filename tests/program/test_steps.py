@@ -14,16 +14,24 @@ from ghost_ops.program import (
     NORM,
     SLOPES,
     Activation,
+    Add,
+    AvgPool,
+    Concat,
     Depthwise,
     Ghost,
     Layer,
     Load,
     MaxPool,
+    Multiply,
     Pool,
+    Shuffle,
+    Slice,
     Store,
+    Upsample,
     encode,
     output_shape,
 )
+from ghost_ops.program.packed_layer import Channels
 from tests.helpers import make_map
 
 LEAKY_RELU = ACTIVATIONS.index("leaky_relu")
@@ -88,8 +96,64 @@ def test_depthwise_steps_follow_them():
     made = run([Load(0, 5, False), GHOST, Store(1)], x, weights)
     steps = [
         Load(0, 5, False), GHOST, MaxPool(1, 2, 13, 2, 2, 0), Activation(2, 3, False, 13, Layer(act=RELU)),
-        Depthwise(3, 0, False, 13, 3, 1, Layer(NORM, 1e-5)), Store(0),
+        Depthwise.same(3, 0, False, 13, 3, 1, Layer(NORM, 1e-5)), Store(0),
     ]  # fmt: skip
     out = run(steps, x, (*weights, weight, torch.zeros(13), torch.ones(13)))
     want = F.conv2d(F.relu(F.max_pool2d(made, 2)), weight, padding=1, groups=13)
     torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-4)
+
+
+def test_shuffle_slice_concat_add_and_multiply():
+    """A unit such as ShuffleNet's: half of the channels go on as they are, and all are gated and added."""
+    x = make_map((2, 5, 6, 7))
+    weights = torch.randn(7, 5, 1, 1) / 2, torch.randn(7, 1, 3, 3) / 3
+    made = run([Load(0, 5, False), GHOST, Store(1)], x, weights)
+    steps = [
+        Load(0, 5, False), GHOST, Slice(1, 2, 3, 11), Shuffle(2, 3, 8, 4), Concat(0, False, (3, 2, 3)),
+        AvgPool(0, 1, 24, (2, 2), (2, 2), (0, 0), True), Multiply(0, 1, 2, False, 24),
+        Add(2, 0, 3, False, 24), Store(3),
+    ]  # fmt: skip
+    out = run(steps, x, weights)
+    half = made[:, 3:11]
+    shuffled = F.channel_shuffle(half, 4)
+    both = torch.cat([shuffled, half, shuffled], 1)
+    want = both * F.interpolate(F.avg_pool2d(both, 2), both.shape[2:]) + both
+    torch.testing.assert_close(out, want)
+
+
+@pytest.mark.parametrize("size, scale", [((0, 0), (2.0, 1.5)), ((5, 13), (0.0, 0.0)), (None, (0.0, 0.0))])
+def test_nearest_upsampling(size, scale):
+    x = make_map((2, 5, 6, 7))
+    pool = MaxPool(0, 1, 5, 3, 2, 1)
+    last = Upsample(1, 2, 5, 0 if size is None else -1, size or (0, 0), *scale)
+    out = run([Load(0, 5, False), pool, last, Store(2)], x)
+    small = F.max_pool2d(x, 3, 2, 1)
+    if size == (0, 0):
+        want = F.interpolate(small, scale_factor=scale)
+    else:
+        want = F.interpolate(small, size or x.shape[2:])
+    torch.testing.assert_close(out, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_average_pooling(counted):
+    x = make_map((2, 5, 12, 9))
+    out = run([Load(0, 5, False), AvgPool(0, 1, 5, (3, 2), (2, 1), (1, 0), counted), Store(1)], x)
+    torch.testing.assert_close(out, F.avg_pool2d(x, (3, 2), (2, 1), (1, 0), count_include_pad=counted))
+
+
+def test_depthwise_convolutions_of_any_kernel():
+    x, weight = make_map((2, 5, 12, 9)), torch.randn(5, 1, 1, 5)
+    sizes = (1, 5), (2, 1), (0, 4), (1, 2)
+    out = run([Load(0, 5, True), Depthwise(0, 1, False, 5, *sizes, PLAIN), Store(1)], x, (weight,))
+    torch.testing.assert_close(out, F.conv2d(x, weight, None, (2, 1), (0, 4), (1, 2), 5))
+
+
+def test_pieces_of_channels():
+    """Those of a slice begin in the lane of its first channel; those of a concatenation in multiples of 8."""
+    ghost = Channels.of(7, 6)
+    assert ghost.pieces == ((0, 7), (8, 6)) and ghost.width == 16 and ghost.count == 13
+    part = ghost.sliced(3, 11)
+    assert part.pieces == ((0, 4), (5, 4)) and part.width == 16 and part.lanes().tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+    both = part.concatenated(ghost, Channels.of(3))
+    assert both.pieces == ((0, 4), (5, 4), (16, 7), (24, 6), (32, 3)) and both.width == 40

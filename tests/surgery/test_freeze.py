@@ -219,7 +219,8 @@ def test_layers_around(name, before):
     modules = [layer, zoo.ArticleGhostModule(9 if getattr(layer, "out_channels", 9) == 9 and name != "norm" else
                                              24 if name == "expands" else 12, 10)]  # fmt: skip
     net = nn.Sequential(*modules) if before else nn.Sequential(other, layer)
-    assert_agrees(randomise(net).eval(), make_map((2, channels, 9, 7)), make_map((1, channels, 20, 7)), expected=1)
+    count = 2 if name == "pooled padded" else 1  # of features no step makes a map
+    assert_agrees(randomise(net).eval(), make_map((2, channels, 9, 7)), make_map((1, channels, 20, 7)), expected=count)
 
 
 STEMS = {
@@ -285,7 +286,6 @@ MIDDLE = {
     "unknown": (nn.Softplus, None),
     "max pooling of ceiled size": (lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True), None),
     "hooked convolution": (lambda: hooked(nn.Conv2d(12, 12, 1)), None),
-    "an SE layer": (lambda: zoo.HuaweiSqueezeExcite(12, 4), None),
 }  # fmt: skip
 
 
@@ -370,7 +370,8 @@ def test_branches_and_writing():
     with torch.no_grad():
         for ours, eager, truth in zip(frozen(x), net(x), exact(x.double()), strict=True):
             assert_as_accurate(ours, eager, truth)
-    assert len(programs(frozen)) >= 3
+    (program,) = programs(frozen)
+    assert program.result_count() == 3  # the module that reads what was written to is PyTorch's, and the sum
 
 
 # Nets that cannot be traced

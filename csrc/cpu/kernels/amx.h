@@ -184,10 +184,14 @@ void tile_block(const Gemm& all, const Block& g, int64_t columns, const Source& 
     panels.prepare(begin, end);
     for (int64_t row = 0; row < g.rows; row += kTwo) {
       const int64_t rows = g.rows - row < kTwo ? g.rows - row : kTwo;
-      const float* from = g.a + row * g.a_row;
-      for (int64_t i = 0; i < part_count; i++)
-        all.scale_k ? round_part<true>(parts[i], from, g.a_row, rows, all.scale_k + 2 * s.first, a, a_row)
-                    : round_part<false>(parts[i], from, g.a_row, rows, nullptr, a, a_row);
+      for (int64_t at = 0, line; at < rows; at += line) {
+        const float* from = row_of(g, row + at);
+        line = rows_in_line(g, row + at) < rows - at ? rows_in_line(g, row + at) : rows - at;
+        for (int64_t i = 0; i < part_count; i++)
+          all.scale_k
+              ? round_part<true>(parts[i], from, g.a_row, line, all.scale_k + 2 * s.first, a + at * a_row, a_row)
+              : round_part<false>(parts[i], from, g.a_row, line, nullptr, a + at * a_row, a_row);
+      }
       const bool held = row > 0 && depth.tiles == 1 && end - begin <= kTwo;
       for (int64_t n = begin; n < end; n += kTwo) {
         const bool wide = n + kTile < end;
@@ -209,7 +213,7 @@ void tile_block(const Gemm& all, const Block& g, int64_t columns, const Source& 
 
 void product_by_tiles(const Gemm& all) {
   configure_tiles();
-  over_blocks<2>(
+  over_blocks<2, true>(
       all, [&](const Block& g, int64_t columns, const Source& s, float* c) { tile_block(all, g, columns, s, c); });
 }
 

@@ -2,7 +2,8 @@
 #include "gemm.h"
 
 extern "C" void GHOST_SYMBOL(gemm)(const Gemm& all) {
-  over_blocks<1>(all, [&](const Block& g, int64_t, const Source& s, float* c) { source_product<Plain>(all, g, s, c); });
+  over_blocks<1, true>(
+      all, [&](const Block& g, int64_t, const Source& s, float* c) { source_product<Plain>(all, g, s, c); });
 }
 
 namespace {

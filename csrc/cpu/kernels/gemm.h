@@ -48,16 +48,36 @@ struct Streams {
 
 // A block of the product: some rows, some of k, all columns.
 struct Block {
-  const float* a;  // [rows x columns of the runs], the first row of the block; strides as in Gemm
+  const float* a;  // [rows x columns of the runs]; strides as in Gemm
   int64_t a_row, a_col, rows;
   const Run* runs;  // [run_count], from `a` on
   int64_t run_count;
   bool accumulate, relu;
   ghost::Ahead* ahead;
+  // Where rows are in groups: how many rows of A come before those of the block. Else `a` is the block's first row.
+  int64_t first = 0, width = 0, group = 0;
 };
 
-// Whether panels' rows and A's columns are as they mostly are, at distances that are known here.
-GHOST_INLINE bool is_tight(const Block& g, bool packed) { return packed && g.a_col == 1 && kLanes >= 8; }
+GHOST_INLINE const float* row_of(const Block& g, int64_t row) {
+  if (!g.width) return g.a + row * g.a_row;
+  row += g.first;
+  return g.a + row / g.width * g.group + row % g.width * g.a_row;
+}
+// How many rows from this one on are at one distance.
+GHOST_INLINE int64_t rows_in_line(const Block& g, int64_t row) {
+  return g.width ? g.width - (row + g.first) % g.width : g.rows - row;
+}
+GHOST_INLINE void skip_rows(Block& g, int64_t rows) {
+  if (g.width)
+    g.first += rows;
+  else
+    g.a += rows * g.a_row;
+  g.rows -= rows;
+}
+
+// What is known here of the distances between rows of panels and columns of A: nothing; that they are as they mostly
+// are; or that, and that rows of A are in groups.
+enum class Shape { loose, tight, grouped };
 
 // Of panel i under a tile of `columns`: the distance between its rows.
 constexpr int64_t tight_row(int i, int columns) { return columns - i * kPanel < kPanel ? 8 : kPanel; }
@@ -89,9 +109,10 @@ struct RowPointers {
   const char* base[kBases];          // every kRowsOfBase-th row
   int64_t once, thrice, five_times;  // the distance, bytes
 
-  RowPointers(const float* a, int64_t row)
-      : once(row * (int64_t)sizeof(float)), thrice(3 * once), five_times(5 * once) {
-    for (int j = 0; j < kBases; j++) base[j] = (const char*)a + j * kRowsOfBase * once;
+  RowPointers(const Block& g, int64_t)
+      : once(g.a_row * (int64_t)sizeof(float)), thrice(3 * once), five_times(5 * once) {}
+  GHOST_INLINE void start(RowPointers& r, const float* a) {
+    for (int j = 0; j < kBases; j++) r.base[j] = (const char*)a + j * kRowsOfBase * r.once;
   }
   GHOST_INLINE void hide(RowPointers& r) {
     asm("" : "+r"(r.once), "+r"(r.thrice), "+r"(r.five_times));
@@ -108,15 +129,32 @@ struct RowPointers {
   }
 };
 
+// The same of rows at any distances from the first, which stay in memory: there are more of them than registers.
+template <int MR>
+struct RowTable {
+  const char* base;
+  int64_t far[MR];  // bytes
+
+  RowTable(const Block& g, int64_t row) {
+    const float* first = row_of(g, row);
+    for (int i = 0; i < MR; i++) far[i] = (row_of(g, row + i) - first) * (int64_t)sizeof(float);
+  }
+  GHOST_INLINE void start(RowTable& r, const float* a) { r.base = (const char*)a; }
+  GHOST_INLINE void hide(RowTable& r) { asm("" : "+r"(r.base), "+m"(r.far)); }
+  GHOST_INLINE const char* at(const RowTable& r, int i) { return r.base + r.far[i]; }
+  GHOST_INLINE void step(RowTable& r, int64_t bytes) { r.base += bytes; }
+};
+
 // Rows of C, `row` to `limit`, MR at a time, as far as these are whole; returns the first that is left. A tile of C is
 // [MR x kColumns], c_row floats from row to row; `bias` is [kColumns], or null. `c` is C's row 0 at the tile's columns.
-template <class M, int MR, int NV, int NH, bool kTight>
+template <class M, int MR, int NV, int NH, Shape kShape>
 __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t limit, const Streams& b, const float* bias,
                                         float* c, int64_t c_row) {
   constexpr int kColumns = NV * kLanes + NH * 8, kStreams = (kColumns + kPanel - 1) / kPanel;
   const char* ahead = g.ahead && g.ahead->at ? g.ahead->at : (const char*)b.at[0];
   const int64_t ahead_step = g.ahead && ahead < g.ahead->end ? g.ahead->step * M::kColumns : 0;
-  const int64_t a_row = g.a_row, a_col = kTight ? 1 : g.a_col, row0 = kTight ? tight_row(0, kColumns) : b.row[0],
+  constexpr bool kTight = kShape == Shape::tight || (kShape == Shape::grouped && kLanes >= 8);
+  const int64_t a_col = kTight ? 1 : g.a_col, row0 = kTight ? tight_row(0, kColumns) : b.row[0],
                 row1 = kTight ? tight_row(1, kColumns) : b.row[1], row2 = kTight ? tight_row(2, kColumns) : b.row[2];
   for (; row + MR <= limit; row += MR) {
     Full::T v[MR][NV ? NV : 1];  // sums: [MR x NV] vectors
@@ -129,36 +167,44 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
       if (NH) h[i] = bias ? Tail::load(bias + NV * kLanes) : Tail::zero();
     }
     const float *b0 = b.at[0], *b1 = b.at[1], *b2 = b.at[2];
-    for (int64_t r = 0; r < g.run_count; r++) {
-      RowPointers<MR> a(g.a + row * a_row + g.runs[r].offset, a_row);
-      for (int64_t k = g.runs[r].count; k > 0; k -= M::kFloats) {
-        const float* const at[3] = {b0, b1, b2};
-        Full::T w[NV ? NV : 1];
-        Tail::T u;
+    const float* const origin = row_of(g, row);
+    const auto add_products = [&](auto a) __attribute__((always_inline)) {
+      using Rows = decltype(a);
+      for (int64_t r = 0; r < g.run_count; r++) {
+        Rows::start(a, origin + g.runs[r].offset);
+        for (int64_t k = g.runs[r].count; k > 0; k -= M::kFloats) {
+          const float* const at[3] = {b0, b1, b2};
+          Full::T w[NV ? NV : 1];
+          Tail::T u;
 #pragma GCC unroll 3
-        for (int j = 0; j < NV; j++) w[j] = Full::load(at[j * kLanes / kPanel] + j * kLanes % kPanel);
-        if (NH) u = Tail::load(at[NV * kLanes / kPanel]);
-        RowPointers<MR>::hide(a);
+          for (int j = 0; j < NV; j++) w[j] = Full::load(at[j * kLanes / kPanel] + j * kLanes % kPanel);
+          if (NH) u = Tail::load(at[NV * kLanes / kPanel]);
+          Rows::hide(a);
 #pragma GCC unroll 28
-        for (int i = 0; i < MR; i++) {
-          using Widest = std::conditional_t<NV != 0, Full, Tail>;  // one broadcast: between registers it is slow
-          const auto x = M::template broadcast<Widest>(RowPointers<MR>::at(a, i));
-          if constexpr (NV != 0)
+          for (int i = 0; i < MR; i++) {
+            using Widest = std::conditional_t<NV != 0, Full, Tail>;  // one broadcast: between registers it is slow
+            const auto x = M::template broadcast<Widest>(Rows::at(a, i));
+            if constexpr (NV != 0)
 #pragma GCC unroll 3
-            for (int j = 0; j < NV; j++) v[i][j] = M::template multiply<Full>(x, w[j], v[i][j]);
-          if constexpr (NH != 0) h[i] = M::template multiply<Tail>(x, u, h[i]);
-        }
+              for (int j = 0; j < NV; j++) v[i][j] = M::template multiply<Full>(x, w[j], v[i][j]);
+            if constexpr (NH != 0) h[i] = M::template multiply<Tail>(x, u, h[i]);
+          }
 #pragma GCC unroll 2
-        for (int i = 0; i < (MR + 15) / 16; i++) {
-          __builtin_prefetch(ahead, 0, 2);
-          ahead += ahead_step;
+          for (int i = 0; i < (MR + 15) / 16; i++) {
+            __builtin_prefetch(ahead, 0, 2);
+            ahead += ahead_step;
+          }
+          Rows::step(a, M::kFloats * a_col * sizeof(float));
+          b0 += row0;
+          if (kStreams > 1) b1 += row1;
+          if (kStreams > 2) b2 += row2;
         }
-        RowPointers<MR>::step(a, M::kFloats * a_col * sizeof(float));
-        b0 += row0;
-        if (kStreams > 1) b1 += row1;
-        if (kStreams > 2) b2 += row2;
       }
-    }
+    };
+    if (kShape == Shape::grouped && rows_in_line(g, row) < MR)
+      add_products(RowTable<MR>(g, row));
+    else
+      add_products(RowPointers<MR>(g, row));
     if (g.accumulate) {
 #pragma GCC unroll 28
       for (int i = 0; i < MR; i++) {
@@ -182,34 +228,36 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
 
 // All rows of one tile's columns. What is left of a multiple of MR is, where the tiles are low, spread over tiles that
 // are a row less high (49 rows are four tiles of 6 and five of 5), else taken by tiles half as high.
-template <class M, int MR, int NV, int NH, bool kTight>
+template <class M, int MR, int NV, int NH, Shape kShape>
 GHOST_INLINE void column(const Block& g, int64_t row, const Streams& b, const float* bias, float* c, int64_t c_row) {
   const int64_t full = (g.rows - row) / MR, rest = (g.rows - row) % MR;
   if constexpr (!kMany && MR > 2)
     if (rest && full >= MR - 1 - rest) {
-      row = tiles<M, MR, NV, NH, kTight>(g, row, row + (full + 1 - (MR - rest)) * MR, b, bias, c, c_row);
-      tiles<M, MR - 1, NV, NH, kTight>(g, row, g.rows, b, bias, c, c_row);
+      row = tiles<M, MR, NV, NH, kShape>(g, row, row + (full + 1 - (MR - rest)) * MR, b, bias, c, c_row);
+      tiles<M, MR - 1, NV, NH, kShape>(g, row, g.rows, b, bias, c, c_row);
       return;
     }
   if constexpr (kMany && MR == 14) {  // tiles of 7 and 8 rows, if that leaves no rest
     const int64_t odd = rest % 2, even = odd ? (rest + 7) % 14 : rest, eights = even < 8 ? even : even - 7;
     if (rest && g.rows - row >= 7 * odd + 8 * eights) {
-      row = tiles<M, 7, NV, NH, kTight>(g, row, row + 7 * odd, b, bias, c, c_row);
-      row = tiles<M, 8, NV, NH, kTight>(g, row, row + 8 * eights, b, bias, c, c_row);
+      row = tiles<M, 7, NV, NH, kShape>(g, row, row + 7 * odd, b, bias, c, c_row);
+      row = tiles<M, 8, NV, NH, kShape>(g, row, row + 8 * eights, b, bias, c, c_row);
     }
   }
-  row = tiles<M, MR, NV, NH, kTight>(g, row, g.rows, b, bias, c, c_row);
+  row = tiles<M, MR, NV, NH, kShape>(g, row, g.rows, b, bias, c, c_row);
   if constexpr (MR > 1)
-    if (row < g.rows) column<M, MR / 2, NV, NH, kTight>(g, row, b, bias, c, c_row);
+    if (row < g.rows) column<M, MR / 2, NV, NH, kShape>(g, row, b, bias, c, c_row);
 }
 
 template <class M, int NV, int NH>
 void column_of(const Block& g, const Streams& b, const float* bias, float* c, int64_t c_row) {
   constexpr int kRows = tile_rows(NV, NH) < M::kMostRows ? tile_rows(NV, NH) : M::kMostRows;
-  if (is_tight(g, b.packed))
-    column<M, kRows, NV, NH, true>(g, 0, b, bias, c, c_row);
+  if (g.width)
+    column<M, kRows, NV, NH, Shape::grouped>(g, 0, b, bias, c, c_row);
+  else if (b.packed && g.a_col == 1 && kLanes >= 8)
+    column<M, kRows, NV, NH, Shape::tight>(g, 0, b, bias, c, c_row);
   else
-    column<M, kRows, NV, NH, false>(g, 0, b, bias, c, c_row);
+    column<M, kRows, NV, NH, Shape::loose>(g, 0, b, bias, c, c_row);
 }
 
 template <class M>
@@ -236,8 +284,8 @@ void ragged_product(const Block& g, int64_t columns, const Streams& b, const flo
   float buffer[kRows * (2 * kLanes + 8)];  // [kRows x columns]
   for (int64_t row = 0; row < g.rows; row += kRows) {
     Block part = g;
-    part.rows = g.rows - row < kRows ? g.rows - row : kRows;
-    part.a = g.a + row * g.a_row;
+    skip_rows(part, row);
+    if (part.rows > kRows) part.rows = kRows;
     if (g.accumulate)
       for (int64_t i = 0; i < part.rows; i++)
         std::memcpy(buffer + i * columns, c + (row + i) * c_row, valid * sizeof(float));
@@ -258,7 +306,7 @@ void four_panels(const Block& g, const float* b, int64_t stride, const float* bi
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; j++) v[p][j] = bias ? Full::load(bias + p * kPanel + j * kLanes) : Full::zero();
   for (int64_t r = 0; r < g.run_count; r++) {
-    const float* a = g.a + g.runs[r].offset;
+    const float* a = row_of(g, 0) + g.runs[r].offset;
     for (int64_t k = g.runs[r].count; k > 0; k -= M::kFloats, a += M::kFloats * g.a_col, b += kPanel) {
       const auto x = M::template broadcast<Full>((const char*)a);
 #pragma GCC unroll 4
@@ -345,8 +393,9 @@ int64_t cut_runs(const Run* runs, int64_t run_count, int64_t a_col, int64_t firs
 }
 
 // Runs f(block, its columns of A, its source, where its C begins) over the blocks of a product with kColumns columns of
-// A to a row of B.
-template <int kColumns, class F>
+// A to a row of B. With `kAllRows` rows in groups are one block: of the map that they are of, fewer floats are in
+// cache.
+template <int kColumns, bool kAllRows, class F>
 GHOST_INLINE void over_blocks(const Gemm& all, const F& f) {
   constexpr int64_t kMost = kBlockColumns / kColumns;
   const Run whole{0, all.k};
@@ -354,14 +403,26 @@ GHOST_INLINE void over_blocks(const Gemm& all, const F& f) {
   const int64_t run_count = all.runs ? all.run_count : 1;
   const int64_t depth = (all.k + kColumns - 1) / kColumns, blocks = depth > kMost ? (depth + kMost - 1) / kMost : 1;
   for (int64_t row = 0, rows; row < all.rows; row += rows) {
-    rows = all.rows - row < kMostBlockRows ? all.rows - row : kBlockRows;
+    rows = all.rows - row < kMostBlockRows || (kAllRows && all.a_width) ? all.rows - row : kBlockRows;
     for (int64_t i = 0; i < blocks; i++) {
       const int64_t first = depth * i / blocks, end = depth * (i + 1) / blocks, left = all.k - first * kColumns;
       const int64_t columns = (end - first) * kColumns < left ? (end - first) * kColumns : left;
       Run mine[kMostRuns];
       const int64_t count = cut_runs(runs, run_count, all.a_col, first * kColumns, columns, mine);
-      const Block g{all.a + row * all.a_row,     all.a_row, all.a_col, rows, mine, count, all.accumulate || i > 0,
-                    all.relu && i == blocks - 1, all.ahead};
+      Block g{all.a,
+              all.a_row,
+              all.a_col,
+              all.rows,
+              mine,
+              count,
+              all.accumulate || i > 0,
+              all.relu && i == blocks - 1,
+              all.ahead,
+              0,
+              all.a_width,
+              all.a_group};
+      skip_rows(g, row);
+      g.rows = rows;
       f(g, columns, Source{all.b, all.b_row, depth, first, ghost::by_eight(all.n)}, all.c + row * all.c_row);
     }
   }

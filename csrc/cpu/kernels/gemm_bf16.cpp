@@ -66,7 +66,7 @@ void round_block(const Block& g, int64_t columns, const float* scale, float* a, 
   for (int64_t i = 0; i < g.rows; i++) {
     uint16_t* to = (uint16_t*)(a + i * a_row);
     for (int64_t r = 0, k = 0; r < g.run_count; k += g.runs[r++].count) {
-      const float* from = g.a + i * g.a_row + g.runs[r].offset;
+      const float* from = row_of(g, i) + g.runs[r].offset;
       if (scale)
         round_run<true>(from, scale + k, g.runs[r].count, to + k);
       else
@@ -82,7 +82,7 @@ void rounded_product(const Gemm& all, const Block& g, int64_t columns, const Sou
   round_block(g, columns, all.scale_k ? all.scale_k + 2 * s.first : nullptr, a, a_row);
   const Run whole{0, ghost::bf16_pairs(columns)};
   Block rounded = g;
-  rounded.a = a, rounded.a_row = a_row, rounded.runs = &whole, rounded.run_count = 1;
+  rounded.a = a, rounded.a_row = a_row, rounded.runs = &whole, rounded.run_count = 1, rounded.width = 0;
   source_product<Bf16Pairs>(all, rounded, s, c);
 }
 
@@ -130,12 +130,12 @@ void few_product(const Gemm& all, const Block& few, int64_t columns, const Sourc
     float* to = a + i * kBlockColumns;
     to[whole.count - 1] = 0;
     for (int64_t r = 0, k = 0; r < few.run_count; r++) {
-      const float* from = few.a + i * few.a_row + few.runs[r].offset;
+      const float* from = row_of(few, i) + few.runs[r].offset;
       for (const int64_t end = k + few.runs[r].count; k < end; k++) to[k] = *from++ * (scale ? scale[k] : 1.f);
     }
   }
   Block g = few;
-  g.a = a, g.a_row = kBlockColumns, g.runs = &whole, g.run_count = 1;
+  g.a = a, g.a_row = kBlockColumns, g.runs = &whole, g.run_count = 1, g.width = 0;
   source_product<Widened>(all, g, s, c);
 }
 
@@ -185,11 +185,11 @@ extern "C" void GHOST_SYMBOL(gemm_bf16)(const Gemm& all) {
   if (tiles_pay(all)) return product_by_tiles(all);
 #elif defined(__AVX512BF16__)
   if (rounds(all))
-    return over_blocks<2>(all, [&](const Block& g, int64_t columns, const Source& s, float* c) {
+    return over_blocks<2, false>(all, [&](const Block& g, int64_t columns, const Source& s, float* c) {
       rounded_product(all, g, columns, s, c);
     });
 #endif
-  over_blocks<2>(
+  over_blocks<2, true>(
       all, [&](const Block& g, int64_t columns, const Source& s, float* c) { widened_product(all, g, columns, s, c); });
 }
 

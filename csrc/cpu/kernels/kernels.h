@@ -54,6 +54,9 @@ struct Gemm {
   int64_t run_count = 0;           // at most kMostRuns
   Ahead* ahead = nullptr;          // or null
   const float* scale_k = nullptr;  // only for gemm_bf16: [k], factors of A's columns, or null
+  // Rows of A in groups, such as the pixels of rows of a map: row i is a + i / a_width * a_group + i % a_width * a_row.
+  // 0: they are one group. With groups a_col is 1, and B is packed.
+  int64_t a_width = 0, a_group = 0;
 };
 
 // B[k][n] = weight[n * w_row + k * w_col] * scale_n[n] * scale_k[k] in panels, panel_floats(n, k) of them.
@@ -89,6 +92,20 @@ struct Depthwise {
   bool relu;
   int64_t stride = 1;
   int64_t in_width = 0;  // pixels of an input row, with a stride above 1; with 1 it is `width`
+};
+
+// A row of a depthwise convolution with any kernel: `width` output pixels.
+struct DepthwiseRow {
+  const float* const* rows;  // [kernel_h], each [in_width x channels]; one outside the map points at zeros
+  int64_t in_pixel, in_width, width, channels;
+  int64_t kernel_h, kernel_w;
+  int64_t stride, padding, dilation;  // of columns
+  const float* weight;                // [kernel_h * kernel_w x padded(channels)], taps row by row
+  int64_t weight_row;
+  const float* bias;  // padded(channels), or null
+  float* out;         // [width x channels]
+  int64_t out_pixel;  // only `channels` floats of a pixel are written
+  bool relu;
 };
 
 // grad[tap][channel] += sum over pixels of g times the input under the tap.
@@ -196,25 +213,21 @@ struct Kernels {
   void (*pack)(const Pack&);
   void (*fold)(const Fold&);
   void (*depthwise)(const Depthwise&);
+  void (*depthwise_row)(const DepthwiseRow&);
   void (*depthwise_weight_grad)(const DepthwiseWeightGrad&);
   void (*depthwise_input_grad)(const DepthwiseInputGrad&);
-  void (*axis_conv)(const AxisConv&);
-  void (*axis_weight_grad)(const AxisWeightGrad&);
-  // out = x * gate, [width x channels], by the small map's row `gate`; out may be x
-  void (*multiply_upsampled)(const Upsampled&, const float* gate, int64_t gate_pixel, float* out, int64_t out_pixel);
-  // sum += x * y: of all pixels that are with a pixel of the small map's row `sum`
-  void (*sum_downsampled)(const Upsampled&, const float* y, int64_t y_pixel, float* sum, int64_t sum_pixel);
-  // the means of 2 x 2 pixels of two rows, [width x channels], and back: a quarter of each to both rows
-  void (*pool_pairs)(const float* upper, const float* lower, int64_t x_pixel, int64_t width, int64_t channels,
-                     float* out, int64_t out_pixel);
-  void (*unpool_pairs)(const float* grad, int64_t grad_pixel, int64_t width, int64_t channels, float* upper,
-                       float* lower, int64_t out_pixel);
   // y = act(z * scale + shift), `channels` floats a pixel written
   void (*affine)(const float* z, int64_t z_pixel, const Affine&, float* y, int64_t y_pixel, int64_t pixels,
                  int64_t channels);
   // out = x + y; out may be either
   void (*add)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out, int64_t out_pixel,
               int64_t pixels, int64_t channels);
+  // out = x * y; out may be either
+  void (*multiply)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out, int64_t out_pixel,
+                   int64_t pixels, int64_t channels);
+  // to = max(to, from); NaN is the largest
+  void (*take_largest)(const float* from, int64_t from_pixel, float* to, int64_t to_pixel, int64_t pixels,
+                       int64_t channels);
   // row j of each of n columns' packed panels, k rows long, times scale[j]: panel_floats(n, k), [k], panel_floats(n, k)
   void (*scale_panels)(const float* from, const float* scale, int64_t k, int64_t n, float* to);
   void (*sum)(const float* x, int64_t x_pixel, int64_t pixels, int64_t channels, float* sum);
@@ -234,6 +247,17 @@ struct Kernels {
   void (*scatter)(const float* from, int64_t from_row, int64_t from_pixel, int64_t rows, int64_t width,
                   int64_t channels, const Strided& to);
   double (*fma_chain)(int64_t steps);  // runs 24 independent FMA chains; returns the FLOPs done
+  void (*axis_conv)(const AxisConv&);
+  void (*axis_weight_grad)(const AxisWeightGrad&);
+  // out = x * gate, [width x channels], by the small map's row `gate`; out may be x
+  void (*multiply_upsampled)(const Upsampled&, const float* gate, int64_t gate_pixel, float* out, int64_t out_pixel);
+  // sum += x * y: of all pixels that are with a pixel of the small map's row `sum`
+  void (*sum_downsampled)(const Upsampled&, const float* y, int64_t y_pixel, float* sum, int64_t sum_pixel);
+  // the means of 2 x 2 pixels of two rows, [width x channels], and back: a quarter of each to both rows
+  void (*pool_pairs)(const float* upper, const float* lower, int64_t x_pixel, int64_t width, int64_t channels,
+                     float* out, int64_t out_pixel);
+  void (*unpool_pairs)(const float* grad, int64_t grad_pixel, int64_t width, int64_t channels, float* upper,
+                       float* lower, int64_t out_pixel);
 };
 
 }  // namespace ghost

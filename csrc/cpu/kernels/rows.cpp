@@ -104,6 +104,30 @@ extern "C" void GHOST_SYMBOL(add)(const float* x, int64_t x_pixel, const float* 
   });
 }
 
+extern "C" void GHOST_SYMBOL(multiply)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out,
+                                       int64_t out_pixel, int64_t pixels, int64_t channels) {
+  over_channels(channels, [&](auto v, int64_t c, auto lanes) {
+    using V = decltype(v);
+    const float *a = x + c, *b = y + c;
+    float* to = out + c;
+    for (int64_t i = 0; i < pixels; i++, a += x_pixel, b += y_pixel, to += out_pixel)
+      store_some<V>(to, load_some<V>(a, lanes) * load_some<V>(b, lanes), lanes);
+  });
+}
+
+extern "C" void GHOST_SYMBOL(take_largest)(const float* from, int64_t from_pixel, float* to, int64_t to_pixel,
+                                           int64_t pixels, int64_t channels) {
+  over_channels(channels, [&](auto v, int64_t c, auto lanes) {
+    using V = decltype(v);
+    const float* a = from + c;
+    float* b = to + c;
+    for (int64_t i = 0; i < pixels; i++, a += from_pixel, b += to_pixel) {
+      const auto x = load_some<V>(a, lanes), m = load_some<V>(b, lanes);
+      store_some<V>(b, x == x ? V::max(x, m) : x, lanes);  // max gives m where that is NaN
+    }
+  });
+}
+
 extern "C" void GHOST_SYMBOL(scale_panels)(const float* from, const float* scale, int64_t k, int64_t n, float* to) {
   for (int64_t c = 0; c < n; c += ghost::kPanel) {
     const int64_t width = n - c <= 8 ? 8 : ghost::kPanel;

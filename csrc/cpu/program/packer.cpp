@@ -61,9 +61,8 @@ const float* Packer::lanes_epilogue(const Layer& l, const Channels& c, bool has_
   float *bias = scratch_.floats(count), *slopes = scratch_.floats(count);
   const float* scale = epilogue(l, c.count(), bias, slopes);
   const auto spread = [&](const float* from, float* to) {
-    std::fill_n(to, padded(c.pixel()), 0.f);
-    std::copy_n(from, c.first, to);
-    std::copy_n(from + c.first, c.second, to + c.second_at());
+    std::fill_n(to, padded(c.width()), 0.f);
+    c.each([&](int64_t lane, int64_t channel, int64_t some) { std::copy_n(from + channel, some, to + lane); });
   };
   if (has_bias) spread(bias, at(l.bias));
   if (l.packs_slopes()) spread(slopes, at(l.slopes));
@@ -79,15 +78,15 @@ void Packer::product(const Layer& l, int64_t n, int64_t k) {
     raw_[l.raw] = from;
 }
 
-void Packer::taps(const Layer& l, const float* weight, int64_t kernel, const float* scale,
-                  std::initializer_list<Piece> pieces, int64_t row) const {
-  const int64_t taps = kernel * kernel;
+void Packer::taps(const Layer& l, const float* weight, int64_t taps, const float* scale, const Channels& channels,
+                  int64_t row) const {
   float* out = at(l.weight);
   std::fill(out, out + taps * row, 0.f);
-  for (const Piece& p : pieces)
-    for (int64_t c = 0; c < p.count; c++)
+  channels.each([&](int64_t lane, int64_t channel, int64_t count) {
+    for (int64_t c = channel; c < channel + count; c++)
       for (int64_t i = 0; i < taps; i++)
-        out[i * row + p.to + c] = weight[(p.from + c) * taps + i] * (scale ? scale[p.from + c] : 1.f);
+        out[i * row + lane + c - channel] = weight[c * taps + i] * (scale ? scale[c] : 1.f);
+  });
 }
 
 std::vector<const float*> Packer::finish() const {

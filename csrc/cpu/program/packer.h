@@ -11,14 +11,10 @@ namespace ghost {
 
 class Packer {
  public:
-  /// Channels `from` and on of a parameter go to lanes `to` and on.
-  struct Piece {
-    int64_t from, to, count;
-  };
-
   Packer(const Program& program, const std::vector<abi::Tensor>& parameters, float* packed, Scratch& scratch)
       : program_(program), parameters_(parameters), packed_(packed), scratch_(scratch), raw_(program.raw_layers) {}
 
+  const WeightFormat& format() const { return *program_.format; }
   float* at(int64_t float_index) const { return packed_ + float_index; }
 
   /// The next parameter, dense; raises where its shape is another.
@@ -37,9 +33,9 @@ class Packer {
   void panels(const Layer& layer, const float* weight, int64_t n, int64_t k, const float* scale) const {
     program_.format->pack(weight, n, k, scale, at(layer.weight));
   }
-  /// [channels][taps] as [taps] rows of `row` floats, pieces of channels each in its place.
-  void taps(const Layer& layer, const float* weight, int64_t kernel, const float* scale,
-            std::initializer_list<Piece> pieces, int64_t row) const;
+  /// [channels][taps] as [taps] rows of `row` floats, each of `channels` in its lane; those past them are left out.
+  void taps(const Layer& layer, const float* weight, int64_t taps, const float* scale, const Channels& channels,
+            int64_t row) const;
 
   /// The weights that are not packed, by the layers' numbers. Raises where parameters are left.
   std::vector<const float*> finish() const;

@@ -1,5 +1,6 @@
 #include "parse.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <cstring>
@@ -8,7 +9,7 @@
 namespace ghost {
 namespace {
 
-constexpr int64_t kFormat = 3;
+constexpr int64_t kFormat = 4;
 constexpr int64_t kMostKinds = 64;
 
 /// Filled when the library is loaded, before anything is parsed.
@@ -70,21 +71,30 @@ Layer StepReader::layer() {
   return l;
 }
 
-int64_t StepReader::writer_of(int64_t slot) const {
-  if (writer_[slot] < 0) refuse("slot " + std::to_string(slot) + " is read before it is written");
-  return writer_[slot];
+const Source& StepReader::map_in(int64_t slot) {
+  if (maps_[slot].step < 0) refuse("slot " + std::to_string(slot) + " is read before it is written");
+  read_.push_back(slot);
+  return maps_[slot];
 }
 
-void StepReader::read_map(Step& t, int64_t slot, int64_t channels) const {
-  t.in = writer_of(slot);
-  t.in_channels = step(t.in).out_channels;
-  t.channels = channels ? channels : t.in_channels.count();
-  if (t.in_channels.count() != t.channels) refuse("channels that do not fit the slot that is read");
+const Source& StepReader::read_map(Step& t, int64_t slot, int64_t channels) {
+  t.sources.push_back(map_in(slot));
+  const Source& source = t.sources.back();
+  if (channels && source.channels.count() != channels) refuse("channels that do not fit the slot that is read");
+  if (t.sources.size() == 1) t.channels = source.channels.count();
+  return source;
 }
 
-void StepReader::check_slots(const Step& t) const {
-  for (const int64_t source : {t.in, t.residual})
-    if (source >= 0 && step(source).out == t.out) refuse("a slot that is read and written at once");
+const Source& StepReader::read_vectors(Step& t, int64_t slot, int64_t channels) {
+  const Source& source = read_map(t, slot, channels);
+  if (!step(source.step).whole_vectors) refuse("whole vectors of an input by channels");
+  return source;
+}
+
+void StepReader::view(int64_t slot, Source source) {
+  if (std::count(read_.begin(), read_.end(), slot)) refuse("a slot that is read and written at once");
+  if (source.step == 0) program_.copies_entry = true;
+  maps_[slot] = std::move(source);
 }
 
 int64_t StepReader::take(int64_t floats) {
@@ -121,26 +131,54 @@ Program Program::parse(const std::vector<int64_t>& list, bool for_one_call) {
   const int64_t precision = r.any();
   p.format = weight_format(precision);
   if (!p.format) unknown("precision", precision);
-  r.writer_.assign(p.slots, -1);
+  r.maps_.assign(p.slots, {});
   while (!r.at_end()) {
-    if (!p.steps.empty() && p.steps.back()->returns_map()) refuse("steps after the last one");
     const int64_t code = r.any();
     if (code < 0 || code >= kMostKinds || !kinds()[code]) unknown("kind", code);
+    r.read_.clear();
     std::unique_ptr<Step> step = kinds()[code](r);
+    if (!p.outputs.empty() && (!step || !step->returns_map())) refuse("steps after the last one");
+    if (r.features && (!step || !step->makes_features())) refuse("a map's step after the pooling");
+    if (!step) continue;
     Step& t = *step;
-    if (r.features && !t.makes_features()) refuse("a map's step after the pooling");
     if (p.steps.empty() != t.is_entry()) refuse("a first step that does not read the input, or another that does");
+    if (std::count(r.read_.begin(), r.read_.end(), t.out)) refuse("a slot that is read and written at once");
     if (t.is_entry()) p.in_channels = t.channels;
-    t.index = p.size(), t.packed_end = p.packed_floats;
-    if (t.out >= 0) r.writer_[t.out] = t.index;
+    t.index = t.container = p.size(), t.packed_end = p.packed_floats;
+    if (t.out >= 0) r.maps_[t.out] = {t.index, 0, t.out_channels};
     if (t.squeeze) r.squeeze = t.out_channels.count();
+    if (t.returns_map()) p.outputs.push_back(t.index);
     p.steps.push_back(std::move(step));
   }
   p.returns_features = r.features > 0;
-  if (!p.returns_features && (p.steps.empty() || !p.steps.back()->returns_map()))
-    refuse("neither a map nor features come out");
-  p.out_channels = p.returns_features ? r.features : p.steps.back()->channels;
+  if (!p.returns_features && p.outputs.empty()) refuse("neither a map nor features come out");
+  if (p.returns_features) p.out_channels = r.features;
+  p.place_in_containers();
   return p;
+}
+
+/// Lets maps that are concatenated be made side by side where the concatenation is, each in the first one that takes
+/// it.
+void Program::place_in_containers() {
+  const auto may_move = [&](const Source& source) {
+    const Step& t = *steps[source.step];
+    return t.container == t.index && source.lane == 0 && source.channels.count() == t.out_channels.count();
+  };
+  for (const auto& step : steps) {
+    if (!step->holds_sources()) continue;
+    int64_t lane = 0;
+    Channels all;
+    for (const Source& source : step->sources) {
+      lane = all.append(source.channels);
+      if (!may_move(source)) continue;
+      Step& t = *steps[source.step];
+      t.container = step->index, t.container_lane = lane;
+      if (source.step == 0) copies_entry = true;
+    }
+  }
+  for (const auto& step : steps)  // a container may be within another
+    for (int64_t at = step->container; steps[at]->container != at; step->container = at = steps[at]->container)
+      step->container_lane += steps[at]->container_lane;
 }
 
 }  // namespace ghost

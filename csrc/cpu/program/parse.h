@@ -28,18 +28,26 @@ class StepReader {
   int64_t stride() { return within(1, 64, "stride"); }
   int64_t padding() { return within(0, 64, "padding"); }
   int64_t odd_kernel();
+  Size sizes(int64_t low, int64_t high, const char* what) {
+    const int64_t h = within(low, high, what);
+    return {h, within(low, high, what)};
+  }
   int64_t slot() { return within(0, program_.slots - 1, "slot"); }
   int64_t slot_or_none(const char* what) { return within(-1, program_.slots - 1, what); }
   Layer layer();
 
-  /// The step that has written a slot.
-  int64_t writer_of(int64_t slot) const;
-  /// Lets the step read a slot of so many channels (0: any).
-  void read_map(Step& step, int64_t slot, int64_t channels) const;
-  /// Refuses a step that writes the slot that it reads.
-  void check_slots(const Step& step) const;
+  /// The map in a slot.
+  const Source& map_in(int64_t slot);
+  /// Lets the step read a slot of so many channels (0: any), as one source more. Returns the source.
+  const Source& read_map(Step& step, int64_t slot, int64_t channels);
+  /// The same, and whole vectors of channels are read.
+  const Source& read_vectors(Step& step, int64_t slot, int64_t channels);
+  /// Puts a view of some channels of a map into a slot.
+  void view(int64_t slot, Source source);
 
   const Step& step(int64_t index) const { return program_[index]; }
+  /// How many steps before this one return a map.
+  int64_t outputs() const { return static_cast<int64_t>(program_.outputs.size()); }
   const WeightFormat& format() const { return *program_.format; }
 
   /// Room for a layer of so many floats of weights and so many channels.
@@ -61,13 +69,14 @@ class StepReader {
   Program& program_;
   const bool for_one_call_;
   size_t at_ = 0;
-  std::vector<int64_t> writer_;  // of each slot, the step; -1: none yet
+  std::vector<Source> maps_;   // in each slot; of no step where there is none yet
+  std::vector<int64_t> read_;  // slots that the step reads
 };
 
 /// Makes a kind of step known by the number that lists have for it. Each file in steps/ has one.
 class StepKind {
  public:
-  using Parse = std::unique_ptr<Step> (*)(StepReader&);
+  using Parse = std::unique_ptr<Step> (*)(StepReader&);  // null: there is nothing to do for it
   StepKind(int64_t code, Parse parse);
 };
 

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -47,7 +48,7 @@ constexpr double kMadeTwice = 1.2;  // at most so many times a map's rows are ma
 
 Needs Step::needs(const StepPlan&) const {
   Needs n;
-  if (squeeze) n.sums = sum_floats(out_channels.pixel());
+  if (squeeze) n.sums = sum_floats(out_channels.width());
   return n;
 }
 
@@ -63,17 +64,30 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
   const auto is_small = [&](int64_t step) { return steps[step].h * steps[step].w <= kSmallMap; };
   first_small_map = count;
   while (first_small_map > 0 && (p[first_small_map - 1].out < 0 || is_small(first_small_map - 1))) first_small_map--;
-  while (first_small_map < count && p[first_small_map].in >= 0 && !is_small(p[first_small_map].in))
-    first_small_map++;  // it reads a large map, while rows of that are in cache
-  ends = ends_of_runs(p, first_small_map);
+  const auto reads_large_map = [&](int64_t step) {
+    const auto& sources = p[step].sources;
+    return std::any_of(sources.begin(), sources.end(), [&](const Source& s) { return !is_small(s.step); });
+  };
+  while (first_small_map < count && reads_large_map(first_small_map))
+    first_small_map++;  // while rows of that are in cache
+  ends = ends_of_runs(p, steps, first_small_map);
   const Readers readers = readers_of(p);
   if (shares == 1) keep_rows_in_use(p, ends, readers, steps);
+  is_only_returned.assign(count, false);
+  for (const int64_t i : p.outputs) {
+    const Source& source = p[i].sources[0];
+    const Step& t = p[source.step];
+    is_only_returned[source.step] = readers[source.step].size() == 1 && t.container == source.step &&
+                                    !t.holds_sources() && source.channels.count() == t.out_channels.count();
+  }
   per_image.assign(count, false);
   for (int64_t i = first_small_map; i < count; i++) {
     per_image[i] = true;
-    for (int64_t source : {p[i].in, p[i].residual})
-      if (source >= 0) per_image[source] = true;
+    for (const Source& source : p[i].sources) per_image[source.step] = true;
   }
+  for (int64_t i = 0; i < count; i++)
+    if (per_image[i]) per_image[p[i].container] = true;
+  for (int64_t i = 0; i < count; i++) per_image[i] = per_image[p[i].container];
   // Steps of one run are under way at once; others are one after the other.
   std::vector<int64_t> time(count);
   for (int64_t i = 0, run = 0; i < count; i++) {
@@ -87,20 +101,26 @@ Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shar
 void Plan::set_sizes(const Program& p, int64_t h, int64_t w) {
   for (const auto& step : p.steps) {
     const Step& t = *step;
-    StepPlan s{1, 1, 1, 1, Partition::rows, 1, {}, {}, {}};
+    StepPlan s{1, 1, 1, 1, {}, {}, Partition::rows, 1, {}, {}, {}};
+    const auto size_of = [&](int64_t step) { return Size{steps[step].h, steps[step].w}; };
+    for (const Source& source : t.sources) s.sources.push_back(size_of(source.step));
+    for (const int64_t step : t.like) s.like.push_back(size_of(step));
     if (t.is_entry()) s.in_h = s.h = h, s.in_w = s.w = w;
-    if (t.in >= 0) s.in_h = s.h = steps[t.in].h, s.in_w = s.w = steps[t.in].w;
-    if (!t.set_size(s)) fail_to_fit(h, w);
-    if (t.residual >= 0 && (steps[t.residual].h != s.h || steps[t.residual].w != s.w))
+    if (!t.sources.empty()) s.in_h = s.h = s.sources[0].h, s.in_w = s.w = s.sources[0].w;
+    if (!t.set_size(s) || s.h < 1 || s.w < 1) fail_to_fit(h, w);
+    if (t.residual >= 0 && !(s.sources[t.residual] == Size{s.h, s.w}))
       throw std::runtime_error("ghost_ops.program: steps: expected a residual of the output's size");
-    s.partition = partition_of(t, s, shares, t.in >= 0 ? steps[t.in].partition : Partition::rows);
+    s.partition = partition_of(t, s, shares, t.sources.empty() ? Partition::rows : steps[t.sources[0].step].partition);
     s.phases = shares == 1 ? 1 : t.phases(s);
     s.out.rows = s.unfinished.rows = s.h;
     s.needs = t.needs(s);
+    if (s.needs.zeros) {  // as far from pixel to pixel as in the map that the row is outside of
+      const auto pixel = [&](const Step& of) { return p[of.container].out_channels.width(); };
+      s.needs.zeros = std::max({s.needs.zeros, s.in_w * pixel(p[t.sources[0].step]), s.w * pixel(t)});
+    }
     features = std::max(features, s.needs.features);
     flops += 2 * s.h * s.w * (t.work().products + t.work().taps);
-    if (t.returns_map()) out_h = s.h, out_w = s.w;
-    steps.push_back(s);
+    steps.push_back(std::move(s));
   }
 }
 
@@ -122,16 +142,36 @@ void Plan::place(const Program& p, const Readers& readers, const std::vector<int
     if (t.squeeze) mean = std::max(mean, padded(t.out_channels.count()));
     if (const int64_t floats = s.needs.scratch + s.unfinished.rows * s.w * t.unfinished_pixel())
       m.scratch[i] = shared.place(floats, time[i], time[i]);
-    if (t.out < 0) continue;
-    const int64_t last = time[readers[i].empty() ? i : readers[i].back()];
-    m.values[i] = (per_image[i] ? own : shared).place(s.out.rows * s.w * t.out_channels.pixel(), time[i], last);
   }
+  place_maps(p, readers, time, begin, end, own, shared);
   const auto take = [&](Storage& from, int64_t floats) { return from.place(floats, 0, 2 * count); };
   m.mean = take(own, mean), m.excitation = take(own, mean), m.image_scratch = take(own, most.image_scratch);
   m.zeros = take(shared, most.zeros), m.zero_floats = most.zeros;
   m.sums = take(shared, most.sums * shares), m.sums_of_share = most.sums;
   m.share_scratch = take(shared, most.share_scratch * shares), m.scratch_of_share = most.share_scratch;
   m.own_floats = own.floats(), m.shared_floats = shared.floats();
+}
+
+/// A map is there from the first step that writes into it to the last one that reads of it.
+void Plan::place_maps(const Program& p, const Readers& readers, const std::vector<int64_t>& time, int64_t begin,
+                      int64_t end, Storage& own, Storage& shared) {
+  struct Use {
+    int64_t first, last;
+  };
+  std::vector<Use> uses(p.steps.size(), Use{std::numeric_limits<int64_t>::max(), -1});
+  for (int64_t i = begin; i < end; i++) {
+    if (p[i].out < 0) continue;
+    Use& use = uses[p[i].container];
+    use.first = std::min(use.first, time[i]), use.last = std::max(use.last, time[i]);
+    for (const Reader& reader : readers[i]) use.last = std::max(use.last, time[reader.step]);
+  }
+  for (int64_t i = begin; i < end; i++) {
+    const StepPlan& s = steps[i];
+    if (uses[i].last < 0) continue;
+    const int64_t floats = s.out.rows * s.w * p[i].out_channels.width();
+    workspace.values[i] = (per_image[i] ? own : shared).place(floats, uses[i].first, uses[i].last);
+  }
+  for (int64_t i = begin; i < end; i++) workspace.values[i] = workspace.values[p[i].container] + p[i].container_lane;
 }
 
 /// Large maps by bands of rows, where not too many rows at their borders are made twice: no thread waits for another or

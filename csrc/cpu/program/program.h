@@ -12,19 +12,25 @@
 namespace ghost {
 
 struct Program {
-  std::vector<std::unique_ptr<const Step>> steps;
+  std::vector<std::unique_ptr<Step>> steps;  // they do not change once the program is there
   const WeightFormat* format = nullptr;
   int64_t slots = 0;
   int64_t packed_floats = 0;
   int64_t raw_layers = 0;  // whose weights are not packed
-  int64_t in_channels = 0, out_channels = 0;
-  bool returns_features = false;  // N x C, not a map
+  int64_t in_channels = 0;
+  int64_t out_channels = 0;       // of the features
+  bool returns_features = false;  // N x C, not maps
+  std::vector<int64_t> outputs;   // the steps that return maps
+  bool copies_entry = false;      // the input is never read where it is
 
   int64_t size() const { return static_cast<int64_t>(steps.size()); }
   const Step& operator[](int64_t step) const { return *steps[step]; }
 
   /// Raises where ghost_ops did not write the list. `for_one_call`: parameters are packed for this one call.
   static Program parse(const std::vector<int64_t>& list, bool for_one_call = false);
+
+ private:
+  void place_in_containers();
 };
 
 }  // namespace ghost

@@ -15,31 +15,45 @@ ProgramRun::ProgramRun(const ProgramCall& call, const Plan& plan, float* shared,
       k_(ghost::kernels()),
       shared_(shared),
       own_(own),
+      dense_channels_(program_.outputs.size()),
       values_(program_.steps.size()),
       ahead_(plan.shares) {
   std::fill_n(shared_ + m_.zeros, m_.zero_floats, 0.f);
   for (int64_t i = 0; i < program_.size(); i++) {
-    const Channels& c = program_[i].out_channels;
+    const Step& t = program_[i];
     const StepPlan& s = plan.steps[i];
     float* memory = plan.per_image[i] ? own_ : shared_;
-    if (program_[i].out >= 0) values_[i] = {memory + m_.values[i], s.h, s.w, c.pixel(), c.second_at(), c, true, s.out};
+    const int64_t pixel = program_[t.container].out_channels.width();
+    if (t.out >= 0) values_[i] = {memory + m_.values[i], s.h, s.w, pixel, &t.out_channels, true, s.out};
   }
-  if (!call_.out || !call_.out->direct) return;
-  const int64_t last = program_.steps.back()->in;
-  if (program_[last].writes_in_place(*call_.out)) in_place_ = last;
+  find_places();
+}
+
+/// Maps that only are returned may be made in the caller's tensor, where channels lie as it has them.
+void ProgramRun::find_places() {
+  if (!call_.outs) return;
+  const int64_t outputs = static_cast<int64_t>(program_.outputs.size());
+  in_place_.assign(outputs, -1);
+  for (int64_t i = 0; i < outputs; i++) {
+    const Source& source = program_[program_.outputs[i]].sources[0];
+    if (plan_.is_only_returned[source.step] && out(i).direct && program_[source.step].writes_in_place(out(i)))
+      in_place_[i] = source.step, dense_channels_[i] = source.channels.dense();
+  }
 }
 
 void ProgramRun::begin(int64_t image) {
   image_ = image;
   std::fill(ahead_.begin(), ahead_.end(), Ahead{});
-  if (x().direct && program_[0].reads_in_place(x())) {
+  if (x().direct && !program_.copies_entry && program_[0].reads_in_place(x())) {
     Value& v = values_[0];
     v.data = reinterpret_cast<float*>(x().at(image, 0)), v.pixel = x().pixel, v.is_padded = false;
   }
-  if (in_place_ >= 0) {
-    Value& v = values_[in_place_];
-    v.data = reinterpret_cast<float*>(out().at(image, 0)), v.pixel = out().pixel;
-    v.second_at = v.channels.first, v.is_padded = false;
+  for (size_t i = 0; i < in_place_.size(); i++) {
+    if (in_place_[i] < 0) continue;
+    Value& v = values_[in_place_[i]];
+    const Map& map = call_.outs[i];
+    v.data = reinterpret_cast<float*>(map.at(image, 0)), v.pixel = map.pixel;
+    v.channels = &dense_channels_[i], v.is_padded = false;
   }
 }
 
@@ -128,7 +142,7 @@ Region ProgramRun::region(const Step& t, int64_t share) const {
 /// from memory: half a line a column.
 Ahead* ProgramRun::ahead_of(const Step& t, int64_t y, int64_t count, int64_t share) {
   Ahead& a = ahead_[share];
-  const Value& x = values_[t.in];
+  const Value& x = values_[t.sources[0].step];
   if (!x.is_padded) {
     const int64_t row = x.w * x.pixel, end = std::min(x.h, y + 2 * count);
     a = {reinterpret_cast<const char*>(x.data + (y + count) * row), reinterpret_cast<const char*>(x.data + end * row),
@@ -169,16 +183,14 @@ void Step::run_phase(ProgramRun& run, int64_t phase, int64_t share) const {
   if (squeeze && s.partition == Partition::columns) take_means(run, g, share, 1);
 }
 
-/// From sums of lanes, of which those between the halves of a pixel are not of channels.
+/// From sums of lanes, of which those between the pieces of a pixel are not of channels.
 void Step::take_means(ProgramRun& run, const Region& g, int64_t share, int64_t shares) const {
   const Value& out = run.value(*this);
-  const auto half = [&](int64_t lane, int64_t count, int64_t channel) {
+  out.channels->each([&](int64_t lane, int64_t channel, int64_t count) {
     const int64_t begin = std::max(lane, g.c0), end = std::min(lane + count, g.c1);
     run.take_means(run.sums_of(*this, share) + begin - g.c0, shares, end - begin, g.c1 - g.c0, out,
                    run.mean() + channel + begin - lane);
-  };
-  half(0, out.channels.first, 0);
-  half(out.second_at, out.channels.second, out.channels.first);
+  });
 }
 
 }  // namespace ghost

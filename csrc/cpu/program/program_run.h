@@ -9,19 +9,19 @@ namespace ghost {
 
 constexpr int64_t kShareFlops = 1 << 19;  // less than this is not worth a thread
 
-/// A map inside: NHWC float32, rows dense. Where it is in a workspace its halves are padded to multiples of 8; a
-/// caller's map is not.
+/// A map inside, or a view of some of its channels: NHWC float32, rows dense. Where it is in a workspace its pieces are
+/// padded to multiples of 8; a caller's map is not.
 struct Value {
   float* data = nullptr;
-  int64_t h = 0, w = 0, pixel = 0, second_at = 0;
-  Channels channels;
+  int64_t h = 0, w = 0, pixel = 0;
+  const Channels* channels = nullptr;
   bool is_padded = true;
 
   Ring ring;
 
   float* row(int64_t y) const { return data + ring.place(y) * w * pixel; }
   /// Lanes [c0, c1) of a pixel, as far as they may be read.
-  int64_t lanes(int64_t c0, int64_t c1) const { return (is_padded ? c1 : std::min(c1, channels.count())) - c0; }
+  int64_t lanes(int64_t c0, int64_t c1) const { return (is_padded ? c1 : std::min(c1, channels->count())) - c0; }
   int64_t width_of(int64_t channels) const { return is_padded ? by_eight(channels) : channels; }
 };
 
@@ -31,7 +31,7 @@ struct ProgramCall {
   const float* packed;
   const std::vector<const float*>& raw_weights;
   const Map& x;
-  const Map* out;  // where a map goes; null where the program returns features
+  const Map* outs;  // where maps go; null where the program returns features
   float* features;
   int64_t features_row;
 };
@@ -62,13 +62,18 @@ class ProgramRun {
   const Kernels& kernels() const { return k_; }
   const WeightFormat& format() const { return *program_.format; }
   const Map& x() const { return call_.x; }
-  const Map& out() const { return *call_.out; }
+  const Map& out(int64_t output) const { return call_.outs[output]; }
   int64_t image() const { return image_; }
   int64_t shares() const { return plan_.shares; }
   const StepPlan& plan(const Step& t) const { return plan_.steps[t.index]; }
-  const Value& value(int64_t step) const { return values_[step]; }
   const Value& value(const Step& t) const { return values_[t.index]; }
-  bool is_written_in_place(int64_t step) const { return step == in_place_; }
+  Value value(const Source& source) const {
+    Value v = values_[source.step];
+    if (v.is_padded) v.data += source.lane, v.channels = &source.channels;
+    return v;
+  }
+  /// Whether the output's map was made in its place.
+  bool is_written_in_place(int64_t output) const { return in_place_[output] >= 0; }
   const float* packed(int64_t at) const { return call_.packed + at; }
   const float* raw_weight(const Layer& l) const { return call_.raw_weights[l.raw]; }
   float* features() const { return call_.features + image_ * call_.features_row; }
@@ -108,6 +113,8 @@ class ProgramRun {
  private:
   class RowExecutor;
 
+  void find_places();
+
   const ProgramCall& call_;
   const Program& program_;
   const Plan& plan_;
@@ -115,10 +122,11 @@ class ProgramRun {
   const Kernels& k_;
   float *shared_, *own_;
   int64_t image_ = 0;
-  bool is_only_one_ = true;    // no other image is under way with it
-  int64_t in_place_ = -1;      // the step that writes into the caller's output itself
-  std::vector<Value> values_;  // what each step writes
-  std::vector<Ahead> ahead_;   // of each share
+  bool is_only_one_ = true;               // no other image is under way with it
+  std::vector<int64_t> in_place_;         // of each output, the step that writes into it itself; -1: none
+  std::vector<Channels> dense_channels_;  // of each output
+  std::vector<Value> values_;             // what each step writes
+  std::vector<Ahead> ahead_;              // of each share
 };
 
 /// Rows of features of all images, which a step makes others of.

@@ -27,31 +27,36 @@ void advance(const Program& p, const std::vector<StepPlan>& plans, std::vector<P
   Progress& r = progress[step];
   if (r.done >= rows) return;
   const int64_t most = t.rows_at_once(s), halo = t.halo();
-  const auto advance_input = [&](int64_t end) {
-    if (t.in >= 0) advance(p, plans, progress, t.in, std::min(s.in_h, t.input_rows(0, end).end), work);
+  const auto advance_sources = [&](int64_t end) {
+    for (size_t i = 0; i < t.sources.size(); i++) {
+      if (static_cast<int64_t>(i) == t.residual) continue;
+      const int64_t wanted = std::min(s.sources[i].h, t.source_rows(s, static_cast<int64_t>(i), 0, end).end);
+      advance(p, plans, progress, t.sources[i].step, wanted, work);
+    }
   };
   if (r.begun == 0) work.start(step);
   while (r.done < rows) {
     if (!t.has_two_stages()) {
       const int64_t count = std::min({most, rows_of(r, s) - r.done, s.out.room(r.done)});
-      advance_input(r.done + count);
+      advance_sources(r.done + count);
       work.make_rows(step, r.done, count);
       r.begun = r.done += count;
       continue;
     }
     const int64_t end = std::min({s.h, r.begun + most, rows_of(r, s) + halo});
-    advance_input(end);
+    advance_sources(end);
     const Ring& ahead = t.makes_output() ? s.out : s.unfinished;
     for (int64_t count; r.begun < end; r.begun += count) {
-      count = std::min({end - r.begun, plans[t.in].out.room(r.begun), ahead.room(r.begun)});
+      count = std::min({end - r.begun, plans[t.sources[0].step].out.room(r.begun), ahead.room(r.begun)});
       work.make_rows(step, r.begun, count);
     }
     const int64_t ready = std::min(rows_of(r, s), end == s.h ? end : end - halo);
     if (ready <= r.done) continue;
-    if (t.residual >= 0) advance(p, plans, progress, t.residual, ready, work);
+    const int64_t residual = t.residual < 0 ? -1 : t.sources[t.residual].step;
+    if (residual >= 0) advance(p, plans, progress, residual, ready, work);
     for (int64_t count; r.done < ready; r.done += count) {
       count = std::min({ready - r.done, s.out.room(r.done), ahead.room(r.done)});
-      if (t.residual >= 0) count = std::min(count, plans[t.residual].out.room(r.done));
+      if (residual >= 0) count = std::min(count, plans[residual].out.room(r.done));
       work.finish_rows(step, r.done, count);
     }
   }
@@ -65,7 +70,6 @@ inline std::vector<Progress> progress_for_rows(const Program& p, const std::vect
   for (int64_t i = 0; i < end - 1; i++) progress[i] = {plans[i].h, plans[i].h, 0};
   progress[end - 1] = {row0, row0, row1};
   const auto read = [&](int64_t step, const RowRange& rows) {
-    if (step < 0) return;
     Progress& r = progress[step];
     r.begun = r.done = std::min(r.done, std::max<int64_t>(0, rows.first));
     r.until = std::max(r.until, std::min(plans[step].h, rows.end));
@@ -73,9 +77,12 @@ inline std::vector<Progress> progress_for_rows(const Program& p, const std::vect
   for (int64_t i = end - 1; i >= 0; i--) {  // readers come after what they read
     const Step& t = p[i];
     Progress& r = progress[i];
-    read(t.residual, {r.done, r.until});
     r.begun = std::max<int64_t>(0, r.done - t.halo());
-    read(t.in, t.input_rows(r.begun, r.until + t.halo()));
+    for (size_t j = 0; j < t.sources.size(); j++) {
+      const bool added = static_cast<int64_t>(j) == t.residual;
+      read(t.sources[j].step, added ? RowRange{r.done, r.until}
+                                    : t.source_rows(plans[i], static_cast<int64_t>(j), r.begun, r.until + t.halo()));
+    }
   }
   return progress;
 }

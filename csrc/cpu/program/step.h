@@ -2,10 +2,7 @@
 // how it is read from the list, what is packed of it, what a plan must know, and how it runs. All other code asks steps
 // and knows no kind.
 #pragma once
-#include <algorithm>
-#include <cstdint>
-
-#include "cpu/kernels/kernels.h"
+#include "channels.h"
 
 namespace ghost {
 
@@ -15,12 +12,17 @@ struct StepPlan;
 class Packer;
 class ProgramRun;
 
-/// Where the channels of a pixel are: `first` of them, then `second`, each half padded to a multiple of 8.
-struct Channels {
-  int64_t first = 0, second = 0;
-  int64_t count() const { return first + second; }
-  int64_t second_at() const { return by_eight(first); }
-  int64_t pixel() const { return by_eight(first) + by_eight(second); }
+/// A map that a step reads: what a step before it writes, or a view of some of its channels.
+struct Source {
+  int64_t step = -1;
+  int64_t lane = 0;  // of the step's map, in which the first channel is
+  Channels channels;
+};
+
+/// Height and width.
+struct Size {
+  int64_t h, w;
+  bool operator==(const Size& other) const { return h == other.h && w == other.w; }
 };
 
 /// A convolution or linear layer with its BatchNorm and activation, and where its pieces are in the packed tensor.
@@ -69,20 +71,24 @@ struct Needs {
 
 class Step {
  public:
-  int64_t index = 0;               // among the program's steps
-  int64_t in = -1, residual = -1;  // steps whose maps are read; the residual's rows where rows are finished
-  int64_t out = -1;                // slot that its map goes into
-  bool squeeze = false;            // the means of its map's channels are wanted
-  bool whole_vectors = true;       // whole vectors of its map may be read
-  int64_t channels = 0;            // of its input
-  int64_t columns = 0;             // of its output, as threads share them
-  Channels in_channels, out_channels;
-  int64_t packed_end = 0;  // where its pieces end in the packed tensor
+  int64_t index = 0;            // among the program's steps
+  std::vector<Source> sources;  // the maps that it reads
+  int64_t residual = -1;        // among them the one whose rows are read where rows are finished
+  std::vector<int64_t> like;    // steps whose maps' sizes it knows beside those of its sources
+  int64_t out = -1;             // slot that its map goes into
+  bool squeeze = false;         // the means of its map's channels are wanted
+  bool whole_vectors = true;    // whole vectors of its map may be read
+  int64_t channels = 0;         // of its input
+  int64_t columns = 0;          // of its output, as threads share them
+  Channels out_channels;
+  int64_t packed_end = 0;      // where its pieces end in the packed tensor
+  int64_t container = -1;      // the step in whose map its own is: itself, or a concatenation
+  int64_t container_lane = 0;  // where it begins there
 
   virtual ~Step() = default;
 
   /// Its output has the channels of its input, and threads share all lanes.
-  void keep_channels() { out_channels = in_channels, columns = in_channels.pixel(); }
+  void keep_channels() { out_channels = sources[0].channels, columns = out_channels.width(); }
 
   // Its place in a program.
   virtual bool is_entry() const { return false; }        // it reads the program's input
@@ -93,6 +99,8 @@ class Step {
   virtual bool reads_in_place(const Map& /*x*/) const { return false; }
   /// Whether its rows may be made in the caller's map, whose channels are not padded.
   virtual bool writes_in_place(const Map& /*out*/) const { return false; }
+  /// Whether its map may hold what it reads, where that is: it is a concatenation.
+  virtual bool holds_sources() const { return false; }
 
   /// Packs its parameters, in the order in which the list of parameters has them.
   virtual void pack(Packer&) const {}
@@ -105,8 +113,13 @@ class Step {
   /// Phases in which several shares run it; all shares of one are done before the next.
   virtual int64_t phases(const StepPlan&) const;
   virtual int64_t rows_at_once(const StepPlan&) const;
-  /// Rows of the input that rows of the output are begun from; they may reach over the input's border.
+  /// Whether all its rows are better made at once: its weights outweigh a few rows.
+  virtual bool is_apart(const StepPlan&) const { return false; }
+  /// Rows of a source, but the residual, that rows of the output are begun from; they may reach over its border.
   virtual RowRange input_rows(int64_t first, int64_t end) const { return {first, end}; }
+  virtual RowRange source_rows(const StepPlan&, int64_t /*source*/, int64_t first, int64_t end) const {
+    return input_rows(first, end);
+  }
   /// Whether rows are made in two stages, make_rows and finish_rows, the first being `halo` rows ahead.
   virtual bool has_two_stages() const { return false; }
   virtual int64_t halo() const { return 0; }

@@ -22,7 +22,7 @@ int64_t Storage::place(int64_t floats, int64_t first, int64_t last) {
   return at;
 }
 
-std::vector<int64_t> ends_of_runs(const Program& p, int64_t end) {
+std::vector<int64_t> ends_of_runs(const Program& p, const std::vector<StepPlan>& plans, int64_t end) {
   std::vector<int64_t> ends;
   unsigned taken = 0;
   const auto close = [&](int64_t at) {
@@ -30,7 +30,7 @@ std::vector<int64_t> ends_of_runs(const Program& p, int64_t end) {
     taken = 0;
   };
   for (int64_t i = 0; i < end; i++) {
-    if (p[i].out < 0) {
+    if (p[i].out < 0 || p[i].is_apart(plans[i])) {
       close(i);
       close(i + 1);
       continue;
@@ -45,9 +45,9 @@ std::vector<int64_t> ends_of_runs(const Program& p, int64_t end) {
 
 Readers readers_of(const Program& p) {
   Readers readers(p.steps.size());
-  for (size_t i = 0; i < p.steps.size(); i++)
-    for (int64_t source : {p[i].in, p[i].residual})
-      if (source >= 0) readers[source].push_back(static_cast<int64_t>(i));
+  for (int64_t i = 0; i < p.size(); i++)
+    for (size_t j = 0; j < p[i].sources.size(); j++)
+      readers[p[i].sources[j].step].push_back({i, static_cast<int64_t>(j)});
   return readers;
 }
 
@@ -87,17 +87,19 @@ class RowCounter {
   int64_t first_unfinished(int64_t step) const { return std::max<int64_t>(0, progress_[step].done - p_[step].halo()); }
 
   /// The first row that `reader` still needs of what `step` writes.
-  int64_t first_needed(int64_t step, int64_t reader) const {
-    const Step& t = p_[reader];
-    const Progress& r = progress_[reader];
-    if (r.done >= rows_of(r, plans_[reader])) return plans_[step].h;
-    return t.residual == step ? r.done : std::max<int64_t>(0, t.input_rows(r.begun, r.begun + 1).first);
+  int64_t first_needed(int64_t step, const Reader& reader) const {
+    const Step& t = p_[reader.step];
+    const StepPlan& s = plans_[reader.step];
+    const Progress& r = progress_[reader.step];
+    if (r.done >= rows_of(r, s)) return plans_[step].h;
+    if (t.residual == reader.source) return r.done;
+    return std::max<int64_t>(0, t.source_rows(s, reader.source, r.begun, r.begun + 1).first);
   }
 
   void count_written(int64_t step, int64_t end) {
     int64_t first = end;
     if (p_[step].has_two_stages() && p_[step].makes_output()) first = std::min(first, first_unfinished(step));
-    for (int64_t reader : readers_[step]) first = std::min(first, first_needed(step, reader));
+    for (const Reader& reader : readers_[step]) first = std::min(first, first_needed(step, reader));
     out[step] = std::max(out[step], end - first);
   }
 };
@@ -106,6 +108,9 @@ class RowCounter {
 template <class Walk>
 void keep_rows(const Program& p, int64_t begin, int64_t end, const Readers& readers, std::vector<StepPlan>& plans,
                const Walk& walk) {
+  std::vector<bool> shared(p.steps.size());  // whether others are in the same map
+  for (int64_t i = begin; i < end; i++)
+    if (p[i].container != i) shared[i] = shared[p[i].container] = true;
   // Where a map begins again, fewer rows are made at once: counted again until they fit.
   for (bool first = true, grown = p[begin].out >= 0; grown; first = false) {
     RowCounter count(p, plans, readers);
@@ -120,7 +125,7 @@ void keep_rows(const Program& p, int64_t begin, int64_t end, const Readers& read
       grown = true;
     };
     for (int64_t i = begin; i < end; i++) {
-      if (!readers[i].empty() && readers[i].back() < end) keep(plans[i].out, i, count.out[i]);
+      if (!shared[i] && !readers[i].empty() && readers[i].back().step < end) keep(plans[i].out, i, count.out[i]);
       if (p[i].unfinished_pixel()) keep(plans[i].unfinished, i, count.unfinished[i]);
     }
   }
@@ -152,7 +157,7 @@ int64_t end_of_bands(const Program& p, const Readers& readers) {
     if (p[i].out < 0 || p[i].squeeze) break;
     // What the last step makes ahead of the rows that it finishes must not be in its output, where others' rows are.
     if (read_until <= i + 1 && !(p[i].halo() && p[i].makes_output())) found = i + 1;
-    if (!readers[i].empty()) read_until = std::max(read_until, readers[i].back() + 1);
+    if (!readers[i].empty()) read_until = std::max(read_until, readers[i].back().step + 1);
   }
   return found > 1 ? found : 0;
 }

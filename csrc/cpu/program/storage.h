@@ -22,11 +22,12 @@ class Storage {
 
 /// One past the last step of each run of steps, up to `end`, whose rows may be made a few at a time in turn: no two
 /// work in the same scratch, and none needs a whole map.
-std::vector<int64_t> ends_of_runs(const Program& p, int64_t end);
+std::vector<int64_t> ends_of_runs(const Program& p, const std::vector<StepPlan>& plans, int64_t end);
 
 Readers readers_of(const Program& p);
 
-/// Lets the maps that only one run of steps uses keep no more rows than are in use at once.
+/// Lets the maps that only one run of steps uses keep no more rows than are in use at once; those that are in another
+/// map, or hold others, keep all.
 void keep_rows_in_use(const Program& p, const std::vector<int64_t>& ends, const Readers& readers,
                       std::vector<StepPlan>& plans);
 

@@ -13,6 +13,7 @@ import torch
 from ...activations import WITH_SLOPES
 from ...program import Depthwise, Excite, Folded, Ghost, Step, decode, weights_of
 from ...program.packing import unpack
+from ..registry import CHEAP_KERNELS
 from ..tensor_cache import cached_with_tensor
 from .weights import Block, Parts, Weights, bottleneck_block, ghost_module_block
 
@@ -75,11 +76,11 @@ def find_bottleneck(steps: list[Step], at: int) -> int:
     taken, inner, squeezed, stride = 1, one, one.squeeze, 1
 
     def next_is(kind: type) -> bool:
-        return taken < len(rest) and isinstance(rest[taken], kind)
+        return taken < len(rest) and isinstance(rest[taken], kind) and _has_kernel(rest[taken])
 
     if next_is(Depthwise) and rest[taken].source == one.out and not squeezed:
         inner, taken = rest[taken], taken + 1
-        squeezed, stride = inner.squeeze, inner.stride
+        squeezed, stride = inner.squeeze, inner.stride[0]
     if squeezed != next_is(Excite):
         return 0
     taken += squeezed
@@ -104,12 +105,17 @@ def find_bottleneck(steps: list[Step], at: int) -> int:
     return taken + 1 if _state_dies(later) and all(_dies(slot, later) for slot in unwritten) else 0
 
 
+def _has_kernel(step: Step) -> bool:
+    """Whether the kernel of a bottleneck computes such a step; of a depthwise convolution it has not all sizes."""
+    return not isinstance(step, Depthwise) or (step.is_same and step.kernel[0] in CHEAP_KERNELS)
+
+
 def _is_shortcut(steps: list[Step], source: int, stride: int) -> bool:
-    if len(steps) < 2 or not isinstance(steps[1], Ghost):
+    if len(steps) < 2 or not isinstance(steps[1], Ghost) or not _has_kernel(steps[0]):
         return False
     first, second = steps
     plain = not (first.squeeze or second.scaled or second.squeeze or second.cheap_channels or second.residual >= 0)
-    return plain and first.source == source and first.stride == stride and second.source == first.out
+    return plain and first.source == source and first.stride == (stride, stride) and second.source == first.out
 
 
 def _parts(steps: list[Step], folded: list[list[Folded]]) -> Parts:

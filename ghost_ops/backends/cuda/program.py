@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ...activations import activate
-from ...program import Folded, Ghost, Layer, MapStep, weights_of
+from ...program import Folded, Ghost, Layer, MapStep, only_result, weights_of
 from ...program.interpreter import ProgramInterpreter
 from ..layout import memory_format
 from ..tensor_cache import cached_with_tensor
@@ -29,15 +29,21 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Te
     Raises:
         ValueError: x has other channels, or the packed form another length, than the steps say.
     """
+    return only_result(program_maps(x, packed, steps))
+
+
+def program_maps(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> list[torch.Tensor]:
+    """The same for a program that may return several maps."""
     code = tuple(steps)
     calls = fitting(packed, code, packed.numel(), tuple(x.shape), x.dtype, x.device, launch.find)
     if calls is None:
-        return elsewhere("program", x, packed, steps)
+        return elsewhere("program_maps", x, packed, steps)
     last = x.contiguous(memory_format=torch.channels_last)
     floats = weights_of(code).numbers(packed).float().contiguous()
     buffers = launch.gather(floats, calls.index, calls.matrices, last)
-    result = CudaInterpreter(last, *buffers).run_calls(calls)
-    return result.contiguous(memory_format=memory_format(x) if result.dim() == 4 else torch.contiguous_format)
+    results = CudaInterpreter(last, *buffers).run_calls(calls)
+    formats = (memory_format(x) if result.dim() == 4 else torch.contiguous_format for result in results)
+    return [result.contiguous(memory_format=layout) for result, layout in zip(results, formats)]
 
 
 @cached_with_tensor(size=256)
@@ -108,7 +114,7 @@ class CudaInterpreter(ProgramInterpreter):
         super().__init__(x)
         self.matrices, self.vectors = matrices, vectors
 
-    def run_calls(self, calls: Calls) -> torch.Tensor:
+    def run_calls(self, calls: Calls) -> list[torch.Tensor]:
         for call in calls.calls:
             last = call.steps[-1]
             if call.block is None:
@@ -118,7 +124,7 @@ class CudaInterpreter(ProgramInterpreter):
                 self.write(last.out, launch.launch_bottleneck(source, self.matrices, self.vectors, call.block))
             else:
                 self.run_ghost_module(last, call.block)
-        return self.result(calls.steps[-1])
+        return self.results(calls.steps)
 
     def run_ghost_module(self, step: Ghost, block: Block) -> None:
         scale = self.excitation if step.scaled else None

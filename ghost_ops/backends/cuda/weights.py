@@ -176,7 +176,7 @@ def bottleneck_block(w: Weights, parts: Parts) -> Block:
     in_lanes = lambda t: _pick(t, lanes)
     if parts.depthwise is not None:
         step, (folded,) = parts.depthwise
-        b.kernel, b.stride = step.kernel, step.stride
+        b.kernel, b.stride = step.kernel[0], step.stride[0]
         taps = _pick(folded.weight.flatten(1).t(), channels.flatten(1))  # taps x chunks x lanes of one
         b.depthwise = w.conv(w.vector(taps.transpose(0, 1)), folded, step.layer, in_lanes)
     if parts.excite is not None:
@@ -191,7 +191,7 @@ def bottleneck_block(w: Weights, parts: Parts) -> Block:
     b.shortcut = 0 if two.residual >= 0 else -1
     if parts.shortcut is not None:
         (step, (folded,)), (pointwise, (last,)) = parts.shortcut
-        b.shortcut, b.stride = step.kernel, step.stride
+        b.shortcut, b.stride = step.kernel[0], step.stride[0]
         b.shortcut_depthwise = w.conv(w.taps(folded), folded, step.layer)
         b.shortcut_pointwise = w.conv(w.matrix(last.weight.flatten(1)), last, pointwise.layer)
     return b

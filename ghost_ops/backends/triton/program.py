@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.utils import _pair
 
 from ...activations import NONE, WITH_SLOPES, activate
-from ...program import Depthwise, Excite, Folded, Ghost, Layer, Step, WeightFormat, decode, weights_of
-from ...program.interpreter import ProgramInterpreter
+from ...program import Depthwise, Excite, Folded, Ghost, Layer, Step, WeightFormat, decode, only_result, weights_of
+from ...program.interpreter import ProgramInterpreter, Sizes
 from ...program.packing import unpack
+from ..registry import CHEAP_KERNELS
 from ..tensor_cache import cached_with_tensor
 from .convolution import MOST, convolution
 from .depthwise import depthwise_with_epilogue
@@ -72,6 +74,11 @@ def _shaped(piece: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Tensor:
     """The program's result on x, N x C x H x W of float32, float16 or bfloat16, from packed parameters."""
+    return only_result(program_maps(x, packed, steps))
+
+
+def program_maps(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> list[torch.Tensor]:
+    """The same for a program that may return several maps."""
     plan = _plan(packed, tuple(steps), packed.numel(), packed.device)
     return TritonInterpreter(x).run_steps(plan.steps, _folded(plan, packed, x.dtype))
 
@@ -80,11 +87,14 @@ class TritonInterpreter(ProgramInterpreter):
     """Layers have weights of the input's dtype; depthwise ones are tap by tap."""
 
     def convolve(
-        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: int = 1, padding: int = 0, groups: int = 1
-    ) -> torch.Tensor:
-        if groups > 1 or folded.weight[0].numel() > MOST:
-            return super().convolve(x, folded, layer, stride, padding, groups)
-        return convolution(x, *folded, stride, padding, layer.act, layer.slope)
+        self, x: torch.Tensor, folded: Folded, layer: Layer, stride: Sizes = 1, padding: Sizes = 0, groups: int = 1,
+        dilation: Sizes = 1,
+    ) -> torch.Tensor:  # fmt: skip
+        square = all(len({*_pair(sizes)}) == 1 for sizes in (folded.weight.shape[2:], stride, padding))
+        dilated = _pair(dilation) != (1, 1) and folded.weight.shape[2:] != (1, 1)
+        if groups > 1 or folded.weight[0].numel() > MOST or not square or dilated:
+            return super().convolve(x, folded, layer, stride, padding, groups, dilation)
+        return convolution(x, *folded, _pair(stride)[0], _pair(padding)[0], layer.act, layer.slope)
 
     def linear(self, v: torch.Tensor, folded: Folded, layer: Layer) -> torch.Tensor:
         weight, bias, slopes = folded
@@ -100,10 +110,10 @@ class TritonInterpreter(ProgramInterpreter):
         self.excitation = excite(self.known(self.squeeze, "a squeeze"), *weights, step.reduce.act, step.gate)
 
     def depthwise(self, step: Depthwise, folded: list[Folded]) -> None:
-        if step.kernel % 2 == 0:
+        if not step.is_same or step.kernel[0] not in CHEAP_KERNELS:
             return step.run(self, folded)
         x, layer = self.read(step.source), step.layer
-        out, means = depthwise_with_epilogue(x, *folded[0], step.stride, layer.act, layer.slope, step.squeeze)
+        out, means = depthwise_with_epilogue(x, *folded[0], step.stride[0], layer.act, layer.slope, step.squeeze)
         self.write(step.out, out, step.squeeze, means)
 
     def ghost(self, step: Ghost, folded: list[Folded]) -> None:

@@ -50,7 +50,7 @@ class Ghost(MapStep):
         return [Product(*primary), *(DepthwiseTaps(*layer, torch.arange(kept), kept) for layer in cheap)]
 
     def output_channels(self, channels):
-        return Channels(self.primary, self.out_channels - self.primary)
+        return Channels.of(self.primary, self.out_channels - self.primary)
 
     def run(self, state, folded):
         x = state.read(self.source)

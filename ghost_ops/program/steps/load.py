@@ -17,7 +17,7 @@ class Load(MapStep):
     by_lanes: bool
 
     def output_channels(self, channels):
-        return Channels(self.channels)
+        return Channels.of(self.channels)
 
     def output_size(self, sizes, entry):
         return entry

@@ -1,4 +1,4 @@
-"""``Store``: a map as the result."""
+"""``Store``: a map as a result."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,10 @@ from ..step import Step, register_step
 @register_step
 @dataclass(frozen=True)
 class Store(Step):
-    """The slot that is returned."""
+    """A slot that is returned. Several at the end of a program return several maps."""
 
     kind = 7
+    returns_map = True
     source: int
 
     def result_shape(self, batch, channels, sizes):

@@ -19,9 +19,9 @@ from . import compare
 from .build import free_name, freeze_in_place, holds_programs
 from .compare import Arguments
 from .decide import FreezePlan, decide
-from .trace import kept_whole
 
 __all__ = ["freeze", "thaw"]
+_MOST_REASONS = 3  # in the warning that nothing was frozen
 
 
 @torch.inference_mode(False)  # what is made within could not be used outside of it
@@ -100,7 +100,7 @@ def freeze(
         frozen, left = _frozen(net, dtype, example) if reason is None else (_copied(net, dtype), ())
     if not holds_programs(frozen):
         reasons = dict.fromkeys(f"{path}: {why}" if path else why for path, why in left)
-        why = reason or "; ".join(reasons) or "no Ghost module that a program computes was found"
+        why = reason or "; ".join(list(reasons)[:_MOST_REASONS]) or "no convolution that a program computes was found"
         warnings.warn(f"freeze: nothing of this {type(net).__name__} was frozen: {why}", UserWarning, stacklevel=2)
         return GraphedNet(frozen) if cuda_graph else frozen
     if not isinstance(frozen, Frozen):
@@ -188,19 +188,19 @@ def _frozen(
     made = _copied(net, None)
     if isinstance(made, FrozenProgram) or not any(t.is_floating_point() for t in made.parameters()):
         return made if dtype is None else made.to(dtype), ()
-    whole = kept_whole(made)
     source = compare.private(net)
     calls = [] if example is None else [Arguments.of(example).copied(_dtype_of(source))]
     if calls and not compare.accepts(source, calls[0]):
         raise ValueError(f"freeze: example: expected arguments that this {type(net).__name__} accepts, got others")
     if calls:
         calls += compare.draw(source)[:1]
-    plan = decide(source, compare.private(made), whole, calls)
-    made = freeze_in_place(made if dtype is None else made.to(dtype), plan.modes, whole)
-    why = _wrong_in_half(made, source, plan)
+    plan = decide(source, compare.private(made), calls)
+    built = freeze_in_place(made if dtype is None else made.to(dtype), plan.ways)
+    left = (*plan.left, *((left.path, left.why) for left in built.left))
+    why = _wrong_in_half(built.module, source, plan)
     if why is not None:
-        return _copied(net, dtype), (*plan.left, ("", why))
-    return made, tuple(plan.left)
+        return _copied(net, dtype), (*left, ("", why))
+    return built.module, left
 
 
 def _wrong_in_half(frozen: nn.Module, source: nn.Module, plan: FreezePlan) -> str | None:

@@ -1,99 +1,151 @@
-"""Frozen modules made in place: each the longest runs of what it calls as programs, its forward generated from them."""
+"""Frozen modules made in place: each the regions of what it calls as programs, its forward generated from them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import fx, nn
 
 from ...dispatch import PLAIN_TENSORS
-from ...fused.behaviour import Fused, remove
+from ...fused.behaviour import Fused, block_of, remove
+from ...fused.builder import Builder
 from ...fused.errors import Unfusable
 from ...fused.frozen import FrozenProgram
 from ...fused.frozen_net import Code, Frozen, FrozenState, freeze_class
 from ...fused.in_place import made_class
+from .compare import Arguments
 from .opened import opened
-from .runs import Run, replace_runs
+from .regions import Left, Program, replace_regions
+from .seen import Seen
 from .trace import Untraceable, trace
 
 WHOLE = "traced as a whole"
 OURS = "traced, all but modules without one of ours"
 INSIDE = "its children one by one"
-PLAIN = "as it is"
 
 
-def freeze_in_place(module: nn.Module, modes: Mapping[str, str], whole: frozenset[str], path: str = "") -> nn.Module:
+@dataclass(frozen=True)
+class Way:
+    """How a module is frozen.
+
+    Attributes:
+        mode: ``WHOLE``, ``OURS`` or ``INSIDE``.
+        calls: of a module that is traced, on which shapes are looked at.
+        known: what ``Seen`` has seen there.
+    """
+
+    mode: str
+    calls: tuple[Arguments, ...] = ()
+    known: dict[str, list[object]] = field(default_factory=dict)
+
+
+@dataclass
+class Built:
+    """What was frozen of a module and the modules inside.
+
+    Attributes:
+        module: it, or another one where a class in place could not do.
+        left: what stays PyTorch: by path, largest first.
+        opaque: paths of modules whose forwards could not be traced, each with the reason.
+    """
+
+    module: nn.Module
+    left: list[Left] = field(default_factory=list)
+    opaque: dict[str, str] = field(default_factory=dict)
+
+
+def freeze_in_place(module: nn.Module, ways: Mapping[str, Way], path: str = "") -> Built:
     """Freeze a module and what is inside, in place.
 
     Args:
         module: fused, of parameters that need no gradient.
-        modes: by path how each module is frozen; of those that it lacks nothing is.
-        whole: paths of modules that are not to be looked into.
+        ways: by path how each module is frozen; of those that it lacks nothing is.
         path: of the module.
-
-    Returns:
-        the module; another one where a class in place could not do.
 
     Raises:
         Untraceable: a module that is to be traced cannot be.
     """
-    if isinstance(module, (FrozenProgram, Frozen)):
-        return module
-    mode = modes.get(path, PLAIN)
-    if mode in (WHOLE, OURS):
-        inside = f"{path}." if path else ""
-        own = frozenset(p.removeprefix(inside) for p in whole if p.startswith(inside) and p != path)
-        return freeze_module(module, own, mode == OURS)
-    if mode == INSIDE:
-        for name, child in module._modules.items():
-            if child is not None:
-                module._modules[name] = freeze_in_place(child, modes, whole, f"{path}.{name}" if path else name)
-    return module
+    built, way = Built(module), ways.get(path)
+    if way is None or isinstance(module, (FrozenProgram, Frozen)):
+        return built
+    inside = f"{path}." if path else ""
+    apart = [at for at in ways if at.startswith(inside) and at != path]
+    if way.mode == INSIDE or apart:
+        _freeze_children(module, ways, path, built)
+    if way.mode != INSIDE:
+        made = freeze_module(module, way, frozenset(at.removeprefix(inside) for at in apart))
+        built.module = made.module
+        built.opaque |= {f"{inside}{at}": why for at, why in made.opaque.items()}
+        built.left += (left._replace(path=f"{inside}{left.path}".rstrip(".")) for left in made.left)
+    return built
 
 
-def freeze_module(module: nn.Module, whole: frozenset[str], only_ours: bool) -> nn.Module:
-    """One module frozen in place, if there is a program in it; raises ``Untraceable``."""
+def _freeze_children(module: nn.Module, ways: Mapping[str, Way], path: str, built: Built) -> None:
+    """Freeze the children of a module, and of those that no way is known of theirs."""
+    for name, child in module._modules.items():
+        at = f"{path}.{name}" if path else name
+        if child is None or isinstance(child, (FrozenProgram, Frozen)):
+            continue
+        if at not in ways:
+            _freeze_children(child, ways, at, built)
+            continue
+        made = freeze_in_place(child, ways, at)
+        module._modules[name] = made.module
+        built.left += made.left
+        built.opaque |= made.opaque
+
+
+def freeze_module(module: nn.Module, way: Way, apart: frozenset[str]) -> Built:
+    """One module frozen in place, if there is a program in it.
+
+    Args:
+        apart: paths of modules that are not to be looked into.
+
+    Raises:
+        Untraceable: its forward has no graph.
+    """
     if "forward" in module.__dict__:
         raise Untraceable("its forward was replaced on the instance")
     if isinstance(module, Fused):
-        return _single(module)
+        return Built(_single(module))
     modules = dict(module.named_modules(remove_duplicate=False))
     known = opened(module)
-    traced = trace(module, {*whole, *(path for path, m in modules.items() if m in known)}, only_ours)
+    leaves = {*apart, *(path for path, m in modules.items() if m in known)}
+    traced = trace(module, leaves, way.mode == OURS)
     child = free_name(module)
-    runs = replace_runs(traced.graph, modules, known, child)
-    if not runs:
-        return module
-    if isinstance(module, fx.GraphModule):
-        return _graph_module(module, traced.graph, runs, child)
-    state = FrozenState(
-        child,
-        Code.of(traced.graph),
-        _is_one_call(traced.graph),
-        traced.inputs,
-        traced.optional,
-        _watched(module, runs),
-    )
-    return _changed(module, state, runs)
+    seen = Seen(module, traced, way.calls, way.known)
+    programs, left = replace_regions(traced.graph, modules, known, seen, child)
+    if programs and isinstance(module, fx.GraphModule):
+        module = _graph_module(module, traced.graph, programs, child)
+    elif programs:
+        whole = _is_one_call(traced.graph) and programs[0].module.result_count() == 1
+        watched = _watched(module, programs, known)
+        code = Code.of(traced.graph)
+        _change(module, FrozenState(child, code, whole, traced.inputs, traced.optional, watched), programs)
+    return Built(module, left, traced.opaque)
 
 
 def _single(module: Fused) -> nn.Module:
     """A Ghost module or bottleneck as a program; itself where no program computes it."""
-    run = Run(None, {})
-    if not run.add_block("", module):
+    block, builder = block_of(module), Builder()
+    if not block.has_program:
         return module
     try:
-        run.finish()
+        builder.store(block.lower_module(module, builder, builder.load(block.channels(module))))
+        built = builder.finish()
+        made = FrozenProgram.of(built, ("",))
     except Unfusable:
         return module
     plain = plain_of(module)
     child = free_name(plain)
     graph = fx.Graph()
-    run.argument = _first_argument(plain)
-    graph.output(graph.call_module(f"{child}.0", (graph.placeholder(run.argument),)))
-    state = FrozenState(child, Code.of(graph), True, (run.argument,), (), _watched(plain, [run]))
-    return _changed(plain, state, [run])
+    argument = list(inspect.signature(type(plain).forward).parameters)[1]
+    graph.output(graph.call_module(f"{child}.0", (graph.placeholder(argument),)))
+    programs = [Program(made, built.sources, argument)]
+    _change(plain, FrozenState(child, Code.of(graph), True, (argument,), (), _watched(plain, programs, {})), programs)
+    return plain
 
 
 def plain_of(module: Fused) -> nn.Module:
@@ -103,23 +155,19 @@ def plain_of(module: Fused) -> nn.Module:
     return module
 
 
-def _first_argument(module: nn.Module) -> str:
-    return list(inspect.signature(type(module).forward).parameters)[1]
-
-
-def _changed(module: nn.Module, state: FrozenState, runs: list[Run]) -> nn.Module:
-    for run in runs:
-        run.program.input_name = f"{type(module).__name__} (frozen): {run.argument or 'the input of a program'}"
+def _change(module: nn.Module, state: FrozenState, programs: list[Program]) -> None:
+    for program in programs:
+        name = f"{type(module).__name__} (frozen): {program.argument or 'the input of a program'}"
+        program.module.input_name = name
     try:
-        freeze_class(module, state, [run.program for run in runs])
+        freeze_class(module, state, [program.module for program in programs])
     except TypeError as error:
         raise Untraceable(f"no class can be derived from its own ({error})") from error
-    return module
 
 
-def _graph_module(module: fx.GraphModule, graph: fx.Graph, runs: list[Run], child: str) -> fx.GraphModule:
+def _graph_module(module: fx.GraphModule, graph: fx.Graph, programs: list[Program], child: str) -> fx.GraphModule:
     """A graph module made anew: its class is of one object, and says nothing about the net."""
-    module.add_module(child, nn.ModuleList(run.program for run in runs))
+    module.add_module(child, nn.ModuleList(program.module for program in programs))
     graph._tracer_cls = fx.Tracer  # a saved one is made again by it, with every module a leaf
     made = fx.GraphModule(module, graph, type(module).__name__)
     made.delete_all_unused_submodules()
@@ -143,14 +191,18 @@ def _is_one_call(graph: fx.Graph) -> bool:
     return called and output.args == (nodes[0],) and nodes[0].args == tuple(inputs)
 
 
-def _watched(module: nn.Module, runs: list[Run]) -> tuple[tuple[str, str], ...]:
+def _watched(
+    module: nn.Module, programs: list[Program], known: Mapping[nn.Module, tuple[nn.Module, ...]]
+) -> tuple[tuple[str, str], ...]:
     """Paths and names of the tensors that were packed."""
     paths = {m: path for path, m in module.named_modules()}
+    own = {parts[0]: m for m, parts in known.items()}
+    packed = (own.get(m, m) for program in programs for source in program.sources for m in source[:3])
     found = []
-    for packed in dict.fromkeys(m for run in runs for m in run.packed() if m in paths):
-        for name, t in (*packed._parameters.items(), *packed._buffers.items()):
+    for m in dict.fromkeys(m for m in packed if m in paths):
+        for name, t in (*m._parameters.items(), *m._buffers.items()):
             if type(t) in PLAIN_TENSORS and t.is_floating_point():
-                found.append((paths[packed], name))
+                found.append((paths[m], name))
     return tuple(found)
 
 
@@ -159,5 +211,5 @@ def holds_programs(module: nn.Module) -> bool:
 
 
 def holds_ours(module: nn.Module) -> bool:
-    """Whether a module of ours is inside that a program might compute."""
-    return any(isinstance(m, Fused) for m in module.modules())
+    """Whether something is inside that makes a program worth its while: a convolution, or a module of ours."""
+    return any(isinstance(m, (Fused, nn.Conv2d)) for m in module.modules())

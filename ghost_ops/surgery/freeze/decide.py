@@ -8,9 +8,11 @@ from torch import nn
 
 from ...fused.behaviour import Fused
 from . import compare
-from .build import INSIDE, OURS, PLAIN, WHOLE, freeze_in_place, holds_ours, holds_programs
+from .build import INSIDE, OURS, WHOLE, Built, Way, freeze_in_place, holds_ours, holds_programs
 from .compare import Arguments
 from .trace import Untraceable
+
+_MOST_SHAPES = 2  # calls on which the shapes of a graph are looked at
 
 
 @dataclass
@@ -18,69 +20,84 @@ class FreezePlan:
     """How a net is frozen.
 
     Attributes:
-        modes: by path, of ``build``.
+        ways: by path, of ``build``.
         left: paths of modules that go back to PyTorch, each with the reason in a sentence.
         calls: inputs of the net that both were compared on.
     """
 
-    modes: dict[str, str] = field(default_factory=dict)
+    ways: dict[str, Way] = field(default_factory=dict)
     left: list[tuple[str, str]] = field(default_factory=list)
     calls: list[Arguments] = field(default_factory=list)
 
 
-def decide(source: nn.Module, fused: nn.Module, whole: frozenset[str], calls: list[Arguments]) -> FreezePlan:
+def decide(source: nn.Module, fused: nn.Module, calls: list[Arguments]) -> FreezePlan:
     """What of a net may be frozen, by comparing it with its source piece by piece, from the whole to the children.
 
     Args:
         source: ``compare.private``; copies of it are run.
         fused: the same net fused, with the same paths; copies of it are frozen.
-        whole: paths of modules that are not to be looked into.
         calls: what the source is known to accept; inputs are drawn if there are none.
     """
     plan = FreezePlan(calls=calls or compare.draw(source))
-    _Piece("", source, fused, whole, plan).decide(plan.calls)
+    _Piece("", source, fused, plan).decide(plan.calls)
     return plan
 
 
 @dataclass
 class _Piece:
-    """A module of the net in both forms, ``whole`` relative to it."""
+    """A module of the net in both forms."""
 
     path: str
     source: nn.Module
     fused: nn.Module
-    whole: frozenset[str]
     plan: FreezePlan
 
     def decide(self, calls: list[Arguments]) -> bool:
         """Decide about the module; returns whether anything of it is frozen."""
-        if not holds_ours(self.fused):
+        if not holds_ours(self.fused) or type(self.fused).__module__.startswith("torch.nn.modules.conv"):
             return False
         reasons: list[str] = []
         for mode in (WHOLE, OURS) if calls else ():
-            found = self._try({"": mode}, calls, reasons)
-            if found:
-                self.plan.modes[self.path] = mode
+            way = Way(mode, tuple(calls[:_MOST_SHAPES]))
+            built = self._try({"": way}, calls, reasons)
+            if built is not None:
+                self.plan.ways[self.path] = way
                 if reasons:
-                    self._leave(f"what holds no Ghost module is called as it is: {reasons[0]}")
-            if found is not None:
-                return found
+                    self._leave(f"what holds no convolution is called as it is: {reasons[0]}")
+                found = holds_programs(built.module)
+                return self._opaque(built.opaque, calls) or found
         self._leave(reasons[0] if calls else "no input that it accepts could be drawn: give freeze an example")
         return not isinstance(self.fused, Fused) and self._inside(calls)
+
+    def _opaque(self, opaque: dict[str, str], calls: list[Arguments]) -> bool:
+        """Decide about what is inside of modules whose forwards could not be traced."""
+        found = False
+        for at, why in opaque.items():
+            piece = self._piece(at)
+            piece._leave(why)
+            if holds_ours(piece.fused) and not isinstance(piece.fused, Fused):
+                (seen,) = compare.observe(self.source, calls, {at}).values() or ([],)
+                found |= piece._inside(seen)
+        if found and self._try(self._ways(), calls, []) is None:
+            for at in opaque:
+                self._piece(at)._forget()
+            return False
+        return found
 
     def _inside(self, calls: list[Arguments]) -> bool:
         """Decide about the children one by one; those that are called, on what they are called with."""
         ours = {path for path, module in self.fused.named_modules() if holds_ours(module)}
         seen = compare.observe(self.source, calls, ours)
-        self.plan.modes[self.path] = INSIDE
+        self.plan.ways[self.path] = Way(INSIDE)
         found = self._children("", seen, bool(calls))
         if found and calls:
             reasons: list[str] = []
-            found = bool(self._try(self._modes(), calls, reasons))
-            if not found:
+            built = self._try(self._ways(), calls, reasons)
+            found = built is not None and holds_programs(built.module)
+            if built is None:
                 self._leave(reasons[-1])
         if not found:
-            self.plan.modes[self.path] = PLAIN
+            self._forget()
         return found
 
     def _children(self, inner: str, seen: dict[str, list[Arguments]], observed: bool) -> bool:
@@ -92,37 +109,42 @@ class _Piece:
                 continue
             piece = self._piece(at)
             if isinstance(child, (nn.ModuleList, nn.ModuleDict)) or (observed and not seen.get(at)):
-                self.plan.modes[piece.path] = INSIDE  # its children are called, if anything is
+                self.plan.ways[piece.path] = Way(INSIDE)  # its children are called, if anything is
                 found |= not isinstance(child, Fused) and self._children(at, seen, observed)
             else:
                 found |= piece.decide(seen[at] if observed else compare.draw(piece.source))
         return found
 
     def _piece(self, at: str) -> _Piece:
-        whole = frozenset(path.removeprefix(f"{at}.") for path in self.whole if path.startswith(f"{at}."))
         path = f"{self.path}.{at}" if self.path else at
-        return _Piece(path, self.source.get_submodule(at), self.fused.get_submodule(at), whole, self.plan)
+        return _Piece(path, self.source.get_submodule(at), self.fused.get_submodule(at), self.plan)
 
-    def _modes(self) -> dict[str, str]:
-        """The modes of this module and of those inside, by paths in this one."""
+    def _ways(self) -> dict[str, Way]:
+        """The ways of this module and of those inside, by paths in this one."""
         inside = f"{self.path}." if self.path else ""
-        modes = {path: mode for path, mode in self.plan.modes.items() if path.startswith(inside)}
-        return {path.removeprefix(inside): mode for path, mode in modes.items()} | {"": INSIDE}
+        found = {path.removeprefix(inside): way for path, way in self.plan.ways.items() if path.startswith(inside)}
+        return found | {"": self.plan.ways[self.path]}
+
+    def _forget(self) -> None:
+        """Leave the module and what is inside as it is."""
+        inside = f"{self.path}." if self.path else ""
+        for path in [path for path in self.plan.ways if path == self.path or path.startswith(inside)]:
+            del self.plan.ways[path]
 
     def _leave(self, reason: str) -> None:
         self.plan.left.append((self.path, reason))
 
-    def _try(self, modes: dict[str, str], calls: list[Arguments], reasons: list[str]) -> bool | None:
-        """Whether something is frozen so; None, with one more reason, where it would not be right."""
+    def _try(self, ways: dict[str, Way], calls: list[Arguments], reasons: list[str]) -> Built | None:
+        """What is frozen so; None, with one more reason, where it would not be right."""
         try:
-            frozen = freeze_in_place(compare.private(self.fused), modes, self.whole)
+            built = freeze_in_place(compare.private(self.fused), ways)
         except Untraceable as error:
             reasons.append(str(error))
             return None
-        if not holds_programs(frozen):
-            return False
-        why = compare.difference(compare.private(self.source), frozen, calls)
+        if not holds_programs(built.module):
+            return built
+        why = compare.difference(compare.private(self.source), built.module, calls)
         if why is not None:
             reasons.append(why)
             return None
-        return True
+        return built

@@ -11,7 +11,7 @@ from torch import nn
 from ...activations import code_of
 from ...fused.layers import NORMS
 from ...fused.structure import is_hooked
-from .runs import NOTHING
+from .read import NOTHING
 
 
 def opened(net: nn.Module) -> dict[nn.Module, tuple[nn.Module, ...]]:

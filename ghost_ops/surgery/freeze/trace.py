@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from torch import fx, nn
@@ -14,9 +14,9 @@ from ...fused.frozen import FrozenProgram
 from ...fused.frozen_net import Frozen
 from ...fused.structure import is_hooked
 from ...nn import SyncBatchNorm
-from ..recognise import survey
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Untraceable(Exception):
@@ -24,53 +24,76 @@ class Untraceable(Exception):
 
 
 class Traced(NamedTuple):
-    """A graph, the arguments of the forward that it reads, and those for whose defaults it stands."""
+    """The graph of a forward.
+
+    Attributes:
+        inputs: names of the arguments of the forward that it reads.
+        optional: names of those for whose defaults it stands.
+        defaults: these, by name.
+        opaque: paths of modules whose forwards could not be traced, each with the reason; the graph calls them.
+    """
 
     graph: fx.Graph
     inputs: tuple[str, ...]
     optional: tuple[str, ...]
-
-
-def kept_whole(net: nn.Module) -> frozenset[str]:
-    """Paths of what only looks known: ``explain`` is to name it, so that no tracing may look into it."""
-    return frozenset(finding.name for finding in survey(net))
+    defaults: dict[str, object]
+    opaque: dict[str, str]
 
 
 def trace(net: nn.Module, whole: Collection[str], only_ours: bool = False) -> Traced:
     """What the forward of ``net`` calls, as a graph whose modules are paths in ``net``.
 
-    Tracing runs the forward, on a copy: what it counts or keeps does not change ``net``.
+    Tracing runs the forward, on a copy: what it counts or keeps does not change ``net``. Where the forward of a module
+    inside cannot be traced, the graph calls this module.
 
     Args:
         net: stays as it is.
         whole: paths of modules that are not to be looked into.
-        only_ours: look into no module of the net's own classes unless one of ours is inside: its forward may do what no
-            trace can see.
+        only_ours: look into no module of the net's own classes unless a convolution or a fused module is inside: its
+            forward may do what no trace can see.
 
     Raises:
-        Untraceable: it depends on values, or on what tracing would fix.
+        Untraceable: the forward of ``net`` itself depends on values, or on what tracing would fix.
     """
-    inputs, optional = _arguments(type(net).forward)
+    inputs, defaults, more = _arguments(type(net).forward)
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
-    scratch = copy.deepcopy(net, tensors)
-    leaves = {scratch.get_submodule(path) for path in whole}
-    if optional:
-        _fix_defaults(scratch, inputs)
-    try:
-        graph = _Tracer(leaves, only_ours).trace(scratch)
-    except Exception as error:  # a forward that depends on what only running it tells
-        text = str(error).strip().splitlines()
-        why = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-        raise Untraceable(f"its forward cannot be traced ({why})") from error
-    for node in graph.nodes:
-        if node.op == "get_attr" and not _has(net, node.target):
-            raise Untraceable("its forward makes a tensor that tracing would keep as it was")
-    return Traced(graph, inputs, optional)
+    opaque: dict[str, str] = {}
+    while True:
+        scratch = copy.deepcopy(net, dict(tensors))
+        leaves = {scratch.get_submodule(path) for path in (*whole, *opaque)}
+        if defaults or more:
+            _fix_defaults(scratch, inputs)
+        tracer = _Tracer(leaves, only_ours)
+        try:
+            graph = tracer.trace(scratch)
+        except Exception as error:  # a forward that depends on what only running it tells
+            text = str(error).strip().splitlines()
+            why = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+            why, path, cause = f"its forward cannot be traced ({why})", tracer.failed, error
+        else:
+            made = (node for node in graph.nodes if node.op == "get_attr" and not _has(net, node.target))
+            node = next(made, None)
+            if node is None:
+                return Traced(graph, inputs, tuple(defaults), defaults, opaque)
+            why, path, cause = "its forward makes a tensor that tracing would keep as it was", caller_of(node), None
+        if not path or path in opaque:
+            raise Untraceable(why) from cause
+        opaque[path] = why
+
+
+def caller_of(node: fx.Node) -> str:
+    """Path of the module whose forward a node is from; empty for the net's."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return stack[-1][0] if stack else ""
 
 
 class _Tracer(fx.Tracer):
     """Looks into modules, but for those that are known, those where something else runs than their forward, and those
-    that only look known."""
+    that are to be kept whole.
+
+    Attributes:
+        failed: path of the innermost module whose forward raised; empty where none inside did.
+    """
 
     proxy_buffer_attributes = True  # what is computed of a buffer is not to be computed once and for all
 
@@ -78,6 +101,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.whole = whole
         self.only_ours = only_ours
+        self.failed = ""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         known = isinstance(module, (Fused, FrozenProgram, Frozen, SyncBatchNorm)) or module in self.whole
@@ -86,19 +110,50 @@ class _Tracer(fx.Tracer):
         return self.only_ours and type(module) is not nn.Sequential and not self._holds_ours(module)
 
     def _holds_ours(self, module: nn.Module) -> bool:
-        return any(isinstance(m, Fused) or m in self.whole for m in module.modules())
+        return any(isinstance(m, (Fused, nn.Conv2d)) or m in self.whole for m in module.modules())
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
+        def watched(*args: object, **kwargs: object) -> object:
+            try:
+                return forward(*args, **kwargs)
+            except Exception:
+                self.failed = self.failed or path
+                raise
+
+        path = self.path_of_module(module)
+        return super().call_module(module, watched, args, kwargs)
+
+    def iter(self, proxy: fx.Proxy) -> Iterator:
+        """The items of a split map, whose number the call says; it is looked at again when the graph runs."""
+        count = _part_count(proxy.node)
+        return super().iter(proxy) if count is None else iter([proxy[i] for i in range(count)])
 
 
-def _arguments(forward: Callable) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the arguments that are inputs, and of the optional ones."""
+def _part_count(node: fx.Node) -> int | None:
+    """Number of items that a call of chunk, split or tensor_split asks for; None of anything else."""
+    name = getattr(node.target, "__name__", node.target)
+    if name not in ("chunk", "split", "split_with_sizes", "tensor_split") or node.op == "call_module":
+        return None
+    keys = ("chunks", "split_size_or_sections", "split_size", "split_sizes", "indices_or_sections")
+    wanted = next((node.kwargs[key] for key in keys if key in node.kwargs), None)
+    wanted = node.args[1] if len(node.args) > 1 else wanted
+    if isinstance(wanted, (tuple, list)):
+        return len(wanted) + (name == "tensor_split")
+    return wanted if type(wanted) is int and name in ("chunk", "tensor_split") else None
+
+
+def _arguments(forward: Callable) -> tuple[tuple[str, ...], dict[str, object], bool]:
+    """Names of the arguments that are inputs, the optional ones with their defaults, and whether it takes any more."""
     _, *parameters = inspect.signature(forward).parameters.values()
-    if any(p.kind not in _NAMED for p in parameters):
+    more = any(p.kind in _ANY_NUMBER for p in parameters)
+    parameters = [p for p in parameters if p.kind not in _ANY_NUMBER]
+    if any(p.kind not in _NAMED for p in parameters) or (more and not parameters):
         raise Untraceable("its forward takes any number of arguments")
     required = tuple(p.name for p in parameters if p.default is inspect.Parameter.empty)
     if any(p.kind is inspect.Parameter.KEYWORD_ONLY and p.name in required for p in parameters):
         raise Untraceable("its forward has a keyword that it requires")
     inputs = required or tuple(p.name for p in parameters[:1])
-    return inputs, tuple(p.name for p in parameters if p.name not in inputs)
+    return inputs, {p.name: p.default for p in parameters if p.name not in inputs}, more
 
 
 def _fix_defaults(net: nn.Module, inputs: tuple[str, ...]) -> None:

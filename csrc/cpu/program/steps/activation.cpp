@@ -16,16 +16,15 @@ class Activation final : public Step {
     if (layer_.has_bias || layer_.has_norm || layer_.has_gamma || layer_.has_beta)
       r.refuse("an activation with parameters of a convolution");
     keep_channels();
-    r.check_slots(*this);
     r.place_slopes(layer_, columns);
   }
 
-  void pack(Packer& packer) const override { packer.lanes_epilogue(layer_, in_channels, false); }
+  void pack(Packer& packer) const override { packer.lanes_epilogue(layer_, out_channels, false); }
 
   Work work() const override { return {0, channels, 0, true}; }
 
   void make_rows(ProgramRun& run, const RowTask& task) const override {
-    const Value &from = run.value(in), &to = run.value(*this);
+    const Value from = run.value(sources[0]), &to = run.value(*this);
     const int64_t lanes = from.lanes(task.c0, task.c1);
     float* first = to.row(task.y) + task.c0;
     for (int64_t y = task.y; y < task.y + task.count; y++)

@@ -1,4 +1,4 @@
-// A depthwise convolution, padded by kernel / 2.
+// A depthwise convolution.
 #include "cpu/program/packer.h"
 #include "cpu/program/parse.h"
 #include "cpu/program/program_run.h"
@@ -11,56 +11,77 @@ class Depthwise final : public Step {
   explicit Depthwise(StepReader& r) {
     const int64_t source = r.slot();
     out = r.slot(), squeeze = r.flag("squeeze");
-    r.read_map(*this, source, r.channels("channels"));
-    kernel_ = r.odd_kernel(), stride_ = r.stride(), layer_ = r.layer();
+    r.read_vectors(*this, source, r.channels("channels"));
+    kernel_ = r.sizes(1, kMostRows, "kernel"), stride_ = r.sizes(1, 64, "stride");
+    padding_ = r.sizes(0, 4096, "padding"), dilation_ = r.sizes(1, 64, "dilation");
+    layer_ = r.layer();
     keep_channels();
-    if (!r.step(in).whole_vectors) r.refuse("whole vectors of an input by channels");
-    r.check_slots(*this);
-    r.place(layer_, kernel_ * kernel_ * padded(columns), columns);
+    r.place(layer_, taps() * padded(columns), columns);
+    const int64_t k = kernel_.h;
+    is_same_ = kernel_.w == k && k % 2 == 1 && k <= 7 && stride_.h == stride_.w && padding_ == Size{k / 2, k / 2} &&
+               (k == 1 || dilation_ == Size{1, 1});
   }
 
   void pack(Packer& packer) const override {
-    const Channels& c = in_channels;
-    const float* weight = packer.weight({channels, 1, kernel_, kernel_});
-    const float* scale = packer.lanes_epilogue(layer_, c);
-    packer.taps(layer_, weight, kernel_, scale, {{0, 0, c.first}, {c.first, c.second_at(), c.second}}, padded(columns));
+    const float* weight = packer.weight({channels, 1, kernel_.h, kernel_.w});
+    const float* scale = packer.lanes_epilogue(layer_, out_channels);
+    packer.taps(layer_, weight, taps(), scale, out_channels, padded(columns));
   }
 
   bool set_size(StepPlan& s) const override {
-    s.h = (s.in_h - 1) / stride_ + 1, s.w = (s.in_w - 1) / stride_ + 1;
-    return true;
+    const auto made = [](int64_t n, int64_t k, int64_t stride, int64_t padding, int64_t dilation) {
+      const int64_t left = n + 2 * padding - dilation * (k - 1) - 1;
+      return left < 0 ? 0 : left / stride + 1;
+    };
+    s.h = made(s.in_h, kernel_.h, stride_.h, padding_.h, dilation_.h);
+    s.w = made(s.in_w, kernel_.w, stride_.w, padding_.w, dilation_.w);
+    return s.h > 0 && s.w > 0;
   }
-  Work work() const override { return {0, channels * kernel_ * kernel_, kernel_ / 2, true}; }
+  Work work() const override { return {0, channels * taps(), kernel_.h / 2, true}; }
   Needs needs(const StepPlan& s) const override {
     Needs n = Step::needs(s);
     n.zeros = s.in_w * columns;
     return n;
   }
   int64_t rows_at_once(const StepPlan& s) const override {
-    return std::min(Step::rows_at_once(s), (kMostRows - kernel_) / stride_ + 1);
+    return is_same_ ? std::min(Step::rows_at_once(s), (kMostRows - kernel_.h) / stride_.h + 1) : Step::rows_at_once(s);
   }
   RowRange input_rows(int64_t first, int64_t end) const override {
-    return {first * stride_ - kernel_ / 2, (end - 1) * stride_ - kernel_ / 2 + kernel_};
+    const int64_t last = (end - 1) * stride_.h - padding_.h + (kernel_.h - 1) * dilation_.h;
+    return {first * stride_.h - padding_.h, last + 1};
   }
 
   void make_rows(ProgramRun& run, const RowTask& task) const override {
-    const Value &from = run.value(in), &to = run.value(*this);
+    const Value from = run.value(sources[0]), &to = run.value(*this);
     const Kernels& k = run.kernels();
-    const RowRange needed = input_rows(task.y, task.y + task.count);
     const int64_t lanes = task.c1 - task.c0, pixels = task.count * to.w;
-    const float* rows[kMostRows];
-    run.rows_around(from, needed.first, needed.end - needed.first, task.c0, rows);
     float* first = to.row(task.y) + task.c0;
-    k.depthwise({rows, from.pixel, task.count, to.w, lanes, kernel_, run.packed(layer_.weight) + task.c0,
-                 padded(columns), run.packed(layer_.bias) + task.c0, first, to.w * to.pixel, to.pixel,
-                 layer_.act == kRelu, stride_, from.w});
+    const float *weight = run.packed(layer_.weight) + task.c0, *bias = run.packed(layer_.bias) + task.c0;
+    const float* rows[kMostRows];
+    if (is_same_) {
+      const RowRange needed = input_rows(task.y, task.y + task.count);
+      run.rows_around(from, needed.first, needed.end - needed.first, task.c0, rows);
+      k.depthwise({rows, from.pixel, task.count, to.w, lanes, kernel_.h, weight, padded(columns), bias, first,
+                   to.w * to.pixel, to.pixel, layer_.act == kRelu, stride_.h, from.w});
+    } else {
+      for (int64_t y = 0; y < task.count; y++) {
+        for (int64_t i = 0; i < kernel_.h; i++)
+          run.rows_around(from, input_rows(task.y + y, task.y + y + 1).first + i * dilation_.h, 1, task.c0, rows + i);
+        k.depthwise_row({rows, from.pixel, from.w, to.w, lanes, kernel_.h, kernel_.w, stride_.w, padding_.w,
+                         dilation_.w, weight, padded(columns), bias, first + y * to.w * to.pixel, to.pixel,
+                         layer_.act == kRelu});
+      }
+    }
     run.activate(layer_, task.c0, first, to.pixel, pixels, lanes);
     if (task.sums) k.sum(first, to.pixel, pixels, lanes, task.sums);
   }
 
  private:
-  int64_t kernel_, stride_;
+  Size kernel_, stride_, padding_, dilation_;
+  bool is_same_;  // square and odd, padded by half of it, as the faster kernel has it
   Layer layer_;
+
+  int64_t taps() const { return kernel_.h * kernel_.w; }
 };
 
 const StepKind kind = step_kind<Depthwise>(3);

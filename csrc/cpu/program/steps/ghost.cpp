@@ -15,7 +15,7 @@ class Ghost final : public Step {
   explicit Ghost(StepReader& r) {
     const int64_t source = r.slot();
     out = r.slot();
-    if (const int64_t slot = r.slot_or_none("residual"); slot >= 0) residual = r.writer_of(slot);
+    const int64_t added = r.slot_or_none("residual");
     const bool excited = r.flag("scaled");
     squeeze = r.flag("squeeze");
     r.read_map(*this, source, r.channels("channels"));
@@ -28,9 +28,12 @@ class Ghost final : public Step {
       r.refuse("channels kept");
     multiplier_ = cheap_channels / columns, cheap_count_ = out_count - columns;
     out_channels = {columns, cheap_count_};
-    if (residual >= 0 && r.step(residual).out_channels.count() != out_count) r.refuse("a residual of other channels");
+    if (added >= 0) {
+      const int64_t count = r.read_map(*this, added, 0).channels.count();
+      if (count != out_count) r.refuse("a residual of other channels");
+      residual = 1;
+    }
     if (excited && r.excitation != channels) r.refuse("an excitation of other channels");
-    r.check_slots(*this);
     scales_rows_ = excited && r.format().scales_rows, scales_weights_ = excited && !scales_rows_;
     r.place_product(primary_, columns, channels);
     if (multiplier_) r.place(cheap_, kernel_ * kernel_ * padded(cheap_count_), cheap_count_);
@@ -46,7 +49,7 @@ class Ghost final : public Step {
     const int64_t all = columns * multiplier_;
     const float* weight = packer.weight({all, 1, kernel_, kernel_});
     const float* scale = packer.epilogue(cheap_, all, cheap_count_);
-    packer.taps(cheap_, weight, kernel_, scale, {{0, 0, cheap_count_}}, padded(cheap_count_));
+    packer.taps(cheap_, weight, kernel_ * kernel_, scale, {cheap_count_}, padded(cheap_count_));
   }
 
   Work work() const override {
@@ -54,7 +57,7 @@ class Ghost final : public Step {
   }
   Needs needs(const StepPlan& s) const override {
     Needs n;
-    n.zeros = s.w * std::max(by_eight(cheap_count_), out_channels.pixel());
+    n.zeros = s.w * std::max(by_eight(cheap_count_), out_channels.width());
     n.scratch = scaled_floats();
     if (squeeze) n.sums = 2 * sum_floats(std::max(columns, cheap_count_));
     return n;
@@ -112,16 +115,18 @@ class Ghost final : public Step {
   }
 
   void make_rows(ProgramRun& run, const RowTask& task) const override {
-    const Value &x = run.value(in), y1 = y1_of(run);
+    const Value x = run.value(sources[0]), y1 = y1_of(run);
     const int64_t pixels = task.count * y1.w, count = task.c1 - task.c0;
     const float* panels = scales_weights_ ? run.scratch(*this) : run.packed(primary_.weight);
-    const Run runs[] = {{0, x.channels.first}, {x.second_at, x.channels.second}};
+    Run runs[kMostRuns];
+    int64_t count_of_runs = 0;
+    for (const Piece& p : x.channels->pieces()) runs[count_of_runs++] = {p.at, p.count};
     float* to = y1.row(task.y) + task.c0;
     // Past its last channel y1 may run into y2 of the same pixel, which is written later; unless by another share.
     const bool room = y1.is_padded || task.c1 % 8 == 0 || (multiplier_ && count == columns);
     run.multiply({x.row(task.y), x.pixel, 1, pixels, channels, count, panels + task.c0 * run.format().depth(channels),
                   0, run.packed(primary_.bias) + task.c0, to, y1.pixel, room, primary_.act == kRelu, false, runs,
-                  x.channels.second ? 2 : 1, run.ahead_of(*this, task.y, task.count, task.share),
+                  count_of_runs, run.ahead_of(*this, task.y, task.count, task.share),
                   scales_rows_ ? run.excitation() : nullptr});
     run.activate(primary_, task.c0, to, y1.pixel, pixels, y1.width_of(count));
     if (!expands()) return;
@@ -136,7 +141,7 @@ class Ghost final : public Step {
     const Value &to = run.value(*this), y1 = y1_of(run);
     const auto [c0, c1] = cheap_part(task.c0, task.c1);
     const int64_t pixels = task.count * to.w, count = task.c1 - task.c0, cheap_count = c1 - c0;
-    float *first = to.row(task.y) + task.c0, *second = to.row(task.y) + to.second_at + c0;
+    float *first = to.row(task.y) + task.c0, *second = to.row(task.y) + to.width_of(columns) + c0;
     if (cheap_count > 0) {
       const Value from = expands() ? expanded_of(run) : y1;
       const float* rows[kMostRows];
@@ -205,19 +210,14 @@ class Ghost final : public Step {
                                  run.scratch(*this) + c0 * channels);
   }
 
-  /// to = from + the residual's channels from `channel` on, whichever of its halves they are in.
+  /// to = from + the residual's channels from `channel` on, whichever of its pieces they are in.
   void add_residual(ProgramRun& run, const float* from, int64_t from_pixel, float* to, const RowTask& task,
                     int64_t channel, int64_t count) const {
-    const Value &out = run.value(*this), &other = run.value(residual);
-    const int64_t border = other.channels.first, end = channel + count, pixels = task.count * out.w;
-    const auto piece = [&](int64_t begin, int64_t end, int64_t shift) {
-      if (begin >= end) return;
-      const int64_t i = begin - channel;
-      run.kernels().add(other.row(task.y) + begin + shift, other.pixel, from + i, from_pixel, to + i, out.pixel, pixels,
-                        end - begin);
-    };
-    piece(channel, std::min(end, border), 0);
-    piece(std::max(channel, border), end, other.second_at - border);
+    const Value &out = run.value(*this), other = run.value(sources[residual]);
+    other.channels->each(channel, channel + count, [&](int64_t lane, int64_t i, int64_t some) {
+      run.kernels().add(other.row(task.y) + lane, other.pixel, from + i, from_pixel, to + i, out.pixel,
+                        task.count * out.w, some);
+    });
   }
 };
 

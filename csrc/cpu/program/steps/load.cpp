@@ -14,7 +14,8 @@ class Load final : public Step {
 
   bool is_entry() const override { return true; }
   bool makes_all_rows_at_once() const override { return true; }
-  bool reads_in_place(const Map& x) const override { return !whole_vectors || x.c % 8 == 0; }
+  /// Where whole vectors are read, pixels must follow each other: as wide is the row of zeros outside of the map.
+  bool reads_in_place(const Map& x) const override { return !whole_vectors || (x.c % 8 == 0 && x.pixel == x.c); }
 
   void make_rows(ProgramRun& run, const RowTask& task) const override {
     const Value& v = run.value(*this);

@@ -1,4 +1,6 @@
 // Max pooling of a map over square windows. NaN counts as the largest.
+#include <limits>
+
 #include "cpu/program/parse.h"
 #include "cpu/program/program_run.h"
 
@@ -13,7 +15,6 @@ class MaxPool final : public Step {
     r.read_map(*this, source, r.channels("channels"));
     kernel_ = r.within(1, 64, "kernel"), stride_ = r.stride(), padding_ = r.within(0, kernel_ / 2, "padding");
     keep_channels();
-    r.check_slots(*this);
   }
 
   bool set_size(StepPlan& s) const override {
@@ -27,18 +28,22 @@ class MaxPool final : public Step {
   }
 
   void make_rows(ProgramRun& run, const RowTask& task) const override {
-    const Value &from = run.value(in), &to = run.value(*this);
+    const Value from = run.value(sources[0]), &to = run.value(*this);
     const int64_t lanes = from.lanes(task.c0, task.c1);
     for (int64_t y = task.y; y < task.y + task.count; y++) {
       const RowRange rows = inside(input_rows(y, y + 1), from.h);
       float* largest = to.row(y) + task.c0;
-      for (int64_t x = 0; x < to.w; x++, largest += to.pixel) {
-        const RowRange pixels = inside(input_rows(x, x + 1), from.w);
-        std::copy_n(from.row(rows.first) + pixels.first * from.pixel + task.c0, lanes, largest);
-        for (int64_t i = rows.first; i < rows.end; i++)
-          for (int64_t j = pixels.first; j < pixels.end; j++)
-            take_largest(from.row(i) + j * from.pixel + task.c0, lanes, largest);
-      }
+      for (int64_t x = 0; x < to.w; x++)
+        std::fill_n(largest + x * to.pixel, lanes, -std::numeric_limits<float>::infinity());
+      for (int64_t i = rows.first; i < rows.end; i++)
+        for (int64_t j = 0; j < kernel_; j++) {  // pixels whose window has a pixel in its column j
+          const int64_t left = padding_ - j, right = from.w - 1 + padding_ - j;
+          const int64_t begin = left > 0 ? (left + stride_ - 1) / stride_ : 0;
+          const int64_t end = right < 0 ? 0 : std::min(to.w, right / stride_ + 1);
+          if (begin < end)
+            run.kernels().take_largest(from.row(i) + (begin * stride_ - left) * from.pixel + task.c0,
+                                       stride_ * from.pixel, largest + begin * to.pixel, to.pixel, end - begin, lanes);
+        }
     }
   }
 
@@ -47,13 +52,6 @@ class MaxPool final : public Step {
 
   static RowRange inside(const RowRange& r, int64_t size) {
     return {std::max<int64_t>(0, r.first), std::min(size, r.end)};
-  }
-
-  static void take_largest(const float* __restrict from, int64_t count, float* __restrict largest) {
-    for (int64_t c = 0; c < count; c++) {
-      const float v = from[c], m = largest[c];
-      largest[c] = v > m || v != v ? v : m;
-    }
   }
 };
 

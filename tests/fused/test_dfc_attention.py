@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import ghost_ops
-from ghost_ops.fused import DFCAttentionParts
+from ghost_ops.dispatch import plain, select
+from ghost_ops.fused import DFCAttentionParts, dfc_attention
 from ghost_ops.fused.behaviour import block_of
+from ghost_ops.ops import ghost_module_train
 from ghost_ops.surgery import explain, fuse, revert
 from ghost_ops.surgery.recognise import survey
 
@@ -365,3 +367,20 @@ def test_a_frozen_net_of_them():
     frozen, x = ghost_ops.freeze(fused), make_map((2, 6, 8, 8))
     with torch.no_grad():
         torch.testing.assert_close(frozen(x), fused(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", ["balanced", "low"])
+def test_as_where_only_the_ghost_module_has_kernels(memory, monkeypatch):
+    """As on a GPU: the gate is made by its layers, and PyTorch multiplies."""
+    ghostnet = pytest.importorskip("timm.models.ghostnet")
+    own = ("ghost_module_train_gated", "dfc_gate_train")
+
+    def without(operator, *args):
+        return plain("there is no such kernel") if operator in own else select(operator, *args)
+
+    for module_with_it in (dfc_attention, ghost_module_train):
+        monkeypatch.setattr(module_with_it, "select", without)
+    fused = fuse(randomise(ghostnet.GhostBottleneck(6, 18, 6, mode="attn")).train(), memory=memory)
+    x = make_map((3, 6, 9, 7))
+    assert why(fused.ghost1, x) == "ghost_module_train on native, a gate of its layers in turn"
+    assert_agree(fused, x, calls=2)

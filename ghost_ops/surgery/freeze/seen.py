@@ -156,7 +156,6 @@ class _Run(fx.Interpreter):
         self.seen[n] = _described(found)
         return found
 
-
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple, dict]:
         """The arguments, of which lists may be written to, as when the generated code runs."""
         return _unlocked(super().fetch_args_kwargs_from_env(n))

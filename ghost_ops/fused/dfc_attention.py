@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..activations import GATES, apply_gate
+from ..activations import GATES, OF_GATES, apply_gate
 from ..dispatch import Decision, plain, refuse_call, select
 from ..nn.running_statistics import update_all
 from ..ops import dfc_gate_train as gates
@@ -132,10 +132,12 @@ class AttentionCall(NamedTuple):
 
 @register_block
 class DFCAttentionBlock(GhostModuleBlock):
-    """A Ghost module with DFC attention: in training two operators, one that makes the gate and one for the rest."""
+    """A Ghost module with DFC attention: a program, or in training two operators, one that makes the gate and one for
+    the rest."""
 
     kind = "Ghost module with DFC attention"
     trains_as_program = False
+    verifies_program = True
     Parts = DFCAttentionParts
     priority = 1
 
@@ -173,9 +175,32 @@ class DFCAttentionBlock(GhostModuleBlock):
         return self.current_plan(module).ghost.primary.conv.in_channels
 
     def lower_module(
-        self, module: nn.Module, builder: Builder, source: int, *, keep_source: bool = False, **options: object
+        self,
+        module: nn.Module,
+        builder: Builder,
+        source: int,
+        *,
+        keep_source: bool = False,
+        residual: int = -1,
+        scaled: bool = False,
+        squeeze: bool = False,
     ) -> int:
-        raise Unfusable("no step of programs computes DFC attention")
+        plan = self.current_plan(module)
+        if scaled:
+            raise Unfusable("no program scales the input of DFC attention")
+        product, rows, columns = plan.layers
+        gate = builder.add_module(nn.AvgPool2d(2), source)
+        for layer in (product, rows, columns._replace(code=OF_GATES[plan.gate])):
+            before, gate = gate, builder.conv(layer, gate)
+            builder.release(before)
+        out = builder.ghost(plan.ghost.primary, plan.ghost.cheap, plan.ghost.out_channels, source)
+        made = [gate, out]
+        out = builder.multiply(out, gate, squeeze=squeeze and residual < 0)
+        if residual >= 0:
+            made.append(out)
+            out = builder.add(out, residual, squeeze=squeeze)
+        builder.release(*made, *[] if keep_source else [source])
+        return out
 
     def choose(self, module: nn.Module, x: torch.Tensor) -> AttentionCall:
         """The operators for x now; raises ``Unfusable``."""

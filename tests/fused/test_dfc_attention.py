@@ -158,6 +158,8 @@ def test_eval(form):
     x = map_of(fused)
     assert_agree(fused, x)
     assert_agree(fused, x, backward=False)
+    with torch.no_grad():
+        assert why(fused, x) == "program_eval on native"
 
 
 def test_deployed():

@@ -119,8 +119,8 @@ def is_fused(module: nn.Module) -> bool:
 
 def plain_type(module: nn.Module) -> type[nn.Module]:
     """The class that a fused module has without its behaviour."""
-    made = made_class(type(module))
-    return type(module).plain_type if made is None else made._source_class
+    own = getattr(type(module), "_source_class", None)  # of the nearest class that was made
+    return type(module).plain_type if own is None else own
 
 
 def plain_forward(module: nn.Module, *args: object, **kwargs: object) -> torch.Tensor:

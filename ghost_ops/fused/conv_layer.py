@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from ..activations import code_of
-from ..dispatch import Decision, plain
+from ..dispatch import PLAIN_TENSORS, Decision, plain, select
 from ..ops.checks import autocast
 from ..ops.program_train import TrainCall
 from . import batch_norm
 from .batch_norm import BATCH
 from .behaviour import plain_forward
-from .block import Reads, Route
+from .block import Reads, Route, _observers
 from .builder import MOST_RUNS, Builder
 from .convolutions import ConvCall, run_convolution_with
 from .errors import NotNow, Unfusable
@@ -75,7 +75,7 @@ class ConvLayerBlock(LayerBlock):
         (conv_path, conv), (norm_path, norm) = *convs, *norms
         applied = list(_pieces(norm, f"{norm_path}."))  # by the BatchNorm itself, as of timm's BatchNormAct2d
         acts += [path for path, m in applied if code_of(m) is not None]
-        if len(acts) > 1 or len(applied) > len(acts) or not _has_kernels(conv):
+        if len(acts) > 1 or len(applied) > len(acts) or not has_kernels(conv):
             return None
         return ConvLayerParts(conv_path, norm_path, *acts)
 
@@ -104,6 +104,11 @@ class ConvLayerBlock(LayerBlock):
         layer = layers.layer
         return builder.conv(layer, source) if layer.is_pointwise() else builder.first_conv(layer, source)
 
+    def forward(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if _observers or may_run(module, x):
+            return super().forward(module, x)
+        return plain_forward(module, x)
+
     def _training_call(self, module: nn.Module, x: torch.Tensor, decision: Decision) -> TrainCall:
         why = slower(self.current_plan(module).layers.layer, x)
         if why is not None:
@@ -125,6 +130,13 @@ class ConvLayerBlock(LayerBlock):
 
     def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         return Route(plain(*[] if why is None else [why]), lambda: plain_forward(module, x))
+
+
+def may_run(module: nn.Module, x: torch.Tensor) -> bool:
+    """Whether a program may run a call; a cheap question, since on a CPU none does."""
+    if torch.compiler.is_compiling() or not module.training or type(x) not in PLAIN_TENSORS:
+        return False
+    return not select("program_train", x).is_reference
 
 
 def slower(layer: ConvBNAct, x: torch.Tensor) -> str | None:
@@ -164,7 +176,7 @@ def _is_within(path: str, outer: str) -> bool:
     return path.startswith(f"{outer}.")
 
 
-def _has_kernels(conv: nn.Conv2d) -> bool:
+def has_kernels(conv: nn.Conv2d) -> bool:
     """Whether a program in training may be faster than PyTorch: of 1x1 convolutions whose both gradients are one pass,
     and of dense ones of few inputs a value, as of a net's images."""
     (height, width), (stride, other), padding = conv.kernel_size, conv.stride, conv.padding

@@ -21,7 +21,7 @@ from ..ops.checks import autocast
 from .behaviour import Fused, block_of, is_fused, plain_forward
 from .block import Route, _observers, observed
 from .call_sites import children_called_at, sites_of_class
-from .conv_layer import ConvLayerBlock, ConvLayerParts, _has_kernels
+from .conv_layer import ConvLayerBlock, ConvLayerParts, has_kernels, may_run
 from .errors import NotNow, Unfusable
 from .in_place import change_class
 from .layers import is_conv, is_norm
@@ -57,14 +57,15 @@ class SiblingBlock(ConvLayerBlock):
         self.names = tuple(path for path in (parts.conv, parts.norm, parts.act) if path is not None)
 
     def forward(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling():
-            return plain_forward(module, x)
-        if _observers:
+        if _observers and not torch.compiler.is_compiling():
             caller = sys._getframe(1)
             return observed(module, x, lambda: self._route_from(module, x, caller))
         if self.name == self.names[0]:
-            return self._route_from(module, x, sys._getframe(1)).run()
-        return x if _takes(module, x) else plain_forward(module, x)
+            if may_run(module, x):
+                return self._route_from(module, x, sys._getframe(1)).run()
+        elif not torch.compiler.is_compiling() and _takes(module, x):
+            return x
+        return plain_forward(module, x)
 
     def route(self, module: nn.Module, x: torch.Tensor) -> Route:
         return self._route_from(module, x, None)
@@ -140,7 +141,7 @@ def _owner(module: nn.Module, names: tuple[str, ...], frame: FrameType | None) -
 def fuse_siblings(owner: nn.Module) -> None:
     """Fuse the convolutions among the children of a module with those that its methods call after them, in place."""
     children = owner._modules
-    convs = {name for name, m in children.items() if is_conv(m) and _has_kernels(m)}
+    convs = {name for name, m in children.items() if is_conv(m) and has_kernels(m)}
     if not convs or not any(map(is_norm, children.values())):
         return
     for site in sorted(set(sites_of_class(type(owner)))):

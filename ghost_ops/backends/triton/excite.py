@@ -19,7 +19,7 @@ MOST_HIDDEN = 256  # channels between the layers, which a program has in registe
 STEP, MOST_STEP = 8192, 64  # elements and channels of a weight that a program reads at once
 UNIT = 4  # most elements of a weight that are read at once: more would compile more kernels for no fewer sectors
 PROGRAMS = 64  # each reads all of the first weight
-SPLITS = 8  # of an image, whose sums are read at once
+SPLITS = 4  # of an image, whose sums are read at once; with 8, float32 spills
 _SPLITS = tl.constexpr(SPLITS)
 
 

@@ -40,7 +40,7 @@ test: $(VENV)/installed-test $(VENV)/installed-peers
 	$(BIN)/ruff check
 	$(BIN)/pytest -q -n $(JOBS) --dist worksteal tests
 
-# Every Triton kernel for every architecture: no spills, shared memory within the limit. `make test` has two of the four.
+# Every Triton kernel for every architecture: no spills, shared memory within the limit. `make test` has one of the four.
 compiled: $(VENV)/installed-test $(VENV)/installed-peers
 	(git log -1 --format='commit %h'; GHOST_OPS_EVERY_ARCHITECTURE=1 $(BIN)/pytest -q -n $(JOBS) -rP \
 		tests/triton/test_compiled.py -k no_spills | grep -E "sm_[0-9]+:|passed|failed") | tee benchmarks/results/compiled.log

@@ -36,6 +36,11 @@ class Tally:
             by_reason.setdefault(found.reason or "it could be fused", []).append(found.name or "the net itself")
         self.reasons = dict(sorted(by_reason.items(), key=lambda item: -len(item[1])))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tally) and vars(self) == vars(other)
+
+    __hash__ = None
+
     def __str__(self) -> str:
         kinds = dict.fromkeys((*self.fused, *self.left))
         return ", ".join(f"{self.fused[k]} of {self.fused[k] + self.left[k]} {_plural(k)}" for k in kinds)

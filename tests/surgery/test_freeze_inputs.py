@@ -66,7 +66,8 @@ def test_examples(x):
     net, y = Pair().eval(), x.flip(0)
     for example in ((x, y), [x, y], {"left": x, "right": y}):
         frozen = freeze(net, example=example)
-        assert len(programs(frozen)) == 2 and not frozen.__dict__[STATE].left
+        assert len(programs(frozen)) == 2
+        assert frozen.__dict__[STATE].left == (("", "no step computes mul of features"),)
     without = freeze(net)
     assert len(programs(without)) == 1 and "give freeze an example" in dict(without.__dict__[STATE].left)[""]
     with torch.no_grad():

@@ -183,7 +183,7 @@ class Careful(Layered):
 def test_layers_keep_their_attributes(cls, x):
     net = randomise(cls()).eval()
     frozen = freeze(net)
-    assert len(programs(frozen)) == 2
+    assert len(programs(frozen)) == (1 if cls is Layered else 2)
     with torch.no_grad():
         close(frozen(x), net(x))
         close(frozen(x, True), net(x, True))

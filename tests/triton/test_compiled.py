@@ -12,7 +12,7 @@ from ghost_ops.backends.triton import tiles
 from tests.triton import aot, calls
 
 ODD = ("sm_90",)  # where the odd shapes are compiled too
-BY_ITSELF = ("sm_89", "sm_100")  # `make compiled` compiles for these too
+BY_ITSELF = ("sm_80", "sm_89", "sm_100")  # `make compiled` compiles for these too
 EVERY = os.environ.get("GHOST_OPS_EVERY_ARCHITECTURE") == "1"
 
 

@@ -1,4 +1,4 @@
-"""``freeze``: a net for inference only, its longest runs of known modules as one operator call each; ``thaw``."""
+"""``freeze``: a net for inference only, what programs compute of its graph as one operator call each; ``thaw``."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ _MOST_REASONS = 3  # in the warning that nothing was frozen
 def freeze(
     net: nn.Module, dtype: torch.dtype | None = None, *, cuda_graph: bool = False, example: object = None
 ) -> nn.Module:
-    """A copy of ``net`` for inference: BatchNorms folded, weights packed, whole runs of blocks in one operator call.
+    """A copy of ``net`` for inference: BatchNorms folded, weights packed, whole parts of it in one operator call each.
 
-    Stem, Ghost modules, Ghost bottlenecks with or without stride and squeeze-and-excite, 1x1 convolutions, pooling
-    and classifier of a net become programs (:class:`ghost_ops.fused.FrozenProgram`), the longest runs one each; what
-    is between stays as it is. The result takes every batch and image size that ``net`` takes, and many threads may
-    call it at once. ``explain`` names the programs, and what was left as it is and why.
+    The net is read as a graph. Fused blocks, convolutions with what follows them, pooling, concatenations, slices,
+    sums, gates, upsampling, channel shuffles and the classifier become programs
+    (:class:`ghost_ops.fused.FrozenProgram`), each as much as there is from one map on. What no step of a program
+    computes stays as it is. The result takes every batch and image size that ``net`` takes, and many threads
+    may call it at once. ``explain`` names the programs, and what was left as it is and why.
 
     The copy keeps the class of ``net``, with its signature, methods and attributes: ``isinstance``, calls by keyword,
     ``forward_features`` and the like. Only its forward is another, and it has a child more, ``frozen_programs``, which

@@ -15,7 +15,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activati
 GPU_CHECK = benchmarks/gpu_check.py --minutes $(MINUTES) $(if $(CACHE),--cache $(CACHE)) $(if $(OUT),--out $(OUT)) \
 	$(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry-run)
 
-.PHONY: compiled demo test bench gpu-check lint format clean distclean
+.PHONY: compiled interpreted demo test bench gpu-check lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -44,6 +44,12 @@ test: $(VENV)/installed-test $(VENV)/installed-peers
 compiled: $(VENV)/installed-test $(VENV)/installed-peers
 	(git log -1 --format='commit %h'; GHOST_OPS_EVERY_ARCHITECTURE=1 $(BIN)/pytest -q -n $(JOBS) -rP \
 		tests/triton/test_compiled.py -k no_spills | grep -E "sm_[0-9]+:|passed|failed") | tee benchmarks/results/compiled.log
+
+# Every test in Triton's interpreter. `make test` has one of three of the long files.
+interpreted: $(VENV)/installed-test $(VENV)/installed-peers
+	(git log -1 --format='commit %h'; GHOST_OPS_EVERY_INTERPRETED=1 $(BIN)/pytest -q -n $(JOBS) -rA --durations=20 \
+		tests/triton/test_interpreter.py | grep -E "PASSED|FAILED|s call|passed|failed") \
+		| tee benchmarks/results/interpreted.log
 
 lint: $(VENV)/installed-test
 	$(BIN)/lint-imports --no-logo

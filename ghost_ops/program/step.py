@@ -88,7 +88,7 @@ class Step:
 
     def reads(self) -> set[int]:
         """The slots that it reads."""
-        read = [getattr(self, name) for name in ("source", "residual", "other", "gate") if hasattr(self, name)]
+        read = [getattr(self, name) for name in ("source", "residual", "other") if hasattr(self, name)]
         return {slot for slot in (*read, *getattr(self, "sources", ())) if slot >= 0}
 
     def result_shape(self, batch: int, channels: Mapping[int, Channels], sizes: Mapping[int, Size]) -> Shape:

@@ -62,9 +62,11 @@ def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None =
     findings = fuse_blocks(net)
     layers = survey_layers(net, findings)
     _apply(layers, 3)
-    closed = {inner for found in (*findings, *layers) for inner in found.module.modules()}
+    known = [module for module in net.modules() if isinstance(module, (behaviour.Fused, Frozen))]
+    outer = *known, *(found.module for found in (*findings, *layers))
+    closed = {inner for module in outer for inner in module.modules()}
     for module in list(net.modules()):
-        if module not in closed and not isinstance(module, (behaviour.Fused, Frozen)):
+        if module not in closed:
             fuse_siblings(module)
     counted = Tally(net, [found for found in findings if not found.block.holds_blocks])  # these may be no such block
     is_any = any(behaviour.is_fused(module) for module in net.modules())

@@ -138,7 +138,7 @@ def test_missing_other_models_have_a_reason(monkeypatch):
     def missing():
         raise Unavailable("torchvision is not installed")
 
-    monkeypatch.setattr(other_models, "_models", missing)
+    monkeypatch.setattr(other_models, "torchvision_models", missing)
     rows, _ = run([NetCase("resnet18", 32, kind="other_model")], names=("onnxruntime",))
     assert [(row.status, row.reason) for row in rows] == [(MISSING, "torchvision is not installed")]
 

@@ -167,7 +167,7 @@ def test_summary_compares_baselines_with_each_target():
 
 
 def test_freezing_that_finds_nothing_is_a_missing_row():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    net = nn.Sequential(nn.Linear(8, 4)).eval()
     with pytest.raises(machine.Unavailable, match="nothing of this Sequential was frozen"):
         BASELINES[FROZEN].build(net, draw_map(1, 3, 8), 1)
 

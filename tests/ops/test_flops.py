@@ -201,7 +201,7 @@ def test_programs():
     """Convolution, Ghost module, depthwise, excitation, 1x1 convolution, pooling, linear layer; and a map as result."""
     none = s.Layer()
     steps = [
-        s.Conv(-1, 0, -1, False, False, 3, 8, 3, 3, 2, 2, 1, 1, 1, 1, 1, none),
+        s.Conv(-1, 0, -1, False, False, 3, 8, (3, 3), (2, 2), (1, 1), (1, 1), 1, none),
         s.Ghost(0, 1, -1, False, False, 8, 5, 10, 13, 5, none, none),
         s.Depthwise.same(1, 0, True, 13, 3, 2, none),
         s.Excite(13, 4, 1, none, none),

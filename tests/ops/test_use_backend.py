@@ -94,7 +94,7 @@ def program(kind):
     def make(x):
         drawn = draw_program(7)
         x = r(N, drawn.channels, 16, 16).to(memory_format=torch.channels_last)
-        if kind == "program":
+        if kind in ("program", "program_maps"):
             return x, reference.program_pack(drawn.parameters, drawn.code), drawn.code
         return (
             (list(drawn.parameters), drawn.code) if kind == "program_pack" else (x, list(drawn.parameters), drawn.code)
@@ -129,6 +129,7 @@ CALLS = {
     "depthwise": lambda x: (x, r(C, 1, 5, 5), r(C), 2),
     "depthwise_backward": lambda x: (r(N, C, 5, 6), x, r(C, 1, 5, 5), r(C), 2, True, True),
     "program": program("program"),
+    "program_maps": program("program_maps"),
     "program_pack": program("program_pack"),
     "program_eval": program("program_eval"),
 }  # fmt: skip

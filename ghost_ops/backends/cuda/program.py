@@ -134,6 +134,12 @@ class CudaInterpreter(ProgramInterpreter):
         )
         self.write(step.out, out, step.squeeze, means)
 
+    def write(
+        self, slot: int, out: torch.Tensor, squeeze: bool = False, means: torch.Tensor | None = None
+    ) -> None:  # fmt: skip
+        """In channels_last, which not all of PyTorch's operators give, nor is a view of some channels in it."""
+        super().write(slot, out.contiguous(memory_format=torch.channels_last), squeeze, means)
+
     def convolve(self, *args: object, **kwargs: object) -> torch.Tensor:
         """In channels_last, which not all of PyTorch's convolutions keep on a device: not its depthwise ones, nor any
         of a map of one channel, whose layout it takes for NCHW."""

@@ -26,6 +26,9 @@ class Multiply(MapStep):
     squeeze: bool
     channels: int
 
+    def reads(self):
+        return {self.source, self.gate}
+
     def run(self, state, folded):
         x, gate = state.read(self.source), state.read(self.gate)
         if gate.shape[2:] != x.shape[2:]:

@@ -35,7 +35,7 @@ from .training import STEPS, TrainCase, run_training
 
 
 def _nets() -> ModuleType:
-    """``benchmarks/nets``, which is no part of ghost_ops: its modules are looked at as anybody's."""
+    """The package ``benchmarks/nets``. It is not a part of ghost_ops, so that its modules are treated as a user's."""
     name, path = "benchmarks.nets", Path(__file__).parents[1] / "nets"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(

@@ -65,7 +65,7 @@ def _yolo(name: str) -> Callable[[], nn.Module]:
         except ImportError as error:
             raise Unavailable(f"ultralytics does not load: {error}") from error
         net = DetectionModel(name, verbose=False)
-        net.model[-1].export = True  # in eval its head then returns the boxes alone
+        net.model[-1].export = True  # in eval its head then returns only the boxes
         return net
 
     return build

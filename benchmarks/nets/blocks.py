@@ -60,7 +60,7 @@ class HuaweiSqueezeExcite(nn.Module):
 
 
 class HuaweiBottleneck(nn.Module):
-    """Of V1; with ``attention`` V2's, whose first Ghost module has DFC attention."""
+    """The bottleneck of V1; with ``attention`` that of V2, whose first Ghost module has DFC attention."""
 
     def __init__(self, inp, mid, oup, kernel=3, stride=1, se=False, act: Activation = nn.ReLU, attention=False):
         super().__init__()

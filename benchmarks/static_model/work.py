@@ -111,7 +111,7 @@ def _given(a: dict, name: str) -> list:
 
 
 def _splits(a: dict) -> tuple[int, ...]:
-    """Of the loop over the splits of sums, which a launch with few of them has not."""
+    """Trips of the loop over the splits of sums. A launch with few splits does not have that loop."""
     return (cdiv(a["splits"], SPLITS),) if a["MANY"] else ()
 
 

@@ -210,7 +210,10 @@ class Builder:
         return out
 
     def concat(self, sources: Sequence[int], squeeze: bool = False) -> int:
-        """Maps side by side."""
+        """Maps side by side. Raises ``Unfusable`` where their channels lie in more pieces than a product reads."""
+        channels = s.slot_channels(self.steps)
+        if sum(len(channels[slot].pieces) for slot in sources) > MOST_RUNS:
+            raise Unfusable(f"a program concatenates maps whose channels lie in at most {MOST_RUNS} pieces")
         out = self.take()
         self._whole_vectors(*sources)
         self.steps.append(s.Concat(out, squeeze, tuple(sources)))

@@ -267,3 +267,19 @@ def drawn(rng, depth):
 @pytest.mark.parametrize("seed", range(12))
 def test_drawn_graphs(seed):
     frozen_of(drawn(random.Random(seed), 6 + seed))
+
+
+def test_a_concatenation_of_very_many_maps_stays_pytorch():
+    class Dense(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branches, self.last = nn.ModuleList(nn.Conv2d(3, 4, 1) for _ in range(70)), nn.Conv2d(280, 5, 1)
+
+        def forward(self, x):
+            return self.last(torch.cat([branch(x) for branch in self.branches], 1))
+
+    net, x = Dense().eval(), torch.randn(2, 3, 7, 6)
+    frozen = freeze(net)
+    assert sum(isinstance(module, FrozenProgram) for module in frozen.modules()) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), net(x), rtol=1e-4, atol=1e-4)

@@ -17,7 +17,7 @@ from ghost_ops.ops import _library
 from tests.helpers import on
 
 ROOT = Path(__file__).resolve().parents[2]
-OPERATORS = ("ghost_module", "program")
+OPERATORS = ("ghost_module", "program", "program_maps")
 
 
 @pytest.fixture

@@ -283,3 +283,11 @@ def test_a_concatenation_of_very_many_maps_stays_pytorch():
     assert sum(isinstance(module, FrozenProgram) for module in frozen.modules()) == 2
     with torch.no_grad():
         torch.testing.assert_close(frozen(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("act", [nn.PReLU, lambda **_: nn.LeakyReLU(0.2)])
+def test_a_bottleneck_with_slopes_within_its_excitation(act):
+    """GhostFaceNet's: one program with the others, in place of three."""
+    frozen = frozen_of(nn.Sequential(zoo.HuaweiBottleneck(8, 16, 8, se=True, act=act), zoo.conv_bn(8, 8, 3)))
+    (steps,) = kinds(frozen)
+    assert steps.count("Excite") == 1

@@ -206,9 +206,8 @@ def test_every_function_says_what_it_takes():
     """What is exported has a docstring, arguments with names and no codes, and is among the calls above."""
     names = {call: call.__name__ for call, *_ in REFUSED}
     tested = {"ghost_module", "ghost_module_train", "ghost_module_eval", "cheap_concat", "squeeze_excite", "excite"}
-    assert set(F.__all__) == tested | {"depthwise", "dfc_gate_train", "branched_module_train"} and len(names) == len(
-        F.__all__
-    )
+    tested |= {"depthwise", "dfc_gate_train", "branched_module_train"}
+    assert set(F.__all__) == tested and len(names) == len(F.__all__)
     for name in F.__all__:
         function = getattr(F, name)
         text, parameters = inspect.getdoc(function), inspect.signature(function).parameters
@@ -216,9 +215,8 @@ def test_every_function_says_what_it_takes():
         assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()), name
         for of in ("act", "cheap_act", "gate"):
             default = parameters[of].default if of in parameters else ""
-            assert isinstance(default, str) or (
-                of == "gate" and name in ("ghost_module_train", "branched_module_train")
-            ), name  # a map
+            is_map = of == "gate" and name in ("ghost_module_train", "branched_module_train")
+            assert isinstance(default, str) or is_map, name
 
 
 @pytest.mark.parametrize("call", [evaluate, excite])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -81,6 +83,10 @@ def arguments(n, c, side, m, branches=3, identity=True, scale=True, layout="chan
     return Case(tensors, {"branches": branches, "identity": identity, **options}, 2)
 
 
+def _with_scale(scale, x, *args, **kwargs):
+    return functional.branched_module_train(x, *args, scale_weight=scale.to(x.dtype), **kwargs)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n, c, side, m", [(2, 24, 28, 36), (3, 40, 14, 60), (5, 60, 7, 20), (1, 16, 45, 8)])
 def test_layer_shapes(n, c, side, m, layout):
@@ -90,12 +96,9 @@ def test_layer_shapes(n, c, side, m, layout):
         arguments(n, c, side, m, layout=layout, out_channels=2 * m),
         arguments(n, c, side, 2 * m, 1, scale=False, layout=layout, out_channels=2 * m, cheap_act="none"),
     ):
-        operator = functional.branched_module_train
-        scale = case.tensors.pop("scale_weight")
+        operator, scale = functional.branched_module_train, case.tensors.pop("scale_weight")
         if scale is not None:
-            operator = lambda *args, **kwargs: functional.branched_module_train(
-                *args, scale_weight=scale.to(args[0].dtype), **kwargs
-            )
+            operator = partial(_with_scale, scale)
         check(operator, case, differentiable=1)
 
 

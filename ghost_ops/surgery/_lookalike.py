@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ..fused.behaviour import is_fused
 from ..fused.errors import Unfusable
 from ._copy import drawn_copy, normal
-from ._probe import ambient, smallest_side
+from ._inputs import ambient, smallest_side
 
 _CONCATENATIONS = frozenset(("cat", "concat", "concatenate", "hstack"))
 _MUST = "{} must be a module of its own, called with one map"

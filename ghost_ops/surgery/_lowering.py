@@ -12,7 +12,7 @@ from ..fused.builder import Builder
 from ..fused.errors import Unfusable, first_line
 from ._compare import agree, difference
 from ._copy import drawn_copy, normal
-from ._probe import smallest_side
+from ._inputs import smallest_side
 
 _SIZES = ((2, 13, 11), (1, 12, 14))  # images, height and width beyond the smallest
 

@@ -1,8 +1,8 @@
 """Runs a copy of an unknown module: which children it calls, in which order, and what comes out.
 
 A composition of its children is held against it: values, gradients and which results need them, in training and in
-eval, on inputs of several sizes, without gradients, with NaN, infinite and huge values, and under autocast. What a
-forward does besides (``_observe``) and what it leaves behind (``_state``) is seen on the way.
+eval, on inputs of several sizes, without gradients, with NaN, infinite and huge values, and under autocast
+(``_inputs``). What a forward does besides (``_observe``) and what it leaves behind (``_state``) is seen on the way.
 """
 
 from __future__ import annotations
@@ -14,24 +14,22 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.utils import _pair
 
 from ..activations import Function
 from ..fused.block import Block
 from ..fused.errors import first_line
 from ..fused.layers import NORMS, is_activation, is_conv, is_norm
 from ._compare import agree, difference
-from ._copy import Refused, drawn_copy, normal
+from ._copy import Refused, drawn_copy
 from ._fit import fit
+from ._inputs import Inputs, ambient, autocast
 from ._observe import Recorder, Watch
 from ._state import Generators, State
 
 _KNOWN = (nn.Conv2d, nn.Linear, nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict, *NORMS)
-_HUGE = 1e30  # far beyond what a guard for float16 lets pass
 _FAR = 30.0  # factor of an input
 _ROUGH = 0.05  # between results under bfloat16 autocast
 _GRADIENTS = 1e-4  # between gradients in float32
-_MANY = 2**21  # elements of an input beyond which a size is not tried
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -88,7 +86,6 @@ class Probe:
         self._cotangents: dict[tuple, torch.Tensor] = {}
         self._theirs: list[Result] = []
         self._far: tuple[list[Trial], list[torch.Tensor]] | None = None
-        self._dtype = torch.float64
         with ambient():
             self.copy = drawn_copy(module, self._generator)
             self._modules, self._parameters = list(self.copy.modules()), list(self.copy.parameters())
@@ -98,10 +95,12 @@ class Probe:
             self._trace: list[Call] | None = None
             self._open: list[tuple[str, int]] = []
             self._listen()
-            self.side = smallest_side(module)
-            batch = max(2, 64 // channels)  # more for few channels, so that no mistake hides behind dead ones
-            width = _free(self.side, constants)  # sizes that differ from numbers of channels can be told from them
-            self.input = self._draw(_free(batch, constants), channels, _free(width + 1, constants), width)
+            self._inputs = Inputs(self._generator, module, channels, constants)
+
+    @property
+    def input(self) -> torch.Tensor:
+        """What it is run on first."""
+        return self._inputs.first
 
     @property
     def reads(self) -> tuple[tuple[str, str], ...]:
@@ -232,7 +231,7 @@ class Probe:
 
     def _further_differences(self, compose: Forward, kind: type[Block]) -> Iterator[str | None]:
         """After each trial in float32, in which PyTorch's convolutions are fast, why it cannot, or None."""
-        one, *others = self._inputs()
+        one, *others = self._inputs.others(bool(self.watch.unfollowed))
         both = Trial(one, False, True, True, True)
         for trial in (Trial(self.input, True, True, True, True), both):
             theirs, ours = self._run(self._watched, trial, True), self._ours(compose, trial, True)
@@ -254,7 +253,7 @@ class Probe:
             yield None
         for x in others:
             yield self._compare(compose, Trial(x), f"on an input of {_size(x)} it computes something else")
-        hard = Trial(self._hard())
+        hard = Trial(self._inputs.hard())
         yield self._compare(compose, hard, "with NaN, infinite or huge values it computes something else")
         for dtype in kind.autocast_dtypes:
             trial = Trial(one.to(dtype), autocast=True)
@@ -266,26 +265,6 @@ class Probe:
             if ours is not None and agree(ours.out, theirs.out, tolerance):
                 return None
         return reason + self.watch.explain()
-
-    def _inputs(self) -> Iterator[torch.Tensor]:
-        """Inputs of other sizes, the first of one image and laid out channels_last."""
-        channels, side = self.input.shape[1], self.side
-        one = self._draw(1, channels, side + 2, side + 3)
-        yield one.to(memory_format=torch.channels_last)
-        if self.watch.unfollowed:  # a branch on a size may have gone unseen
-            squares = [(2, n, n) for n in (7, 14, 28, 32, 56, 64, 112, 128, 224)]
-            for batch, height, width in ((1, side, 600), (1, 600, side), (300, side, side), *squares):
-                if min(height, width) >= side and batch * channels * height * width <= _MANY:
-                    yield self._draw(batch, channels, height, width)
-
-    def _hard(self) -> torch.Tensor:
-        """Images with what people guard against, of which each is harmless to the others in eval."""
-        x = self._draw(5, self.input.shape[1], self.side, self.side + 1)
-        x[0] *= _HUGE
-        for image, value in enumerate((float("nan"), float("inf"), float("-inf")), 1):
-            x[image, -1, 1, 1] = value
-        x[4] = 0
-        return x
 
     # Running
 
@@ -314,7 +293,7 @@ class Probe:
             stack.enter_context(torch.set_grad_enabled(trial.grad))
             x = leaf.clone()  # no leaf, so that writing into it is seen rather than refused
             if trial.autocast:
-                stack.enter_context(_autocast())
+                stack.enter_context(autocast())
             try:
                 out = forward(x)
             except Exception as error:
@@ -341,19 +320,15 @@ class Probe:
     def _cotangent(self, out: torch.Tensor) -> torch.Tensor:
         key = (*out.shape, out.dtype)
         if key not in self._cotangents:
-            self._cotangents[key] = normal(self._generator, *out.shape).to(out.dtype)
+            self._cotangents[key] = self._inputs.cotangent(out)
         return self._cotangents[key]
-
-    def _draw(self, batch: int, channels: int, height: int, width: int) -> torch.Tensor:
-        x = normal(self._generator, batch, channels, height, width)
-        return (x + 2 * normal(self._generator, batch, channels, 1, 1)).to(self._dtype)
 
     def _to(self, dtype: torch.dtype) -> None:
         """Change what the copy and its input are made of."""
         for t in (*self._parameters, *self.copy.buffers()):
             if t.is_floating_point():
                 t.data = t.data.to(dtype)
-        self.input, self._dtype = self.input.to(dtype), dtype
+        self._inputs.to(dtype)
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
@@ -403,12 +378,6 @@ class Probe:
             child.register_forward_hook(leave)
 
 
-def smallest_side(module: nn.Module) -> int:
-    """Height and width that an input should have at least, for the largest kernel inside."""
-    convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
-    return 4 + max((max(_pair(c.dilation)) * (max(_pair(c.kernel_size)) - 1) for c in convs), default=0)
-
-
 def _is_known(module: nn.Module) -> bool:
     """Whether fused code reads what it needs of it live: nothing is to be watched."""
     if type(module) in _KNOWN or is_conv(module) or is_norm(module):
@@ -424,38 +393,5 @@ def _all_agree(ours: list[torch.Tensor | None], theirs: list[torch.Tensor | None
     return all(agree(a, b, _GRADIENTS) for a, b in zip(ours, theirs, strict=True))
 
 
-def _free(size: int, taken: set[int]) -> int:
-    while size in taken:
-        size += 1
-    return size
-
-
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-@contextmanager
-def _autocast() -> Iterator[None]:
-    """Autocast on the CPU, and, for a forward that turns that of CUDA off, on CUDA by name."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        before = torch.is_autocast_enabled("cuda")
-        torch.set_autocast_enabled("cuda", True)
-        try:
-            yield
-        finally:
-            torch.set_autocast_enabled("cuda", before)
-
-
-@contextmanager
-def ambient() -> Iterator[None]:
-    """The same surroundings whatever the caller's are."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
-        threads = torch.get_num_threads()
-        if threads > 1:  # on maps so small threads only wait for each other
-            stack.callback(torch.set_num_threads, threads)
-            torch.set_num_threads(1)
-        yield

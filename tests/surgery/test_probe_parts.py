@@ -138,12 +138,6 @@ class OneMoreConvolution(zoo.ArticleGhostModule):
         return super().forward(x) + self.more(x)
 
 
-def with_prelu():
-    module = zoo.ArticleSELayer(16)
-    module.fc[1] = nn.PReLU()
-    return module
-
-
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -152,7 +146,6 @@ def with_prelu():
         (with_instance_norm, "its normalisation 'primary_conv.1' is of the class InstanceNorm2d"),
         (lambda: OneMoreConvolution(6, 10), "it also calls 'more.0', a convolution more"),
         (lambda: OnlyWeights(6, 10), "it calls 0 convolutions where a Ghost module calls two"),
-        (with_prelu, "between its layers it calls PReLU"),
     ],
 )
 def test_reasons_are_true(make, reason):

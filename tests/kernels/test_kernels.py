@@ -185,7 +185,7 @@ for dtype in (torch.float32, torch.bfloat16):
                 w3 = torch.randn(36, 1, 5, 5).div(5).requires_grad_()
                 w4 = torch.randn(20, 1, 3, 3, requires_grad=True)
                 t = F.ghost_module_train(x, w1, None, None, None, w2, None, None, None, out_channels=31, act=act)
-                u = F.cheap_concat_train(x, None, None, None, w4, None, None, None, out_channels=31, act=act)
+                u = F.cheap_concat_train(x.float(), None, None, None, w4, None, None, None, out_channels=31, act=act)
                 y = F.ghost_module(x, w1, None, w2, None, act=act, cheap_act=act)
                 s = F.squeeze_excite(y, w1[:, :, 0, 0].new_ones(5, 36) / 9, None, torch.ones(36, 5) / 9, None)
                 d = F.depthwise(s, w3, stride=2)

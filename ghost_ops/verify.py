@@ -107,11 +107,15 @@ class _Draw:
                 tensors[f"{name}_weight"] = self.normal(self.random.choice([1, channels]), scale=0.3)
         return tensors, options
 
-    def ghost(self) -> tuple[int, int, int, Tensors, dict[str, object]]:
-        """Sizes m and cheap channels, out_channels, both weights, activations."""
+    def ghost(self, trains: bool = False) -> tuple[int, int, int, Tensors, dict[str, object]]:
+        """Sizes m and cheap channels, out_channels, both weights, activations.
+
+        ``trains``: over batch statistics, which take away the scale of a filter. Of one with a single weight nothing
+        would be left, and its gradient would be rounding.
+        """
         m, ratio = self.random.randint(1, 20), self.random.choice([2, 2, 2, 3, 5])
-        size = self.random.choice([1, 3, 5, 7])
-        cheap, channels = m * (ratio - 1), self.random.randint(1, 40)
+        size = self.random.choice([3, 3, 5, 7] if trains else [1, 3, 5, 7])
+        cheap, channels = m * (ratio - 1), self.random.randint(2 if trains else 1, 40)
         tensors, options = self.halves(("act", "cheap_act"), (m, cheap))
         options["out_channels"] = self.random.randint(m + 1, m + cheap)
         tensors["primary_weight"] = self.normal(m, channels, 1, 1, scale=channels**-0.5)
@@ -149,7 +153,7 @@ class _Draw:
         return tensors
 
     def ghost_module_train(self) -> Drawn:
-        m, cheap, channels, tensors, options = self.ghost()
+        m, cheap, channels, tensors, options = self.ghost(trains=True)
         x = self.map(channels)
         tensors |= self.norms(m, cheap)
         size = (x.shape[0], options["out_channels"], self.random.randint(1, 6), self.random.randint(1, 6))
@@ -182,7 +186,7 @@ class _Draw:
         return Drawn("cheap_concat", tensors, options | {"return_squeeze": self.random.random() < 0.5})
 
     def cheap_concat_train(self) -> Drawn:
-        m, cheap, _, tensors, options = self.ghost()
+        m, cheap, _, tensors, options = self.ghost(trains=True)
         del tensors["primary_weight"]
         return Drawn("cheap_concat_train", tensors | self.norms(m, cheap) | {"z": self.map(m)}, options)
 

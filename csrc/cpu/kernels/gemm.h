@@ -91,8 +91,10 @@ template <class M, int MR, int NV, int NH, Shape kShape>
 __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t limit, const Streams& b, const float* bias,
                                         float* c, int64_t c_row) {
   constexpr int kColumns = NV * kLanes + NH * 8, kStreams = (kColumns + kPanel - 1) / kPanel;
-  const char* ahead = g.ahead && g.ahead->at ? g.ahead->at : (const char*)b.at[0];
-  const int64_t ahead_step = g.ahead && ahead < g.ahead->end ? g.ahead->step * M::kColumns : 0;
+  constexpr int kFetches = (MR + 15) / 16;  // with each row of B
+  const bool fetches_ahead = g.ahead && g.ahead->at && g.ahead->at < g.ahead->end;
+  const char* ahead = fetches_ahead ? g.ahead->at : (const char*)b.at[0];
+  int64_t ahead_step = fetches_ahead ? g.ahead->step * M::kColumns : 0, next = 0;
   constexpr bool kTight = kShape == Shape::tight || (kShape == Shape::grouped && kLanes >= 8);
   const int64_t a_col = kTight ? 1 : g.a_col, row0 = kTight ? tight_row(0, kColumns) : b.row[0],
                 row1 = kTight ? tight_row(1, kColumns) : b.row[1], row2 = kTight ? tight_row(2, kColumns) : b.row[2];
@@ -100,6 +102,11 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
   for (; row + MR <= limit; row += MR) {
     Full::T v[MR][NV ? NV : 1];  // sums: [MR x NV] vectors
     Tail::T h[MR];               // and [MR] of half the width
+    if (!fetches_ahead) {        // the first rows of tiles fetch a panel each
+      const bool fetches = next < 2 && g.next[next];
+      ahead = (const char*)(fetches ? g.next[next] : b.at[0]);
+      ahead_step = fetches ? kPanel * (int64_t)sizeof(float) / kFetches : 0, next++;
+    }
     float* out = c + place_in_c(g, row, c_row);
 #pragma GCC unroll 28
     for (int i = 0; i < MR; i++) {
@@ -131,7 +138,7 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
             if constexpr (NH != 0) h[i] = M::template multiply<Tail>(x, u, h[i]);
           }
 #pragma GCC unroll 2
-          for (int i = 0; i < (MR + 15) / 16; i++) {
+          for (int i = 0; i < kFetches; i++) {
             __builtin_prefetch(ahead, 0, 2);
             ahead += ahead_step;
           }
@@ -179,7 +186,7 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
       finished = row + MR;
     }
   }
-  if (g.ahead) g.ahead->at = ahead;
+  if (fetches_ahead) g.ahead->at = ahead;
   return row;
 }
 
@@ -323,7 +330,8 @@ int64_t row_product(const Gemm& all, const Block& g, const Source& s, float* c) 
 
 // All columns of a block from n on, a tile at a time; streams(n, columns) says what of B is under it.
 template <class M, class F>
-GHOST_INLINE void block_product(const Gemm& all, const Block& g, int64_t n, float* c, const F& streams) {
+GHOST_INLINE void block_product(const Gemm& all, const Block& g, int64_t n, float* c, const F& streams,
+                                const Source* packed = nullptr) {
   const int64_t n_end = ghost::by_eight(all.n);
   Block part = g;
   for (int64_t columns; n < all.n; n += columns) {
@@ -331,6 +339,10 @@ GHOST_INLINE void block_product(const Gemm& all, const Block& g, int64_t n, floa
     const Streams b = streams(n, columns);
     const float* bias = bias_at(all, g, n);
     set_column(all, part, n);
+    for (int64_t i = 0; i < 2 && packed; i++) {
+      const int64_t at = n + columns + i * kPanel;
+      part.next[i] = at < n_end ? streams_under(*packed, at, 8).at[0] : nullptr;
+    }
     if (n + columns <= all.n || all.c_padded)
       tile_product<M>(part, columns, b, bias, c + n, all.c_row);
     else
@@ -342,7 +354,9 @@ GHOST_INLINE void block_product(const Gemm& all, const Block& g, int64_t n, floa
 template <class M>
 GHOST_INLINE void source_product(const Gemm& all, const Block& g, const Source& s, float* c) {
   const int64_t done = g.rows == 1 && !s.b_row ? row_product<M>(all, g, s, c) : 0;
-  block_product<M>(all, g, done, c, [&](int64_t n, int64_t columns) { return streams_under(s, n, columns); });
+  block_product<M>(
+      all, g, done, c, [&](int64_t n, int64_t columns) { return streams_under(s, n, columns); },
+      s.b_row ? nullptr : &s);
 }
 
 // The runs that make up columns first to first + count of A.

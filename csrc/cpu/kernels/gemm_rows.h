@@ -24,6 +24,8 @@ struct Block {
   // C's column that a tile begins at, and how many are finished from there on.
   int64_t c_column = 0, finish_columns = 0;
   int64_t c_group = 0;  // as in Gemm; the block has all rows then
+  // The panels under the next tile of columns, which are fetched into the second-level cache under this one; or null.
+  const float* next[2] = {nullptr, nullptr};
 };
 
 GHOST_INLINE const float* row_of(const Block& g, int64_t row) {

@@ -255,6 +255,7 @@ class Conv final : public Step {
   std::vector<Part> parts_of(const ProgramRun& run, const RowTask& task, bool by_taps) const {
     const StepPlan& s = run.plan(*this);
     std::vector<Part> parts;
+    parts.reserve(down_.kernel * (by_taps ? across_.kernel : 1));
     for (int64_t i = 0; i < down_.kernel; i++) {
       const RowRange rows = under_tap(down_, i, s.in_h, task.y, task.count);
       for (int64_t j = 0; j < (by_taps ? across_.kernel : 1); j++) {
@@ -282,11 +283,17 @@ class Conv final : public Step {
   /// A group's products. Taps that are outside of the map for some pixels are left out for these where that saves more
   /// than it costs: each part is a product of its own over the pixels that it is for, the last one over all of them.
   void multiply(const ProgramRun& run, const RowTask& task, const Gemm& whole) const {
-    const int64_t width = run.value(*this).w;
-    std::vector<Part> best{{0, down_.kernel * across_.kernel, {0, task.count}, {0, width}}};
+    const int64_t width = run.value(*this).w, taps = down_.kernel * across_.kernel;
+    const RowRange rows = down_.inputs(task.y, task.y + task.count);
+    const bool is_at_border = rows.first < 0 || rows.end > run.plan(*this).in_h;
+    const bool may_cut_taps = depth() > kCostOfPass * (taps - 1);  // else passes cost more than there is to save
+    if (!is_at_border && !may_cut_taps) return run.multiply(whole);
+    std::vector<Part> best{{0, taps, {0, task.count}, {0, width}}};
+    const int64_t tap_row = across_.kernel * inputs_of_group();
     const auto is_full = [&](const Part& p) { return p.pixels() == task.count * width; };
     for (const bool by_taps : {false, true}) {
-      if (by_taps ? run.format().columns > 1 : across_.kernel * inputs_of_group() % run.format().columns) continue;
+      if (by_taps ? !may_cut_taps || run.format().columns > 1 : !is_at_border || tap_row % run.format().columns)
+        continue;
       std::vector<Part> parts = parts_of(run, task, by_taps);
       const auto full = std::find_if(parts.begin(), parts.end(), is_full);
       if (full == parts.end() || cost_of(parts) >= cost_of(best)) continue;

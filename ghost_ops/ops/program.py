@@ -1,4 +1,4 @@
-"""``program``: a net, or a part of it, in one call; ``program_maps``: the same where it returns several maps;
+"""``program``: a net, or a part of it, in one call; ``program_maps``: the same where it returns several results;
 ``program_pack``: the form that its parameters take.
 
 A program is inference: BatchNorms use their running statistics, and nothing is differentiable. ``program`` reads

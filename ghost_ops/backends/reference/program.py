@@ -26,7 +26,7 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: Sequence[int]) -> torc
 
 
 def program_maps(x: torch.Tensor, packed: torch.Tensor, steps: Sequence[int]) -> list[torch.Tensor]:
-    """The results of a program that may return several maps."""
+    """The results of a program that may return several."""
     decoded, weights = decode(steps), weights_of(steps)
     return ProgramInterpreter(x).run_steps(decoded, unpack(weights.numbers(packed), decoded, weights))
 

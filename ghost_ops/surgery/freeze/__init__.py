@@ -37,6 +37,9 @@ def freeze(
     computes stays as it is. The result takes every batch and image size that ``net`` takes, and many threads
     may call it at once. ``explain`` names the programs, and what was left as it is and why.
 
+    The graph is a ``torch.fx`` trace, or that of ``torch.export`` where the forward cannot be traced. A forward that
+    branches on sizes runs frozen on sizes that decide as those did that it was frozen on, else as its own.
+
     The copy keeps the class of ``net``, with its signature, methods and attributes: ``isinstance``, calls by keyword,
     ``forward_features`` and the like. Only its forward is another, and it has a child more, ``frozen_programs``, which
     ``children()`` leaves out. What is called past the forward runs through the copy's own children, in PyTorch, their

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..activations import GATES, Function, code_of
+from .behaviour import is_fused
 from .dfc_recognition import is_along_columns, is_along_rows
 from .ghost_recognition import skipped_reads
 from .layers import does_nothing
@@ -120,8 +121,8 @@ def _is_within(path: str, pieces: set[str | None]) -> bool:
 def nominate(module: nn.Module) -> Branches | None:
     """The layers of what has the structure of such a module."""
     convs = {path: m for path, m in module.named_modules() if path and isinstance(m, nn.Conv2d)}
-    if not 2 <= len(convs) <= _MOST:
-        return None
+    if not 2 <= len(convs) <= _MOST or any(is_fused(m) for m in module.modules() if m is not module):
+        return None  # what is fused inside is a block of its own
     norms = {path: _norm_behind(module, path, conv) for path, conv in convs.items()}
     if None in norms.values():
         return None

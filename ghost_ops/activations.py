@@ -140,7 +140,7 @@ def module_of(function: Callable | str, arguments: tuple, options: dict) -> nn.M
 
 @dataclass(frozen=True)
 class Function:
-    """An activation that no module of the net computes: a function, or somebody's own class, by what it computes.
+    """An activation that is a function, or a class of somebody's own, known by what it computes.
 
     Attributes:
         name: one of ``ACTIVATIONS`` that PyTorch has a module for, and no weight.

@@ -66,11 +66,12 @@ Tensors run_program(ProgramCache& cache, const float* packed, const std::vector<
   const int64_t shares = std::max<int64_t>(1, std::min({threads, kMostShares, plan.flops / kShareFlops}));
   Tensors out;
   std::vector<Map> to;
-  if (p.returns_features) out.push_back(abi::empty({n, p.out_channels}, x.dtype()));
-  for (const int64_t i : p.outputs) {
-    out.push_back(new_map({n, p[i].channels, plan.steps[i].h, plan.steps[i].w}, x));
-    to.emplace_back(out.back());
+  for (const auto& step : p.steps) {
+    const StepPlan& s = plan.steps[step->index];
+    if (step->returns_map()) to.emplace_back(out.emplace_back(new_map({n, step->channels, s.h, s.w}, x)));
+    if (step->returns_features()) out.push_back(abi::empty({n, step->channels}, x.dtype()));
   }
+  if (p.ends_in_features) out.push_back(abi::empty({n, p.out_channels}, x.dtype()));
   if (x.numel() == 0) return out;
   const Map from(x);
   Scratch scratch;
@@ -88,13 +89,20 @@ Tensors run_program(ProgramCache& cache, const float* packed, const std::vector<
     run_on_one_thread(call, plan, apart, n);
   else if (apart < n)
     run_on_all_threads(call, cache.plan(h, w, shares), apart, n);
-  if (!p.returns_features) return out;
+  if (row == 0) return out;
   float* next = scratch.floats(n * row);
-  for (const auto& step : p.steps)
+  size_t result = 0;
+  const auto store = [&](int64_t columns) {
+    Tensor& t = out[result];
+    kernels().scatter(features, n * row, row, 1, n, columns,
+                      {t.data<char>(), t.dtype() == abi::DType::bfloat16, 1, n * columns, columns});
+  };
+  for (const auto& step : p.steps) {
     if (step->run_features({p, packed, n, row, features, next})) std::swap(features, next);
-  const int64_t columns = p.out_channels;
-  kernels().scatter(features, n * row, row, 1, n, columns,
-                    {out[0].data<char>(), out[0].dtype() == abi::DType::bfloat16, 1, n * columns, columns});
+    if (step->returns_features()) store(step->channels);
+    result += step->returns_map() || step->returns_features();
+  }
+  if (p.ends_in_features) store(p.out_channels);
   return out;
 }
 
@@ -102,8 +110,7 @@ Tensors run_program(ProgramCache& cache, const float* packed, const std::vector<
 Tensor only(Tensors&& results) { return std::move(results[0]); }
 
 const Program& with_one_result(const Program& p, const char* name) {
-  Checks(name).that(p.outputs.size() < 2, "steps", "those of a program with one result",
-                    static_cast<int64_t>(p.outputs.size()));
+  Checks(name).that(p.results == 1, "steps", "those of a program with one result", p.results);
   return p;
 }
 

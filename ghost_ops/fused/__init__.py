@@ -1,6 +1,7 @@
 """Fused and frozen modules: one file a block, each with its pieces, how it runs, and how it becomes a program."""
 
 from .bottleneck import BottleneckParts, FusedGhostBottleneck
+from .branched_module import BranchedParts
 from .conv_layer import ConvLayerParts
 from .dfc_attention import DFCAttentionParts
 from .errors import Unfusable
@@ -13,6 +14,7 @@ from .squeeze_excite import FusedSELayer, FusedSqueezeExcite, SqueezeExciteParts
 
 __all__ = [
     "BottleneckParts",
+    "BranchedParts",
     "ConvLayerParts",
     "DFCAttentionParts",
     "FrozenProgram",

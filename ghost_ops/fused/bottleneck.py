@@ -23,7 +23,7 @@ from .ghost_module import FusedGhostModule, GhostModuleBlock, with_epilogues
 from .in_place import STATE
 from .layers import ConvBNAct, is_activation, is_conv, is_norm
 from .registry import register_block
-from .squeeze_excite import FusedSqueezeExcite, SqueezeExciteBlock
+from .squeeze_excite import FusedSqueezeExcite, SqueezeExciteBlock, check_operator_takes
 from .structure import Structure
 
 
@@ -200,6 +200,8 @@ class BottleneckBlock(Block):
             raise NotNow("autocast makes of its parts and of its shortcut different dtypes")
         if any_requires_grad((x, *module.parameters())):
             raise NotNow("gradients are wanted")
+        if se is not None:
+            check_operator_takes(se._ghost_ops.current_plan(se))
         between = [decide_convolution(layer, x) for layer in depthwise]
         around = [decide_convolution(layer, x) for layer in shortcut]
 

@@ -240,6 +240,18 @@ class Builder:
         self.steps.append(s.Multiply(source, gate, out, squeeze, self._channels(source)))
         return out
 
+    def scale(self, source: int) -> int:
+        """A map times the excitation."""
+        out = self.take()
+        self._whole_vectors(source)
+        self.steps.append(s.Scale(source, out, False, self._channels(source)))
+        return out
+
+    def squeeze(self, source: int) -> None:
+        """The channel means of a map whose own step makes none."""
+        self._whole_vectors(source)
+        self.steps.append(s.Squeeze(source, self._channels(source)))
+
     def upsample_like(self, source: int, like: int) -> int:
         """Nearest upsampling to the size of the map in slot ``like``."""
         out = self.take()
@@ -291,6 +303,10 @@ class Builder:
     def store(self, slot: int) -> None:
         """The slot that the program returns: the last step."""
         self.steps.append(s.Store(slot))
+
+    def store_features(self, channels: int) -> None:
+        """The features as they are now are one of several results."""
+        self.steps.append(s.StoreFeatures(channels))
 
     def _layer(self, source: ParameterSource) -> s.Layer:
         self.sources.append(source)

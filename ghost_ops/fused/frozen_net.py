@@ -46,6 +46,11 @@ class Code:
         code = graph.python_code("self")
         return cls(code.src, {name: _named(value) for name, value in code.globals.items()})
 
+    @classmethod
+    def of_source(cls, source: str, *modules: ModuleType) -> Code:
+        """A function ``forward`` over these Python modules."""
+        return cls(source, {module.__name__: _named(module) for module in modules})
+
     def __deepcopy__(self, memo: dict) -> Code:
         return self
 
@@ -74,6 +79,7 @@ class FrozenState:
         whole: whether the one program is all that the forward computes.
         inputs: names of the arguments of the generated forward.
         optional: names of the other arguments of the module's forward, for whose defaults the generated one stands.
+        guard: says of the inputs whether the generated forward stands for them; None where it always does.
         watched: paths of the modules whose parameters and buffers were packed, with the names of these.
         wanted: paths of the parameters that needed a gradient before.
         left: what stayed PyTorch: paths, each with the reason in a sentence.
@@ -88,6 +94,7 @@ class FrozenState:
         inputs: tuple[str, ...] = (),
         optional: tuple[str, ...] = (),
         watched: tuple[tuple[str, str], ...] = (),
+        guard: Code | None = None,
     ) -> None:
         self.child = child
         self.code = code
@@ -95,6 +102,7 @@ class FrozenState:
         self.inputs = inputs
         self.optional = optional
         self.watched = watched
+        self.guard = guard
         self.wanted: tuple[str, ...] = ()
         self.left: tuple[tuple[str, str], ...] = ()
         self.graphs: Graphs | None = None
@@ -140,9 +148,13 @@ class FrozenState:
         self.version = self.counter._version
         self.fast = self._fast_call(net)
 
+    def is_whole(self) -> bool:
+        """Whether a call with one argument is one of its program, whatever the argument is."""
+        return self.whole and self.guard is None
+
     def _fast_call(self, net: nn.Module) -> tuple | None:
         """What ``Frozen.__call__`` looks at; None where every call is one of a module like any other."""
-        if not self.whole or self.graphs is not None or source_class(net).__call__ is not nn.Module.__call__:
+        if not self.is_whole() or self.graphs is not None or source_class(net).__call__ is not nn.Module.__call__:
             return None
         program = net._modules[self.child]._modules["0"]
         hooks = tuple(getattr(_modules, f"_global{name}") for name in _HOOKS_OF_ONE)
@@ -209,14 +221,14 @@ class Frozen(InPlace):
     def _forward(self, *args: object, **kwargs: object) -> object:
         state = self.__dict__[STATE]
         if torch.compiler.is_compiling():
-            if state.whole and len(args) == 1 and not kwargs:
+            if state.is_whole() and len(args) == 1 and not kwargs:
                 return self._modules[state.child]._modules["0"](args[0])
         else:
             if state.counter._version != state.version:
                 state.check(self)
             if state.graphs is not None:
                 return _replayed(self, state, args, kwargs)
-            if state.whole and len(args) == 1 and not kwargs:
+            if state.is_whole() and len(args) == 1 and not kwargs:
                 return self._modules[state.child]._modules["0"](args[0])
         return _run(self, state, args, kwargs)
 
@@ -345,6 +357,13 @@ def _inputs(state: FrozenState, args: tuple, kwargs: dict) -> tuple | None:
     """The arguments of the generated forward; None where the call is one that it does not stand for."""
     if state.code is None:
         return None
+    inputs = _bound(state, args, kwargs)
+    if inputs is None or state.guard is None:
+        return inputs
+    return inputs if all(isinstance(t, _TENSOR) for t in inputs) and state.guard.forward(*inputs) else None
+
+
+def _bound(state: FrozenState, args: tuple, kwargs: dict) -> tuple | None:
     names = (*state.inputs, *state.optional)
     if len(args) == len(state.inputs) and not kwargs:
         return args

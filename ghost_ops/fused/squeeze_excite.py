@@ -12,7 +12,18 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from ..activations import ACTIVATIONS, GATES, NONE, WITH_SLOPES, Function, activate, apply_gate, code_of
+from ..activations import (
+    ACTIVATIONS,
+    GATES,
+    NONE,
+    PRELU,
+    WITH_SLOPES,
+    Function,
+    activate,
+    apply_gate,
+    code_of,
+    slope_of,
+)
 from ..dispatch import Decision, plain, refuse_call, select
 from ..nn import SELayer, SqueezeExcite
 from ..ops.checks import autocast
@@ -58,6 +69,7 @@ class ExcitePlan(NamedTuple):
     structure: Structure
     reduce: nn.Module
     expand: nn.Module
+    module: nn.Module | None  # the activation's
     act: int
     gate: int
 
@@ -107,18 +119,16 @@ class SqueezeExciteBlock(Block):
         first, second = calls[at[0]], calls[at[1]]
         between = [call for call in calls[at[0] + 1 : at[1]] if not does_nothing(call.module)]
         known = code_of(between[0].module) if len(between) == 1 else None if between else NONE
-        if known in WITH_SLOPES:
-            what = ", ".join(type(call.module).__name__ for call in between)
-            raise Unfusable(f"between its layers it calls {what}, which the operator does not take")
-        found = _fitting(probe, first, second, () if known is None else (known,))
+        module = between[0].module if between and known is not None else None
+        found = _fitting(probe, first, second, () if known is None else (known,), module)
         found = found or _fitting(probe, first, second, _WITHOUT_SLOPES)  # a function or an own class
         gates = ", ".join(GATES)
         wrong = f"it does not compute a squeeze-and-excite of known activations with any of the gates {gates}"
         if not found:
             raise Unfusable(probe.explain(wrong))
-        found = [pair for pair in found if probe.computes(_compose(first, second, *pair), far=True)] or found
+        found = [pair for pair in found if probe.computes(_compose(first, second, *pair, module), far=True)] or found
         code, gate = found[0]
-        probe.confirm(_compose(first, second, code, gate), wrong, cls)
+        probe.confirm(_compose(first, second, code, gate, module), wrong, cls)
         act = between[0].path if between and code == known else None
         read = {first.path, second.path, act}
         others = tuple(dict.fromkeys(call.path for call in calls if call.path not in read))
@@ -129,16 +139,15 @@ class SqueezeExciteBlock(Block):
     def describe(self, module: nn.Module, structure: Structure) -> ExcitePlan:
         parts = self.parts_of(module)
         reduce, expand = structure.find(parts.reduce), structure.find(parts.expand)
-        act = activation_code(None if parts.act is None else structure.find(parts.act))
+        module = None if parts.act is None else structure.find(parts.act)
+        act = activation_code(module)
         act = act if parts.function is None else ACTIVATIONS.index(parts.function.name)
         for path in parts.others:
             structure.find(path)
         for layer in (reduce, expand):
             if not (_is_dense(layer)):
                 raise Unfusable(f"one of its layers is a {type(layer).__name__}, not a Linear or 1x1 Conv2d")
-        if act in WITH_SLOPES:
-            raise Unfusable(f"the operator does not take {ACTIVATIONS[act]} inside")
-        return ExcitePlan(structure.close(), reduce, expand, act, GATES.index(parts.gate))
+        return ExcitePlan(structure.close(), reduce, expand, module, act, GATES.index(parts.gate))
 
     def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         try:
@@ -153,6 +162,7 @@ class SqueezeExciteBlock(Block):
         if why is not None:
             raise NotNow(why)
         plan = self.current_plan(module)
+        check_operator_takes(plan)
         (seen,) = autocast(x)
         tensors = _tensors(plan, seen)
         if tensors[0].shape[1] != x.shape[1]:
@@ -168,8 +178,13 @@ class SqueezeExciteBlock(Block):
         return tuple(layer._parameters.get(name) for layer in (plan.reduce, plan.expand) for name in ("weight", "bias"))
 
     def excitation(self, module: nn.Module, squeeze: torch.Tensor) -> torch.Tensor:
-        """The gate's values, N x C, of the means of the map; without gradients."""
+        """The gate's values, N x C, of the means of the map; without gradients.
+
+        Raises:
+            NotNow: the operator does not take its activation.
+        """
         plan = self.current_plan(module)
+        check_operator_takes(plan)
         w1, b1, w2, b2 = self.tensors(module)
         return excite_operator(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
@@ -179,13 +194,19 @@ class SqueezeExciteBlock(Block):
         Raises:
             Unfusable: its children must be called.
         """
-        _, reduce, expand, act, gate = self.current_plan(module)
+        _, reduce, expand, between, act, gate = self.current_plan(module)
         for part in (reduce, expand):
             if "weight" not in part._parameters:
                 raise NotNow("the weight of one of its layers is not a parameter of its own")
         builder.excite(
-            expand.weight.shape[0], LinearAct(reduce, None, None, act), LinearAct(expand, None, None, NONE), gate
+            expand.weight.shape[0], LinearAct(reduce, None, between, act), LinearAct(expand, None, None, NONE), gate
         )
+
+
+def check_operator_takes(plan: ExcitePlan) -> None:
+    """Raises ``NotNow`` for an activation with slopes, which programs take and the operator does not."""
+    if plan.act in WITH_SLOPES:
+        raise NotNow(f"{ACTIVATIONS[plan.act]} between its layers is fused in programs only")
 
 
 def execute(call: ExciteCall, x: torch.Tensor, tensors: tuple) -> torch.Tensor:
@@ -218,20 +239,25 @@ def _is_dense(module: nn.Module) -> bool:
     return one and module.padding in ((0, 0), 0, "valid", "same")
 
 
-def _fitting(probe: object, reduce: object, expand: object, codes: tuple[int, ...]) -> list[tuple[int, str]]:
+def _fitting(
+    probe: object, reduce: object, expand: object, codes: tuple[int, ...], module: nn.Module | None = None
+) -> list[tuple[int, str]]:
     """Each activation of these, with each gate, with which a layer of these two calls computes what is probed."""
     pairs = ((code, gate) for code in codes for gate in GATES)
-    return [pair for pair in pairs if probe.computes(_compose(reduce, expand, *pair))]
+    return [pair for pair in pairs if probe.computes(_compose(reduce, expand, *pair, module))]
 
 
-def _compose(reduce: object, expand: object, act: int, gate: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A squeeze-and-excite put together from the calls of its two layers."""
+def _compose(
+    reduce: object, expand: object, act: int, gate: str, module: nn.Module | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A squeeze-and-excite put together from the calls of its two layers; ``module`` has the activation's slopes."""
 
     def dense(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, layer.weight.flatten(1), layer.bias)
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        logits = dense(expand.module, activate(dense(reduce.module, x.mean((2, 3))), act))
+        slope, weight = slope_of(module, act), module.weight if act == PRELU else None
+        logits = dense(expand.module, activate(dense(reduce.module, x.mean((2, 3))), act, slope, weight))
         return x * apply_gate(logits, GATES.index(gate))[:, :, None, None]
 
     return run

@@ -88,8 +88,8 @@ def slot_channels(steps: Sequence[Step]) -> dict[int, Channels]:
 
 
 def returning(steps: Sequence[Step]) -> list[Step]:
-    """The steps of which each returns a result: those that return a map, or the last one."""
-    return [step for step in steps if step.returns_map] or [steps[-1]]
+    """The steps of which each returns a result: those that say so, or the last one."""
+    return [step for step in steps if step.is_result] or [steps[-1]]
 
 
 def output_shapes(steps: Sequence[Step], batch: int, height: int, width: int) -> list[Shape]:
@@ -106,15 +106,15 @@ def output_shape(steps: Sequence[Step], batch: int, height: int, width: int) -> 
     """Shape of the only result.
 
     Raises:
-        ValueError: the program returns several maps.
+        ValueError: the program returns several results.
     """
     return only_result(output_shapes(steps, batch, height, width))
 
 
 def only_result(results: Sequence[Result]) -> Result:
-    """The result of a program that returns one; raises ValueError where it returns several maps."""
+    """The result of a program that returns one; raises ValueError where it returns several."""
     if len(results) != 1:
         raise ValueError(
-            f"program: steps: expected one map to return, got {len(results)}: program_maps returns several"
+            f"program: steps: expected one result to return, got {len(results)}: program_maps returns several"
         )
     return results[0]

@@ -29,6 +29,7 @@ class ProgramInterpreter:
         squeeze: channel means, N x C, of the last map that was made with them.
         excitation: N x C.
         features: N x features.
+        stored: features that are results, in order.
     """
 
     kernels: ClassVar[Mapping[type[Step], Callable[..., None]]] = {}
@@ -39,6 +40,7 @@ class ProgramInterpreter:
         self.squeeze: torch.Tensor | None = None
         self.excitation: torch.Tensor | None = None
         self.features: torch.Tensor | None = None
+        self.stored: list[torch.Tensor] = []
 
     def run_steps(self, steps: Sequence[Step], folded: Iterable[list[Folded]]) -> list[torch.Tensor]:
         """The results of the steps, each with its layers."""
@@ -54,7 +56,7 @@ class ProgramInterpreter:
             kernel(self, step, folded)
 
     def results(self, steps: Sequence[Step]) -> list[torch.Tensor]:
-        """The maps that the last steps return, or the features."""
+        """What the last steps return, or the features."""
         found = [step.result(self) for step in returning(steps)]
         return [result.clone() if result is self.x else result for result in found]
 

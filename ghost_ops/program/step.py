@@ -32,11 +32,13 @@ class Step:
     Attributes:
         kind: the number that stands for the kind in the list.
         reads_squeeze: whether it reads the squeeze.
-        returns_map: whether it names a map that the program returns.
+        is_result: whether it names a result of the program.
+        returns_map: whether that is a map.
     """
 
     kind: ClassVar[int]
     reads_squeeze: ClassVar[bool] = False
+    is_result: ClassVar[bool] = False
     returns_map: ClassVar[bool] = False
     _types: ClassVar[dict[str, object]]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..activations import NONE
+from ..activations import ACTIVATIONS, NONE, WITH_SLOPES
 from .format import decode
 from .step import Step
 from .steps import Conv, Depthwise, Excite, Ghost, Load, Store
@@ -170,6 +170,8 @@ def _operations(steps: Sequence[Step]) -> list[Operation]:
         if isinstance(step, Excite):
             if squeezed is None:
                 raise NotTrainable("its excitation has no squeeze before it")
+            if step.reduce.act in WITH_SLOPES:
+                raise NotTrainable(f"{ACTIVATIONS[step.reduce.act]} within an excitation has none")
             excited = {squeezed: count}
             found[-1] = found[-1]._replace(squeezes=found[-1].out == squeezed)
             found.append(Operation(step, squeezed, count, -1, layer))

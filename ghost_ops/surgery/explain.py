@@ -65,6 +65,8 @@ class Explanation:
         table = Table("module", "class", "input", "runs", *more, "why not faster", title="How this net runs")
         if self.tally is not None and (self.tally.fused or self.tally.left):
             table.caption = f"{self.tally} run fused"
+        if self.tally is not None and self.tally.frozen:
+            table.caption = "; ".join(filter(None, (table.caption, f"{self.tally.in_programs()} in programs")))
         for row in self.rows:
             times = f"  ({row.calls} times)" if row.calls > 1 else ""
             size = "" if row.saved is None else f"{row.saved / 2**20:.2f} MiB"
@@ -114,7 +116,10 @@ def explain(net: nn.Module, example: object) -> Explanation:
 
     rows = {}
     for module, notes in known.items():
-        if not notes and (module in frozen.packed or frozen.is_opened(module)):
+        if not notes and frozen.is_opened(module):
+            runs = frozen.describe(module)
+            if runs:
+                rows[module] = [Row(names[module], source_class(module).__name__, "", runs, "", True)]
             continue
         name, kind = frozen.whole.get(module, (names[module], source_class(module).__name__))
         rows[module] = [
@@ -123,7 +128,7 @@ def explain(net: nn.Module, example: object) -> Explanation:
                 max(sizes) if net.training else None,
             )
             for (seen, decision, more), sizes in notes.items()
-        ] or [Row(name, kind, "", _uncalled(module, known, names), "", True)]  # fmt: skip
+        ] or [Row(name, kind, "", frozen.uncalled(module) or _uncalled(module, known, names), "", True)]  # fmt: skip
     for path, module, why in frozen.left:
         rows.setdefault(module, []).append(Row(path, source_class(module).__name__, "", PLAIN_PYTORCH, why, False))
     findings = [
@@ -136,7 +141,8 @@ def explain(net: nn.Module, example: object) -> Explanation:
         why = found.reason or "it could be fused: ghost_ops.fuse(net)"
         row = Row(found.name, type(found.module).__name__, "", PLAIN_PYTORCH, why, False)
         rows.setdefault(found.module, []).append(row)
-    return Explanation(tuple(row for module in names for row in rows.get(module, ())), Tally(net, findings))
+    tally = Tally(net, findings, [module for module in known if frozen.is_opened(module)])
+    return Explanation(tuple(row for module in names for row in rows.get(module, ())), tally)
 
 
 class _Frozen:
@@ -145,6 +151,7 @@ class _Frozen:
     Attributes:
         whole: programs that are all of a module's forward, with the path and the class of this module.
         packed: the modules whose parameters are in a program.
+        programs: of each of these the path of the program, where that is not all of a module's forward.
         left: what went back to PyTorch: path, module and reason.
     """
 
@@ -152,18 +159,39 @@ class _Frozen:
         self.states = {module: state_of(module) for module in names if isinstance(module, Frozen)}
         self.whole: dict[nn.Module, tuple[str, str]] = {}
         self.packed = frozenset().union(*map(packed_modules, self.states))
+        self.programs: dict[nn.Module, str] = {}
         self.left: list[tuple[str, nn.Module, str]] = []
         for module, state in self.states.items():
             programs = module._modules.get(state.child, nn.ModuleList())
             for program in programs if state.whole else ():
                 self.whole[program] = names[module], source_class(module).__name__
+            for program in () if state.whole else programs:
+                for part in program.parts:
+                    self.programs.update(dict.fromkeys(module.get_submodule(part).modules(), names[program]))
             for path, why in state.left:
                 name = ".".join(filter(None, (names[module], path)))
                 self.left.append((name, module.get_submodule(path), why))
 
     def is_opened(self, module: nn.Module) -> bool:
-        """Whether programs compute some of what is inside: what they do not is named on its own."""
+        """Whether programs compute it, or some of what is inside: what they do not is named on its own."""
         return any(inner in self.packed for inner in module.modules())
+
+    def describe(self, module: nn.Module) -> str:
+        """How a fused block runs that programs compute; empty where the row of a program says it, or of a block that
+        it is in."""
+        outer = (m for m in self.programs if m is not module and isinstance(m, Fused) and module in set(m.modules()))
+        found = dict.fromkeys(self.programs[m] for m in module.modules() if m in self.programs)
+        return f"as a part of {' and '.join(found)}" if found and next(outer, None) is None else ""
+
+    def uncalled(self, module: nn.Module) -> str:
+        """How a module that was not called runs, in a module with a generated forward; empty of any other."""
+        for holder, state in self.states.items():
+            if state.code is None or module is holder or module not in set(holder.modules()):
+                continue
+            if isinstance(module, FrozenProgram):
+                return "not on such inputs: for these its module's own forward runs" if state.guard is not None else ""
+            return f"its layers, in the generated forward of {type(holder).__name__}"
+        return ""
 
     def computes(self, module: nn.Module) -> bool:
         """Whether programs compute all of what is inside."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
@@ -19,16 +19,20 @@ class Tally:
 
     Attributes:
         fused: how many modules of each kind run fused.
+        frozen: how many of each kind run as a part of programs.
         left: how many of each kind look like it and stay plain PyTorch.
         reasons: why these do, each with the paths of the modules, the most frequent first.
 
     Args:
         net: the net.
         findings: what :func:`survey` found in it, before or after it was fused.
+        frozen: its fused modules that programs compute.
     """
 
-    def __init__(self, net: nn.Module, findings: Sequence[Finding]) -> None:
-        self.fused = Counter(block.kind for m in net.modules() if _is_counted(block := block_of(m)))
+    def __init__(self, net: nn.Module, findings: Sequence[Finding], frozen: Collection[nn.Module] = ()) -> None:
+        blocks = {m: block for m in net.modules() if _is_counted(block := block_of(m))}
+        self.frozen = Counter(block.kind for m, block in blocks.items() if m in frozen)
+        self.fused = Counter(block.kind for m, block in blocks.items() if m not in frozen)
         left = [f for f in findings if _is_counted(f.block) and block_of(f.module) is None]
         self.left = Counter(found.kind for found in left)
         by_reason: dict[str, list[str]] = {}
@@ -44,6 +48,10 @@ class Tally:
     def __str__(self) -> str:
         kinds = dict.fromkeys((*self.fused, *self.left))
         return ", ".join(f"{self.fused[k]} of {self.fused[k] + self.left[k]} {_plural(k)}" for k in kinds)
+
+    def in_programs(self) -> str:
+        """Those that run as a part of programs, by kind."""
+        return ", ".join(f"{count} {_plural(kind) if count > 1 else kind}" for kind, count in self.frozen.items())
 
     def why(self) -> str:
         """The reasons that leave most modules plain, each with how many and the first of them."""

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from ghost_ops import fuse
 from ghost_ops import fused as gfused
 from ghost_ops.activations import GATES, apply_gate
+from ghost_ops.fused.behaviour import block_of
+from ghost_ops.fused.squeeze_excite import SqueezeExciteBlock
 from ghost_ops.nn.squeeze_excite import make_divisible
 
 from ..helpers import assert_as_accurate, make_map, randomise
@@ -101,3 +104,12 @@ def test_hidden_units_are_those_of_timm():
     assert [make_divisible(c * 0.25, 4) for c in (8, 72, 120, 480, 672, 960, 36, 60)] == [
         4, 20, 32, 120, 168, 240, 12, 16
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("act", [nn.PReLU, lambda: nn.PReLU(3), lambda: nn.LeakyReLU(0.2), lambda: nn.ELU(0.7)])
+def test_an_activation_with_slopes_is_fused_in_programs_only(act):
+    module, x = randomise(Foreign("sigmoid", act, True)), make_map((2, 8, 5, 7))
+    fused = fuse(copy.deepcopy(module).eval())
+    assert type(block_of(fused)) is SqueezeExciteBlock and block_of(fused).parts_of(fused).act == "act"
+    assert "fused in programs only" in why(fused, x)
+    assert torch.equal(fused(x), module.eval()(x))

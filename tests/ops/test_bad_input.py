@@ -66,6 +66,12 @@ def gate_of(**changes):
     return F.dfc_gate_train(**(arguments | changes))
 
 
+def branched(**changes):
+    arguments = {"x": x, "primary_weight": w1, "cheap_weight": w2[:4], "branches": 2}
+    arguments |= dict.fromkeys(("primary_gamma", "primary_beta", "cheap_gamma", "cheap_beta"))
+    return F.branched_module_train(**(arguments | changes))
+
+
 rows, columns = torch.randn(4, 1, 1, 5), torch.randn(4, 1, 5, 1)
 REFUSED = [
     (gate_of, {"x": x[:, :, :1]}, ValueError, "x: expected at least two rows and columns, got 1x7"),
@@ -79,6 +85,18 @@ REFUSED = [
     (gate_of, {"beta": torch.ones(4).double()}, TypeError, "beta: expected the dtype of x"),
     (gate_of, {"gate": "softmax"}, ValueError, "gate: expected one of clamp"),
     (gate_of, {"eps": "small"}, TypeError, "eps: expected a number"),
+    (branched, {"x": x[:1, :, :1, :1]}, ValueError, "x: expected more than 1 value per channel when training"),
+    (branched, {"branches": 3}, ValueError, "branches: expected an int that divides the 4 primary channels, got 3"),
+    (branched, {"branches": 1.0}, ValueError, "branches: expected an int that divides"),
+    (branched, {"cheap_weight": w2[:3]}, ValueError, "cheap_weight: expected a positive multiple of the 2"),
+    (branched, {"scale_weight": w2[:2]}, ValueError, "scale_weight: expected shape 2x1x1x1, got 2x1x3x3"),
+    (branched, {"cheap_gamma": torch.ones(4)}, ValueError, "cheap_gamma: expected shape 6, got 4"),
+    (branched, {"primary_beta": torch.ones(2)}, ValueError, "primary_beta: expected shape 4, got 2"),
+    (branched, {"out_channels": 1}, ValueError, "out_channels: expected 2 to 4, once to twice .*, got 1"),
+    (branched, {"act": "prelu"}, ValueError, "act: expected one of none, relu"),
+    (branched, {"cheap_act": 1}, ValueError, "cheap_act: expected one of none, relu"),
+    (branched, {"cheap_eps": "small"}, TypeError, "cheap_eps: expected a number"),
+    (branched, {"gate": torch.rand(2, 3, 2, 3)}, ValueError, "gate: expected shape 2x4xanyxany, got 2x3x2x3"),
     (train, {"gate": [1.0]}, TypeError, "gate: expected a tensor, got list"),
     (train, {"gate": torch.rand(2, 11, 2, 3)}, ValueError, "gate: expected shape 2x12xanyxany, got 2x11x2x3"),
     (train, {"gate": torch.rand(2, 12, 2, 0)}, ValueError, "gate: expected at least one row and column"),
@@ -199,9 +217,8 @@ def test_every_function_says_what_it_takes():
     """What is exported has a docstring, arguments with names and no codes, and is among the calls above."""
     names = {call: call.__name__ for call, *_ in REFUSED}
     tested = {"ghost_module", "ghost_module_train", "ghost_module_eval", "cheap_concat", "squeeze_excite", "excite"}
-    assert set(F.__all__) == tested | {"depthwise", "dfc_gate_train", "cheap_concat_train"} and len(names) == len(
-        F.__all__
-    )
+    tested |= {"depthwise", "dfc_gate_train", "branched_module_train", "cheap_concat_train"}
+    assert set(F.__all__) == tested and len(names) == len(F.__all__)
     for name in F.__all__:
         function = getattr(F, name)
         text, parameters = inspect.getdoc(function), inspect.signature(function).parameters
@@ -209,7 +226,8 @@ def test_every_function_says_what_it_takes():
         assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()), name
         for of in ("act", "cheap_act", "gate"):
             default = parameters[of].default if of in parameters else ""
-            assert isinstance(default, str) or (name, of) == ("ghost_module_train", "gate"), name  # a map
+            is_map = of == "gate" and name in ("ghost_module_train", "branched_module_train")
+            assert isinstance(default, str) or is_map, name
 
 
 @pytest.mark.parametrize("call", [evaluate, excite])

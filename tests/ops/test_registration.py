@@ -32,6 +32,10 @@ CALLS = {
     "dfc_gate_train": lambda x: (
         x, r(5, 6, 1, 1), r(5), r(5), r(5, 1, 1, 5), r(5), None, r(5, 1, 3, 1), None, r(5), 2, 1e-5, 1e-3, 1e-4,
     ),
+    "branched_module_train": lambda x: (
+        x, r(2, 9, 2, 3), r(10, 6, 1, 1), r(10), r(10), r(5, 1, 3, 3), None, r(10), None, 2, True, 9, 1, 5, 0.1, 0.1,
+        1e-5, 1e-3, True,
+    ),
     "cheap_concat": lambda x: (x, r(6, 1, 5, 5), r(6), None, None, None, 11, 0, 6, 0.1, 0.1, False),
     "cheap_concat_train": lambda z: (
         z, r(6), r(6), r(6), r(12, 1, 3, 3), None, r(12), r(12), None, r(12), 17, 5, 4, 0.1, 0.1, 1e-5, 1e-3,

@@ -100,6 +100,18 @@ def dfc_gate_backward(x):
     return r(N, M, H // 2, W // 2), x, *args[:9], *means, None, *args[9:]
 
 
+def branched(x):
+    gate, norms = r(N, 2 * M - 1, 3, 2), (r(4 * M), r(4 * M))
+    numbers = (2, True, 2 * M - 1, SILU, RELU, 0.1, 0.1, 1e-5, 1e-3)
+    return x, gate, r(2 * M, C, 1, 1), None, r(2 * M), r(2 * M, 1, 3, 3), r(M, 1, 1, 1), *norms, *numbers, True
+
+
+def branched_backward(x):
+    *args, _ = branched(x)
+    means = (*statistics(2 * M), *statistics(4 * M))
+    return r(N, 2 * M - 1, H, W), *args[:9], *means, None, *args[9:]
+
+
 def program(kind):
     def make(x):
         drawn = draw_program(7)
@@ -127,6 +139,8 @@ CALLS = {
     "ghost_module_train_gated_backward": gated_backward,
     "dfc_gate_train": dfc_gate,
     "dfc_gate_train_backward": dfc_gate_backward,
+    "branched_module_train": branched,
+    "branched_module_train_backward": branched_backward,
     "cheap_concat": lambda z: (z, r(C, 1, 5, 5), r(C), None, None, None, 2 * C - 1, NONE, SILU, 0.1, 0.1, True),
     "cheap_concat_backward": lambda z: (
         r(N, 2 * C - 1, H, W), z, r(C, 1, 5, 5), r(C), None, None, 2 * C - 1, NONE, SILU, 0.1, 0.1,

@@ -32,10 +32,13 @@ from ghost_ops.program import (
     MaxPool,
     Multiply,
     Pool,
+    Scale,
     Shuffle,
     Slice,
+    Squeeze,
     Step,
     Store,
+    StoreFeatures,
     Upsample,
     decode,
     encode,
@@ -298,6 +301,18 @@ class _Drawing:
             AvgPool(source, self.target(source), channels, kernel, stride, padding, rng.random() < 0.5), channels, size
         )
 
+    def scale(self, source: int, squeeze: bool) -> None:
+        """By an excitation of as many channels, where there is one."""
+        channels, size = self.maps[source]
+        if self.excitation == channels:
+            self.add(Scale(source, self.target(source), squeeze, channels), channels, size)
+
+    def means(self, source: int) -> None:
+        """Those of a map that is there, in a step of their own."""
+        channels, _ = self.maps[source]
+        self.steps.append(Squeeze(source, channels))
+        self.squeeze = channels
+
     def excite(self) -> None:
         rng, channels = self.rng, self.squeeze
         acts = [a for a in range(len(ACTIVATIONS)) if a != PRELU] if rng.random() < 0.7 else [PRELU]
@@ -328,8 +343,14 @@ class _Drawing:
             else:
                 rng.choice([self.max_pool, self.slice, self.shuffle, self.upsample, self.avg_pool])(source)
             at, squeeze = self.at, self.squeeze > 0
+            if rng.random() < 0.1:
+                self.means(rng.choice(list(self.maps)))
+                squeeze = True
             if squeeze and rng.random() < 0.8:
                 self.excite()
+            if rng.random() < 0.3:
+                self.scale(at, rng.random() < 0.4)
+                at = self.at
         if rng.random() < 0.6:
             self.steps.append(Store(at))
             return tuple(self.steps)
@@ -340,6 +361,8 @@ class _Drawing:
             features = self.channels()
             self.steps.append(Linear(width, features, self.layer()))
             width = features
+        if rng.random() < 0.2:
+            self.steps.append(StoreFeatures(width))
         return tuple(self.steps)
 
 
@@ -359,7 +382,7 @@ def draw_program(seed: int, most_channels: int = 70, longest: int = 7) -> Progra
     rng = random.Random(seed)
     first, *steps = _Drawing(rng, most_channels).draw(rng.randint(1, longest))
     if isinstance(first, Load):  # as freeze does
-        by_lanes = (Depthwise, Slice, Add, Multiply, Upsample, AvgPool)
+        by_lanes = (Depthwise, Slice, Add, Multiply, Scale, Squeeze, Upsample, AvgPool)
         first = replace(first, by_lanes=any(isinstance(s, by_lanes) and first.out in s.reads() for s in steps))
     steps = (first, *steps)
     return Program(steps, parameters_for(steps, seed), steps[0].channels)

@@ -1,17 +1,13 @@
-"""Programs: drawn ones against float64, packing, and what PyTorch sees of the operators."""
+"""Programs: drawn ones against float64, packing, scratch memory."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from torch.library import opcheck
 
 from ghost_ops.activations import ACTIVATIONS, PRELU
 from ghost_ops.backends import native, reference
-from ghost_ops.ops._library import overload
-from ghost_ops.ops.program import program, program_eval, program_maps, program_pack
+from ghost_ops.ops.program import program, program_eval, program_pack
 from ghost_ops.program import (
     BIAS,
     NORM,
@@ -23,8 +19,10 @@ from ghost_ops.program import (
     Layer,
     Linear,
     Load,
-    MapStep,
     Pool,
+    Scale,
+    Slice,
+    Squeeze,
     Store,
     encode,
     output_shape,
@@ -32,35 +30,15 @@ from ghost_ops.program import (
 )
 from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
-from tests.program.cases import Call, Program, conv, draw_call, draw_program, make_program, mismatch, size_of
+from tests.program.blocks import PLAIN, block, ghost
+from tests.program.cases import Call, conv, draw_call, draw_program, make_program, mismatch, size_of
 
-PLAIN = Layer()
 DRAWN = 70
 
 
 @pytest.fixture(autouse=True)
 def _quick(one_thread):
     """Where it is not threads that are tested."""
-
-
-def ghost(source, out, channels, primary, made, kept=None, kernel=3, residual=-1, scaled=False, squeeze=False):
-    kept, cheap = kept or primary + made, PLAIN if made else None
-    return Ghost(source, out, residual, scaled, squeeze, channels, primary, made, kept, kernel, PLAIN, cheap)
-
-
-def block(features: bool = True) -> Program:
-    """A bottleneck with excitation, behind a convolution, before pooling and layers; work for several threads."""
-    relu, norm = Layer(BIAS, 0.0, 1), Layer(NORM, 1e-5, 0)
-    steps = [
-        conv(-1, 0, 3, 20, 3, 2, 1, relu),
-        Ghost(0, 1, -1, False, False, 20, 33, 33, 66, 3, relu, relu),
-        Depthwise.same(1, 2, True, 66, 5, 1, norm),
-        Excite(66, 12, 1, relu, Layer(BIAS)),
-        Ghost(2, 3, 0, True, False, 66, 10, 10, 20, 3, norm, norm),
-        Ghost(3, 4, -1, False, True, 20, 37, 0, 37, 1, relu, None),
-    ]
-    tail = [Pool(37), Linear(37, 21, relu), Linear(21, 10, PLAIN)] if features else [Store(4)]
-    return make_program(*steps, *tail)
 
 
 def run_packed(call: Call, guarded: bool = True) -> torch.Tensor:
@@ -108,34 +86,6 @@ def test_drawn_programs(threads, dtype):
     errors.assert_within(2.0)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_several_maps(threads):
-    """Every map that a program still has at its end, some of them twice."""
-    torch.set_num_threads(threads)
-    several = 0
-    for seed in range(DRAWN):
-        call = draw_call(seed, torch.float32, threads)
-        if not isinstance(call.program.steps[-1], Store):
-            continue
-        steps = call.program.steps[:-1]
-        slots = sorted({step.out for step in steps if isinstance(step, MapStep)})
-        stored = replace(call.program, steps=(*steps, *(Store(slot) for slot in (*slots, slots[0]))))
-        packed = program_pack(list(stored.parameters), stored.code)
-        with poisoned_memory():
-            maps = program_maps(call.x, packed, stored.code)
-        double = [t.double() for t in stored.parameters]
-        exact = reference.program_maps(
-            call.x.double(), reference.program_pack(double, stored.code).double(), stored.code
-        )
-        assert len(maps) == len(slots) + 1
-        several += len(slots) > 2
-        for ours, one in zip(maps, exact, strict=True):
-            torch.testing.assert_close(
-                ours.double(), one, rtol=1e-4, atol=1e-4, msg=lambda text, call=call: f"{call}\n{text}"
-            )
-    assert several > 5
-
-
 def test_the_drawn_programs_are_of_every_kind():
     drawn = [draw_program(seed) for seed in range(DRAWN)]
     assert set.union(*(p.kinds() for p in drawn)) == set(step_kinds().values())
@@ -172,6 +122,14 @@ INTERLEAVED = {
     "excitations": (
         ghost(0, 1, 8, 4, 4, squeeze=True), Excite(8, 4, 2, PLAIN, PLAIN), ghost(1, 2, 8, 4, 4, scaled=True),
         ghost(2, 3, 8, 4, 4, scaled=True), Store(3),
+    ),
+    "a map times an excitation": (
+        ghost(0, 1, 8, 4, 4, squeeze=True), Excite(8, 4, 2, PLAIN, PLAIN), Scale(1, 2, False, 8),
+        conv(2, 3, 8, 9, squeeze=True), Excite(9, 4, 1, PLAIN, PLAIN), Scale(3, 4, True, 9), Pool(9),
+    ),
+    "means of maps": (
+        Squeeze(0, 8), Excite(8, 3, 2, PLAIN, PLAIN), ghost(0, 1, 8, 7, 7, 13, scaled=True), Squeeze(1, 13),
+        Excite(13, 3, 2, PLAIN, PLAIN), Scale(1, 2, False, 13), Slice(2, 3, 5, 9), Squeeze(3, 4), Pool(4),
     ),
     "a slot again": (ghost(0, 1, 8, 4, 4), ghost(1, 0, 8, 8, 8), ghost(0, 1, 16, 3, 3), Store(1)),
     "strides": (
@@ -381,96 +339,7 @@ def test_one_slope_and_many():
     assert torch.equal(one, many)
 
 
-# As PyTorch sees the operators
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("features", [True, False])
-def test_opcheck(features, layout):
-    p, x = block(features), make_map((2, 3, 14, 15), layout=layout)
-    packed = program_pack(list(p.parameters), p.code)
-    for name, args in (
-        ("program", (x, packed, p.code)),
-        ("program_eval", (x, list(p.parameters), p.code)),
-        ("program_pack", (list(p.parameters), p.code)),
-    ):
-        opcheck(overload(name), args)
-
-
-def test_passing_by_autograd_is_not_passing_by_its_error():
-    p, x = block(True), make_map((1, 3, 14, 15))
-    parameters = list(p.parameters)
-    packed = program_pack(parameters, p.code)
-    for wanted in (x.clone().requires_grad_(), parameters[0].clone().requires_grad_()):
-        given = x if wanted.shape != x.shape else wanted
-        out = program_eval(given, [wanted, *parameters[1:]] if given is x else parameters, p.code)
-        with pytest.raises(NotImplementedError, match="no gradients"):
-            out.sum().backward()
-    with torch.no_grad():
-        inside = program(x, packed, p.code)
-    assert not inside.requires_grad and torch.equal(inside, program(x, packed, p.code))
-    assert not program(x, packed, p.code).requires_grad
-
-
-class Module(torch.nn.Module):
-    def __init__(self, p: Program, packed: bool):
-        super().__init__()
-        self.code, self.packed = p.code, packed
-        tensors = [program_pack(list(p.parameters), p.code)] if packed else p.parameters
-        self.tensors = torch.nn.ParameterList([torch.nn.Parameter(t, requires_grad=False) for t in tensors])
-
-    def forward(self, x):
-        if self.packed:
-            return program(x * 2, self.tensors[0], self.code).relu()
-        return program_eval(x * 2, list(self.tensors), self.code).relu()
-
-
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("features", [True, False])
-def test_export_with_any_batch_and_size(features, packed):
-    net, x = Module(block(features), packed), make_map((2, 3, 14, 15))
-    dims = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)}
-    exported = torch.export.export(net, (x,), dynamic_shapes=(dims,))
-    called = {str(node.target) for node in exported.graph.nodes if "ghost_ops" in str(node.target)}
-    assert called == {f"ghost_ops.program{'' if packed else '_eval'}.default"}
-    for shape in ((2, 3, 14, 15), (5, 3, 31, 9)):
-        x = make_map(shape)
-        assert torch.equal(exported.module()(x), net(x))
-
-
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("features", [True, False])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_compile_fullgraph(layout, features, packed):
-    torch._dynamo.reset()
-    net = Module(block(features), packed)
-    compiled = torch.compile(net, backend="aot_eager", fullgraph=True, dynamic=True)
-    for shape in ((2, 3, 14, 15), (3, 3, 20, 9)):
-        x = make_map(shape, layout=layout)
-        ours, want = compiled(x), net(x)
-        assert torch.equal(ours, want) and ours.stride() == want.stride()
-
-
-def test_there_is_no_backward():
-    p, x = block(), make_map((2, 3, 14, 15), requires_grad=True)
-    packed = program_pack(list(p.parameters), p.code)
-    for out in (program(x, packed, p.code), program_eval(x, list(p.parameters), p.code)):
-        with pytest.raises(NotImplementedError, match="it has no gradients"):
-            out.sum().backward()
-    wanted = [t.clone().requires_grad_() for t in p.parameters]
-    with pytest.raises(NotImplementedError, match="it has no gradients"):
-        program_pack(wanted, p.code).sum().backward()
-    with torch.inference_mode():
-        assert not program(x, packed, p.code).requires_grad
-
-
-def test_arguments_are_not_written_to():
-    p, x = block(), make_map((2, 3, 14, 15))
-    packed, parameters = program_pack(list(p.parameters), p.code), [t.clone() for t in p.parameters]
-    before = x.clone(), packed.clone(), list(p.code)
-    program(x, packed, p.code), program_eval(x, list(p.parameters), p.code)
-    assert torch.equal(x, before[0]) and torch.equal(packed, before[1]) and p.code == before[2]
-    assert all(torch.equal(a, b) for a, b in zip(parameters, p.parameters, strict=True))
+# Scratch memory
 
 
 def test_scratch_is_known_before_a_call():

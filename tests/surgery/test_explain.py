@@ -4,7 +4,7 @@ from torch import nn
 
 from ghost_ops import use_backend
 from ghost_ops.fused import block
-from ghost_ops.surgery import Row, explain, fuse
+from ghost_ops.surgery import Row, explain, freeze, fuse
 
 from .. import zoo
 from ..helpers import make_map, randomise
@@ -155,3 +155,29 @@ def test_a_subclass_that_inherits_its_forward_is_counted_once(x):
     for inner in net.blocks[1:]:
         inner.__class__ = type("Sharded", (type(inner),), {})
     assert [row.calls for row in explain(net, x).rows] == [1] * 7
+
+
+class Split(nn.Module):
+    """Blocks on both sides of what no program computes; the last has a primary convolution that is not 1x1."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.ghost = zoo.HuaweiBottleneck(8, 16, 8, se=True), zoo.ArticleGhostModule(8, 8)
+        self.opened = zoo.ArticleGhostModule(8, 8, kernel_size=3)
+
+    def forward(self, x):
+        return self.opened(nn.functional.softplus(self.ghost(self.block(x))))
+
+
+def test_parts_of_programs():
+    """They do not run fused, and are not said to be."""
+    explanation = explain(freeze(randomise(Split()).eval()), make_map((1, 8, 9, 9)))
+    rows = {row.name: row for row in explanation.rows}
+    assert list(rows) == ["", "block", "ghost", "opened", "frozen_programs.0", "frozen_programs.1"]
+    for name, index in (("block", 0), ("ghost", 0), ("opened", 1)):
+        assert rows[name].runs == f"as a part of frozen_programs.{index}" and rows[name].why == ""
+    assert not explanation.tally.fused
+    assert explanation.tally.frozen == {"Ghost bottleneck": 1, "Ghost module": 4, "squeeze-and-excite": 1}
+    assert "1 Ghost bottleneck, 4 Ghost modules, 1 squeeze-and-excite in programs" in str(explanation)
+    (row,) = explain(freeze(randomise(Split().opened).eval()), make_map((1, 8, 9, 9))).rows
+    assert row.name == "" and row.runs.startswith("program on native")

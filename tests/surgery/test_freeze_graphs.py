@@ -60,9 +60,18 @@ def shuffle(x, groups=2):
     return x.view(n, groups, c // groups, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
 
 
-def excited(self, x):
+def excited(self, x, gate=torch.sigmoid):
     means = F.relu(self.more[0](x.mean((2, 3), keepdim=True)))
-    return x * torch.sigmoid(self.more[1](means))
+    return x * gate(self.more[1](means))
+
+
+def fifth(x):
+    """Paddle's hard sigmoid."""
+    return torch.clamp(0.5 + 0.2 * x, min=0, max=1)
+
+
+def third(x):
+    return F.relu6(x - 0.5 + 3) / 6
 
 
 def excited_by_linear(self, x):
@@ -103,6 +112,34 @@ WHOLE = {
     "an activation first": (lambda s, x: s.second(F.hardswish(x)), {"Activation": 1}),
     "excitation": (lambda s, x: s.first(excited(s, s.second(x))), {"Excite": 1}),
     "excitation by linear layers": (lambda s, x: s.first(excited_by_linear(s, s.second(x))), {"Excite": 1}),
+    "excitation before a dense convolution": (
+        lambda s, x: s.second(excited(s, s.first(x))), {"Excite": 1, "Scale": 1, "Squeeze": 0},
+    ),
+    "excitation of the input": (lambda s, x: s.second(excited(s, x)), {"Squeeze": 1, "Excite": 1, "Scale": 1}),
+    "excitation that is added": (lambda s, x: excited(s, s.second(x)) + x, {"Scale": 1}),
+    "excitation that is concatenated": (
+        lambda s, x: s.first(torch.cat([excited(s, s.second(x)), x], 1)[:, :8]), {"Scale": 1},
+    ),
+    "excitation of excitations": (
+        lambda s, x: s.second(excited(s, excited(s, s.first(x)))), {"Excite": 2, "Scale": 2, "Squeeze": 0},
+    ),
+    "excitations side by side": (
+        lambda s, x: s.first(y := excited(s, s.first(x))) + s.first(excited(s, s.second(y))), {"Excite": 2},
+    ),
+    "excitation of a slice": (
+        lambda s, x: torch.cat([excited(s, torch.cat([s.second(x), x], 1)[:, 3:11]), x], 1), {"Squeeze": 1},
+    ),
+    "a gate in other numbers": (lambda s, x: s.first(excited(s, s.second(x), fifth)), {"Excite": 1}),
+    "a gate by relu6": (lambda s, x: s.second(excited(s, s.first(x), third)), {"Excite": 1, "Scale": 1}),
+    "means after max pooling": (
+        lambda s, x: s.more[1](F.max_pool2d(s.second(x), 3, 1, 1).mean((2, 3))), {"Squeeze": 1, "Linear": 1},
+    ),
+    "means of a slice": (lambda s, x: s.second(x)[:, 3:7].mean((2, 3)), {"Squeeze": 1}),
+    "means after a shuffle": (lambda s, x: shuffle(s.second(x)).mean((2, 3), True), {"Squeeze": 1}),
+    "features beside maps": (
+        lambda s, x: [s.second(y := s.first(x)), y.mean((2, 3), True), s.more[0](y.mean((2, 3)))],
+        {"Pool": 1, "StoreFeatures": 2, "Store": 1},
+    ),
     "several maps": (lambda s, x: [(y := s.first(x)), (z := s.second(y)), y[:, :3], z], {"Store": 3}),
     "a map and the input": (lambda s, x: (s.second(x), x), {}),
     "a Ghost module written out": (
@@ -116,8 +153,10 @@ def modules_of(name):
         return (zoo.conv_bn(8, 8, 3),)
     if name == "shuffle by a module":
         return (nn.ChannelShuffle(4),)
-    if name == "excitation":
+    if name.startswith(("excitation", "a gate ")) and "linear" not in name:
         return nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+    if name in ("means after max pooling", "features beside maps"):
+        return nn.Linear(8, 5), nn.Linear(8, 3)
     if name == "excitation by linear layers":
         return nn.Linear(8, 2), nn.Linear(2, 8, bias=False)
     if name == "a BatchNorm of its own":
@@ -147,9 +186,14 @@ LEFT = {
     ),
     "written to before it is read again": (lambda s, x: (s.first(x), s.second(x.clone().mul_(2))), 2, "mul_"),
     "no convolution": (lambda s, x: F.relu(F.softplus(s.first(x))) + 1, 1, "no step computes softplus"),
-    "excitation of a sum": (lambda s, x: excited(s, s.second(x)) + x, 2, "multiplies by an excitation"),
+    "excitation by a third": (
+        lambda s, x: s.first(excited(s, s.second(x), lambda z: F.relu(z) / 3)), 2, "no step computes truediv",
+    ),
+    "features of two maps": (
+        lambda s, x: (s.first(x).mean((2, 3)), s.second(x).mean((2, 3))), 1, "features of one map only",
+    ),
     "transposed": (lambda s, x: s.second(s.first(x).transpose(2, 3)), 2, "no step computes transpose"),
-    "another size": (lambda s, x: s.second(s.first(x)) + s.first(x.mean((2, 3), True)), 2, ""),
+    "another size": (lambda s, x: s.second(s.first(x)) + s.first(x.mean((2, 3), True)), 1, ""),
     "means of the input": (lambda s, x: s.first(x) + x.mean((2, 3), keepdim=True), 1, "different sizes|features|input"),
     "an activation in place that is read before": (
         lambda s, x: (y := s.first(x), z := y[:, :4], F.relu_(y), s.second(y) + z.mean())[-1], 2, "",
@@ -160,7 +204,7 @@ LEFT = {
 @pytest.mark.parametrize("name", LEFT)
 def test_left_to_pytorch(name):
     forward, count, why = LEFT[name]
-    net = Net(forward, *(modules_of("excitation") if "excitation" in name else ()))
+    net = Net(forward, *modules_of(name))
     frozen = frozen_of(net)
     assert len(kinds(frozen)) == count, kinds(frozen)
     reasons = " ".join(why for _, why in state_of(frozen).left)
@@ -283,3 +327,11 @@ def test_a_concatenation_of_very_many_maps_stays_pytorch():
     assert sum(isinstance(module, FrozenProgram) for module in frozen.modules()) == 2
     with torch.no_grad():
         torch.testing.assert_close(frozen(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("act", [nn.PReLU, lambda **_: nn.LeakyReLU(0.2)])
+def test_a_bottleneck_with_slopes_within_its_excitation(act):
+    """GhostFaceNet's: one program with the others, in place of three."""
+    frozen = frozen_of(nn.Sequential(zoo.HuaweiBottleneck(8, 16, 8, se=True, act=act), zoo.conv_bn(8, 8, 3)))
+    (steps,) = kinds(frozen)
+    assert steps.count("Excite") == 1

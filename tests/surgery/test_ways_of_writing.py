@@ -117,6 +117,39 @@ def test_named(name):
     assert torch.equal(module(x), wanted)
 
 
+PARTLY = {  # what freeze leaves of it to PyTorch; of the others nothing
+    "scale": "no step computes mul with a parameter", "residual": "",
+    "InstanceNorm": "an InstanceNorm2d", "GroupNorm": "a GroupNorm",
+    "another convolution": "StandardisedConv", "an unknown function": "softsign", "reflection": "pads with mode",
+    "excite: PReLU": "these activations", "excite: LeakyReLU": "these activations",
+}  # fmt: skip
+BEFORE = {ways.Split: 12, Excite: 8}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name not in PARTLY])
+def test_what_is_not_fused_is_frozen(name):
+    module = randomise(NAMED[name][0]()).eval()
+    channels = BEFORE.get(type(module), 6)
+    net = nn.Sequential(randomise(nn.Conv2d(channels, channels, 3, padding=1)), module).eval()
+    frozen, x = freeze(net), drawn(module)
+    (row,) = explain(frozen, x).rows
+    assert row.fused and row.runs.startswith("program on native") and row.why == "", row
+    with torch.no_grad():
+        assert_as_accurate(frozen(x), net(x), copy.deepcopy(net).double()(x.double()))
+
+
+@pytest.mark.parametrize("name", PARTLY)
+def test_what_freeze_leaves_is_named(name):
+    module = randomise(NAMED[name][0]()).eval()
+    channels = BEFORE.get(type(module), 6)
+    net = nn.Sequential(randomise(nn.Conv2d(channels, channels, 3, padding=1)), module).eval()
+    frozen, x = freeze(net), drawn(module)
+    whys = [row.why for row in explain(frozen, x).rows if not row.fused]
+    assert any(PARTLY[name] in why for why in whys), whys
+    with torch.no_grad():
+        assert_as_accurate(frozen(x), net(x), copy.deepcopy(net).double()(x.double()))
+
+
 def test_a_kernel_that_no_backend_has():
     module = fuse(Functional(kernel=9)).eval()
     (row,) = explain(module, drawn(module)).rows

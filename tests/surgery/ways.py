@@ -164,12 +164,12 @@ class TwoCheap(nn.Module):
 
 
 class Branches(nn.Module):
-    """GhostNetV3's training form in short: branches that are added."""
+    """GhostNetV3's training form in short, with depthwise branches of two sizes."""
 
     def __init__(self):
         super().__init__()
         self.primary = nn.ModuleList(zoo.conv_bn(6, 8, 1) for _ in range(3))
-        self.cheap = nn.ModuleList(zoo.conv_bn(8, 8, 3, groups=8) for _ in range(3))
+        self.cheap = nn.ModuleList(zoo.conv_bn(8, 8, k, groups=8) for k in (3, 3, 5))
 
     def forward(self, x):
         y = F.relu(sum(branch(x) for branch in self.primary))

@@ -132,15 +132,18 @@ Program Program::parse(const std::vector<int64_t>& list, bool for_one_call) {
   p.format = weight_format(precision);
   if (!p.format) unknown("precision", precision);
   r.maps_.assign(p.slots, {});
+  bool are_returned = true;  // the features, as they are now
   while (!r.at_end()) {
     const int64_t code = r.any();
     if (code < 0 || code >= kMostKinds || !kinds()[code]) unknown("kind", code);
     r.read_.clear();
     std::unique_ptr<Step> step = kinds()[code](r);
-    if (!p.outputs.empty() && (!step || !step->returns_map())) refuse("steps after the last one");
-    if (r.features && (!step || !step->makes_features())) refuse("a map's step after the pooling");
+    const bool returns = step && (step->returns_map() || step->returns_features());
+    if (p.results && !returns && !(step && step->makes_features())) refuse("steps after the last one");
     if (!step) continue;
     Step& t = *step;
+    p.results += returns;
+    if (t.makes_features() || t.returns_features()) are_returned = t.returns_features();
     if (p.steps.empty() != t.is_entry()) refuse("a first step that does not read the input, or another that does");
     if (std::count(r.read_.begin(), r.read_.end(), t.out)) refuse("a slot that is read and written at once");
     if (t.is_entry()) p.in_channels = t.channels;
@@ -150,9 +153,10 @@ Program Program::parse(const std::vector<int64_t>& list, bool for_one_call) {
     if (t.returns_map()) p.outputs.push_back(t.index);
     p.steps.push_back(std::move(step));
   }
-  p.returns_features = r.features > 0;
-  if (!p.returns_features && p.outputs.empty()) refuse("neither a map nor features come out");
-  if (p.returns_features) p.out_channels = r.features;
+  p.ends_in_features = p.results == 0;
+  if (p.ends_in_features && !r.features) refuse("neither a map nor features come out");
+  if (!p.ends_in_features && !are_returned) refuse("features that are not returned");
+  if (p.ends_in_features) p.out_channels = r.features, p.results = 1;
   p.place_in_containers();
   return p;
 }

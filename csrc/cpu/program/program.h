@@ -19,8 +19,9 @@ struct Program {
   int64_t raw_layers = 0;  // whose weights are not packed
   int64_t in_channels = 0;
   int64_t out_channels = 0;       // of the features
-  bool returns_features = false;  // N x C, not maps
+  bool ends_in_features = false;  // which are the only result, and no step says so
   std::vector<int64_t> outputs;   // the steps that return maps
+  int64_t results = 0;            // maps and features that are returned
   bool copies_entry = false;      // the input is never read where it is
 
   int64_t size() const { return static_cast<int64_t>(steps.size()); }

@@ -91,9 +91,10 @@ class Step {
   void keep_channels() { out_channels = sources[0].channels, columns = out_channels.width(); }
 
   // Its place in a program.
-  virtual bool is_entry() const { return false; }        // it reads the program's input
-  virtual bool returns_map() const { return false; }     // it is the last step of a program that makes a map
-  virtual bool makes_features() const { return false; }  // N x C in place of a map
+  virtual bool is_entry() const { return false; }          // it reads the program's input
+  virtual bool returns_map() const { return false; }       // a map is a result of the program
+  virtual bool returns_features() const { return false; }  // the features as they are now are a result
+  virtual bool makes_features() const { return false; }    // N x C in place of a map
   virtual bool makes_all_rows_at_once() const { return false; }
   /// Whether the input's map is read where it is, in place of a copy.
   virtual bool reads_in_place(const Map& /*x*/) const { return false; }

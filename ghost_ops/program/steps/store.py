@@ -8,9 +8,10 @@ from ..step import Step, register_step
 @register_step
 @dataclass(frozen=True)
 class Store(Step):
-    """A slot that is returned. Several at the end of a program return several maps."""
+    """A slot that is returned. Several at the end of a program return several results."""
 
     kind = 7
+    is_result = True
     returns_map = True
     source: int
 

@@ -192,8 +192,10 @@ def _frozen(
         return made if dtype is None else made.to(dtype), ()
     source = compare.private(net)
     calls = [] if example is None else [Arguments.of(example).copied(_dtype_of(source))]
-    if calls and not compare.accepts(source, calls[0]):
-        raise ValueError(f"freeze: example: expected arguments that this {type(net).__name__} accepts, got others")
+    error = compare.refusal(source, calls[0]) if calls else None
+    if error is not None:
+        wanted = f"expected arguments that this {type(net).__name__} accepts"
+        raise ValueError(f"freeze: example: {wanted}, got {calls[0]}: {error}")
     if calls:
         calls += compare.draw(source)[:1]
     plan = decide(source, compare.private(made), calls)

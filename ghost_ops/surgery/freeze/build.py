@@ -17,13 +17,15 @@ from ...fused.frozen_net import Code, Frozen, FrozenState, freeze_class
 from ...fused.in_place import made_class
 from ...fused.squeeze_excite import SqueezeExciteBlock
 from .compare import Arguments
+from .exported import export
 from .opened import opened
 from .regions import Left, Program, replace_regions
 from .seen import Seen
-from .trace import Untraceable, trace
+from .trace import Traced, Untraceable, trace
 
 WHOLE = "traced as a whole"
 OURS = "traced, all but modules without one of ours"
+EXPORTED = "exported, since it cannot be traced"
 INSIDE = "its children one by one"
 
 
@@ -32,14 +34,16 @@ class Way:
     """How a module is frozen.
 
     Attributes:
-        mode: ``WHOLE``, ``OURS`` or ``INSIDE``.
-        calls: of a module that is traced, on which shapes are looked at.
+        mode: ``WHOLE``, ``OURS``, ``EXPORTED`` or ``INSIDE``.
+        calls: of a module that has a graph, on which shapes are looked at.
         known: what ``Seen`` has seen there.
+        exported: its graph once it was exported, which takes long.
     """
 
     mode: str
     calls: tuple[Arguments, ...] = ()
     known: dict[str, list[object]] = field(default_factory=dict)
+    exported: list[Traced] = field(default_factory=list)
 
 
 @dataclass
@@ -115,7 +119,7 @@ def freeze_module(module: nn.Module, way: Way, apart: frozenset[str]) -> Built:
     known = opened(module)
     leaves = {*apart, *(path for path, m in modules.items() if m in known)}
     plain = [path for path, m in modules.items() if isinstance(m, Fused) and not _has_steps(m)]
-    traced = trace(module, leaves, way.mode == OURS, plain)
+    traced = _graph_of(module, way, leaves, plain)
     child = free_name(module)
     seen = Seen(module, traced, way.calls, way.known)
     programs, left = replace_regions(traced.graph, modules, known, seen, child, {*traced.opaque, *apart})
@@ -126,8 +130,21 @@ def freeze_module(module: nn.Module, way: Way, apart: frozenset[str]) -> Built:
         watched = _watched(module, programs, known)
         code = Code.of(traced.graph)
         module = plain_of(module) if isinstance(module, Fused) else module
-        _change(module, FrozenState(child, code, whole, traced.inputs, traced.optional, watched), programs)
+        state = FrozenState(child, code, whole, traced.inputs, traced.optional, watched, traced.guard)
+        _change(module, state, programs)
     return Built(module, left, traced.opaque)
+
+
+def _graph_of(module: nn.Module, way: Way, leaves: set[str], plain: list[str]) -> Traced:
+    """The graph of its forward. Raises ``Untraceable`` where it has none."""
+    if way.mode != EXPORTED:
+        return trace(module, leaves, way.mode == OURS, plain)
+    if not way.exported:
+        way.exported.append(export(module, leaves, plain, way.calls))
+    (known,) = way.exported
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(known.graph, {}))
+    return known._replace(graph=graph)
 
 
 def _has_steps(module: Fused) -> bool:

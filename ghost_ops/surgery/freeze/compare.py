@@ -51,6 +51,10 @@ class Arguments(NamedTuple):
             return cls((), dict(example))
         return cls(tuple(example) if isinstance(example, (tuple, list)) else (example,), {})
 
+    def __str__(self) -> str:
+        named = (f"{name}={_kind(value)}" for name, value in self.kwargs.items())
+        return f"({', '.join((*map(_kind, self.args), *named))})"
+
     def copied(self, dtype: torch.dtype | None = None) -> Arguments:
         """Another such, its half-precision tensors, or with ``dtype`` its floating-point ones, in another dtype."""
 
@@ -60,6 +64,22 @@ class Arguments(NamedTuple):
             return t.to(dtype, copy=True) if dtype is not None and t.is_floating_point() else t.detach().clone()
 
         return Arguments(*tree_map(new, tuple(self)))
+
+    def channels_last(self) -> Arguments:
+        """Another such, its maps laid out channels_last."""
+
+        def new(t: object) -> object:
+            is_map = isinstance(t, torch.Tensor) and t.dim() == 4
+            return t.clone(memory_format=torch.channels_last) if is_map else t
+
+        return Arguments(*tree_map(new, tuple(self)))
+
+
+def _kind(value: object) -> str:
+    """What an argument is, for people."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {' x '.join(map(str, value.shape)) or 'scalar'}"
+    return _short(value)
 
 
 def private(net: nn.Module) -> nn.Module:
@@ -86,24 +106,29 @@ def private(net: nn.Module) -> nn.Module:
 def draw(net: nn.Module) -> list[Arguments]:
     """Up to two inputs that a net accepts, of different sizes and batches where it accepts such."""
     channels = next(filter(None, map(_input_channels, net.modules())), None)
-    first = next((p for p in net.parameters() if p.is_floating_point()), None)
-    if channels is None or first is None or first.is_meta:
+    if channels is None or _drawn(net, (1, 1, 1, 1), 0) is None:
         return []
     found: list[Arguments] = []
     for height, width in SIZES:
         for batch in BATCHES:
             if any(call.args[0].shape[0] == batch for call in found):
                 continue
-            generator = torch.Generator().manual_seed(len(found))
-            shape = batch, channels, height, width
-            x = torch.randn(shape, dtype=torch.float32, device="cpu", generator=generator)
-            call = Arguments((x.to(first.device, first.dtype),), {})
+            call = _drawn(net, (batch, channels, height, width), len(found))
             if accepts(net, call):
                 found.append(call)
                 break  # the next one is of another size
         if len(found) == len(BATCHES):
             break
     return found
+
+
+def _drawn(net: nn.Module, shape: tuple[int, ...], seed: int) -> Arguments | None:
+    """An input of this shape; None where no parameter says on which device."""
+    like = next((p for p in net.parameters() if p.is_floating_point()), None)
+    if like is None or like.is_meta:
+        return None
+    x = torch.randn(shape, dtype=torch.float32, device="cpu", generator=torch.Generator().manual_seed(seed))
+    return Arguments((x.to(like.device, like.dtype),), {})
 
 
 def _input_channels(module: nn.Module) -> int | None:
@@ -117,12 +142,31 @@ def _input_channels(module: nn.Module) -> int | None:
 
 def accepts(net: nn.Module, call: Arguments) -> bool:
     """Whether a net returns something of these arguments."""
+    return refusal(net, call) is None
+
+
+def refusal(net: nn.Module, call: Arguments) -> str | None:
+    """The error that a net raises of these arguments, in a line; None where it returns something."""
     try:
         with undisturbed(net), torch.no_grad():
             _run(private(net), call, 0)
-    except Exception:
-        return False
-    return True
+    except Exception as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+    return None
+
+
+def why_none(net: nn.Module) -> str:
+    """Why no input could be drawn, and what was tried."""
+    why = "no input that it accepts could be drawn"
+    channels = next(filter(None, map(_input_channels, net.modules())), None)
+    if channels is None:
+        return f"{why}: none of its convolutions says how many channels one has"
+    calls = [_drawn(net, (BATCHES[0], channels, *size), 0) for size in SIZES[:1]]
+    if None in calls:
+        return f"{why}: its parameters are on the meta device"
+    sizes = ", ".join(f"{height} x {width}" for height, width in SIZES)
+    error = "".join(f" ({refusal(net, call)})" for call in calls)
+    return f"{why}: tensors of {channels} channels and of {sizes} pixels were tried{error}"
 
 
 def observe(net: nn.Module, calls: Sequence[Arguments], paths: Collection[str]) -> dict[str, list[Arguments]]:

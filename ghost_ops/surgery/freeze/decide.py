@@ -8,7 +8,7 @@ from torch import nn
 
 from ...fused.behaviour import Fused
 from . import compare
-from .build import INSIDE, OURS, WHOLE, Built, Way, freeze_in_place, holds_ours, holds_programs
+from .build import EXPORTED, INSIDE, OURS, WHOLE, Built, Way, freeze_in_place, holds_ours, holds_programs
 from .compare import Arguments
 from .trace import Untraceable
 
@@ -45,12 +45,17 @@ def decide(source: nn.Module, fused: nn.Module, calls: list[Arguments]) -> Freez
 
 @dataclass
 class _Piece:
-    """A module of the net in both forms."""
+    """A module of the net in both forms.
+
+    Attributes:
+        has_graph: whether its forward has a graph, as far as that was tried.
+    """
 
     path: str
     source: nn.Module
     fused: nn.Module
     plan: FreezePlan
+    has_graph: bool = field(default=True, init=False)
 
     def decide(self, calls: list[Arguments]) -> bool:
         """Decide about the module; returns whether anything of it is frozen."""
@@ -61,13 +66,34 @@ class _Piece:
             way = Way(mode, tuple(calls[:_MOST_SHAPES]))
             built = self._try({"": way}, calls, reasons)
             if built is not None:
+                more = self._exported(calls, []) if self._is_worth(built.opaque) else None
+                if more is not None:
+                    return more
                 self.plan.ways[self.path] = way
                 if reasons:
                     self._leave(f"what holds no convolution is called as it is: {reasons[0]}")
                 found = holds_programs(built.module)
                 return self._opaque(built.opaque, calls) or found
-        self._leave(reasons[0] if calls else "no input that it accepts could be drawn: give freeze an example")
+        found = None if self.has_graph or not calls else self._exported(calls, reasons)
+        if found is not None:
+            return found
+        tried = ", and ".join(dict.fromkeys((reasons[0], reasons[-1]))) if reasons else ""
+        self._leave(tried or f"{compare.why_none(self.source)}; give freeze an example")
         return not isinstance(self.fused, Fused) and self._inside(calls)
+
+    def _is_worth(self, opaque: dict[str, str]) -> bool:
+        """Whether something worth a program is in modules whose forwards could not be traced."""
+        return any(holds_ours(self._piece(at).fused) for at in opaque)
+
+    def _exported(self, calls: list[Arguments], reasons: list[str]) -> bool | None:
+        """Freeze what ``torch.export`` makes of it; None where that cannot be, with one more reason."""
+        way = Way(EXPORTED, tuple(calls[:_MOST_SHAPES]))
+        others = [call.channels_last() for call in calls[:1]]  # of strides the graph's guard says nothing
+        built = self._try({"": way}, [*calls, *others], reasons)
+        if built is None or not holds_programs(built.module):
+            return None
+        self.plan.ways[self.path] = way
+        return True
 
     def _opaque(self, opaque: dict[str, str], calls: list[Arguments]) -> bool:
         """Decide about what is inside of modules whose forwards could not be traced."""
@@ -139,6 +165,7 @@ class _Piece:
         try:
             built = freeze_in_place(compare.private(self.fused), ways)
         except Untraceable as error:
+            self.has_graph = False
             reasons.append(str(error))
             return None
         if not holds_programs(built.module):

@@ -15,11 +15,8 @@ from ...fused.builder import Builder
 from ...fused.errors import Unfusable
 from ...fused.ghost_module import GhostModuleBlock
 from ...fused.layers import activation_code
-from ...program import Excite
 from . import values as v
 from .values import Features, Map, Operation
-
-_NO_SCALE = "no step multiplies by an excitation but 1x1 convolutions and Ghost modules"
 
 
 class Refused(Exception):
@@ -30,28 +27,22 @@ class Refused(Exception):
         self.node, self.why = node, why
 
 
-def lower(ops: Sequence[Operation], outputs: Sequence[Map | Features]) -> Builder:
-    """The steps of operations.
+def lower(
+    ops: Sequence[Operation], outputs: Sequence[Map | Features]
+) -> tuple[Builder, list[Map | Features]]:  # fmt: skip
+    """The steps of operations, and the outputs in the order in which the program returns them.
 
     Args:
         ops: in an order in which they can be computed, the first an ``Entry``.
-        outputs: what the program returns.
+        outputs: what the program is to return.
 
     Raises:
         Refused: one of them must be left to PyTorch.
     """
-    features = [out for out in outputs if isinstance(out, Features)]
-    if features and len(outputs) > 1:
-        raise Refused(_pool_of(features[0].op).node, "a program returns either maps or features")
     live = _live(ops, outputs)
     _Fusion(live, outputs).fuse()
-    return _Lowering(live, outputs).write()
-
-
-def _pool_of(op: Operation) -> Operation:
-    while isinstance(op, v.Dense):
-        op = op.features
-    return op
+    lowering = _Lowering(live, outputs)
+    return lowering.builder, lowering.write()
 
 
 def _live(ops: Sequence[Operation], outputs: Sequence[Map | Features]) -> list[Operation]:
@@ -71,6 +62,7 @@ class _Fusion:
 
     def __init__(self, ops: list[Operation], outputs: Sequence[Map | Features]) -> None:
         self.ops = ops
+        self.outputs = {out.op for out in outputs}
         self.uses = Counter(m.op for op in ops for m in _all_reads(op))
         self.uses.update(out.op for out in outputs)
         self.parts: dict[Operation, set[tuple[int, int]]] = {}
@@ -92,6 +84,9 @@ class _Fusion:
         for op in self.ops:
             if isinstance(op, v.Module) and self._is_activation_of_sum(op):
                 op.of_sum = op.source.op
+        for at, op in enumerate(self.ops):
+            if isinstance(op, v.Scale):
+                op.is_step = not self._is_multiplied_by_readers(at)
         absorbed = {inner for op in self.ops for inner in _absorbed(op)}
         unread = {op for op in self.ops if isinstance(op, (v.UpsampleLike, v.Concat)) and not self.uses[op]}
         self.ops[:] = [op for op in self.ops if op not in absorbed and op not in unread]
@@ -142,7 +137,7 @@ class _Fusion:
             return op.layer.is_pointwise() or not op.is_depthwise()
         if isinstance(op, v.Concat):
             return op.ghost is not None
-        return isinstance(op, v.Fused) and isinstance(block_of(op.module), GhostModuleBlock)
+        return _is_ghost(op)
 
     def _is_activation_of_sum(self, op: v.Module) -> bool:
         """Whether a dense convolution's step computes the sum with its map and the activation of the sum."""
@@ -152,6 +147,30 @@ class _Fusion:
         layer = total.into
         dense = isinstance(layer, v.Layer) and not layer.layer.is_pointwise() and layer.layer.code == NONE
         return dense and self.uses[total] == 1
+
+    def _is_multiplied_by_readers(self, at: int) -> bool:
+        """Whether all that read the scale at this place multiply by its excitation while that is there."""
+        scale, whole = self.ops[at], Map.of(self.ops[at])
+        readers = [i for i, op in enumerate(self.ops) if any(m.op is scale for m in _all_reads(op))]
+        if scale in self.outputs or not all(_multiplies(self.ops[i], whole) for i in readers):
+            return False
+        between = self.ops[at + 1 : max(readers, default=at)]
+        return not any(isinstance(op, v.Scale) or (isinstance(op, v.Fused) and not _is_ghost(op)) for op in between)
+
+
+def _is_ghost(op: Operation) -> bool:
+    return isinstance(op, v.Fused) and isinstance(block_of(op.module), GhostModuleBlock)
+
+
+def _multiplies(op: Operation, scaled: Map) -> bool:
+    """Whether the step of an operation multiplies a map that it reads by an excitation, and reads it nowhere else."""
+    if isinstance(op, v.Add):
+        return op.into is not None and op.added() != scaled and _multiplies(op.into, scaled)
+    if isinstance(op, v.Layer):
+        return op.source == scaled and op.layer.is_pointwise()
+    if isinstance(op, v.Concat):
+        return op.ghost is not None and op.ghost[0].source == scaled
+    return _is_ghost(op) and op.source == scaled
 
 
 def _all_reads(op: Operation) -> list[Map]:
@@ -176,23 +195,31 @@ class _Lowering:
         self.ops, self.outputs = ops, outputs
         self.builder = Builder()
         self.slots: dict[Map, int] = {}  # of maps and of their parts
-        self.left = Counter(self._behind(m) for op in ops for m in op.reads())
+        pooled = [op.pooled for op in ops if isinstance(op, (v.Scale, v.Pool))]
+        self.left = Counter(self._behind(m) for m in [*(m for op in ops for m in op.reads()), *pooled])
         self.left.update(out for out in outputs if isinstance(out, Map))
-        self.squeezed = {op.pooled.op: op.node for op in ops if isinstance(op, (v.Scale, v.Pool))}
+        self.squeezed = {m.op for m in pooled if m.is_whole}
         self.squeeze: Operation | None = None  # the operation whose map's means are the squeeze
-        self.excitation: Operation | None = None
+        self.features: Operation | None = None
 
-    def write(self) -> Builder:
+    def write(self) -> list[Map | Features]:
+        """The outputs in the order in which they are returned: features, of which the layers come last, and maps."""
         for op in self.ops:
-            if not isinstance(op, v.Entry):
+            if not isinstance(op, (v.Entry, v.Dense)):
                 self._guarded(op)
-        for out in self.outputs:
-            if isinstance(out, Map) and isinstance(out.op, v.Scale):
-                raise Refused(out.op.node, _NO_SCALE)
-        slots = [self._slot(out) for out in self.outputs if isinstance(out, Map)]
-        for slot in dict.fromkeys(slots):
+        features = {out.op: out for out in self.outputs if isinstance(out, Features)}
+        returned: list[Map | Features] = []
+        for op in self.ops:
+            if isinstance(op, v.Dense):
+                self._guarded(op)
+            if isinstance(op, (v.Pool, v.Dense)) and op in features:
+                if len(self.outputs) > 1:
+                    self.builder.store_features(op.channels)
+                returned.append(features[op])
+        maps = [out for out in self.outputs if isinstance(out, Map)]
+        for slot in [self._slot(out) for out in maps]:  # slices come before the first result
             self.builder.store(slot)
-        return self.builder
+        return returned + maps
 
     def _guarded(self, op: Operation) -> None:
         before = len(self.builder.steps)
@@ -201,30 +228,23 @@ class _Lowering:
         except Unfusable as error:
             raise Refused(op.node, str(error)) from None
         steps = self.builder.steps
-        if op in self.squeezed:
-            made, slot = steps[-1] if steps else None, self.slots.get(Map.of(op))
-            if getattr(made, "out", -1) != slot or not hasattr(made, "squeeze"):
-                kind = type(made).__name__
-                raise Refused(self.squeezed[op], f"the step of what it takes the means of, a {kind}, makes none")
-            steps[-1] = replace(made, squeeze=True)
+        makes = len(steps) > before and getattr(steps[-1], "out", -1) == self.slots.get(Map.of(op), -2)
+        if op in self.squeezed and makes and hasattr(steps[-1], "squeeze"):
+            steps[-1] = replace(steps[-1], squeeze=True)
         for step in steps[before:]:
-            if isinstance(step, Excite):
-                self.excitation = op
             if getattr(step, "squeeze", False):
-                self.squeeze = op
+                self.squeeze = op if makes and step is steps[-1] else None
 
     # Slots
 
     def _behind(self, m: Map) -> Map:
-        """The map that is read where this is: of a scale its source."""
-        while isinstance(m.op, v.Scale) and m.is_whole:
+        """The map that is read where this is: its source, of a scale that has no step."""
+        while isinstance(m.op, v.Scale) and not m.op.is_step:
             m = m.op.source
         return m
 
     def _slot(self, m: Map) -> int:
         """The slot of a map; a part of one has its own."""
-        if isinstance(m.op, v.Scale):
-            raise Refused(m.op.node, _NO_SCALE)
         if m not in self.slots:
             if isinstance(m.op, v.Entry) and m.is_whole:
                 self.slots[m] = self.builder.load(m.channels)
@@ -252,19 +272,33 @@ class _Lowering:
 
     def _write(self, op: Operation) -> None:
         if isinstance(op, v.Scale):
-            if self.squeeze is not op.pooled.op or not op.pooled.is_whole:
-                raise Unfusable("other means are computed before it reads those of its map")
+            self._squeeze(op.pooled)
             op.excite(self.builder)
+            if op.is_step:
+                self.slots[Map.of(op)] = self.builder.scale(self._slot(op.source))
+                self._done(op.source)
         elif isinstance(op, v.Pool):
-            if self.squeeze is not op.pooled.op or not op.pooled.is_whole:
-                raise Unfusable("other means are computed before it reads those of its map")
+            if self.features is not None:
+                raise Unfusable("a program takes features of one map only")
+            self._squeeze(op.pooled)
             self.builder.pool(op.channels)
+            self.features = op
         elif isinstance(op, v.Dense):
+            if self.features is not op.features:
+                raise Unfusable("another layer has taken the features that it reads")
             self.builder.linear(op.layer)
+            self.features = op
         else:
             reads = op.reads()
             self.slots[Map.of(op)] = self._steps[type(op)](self, op)
             self._done(*reads)
+
+    def _squeeze(self, m: Map) -> None:
+        """Let the means of a map be the squeeze, by a step of its own where they are not yet."""
+        if self.squeeze is not m.op or not m.is_whole:
+            self.builder.squeeze(self._slot(m))
+            self.squeeze = m.op if m.is_whole else None
+        self._done(m)
 
     def _layer(self, op: v.Layer, residual: Map | None = None, act: nn.Module | None = None) -> int:
         """A convolution; ``act`` is the activation of the sum with the residual."""
@@ -275,8 +309,7 @@ class _Lowering:
         slot = self._read(op.source, residual)
         if op.layer.is_pointwise():
             return self.builder.ghost(op.layer, None, None, slot, **self._options)
-        if self._options.pop("scaled"):
-            raise Refused(op.source.op.node, _NO_SCALE)
+        self._options.pop("scaled")
         layer = op.layer if act is None else op.layer._replace(act=act, code=activation_code(act))
         return self.builder.dense_conv(layer, slot, **self._options, residual_first=act is not None)
 
@@ -286,19 +319,14 @@ class _Lowering:
 
     def _read(self, source: Map, residual: Map | None) -> int:
         """The slot of a source; ``_options`` of its step, which may multiply by the excitation and add a residual."""
-        scaled = isinstance(source.op, v.Scale) and source.is_whole
-        if scaled and self.excitation is not source.op:
-            raise Refused(source.op.node, "another excitation is computed before a step multiplies by it")
+        scaled = isinstance(source.op, v.Scale) and not source.op.is_step
         slot = self._slot(self._behind(source))
         self._options = {"residual": -1 if residual is None else self._slot(residual), "scaled": scaled}
         return slot
 
     def _fused(self, op: v.Fused, residual: Map | None = None) -> int:
         block, slot = block_of(op.module), self._read(op.source, residual)
-        takes = isinstance(block, GhostModuleBlock)
-        if not takes and self._options["scaled"]:
-            raise Refused(op.source.op.node, _NO_SCALE)
-        options = self._options if takes else {}
+        options = self._options if _is_ghost(op) else {}
         kept = not self._is_last(self._behind(op.source))
         return block.lower_module(op.module, self.builder, slot, keep_source=kept, **options)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from ...fused.squeeze_excite import SqueezeExciteBlock
 from ...fused.structure import is_hooked
 from ...program import module_of_function, step_of_module
 from . import values as v
+from .calls import describe, first_argument, is_called, operands
+from .gates import activated, activation_of, affine_of, scaled
 from .seen import Seen
 from .values import Features, Grouped, Map, Operation, Several, Value
 
@@ -67,14 +69,17 @@ class Reader:
             raise Unfusable("it carries hooks, or a forward of its own: these must run")
         if self._is_idle(node, module):
             return Found(known[node.all_input_nodes[0]], (node,))
-        operands = _operands(node)
-        if operands is not None:
-            return self._pair(node, *operands, known)
+        pair = operands(node)
+        if pair is not None:
+            return self._pair(node, *pair, known)
+        affine = affine_of(node)
+        if affine is not None and isinstance(known.get(affine[0]), Features):
+            return self._followed(node, known[affine[0]], lambda layer: scaled(layer, *affine[1:]))
         if node.op == "call_function" and node.target in (torch.cat, torch.concat, torch.concatenate):
             return self._concat(node, known)
-        source = known.get(_first(node))
+        source = known.get(first_argument(node))
         if source is None:
-            raise Unfusable(f"no step computes {_describe(node, module)}")
+            raise Unfusable(f"no step computes {describe(node, module)}")
         if isinstance(source, Several):
             return self._item(node, source)
         if isinstance(source, Features):
@@ -121,17 +126,17 @@ class Reader:
         if self._is_pooling(node, module):
             op = v.Pool(node, source.channels, source)
             return Found(Features(op, len(self.seen.shapes(node)[0])), (node,), (op,))
-        if _is_called(node, ("chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split", "split_with_sizes")):
+        if is_called(node, ("chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split", "split_with_sizes")):
             return self._split(node, source)
-        if _is_called(node, ("getitem", "narrow")):
+        if is_called(node, ("getitem", "narrow")):
             return self._slice(node, source)
-        if _is_called(node, ("interpolate",)) and module is None:
+        if is_called(node, ("interpolate",)) and module is None:
             return self._upsample(node, source, known)
-        if _is_called(node, ("view", "reshape", "unflatten")):
+        if is_called(node, ("view", "reshape", "unflatten")):
             return self._grouped(node, source)
         if module is not None:
             return self._module(node, module, source)
-        raise Unfusable(f"no step computes {_describe(node, module)}")
+        raise Unfusable(f"no step computes {describe(node, module)}")
 
     def _made(self, op: Operation, nodes: tuple[fx.Node, ...], is_worth: bool = False) -> Found:
         channels = self.seen.channels(nodes[-1])
@@ -152,7 +157,7 @@ class Reader:
 
     def _module(self, node: fx.Node, module: nn.Module, source: Map) -> Found:
         if step_of_module(module, 0, 1, source.channels) is None:
-            raise Unfusable(f"no step computes {_describe(node, module)}")
+            raise Unfusable(f"no step computes {describe(node, module)}")
         return self._made(v.Module(node, source.channels, source, module), (node,))
 
     def _layer(self, node: fx.Node, module: nn.Module, source: Map) -> Found:
@@ -163,7 +168,7 @@ class Reader:
         elif isinstance(first, nn.Conv2d):
             items = self._items(node)
         else:
-            raise Unfusable(f"no step computes {_describe(node, module)}")
+            raise Unfusable(f"no step computes {describe(node, module)}")
         conv, norm, act, nodes = self._take_layer(items)
         layer = conv_bn_act(conv, norm, act)
         if layer.conv.in_channels != source.channels:
@@ -177,9 +182,9 @@ class Reader:
             module = self.module_of(node)
             items += [(node, m) for m in self.opened.get(module, (module,))]
             users = list(node.users)
-            if len(users) != 1 or users[0] in self.refused:
+            if len(users) != 1 or users[0] in self.refused or first_argument(users[0]) is not node:
                 break
-            if _first(users[0]) is not node or users[0].op not in ("call_module", "call_function", "call_method"):
+            if users[0].op not in ("call_module", "call_function", "call_method"):
                 break
             (node,) = users
         return items
@@ -210,7 +215,7 @@ class Reader:
         return maps and len(dims) == 2 and set(node.kwargs) <= {"dim", "keepdim"}
 
     def _split(self, node: fx.Node, source: Map) -> Found:
-        (whole, *_), parts = self.seen.shapes(_first(node)), self.seen.values(node)
+        (whole, *_), parts = self.seen.shapes(first_argument(node)), self.seen.values(node)
         counts = [shape[1] for shape in parts[0]]
         fits = all(_channel_counts(part) == counts for part in parts) and sum(counts) == source.channels
         if not fits or any(shape[:1] + shape[2:] != whole[:1] + whole[2:] for shape in parts[0]):
@@ -221,7 +226,7 @@ class Reader:
 
     def _slice(self, node: fx.Node, source: Map) -> Found:
         why = "no step computes such a slice"
-        if _is_called(node, ("narrow",)):
+        if is_called(node, ("narrow",)):
             names = dict(zip(("dim", "start", "length"), node.args[1:])) | node.kwargs
             begin, count = (self.seen.number(names[key]) for key in ("start", "length"))
             if names["dim"] not in (1, -3) or begin is None or count is None:
@@ -262,7 +267,7 @@ class Reader:
 
     def _grouped(self, node: fx.Node, source: Map) -> Found:
         """Channels seen as groups: the beginning of a channel shuffle."""
-        before, after = self.seen.shapes(_first(node)), self.seen.shapes(node)
+        before, after = self.seen.shapes(first_argument(node)), self.seen.shapes(node)
         if after is not None and all(b == a for b, a in zip(before, after)):
             return Found(source, (node,))
         groups = after[0][1] if after is not None and len(after[0]) == 5 else 0
@@ -270,24 +275,24 @@ class Reader:
             if not groups or a != (b[0], groups, b[1] // groups, *b[2:]):
                 groups = 0
         if not groups:
-            raise Unfusable(f"no step computes {_describe(node, None)}")
+            raise Unfusable(f"no step computes {describe(node, None)}")
         return Found(Grouped(source, groups, False), (node,))
 
     def _of_grouped(self, node: fx.Node, source: Grouped) -> Found:
-        before, after = self.seen.shapes(_first(node)), self.seen.shapes(node)
-        if _is_called(node, ("transpose", "swapaxes", "permute")):
+        before, after = self.seen.shapes(first_argument(node)), self.seen.shapes(node)
+        if is_called(node, ("transpose", "swapaxes", "permute")):
             arguments = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
-            wanted = (0, 2, 1, 3, 4) if _is_called(node, ("permute",)) else (1, 2)
+            wanted = (0, 2, 1, 3, 4) if is_called(node, ("permute",)) else (1, 2)
             order = tuple(d % 5 if isinstance(d, int) else None for d in arguments)
             if order == wanted or (len(wanted) == 2 and order == (2, 1)):
                 return Found(source._replace(turned=not source.turned), (node,))
-        elif _is_called(node, ("view", "reshape", "flatten")) and after is not None:
+        elif is_called(node, ("view", "reshape", "flatten")) and after is not None:
             channels = source.source.channels
             if all(a == (b[0], channels, *b[3:]) for b, a in zip(before, after)):
                 if not source.turned:
                     return Found(source.source, (node,))
                 return self._made(v.Shuffle(node, channels, source.source, source.groups), (node,))
-        raise Unfusable(f"no step computes {_describe(node, None)}")
+        raise Unfusable(f"no step computes {describe(node, None)}")
 
     # Of several maps
 
@@ -323,7 +328,7 @@ class Reader:
     def _pair(self, node: fx.Node, a: fx.Node, b: fx.Node, known: Mapping[fx.Node, Value]) -> Found:
         """A sum or a product of two."""
         one, two = known[a], known[b]
-        is_sum = _is_called(node, ("add", "iadd", "add_"))
+        is_sum = is_called(node, ("add", "iadd", "add_"))
         if isinstance(one, Map) and isinstance(two, Map):
             first, second, out = self.seen.shapes(a), self.seen.shapes(b), self.seen.shapes(node)
             if is_sum:
@@ -364,16 +369,26 @@ class Reader:
     def _of_features(self, node: fx.Node, module: nn.Module | None, source: Features) -> Found:
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             return self._dense(node, source)
-        if _is_called(node, ("expand_as", "expand")) and source.dims == 4:
+        code = activation_of(node, module)
+        if code is not None:
+            return self._followed(node, source, lambda layer: activated(layer, code, module))
+        if is_called(node, ("expand_as", "expand")) and source.dims == 4:
             return Found(source._replace(dims=0), (node,))
         views = ("flatten", "view", "reshape", "squeeze", "unsqueeze", "getitem")
-        if not source.dims or not (_is_called(node, views) or type(module) in (nn.Flatten, nn.Unflatten)):
-            raise Unfusable(f"no step computes {_describe(node, module)} of features")
-        before, after = self.seen.shapes(_first(node)), self.seen.shapes(node)
+        if not source.dims or not (is_called(node, views) or type(module) in (nn.Flatten, nn.Unflatten)):
+            raise Unfusable(f"no step computes {describe(node, module)} of features")
+        before, after = self.seen.shapes(first_argument(node)), self.seen.shapes(node)
         dims = len(after[0]) if after else 0
         if not 2 <= dims <= 4 or any(a != (*b[:2], 1, 1)[:dims] for b, a in zip(before, after)):
-            raise Unfusable(f"no step computes {_describe(node, module)} of features")
+            raise Unfusable(f"no step computes {describe(node, module)} of features")
         return Found(source._replace(dims=dims), (node,))
+
+    def _followed(self, node: fx.Node, source: Features, change: Callable[[LinearAct], LinearAct]) -> Found:
+        """What a layer of features makes of a number or an activation after it: a layer that computes both."""
+        if not isinstance(source.op, v.Dense):
+            raise Unfusable("no step computes it of means")
+        op = v.Dense(node, source.op.channels, source.op.features, change(source.op.layer))
+        return Found(Features(op, source.dims), (node,), (op,))
 
     def _dense(self, node: fx.Node, source: Features) -> Found:
         module, norm, act, nodes = self._take_layer(self._items(node))
@@ -402,29 +417,6 @@ def identity_convolution(norm: nn.Module) -> nn.Conv2d:
     return conv.eval()
 
 
-def _first(node: fx.Node) -> object:
-    return node.args[0] if node.args else None
-
-
-def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The two that a node adds or multiplies; None of another node."""
-    if not _is_called(node, ("add", "iadd", "add_", "mul", "imul", "mul_", "multiply")) or len(node.args) != 2:
-        return None
-    a, b = node.args
-    return (a, b) if isinstance(a, fx.Node) and isinstance(b, fx.Node) and not node.kwargs else None
-
-
-def _is_called(node: fx.Node, names: Collection[str]) -> bool:
-    """Whether a node calls a function or a method of one of these names, of PyTorch or of an operator."""
-    if node.op == "call_method":
-        return node.target in names
-    if node.op != "call_function":
-        return False
-    module = getattr(node.target, "__module__", None) or "torch"
-    known = module.split(".")[0] in ("torch", "_operator", "operator", "builtins")
-    return known and getattr(node.target, "__name__", "") in names
-
-
 def _channel_counts(parts: object) -> list[int]:
     return [shape[1] for shape in parts] if isinstance(parts, tuple) else []
 
@@ -432,10 +424,3 @@ def _channel_counts(parts: object) -> list[int]:
 def _is_gate(gate: tuple[int, ...], out: tuple[int, ...]) -> bool:
     """Whether a gate of this shape is nearest upsampling's of a map: its size, or 1 along a side."""
     return gate[:2] == out[:2] and all(g in (1, o) for g, o in zip(gate[2:], out[2:]))
-
-
-def _describe(node: fx.Node, module: nn.Module | None) -> str:
-    if node.op == "call_module":
-        kind = type(module).__name__ if module is not None else "module of several inputs"
-        return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
-    return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))

@@ -12,6 +12,7 @@ from ...fused.errors import Unfusable
 from ...fused.frozen import FrozenProgram
 from ...fused.layers import ParameterSource
 from . import values as v
+from .calls import describe
 from .lower import Refused, lower
 from .read import Found, Reader
 from .seen import Seen
@@ -131,7 +132,11 @@ class _Finder:
         for node in self.nodes[at:]:
             if node in self.done or node in region.nodes or not self.seen.is_tensor(node):
                 continue
-            if any(n not in region.values for n in self._tensors(node)) or not self._tensors(node):
+            outside = [n for n in self._tensors(node) if n not in region.values]
+            if outside and all(n.op == "get_attr" for n in outside):
+                name = describe(node, None)
+                self.reasons[node] = f"no step computes {name} with a parameter or buffer that no layer has"
+            if outside or not self._tensors(node):
                 self.reasons.setdefault(node, _OUTSIDE)
                 continue
             try:
@@ -179,6 +184,10 @@ class _Region:
         self.program: Program
 
     def take(self, found: Found) -> None:
+        if found.ops and isinstance(found.ops[0], v.Pool):  # means of one map are taken once
+            pools = (op for op in self.ops if isinstance(op, v.Pool) and op.pooled == found.ops[0].pooled)
+            known = next(pools, found.ops[0])
+            found = found._replace(value=found.value._replace(op=known), ops=() if known in self.ops else found.ops)
         self.values[found.nodes[-1]] = found.value
         self.nodes |= set(found.nodes)
         self.ops += found.ops
@@ -209,7 +218,8 @@ class _Region:
             self.results.append((node, outputs.index(value)))
         if not outputs:
             raise Unfusable("nothing reads what it makes")
-        builder = lower(self.ops, outputs)
+        builder, returned = lower(self.ops, outputs)
+        self.results = [(node, returned.index(outputs[index])) for node, index in self.results]
         built = builder.finish()
         argument = self.entry.target if self.entry.op == "placeholder" else None
         self.program = Program(FrozenProgram.of(built, tuple(self.parts)), built.sources, argument)
@@ -219,19 +229,18 @@ class _Region:
         several = self.program.module.result_count() > 1
         with graph.inserting_before(self.begin):
             call = graph.call_module(path, (replaced.get(self.entry, self.entry),))
-            made = {}
+            made: dict[tuple[int, bool], fx.Node] = {}
             for node, index in self.results:
-                value, key = self.values[node], index
-                found = graph.call_function(operator.getitem, (call, index)) if several else call
-                if isinstance(value, Features) and value.dims == 4:
-                    pixel = (slice(None), slice(None), None, None)
-                    found = graph.call_function(operator.getitem, (call, pixel))
-                    key = "pixel"
-                made.setdefault(key, found)
-                if made[key] is not found:
-                    graph.erase_node(found)
-                node.replace_all_uses_with(made[key])
-                replaced[node] = made[key]
+                value = self.values[node]
+                is_pixel = isinstance(value, Features) and value.dims == 4
+                if (index, is_pixel) not in made:
+                    found = graph.call_function(operator.getitem, (call, index)) if several else call
+                    if is_pixel:
+                        pixel = (slice(None), slice(None), None, None)
+                        found = graph.call_function(operator.getitem, (found, pixel))
+                    made[index, is_pixel] = found
+                found = replaced[node] = made[index, is_pixel]
+                node.replace_all_uses_with(found)
         for node in reversed(list(graph.nodes)):
             if node in self.nodes or (not node.users and seen.is_size(node)):
                 graph.erase_node(node)

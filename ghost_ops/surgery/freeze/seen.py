@@ -197,4 +197,5 @@ def _bound(traced: Traced, call: Arguments) -> tuple | None:
     given = [name for name in values if name not in traced.inputs]
     if not fits or any(values[name] is not traced.defaults.get(name, values) for name in given):
         return None
-    return tuple(values[name] for name in traced.inputs)
+    inputs = tuple(values[name] for name in traced.inputs)
+    return inputs if traced.guard is None or traced.guard.forward(*inputs) else None

@@ -11,12 +11,12 @@ from torch import fx, nn
 
 from ...fused.behaviour import Fused
 from ...fused.frozen import FrozenProgram
-from ...fused.frozen_net import Frozen
+from ...fused.frozen_net import Code, Frozen
 from ...fused.structure import is_hooked
 from ...nn import SyncBatchNorm
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-_ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Untraceable(Exception):
@@ -31,6 +31,7 @@ class Traced(NamedTuple):
         optional: names of those for whose defaults it stands.
         defaults: these, by name.
         opaque: paths of modules whose forwards could not be traced, each with the reason; the graph calls them.
+        guard: says of the inputs whether the graph stands for a call with them; None where it does for all.
     """
 
     graph: fx.Graph
@@ -38,6 +39,7 @@ class Traced(NamedTuple):
     optional: tuple[str, ...]
     defaults: dict[str, object]
     opaque: dict[str, str]
+    guard: Code | None = None
 
 
 def trace(
@@ -58,7 +60,7 @@ def trace(
     Raises:
         Untraceable: the forward of ``net`` itself depends on values, or on what tracing would fix.
     """
-    inputs, defaults, more = _arguments(type(net).forward)
+    inputs, defaults, more = arguments_of(type(net).forward)
     tensors = {id(t): t for t in (*net.parameters(), *net.buffers())}
     opaque: dict[str, str] = {}
     while True:
@@ -157,11 +159,11 @@ def _part_count(node: fx.Node) -> int | None:
     return wanted if type(wanted) is int and name in ("chunk", "tensor_split") else None
 
 
-def _arguments(forward: Callable) -> tuple[tuple[str, ...], dict[str, object], bool]:
+def arguments_of(forward: Callable) -> tuple[tuple[str, ...], dict[str, object], bool]:
     """Names of the arguments that are inputs, the optional ones with their defaults, and whether it takes any more."""
     _, *parameters = inspect.signature(forward).parameters.values()
-    more = any(p.kind in _ANY_NUMBER for p in parameters)
-    parameters = [p for p in parameters if p.kind not in _ANY_NUMBER]
+    more = any(p.kind in ANY_NUMBER for p in parameters)
+    parameters = [p for p in parameters if p.kind not in ANY_NUMBER]
     if any(p.kind not in _NAMED for p in parameters) or (more and not parameters):
         raise Untraceable("its forward takes any number of arguments")
     required = tuple(p.name for p in parameters if p.default is inspect.Parameter.empty)

@@ -173,19 +173,21 @@ class UpsampleLike(Operation):
 
 @dataclass(eq=False)
 class Scale(Operation):
-    """A map times an excitation. It has no step: the step that reads it multiplies.
+    """A map times an excitation.
 
     Attributes:
         pooled: the map whose means are squeezed.
         excite: writes the step of the excitation.
+        is_step: whether a step multiplies; else the steps that read it do, and read its source.
     """
 
     source: Map
     pooled: Map
     excite: Callable[[Builder], None]
+    is_step: bool = field(default=False, init=False)
 
     def reads(self) -> list[Map]:
-        return []  # whoever reads it reads its source
+        return [self.source] if self.is_step else []
 
 
 @dataclass(eq=False)

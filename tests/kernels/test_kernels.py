@@ -62,6 +62,27 @@ def test_gemm_bf16_rows_in_groups(isa, width, m):
         assert_gemm_bf16(isa, x, w, b, True, scale, runs, width)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_gemm_in_parts_that_add_up(isa, bf16):
+    """Over some rows of the panels and, in float32, of each group; with an activation and a sum at the end."""
+    for width, m in ((1, 5), (7, 49), (9, 81), (20, 140)):
+        for n, runs in ((8, (4, 2)), (24, (6, 300, 6)), (33, (130, 5)), (80, (16, 64, 1))):
+            x, w, b, added = numbers(m, sum(runs), seed=n), numbers(n, sum(runs), seed=m) / 8, numbers(n), numbers(m, n)
+            exact = np.zeros((m, n)) + b
+            a, weight = (rounded(x), rounded(w)) if bf16 else (x, w)
+            for i, end in enumerate(np.cumsum(runs)):
+                columns = slice(end - runs[i], end)
+                part = a[:, columns].astype(np.float64) @ weight[:, columns].astype(np.float64).T
+                left_out = not bf16 and width > 1 and i + 1 < len(runs)
+                exact += part * (np.arange(m) % width > 0)[:, None] if left_out else part
+            for last, is_padded in ((False, True), (True, False)):
+                z = exact if last else exact + added
+                expected = z / (1 + np.exp(-z)) + (added if last else 0)
+                ours = kernels.gemm_parts(isa, bf16, x, w, b, added, last, list(runs), width, is_padded)
+                np.testing.assert_allclose(ours, expected, rtol=0, atol=0.06 if bf16 else 3e-5)
+
+
 def rounded(v):
     """To bfloat16, to nearest even."""
     bits = np.ascontiguousarray(v).view(np.uint32)

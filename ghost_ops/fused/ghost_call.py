@@ -135,6 +135,8 @@ def _choose(plan: GhostPlan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple
     second = ABSENT if cheap is None else batch_norm.statistics(cheap.norm)
     _check_tensors(plan, tensors, x, seen)
     if BATCH in (first, second):
+        if cheap is None:
+            raise NotNow("over batch statistics it is one convolution with its BatchNorm, which PyTorch does best")
         if first is not second:
             raise NotNow("only one of its two convolutions has a BatchNorm over batch statistics")
         if not _has_several_values(plan, seen):

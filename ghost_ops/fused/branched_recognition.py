@@ -119,7 +119,7 @@ def _is_within(path: str, pieces: set[str | None]) -> bool:
 
 def nominate(module: nn.Module) -> Branches | None:
     """The layers of what has the structure of such a module."""
-    convs = {path: m for path, m in module.named_modules() if isinstance(m, nn.Conv2d)}
+    convs = {path: m for path, m in module.named_modules() if path and isinstance(m, nn.Conv2d)}
     if not 2 <= len(convs) <= _MOST:
         return None
     norms = {path: _norm_behind(module, path, conv) for path, conv in convs.items()}

@@ -52,7 +52,7 @@ def calls_of(case: tuple[int, ...], dtype: str) -> tuple[dict[str, Callable[[], 
     exact = module.double()(x.double()).detach()
     module.float()
     parameters = [module[0].weight.detach(), module[0].bias.detach()]
-    sizes = kernel, kernel, stride, stride, kernel // 2, kernel // 2, 1, 1
+    sizes = (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2), (1, 1)
     step = Conv(-1, 0, -1, False, False, channels, filters, *sizes, 1, Layer(BIAS, 0.0, RELU))
     code = encode([step, Store(0)], 1, BFLOAT16 if dtype == "bfloat16" else FLOAT32)
     packed = program_pack(parameters, code)

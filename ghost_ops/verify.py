@@ -35,8 +35,13 @@ class Drawn:
     def differentiable(self) -> bool:
         return self.operator not in FORWARD_ONLY
 
+    @property
+    def input(self) -> torch.Tensor:
+        """x, or z of an operator that begins at the primary convolution's result."""
+        return self.tensors["z" if "z" in self.tensors else "x"]
+
     def describe(self) -> str:
-        x = self.tensors["z" if self.operator == "cheap_concat" else "x"]
+        x = self.input
         options = ", ".join(f"{name}={value}" for name, value in self.options.items() if value not in (None, False))
         return f"{'x'.join(map(str, x.shape))}, {', '.join(n for n in self.tensors if n not in 'xz')}; {options}"
 
@@ -102,11 +107,15 @@ class _Draw:
                 tensors[f"{name}_weight"] = self.normal(self.random.choice([1, channels]), scale=0.3)
         return tensors, options
 
-    def ghost(self) -> tuple[int, int, int, Tensors, dict[str, object]]:
-        """Sizes m and cheap channels, out_channels, both weights, activations."""
+    def ghost(self, trains: bool = False) -> tuple[int, int, int, Tensors, dict[str, object]]:
+        """Sizes m and cheap channels, out_channels, both weights, activations.
+
+        ``trains``: over batch statistics, which take away the scale of a filter. Of one with a single weight nothing
+        would be left, and its gradient would be rounding.
+        """
         m, ratio = self.random.randint(1, 20), self.random.choice([2, 2, 2, 3, 5])
-        size = self.random.choice([1, 3, 5, 7])
-        cheap, channels = m * (ratio - 1), self.random.randint(1, 40)
+        size = self.random.choice([3, 3, 5, 7] if trains else [1, 3, 5, 7])
+        cheap, channels = m * (ratio - 1), self.random.randint(2 if trains else 1, 40)
         tensors, options = self.halves(("act", "cheap_act"), (m, cheap))
         options["out_channels"] = self.random.randint(m + 1, m + cheap)
         tensors["primary_weight"] = self.normal(m, channels, 1, 1, scale=channels**-0.5)
@@ -136,11 +145,17 @@ class _Draw:
             tensors |= {f"{half}_gamma": self.positive(size), f"{half}_beta": self.normal(size, scale=0.3)}
         return Drawn("ghost_module_eval", tensors | {"x": x}, options)
 
-    def ghost_module_train(self) -> Drawn:
-        m, cheap, channels, tensors, options = self.ghost()
-        x = self.map(channels)
+    def norms(self, m: int, cheap: int) -> Tensors:
+        """The affine parameters of both BatchNorms."""
+        tensors = {}
         for half, size in (("primary", m), ("cheap", cheap)):
             tensors |= {f"{half}_gamma": self.positive(size), f"{half}_beta": self.normal(size, scale=0.3)}
+        return tensors
+
+    def ghost_module_train(self) -> Drawn:
+        m, cheap, channels, tensors, options = self.ghost(trains=True)
+        x = self.map(channels)
+        tensors |= self.norms(m, cheap)
         size = (x.shape[0], options["out_channels"], self.random.randint(1, 6), self.random.randint(1, 6))
         gate = self.sometimes(lambda: self.positive(*size))
         tensors |= {} if gate is None else {"gate": gate}
@@ -170,6 +185,11 @@ class _Draw:
         tensors |= {"z": z} | {name: t for name, t in optional.items() if t is not None}
         return Drawn("cheap_concat", tensors, options | {"return_squeeze": self.random.random() < 0.5})
 
+    def cheap_concat_train(self) -> Drawn:
+        m, cheap, _, tensors, options = self.ghost(trains=True)
+        del tensors["primary_weight"]
+        return Drawn("cheap_concat_train", tensors | self.norms(m, cheap) | {"z": self.map(m)}, options)
+
     def squeeze_excite(self) -> Drawn:
         channels = self.random.randint(2, 48)
         hidden = self.random.randint(1, channels)
@@ -192,10 +212,11 @@ class _Draw:
 
 
 OPERATORS = (
-    "ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "squeeze_excite", "depthwise",
-    "dfc_gate_train",
+    "ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "cheap_concat_train", "squeeze_excite",
+    "depthwise", "dfc_gate_train",
 )  # fmt: skip
 FORWARD_ONLY = ("ghost_module_eval",)
+OF_BATCH = ("ghost_module_train", "cheap_concat_train", "dfc_gate_train")  # which return batch statistics
 
 
 def _call(drawn: Drawn, tensors: Tensors) -> tuple[torch.Tensor, ...]:
@@ -301,7 +322,7 @@ def _name(dtype: torch.dtype) -> str:
 def _size(operator: str, name: str, exact: dict[str, torch.Tensor]) -> torch.Tensor | None:
     """The scale of a mean is the root mean square of its values: their rounding is in it, and it may be far smaller."""
     variance = {"output 1": "output 2", "output 3": "output 4", "output 5": "output 6"}.get(name)
-    if operator not in ("ghost_module_train", "dfc_gate_train") or variance is None:
+    if operator not in OF_BATCH or variance is None:
         return None
     return (exact[name].square() + exact[variance]).sqrt()
 
@@ -314,8 +335,7 @@ def _outcome(calls: list[Drawn], dtype: torch.dtype, layout: str, direction: str
         exact = evaluate(drawn, torch.float64, layout, backward, "reference")
         weight = drawn.tensors.get("weight", drawn.tensors.get("cheap_weight"))
         kernel = None if weight is None or drawn.operator == "dfc_gate_train" else weight.shape[-1]
-        x = drawn.tensors["z" if drawn.operator == "cheap_concat" else "x"].to(dtype)
-        backends.add(select(drawn.operator, x, kernel).backend)
+        backends.add(select(drawn.operator, drawn.input.to(dtype), kernel).backend)
         for name, result in ours.items():
             size = _size(drawn.operator, name, exact)
             measures = compare(result, eager[name], exact[name], GRADIENT_ULPS if backward else ULPS, size)

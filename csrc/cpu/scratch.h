@@ -1,10 +1,13 @@
 // Scratch memory that a thread keeps: fresh memory is slow (docs/performance/cpu.md), so it is taken once and reused.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
 #include <vector>
+
+#include "pool.h"
 
 namespace ghost {
 
@@ -25,6 +28,7 @@ class Arena {
     int64_t size, used;
   };
   std::vector<Piece> blocks_;
+  int64_t wanted_ = 0;  // floats of all blocks that there were at once
 };
 
 /// Takes memory from the thread's arena and gives all of it back at the end of the scope. Scopes nest.
@@ -37,11 +41,10 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() {
     auto& blocks = arena_.blocks_;
-    if (blocks_ == 0 && blocks.size() > 1) {  // the outermost scope outgrew the arena: one block for all next time
-      int64_t total = 0;
-      for (auto& b : blocks) total += b.size;
+    // A call outgrew the arena, and nothing is in use any more: one block for all next time.
+    if (blocks_ <= 1 && used_ == 0 && !blocks.empty() && arena_.wanted_ > blocks[0].size) {
       blocks.clear();
-      grow(total);
+      grow(arena_.wanted_);
     }
     while (blocks.size() > (blocks_ ? blocks_ : 1)) blocks.pop_back();
     if (!blocks.empty()) blocks.back().used = used_;
@@ -69,7 +72,11 @@ class Scratch {
     const int64_t size = n < kLeast ? kLeast : n;
     auto* p = static_cast<float*>(std::aligned_alloc(64, size * sizeof(float)));
     if (!p) throw std::bad_alloc();
+    advise_huge_pages(p, size * static_cast<int64_t>(sizeof(float)));
     arena_.blocks_.push_back({std::unique_ptr<float, Arena::Free>(p), size, 0});
+    int64_t all = 0;
+    for (const auto& b : arena_.blocks_) all += b.size;
+    arena_.wanted_ = std::max(arena_.wanted_, all);
   }
 
   Arena& arena_;

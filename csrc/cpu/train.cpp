@@ -3,7 +3,8 @@
 namespace ghost {
 
 int64_t TrainContext::groups() const {
-  const bool small = values() * c * m < kSerialFlops;
+  const int64_t work = has_product() ? c * m : m * cheap.kernel * cheap.kernel;  // of a pixel
+  const bool small = values() * work < kSerialFlops;
   return small ? 1 : std::min(n * bands(), abi::num_threads());
 }
 
@@ -15,7 +16,10 @@ int64_t TrainContext::bands() const {
 Rows TrainContext::z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const {
   if (z1) return kept_rows(image, y);
   const Rows made{to, by_eight(m)};
-  product(rows_of(x, image, y, count, x_scratch, 0, c), count, made, next_rows(x, image, y, count));
+  if (has_product())
+    product(rows_of(x, image, y, count, x_scratch, 0, c), count, made, next_rows(x, image, y, count));
+  else
+    kernels().gather({x.at(image, y), x.bf16, x.channel, x.row, x.pixel}, count, w, m, to, w * made.pixel, made.pixel);
   return made;
 }
 
@@ -60,10 +64,10 @@ int64_t PrimaryRows::window(int64_t y, int64_t count, const float** rows) const 
 
 TrainContext make_context(const TrainArguments& a, Scratch& scratch) {
   const Checks check(a.op);
-  check.map("x", a.x);
+  check.map(a.primary_weight ? "x" : "z", a.x);
   const int64_t channels = a.x.size(1);
-  check.shape("primary_weight", a.primary_weight, {-1, channels, 1, 1});
-  const int64_t m = a.primary_weight.size(0);
+  if (a.primary_weight) check.shape("primary_weight", *a.primary_weight, {-1, channels, 1, 1});
+  const int64_t m = a.primary_weight ? a.primary_weight->size(0) : channels;
   check.that(m > 0, "primary_weight", "at least one output channel", m);
   check.shape("cheap_weight", a.cheap_weight, {-1, 1, -1, -1});
   const int64_t cheap_channels = a.cheap_weight.size(0);
@@ -94,9 +98,13 @@ TrainContext make_context(const TrainArguments& a, Scratch& scratch) {
   t.primary = half(m, a.act, a.act_slope, a.act_weight, a.primary_gamma, a.primary_beta, a.primary_eps);
   t.cheap_norm = half(cheap_channels, a.cheap_act, a.cheap_act_slope, a.cheap_act_weight, a.cheap_gamma, a.cheap_beta,
                       a.cheap_eps);
-  float* panels = scratch.floats(padded(m) * channels);
-  kernels().pack({dense(a.primary_weight, scratch), channels, 1, m, channels, nullptr, nullptr, panels});
-  t.panels = panels;
+  if (a.primary_weight) {
+    float* panels = scratch.floats(padded(m) * channels);
+    kernels().pack({dense(*a.primary_weight, scratch), channels, 1, m, channels, nullptr, nullptr, panels});
+    t.panels = panels;
+  } else if (t.x.direct) {
+    t.z1 = reinterpret_cast<float*>(t.x.data), t.z1_pixel = t.x.pixel, t.z1_image = t.x.image;
+  }
   t.cheap.kernel = a.cheap_weight.size(2);
   t.cheap.multiplier = cheap_channels / m;
   t.cheap.channels = cheap_channels;

@@ -1,5 +1,8 @@
 // A Ghost module over batch statistics: what its passes (F1 to F3, B1 to B3 in docs/gradients.md) have in common.
 //
+// Where the primary convolution is not 1x1, it is PyTorch's, and the passes begin at its result: x is z1 then, and
+// there is no primary weight.
+//
 // A pass goes over units (bands of rows of images) in groups, one a thread.
 #pragma once
 #include "batch_norm.h"
@@ -12,15 +15,17 @@ struct TrainContext {
   int64_t n = 0, h = 0, w = 0, c = 0, m = 0;
   BatchNormState primary, cheap_norm;
   Cheap cheap;
-  const float* panels = nullptr;  // packed primary weight
-  // z1, where it is kept rather than computed again from x: [n][h][w] pixels of z1_pixel floats
+  const float* panels = nullptr;  // packed primary weight; null: x is z1
+  // z1, where it is in memory rather than computed again from x: [n][h][w] pixels, z1_pixel floats apart, and images
+  // z1_image floats apart
   float* z1 = nullptr;
-  int64_t z1_pixel = 0;
+  int64_t z1_pixel = 0, z1_image = 0;
   UpsampledGate gate;  // what the output is multiplied by
   float* z1_out =
       nullptr;  // where PrimaryRows puts the z1 that it makes, for later passes: pixels of by_eight(m) floats
 
   int64_t values() const { return n * h * w; }
+  bool has_product() const { return panels; }
   int64_t groups() const;
   int64_t bands() const;
 
@@ -51,10 +56,13 @@ struct TrainContext {
     });
   }
 
-  /// Rows of z1: kept ones in place, else the product of x's rows, in `to` (count * w pixels of by_eight(m)).
+  /// Rows of z1: kept ones in place, else made of x's rows in `to` (count * w pixels of by_eight(m)): by the product,
+  /// or converted.
   Rows z1_rows(int64_t image, int64_t y, int64_t count, float* x_scratch, float* to) const;
   /// Where z1 of row y is kept.
-  Rows kept_rows(int64_t image, int64_t y) const { return {z1 + (image * h + y) * w * z1_pixel, z1_pixel}; }
+  Rows kept_rows(int64_t image, int64_t y) const { return {z1 + image * z1_image + y * w * z1_pixel, z1_pixel}; }
+  /// Says that z1 is, or will be, in dense images of pixels that are so many floats apart.
+  void keep_z1(float* data, int64_t pixel) { z1 = data, z1_pixel = pixel, z1_image = h * w * pixel; }
   /// z1 of these rows of x, of which by_eight(m) floats a pixel are written.
   void product(const Rows& x, int64_t count, const Rows& to, Ahead ahead) const;
 };
@@ -82,7 +90,8 @@ class PrimaryRows {
 
 struct TrainArguments {
   const char* op;
-  const abi::Tensor &x, &primary_weight;
+  const abi::Tensor& x;
+  const abi::Tensor* primary_weight;  // null: x is z1
   const std::optional<abi::Tensor>&primary_gamma, &primary_beta;
   const abi::Tensor& cheap_weight;
   const std::optional<abi::Tensor>&cheap_gamma, &cheap_beta, &act_weight, &cheap_act_weight;

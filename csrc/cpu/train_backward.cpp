@@ -1,5 +1,6 @@
 // ghost_module_train_backward: B1 the sums of the cheap operation's BatchNorm; B2 its weight's gradient and the sums of
 // the primary's BatchNorm; B3 the gradients of the primary weight and of x. Everything else is computed again from x.
+// cheap_concat_train_backward: the same passes over a z1 that is given, of which B3 writes the gradient.
 #include "operator.h"
 #include "train.h"
 
@@ -13,7 +14,7 @@ struct ModuleBackward {
   Map grad_out, grad_x;
   int64_t kept;              // cheap channels that out has: the others have no gradient
   const float* flipped;      // the cheap weight for the gradient of its input
-  const float* transposed;   // packed primary weight for the gradient of x
+  const float* transposed;   // packed primary weight for the gradient of x, or null
   float *grad_w1, *grad_w2;  // per group: [c][padded(m)], [taps] sums of kept channels
   float* through;            // gradient of y1 through the cheap operation: B2 leaves it for B3
   NormGradient norm1, norm2;
@@ -24,6 +25,12 @@ struct ModuleBackward {
   /// Rows of `through`, from row y on.
   Rows through_rows(int64_t image, int64_t y) const {
     return {through + (image * t.h + y) * t.w * by_eight(t.m), by_eight(t.m)};
+  }
+  /// What B3's BatchNorm backward reads of pixels from row y on: B2 has gone through the activation.
+  NormBackward through_call(int64_t pixels, const Rows& z1, int64_t image, int64_t y) const {
+    NormBackward call = norm1.call(pixels, t.m, z1, through_rows(image, y));
+    call.affine = {nullptr, nullptr, kNone, nullptr};
+    return call;
   }
   /// Scratch that `gated` needs for rows of so many channels.
   int64_t gated_floats(int64_t channels) const { return t.gate ? step() * t.w * padded(channels) : 0; }
@@ -177,6 +184,22 @@ void primary_norm_sums(const ModuleBackward& b) {
   });
 }
 
+/// B3 where x is z1.
+void given_z1_gradient(const ModuleBackward& b) {
+  const TrainContext& t = b.t;
+  t.for_units(false, [&](int64_t, int64_t image, int64_t begin, int64_t end) {
+    Scratch own;
+    float* z = own.floats(t.z1 ? 0 : b.step() * t.w * by_eight(t.m));
+    float* grad_rows = own.floats(rows_scratch(b.grad_x, b.step()));
+    for (int64_t y = begin; y < end; y += b.step()) {
+      const int64_t count = std::min(b.step(), end - y);
+      const Rows z1 = t.z1_rows(image, y, count, nullptr, z), to = rows_to_write(b.grad_x, image, y, grad_rows);
+      b.norm1.write(b.through_call(count * t.w, z1, image, y), to.data, to.pixel);
+      finish_rows(b.grad_x, image, y, count, to);
+    }
+  });
+}
+
 void primary_gradients(const ModuleBackward& b) {
   const TrainContext& t = b.t;
   const Kernels& k = kernels();
@@ -192,9 +215,7 @@ void primary_gradients(const ModuleBackward& b) {
       if (t.z1) fetch_rows(t.x, image, y, count);
       const Rows z1 = t.z1 ? t.kept_rows(image, y) : Rows{z, pixel};
       if (!t.z1) t.product(x, count, z1, next_rows(t.x, image, y, count));
-      NormBackward call = b.norm1.call(pixels, t.m, z1, b.through_rows(image, y));
-      call.affine = {nullptr, nullptr, kNone, nullptr};  // B2 has gone through the activation
-      b.norm1.write(call, grad_z1, pixel);
+      b.norm1.write(b.through_call(pixels, z1, image, y), grad_z1, pixel);
       k.gemm({x.data, 1, x.pixel, t.c, pixels, t.m, grad_z1, pixel, nullptr, b.w1_of(group), padded(t.m), true, false,
               true});
       const Rows to = rows_to_write(b.grad_x, image, y, grad_x_rows);
@@ -209,7 +230,7 @@ void primary_gradients(const ModuleBackward& b) {
 /// scratch that it takes stays small.
 bool worth_keeping_z1(const TrainContext& t) {
   constexpr int64_t kMost = 4 << 20;  // floats
-  return 2 * t.product_cost() > 4 * t.m && t.values() * by_eight(t.m) <= kMost;
+  return t.has_product() && 2 * t.product_cost() > 4 * t.m && t.values() * by_eight(t.m) <= kMost;
 }
 
 /// Zeros for the sums of the gate's gradient: in the tensor that is returned, or in scratch where its rows are not
@@ -243,7 +264,8 @@ struct Saved {
   const Tensor *gate, *primary;
 };
 
-/// Gradients of x, the gate, primary weight, gamma, beta, cheap weight, gamma, beta, and the weights of the PReLUs.
+/// Gradients of x, the gate, primary weight, gamma, beta, cheap weight, gamma, beta, and the weights of the PReLUs: an
+/// empty tensor for what there is not.
 Results<10> backward(const TrainArguments& a, const Tensor& grad_out, const Saved& s) {
   Scratch scratch;
   TrainContext t = make_context(a, scratch);
@@ -268,9 +290,14 @@ Results<10> backward(const TrainArguments& a, const Tensor& grad_out, const Save
 
   Tensor grad_x = new_map({t.n, t.c, t.h, t.w}, a.x);
   const int64_t floats = t.values() * by_eight(t.m);
-  Tensor through = new_tensor({floats}, abi::DType::float32);
-  float* transposed = scratch.floats(padded(t.c) * t.m);
-  kernels().pack({dense(a.primary_weight, scratch), 1, t.c, t.c, t.m, nullptr, nullptr, transposed});
+  // B3 overwrites what B2 has left where both are the gradient of the same pixels.
+  const bool in_place = !a.primary_weight && Map(grad_x).direct && by_eight(t.m) == t.m;
+  Tensor through = in_place ? grad_x.share() : new_tensor({floats}, abi::DType::float32);
+  float* transposed = nullptr;
+  if (a.primary_weight) {
+    transposed = scratch.floats(padded(t.c) * t.m);
+    kernels().pack({dense(*a.primary_weight, scratch), 1, t.c, t.c, t.m, nullptr, nullptr, transposed});
+  }
   const int64_t kernel = t.cheap.kernel, taps = kernel * kernel;
   const float* cheap_weight = dense(a.cheap_weight, scratch);
   ModuleBackward b{t,
@@ -279,7 +306,7 @@ Results<10> backward(const TrainArguments& a, const Tensor& grad_out, const Save
                    kept,
                    pack_cheap(cheap_weight, kernel, kept, nullptr, scratch, true),
                    transposed,
-                   scratch.zeros(groups * t.c * padded(t.m)),
+                   a.primary_weight ? scratch.zeros(groups * t.c * padded(t.m)) : nullptr,
                    scratch.zeros(groups * taps * sum_floats(kept)),
                    through.data<float>(),
                    NormGradient(t.primary, t.m, groups, scratch),
@@ -292,17 +319,17 @@ Results<10> backward(const TrainArguments& a, const Tensor& grad_out, const Save
   float *gamma1_grad = f(t.m), *beta1_grad = f(t.m), *slope1_grad = f(t.m);
   float *gamma2_grad = f(cheap_channels), *beta2_grad = f(cheap_channels), *slope2_grad = f(cheap_channels);
   if (s.primary)
-    b.t.z1 = const_cast<float*>(dense(*s.primary, scratch)), b.t.z1_pixel = t.m;
+    b.t.keep_z1(const_cast<float*>(dense(*s.primary, scratch)), t.m);
   else if (t.bands() == 1 && worth_keeping_z1(t))
     b.t.z1_out = scratch.floats(floats);
   cheap_norm_sums(b);
-  if (b.t.z1_out) b.t.z1 = std::exchange(b.t.z1_out, nullptr), b.t.z1_pixel = by_eight(t.m);
+  if (b.t.z1_out) b.t.keep_z1(std::exchange(b.t.z1_out, nullptr), by_eight(t.m));
   b.norm2.finish(kept, t.values(), gamma2_grad, beta2_grad, slope2_grad);
   primary_norm_sums(b);
   b.norm1.finish(t.m, t.values(), gamma1_grad, beta1_grad, slope1_grad);
-  primary_gradients(b);
+  (a.primary_weight ? primary_gradients : given_z1_gradient)(b);
 
-  const float* w1_grad = transposed_sums(b.grad_w1, groups, t.c, t.m, scratch);
+  const float* w1_grad = a.primary_weight ? transposed_sums(b.grad_w1, groups, t.c, t.m, scratch) : nullptr;
   const std::vector<double> w2_sum = combine(b.grad_w2, groups, taps * sum_floats(kept), taps * sum_floats(kept));
   float* w2_grad = f(cheap_channels * taps);
   for (int64_t j = 0; j < kept; j++)
@@ -313,7 +340,7 @@ Results<10> backward(const TrainArguments& a, const Tensor& grad_out, const Save
   const abi::DType dtype = a.x.dtype();
   return {std::move(grad_x),
           grad_gate ? finish_gate_gradient(b, std::move(*grad_gate)) : abi::empty({0}, dtype),
-          result(w1_grad, {t.m, t.c, 1, 1}, a.primary_weight.dtype()),
+          w1_grad ? result(w1_grad, {t.m, t.c, 1, 1}, a.primary_weight->dtype()) : abi::empty({0}, dtype),
           given(a.primary_gamma, gamma1_grad, t.m, dtype),
           given(a.primary_beta, beta1_grad, t.m, dtype),
           result(w2_grad, {cheap_channels, 1, kernel, kernel}, a.cheap_weight.dtype()),
@@ -340,7 +367,7 @@ Results<9> ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, 
                                  out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2);
   const TrainArguments arguments{"ghost_module_train_backward",
                                  x,
-                                 w1,
+                                 &w1,
                                  gamma1,
                                  beta1,
                                  w2,
@@ -376,11 +403,34 @@ Results<10> ghost_module_train_gated_backward(const Tensor& grad_out, const Tens
     return abi::call<Results<10>>("ghost_ops::ghost_module_train_gated_backward_reference", "", grad_out, x, gate, w1,
                                   gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2,
                                   var2, out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2);
-  return backward({"ghost_module_train_gated_backward", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight,
+  return backward({"ghost_module_train_gated_backward", x, &w1, gamma1, beta1, w2, gamma2, beta2, act_weight,
                    cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
                   grad_out, {mean1, var1, mean2, var2, &gate, nullptr});
 }
 
 GHOST_OPERATOR(ghost_module_train_gated_backward);
+
+Results<8> cheap_concat_train_backward(const Tensor& grad_out, const Tensor& z, const Optional& gamma1,
+                                       const Optional& beta1, const Tensor& w2, const Optional& gamma2,
+                                       const Optional& beta2, const Optional& act_weight,
+                                       const Optional& cheap_act_weight, const Tensor& mean1, const Tensor& var1,
+                                       const Tensor& mean2, const Tensor& var2, int64_t out_channels, int64_t act,
+                                       int64_t cheap_act, double act_slope, double cheap_act_slope, double eps1,
+                                       double eps2) {
+  if (!all_readable(grad_out, z, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2,
+                    var2) ||
+      !cheap_kernel_known(w2) || z.numel() <= z.size(1))
+    return abi::call<Results<8>>("ghost_ops::cheap_concat_train_backward_reference", "", grad_out, z, gamma1, beta1, w2,
+                                 gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2, var2, out_channels,
+                                 act, cheap_act, act_slope, cheap_act_slope, eps1, eps2);
+  auto [gz, ggate, gw1, ggamma1, gbeta1, gw2, ggamma2, gbeta2, gact, gcheap_act] =
+      backward({"cheap_concat_train_backward", z, nullptr, gamma1, beta1, w2, gamma2, beta2, act_weight,
+                cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
+               grad_out, {mean1, var1, mean2, var2, nullptr, nullptr});
+  return {std::move(gz),      std::move(ggamma1), std::move(gbeta1), std::move(gw2),
+          std::move(ggamma2), std::move(gbeta2),  std::move(gact),   std::move(gcheap_act)};
+}
+
+GHOST_OPERATOR(cheap_concat_train_backward);
 
 }  // namespace ghost

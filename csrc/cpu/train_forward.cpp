@@ -1,4 +1,5 @@
 // ghost_module_train: F1 takes the statistics of z1, F2 writes y1 and takes those of z2, F3 writes y2.
+// cheap_concat_train: the same passes over a z1 that is given.
 #include "operator.h"
 #include "train.h"
 
@@ -17,6 +18,11 @@ void primary_statistics(const TrainContext& t, Scratch& scratch) {
     float *x = own.floats(rows_scratch(t.x, step)), *z = own.floats(step * t.w * by_eight(t.m));
     for (int64_t y = begin; y < end; y += step) {
       const int64_t count = std::min(step, end - y), pixels = count * t.w;
+      if (!t.has_product()) {
+        const Rows given = t.z1_rows(image, y, count, x, z);
+        moments.add(group, given.data, given.pixel, pixels);
+        continue;
+      }
       const Rows to = in_place ? t.kept_rows(image, y) : Rows{z, by_eight(t.m)};
       t.product(rows_of(t.x, image, y, count, x, 0, t.c), count, to, next_rows(t.x, image, y, count));
       moments.add(group, to.data, to.pixel, pixels);
@@ -155,7 +161,7 @@ void write_y2(TrainContext t, const Map& out, int64_t kept, Scratch& scratch) {
 /// Whether F1 should keep z1 in out's first half: where computing it again costs more than writing and reading it. Not
 /// with several bands an image, where one band's y1 would overwrite the z1 of its neighbour's halo.
 bool worth_keeping(const TrainContext& t, const Map& out) {
-  return out.direct && t.bands() == 1 && t.product_cost() > 3 * t.m;
+  return t.has_product() && out.direct && t.bands() == 1 && t.product_cost() > 3 * t.m;
 }
 
 /// All three passes; `gate` is null where there is none.
@@ -171,14 +177,14 @@ Results<6> train(const TrainArguments& a, const Tensor* gate, bool keep_primary)
   Tensor primary =
       keep_primary ? new_tensor({t.n, t.h, t.w, t.m}, abi::DType::float32) : abi::empty({0}, abi::DType::float32);
   if (keep_primary)
-    t.z1 = primary.data<float>(), t.z1_pixel = t.m;
+    t.keep_z1(primary.data<float>(), t.m);
   else if (worth_keeping(t, out))
-    t.z1 = reinterpret_cast<float*>(out.data), t.z1_pixel = out.pixel;
+    t.keep_z1(reinterpret_cast<float*>(out.data), out.pixel);
   primary_statistics(t, scratch);
   t.primary.set_affine();
   write_y1(t, out, scratch);
   t.cheap_norm.set_affine();
-  t.z1 = nullptr;
+  if (t.has_product()) t.z1 = nullptr;  // y1 may be in its place
   write_y2(t, out, a.out_channels - t.m, scratch);
   const auto f32 = abi::DType::float32;
   return {std::move(result),
@@ -201,7 +207,7 @@ Results<6> ghost_module_train(const Tensor& x, const Tensor& w1, const Optional&
     return abi::call<Results<6>>("ghost_ops::ghost_module_train_reference", "", x, w1, b1, gamma1, beta1, w2, b2,
                                  gamma2, beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
                                  cheap_act_slope, eps1, eps2, keep_primary);
-  return train({"ghost_module_train", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
+  return train({"ghost_module_train", x, &w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
                 out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
                nullptr, keep_primary);
 }
@@ -220,12 +226,31 @@ Results<5> ghost_module_train_gated(const Tensor& x, const Tensor& gate, const T
                                  w2, b2, gamma2, beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act,
                                  act_slope, cheap_act_slope, eps1, eps2);
   auto [out, mean1, var1, mean2, var2, primary] =
-      train({"ghost_module_train_gated", x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
+      train({"ghost_module_train_gated", x, &w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
              out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
             &gate, false);
   return {std::move(out), std::move(mean1), std::move(var1), std::move(mean2), std::move(var2)};
 }
 
 GHOST_OPERATOR(ghost_module_train_gated);
+
+Results<5> cheap_concat_train(const Tensor& z, const Optional& b1, const Optional& gamma1, const Optional& beta1,
+                              const Tensor& w2, const Optional& b2, const Optional& gamma2, const Optional& beta2,
+                              const Optional& act_weight, const Optional& cheap_act_weight, int64_t out_channels,
+                              int64_t act, int64_t cheap_act, double act_slope, double cheap_act_slope, double eps1,
+                              double eps2) {
+  if (!all_readable(z, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight) ||
+      !cheap_kernel_known(w2) || z.numel() <= z.size(1))
+    return abi::call<Results<5>>("ghost_ops::cheap_concat_train_reference", "", z, b1, gamma1, beta1, w2, b2, gamma2,
+                                 beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
+                                 cheap_act_slope, eps1, eps2);
+  auto [out, mean1, var1, mean2, var2, primary] =
+      train({"cheap_concat_train", z, nullptr, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight,
+             out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2},
+            nullptr, false);
+  return {std::move(out), std::move(mean1), std::move(var1), std::move(mean2), std::move(var2)};
+}
+
+GHOST_OPERATOR(cheap_concat_train);
 
 }  // namespace ghost

@@ -162,6 +162,32 @@ Array gemm_bf16(const std::string& isa, Array x, Array w, Array bias, bool relu,
   return product(isa, true, x, w, bias, relu, scale, runs, width);
 }
 
+/// A product for each run of x, which add up; with weights in float32 all but the last leave out each group's first
+/// row. The last one ends with SiLU and an addition.
+Array gemm_parts(const std::string& isa, bool bf16, Array x, Array w, Array bias, Array added, bool is_added_last,
+                 std::vector<int64_t> runs, int64_t width, bool is_padded) {
+  const int64_t m = x.shape(0), n = w.shape(0), pixel = padded(n);
+  expect(width > 0 && m % width == 0 && !runs.empty(), "width: expected whole groups, and runs");
+  GemmCall call(isa, bf16, x.data(), m, x.shape(1), w.data(), n, bias.data(), false, {}, runs, width);
+  for (int64_t i = 0; i < m; i++) std::copy_n(call.bias.begin(), n, call.out.begin() + i * pixel);
+  const ghost::Finish finish{{nullptr, nullptr, ghost::act_silu, nullptr, added.data(), n, is_added_last},
+                             of(isa).affine};
+  int64_t first = 0;
+  for (size_t i = 0; i < runs.size(); i++) {
+    ghost::Gemm g = call.args;
+    g.k = runs[i], g.runs = &call.runs[i], g.run_count = 1, g.b_rows = x.shape(1), g.b_first = first;
+    g.accumulate = true, g.c_padded = is_padded, first += runs[i];
+    if (i + 1 == runs.size())
+      g.finish = &finish;
+    else if (!bf16 && width > 1)
+      g.a += g.a_row, g.a_width--, g.rows -= m / width, g.c += pixel, g.c_group = width * pixel;
+    call.kernel(g);
+  }
+  Array out({m, n});
+  for (int64_t i = 0; i < m; i++) std::copy_n(call.out.begin() + i * pixel, n, out.mutable_data() + i * n);
+  return out;
+}
+
 Array depthwise(const std::string& isa, Array x, Array w, Array bias, bool relu, int64_t stride) {
   expect(stride > 0, "stride: expected at least 1");
   expect(x.ndim() == 3 && w.ndim() == 3 && bias.ndim() == 1, "expected x of H x W x C, w of C x k x k and bias of C");
@@ -257,6 +283,11 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("gemm_bf16", &gemm_bf16, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
         py::arg("scale") = std::vector<float>{}, py::arg("runs") = std::vector<int64_t>{}, py::arg("width") = 0,
         "The same with w rounded to bfloat16, and columns of x times `scale`.");
+  m.def(
+      "gemm_parts", &gemm_parts, py::arg("isa"), py::arg("bf16"), py::arg("x"), py::arg("w"), py::arg("bias"),
+      py::arg("added"), py::arg("is_added_last"), py::arg("runs"), py::arg("width"), py::arg("is_padded"),
+      "SiLU of such a product, and a sum with `added` (M x N): one product for each run, which add up; in float32 all "
+      "but the last leave out each group's first row.");
   m.def("depthwise", &depthwise, py::arg("isa"), py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("relu") = false,
         py::arg("stride") = 1,
         "Depthwise convolution of x (H x W x C) with w (C x k x k), zero padding k // 2, plus bias.");

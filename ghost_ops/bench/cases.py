@@ -170,12 +170,12 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 
     with torch.no_grad():
         for child in module.modules():
-            if isinstance(child, nn.BatchNorm2d):
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
                 child.weight.copy_(uniform(child.weight, 0.7, 1.3))
                 child.bias.copy_(uniform(child.bias, -0.3, 0.3))
                 child.running_mean.copy_(uniform(child.running_mean, -0.3, 0.3))
                 child.running_var.copy_(uniform(child.running_var, 0.6, 1.4))
-            elif isinstance(child, (nn.Conv2d, nn.Linear)):
+            elif isinstance(child, (nn.Conv2d, nn.Linear)) and child.weight is not None:
                 deviation = child.weight[0].numel() ** -0.5
                 child.weight.copy_(torch.randn(child.weight.shape, generator=generator) * deviation)
                 if child.bias is not None:

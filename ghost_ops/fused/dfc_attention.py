@@ -77,6 +77,10 @@ class AttentionCall(NamedTuple):
     batch: tuple[bool, ...]
     is_operator: bool
 
+    def output_size(self) -> tuple[int, int]:
+        """As of ``GhostCall``."""
+        return self.ghost.output_size()
+
     def without_tensors(self) -> AttentionCall:
         return self._replace(ghost=self.ghost.without_tensors(), x=None, tensors=())
 

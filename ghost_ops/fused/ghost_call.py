@@ -11,7 +11,9 @@ from .. import functional
 from ..activations import ACTIVATIONS
 from ..dispatch import Decision, forced, select
 from ..nn.running_statistics import update_all
+from ..ops import cheap_concat_train as tail_training
 from ..ops import ghost_module_train as training
+from ..ops.batch_statistics import TrainResult
 from ..ops.checks import autocast
 from ..ops.ghost_module import ghost_module_eval_operator
 from . import batch_norm
@@ -22,7 +24,8 @@ from .layers import ConvBNAct, gather
 from .parameters import check_parameters
 from .structure import Structure
 
-EVAL, FOLDED, TRAIN, TAIL = "ghost_module_eval", "ghost_module", "ghost_module_train", "cheap_concat"
+EVAL, FOLDED, TRAIN = "ghost_module_eval", "ghost_module", "ghost_module_train"
+TAIL, TAIL_TRAIN = "cheap_concat", "cheap_concat_train"  # after PyTorch's convolution
 STATISTICS = 4  # of a Ghost module over batch statistics
 
 
@@ -54,7 +57,15 @@ class GhostCall(NamedTuple):
     tensors: tuple
     numbers: tuple[float, float, float, float]
 
+    def uses_batch(self) -> bool:
+        """Whether its BatchNorms use batch statistics."""
+        return self.decision.operator in (TRAIN, TAIL_TRAIN)
+
     # For a block that is recomputed in the backward (``recompute.py``)
+
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of its output."""
+        return self.plan.primary.output_size(*self.x.shape[2:])
 
     def without_tensors(self) -> GhostCall:
         return self._replace(x=None, tensors=())
@@ -62,7 +73,7 @@ class GhostCall(NamedTuple):
     def read(self) -> tuple:
         """The tensors that it reads for its gradients: not the running statistics that a forward over a batch
         updates."""
-        if self.decision.operator is not TRAIN:
+        if not self.uses_batch():
             return self.tensors
         t = self.tensors
         return *t[:4], None, None, *t[6:11], None, None, t[13]
@@ -70,7 +81,7 @@ class GhostCall(NamedTuple):
     def run(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> tuple[torch.Tensor, tuple]:
         """The output for x, times the gate if there is one, and the batch statistics that were taken or four None."""
         call = self._replace(x=x)
-        if self.decision.operator is TRAIN:
+        if self.uses_batch():
             out, *statistics = train(call, gate)
             return out, tuple(statistics)
         return gated(execute(call), gate), (None,) * STATISTICS
@@ -83,6 +94,8 @@ class GhostCall(NamedTuple):
         call = self._replace(x=x, tensors=tuple(tensors))
         if self.decision.operator is TRAIN:
             return training.recompute(train_arguments(call), tuple(statistics), need_output, gate)
+        if self.decision.operator is TAIL_TRAIN:
+            return gated(tail_training.train(tail_arguments(call)).out, gate)
         return gated(folded(call), gate)
 
 
@@ -94,8 +107,7 @@ def choose_ghost(plan: GhostPlan, x: torch.Tensor) -> GhostCall:
     key = [x.dtype, x.device, x.shape[1], forced(), any_requires_grad((x, *tensors))]
     for norm in plan.norms:
         key.append(norm.training)
-    several = x.shape[0] * x.shape[2] * x.shape[3] > 1  # values a channel, as batch statistics need
-    if plan.decided and several:
+    if plan.decided and _has_several_values(plan, x):
         (then,) = plan.decided  # read once, since other threads may call the module too
         if then[0] == key and _are_as_seen(tensors, then[2]):
             return GhostCall(then[1], plan, x, tensors, _numbers(plan))
@@ -125,11 +137,9 @@ def _choose(plan: GhostPlan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple
     if BATCH in (first, second):
         if first is not second:
             raise NotNow("only one of its two convolutions has a BatchNorm over batch statistics")
-        if not plan.pointwise:
-            raise NotNow("over batch statistics the operator takes a 1x1 primary convolution of stride 1")
-        if seen.shape[0] * seen.shape[2] * seen.shape[3] <= 1:
+        if not _has_several_values(plan, seen):
             raise NotNow("batch statistics need more than one value a channel")
-        operator = TRAIN
+        operator = TRAIN if plan.pointwise else TAIL_TRAIN
     elif not plan.pointwise:
         if cheap is None:
             raise NotNow("it is one convolution that is not 1x1, which PyTorch does best")
@@ -141,6 +151,12 @@ def _choose(plan: GhostPlan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple
     if decision.is_reference:
         raise NotNow(decision.why)
     return GhostCall(decision, plan, seen, tensors, _numbers(plan))
+
+
+def _has_several_values(plan: GhostPlan, x: torch.Tensor) -> bool:
+    """Whether there is more than one value a channel after the primary convolution, as batch statistics need."""
+    height, width = x.shape[2:] if plan.pointwise else plan.primary.output_size(*x.shape[2:])
+    return x.shape[0] * height * width > 1
 
 
 def _numbers(plan: GhostPlan) -> tuple[float, float, float, float]:
@@ -158,10 +174,9 @@ def gated(out: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
 
 def execute(call: GhostCall) -> torch.Tensor:
     """The output of a Ghost module; updates the running statistics where it takes those of the batch."""
-    operator = call.decision.operator
-    if operator is TRAIN:
+    if call.uses_batch():
         return train(call).out
-    if operator is EVAL:
+    if call.decision.operator is EVAL:
         return evaluate(call, None, None, False)
     return folded(call)
 
@@ -204,20 +219,41 @@ def _activations(call: GhostCall) -> dict[str, object]:
 
 def train_arguments(call: GhostCall) -> tuple:
     """The arguments of ``ghost_module_train`` in the order of its schema."""
-    _, plan, x, tensors, numbers = call
-    w1, b1, gamma1, beta1, _, _, slopes1, w2, b2, gamma2, beta2, _, _, slopes2 = tensors
-    primary, cheap, kept = plan.primary, plan.cheap, plan.out_channels
-    return (
-        x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, slopes1, slopes2,
-        w1.shape[0] + w2.shape[0] if kept is None else kept, primary.code, cheap.code, *numbers,
-    )  # fmt: skip
+    w1, b1, gamma1, beta1, _, _, _, w2, b2, gamma2, beta2, *_ = call.tensors
+    return call.x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, *_rest_of_arguments(call)
 
 
-def train(call: GhostCall, gate: torch.Tensor | None = None) -> training.TrainResult:
+def tail_arguments(call: GhostCall) -> tuple:
+    """Those of ``cheap_concat_train``, whose input PyTorch's convolution makes."""
+    w1, b1, gamma1, beta1, _, _, _, w2, b2, gamma2, beta2, *_ = call.tensors
+    z = _convolve(call.plan, call.x, w1, None)
+    return z, b1, gamma1, beta1, w2, b2, gamma2, beta2, *_rest_of_arguments(call)
+
+
+def _rest_of_arguments(call: GhostCall) -> tuple:
+    """The end of both: weights of the activations, then what is no tensor."""
+    _, plan, _, tensors, numbers = call
+    kept = tensors[0].shape[0] + tensors[7].shape[0] if plan.out_channels is None else plan.out_channels
+    return tensors[6], tensors[13], kept, plan.primary.code, plan.cheap.code, *numbers
+
+
+def _convolve(
+    plan: GhostPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:  # fmt: skip
+    """The primary convolution by PyTorch."""
+    stride, padding, dilation, groups, _ = plan.primary.geometry
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def train(call: GhostCall, gate: torch.Tensor | None = None) -> TrainResult:
     """Output, times the gate if there is one, and batch statistics, by which the running ones are updated."""
-    plan, x = call.plan, call.x
-    result = training.train(train_arguments(call), gate)
-    count = x.shape[0] * x.shape[2] * x.shape[3]
+    plan = call.plan
+    if call.decision.operator is TRAIN:
+        result = training.train(train_arguments(call), gate)
+    else:
+        result = tail_training.train(tail_arguments(call))
+        result = result._replace(out=gated(result.out, gate))
+    count = result.out.shape[0] * result.out.shape[2] * result.out.shape[3]
     first = plan.primary.norm, result.primary_mean, result.primary_var
     with torch.no_grad():
         update_all([first, (plan.cheap.norm, result.cheap_mean, result.cheap_var)], count)
@@ -244,8 +280,7 @@ def folded(
         return functional.ghost_module(x, weight, bias, cheap_weight, cheap_bias, input_scale=input_scale, **more)
     if input_scale is not None:
         x = x * input_scale[:, :, None, None]
-    stride, padding, dilation, groups, _ = primary.geometry
-    z = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    z = _convolve(plan, x, weight, bias)
     return functional.cheap_concat(z, cheap_weight, cheap_bias, **more)
 
 

@@ -16,7 +16,7 @@ from .behaviour import BuiltFused, plain_forward
 from .block import Block, Reads, Route, any_requires_grad
 from .builder import Builder
 from .errors import NotNow, Unfusable
-from .ghost_call import EVAL, TRAIN, GhostCall, GhostPlan, choose_ghost, evaluate, execute, folded
+from .ghost_call import EVAL, GhostCall, GhostPlan, choose_ghost, evaluate, execute, folded
 from .ghost_recognition import recognise
 from .in_place import STATE
 from .registry import register_block
@@ -56,7 +56,7 @@ class GhostParts:
 
 @register_block
 class GhostModuleBlock(Block):
-    """A Ghost module: one of four operators, or a program of one step."""
+    """A Ghost module: one of five operators, or a program of one step."""
 
     kind = "Ghost module"
     trains_as_program = True
@@ -134,7 +134,7 @@ class GhostModuleBlock(Block):
             return None
         if call.decision.operator is EVAL and not any_requires_grad((input_scale, residual)):
             return evaluate(call, input_scale, residual, return_squeeze)
-        return None if call.decision.operator is TRAIN else folded(call, input_scale, residual, return_squeeze)
+        return None if call.uses_batch() else folded(call, input_scale, residual, return_squeeze)
 
 
 def with_epilogues(
@@ -166,7 +166,8 @@ def with_epilogues(
 class FusedGhostModule(BuiltFused, GhostModuleBlock.behaviour, GhostModule, metaclass=ABCMeta):
     """Ghost module over the fused operators: constructor, parameters and state_dict of :class:`GhostModule`.
 
-    With batch statistics (training) it runs ``functional.ghost_module_train`` and updates the running ones. With
+    With batch statistics (training) it runs ``functional.ghost_module_train``, or, where the primary convolution is not
+    1x1 of stride 1, PyTorch's convolution and ``functional.cheap_concat_train``; it updates the running ones. With
     running statistics it runs ``program_eval``, or ``functional.ghost_module`` where gradients are wanted; the
     BatchNorms are folded on every call, so that a result is never stale. Where no operator serves (another device or
     dtype, hooks or parametrisations inside, an unknown activation, ...) it runs as plain PyTorch: :meth:`why` says so.

@@ -73,6 +73,15 @@ class ConvBNAct(NamedTuple):
         one = self.kernel() == (1, 1) and stride == (1, 1)
         return one and padding in _NO_PADDING and groups == 1
 
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what the convolution makes of a map."""
+        stride, padding, dilation, _, _ = self.geometry
+        if padding == "same":  # PyTorch takes it with stride 1 only
+            return height, width
+        before = (0, 0) if padding == "valid" else padding
+        sizes = zip((height, width), self.kernel(), stride, before, dilation, strict=True)
+        return tuple((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in sizes)
+
     def is_cheap(self, channels: int) -> bool:
         """A depthwise convolution of ``channels`` that keeps the size of the map."""
         (height, width), conv = self.kernel(), self.conv

@@ -22,7 +22,6 @@ from .batch_norm import BATCH
 from .convolutions import ConvCall, decide_convolution, run_convolution, run_convolution_with
 from .errors import NotNow
 from .ghost_call import GhostCall
-from .layers import ConvBNAct
 from .squeeze_excite import ExciteCall
 from .squeeze_excite import execute as excite
 
@@ -59,9 +58,9 @@ def prepare(plan: tuple, x: torch.Tensor) -> BlockCall:
     first = ghost1._ghost_ops.choose(ghost1, x)
     layers = (*depthwise, *shortcut)
     batch = tuple([batch_norm.statistics(layer.norm) is BATCH for layer in layers])
-    height, width = x.shape[2:]
+    height, width = first.output_size()
     for layer in depthwise:
-        height, width = _size_after(layer, height, 0), _size_after(layer, width, 1)
+        height, width = layer.output_size(height, width)
     # an input of the right shape, dtype and device for those whose own is not there yet
     like = x.new_empty(1).expand(x.shape[0], ghost2._ghost_ops.channels(ghost2), height, width)
     second = ghost2._ghost_ops.choose(ghost2, like)
@@ -144,14 +143,6 @@ def _cut(call: BlockCall, counts: list[int], tensors: list) -> tuple[list, list,
     end = ghosts + 7 * len(call.batch)
     convs = [tensors[i : i + 7] for i in range(ghosts, end, 7)]
     return tensors[:first], tensors[first:ghosts], convs, tensors[end:]
-
-
-def _size_after(layer: ConvBNAct, side: int, axis: int) -> int:
-    """Pixels along an axis after a convolution."""
-    stride, padding, dilation, _, _ = layer.geometry
-    if isinstance(padding, str):
-        return side
-    return (side + 2 * padding[axis] - dilation[axis] * (layer.kernel()[axis] - 1) - 1) // stride[axis] + 1
 
 
 def _autocast_now(x: torch.Tensor) -> dict[str, object]:

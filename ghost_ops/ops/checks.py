@@ -43,6 +43,11 @@ class Checks:
         if like is not None and x.device != like.device:
             self.fail(argument, f"the device of {self.first}, {like.device}", x.device)
 
+    def several_values(self, argument: str, x: torch.Tensor) -> None:
+        """Expect what batch statistics are taken of: more than one value a channel."""
+        if x.shape[0] * x.shape[2] * x.shape[3] <= 1:
+            self.fail(argument, "more than 1 value per channel when training", f"input size {tuple(x.shape)}")
+
     def vectors(self, argument: str, v: object) -> None:
         """Expect a floating-point N x C tensor, of which only N may be 0."""
         if not isinstance(v, torch.Tensor):

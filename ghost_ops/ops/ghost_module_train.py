@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 
 from ..backends.layout import kept_dtype
 from ..backends.reference.ghost_module_train import upsample
 from ..dispatch import Decision, select
 from ._library import differentiable, existing, once_differentiable, refuse_double_backward, register_fake
+from .batch_statistics import TrainResult, empty_statistics, shift_means, zero_gradient
 from .checks import Checks, autocast
 from .fakes import fake_gradient, fake_map, fake_module_output
 from .flops import convolution_backward_flops, convolution_flops, count_flops, module_flops
@@ -19,28 +17,11 @@ from .ghost_module import ghost_module_eval_operator
 __all__ = ["ghost_module_train"]
 
 
-class TrainResult(NamedTuple):
-    """Output of :func:`ghost_module_train`, and the batch statistics, which update the running ones.
-
-    The variances are biased; ``primary_mean`` and ``cheap_mean`` are those of the products with their biases.
-    """
-
-    out: torch.Tensor
-    primary_mean: torch.Tensor
-    primary_var: torch.Tensor
-    cheap_mean: torch.Tensor
-    cheap_var: torch.Tensor
-
-
-def _statistics(x: torch.Tensor, shape: int | tuple[int, ...]) -> torch.Tensor:
-    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
 def _fake(x, primary_weight, primary_bias, primary_gamma, primary_beta, cheap_weight, *args):
     m, cheap, keep = primary_weight.shape[0], cheap_weight.shape[0], args[-1]
     out, _ = fake_module_output(x, args[-8], False)
-    primary = x.new_empty((x.shape[0], *x.shape[2:], m), dtype=kept_dtype(x)) if keep else _statistics(x, 0)
-    return out, *(_statistics(x, c) for c in (m, m, cheap, cheap)), primary
+    primary = x.new_empty((x.shape[0], *x.shape[2:], m), dtype=kept_dtype(x)) if keep else empty_statistics(x, 0)
+    return out, *(empty_statistics(x, c) for c in (m, m, cheap, cheap)), primary
 
 
 def _fake_backward(
@@ -113,8 +94,7 @@ def _backward(ctx, grad_out, *_):
 def _of_parameters(grads, tensors, b1, b2):
     """The gradients of the parameters in the order of the forward's arguments."""
     gw1, ggamma1, gbeta1, gw2, ggamma2, gbeta2, *slopes = existing(grads, tensors[1:9])
-    gb1, gb2 = (None if b is None else torch.zeros_like(b) for b in (b1, b2))  # batch statistics remove the biases
-    return gw1, gb1, ggamma1, gbeta1, gw2, gb2, ggamma2, gbeta2, *slopes
+    return gw1, zero_gradient(b1), ggamma1, gbeta1, gw2, zero_gradient(b2), ggamma2, gbeta2, *slopes
 
 
 def _setup_gated(ctx, inputs, output):
@@ -173,11 +153,11 @@ def train(args: tuple, gate: torch.Tensor | None = None) -> TrainResult:
         gated = select("ghost_module_train_gated", args[0], args[5].shape[-1])
         if not gated.is_reference:
             out, *statistics = call_ghost_module_train_gated(gated, args[0], gate, *args[1:])
-            return TrainResult(out, *_shift_means(statistics, args, torch.add))
+            return TrainResult(out, *shift_means(statistics, (args[2], args[6]), torch.add))
     keep = decision.backend != "reference" and _worth_keeping(args[0], args[1].shape[0])
     out, *statistics, _ = call_ghost_module_train(decision, *args, keep)
     out = out if gate is None else out * upsample(gate, out)
-    return TrainResult(out, *_shift_means(statistics, args, torch.add))
+    return TrainResult(out, *shift_means(statistics, (args[2], args[6]), torch.add))
 
 
 def recompute(
@@ -195,22 +175,11 @@ def recompute(
     if decision.backend == "reference":
         out = call_ghost_module_train(decision, *args, False)[0]
         return out if gate is None else out * upsample(gate, out)
-    statistics = _shift_means(statistics, args, torch.sub)
+    statistics = shift_means(statistics, (args[2], args[6]), torch.sub)
     if gate is not None and select("ghost_module_train_gated", args[0], args[5].shape[-1]).is_reference:
         out = _Recompute.apply(True, statistics, None, *args)
         return out * upsample(gate, out)
     return _Recompute.apply(need_output, statistics, gate, *args)
-
-
-def _shift_means(statistics: tuple, args: tuple, shift: Callable) -> tuple[torch.Tensor, ...]:
-    """The statistics with the convolutions' biases added to the means, or subtracted from them."""
-    mean1, var1, mean2, var2 = statistics
-    bias1, bias2 = args[2], args[6]
-    if bias1 is not None:
-        mean1 = shift(mean1, bias1.detach())
-    if bias2 is not None:
-        mean2 = shift(mean2, bias2.detach())
-    return mean1, var1, mean2, var2
 
 
 def ghost_module_train(
@@ -280,8 +249,7 @@ def ghost_module_train(
     codes = check.halves(
         x, (m, cheap), out_channels, (act, act_slope, act_weight), (cheap_act, cheap_act_slope, cheap_act_weight)
     )
-    if x.shape[0] * x.shape[2] * x.shape[3] <= 1:
-        check.fail("x", "more than 1 value per channel when training", f"input size {tuple(x.shape)}")
+    check.several_values("x", x)
     if gate is not None:
         check.map("gate", gate, x)
         if gate.shape[:2] != (x.shape[0], codes[0]):

@@ -144,7 +144,8 @@ def test_command_line(small_zoo):
 
 @pytest.mark.parametrize("name", WITHOUT_LIBRARY)
 def test_the_nets_that_are_written_here_run(name):
-    net, side = ZOO[name].build().eval(), ZOO[name].side
+    side = ZOO[name].side
+    net = zoo.ZooCase(name, side).build()
     with torch.no_grad():
         out = as_one(net(torch.zeros(1, 3, side, side)))
     assert out.shape[0] == 1 and bool(out.isfinite().all())

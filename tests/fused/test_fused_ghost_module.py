@@ -11,6 +11,7 @@ from ghost_ops.backends import native
 from ghost_ops.fused import FusedGhostModule
 from ghost_ops.fused.ghost_module import with_epilogues
 from ghost_ops.nn import GhostModule
+from ghost_ops.surgery.saved import Saved
 from tests.ops.activation_cases import MODULES
 
 from ..helpers import assert_as_accurate, draw_shapes, make_map, randomise
@@ -24,13 +25,11 @@ GHOSTS = {
     "ratio 4, dw 1": {"inp": 3, "oup": 16, "ratio": 4, "dw_size": 1},
     "ratio 5, dw 7": {"inp": 8, "oup": 10, "ratio": 5, "dw_size": 7},
     "no relu": {"inp": 6, "oup": 8, "relu": False},
-}
-PLAIN_WHEN_TRAINING = {
-    "ratio 1": {"inp": 6, "oup": 7, "ratio": 1},
     "3x3": {"inp": 4, "oup": 8, "kernel_size": 3},
     "3x3, stride 2": {"inp": 4, "oup": 9, "kernel_size": 3, "stride": 2},
-    "stride 2": {"inp": 4, "oup": 6, "stride": 2},
+    "stride 2, ratio 3": {"inp": 4, "oup": 6, "stride": 2, "ratio": 3},
 }
+PLAIN_WHEN_TRAINING = {"ratio 1": {"inp": 6, "oup": 7, "ratio": 1}}
 ALWAYS_PLAIN = {
     "cheap operation cut away": {"inp": 4, "oup": 1},
     "ratio 1, 3x3": {"inp": 4, "oup": 6, "ratio": 1, "kernel_size": 3},
@@ -120,8 +119,9 @@ def test_bfloat16_module(mode):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_bfloat16_with_float32_norms(mode):
-    module = set_mode(FusedGhostModule(16, 24), mode).bfloat16()
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_bfloat16_with_float32_norms(mode, kernel):
+    module = set_mode(FusedGhostModule(16, 24, kernel), mode).bfloat16()
     for norm in norms(module):
         norm.float()
     assert_agree(module, make_map((2, 16, 9, 9), torch.bfloat16), backward=False)
@@ -139,6 +139,7 @@ def test_autocast(mode, grad, arguments):
         with torch.autocast("cpu", torch.bfloat16):
             ours, eager = module(x), plain(x)
     assert_as_accurate(ours, eager, truth)
+    assert not why(module, x).startswith("plain")
     if grad:
         ours.sum().backward()
         assert all(p.grad is not None and p.grad.dtype == p.dtype for p in module.parameters())
@@ -157,11 +158,11 @@ def test_running_statistics_in_bfloat16_are_rounded_once():
             assert torch.equal(b, e)
 
 
-@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("options", [{}, {"relu": False}, {"kernel_size": 3}])
 @pytest.mark.parametrize("mode", ["train", "frozen"])
-def test_output_may_be_modified_in_place(mode, relu):
+def test_output_may_be_modified_in_place(mode, options):
     """timm's bottlenecks add the shortcut into a Ghost module's output: the gradients must not see it."""
-    module = set_mode(FusedGhostModule(6, 12, relu=relu), mode)
+    module = set_mode(FusedGhostModule(6, 12, **options), mode)
     twin = copy.deepcopy(module)
     x, y = make_map((2, 6, 5, 5), requires_grad=True), make_map((2, 6, 5, 5), requires_grad=True)
     out = module(x)
@@ -250,10 +251,11 @@ def test_convolutions_with_bias_and_no_norms():
         assert not why(module, x).startswith("plain"), why(module, x)
 
 
+@pytest.mark.parametrize("primary", [{"kernel_size": 1}, {"kernel_size": 3, "padding": "valid"}])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_bias_before_batch_norm(mode):
+def test_bias_before_batch_norm(mode, primary):
     module = FusedGhostModule(5, 12)
-    module.primary_conv[0] = nn.Conv2d(5, 6, 1)
+    module.primary_conv[0] = nn.Conv2d(5, 6, **primary)
     module.cheap_operation[0] = nn.Conv2d(6, 6, 3, padding="same", groups=6)
     set_mode(module, mode)
     for m in module.modules():
@@ -263,14 +265,43 @@ def test_bias_before_batch_norm(mode):
     assert not why(module, make_map((2, 5, 6, 7))).startswith("plain")
 
 
-def test_grouped_and_dilated_primary_convolution():
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_grouped_and_dilated_primary_convolution(mode):
     module = FusedGhostModule(6, 12, kernel_size=3)
     module.primary_conv[0] = nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=3, bias=False)
-    set_mode(module, "eval")
+    set_mode(module, mode)
     x = make_map((2, 6, 6, 7))
     assert_agree(module, x)
     assert_agree(module, x, backward=False)
-    assert why(module, x).startswith("cheap_concat")
+    assert why(module, x).startswith("cheap_concat_train on" if mode == "train" else "cheap_concat on")
+
+
+def test_a_stride_that_leaves_one_value_a_channel():
+    """Once the module has run on a larger map, too."""
+    module = randomise(FusedGhostModule(6, 12, kernel_size=3, stride=2))
+    module(make_map((1, 6, 3, 3)))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        module(make_map((1, 6, 2, 2)))
+
+
+def test_what_training_saves_after_pytorchs_convolution():
+    """Its input, its result and statistics; not what the module computes of the result."""
+    module, x = randomise(FusedGhostModule(8, 32, kernel_size=3)), make_map((4, 8, 24, 24), requires_grad=True)
+    saved = Saved(module)
+    with saved.watching(), saved.span() as count:
+        module(x)
+    kept = 4 * (x.numel() + 4 * 16 * 24 * 24)
+    assert kept <= count() <= kept + 4 * 4 * 16 + 64
+
+
+def test_only_some_gradients_after_pytorchs_convolution():
+    module, x = randomise(FusedGhostModule(6, 12, kernel_size=3)), make_map((2, 6, 5, 7))
+    module.requires_grad_(False)
+    for name in ("primary_conv.0.weight", "cheap_operation.1.bias"):
+        module.get_parameter(name).requires_grad_()
+        assert_agree(module, x, of_input=False)
+        module.requires_grad_(False)
+    assert_agree(module, x)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

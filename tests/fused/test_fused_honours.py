@@ -30,10 +30,10 @@ def warm(module):
     return module
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training, kernel", [(True, 1), (False, 1), (True, 3)])
 @pytest.mark.parametrize("path", CHILDREN)
-def test_hooks_that_change_the_result(path, training):
-    module, x = warm(ghost(training)), make_map(X)
+def test_hooks_that_change_the_result(path, training, kernel):
+    module, x = warm(ghost(training, kernel_size=kernel)), make_map(X)
     plain = plain_twin(module)
     child = module.get_submodule(path)
     handle = child.register_forward_hook(lambda m, i, out: out * 2 + 1)
@@ -108,10 +108,10 @@ CHANGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training, kernel", [(True, 1), (False, 1), (True, 3)])
 @pytest.mark.parametrize("name", CHANGES)
-def test_changes_inside_run_as_plain_modules_do(name, training):
-    module, x = warm(ghost(training)), make_map(X)
+def test_changes_inside_run_as_plain_modules_do(name, training, kernel):
+    module, x = warm(ghost(training, kernel_size=kernel)), make_map(X)
     plain = plain_twin(module)
     for m in (module, plain):
         torch.manual_seed(3)

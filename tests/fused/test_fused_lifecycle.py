@@ -49,11 +49,15 @@ PARTS = GhostParts("cv1.conv", "cv1.bn", "cv1.act", "cv2.conv", "cv2.bn", "cv2.a
 
 
 def made(kind):
-    module = FusedGhostModule(6, 12) if kind == "constructed" else FusedGhostModule.wrap(Foreign(), PARTS)
-    return randomise(module)
+    """``strided``: PyTorch computes the primary convolution."""
+    if kind == "wrapped":
+        return randomise(FusedGhostModule.wrap(Foreign(), PARTS))
+    more = {"kernel_size": 3, "stride": 2} if kind == "strided" else {}
+    return randomise(FusedGhostModule(6, 12, **more))
 
 
 KINDS = pytest.mark.parametrize("kind", ["constructed", "wrapped"])
+COMPUTED = pytest.mark.parametrize("kind", ["constructed", "wrapped", "strided"])
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda m: pickle.loads(pickle.dumps(m)),
@@ -185,7 +189,7 @@ def test_dtype_changes(kind):
     assert_agree(module, make_map(X, layout="channels_last"))
 
 
-@KINDS
+@COMPUTED
 def test_train_and_eval_in_turn(kind):
     module, x = made(kind), make_map(X)
     for mode in (True, False, True, False):
@@ -194,7 +198,7 @@ def test_train_and_eval_in_turn(kind):
     assert revert(module).training is False
 
 
-@KINDS
+@COMPUTED
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_checkpointing(kind, use_reentrant, training):
@@ -214,7 +218,7 @@ def test_checkpointing(kind, use_reentrant, training):
         assert torch.allclose(ours, once, rtol=1e-4) or torch.allclose(ours, twice, rtol=1e-4), name
 
 
-@KINDS
+@COMPUTED
 @pytest.mark.parametrize("training", [True, False])
 def test_functional_call(kind, training):
     module, x = made(kind).train(training), make_map(X)
@@ -298,9 +302,10 @@ def test_compiles_as_one_graph(kind, layout, training):
     compiled_agrees(made(kind).train(training), layout, [X])
 
 
+@pytest.mark.parametrize("kind", ["constructed", "strided"])
 @pytest.mark.parametrize("training", [True, False])
-def test_compiles_with_dynamic_shapes(training):
-    compiled_agrees(made("constructed").train(training), "nchw", [X, (3, 6, 7, 4)], dynamic=True)
+def test_compiles_with_dynamic_shapes(training, kind):
+    compiled_agrees(made(kind).train(training), "nchw", [X, (3, 6, 7, 4)], dynamic=True)
 
 
 def test_compiles_without_gradients_and_by_inductor():

@@ -40,14 +40,17 @@ def test_training_repeats_to_the_bit(threads):
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+TAIL = {"kernel_size": 3, "stride": 2}  # PyTorch computes the primary convolution
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("relu", [True, False])
-def test_what_is_not_finite_poisons_the_same_values(relu, value):
+@pytest.mark.parametrize("options", [{}, {"relu": False}, TAIL])
+def test_what_is_not_finite_poisons_the_same_values(options, value):
     """Output, gradients and running statistics: finite where PyTorch's are, else not.
 
     The running mean of a channel with an infinity is NaN, where PyTorch's is that infinity.
     """
-    fused, x = randomise(FusedGhostModule(6, 12, relu=relu)), make_map((2, 6, 5, 5))
+    fused, x = randomise(FusedGhostModule(6, 12, **options)), make_map((2, 6, 5, 5))
     x[0, 2, 1, 1] = value
     plain = plain_twin(fused)
     found = []
@@ -101,9 +104,9 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("act", ERRORS, ids=lambda act: act.__name__)
-@pytest.mark.parametrize("mode", ["train", "frozen"])
-def test_misuse_of_a_graph_raises_as_in_pytorch(mode, act):
-    fused = randomise(FusedGhostModule(6, 12))
+@pytest.mark.parametrize("mode, options", [("train", {}), ("frozen", {}), ("train", TAIL)])
+def test_misuse_of_a_graph_raises_as_in_pytorch(mode, options, act):
+    fused = randomise(FusedGhostModule(6, 12, **options))
     if mode == "frozen":
         fused.eval()
     plain = plain_twin(fused)
@@ -112,16 +115,20 @@ def test_misuse_of_a_graph_raises_as_in_pytorch(mode, act):
         assert ERRORS[act] in error_of(net, act)
 
 
-def test_a_retained_graph_gives_the_same_gradients_again():
-    net, x = randomise(FusedGhostModule(6, 12)), make_map((2, 6, 5, 5)).requires_grad_()
+@pytest.mark.parametrize("options", [{}, TAIL])
+def test_a_retained_graph_gives_the_same_gradients_again(options):
+    net, x = randomise(FusedGhostModule(6, 12, **options)), make_map((2, 6, 5, 5)).requires_grad_()
     loss = net(x).square().sum()
     first, again = (torch.autograd.grad(loss, [x, *net.parameters()], retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_double_backward_is_refused_rather_than_zero(mode):
-    net, x = randomise(FusedGhostModule(6, 12)).train(mode == "train"), make_map((2, 6, 5, 5)).requires_grad_()
+@pytest.mark.parametrize("mode, options", [("train", {}), ("eval", {}), ("train", TAIL)])
+def test_double_backward_is_refused_rather_than_zero(mode, options):
+    net, x = (
+        randomise(FusedGhostModule(6, 12, **options)).train(mode == "train"),
+        make_map((2, 6, 5, 5)).requires_grad_(),
+    )
     (grad,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.square().sum().backward()

@@ -62,6 +62,27 @@ def test_gemm_bf16_rows_in_groups(isa, width, m):
         assert_gemm_bf16(isa, x, w, b, True, scale, runs, width)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_gemm_in_parts_that_add_up(isa, bf16):
+    """Over some rows of the panels and, in float32, of each group; with an activation and a sum at the end."""
+    for width, m in ((1, 5), (7, 49), (9, 81), (20, 140)):
+        for n, runs in ((8, (4, 2)), (24, (6, 300, 6)), (33, (130, 5)), (80, (16, 64, 1))):
+            x, w, b, added = numbers(m, sum(runs), seed=n), numbers(n, sum(runs), seed=m) / 8, numbers(n), numbers(m, n)
+            exact = np.zeros((m, n)) + b
+            a, weight = (rounded(x), rounded(w)) if bf16 else (x, w)
+            for i, end in enumerate(np.cumsum(runs)):
+                columns = slice(end - runs[i], end)
+                part = a[:, columns].astype(np.float64) @ weight[:, columns].astype(np.float64).T
+                left_out = not bf16 and width > 1 and i + 1 < len(runs)
+                exact += part * (np.arange(m) % width > 0)[:, None] if left_out else part
+            for last, is_padded in ((False, True), (True, False)):
+                z = exact if last else exact + added
+                expected = z / (1 + np.exp(-z)) + (added if last else 0)
+                ours = kernels.gemm_parts(isa, bf16, x, w, b, added, last, list(runs), width, is_padded)
+                np.testing.assert_allclose(ours, expected, rtol=0, atol=0.06 if bf16 else 3e-5)
+
+
 def rounded(v):
     """To bfloat16, to nearest even."""
     bits = np.ascontiguousarray(v).view(np.uint32)
@@ -183,12 +204,15 @@ for dtype in (torch.float32, torch.bfloat16):
                 x = torch.randn(3, 20, 13, 17).to(dtype).to(memory_format=layout).requires_grad_()
                 w1, w2 = torch.randn(12, 20, 1, 1, requires_grad=True), torch.randn(24, 1, 3, 3, requires_grad=True)
                 w3 = torch.randn(36, 1, 5, 5).div(5).requires_grad_()
+                w4 = torch.randn(20, 1, 3, 3, requires_grad=True)
                 t = F.ghost_module_train(x, w1, None, None, None, w2, None, None, None, out_channels=31, act=act)
+                u = F.cheap_concat_train(x.float(), None, None, None, w4, None, None, None, out_channels=31, act=act)
                 y = F.ghost_module(x, w1, None, w2, None, act=act, cheap_act=act)
                 s = F.squeeze_excite(y, w1[:, :, 0, 0].new_ones(5, 36) / 9, None, torch.ones(36, 5) / 9, None)
                 d = F.depthwise(s, w3, stride=2)
-                (t.out.float().square().sum() + s.float().sum() + d.float().square().sum()).backward()
-                return [t.out, t.primary_var, t.cheap_mean, y, s, d, x.grad, w1.grad, w2.grad, w3.grad]
+                (sum(m.float().square().sum() for m in (t.out, u.out, d)) + s.float().sum()).backward()
+                grads = [w.grad for w in (x, w1, w2, w3, w4)]
+                return [t.out, t.primary_var, t.cheap_mean, u.out, u.cheap_var, y, s, d, *grads]
             ours = run()
             with use_backend("reference"):
                 plain = run()

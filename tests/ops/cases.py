@@ -96,9 +96,11 @@ def activations(draw, m: int, cheap: int, numbers):
 
 
 def draw_case(draw, kind: str) -> Case:
-    """kind: ghost_module, cheap_concat or ghost_module_train."""
-    least = 24 if kind == "ghost_module_train" else 1
-    n, c, h, w, m, multiplier, out_channels, k = draw(geometries(least))
+    """kind: ghost_module, cheap_concat, ghost_module_train or cheap_concat_train."""
+    trains, is_tail = kind.endswith("train"), kind.startswith("cheap_concat")
+    n, c, h, w, m, multiplier, out_channels, k = draw(geometries(24 if trains else 1))
+    if trains and is_tail:
+        k = max(k, 3)  # a single tap is a scale, which is normalised: it has no gradient but rounding
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     dtype = draw(st.sampled_from(DTYPES))
 
@@ -117,15 +119,16 @@ def draw_case(draw, kind: str) -> Case:
     cheap = m * multiplier
     options, slopes = draw(activations(m, cheap, numbers))
     options["out_channels"] = out_channels
-    tensors = {"z" if kind == "cheap_concat" else "x": a_map(n, m if kind == "cheap_concat" else c, h, w)}
-    if kind != "cheap_concat":
+    tensors = {"z" if is_tail else "x": a_map(n, m if is_tail else c, h, w)}
+    if not is_tail:
         tensors["primary_weight"] = parameter(m, c, 1, 1, scale=c**-0.5, optional=False)
+    if kind != "cheap_concat":
         tensors["primary_bias"] = parameter(m, scale=0.3)
-    if kind == "ghost_module_train":
+    if trains:
         tensors |= {"primary_gamma": parameter(m, scale=0.3, shift=1.0), "primary_beta": parameter(m, scale=0.3)}
     tensors["cheap_weight"] = parameter(cheap, 1, k, k, scale=1.0 / k, optional=False)
     tensors["cheap_bias"] = parameter(cheap, scale=0.3)
-    if kind == "ghost_module_train":
+    if trains:
         tensors |= {"cheap_gamma": parameter(cheap, scale=0.3, shift=1.0), "cheap_beta": parameter(cheap, scale=0.3)}
     else:
         tensors["residual"] = a_map(n, out_channels, h, w) if draw(st.booleans()) else None

@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch
 
 from ghost_ops import FusedGhostModule
-from ghost_ops.functional import squeeze_excite
+from ghost_ops.functional import cheap_concat_train, squeeze_excite
 from ghost_ops.ops.program import program, program_eval, program_pack
 from ghost_ops.program import BFLOAT16, FLOAT32, Depthwise, Layer, Load, Store, with_precision
 from tests.helpers import make_map
@@ -63,7 +63,7 @@ def matrix_for_taps() -> None:
 
 
 def training() -> None:
-    """Ghost modules and squeeze-and-excite, forward and backward; the wide ones keep z1 for the backward."""
+    """Ghost modules, their tails and squeeze-and-excite, forward and backward; the wide ones keep z1."""
     for c, out, side in ((64, 16, 8), (20, 24, 9), (16, 48, 12), (96, 20, 7)):
         for dtype in (torch.float32, torch.bfloat16):
             for memory_format in (torch.contiguous_format, torch.channels_last):
@@ -71,6 +71,9 @@ def training() -> None:
                 x = guarded(make_map((5, c, side, side)).to(dtype).contiguous(memory_format=memory_format))
                 module = FusedGhostModule(c, out).to(dtype).train()
                 y = module(x.requires_grad_())
+                y.backward(guarded(torch.randn_like(y)))
+                w = guarded(torch.randn(c, 1, 3, 3, dtype=dtype)).requires_grad_()
+                y = cheap_concat_train(x, None, None, None, w, None, None, None).out
                 y.backward(guarded(torch.randn_like(y)))
                 weights = [guarded(torch.randn(s, dtype=dtype)) for s in ((9, c), (9,), (c, 9), (c,))]
                 y = squeeze_excite(x, *(w.requires_grad_() for w in weights))

@@ -42,6 +42,12 @@ def concat(**changes):
     return F.cheap_concat(**({"z": torch.randn(2, 4, 5, 7), "cheap_weight": w2, "cheap_bias": None} | changes))
 
 
+def concat_train(**changes):
+    names = "primary_bias primary_gamma primary_beta cheap_bias cheap_gamma cheap_beta"
+    arguments = dict.fromkeys(names.split()) | {"z": torch.randn(2, 4, 5, 7), "cheap_weight": w2} | changes
+    return F.cheap_concat_train(**arguments)
+
+
 def attend(**changes):
     return F.squeeze_excite(**({"x": x} | gate | changes))
 
@@ -133,6 +139,11 @@ REFUSED = [
     (train, {"cheap_weight": None}, TypeError, "cheap_weight: expected a tensor, got NoneType"),
     (concat, {"z": torch.randn(2, 3, 5, 7)}, ValueError, "cheap_weight: expected a positive multiple of the 3"),
     (concat, {"z": torch.randn(4, 5)}, ValueError, "z: expected 4 dimensions"),
+    (concat_train, {"z": torch.randn(4, 5)}, ValueError, "z: expected 4 dimensions"),
+    (concat_train, {"z": torch.randn(2, 3, 5, 7)}, ValueError, "cheap_weight: expected a positive multiple of the 3"),
+    (concat_train, {"z": torch.randn(1, 4, 1, 1)}, ValueError, "z: expected more than 1 value per channel"),
+    (concat_train, {"primary_bias": torch.ones(5)}, ValueError, "primary_bias: expected shape 4, got 5"),
+    (concat_train, {"cheap_gamma": torch.ones(8).double()}, TypeError, "cheap_gamma: expected the dtype of z"),
     (attend, {"reduce_weight": torch.randn(3, 5)}, ValueError, "reduce_weight: expected shape anyx6, got 3x5"),
     (attend, {"expand_weight": torch.randn(6, 4)}, ValueError, "expand_weight: expected shape 6x3, got 6x4"),
     (attend, {"expand_bias": torch.randn(3)}, ValueError, "expand_bias: expected shape 6, got 3"),
@@ -206,7 +217,7 @@ def test_every_function_says_what_it_takes():
     """What is exported has a docstring, arguments with names and no codes, and is among the calls above."""
     names = {call: call.__name__ for call, *_ in REFUSED}
     tested = {"ghost_module", "ghost_module_train", "ghost_module_eval", "cheap_concat", "squeeze_excite", "excite"}
-    tested |= {"depthwise", "dfc_gate_train", "branched_module_train"}
+    tested |= {"depthwise", "dfc_gate_train", "cheap_concat_train", "branched_module_train"}
     assert set(F.__all__) == tested and len(names) == len(F.__all__)
     for name in F.__all__:
         function = getattr(F, name)

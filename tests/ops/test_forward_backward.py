@@ -12,7 +12,7 @@ from ghost_ops.dispatch import select
 from tests.ops.cases import DTYPES, LAYOUTS, Case, check, check_drawn, draw_case, in_layout
 
 
-@pytest.mark.parametrize("kind", ["ghost_module", "cheap_concat", "ghost_module_train"])
+@pytest.mark.parametrize("kind", ["ghost_module", "cheap_concat", "ghost_module_train", "cheap_concat_train"])
 def test_ghost_modules(kind):
     results = lambda case: 2 if case.options.get("return_squeeze") else 1
     check_drawn(getattr(functional, kind), lambda draw: draw_case(draw, kind), results)
@@ -87,7 +87,8 @@ def test_the_kernels_are_what_is_tested():
     if not native.available():
         pytest.skip(f"no compiled library: {native.reason()}")
     for dtype in DTYPES:
-        for op in ("ghost_module", "ghost_module_train", "cheap_concat", "squeeze_excite", "depthwise"):
+        modules = ("ghost_module", "ghost_module_train", "cheap_concat", "cheap_concat_train")
+        for op in (*modules, "squeeze_excite", "depthwise"):
             assert select(op, torch.empty(1, dtype=dtype), 3).backend == "native"
 
 

@@ -37,6 +37,9 @@ CALLS = {
         1e-5, 1e-3, True,
     ),
     "cheap_concat": lambda x: (x, r(6, 1, 5, 5), r(6), None, None, None, 11, 0, 6, 0.1, 0.1, False),
+    "cheap_concat_train": lambda z: (
+        z, r(6), r(6), r(6), r(12, 1, 3, 3), None, r(12), r(12), None, r(12), 17, 5, 4, 0.1, 0.1, 1e-5, 1e-3,
+    ),
     "squeeze_excite": lambda x: (x, r(3, 6), r(3), r(6, 3), r(6), 1, 0),
     "depthwise": lambda x: (x, r(6, 1, 3, 3), r(6), 2),
 }  # fmt: skip
@@ -100,6 +103,8 @@ def test_gradcheck_of_the_explicit_backward(name):
     args = [a.detach().double().requires_grad_() if isinstance(a, torch.Tensor) else a for a in args]
     if name == "ghost_module":
         args[10] = 5  # relu and prelu have kinks that finite differences may straddle
+    elif name == "cheap_concat_train":
+        args[9], args[12] = None, 5
     elif name.startswith("ghost_module_train"):
         args[13 if name == "ghost_module_train_gated" else 12] = 5
     elif name == "squeeze_excite":
@@ -141,15 +146,17 @@ class Both(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.w = torch.nn.ParameterList(
-            [r(5, 6, 1, 1), r(5), r(5), r(5, 1, 3, 3), r(5), r(5), r(3, 9), r(9, 3), r(9, 1, 5, 5)]
+            [r(5, 6, 1, 1), r(5), r(5), r(5, 1, 3, 3), r(5), r(5), r(3, 9), r(9, 3), r(9, 1, 5, 5), r(4, 9, 3, 3)]
         )
 
     def forward(self, x):
-        w1, g1, b1, w2, g2, b2, w3, w4, w5 = self.w
+        w1, g1, b1, w2, g2, b2, w3, w4, w5, w6 = self.w
         y = F.ghost_module_train(x, w1, None, g1, b1, w2, None, g2, b2, out_channels=9).out
         y = F.squeeze_excite(y, w3, None, w4, None)
         z, s = F.ghost_module(x, w1, None, w2, b2, out_channels=9, residual=y, return_squeeze=True)
-        return F.depthwise(z * s[:, :, None, None], w5, stride=2)
+        y = F.depthwise(z * s[:, :, None, None], w5, stride=2)
+        z = torch.nn.functional.conv2d(y, w6, padding=1)
+        return F.cheap_concat_train(z, b1[:4], g1[:4], None, w2[:4], None, None, b2[:4], act="silu").out
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -176,7 +183,8 @@ def test_export_keeps_the_operators():
     program = torch.export.export(Both(), (torch.randn(2, 6, 5, 7),))
     called = {str(n.target) for n in program.graph.nodes if "ghost_ops" in str(n.target)}
     assert called == {
-        f"ghost_ops.{name}.default" for name in ("ghost_module_train", "squeeze_excite", "ghost_module", "depthwise")
+        f"ghost_ops.{name}.default"
+        for name in ("ghost_module_train", "squeeze_excite", "ghost_module", "depthwise", "cheap_concat_train")
     }
 
 
@@ -186,7 +194,8 @@ def test_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         out = F.ghost_module(x, w1, None, w2, None, residual=torch.randn(2, 10, 5, 7))
         trained = F.ghost_module_train(x, w1, None, None, None, w2, None, None, None)
-        deep = F.depthwise(trained.out[:, :5], w2, stride=2)
+        tail = F.cheap_concat_train(trained.out[:, :5].float(), None, None, None, w2, None, None, None).out
+        deep = F.depthwise(tail[:, :5], w2, stride=2)
     assert out.dtype == trained.out.dtype == deep.dtype == torch.bfloat16
     assert trained.primary_mean.dtype == torch.float32
     (deep.float().sum() + out.float().sum() + trained.out.float().square().sum()).backward()

@@ -80,6 +80,16 @@ def gated_backward(x):
     return grad, x, r(N, OUT, 3, 2), *args[:12], *args[13:]
 
 
+def tail(z):
+    return z, r(C), r(C), r(C), r(C, 1, 3, 3), None, r(C), r(C), None, None, 2 * C - 1, SILU, RELU, 0.1, 0.1, 1e-5, 1e-3
+
+
+def tail_backward(z):
+    z, _, *args = tail(z)
+    means = (*statistics(C), *statistics(C))
+    return r(N, 2 * C - 1, H, W), z, *args[:3], *args[4:8], *means, *args[8:]
+
+
 def dfc_gate(x):
     return x, r(M, C, 1, 1), r(M), r(M), r(M, 1, 1, 5), r(M), None, r(M, 1, 3, 1), None, r(M), SIGMOID, 1e-5, 1e-3, 1e-4
 
@@ -135,6 +145,8 @@ CALLS = {
     "cheap_concat_backward": lambda z: (
         r(N, 2 * C - 1, H, W), z, r(C, 1, 5, 5), r(C), None, None, 2 * C - 1, NONE, SILU, 0.1, 0.1,
     ),
+    "cheap_concat_train": tail,
+    "cheap_concat_train_backward": tail_backward,
     "squeeze_excite": lambda x: (x, r(5, C), r(5), r(C, 5), r(C), SILU, HARD_SIGMOID),
     "excite": lambda x: (r(N, C), r(5, C), r(5), r(C, 5), r(C), SILU, HARD_SIGMOID),
     "squeeze_excite_backward": lambda x: (

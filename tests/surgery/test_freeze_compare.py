@@ -155,7 +155,7 @@ def test_explain_and_warning_say_why(x):
     assert rows["body"].runs.startswith("program on ") and rows["body"].module == "Classifier"
     assert frozen.__dict__[STATE].left == (("", rows[""].why),)
     for net, why in (
-        (Around(None, lambda self, x: x + torch.randn(1)), "makes a tensor that tracing would keep"),
+        (Around(None, lambda self, x: x + torch.randn(1)), "reads what is made outside of a program"),
         (
             Around(None, lambda self, x: x + 1 if torch.is_grad_enabled() else x),
             "not be that of its source with gradients enabled: off by 1",

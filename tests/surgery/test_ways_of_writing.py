@@ -97,7 +97,6 @@ NAMED = {
     "dilation": (lambda: Functional(padding=2, dilation=2), r"not be dilated: .*dilation \(2, 2\)"),
     "reflection": (lambda: Functional(padding_mode="reflect"), "pads with mode 'reflect'"),
     "excite: x / 5 + 0.5": (lambda: Excite(gate=ways.fifth), "any of the gates clamp, .*also calls mean, relu, div"),
-    "excite: PReLU": (lambda: Excite(nn.PReLU()), "between its layers it calls PReLU"),
     "excite: LeakyReLU": (lambda: Excite(F.leaky_relu), "known activations .*also calls mean, leaky_relu"),
 }
 
@@ -121,7 +120,6 @@ PARTLY = {  # what freeze leaves of it to PyTorch; of the others nothing
     "scale": "no step computes mul with a parameter", "residual": "",
     "InstanceNorm": "an InstanceNorm2d", "GroupNorm": "a GroupNorm",
     "another convolution": "StandardisedConv", "an unknown function": "softsign", "reflection": "pads with mode",
-    "excite: PReLU": "these activations", "excite: LeakyReLU": "these activations",
 }  # fmt: skip
 BEFORE = {ways.Split: 12, Excite: 8}
 

@@ -167,6 +167,7 @@ void tile_block(const Gemm& all, const Block& g, int64_t columns, const Source& 
   Panels panels(s, depth);
   ghost::Ahead none{}, &ahead = g.ahead ? *g.ahead : none;
   int64_t last_row = 0, last_n = 0, made = 0;
+  Block finished = g;
   const auto store = [&] {
     const float* from = sums[(made - 1) % 2];
     const int64_t rows = g.rows - last_row < kTwo ? g.rows - last_row : kTwo, left = writable - last_n;
@@ -178,6 +179,9 @@ void tile_block(const Gemm& all, const Block& g, int64_t columns, const Source& 
     else
       g.accumulate ? store_sums<1, true>(from, rows, left, bias, g.relu, to, all.c_row)
                    : store_sums<1, false>(from, rows, left, bias, g.relu, to, all.c_row);
+    if (!g.finish) return;
+    set_column(all, finished, last_n);
+    finish_tile(finished, last_row, rows, kTwo, to, all.c_row);
   };
   for (int64_t begin = 0, end; begin < all.n; begin = end) {
     end = all.n - begin < panels.columns_at_once() ? all.n : begin + panels.columns_at_once();

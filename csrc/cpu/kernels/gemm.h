@@ -4,6 +4,7 @@
 #pragma once
 #include <type_traits>
 
+#include "gemm_rows.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -12,7 +13,6 @@ namespace {
 using ghost::Gemm;
 using ghost::kMostRuns;
 using ghost::kPanel;
-using ghost::Run;
 
 constexpr bool kMany = kRegisters >= 32;
 constexpr bool kTails = kLanes > 8;  // vectors of 8 for the columns that are left of a multiple of 16
@@ -32,6 +32,8 @@ constexpr int tile_rows(int whole, int half) {
 constexpr int64_t kBlockRows = kMany ? 112 : 96, kBlockColumns = 256;
 constexpr int64_t kMostBlockRows = kBlockRows * 3 / 2;  // fewer than these are not cut
 
+constexpr int64_t kFinishedRows = 48;  // of a tile of C, at least, so that a call is little beside them
+
 // How many columns the next register tile takes of those that are left, a multiple of 8.
 GHOST_INLINE int64_t tile_columns(int64_t left) {
   constexpr int64_t kTwo = 2 * kLanes;  // of 16 on AVX-512, of 8 on AVX2
@@ -46,33 +48,17 @@ struct Streams {
   bool packed;
 };
 
-// A block of the product: some rows, some of k, all columns.
-struct Block {
-  const float* a;  // [rows x columns of the runs]; strides as in Gemm
-  int64_t a_row, a_col, rows;
-  const Run* runs;  // [run_count], from `a` on
-  int64_t run_count;
-  bool accumulate, relu;
-  ghost::Ahead* ahead;
-  // Where rows are in groups: how many rows of A come before those of the block. Else `a` is the block's first row.
-  int64_t first = 0, width = 0, group = 0;
-};
-
-GHOST_INLINE const float* row_of(const Block& g, int64_t row) {
-  if (!g.width) return g.a + row * g.a_row;
-  row += g.first;
-  return g.a + row / g.width * g.group + row % g.width * g.a_row;
+GHOST_INLINE void set_column(const Gemm& all, Block& g, int64_t n) {
+  if (!g.finish) return;
+  g.c_column = n, g.finish_columns = (all.c_padded && !g.finish->affine.added ? ghost::by_eight(all.n) : all.n) - n;
 }
-// How many rows from this one on are at one distance.
-GHOST_INLINE int64_t rows_in_line(const Block& g, int64_t row) {
-  return g.width ? g.width - (row + g.first) % g.width : g.rows - row;
-}
-GHOST_INLINE void skip_rows(Block& g, int64_t rows) {
-  if (g.width)
-    g.first += rows;
-  else
-    g.a += rows * g.a_row;
-  g.rows -= rows;
+// Finishes some of the block's rows under a tile of so many columns, which are at c.
+__attribute__((noinline)) void finish_tile(const Block& g, int64_t row, int64_t rows, int64_t columns, float* c,
+                                           int64_t c_row) {
+  ghost::Affine affine = g.finish->affine;
+  if (affine.slope) affine.slope += g.c_column;
+  if (affine.added) affine.added += (g.c_first + row) * affine.added_pixel + g.c_column;
+  g.finish->apply(c, c_row, affine, c, c_row, rows, columns < g.finish_columns ? columns : g.finish_columns);
 }
 
 // What is known here of the distances between rows of panels and columns of A: nothing; that they are as they mostly
@@ -99,67 +85,29 @@ struct Plain {
   }
 };
 
-// Addresses of rows of A, which are at one distance: seven each from one pointer, by the ways that addresses can add
-// up. What is kept for them is opaque to the compiler, which would keep one offset a row, and those on the stack.
-constexpr int kRowsOfBase = 7;
-
-template <int MR>
-struct RowPointers {
-  static constexpr int kBases = (MR + kRowsOfBase - 1) / kRowsOfBase;
-  const char* base[kBases];          // every kRowsOfBase-th row
-  int64_t once, thrice, five_times;  // the distance, bytes
-
-  RowPointers(const Block& g, int64_t)
-      : once(g.a_row * (int64_t)sizeof(float)), thrice(3 * once), five_times(5 * once) {}
-  GHOST_INLINE void start(RowPointers& r, const float* a) {
-    for (int j = 0; j < kBases; j++) r.base[j] = (const char*)a + j * kRowsOfBase * r.once;
-  }
-  GHOST_INLINE void hide(RowPointers& r) {
-    asm("" : "+r"(r.once), "+r"(r.thrice), "+r"(r.five_times));
-#pragma GCC unroll 4
-    for (int j = 0; j < kBases; j++) asm("" : "+r"(r.base[j]));
-  }
-  GHOST_INLINE const char* at(const RowPointers& r, int i) {
-    const int64_t far[] = {0, r.once, 2 * r.once, r.thrice, 4 * r.once, r.five_times, 2 * r.thrice};
-    return r.base[i / kRowsOfBase] + far[i % kRowsOfBase];
-  }
-  GHOST_INLINE void step(RowPointers& r, int64_t bytes) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kBases; j++) r.base[j] += bytes;
-  }
-};
-
-// The same of rows at any distances from the first, which stay in memory: there are more of them than registers.
-template <int MR>
-struct RowTable {
-  const char* base;
-  int64_t far[MR];  // bytes
-
-  RowTable(const Block& g, int64_t row) {
-    const float* first = row_of(g, row);
-    for (int i = 0; i < MR; i++) far[i] = (row_of(g, row + i) - first) * (int64_t)sizeof(float);
-  }
-  GHOST_INLINE void start(RowTable& r, const float* a) { r.base = (const char*)a; }
-  GHOST_INLINE void hide(RowTable& r) { asm("" : "+r"(r.base), "+m"(r.far)); }
-  GHOST_INLINE const char* at(const RowTable& r, int i) { return r.base + r.far[i]; }
-  GHOST_INLINE void step(RowTable& r, int64_t bytes) { r.base += bytes; }
-};
-
 // Rows of C, `row` to `limit`, MR at a time, as far as these are whole; returns the first that is left. A tile of C is
 // [MR x kColumns], c_row floats from row to row; `bias` is [kColumns], or null. `c` is C's row 0 at the tile's columns.
 template <class M, int MR, int NV, int NH, Shape kShape>
 __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t limit, const Streams& b, const float* bias,
                                         float* c, int64_t c_row) {
   constexpr int kColumns = NV * kLanes + NH * 8, kStreams = (kColumns + kPanel - 1) / kPanel;
-  const char* ahead = g.ahead && g.ahead->at ? g.ahead->at : (const char*)b.at[0];
-  const int64_t ahead_step = g.ahead && ahead < g.ahead->end ? g.ahead->step * M::kColumns : 0;
+  constexpr int kFetches = (MR + 15) / 16;  // with each row of B
+  const bool fetches_ahead = g.ahead && g.ahead->at && g.ahead->at < g.ahead->end;
+  const char* ahead = fetches_ahead ? g.ahead->at : (const char*)b.at[0];
+  int64_t ahead_step = fetches_ahead ? g.ahead->step * M::kColumns : 0, next = 0;
   constexpr bool kTight = kShape == Shape::tight || (kShape == Shape::grouped && kLanes >= 8);
   const int64_t a_col = kTight ? 1 : g.a_col, row0 = kTight ? tight_row(0, kColumns) : b.row[0],
                 row1 = kTight ? tight_row(1, kColumns) : b.row[1], row2 = kTight ? tight_row(2, kColumns) : b.row[2];
+  int64_t finished = row;
   for (; row + MR <= limit; row += MR) {
     Full::T v[MR][NV ? NV : 1];  // sums: [MR x NV] vectors
     Tail::T h[MR];               // and [MR] of half the width
-    float* out = c + row * c_row;
+    if (!fetches_ahead) {        // the first rows of tiles fetch a panel each
+      const bool fetches = next < 2 && g.next[next];
+      ahead = (const char*)(fetches ? g.next[next] : b.at[0]);
+      ahead_step = fetches ? kPanel * (int64_t)sizeof(float) / kFetches : 0, next++;
+    }
+    float* out = c + place_in_c(g, row, c_row);
 #pragma GCC unroll 28
     for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 3
@@ -190,7 +138,7 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
             if constexpr (NH != 0) h[i] = M::template multiply<Tail>(x, u, h[i]);
           }
 #pragma GCC unroll 2
-          for (int i = 0; i < (MR + 15) / 16; i++) {
+          for (int i = 0; i < kFetches; i++) {
             __builtin_prefetch(ahead, 0, 2);
             ahead += ahead_step;
           }
@@ -205,24 +153,40 @@ __attribute__((noinline)) int64_t tiles(const Block& g, int64_t row, int64_t lim
       add_products(RowTable<MR>(g, row));
     else
       add_products(RowPointers<MR>(g, row));
-    if (g.accumulate) {
+    const auto put = [&](const auto& far) __attribute__((always_inline)) {  // far(i): of row i of the tile in C
+      if (g.accumulate) {
+#pragma GCC unroll 28
+        for (int i = 0; i < MR; i++) {
+#pragma GCC unroll 3
+          for (int j = 0; j < NV; j++) v[i][j] += Full::load(out + far(i) + j * kLanes);
+          if (NH) h[i] += Tail::load(out + far(i) + NV * kLanes);
+        }
+      }
+      const bool relu = g.relu;
 #pragma GCC unroll 28
       for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 3
-        for (int j = 0; j < NV; j++) v[i][j] += Full::load(out + i * c_row + j * kLanes);
-        if (NH) h[i] += Tail::load(out + i * c_row + NV * kLanes);
+        for (int j = 0; j < NV; j++)
+          Full::store(out + far(i) + j * kLanes, relu ? Full::max(Full::zero(), v[i][j]) : v[i][j]);
+        if (NH) Tail::store(out + far(i) + NV * kLanes, relu ? Tail::max(Tail::zero(), h[i]) : h[i]);
       }
+    };
+    if (kShape == Shape::grouped && g.c_group && rows_in_line(g, row) < MR) {
+      int64_t table[MR], at = 0, line = rows_in_line(g, row);
+      for (int i = 0; i < MR; i++) {
+        table[i] = at, at += c_row;
+        if (--line == 0) at += g.c_group - g.width * c_row, line = g.width;
+      }
+      put([&](int i) { return table[i]; });
+    } else {
+      put([&](int i) { return i * c_row; });
     }
-    const bool relu = g.relu;
-#pragma GCC unroll 28
-    for (int i = 0; i < MR; i++) {
-#pragma GCC unroll 3
-      for (int j = 0; j < NV; j++)
-        Full::store(out + i * c_row + j * kLanes, relu ? Full::max(Full::zero(), v[i][j]) : v[i][j]);
-      if (NH) Tail::store(out + i * c_row + NV * kLanes, relu ? Tail::max(Tail::zero(), h[i]) : h[i]);
+    if (g.finish && (row + MR - finished >= kFinishedRows || row + 2 * MR > limit)) {
+      finish_tile(g, finished, row + MR - finished, kColumns, c + finished * c_row, c_row);
+      finished = row + MR;
     }
   }
-  if (g.ahead) g.ahead->at = ahead;
+  if (fetches_ahead) g.ahead->at = ahead;
   return row;
 }
 
@@ -286,12 +250,14 @@ void ragged_product(const Block& g, int64_t columns, const Streams& b, const flo
     Block part = g;
     skip_rows(part, row);
     if (part.rows > kRows) part.rows = kRows;
+    part.finish = nullptr, part.c_group = 0;
     if (g.accumulate)
       for (int64_t i = 0; i < part.rows; i++)
-        std::memcpy(buffer + i * columns, c + (row + i) * c_row, valid * sizeof(float));
+        std::memcpy(buffer + i * columns, c + place_in_c(g, row + i, c_row), valid * sizeof(float));
     tile_product<M>(part, columns, b, bias, buffer, columns);
     for (int64_t i = 0; i < part.rows; i++)
-      std::memcpy(c + (row + i) * c_row, buffer + i * columns, valid * sizeof(float));
+      std::memcpy(c + place_in_c(g, row + i, c_row), buffer + i * columns, valid * sizeof(float));
+    if (g.finish) finish_tile(g, row, part.rows, valid, c + row * c_row, c_row);
   }
 }
 
@@ -324,6 +290,7 @@ void four_panels(const Block& g, const float* b, int64_t stride, const float* bi
       const Full::T sum = g.accumulate ? v[p][j] + Full::load(out) : v[p][j];
       Full::store(out, g.relu ? Full::max(Full::zero(), sum) : sum);
     }
+  if (g.finish) finish_tile(g, 0, 1, 4 * kPanel, c, 0);
 }
 
 // Where B is: `depth` rows of it, of which a block begins at row `first`.
@@ -353,23 +320,33 @@ GHOST_INLINE const float* bias_at(const Gemm& all, const Block& g, int64_t n) {
 template <class M>
 int64_t row_product(const Gemm& all, const Block& g, const Source& s, float* c) {
   int64_t n = 0;
-  for (; n + 4 * kPanel <= all.n; n += 4 * kPanel)
-    four_panels<M>(g, s.b + n * s.depth + s.first * kPanel, kPanel * s.depth, bias_at(all, g, n), c + n);
+  Block part = g;
+  for (; n + 4 * kPanel <= all.n; n += 4 * kPanel) {
+    set_column(all, part, n);
+    four_panels<M>(part, s.b + n * s.depth + s.first * kPanel, kPanel * s.depth, bias_at(all, g, n), c + n);
+  }
   return n;
 }
 
 // All columns of a block from n on, a tile at a time; streams(n, columns) says what of B is under it.
 template <class M, class F>
-GHOST_INLINE void block_product(const Gemm& all, const Block& g, int64_t n, float* c, const F& streams) {
+GHOST_INLINE void block_product(const Gemm& all, const Block& g, int64_t n, float* c, const F& streams,
+                                const Source* packed = nullptr) {
   const int64_t n_end = ghost::by_eight(all.n);
+  Block part = g;
   for (int64_t columns; n < all.n; n += columns) {
     columns = tile_columns(n_end - n);
     const Streams b = streams(n, columns);
     const float* bias = bias_at(all, g, n);
+    set_column(all, part, n);
+    for (int64_t i = 0; i < 2 && packed; i++) {
+      const int64_t at = n + columns + i * kPanel;
+      part.next[i] = at < n_end ? streams_under(*packed, at, 8).at[0] : nullptr;
+    }
     if (n + columns <= all.n || all.c_padded)
-      tile_product<M>(g, columns, b, bias, c + n, all.c_row);
+      tile_product<M>(part, columns, b, bias, c + n, all.c_row);
     else
-      ragged_product<M>(g, columns, b, bias, c + n, all.c_row, all.n - n);
+      ragged_product<M>(part, columns, b, bias, c + n, all.c_row, all.n - n);
   }
 }
 
@@ -377,7 +354,9 @@ GHOST_INLINE void block_product(const Gemm& all, const Block& g, int64_t n, floa
 template <class M>
 GHOST_INLINE void source_product(const Gemm& all, const Block& g, const Source& s, float* c) {
   const int64_t done = g.rows == 1 && !s.b_row ? row_product<M>(all, g, s, c) : 0;
-  block_product<M>(all, g, done, c, [&](int64_t n, int64_t columns) { return streams_under(s, n, columns); });
+  block_product<M>(
+      all, g, done, c, [&](int64_t n, int64_t columns) { return streams_under(s, n, columns); },
+      s.b_row ? nullptr : &s);
 }
 
 // The runs that make up columns first to first + count of A.
@@ -401,7 +380,9 @@ GHOST_INLINE void over_blocks(const Gemm& all, const F& f) {
   const Run whole{0, all.k};
   const Run* runs = all.runs ? all.runs : &whole;
   const int64_t run_count = all.runs ? all.run_count : 1;
-  const int64_t depth = (all.k + kColumns - 1) / kColumns, blocks = depth > kMost ? (depth + kMost - 1) / kMost : 1;
+  const auto rows_of_b = [](int64_t columns) { return (columns + kColumns - 1) / kColumns; };
+  const int64_t depth = rows_of_b(all.k), panel = all.b_rows ? rows_of_b(all.b_rows) : depth,
+                blocks = depth > kMost ? (depth + kMost - 1) / kMost : 1;
   for (int64_t row = 0, rows; row < all.rows; row += rows) {
     rows = all.rows - row < kMostBlockRows || (kAllRows && all.a_width) ? all.rows - row : kBlockRows;
     for (int64_t i = 0; i < blocks; i++) {
@@ -420,10 +401,12 @@ GHOST_INLINE void over_blocks(const Gemm& all, const F& f) {
               all.ahead,
               0,
               all.a_width,
-              all.a_group};
+              all.a_group,
+              i == blocks - 1 ? all.finish : nullptr};
       skip_rows(g, row);
-      g.rows = rows;
-      f(g, columns, Source{all.b, all.b_row, depth, first, ghost::by_eight(all.n)}, all.c + row * all.c_row);
+      g.rows = rows, g.c_group = all.c_group;
+      f(g, columns, Source{all.b, all.b_row, panel, rows_of_b(all.b_first) + first, ghost::by_eight(all.n)},
+        all.c + row * all.c_row);
     }
   }
 }

@@ -38,6 +38,8 @@ struct Ahead {
   int64_t step;
 };
 
+struct Finish;
+
 // C[rows][n] = relu?(A[rows][k] B[k][n] + bias), or C += A B.
 struct Gemm {
   const float* a;        // [rows x k]
@@ -57,6 +59,13 @@ struct Gemm {
   // Rows of A in groups, such as the pixels of rows of a map: row i is a + i / a_width * a_group + i % a_width * a_row.
   // 0: they are one group. With groups a_col is 1, and B is packed.
   int64_t a_width = 0, a_group = 0;
+  // Rows of C in the same groups, of which each begins so many floats after the one before: only for gemm, and without
+  // `finish`. 0: rows of C are c_row apart.
+  int64_t c_group = 0;
+  // B as some rows of larger packed panels, of `b_rows` rows each: A's first column goes with row b_first, which is
+  // even for gemm_bf16, as it counts columns of A. 0: the panels have k rows.
+  int64_t b_rows = 0, b_first = 0;
+  const Finish* finish = nullptr;  // of rows of C whose sums are complete, while they are in cache; or null
 };
 
 // B[k][n] = weight[n * w_row + k * w_col] * scale_n[n] * scale_k[k] in panels, panel_floats(n, k) of them.
@@ -162,12 +171,23 @@ struct Upsampled {
   const int32_t* columns;  // [width]
 };
 
-// Per-channel coefficients of an activation after an affine map: y = act(z * scale + shift). All padded(channels).
+// Per-channel coefficients of an activation after an affine map: y = act(z * scale + shift + added), or, where what is
+// added comes last, act(z * scale + shift) + added. Vectors are padded(channels).
 struct Affine {
   const float* scale;  // null: 1
   const float* shift;  // null: 0
   Act act;
-  const float* slope;  // of activations that have slopes, else unused
+  const float* slope;            // of activations that have slopes, else unused
+  const float* added = nullptr;  // [pixels x channels], added_pixel apart, or null
+  int64_t added_pixel = 0;
+  bool is_added_last = false;
+};
+
+// An affine map of C's rows and columns, by the kernel of that name: `apply` has its arguments.
+struct Finish {
+  Affine affine;
+  void (*apply)(const float* z, int64_t z_pixel, const Affine&, float* y, int64_t y_pixel, int64_t pixels,
+                int64_t channels);
 };
 
 // Backward of batch norm and activation over `pixels` pixels: g = grad act'(z scale + shift).
@@ -227,7 +247,7 @@ struct Kernels {
                      float* out, int64_t out_pixel);
   void (*unpool_pairs)(const float* grad, int64_t grad_pixel, int64_t width, int64_t channels, float* upper,
                        float* lower, int64_t out_pixel);
-  // y = act(z * scale + shift), `channels` floats a pixel written
+  // `channels` floats a pixel are written; y may be z
   void (*affine)(const float* z, int64_t z_pixel, const Affine&, float* y, int64_t y_pixel, int64_t pixels,
                  int64_t channels);
   // out = x + y; out may be either

@@ -75,19 +75,24 @@ GHOST_INLINE int64_t block_end(int64_t begin, int64_t pixels) {
 
 extern "C" void GHOST_SYMBOL(affine)(const float* z, int64_t z_pixel, const Affine& a, float* y, int64_t y_pixel,
                                      int64_t pixels, int64_t channels) {
-  const bool scaled = a.scale, shifted = a.shift;
+  const bool scaled = a.scale, shifted = a.shift, added_first = a.added && !a.is_added_last,
+             added_last = a.added && a.is_added_last;
   with_act(a.act, [&](auto act) {
     over_channels(channels, [&](auto v, int64_t c, auto lanes) {
       using V = decltype(v);
       const auto scale = load_or<V>(a.scale, c, lanes, 1.f), shift = load_or<V>(a.shift, c, lanes, 0.f);
       const auto slope = load_or<V>(slopes_of(a), c, lanes, 0.f);
-      const float* from = z + c;
+      const float *from = z + c, *added = a.added ? a.added + c : nullptr;
+      const int64_t added_pixel = a.added ? a.added_pixel : 0;
       float* to = y + c;
-      for (int64_t i = 0; i < pixels; i++, from += z_pixel, to += y_pixel) {
+      for (int64_t i = 0; i < pixels; i++, from += z_pixel, added += added_pixel, to += y_pixel) {
         auto x = load_some<V>(from, lanes);
         if (scaled) x = x * scale;
         if (shifted) x = x + shift;
-        store_some<V>(to, activate<V::lanes>(act, a.act, x, slope), lanes);
+        if (added_first) x = x + load_some<V>(added, lanes);
+        x = activate<V::lanes>(act, a.act, x, slope);
+        if (added_last) x = x + load_some<V>(added, lanes);
+        store_some<V>(to, x, lanes);
       }
     });
   });

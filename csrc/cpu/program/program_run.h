@@ -96,6 +96,10 @@ class ProgramRun {
 
   // Parts of steps.
   void multiply(const Gemm& g) const { (k_.*format().gemm)(g); }
+  /// The layer's activation, from its channel c0 on, as the end of a product.
+  Finish finish(const Layer& l, int64_t c0) const {
+    return {{nullptr, nullptr, l.act, l.packs_slopes() ? packed(l.slopes) + c0 : nullptr}, k_.affine};
+  }
   /// The layer's activation, from its channel c0 on, where it is not in the kernels.
   void activate(const Layer& l, int64_t c0, float* data, int64_t pixel, int64_t pixels, int64_t channels) const {
     if (l.act == kNone || l.act == kRelu) return;

@@ -7,17 +7,10 @@ import torch.nn.functional as F
 
 from ...activations import activate, activate_backward
 from ..layout import kept_dtype
+from .batch_norm import affine, batch_norm, batch_norm_backward, batch_statistics, normalise
 from .cheap_concat import depthwise, depthwise_backward, given, match
 from .ghost_module import pointwise_backward
-from .ghost_module_train import (
-    _affine,
-    _batch_norm,
-    _batch_norm_backward,
-    _downsample,
-    _normalise,
-    _statistics,
-    upsample,
-)
+from .ghost_module_train import _downsample, upsample
 
 
 def _split(z: torch.Tensor, m: int) -> torch.Tensor:
@@ -40,15 +33,15 @@ def branched_module_train(
     W x branches x m, with as many zeros behind these as make their number one of 8."""
     m = primary_weight.shape[0] // branches
     z1 = F.conv2d(x, match(primary_weight, x))
-    y1 = activate(_split(_batch_norm(z1, primary_gamma, primary_beta, primary_eps), m).sum(1), act, act_slope)
+    y1 = activate(_split(batch_norm(z1, primary_gamma, primary_beta, primary_eps), m).sum(1), act, act_slope)
     z2 = _cheap_branches(y1, cheap_weight, scale_weight, identity, m)
-    y2 = activate(_split(_batch_norm(z2, cheap_gamma, cheap_beta, cheap_eps), m).sum(1), cheap_act, cheap_act_slope)
+    y2 = activate(_split(batch_norm(z2, cheap_gamma, cheap_beta, cheap_eps), m).sum(1), cheap_act, cheap_act_slope)
     out = y2 if out_channels == m else torch.cat([y1, y2], 1)[:, :out_channels]
     out = out if gate is None else out * upsample(gate, out)
     kept = z1.new_empty(0, dtype=kept_dtype(z1))
     if keep_products:
         kept = F.pad(_split(z1.detach(), m).permute(0, 3, 4, 1, 2).to(kept.dtype), (0, -m % 8))
-    return out, *_statistics(z1, None), *_statistics(z2, None), kept
+    return out, *batch_statistics(z1, None), *batch_statistics(z2, None), kept
 
 
 def branched_module_train_backward(
@@ -64,12 +57,12 @@ def branched_module_train_backward(
         z1 = F.conv2d(xw, w1)
     else:
         z1 = products[..., :m].permute(0, 3, 4, 1, 2).flatten(1, 2).to(wide)
-    z1_hat = _normalise(z1, primary_mean, primary_var, primary_eps)
-    a1 = _split(_affine(z1_hat, primary_gamma, primary_beta), m).sum(1)
+    z1_hat = normalise(z1, primary_mean, primary_var, primary_eps)
+    a1 = _split(affine(z1_hat, primary_gamma, primary_beta), m).sum(1)
     y1 = activate(a1, act, act_slope)
     scale = None if scale_weight is None else scale_weight.to(wide)
-    z2_hat = _normalise(_cheap_branches(y1, w2, scale, identity, m), cheap_mean, cheap_var, cheap_eps)
-    a2 = _split(_affine(z2_hat, cheap_gamma, cheap_beta), m).sum(1)
+    z2_hat = normalise(_cheap_branches(y1, w2, scale, identity, m), cheap_mean, cheap_var, cheap_eps)
+    a2 = _split(affine(z2_hat, cheap_gamma, cheap_beta), m).sum(1)
 
     grad_gate = x.new_empty(0)
     if gate is not None:
@@ -79,7 +72,7 @@ def branched_module_train_backward(
     first = 0 if out_channels == m else m
     grad_y2 = F.pad(grad[:, first:], (0, 0, 0, 0, 0, first + m - out_channels))
     grad_a2, _ = activate_backward(grad_y2, a2, cheap_act, cheap_act_slope)
-    grad_z2, grad_cheap_gamma, grad_cheap_beta = _batch_norm_backward(
+    grad_z2, grad_cheap_gamma, grad_cheap_beta = batch_norm_backward(
         grad_a2.repeat(1, z2_hat.shape[1] // m, 1, 1), z2_hat, cheap_gamma, cheap_var, cheap_eps
     )
     grad_y1, weights = grad[:, :first] if first else 0, []
@@ -90,7 +83,7 @@ def branched_module_train_backward(
     grad_y1 = grad_y1 + grad_z2[:, -m:] if identity else grad_y1
     grad_scale = x.new_empty(0) if scale is None else weights.pop().to(scale_weight.dtype)
     grad_a1, _ = activate_backward(grad_y1, a1, act, act_slope)
-    grad_z1, grad_gamma, grad_beta = _batch_norm_backward(
+    grad_z1, grad_gamma, grad_beta = batch_norm_backward(
         grad_a1.repeat(1, branches, 1, 1), z1_hat, primary_gamma, primary_var, primary_eps
     )
     grad_x, grad_w1, _ = pointwise_backward(grad_z1, xw, w1)

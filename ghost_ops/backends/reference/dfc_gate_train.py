@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from ...activations import apply_gate, gate_backward
 from ...folding import fold
 from ..layout import kept_dtype
+from .batch_norm import affine, batch_norm, batch_norm_backward, batch_statistics, normalise
 from .cheap_concat import given, match
 from .ghost_module import pointwise_backward
-from .ghost_module_train import _affine, _batch_norm, _batch_norm_backward, _normalise, _statistics
 
 
 def _along_axis(y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -25,10 +25,10 @@ def dfc_gate_train(
 ):  # fmt: skip
     """The gate, mean and variance of the three products, and the first of them, N x h x w x M."""
     z = F.conv2d(F.avg_pool2d(x, 2, 2), match(weight, x))
-    z_row = _along_axis(_batch_norm(z, gamma, beta, eps), row_weight)
-    z_column = _along_axis(_batch_norm(z_row, row_gamma, row_beta, row_eps), column_weight)
-    out = apply_gate(_batch_norm(z_column, column_gamma, column_beta, column_eps), gate)
-    statistics = [t for product in (z, z_row, z_column) for t in _statistics(product, None)]
+    z_row = _along_axis(batch_norm(z, gamma, beta, eps), row_weight)
+    z_column = _along_axis(batch_norm(z_row, row_gamma, row_beta, row_eps), column_weight)
+    out = apply_gate(batch_norm(z_column, column_gamma, column_beta, column_eps), gate)
+    statistics = [t for product in (z, z_row, z_column) for t in batch_statistics(product, None)]
     return out, *statistics, z.detach().permute(0, 2, 3, 1).to(kept_dtype(z))
 
 
@@ -63,21 +63,21 @@ def dfc_gate_train_backward(
     w, w_row, w_column = (t.to(wide) for t in (weight, row_weight, column_weight))
     pooled = F.avg_pool2d(x.to(wide), 2, 2)
     z = F.conv2d(pooled, w) if product is None else product.permute(0, 3, 1, 2).to(wide)
-    z_hat = _normalise(z, mean, var, eps)
-    y = _affine(z_hat, gamma, beta)
-    row_hat = _normalise(_along_axis(y, w_row), row_mean, row_var, row_eps)
-    y_row = _affine(row_hat, row_gamma, row_beta)
-    column_hat = _normalise(_along_axis(y_row, w_column), column_mean, column_var, column_eps)
-    logits = _affine(column_hat, column_gamma, column_beta)
+    z_hat = normalise(z, mean, var, eps)
+    y = affine(z_hat, gamma, beta)
+    row_hat = normalise(_along_axis(y, w_row), row_mean, row_var, row_eps)
+    y_row = affine(row_hat, row_gamma, row_beta)
+    column_hat = normalise(_along_axis(y_row, w_column), column_mean, column_var, column_eps)
+    logits = affine(column_hat, column_gamma, column_beta)
 
     grad = gate_backward(grad_out.to(wide), logits, gate)
-    grad, grad_column_gamma, grad_column_beta = _batch_norm_backward(
+    grad, grad_column_gamma, grad_column_beta = batch_norm_backward(
         grad, column_hat, column_gamma, column_var, column_eps
     )
     grad, grad_column = _along_axis_backward(grad, y_row, w_column)
-    grad, grad_row_gamma, grad_row_beta = _batch_norm_backward(grad, row_hat, row_gamma, row_var, row_eps)
+    grad, grad_row_gamma, grad_row_beta = batch_norm_backward(grad, row_hat, row_gamma, row_var, row_eps)
     grad, grad_row = _along_axis_backward(grad, y, w_row)
-    grad, grad_gamma, grad_beta = _batch_norm_backward(grad, z_hat, gamma, var, eps)
+    grad, grad_gamma, grad_beta = batch_norm_backward(grad, z_hat, gamma, var, eps)
     grad, grad_weight, _ = pointwise_backward(grad, pooled, w)
     grad_x = torch.ops.aten.avg_pool2d_backward(grad, x.to(wide), [2, 2], [2, 2], [0, 0], False, True, None)
     return (

@@ -84,7 +84,7 @@ def _same(a: nn.Module, b: nn.Module, shape: tuple[int, ...]) -> bool:
             if not torch.allclose(a(x.clone()), b(x.clone()), rtol=1e-12, atol=1e-12):
                 return False
             for t, other in _pairs(a, b[0]):
-                drawn = 0.5 + torch.rand(t.shape, dtype=t.dtype, generator=generator)
+                drawn = 0.5 + torch.rand(t.shape, dtype=t.dtype, device="cpu", generator=generator)
                 t.copy_(drawn), other.copy_(drawn)
             return torch.allclose(a(x.clone()), b(x.clone()), rtol=1e-12, atol=1e-12)
     except Exception:  # it is made for other inputs

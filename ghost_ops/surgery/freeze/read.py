@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ...activations import NONE, OF_GATES, WITH_SLOPES
+from ...activations import NONE, OF_GATES
 from ...fused.behaviour import Fused as FusedModule
 from ...fused.behaviour import block_of
 from ...fused.errors import Unfusable
@@ -356,7 +356,7 @@ class Reader:
             raise Unfusable("no step multiplies by features that two layers have not made of means")
         if expand.channels != x.channels or pool.pooled.channels != x.channels:
             raise Unfusable("it multiplies by a gate of other channels")
-        if reduce.layer.code in WITH_SLOPES or expand.layer.code not in OF_GATES:
+        if expand.layer.code not in OF_GATES:
             raise Unfusable("no step computes an excitation with these activations")
         gate, last = OF_GATES.index(expand.layer.code), expand.layer
         last = LinearAct(last.conv, last.norm, None, NONE)

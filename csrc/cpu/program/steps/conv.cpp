@@ -108,6 +108,11 @@ class Conv final : public Step {
     float *rows = run.share_scratch(task.share), *bias_of_group = rows + copied_floats(run.plan(*this), task.count);
     float* first = to.row(task.y) + task.c0;
     const float* bias = run.packed(layer_.bias) + task.c0;
+    const bool relu_comes_first = layer_.act == kRelu && !residual_first_;
+    Finish finish = run.finish(layer_, task.c0);
+    if (relu_comes_first) finish.affine.act = kNone;
+    const bool adds = is_added_ && set_added(run, task, finish.affine), adds_later = is_added_ && !adds;
+    if (adds_later && residual_first_) finish.affine.act = kNone;
     Run runs[kMostRuns];
     Gemm g{rows,
            across_.copies_between() * inputs,
@@ -121,13 +126,14 @@ class Conv final : public Step {
            first,
            to.pixel,
            true,
-           layer_.act == kRelu && !residual_first_,
+           relu_comes_first,
            false,
            runs,
            cut_taps(row, runs)};
     g.a_group = down_.copies_between() * row, g.a_width = g.a_group == to.w * g.a_row ? 0 : to.w;
     if (!sources.empty() && run.value(sources[0]).is_padded)
       g.ahead = run.ahead_of(*this, task.y, task.count, task.share);
+    if (adds || finish.affine.act != kNone) g.finish = &finish;
     for (int64_t i = 0; i < groups_; i++) {
       copy_rows(run, task, i * inputs, rows);
       g.b = run.packed(layer_.weight) + i * floats_of_group(run.format()) + task.c0 * run.format().depth(depth());
@@ -137,18 +143,21 @@ class Conv final : public Step {
       }
       // The padding of a group's last vector is lanes of the next one, which are written later.
       g.c_padded = task.c0 + i * filters + by_eight(g.n) <= lanes;
-      run.multiply(g);
+      multiply(run, task, g);
+      if (finish.affine.slope) finish.affine.slope += filters;
+      if (finish.affine.added) finish.affine.added += filters;
     }
-    if (residual_first_) add_residual(run, task);
-    if (residual_first_ && layer_.act == kRelu)
-      run.kernels().affine(first, to.pixel, {nullptr, nullptr, kRelu, nullptr}, first, to.pixel, pixels, count);
-    run.activate(layer_, task.c0, first, to.pixel, pixels, count);
-    if (is_added_ && !residual_first_) add_residual(run, task);
+    if (adds_later) add_residual(run, task);
+    if (adds_later && residual_first_ && layer_.act != kNone) {
+      finish = run.finish(layer_, task.c0);
+      run.kernels().affine(first, to.pixel, finish.affine, first, to.pixel, pixels, count);
+    }
     if (task.sums) run.kernels().sum(first, to.pixel, pixels, count, task.sums);
   }
 
  private:
   static constexpr int64_t kPixels = 400, kCopiedFloats = 1 << 18;
+  static constexpr int64_t kColumnsOfPass = 256, kCostOfPass = 16;  // of A, as products take them at a time
   static constexpr int64_t kApart = 1 << 15;  // weights, which are better read for many rows at a time
 
   Side down_{}, across_{};
@@ -215,6 +224,114 @@ class Conv final : public Step {
     map.channels->each(channel, channel + inputs, [&](int64_t lane, int64_t at, int64_t some) {
       copy(reinterpret_cast<char*>(map.row(y) + lane), false, 1, map.pixel, some, at);
     });
+  }
+
+  /// The residual as what the product's end adds: where it is in one piece, and its rows follow each other.
+  bool set_added(const ProgramRun& run, const RowTask& task, Affine& affine) const {
+    const Value other = run.value(sources[1]);
+    if (other.channels->pieces().size() != 1 || other.ring.room(task.y) < task.count) return false;
+    affine.added = other.row(task.y) + other.channels->pieces()[0].at + task.c0, affine.added_pixel = other.pixel;
+    affine.is_added_last = !residual_first_;
+    return true;
+  }
+
+  /// Some taps, which follow each other, and the pixels of a task under which they are inside of the map.
+  struct Part {
+    int64_t tap, taps;
+    RowRange rows, across;
+    int64_t pixels() const { return (rows.end - rows.first) * (across.end - across.first); }
+  };
+
+  /// Of pixels [first, first + count) along a side, from `first` on, those under which a tap is inside of the map.
+  static RowRange under_tap(const Side& side, int64_t tap, int64_t size, int64_t first, int64_t count) {
+    const int64_t before = side.padding - tap * side.dilation, last = size - 1 + before;
+    const int64_t begin = before > 0 ? (before + side.stride - 1) / side.stride : 0;
+    const int64_t end = last < 0 ? 0 : last / side.stride + 1;
+    const RowRange found{std::clamp<int64_t>(begin - first, 0, count), std::clamp<int64_t>(end - first, 0, count)};
+    return {found.first, std::max(found.first, found.end)};
+  }
+
+  /// The kernel's rows in parts, as they are inside of the map for a task; or, with `by_taps`, its taps.
+  std::vector<Part> parts_of(const ProgramRun& run, const RowTask& task, bool by_taps) const {
+    const StepPlan& s = run.plan(*this);
+    std::vector<Part> parts;
+    parts.reserve(down_.kernel * (by_taps ? across_.kernel : 1));
+    for (int64_t i = 0; i < down_.kernel; i++) {
+      const RowRange rows = under_tap(down_, i, s.in_h, task.y, task.count);
+      for (int64_t j = 0; j < (by_taps ? across_.kernel : 1); j++) {
+        const RowRange across = by_taps ? under_tap(across_, j, s.in_w, 0, s.w) : RowRange{0, s.w};
+        const Part part{i * across_.kernel + j, by_taps ? 1 : across_.kernel, rows, across};
+        if (!by_taps && !parts.empty() && parts.back().rows.first == rows.first && parts.back().rows.end == rows.end)
+          parts.back().taps += part.taps;
+        else if (part.pixels() > 0)
+          parts.push_back(part);
+      }
+    }
+    return parts;
+  }
+
+  /// What products take, in multiply-adds of a vector: each pass over the result costs as much as some columns of A.
+  int64_t cost_of(const std::vector<Part>& parts) const {
+    int64_t cost = 0;
+    for (const Part& p : parts) {
+      const int64_t columns = p.taps * inputs_of_group(), passes = (columns + kColumnsOfPass - 1) / kColumnsOfPass;
+      cost += p.pixels() * (columns + kCostOfPass * passes);
+    }
+    return cost;
+  }
+
+  /// A group's products. Taps that are outside of the map for some pixels are left out for these where that saves more
+  /// than it costs: each part is a product of its own over the pixels that it is for, the last one over all of them.
+  void multiply(const ProgramRun& run, const RowTask& task, const Gemm& whole) const {
+    const int64_t width = run.value(*this).w, taps = down_.kernel * across_.kernel;
+    const RowRange rows = down_.inputs(task.y, task.y + task.count);
+    const bool is_at_border = rows.first < 0 || rows.end > run.plan(*this).in_h;
+    const bool may_cut_taps = depth() > kCostOfPass * (taps - 1);  // else passes cost more than there is to save
+    if (!is_at_border && !may_cut_taps) return run.multiply(whole);
+    std::vector<Part> best{{0, taps, {0, task.count}, {0, width}}};
+    const int64_t tap_row = across_.kernel * inputs_of_group();
+    const auto is_full = [&](const Part& p) { return p.pixels() == task.count * width; };
+    for (const bool by_taps : {false, true}) {
+      if (by_taps ? !may_cut_taps || run.format().columns > 1 : !is_at_border || tap_row % run.format().columns)
+        continue;
+      std::vector<Part> parts = parts_of(run, task, by_taps);
+      const auto full = std::find_if(parts.begin(), parts.end(), is_full);
+      if (full == parts.end() || cost_of(parts) >= cost_of(best)) continue;
+      std::rotate(full, full + 1, parts.end());
+      best = std::move(parts);
+    }
+    for (size_t i = 0; i < best.size(); i++) multiply(run, whole, best[i], i == 0, i + 1 == best.size());
+  }
+
+  void multiply(const ProgramRun& run, const Gemm& whole, const Part& p, bool is_first, bool is_last) const {
+    const int64_t width = run.value(*this).w, inputs = inputs_of_group();
+    if (is_first && is_last) return run.multiply(whole);
+    Run runs[kMostRuns];
+    Gemm g = whole;
+    g.k = p.taps * inputs, g.b_rows = whole.k, g.b_first = p.tap * inputs;
+    g.run_count = cut_runs(whole, g.b_first, g.k, runs), g.runs = runs;
+    g.rows = p.pixels(), g.accumulate = !is_first;
+    g.a += p.rows.first * whole.a_group + p.across.first * whole.a_row;
+    g.c += (p.rows.first * width + p.across.first) * whole.c_row;
+    if (const int64_t pixels = p.across.end - p.across.first; pixels < width)
+      g.a_width = pixels, g.c_group = width * whole.c_row;
+    if (!is_last) g.relu = false, g.finish = nullptr;
+    run.multiply(g);
+    for (int64_t i = 0; is_first && i < whole.rows; i++) {
+      const int64_t y = i / width, x = i % width;
+      if (y < p.rows.first || y >= p.rows.end || x < p.across.first || x >= p.across.end)
+        std::copy_n(whole.bias, whole.n, whole.c + i * whole.c_row);
+    }
+  }
+
+  /// Columns [first, first + count) of a product.
+  static int64_t cut_runs(const Gemm& g, int64_t first, int64_t count, Run* runs) {
+    int64_t found = 0;
+    for (int64_t i = 0, begin = 0; i < g.run_count; begin += g.runs[i++].count) {
+      const int64_t from = std::max(first, begin), to = std::min(first + count, begin + g.runs[i].count);
+      if (from < to) runs[found++] = {g.runs[i].offset + from - begin, to - from};
+    }
+    return found;
   }
 
   void add_residual(const ProgramRun& run, const RowTask& task) const {

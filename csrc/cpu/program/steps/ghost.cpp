@@ -124,11 +124,27 @@ class Ghost final : public Step {
     float* to = y1.row(task.y) + task.c0;
     // Past its last channel y1 may run into y2 of the same pixel, which is written later; unless by another share.
     const bool room = y1.is_padded || task.c1 % 8 == 0 || (multiplier_ && count == columns);
-    run.multiply({x.row(task.y), x.pixel, 1, pixels, channels, count, panels + task.c0 * run.format().depth(channels),
-                  0, run.packed(primary_.bias) + task.c0, to, y1.pixel, room, primary_.act == kRelu, false, runs,
-                  count_of_runs, run.ahead_of(*this, task.y, task.count, task.share),
-                  scales_rows_ ? run.excitation() : nullptr});
-    run.activate(primary_, task.c0, to, y1.pixel, pixels, y1.width_of(count));
+    Gemm g{x.row(task.y),
+           x.pixel,
+           1,
+           pixels,
+           channels,
+           count,
+           panels + task.c0 * run.format().depth(channels),
+           0,
+           run.packed(primary_.bias) + task.c0,
+           to,
+           y1.pixel,
+           room,
+           primary_.act == kRelu,
+           false,
+           runs,
+           count_of_runs,
+           run.ahead_of(*this, task.y, task.count, task.share),
+           scales_rows_ ? run.excitation() : nullptr};
+    const Finish finish = run.finish(primary_, task.c0);
+    if (primary_.act != kNone && primary_.act != kRelu) g.finish = &finish;
+    run.multiply(g);
     if (!expands()) return;
     const Value expanded = expanded_of(run);
     for (int64_t y = task.y; y < task.y + task.count; y++)

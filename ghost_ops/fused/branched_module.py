@@ -1,7 +1,7 @@
 """A Ghost module whose convolutions are sums of branches, as RepGhost's and GhostNetV3's in training.
 
 In training one operator computes it; with DFC attention another one makes the gate. In eval its modules run as they
-are: such a net is deployed by its own reparameterisation, or frozen.
+are, and in a frozen net its branches are merged, as by its own reparameterisation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..activations import GATES, PRELU, Function, activate, apply_gate
+from ..activations import GATES, OF_GATES, PRELU, Function, activate, apply_gate
 from ..dispatch import Decision, plain, refuse_call, select
 from ..nn.running_statistics import update_all
 from ..ops import branched_module_train as training
@@ -24,18 +24,20 @@ from .batch_norm import BATCH
 from .behaviour import plain_forward
 from .block import Block, Reads, Route
 from .branched_recognition import recognise
+from .builder import Builder
 from .dfc_recognition import is_along_columns, is_along_rows, pool
 from .errors import NotNow, Unfusable
 from .ghost_call import gated
 from .in_place import source_class
 from .layers import ConvBNAct, LinearAct, gather, is_norm
+from .merged_branches import merge
 from .parameters import check_parameters
 from .registry import register_block
 from .structure import Structure
 
 GATE = "dfc_gate_train"
 _TENSORS = 7  # of one layer
-_IN_EVAL = "in eval its branches run one by one: reparameterise it, or let ghost_ops.freeze do so"
+_IN_EVAL = "in eval its branches run one by one: ghost_ops.freeze merges them, as its reparameterisation does"
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,8 @@ class BranchedModuleBlock(Block):
     Parts = BranchedParts
     priority = 2
     infers_as_program = False
+    freezes_as_program = True
+    verifies_program = True
 
     @classmethod
     def paths(cls, parts: BranchedParts, owner: str) -> list[str]:
@@ -250,6 +254,29 @@ class BranchedModuleBlock(Block):
 
     def channels(self, module: nn.Module) -> int:
         return self.current_plan(module).layers.primary[0].conv.in_channels
+
+    def lower_module(
+        self, module: nn.Module, builder: Builder, source: int, *, keep_source: bool = False
+    ) -> int:  # fmt: skip
+        """For a frozen net only: the steps hold the branches as they are now."""
+        layers = self.current_plan(module).layers
+        primary, cheap, made = merge(layers.primary), merge(layers.cheap), []
+        if layers.attention:
+            gate = builder.add_module(nn.AvgPool2d(2), source)
+            product, rows, columns = layers.attention
+            for layer in (product, rows, columns._replace(code=OF_GATES[layers.gate])):
+                before, gate = gate, builder.conv(layer, gate)
+                builder.release(before)
+        m, kept = layers.channels(), layers.out_channels
+        if kept == m:
+            out = builder.chain([primary, cheap], source)
+        else:
+            out = builder.ghost(primary, cheap, None if kept == 2 * m else kept, source)
+        if layers.attention:
+            made = [gate, out]
+            out = builder.multiply(out, gate)
+        builder.release(*made, *[] if keep_source else [source])
+        return out
 
     def _training_route(self, module: nn.Module, x: torch.Tensor) -> Route:
         if torch.compiler.is_compiling():  # the compiler fuses what is between the convolutions

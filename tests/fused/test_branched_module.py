@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ghost_ops.fused import FrozenProgram
 from ghost_ops.fused.behaviour import block_of
-from ghost_ops.surgery import explain, fuse, revert
+from ghost_ops.surgery import explain, freeze, fuse, revert
 from ghost_ops.surgery.recognise import survey
 
 from ..helpers import make_map, randomise
@@ -265,3 +266,21 @@ def test_left_with_a_reason(name):
     build, reason = LEFT[name]
     (finding,) = survey(randomise(build()))
     assert finding.parts is None and reason in finding.reason
+
+
+@pytest.mark.parametrize(
+    "form, steps",
+    [("RepGhost", "1 ghost, 1 depthwise"), ("V3 with attention", "1 multiply"), ("V3 with SiLU", "1 ghost")],
+)
+def test_frozen_branches_are_merged(form, steps):
+    """Into one program, which notices a change of what was merged."""
+    source = randomise(FORMS[form]()).eval()
+    frozen, x = freeze(source), make_map((2, 6, 9, 11))
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), source(x), rtol=1e-4, atol=1e-5)
+        (program,) = [m for m in frozen.modules() if isinstance(m, FrozenProgram)]
+        assert steps in str(program) and "add" not in str(program) and "concat" not in str(program)
+        assert torch.equal(freeze(nn.Sequential(source).eval())(x), frozen(x))
+        next(m for m in frozen.modules() if isinstance(m, nn.BatchNorm2d)).weight.mul_(2)
+        with pytest.raises(RuntimeError, match="in place"):
+            frozen(x)

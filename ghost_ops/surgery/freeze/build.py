@@ -15,6 +15,8 @@ from ...fused.errors import Unfusable
 from ...fused.frozen import FrozenProgram
 from ...fused.frozen_net import Code, Frozen, FrozenState, freeze_class
 from ...fused.in_place import made_class
+from ...fused.layers import ParameterSource
+from ...fused.merged_branches import MergedConv
 from ...fused.squeeze_excite import SqueezeExciteBlock
 from .compare import Arguments
 from .exported import export
@@ -162,7 +164,7 @@ def _has_steps(module: Fused) -> bool:
 def _single(module: Fused) -> nn.Module:
     """A Ghost module or bottleneck as a program; itself where no program computes it."""
     block, builder = block_of(module), Builder()
-    if not block.has_program:
+    if not (block.has_program or block.freezes_as_program):
         return module
     try:
         builder.store(block.lower_module(module, builder, builder.load(block.channels(module))))
@@ -229,13 +231,19 @@ def _watched(
     """Paths and names of the tensors that were packed."""
     paths = {m: path for path, m in module.named_modules()}
     own = {parts[0]: m for m, parts in known.items()}
-    packed = (own.get(m, m) for program in programs for source in program.sources for m in source[:3])
+    packed = (own.get(m, m) for program in programs for source in program.sources for m in _tensors_of(source))
     found = []
     for m in dict.fromkeys(m for m in packed if m in paths):
         for name, t in (*m._parameters.items(), *m._buffers.items()):
             if type(t) in PLAIN_TENSORS and t.is_floating_point():
                 found.append((paths[m], name))
     return tuple(found)
+
+
+def _tensors_of(source: ParameterSource) -> tuple[nn.Module | None, ...]:
+    """The modules whose tensors a source is made of."""
+    conv, *others = source[:3]
+    return (*(conv.merged if isinstance(conv, MergedConv) else (conv,)), *others)
 
 
 def holds_programs(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 from ..activations import GATES, Function, code_of
 from .behaviour import is_fused
 from .dfc_recognition import is_along_columns, is_along_rows
+from .errors import Unfusable
 from .ghost_recognition import skipped_reads
 from .layers import does_nothing
 from .structure import Structure
@@ -61,8 +62,11 @@ def recognise(kind: type[Block], candidate: object) -> tuple[object, Reads] | No
     branches = nominate(candidate.module)
     if branches is None:
         return None
-    probe = candidate.probe(branches.in_channels)
-    theirs, calls = probe.observe()
+    try:
+        probe = candidate.probe(branches.in_channels)
+        theirs, calls = probe.observe()
+    except Unfusable:
+        return None  # it splits its input, say, or adds blocks of its own: other kinds name it
     kept = theirs[0].shape[1]
     if not branches.channels <= kept <= 2 * branches.channels:
         return None

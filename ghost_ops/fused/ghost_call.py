@@ -26,6 +26,7 @@ from .structure import Structure
 
 EVAL, FOLDED, TRAIN = "ghost_module_eval", "ghost_module", "ghost_module_train"
 TAIL, TAIL_TRAIN = "cheap_concat", "cheap_concat_train"  # after PyTorch's convolution
+OVER_BATCH = TRAIN, TAIL_TRAIN  # those of batch statistics
 STATISTICS = 4  # of a Ghost module over batch statistics
 
 
@@ -57,15 +58,12 @@ class GhostCall(NamedTuple):
     tensors: tuple
     numbers: tuple[float, float, float, float]
 
-    def uses_batch(self) -> bool:
-        """Whether its BatchNorms use batch statistics."""
-        return self.decision.operator in (TRAIN, TAIL_TRAIN)
-
     # For a block that is recomputed in the backward (``recompute.py``)
 
     def output_size(self) -> tuple[int, int]:
         """Height and width of its output."""
-        return self.plan.primary.output_size(*self.x.shape[2:])
+        size = self.x.shape[2:]
+        return tuple(size) if self.plan.pointwise else self.plan.primary.output_size(*size)
 
     def without_tensors(self) -> GhostCall:
         return self._replace(x=None, tensors=())
@@ -73,7 +71,7 @@ class GhostCall(NamedTuple):
     def read(self) -> tuple:
         """The tensors that it reads for its gradients: not the running statistics that a forward over a batch
         updates."""
-        if not self.uses_batch():
+        if self.decision.operator not in OVER_BATCH:
             return self.tensors
         t = self.tensors
         return *t[:4], None, None, *t[6:11], None, None, t[13]
@@ -81,7 +79,7 @@ class GhostCall(NamedTuple):
     def run(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> tuple[torch.Tensor, tuple]:
         """The output for x, times the gate if there is one, and the batch statistics that were taken or four None."""
         call = self._replace(x=x)
-        if self.uses_batch():
+        if self.decision.operator in OVER_BATCH:
             out, *statistics = train(call, gate)
             return out, tuple(statistics)
         return gated(execute(call), gate), (None,) * STATISTICS
@@ -176,7 +174,7 @@ def gated(out: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
 
 def execute(call: GhostCall) -> torch.Tensor:
     """The output of a Ghost module; updates the running statistics where it takes those of the batch."""
-    if call.uses_batch():
+    if call.decision.operator in OVER_BATCH:
         return train(call).out
     if call.decision.operator is EVAL:
         return evaluate(call, None, None, False)

@@ -16,7 +16,7 @@ from .behaviour import BuiltFused, plain_forward
 from .block import Block, Reads, Route, any_requires_grad
 from .builder import Builder
 from .errors import NotNow, Unfusable
-from .ghost_call import EVAL, GhostCall, GhostPlan, choose_ghost, evaluate, execute, folded
+from .ghost_call import EVAL, OVER_BATCH, GhostCall, GhostPlan, choose_ghost, evaluate, execute, folded
 from .ghost_recognition import recognise
 from .in_place import STATE
 from .registry import register_block
@@ -134,7 +134,7 @@ class GhostModuleBlock(Block):
             return None
         if call.decision.operator is EVAL and not any_requires_grad((input_scale, residual)):
             return evaluate(call, input_scale, residual, return_squeeze)
-        return None if call.uses_batch() else folded(call, input_scale, residual, return_squeeze)
+        return None if call.decision.operator in OVER_BATCH else folded(call, input_scale, residual, return_squeeze)
 
 
 def with_epilogues(

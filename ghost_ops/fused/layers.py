@@ -79,8 +79,11 @@ class ConvBNAct(NamedTuple):
         if padding == "same":  # PyTorch takes it with stride 1 only
             return height, width
         before = (0, 0) if padding == "valid" else padding
-        sizes = zip((height, width), self.kernel(), stride, before, dilation, strict=True)
-        return tuple((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in sizes)
+        rows, columns = self.kernel()
+        return (
+            (height + 2 * before[0] - dilation[0] * (rows - 1) - 1) // stride[0] + 1,
+            (width + 2 * before[1] - dilation[1] * (columns - 1) - 1) // stride[1] + 1,
+        )
 
     def is_cheap(self, channels: int) -> bool:
         """A depthwise convolution of ``channels`` that keeps the size of the map."""

@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # as many processes as cores: tests of threads say how many
 LONG = ("test_interpreter.py", "test_compile_ahead.py", "test_bfloat16.py")  # a minute and more each
 
 

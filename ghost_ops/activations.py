@@ -140,7 +140,7 @@ def module_of(function: Callable | str, arguments: tuple, options: dict) -> nn.M
 
 @dataclass(frozen=True)
 class Function:
-    """An activation that is a function, or a class of somebody's own, known by what it computes.
+    """An activation that is a function, or a class that is not PyTorch's. It is recognised by its values.
 
     Attributes:
         name: one of ``ACTIVATIONS`` that PyTorch has a module for, and no weight.

@@ -51,7 +51,7 @@ class BranchedParts:
         identity: path of the BatchNorm of y1 itself, such a branch too, or None.
         primary_act, cheap_act: paths of the activations behind the sums, or None.
         primary_function, cheap_function: as of ``GhostParts``.
-        out_channels: channels of the output: the cheap sum's alone, or kept of the concatenation.
+        out_channels: number of output channels. It is that of the cheap sum, or what is kept of the concatenation.
         attention, gate: as of ``DFCAttentionParts``; no path where there is no DFC attention.
         others: as of ``GhostParts``.
     """

@@ -19,8 +19,8 @@ def batch_statistics(z: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.
 
 
 def batch_norm(z, gamma, beta, eps):
-    """Over batch statistics; a gamma and beta of two dtypes take the wider, as PyTorch wants one for both. A beta alone
-    has a gamma of ones beside it: on a CUDA device PyTorch's backward makes beta's gradient in the form of gamma."""
+    """BatchNorm over batch statistics. Gamma and beta of two dtypes are both taken in the wider one, which PyTorch
+    demands. Where beta has no gamma, a gamma of ones is passed: on a CUDA device PyTorch's backward needs it."""
     if gamma is None and beta is not None:
         gamma = torch.ones_like(beta)
     if gamma is not None and beta is not None and gamma.dtype != beta.dtype:

@@ -98,8 +98,8 @@ class _Draw:
         pick = self.random.randint
         return self.normal(pick(1, 3), channels, pick(2, 11), pick(2, 11))
 
-    def halves(self, names: tuple[str, str], shapes: tuple[int, int]) -> tuple[Tensors, dict[str, object]]:
-        """The activations of both halves, and PReLU's weights."""
+    def halves(self, names: tuple[str, ...], shapes: tuple[int, ...]) -> tuple[Tensors, dict[str, object]]:
+        """The activations of the halves, and PReLU's weights."""
         tensors, options = {}, {}
         for name, channels in zip(names, shapes):
             options[name] = _names(self.random)
@@ -190,6 +190,13 @@ class _Draw:
         del tensors["primary_weight"]
         return Drawn("cheap_concat_train", tensors | self.norms(m, cheap) | {"z": self.map(m)}, options)
 
+    def batch_norm_act_train(self) -> Drawn:
+        channels = self.random.randint(1, 48)
+        z = self.normal(self.random.randint(2, 3), channels, self.random.randint(3, 11), self.random.randint(3, 11))
+        tensors, options = self.halves(("act",), (channels,))
+        tensors |= {"z": z, "gamma": self.positive(channels), "beta": self.normal(channels, scale=0.3)}
+        return Drawn("batch_norm_act_train", tensors, options)
+
     def squeeze_excite(self) -> Drawn:
         channels = self.random.randint(2, 48)
         hidden = self.random.randint(1, channels)
@@ -213,15 +220,17 @@ class _Draw:
 
 OPERATORS = (
     "ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "cheap_concat_train", "squeeze_excite",
-    "depthwise", "dfc_gate_train",
+    "depthwise", "dfc_gate_train", "batch_norm_act_train",
 )  # fmt: skip
 FORWARD_ONLY = ("ghost_module_eval",)
-OF_BATCH = ("ghost_module_train", "cheap_concat_train", "dfc_gate_train")  # which return batch statistics
+OF_BATCH = (  # which return batch statistics
+    "ghost_module_train", "cheap_concat_train", "dfc_gate_train", "batch_norm_act_train",
+)  # fmt: skip
 
 
 def _call(drawn: Drawn, tensors: Tensors) -> tuple[torch.Tensor, ...]:
     arguments = dict(tensors)
-    if drawn.operator not in ("squeeze_excite", "depthwise", "dfc_gate_train"):
+    if drawn.operator not in ("squeeze_excite", "depthwise", "dfc_gate_train", "batch_norm_act_train"):
         for name in ("primary_bias", "cheap_bias", "cheap_weight")[drawn.operator == "cheap_concat" :]:
             arguments.setdefault(name, None)
     result = getattr(functional, drawn.operator)(**arguments, **drawn.options)

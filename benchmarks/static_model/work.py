@@ -141,6 +141,7 @@ KERNELS = {
     "convolution_weight_bwd_kernel": Kernel(_rows, _map("grad"), "partials"),
     "normalise_kernel": Kernel(lambda a: (cdiv(a["per_split"], a["ROWS"]),), _map("out"), "out sums"),
     "norm_bwd_kernel": Kernel(lambda a: (cdiv(a["per_split"], a["ROWS"]),), _map("z"), "to partials"),
+    "statistics_kernel": Kernel(lambda a: (cdiv(a["per_split"], a["ROWS"]),), _map("z"), "partials"),
     "sums_kernel": Kernel(_rows, _map("x"), "sums"),
     "scale_kernel": Kernel(_rows, _map("out"), "out"),
     "start_joins_kernel": Kernel(lambda a: (), _map("counters"), "counters"),

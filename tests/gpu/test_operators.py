@@ -19,7 +19,7 @@ from tests.triton.interpreted.drawn import draw, draw_depthwise, draw_squeeze_ex
 
 DEVICE = "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-KINDS = ("ghost_module", "cheap_concat", "ghost_module_train", "squeeze_excite", "depthwise")
+KINDS = ("ghost_module", "cheap_concat", "ghost_module_train", "cheap_concat_train", "squeeze_excite", "depthwise")
 SEEDS = [range(first, first + 10) for first in range(0, 40, 10)]  # in parts, which processes share
 
 

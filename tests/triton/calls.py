@@ -9,6 +9,7 @@ import torch
 from ghost_ops.activations import ACTIVATIONS, GATES, NONE, PRELU, RELU
 from ghost_ops.backends.triton import (
     cheap_concat,
+    cheap_concat_train,
     convolution,
     depthwise,
     depthwise_gradients,
@@ -76,6 +77,16 @@ def training(c, m, side, dtype, *, layout=LAST, n=2, d=3, multiplier=1, act=RELU
     ghost_module_train.ghost_module_train_backward(
         out, x, w1, *affine[0], w2, *affine[1], None, None, *statistics, None, *codes
     )
+
+
+def tail_training(m, side, dtype, *, layout=LAST, n=2, d=3, multiplier=1, act=RELU):
+    """As ``training``, after the primary convolution."""
+    z, made = _empty(dtype, layout)(n, m, side, side), m * multiplier
+    weight, first, second = torch.empty(made, 1, d, d), [torch.empty(m)] * 2, [torch.empty(made)] * 2
+    slopes = [torch.empty(k) if act == PRELU else None for k in (m, made)]
+    codes = m + made, act, act, 0.01, 0.01, 1e-5, 1e-5
+    out, *statistics = cheap_concat_train.cheap_concat_train(z, None, *first, weight, None, *second, *slopes, *codes)
+    cheap_concat_train.cheap_concat_train_backward(out, z, *first, weight, *second, *slopes, *statistics, *codes)
 
 
 def pointwise(c, m, side, dtype, *, n=2):
@@ -148,6 +159,8 @@ def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
             (f"training, large, {dtype}", lambda d=dtype: training(24, 36, 56, d)),
             (f"training, large, many channels, {dtype}", lambda d=dtype: pointwise(96, 192, 56, d)),
             (f"training, small, {dtype}", lambda d=dtype: training(672, 80, 14, d, d=5)),
+            (f"tail in training, large, {dtype}", lambda d=dtype: tail_training(64, 56, d)),
+            (f"tail in training, small, {dtype}", lambda d=dtype: tail_training(128, 14, d, d=5)),
             (f"squeeze-excite, {dtype}", lambda d=dtype: excitation(672, 14, d)),
             (f"squeeze-excite in training, {dtype}", lambda d=dtype: excitation(960, 7, d, own=torch.float32)),
             (f"layers in training, large, {dtype}", lambda d=dtype: layers(112, d, m=48)),
@@ -168,6 +181,7 @@ def odd(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
         ("ratio 1, gradients", lambda: folded(160, 960, 7, half, cheap=False, act=HARD_SWISH)),
         ("ratio 3, all that rides", lambda: inference(40, 20, 28, half, multiplier=2, act=SILU, more=True)),
         ("ratio 3, 7 x 7", lambda: training(40, 20, 28, half, d=7, multiplier=2, act=SILU)),
+        ("tail in training, NCHW, odd channels, PReLU", lambda: tail_training(37, 28, half, layout=FIRST, act=PRELU)),
         ("1 x 1 cheap kernel, float", lambda: folded(40, 20, 28, torch.float32, d=1, act=SILU)),
         ("layers, NCHW, odd channels, PReLU", lambda: layers(28, half, m=37, d=5, stride=1, act=PRELU, layout=FIRST)),
         ("layers, 7 x 7 kernels", lambda: layers(28, half, m=24, d=7, stride=1)),

@@ -47,9 +47,9 @@ def one_launch(wanted: bool) -> Iterator[None]:
 
 
 def draw(kind: str, seed: int) -> Case:
-    """A case of ``ghost_module``, ``cheap_concat`` or ``ghost_module_train``: always the same of a seed."""
+    """A case of ``ghost_module``, ``cheap_concat`` or of either in training: always the same of a seed."""
     rng, generator = random.Random(f"{kind} {seed}"), torch.Generator().manual_seed(seed)
-    train = kind == "ghost_module_train"
+    train, is_tail = kind.endswith("_train"), kind.startswith("cheap_concat")
     dtype = DTYPES[seed % 2]
     n, h, w = rng.randint(1, 2), rng.randint(1, 7), rng.randint(1, 9)
     if train and n * h * w < 24:
@@ -79,9 +79,10 @@ def draw(kind: str, seed: int) -> Case:
         options[f"{name}_slope"] = rng.choice([0.01, 0.3])
         prelu = options[name] == "prelu"
         slopes[f"{name}_weight"] = numbers(rng.choice([1, channels])) * 0.3 if prelu else None
-    tensors = {"z": a_map(n, m, h, w)} if kind == "cheap_concat" else {"x": a_map(n, c, h, w)}
-    if kind != "cheap_concat":
+    tensors = {"z": a_map(n, m, h, w)} if is_tail else {"x": a_map(n, c, h, w)}
+    if not is_tail:
         tensors["primary_weight"] = parameter(m, c, 1, 1, scale=c**-0.5, optional=False)
+    if kind != "cheap_concat":
         tensors["primary_bias"] = parameter(m, scale=0.3)
     if train:
         tensors |= {"primary_gamma": parameter(m, scale=0.3, shift=1.0), "primary_beta": parameter(m, scale=0.3)}

@@ -67,9 +67,15 @@ NUMBERS = 13 * 7 * 7
 VALID = nn.Conv2d(13, 13, 7, groups=13, bias=False)
 HEAD = VALID, nn.BatchNorm2d(13), nn.Dropout(0.3), nn.Conv2d(13, 21, 1, bias=False)
 WHOLE = {
-    "a face net's": (chained, (*HEAD, nn.Flatten(), nn.BatchNorm1d(21)), {"Flatten": 1, "ScaleFeatures": 1}),
+    "a face net's": (
+        chained, (*HEAD, nn.Flatten(), nn.BatchNorm1d(21)), {"Flatten": 1, "ScaleFeatures": 1, "Linear": 1},
+    ),
     "flattened with an activation": (
         chained, (*HEAD, nn.Flatten(), nn.BatchNorm1d(21), nn.PReLU(21), nn.Linear(21, 5)), {"ScaleFeatures": 1},
+    ),
+    "a face net's map, too": (
+        lambda s, y: (z := s.more[1](s.more[0](y)), s.more[2](z.flatten(1))), (VALID, HEAD[3], nn.Linear(21, 5)),
+        {"Flatten": 1, "Linear": 1, "Store": 1},
     ),
     "a VGG's": (
         chained, (nn.Flatten(), nn.Linear(NUMBERS, 40), nn.ReLU(), nn.Dropout(), nn.Linear(40, 30)),

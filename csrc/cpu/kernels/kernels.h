@@ -152,6 +152,8 @@ struct AxisConv {
   int64_t weight_row;          // from one to the next
   float* out;                  // [count x width x channels]
   int64_t out_row, out_pixel;  // only `channels` floats of a pixel are written
+  const float* bias = nullptr;
+  bool relu = false;
 };
 
 // grad[tap][channel] += sum over pixels of g times the input under the tap.

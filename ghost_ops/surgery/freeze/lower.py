@@ -14,7 +14,7 @@ from ...fused.behaviour import block_of
 from ...fused.builder import Builder
 from ...fused.errors import Unfusable
 from ...fused.ghost_module import GhostModuleBlock
-from ...fused.layers import activation_code
+from ...fused.layers import LinearAct, activation_code
 from . import values as v
 from .values import Features, Map, Operation
 
@@ -78,6 +78,8 @@ class _Fusion:
                 self._forget(op.gate)
                 op.gate = op.gate.op.source  # which the multiplication brings to the size of the map
                 self.uses[op.gate.op] += 1
+        for op in [op for op in self.ops if isinstance(op, v.Flatten)]:
+            self._as_linear(op)
         for op in self.ops:
             if isinstance(op, v.Add):
                 op.into = next((m.op for m in (op.source, op.other) if m.is_whole and self._takes_residual(m.op)), None)
@@ -128,6 +130,22 @@ class _Fusion:
         ):
             return
         op.ghost, op.channels = (primary, cheap), count
+
+    def _as_linear(self, op: v.Flatten) -> None:
+        """Let a 1x1 convolution of a single pixel, of which only this is read, come after it as a linear layer, which
+        reads its weights once for all images."""
+        conv = op.source.op
+        if not isinstance(conv, v.Layer) or not conv.layer.is_pointwise() or op.source != Map.of(conv):
+            return
+        if self.uses[conv] > 1 or op in self.outputs or op.channels != conv.channels:
+            return
+        layer = v.Dense(conv.node, conv.channels, op, LinearAct(*conv.layer[:4]))
+        for reader in self.ops:
+            if isinstance(reader, v.OfFeatures) and reader.features is op:
+                reader.features = layer
+        op.source, op.channels = conv.source, conv.source.channels
+        self.ops.insert(self.ops.index(op) + 1, layer)
+        self.ops.remove(conv)
 
     def _takes_residual(self, op: Operation) -> bool:
         """Whether a step makes this map only to be added to another, and can add it itself."""

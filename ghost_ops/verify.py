@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -145,6 +146,17 @@ class _Draw:
             tensors |= {f"{half}_gamma": self.positive(size), f"{half}_beta": self.normal(size, scale=0.3)}
         return Drawn("ghost_module_eval", tensors | {"x": x}, options)
 
+    def cheap_concat_eval(self) -> Drawn:
+        m, cheap, _, tensors, options = self.ghost()
+        del tensors["primary_weight"]
+        z = self.map(m)
+        for half, size in (("primary", m), ("cheap", cheap)):
+            tensors |= {f"{half}_bias": self.normal(size, scale=0.3)}
+            if self.random.random() < 0.7:
+                tensors |= {f"{half}_mean": self.normal(size, scale=0.3), f"{half}_var": self.positive(size)}
+                tensors |= {f"{half}_gamma": self.positive(size), f"{half}_beta": self.normal(size, scale=0.3)}
+        return Drawn("cheap_concat_eval", tensors | {"z": z}, options)
+
     def norms(self, m: int, cheap: int) -> Tensors:
         """The affine parameters of both BatchNorms."""
         tensors = {}
@@ -239,10 +251,11 @@ class _Draw:
 
 
 OPERATORS = (
-    "ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "cheap_concat_train", "squeeze_excite",
-    "depthwise", "dfc_gate_train", "branched_module_train", "batch_norm_act_train",
+    "ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "cheap_concat_eval",
+    "cheap_concat_train", "squeeze_excite", "depthwise", "dfc_gate_train", "branched_module_train",
+    "batch_norm_act_train",
 )  # fmt: skip
-FORWARD_ONLY = ("ghost_module_eval",)
+FORWARD_ONLY = ("ghost_module_eval", "cheap_concat_eval")
 WITHOUT_BIASES = (  # of a Ghost module
     "squeeze_excite", "depthwise", "dfc_gate_train", "branched_module_train", "batch_norm_act_train",
 )  # fmt: skip
@@ -254,6 +267,9 @@ def _call(drawn: Drawn, tensors: Tensors) -> tuple[torch.Tensor, ...]:
     if drawn.operator not in WITHOUT_BIASES:
         for name in ("primary_bias", "cheap_bias", "cheap_weight")[drawn.operator == "cheap_concat" :]:
             arguments.setdefault(name, None)
+    if drawn.operator == "cheap_concat_eval":  # whose BatchNorms may be missing
+        halves = itertools.product(("primary", "cheap"), ("gamma", "beta", "mean", "var"))
+        arguments = {f"{half}_{name}": None for half, name in halves} | arguments
     result = getattr(functional, drawn.operator)(**arguments, **drawn.options)
     return tuple(result) if isinstance(result, tuple) else (result,)
 

@@ -271,6 +271,9 @@ struct Kernels {
   // `channels` floats a pixel are written; y may be z
   void (*affine)(const float* z, int64_t z_pixel, const Affine&, float* y, int64_t y_pixel, int64_t pixels,
                  int64_t channels);
+  // y = x * scale + shift (null: 0), [channels] each; y may be x
+  void (*scale_rows)(const float* x, int64_t x_pixel, const float* scale, const float* shift, float* y, int64_t y_pixel,
+                     int64_t pixels, int64_t channels);
   // out = x + y; out may be either
   void (*add)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out, int64_t out_pixel,
               int64_t pixels, int64_t channels);

@@ -18,6 +18,7 @@ from ghost_ops.backends.triton import (
     ghost_module,
     ghost_module_train,
     joins,
+    lines,
     normalise,
     product_gradients,
     products,
@@ -125,7 +126,7 @@ def excitation(c, side, dtype, *, layout=LAST, r=None, own=None):
 
 
 def convolutions(side, dtype, *, c=3, m=16, d=3):
-    """As programs have them: a net's first, and a depthwise one of stride 2."""
+    """As programs have them: a net's first, a depthwise one of stride 2, and one along rows."""
     parameter = lambda *shape: torch.empty(shape, dtype=dtype)
     a_map = _empty(dtype, LAST)
     convolution.convolution(
@@ -133,6 +134,7 @@ def convolutions(side, dtype, *, c=3, m=16, d=3):
     )
     x, weight, bias = a_map(2, m, 2 * side, 2 * side), parameter(m, 1, d, d), parameter(m)
     depthwise.depthwise_with_epilogue(x, weight, bias, None, 2, NONE, 0.0, True)
+    lines.line_with_epilogue(x, parameter(m, 1, 1, d), bias, False, NONE)
     depthwise.depthwise_backward(a_map(2, m, side, side), x, weight, bias, 2, True, True)
 
 

@@ -1,4 +1,4 @@
-"""A depthwise convolution along rows or columns that reads its input through a BatchNorm over the batch."""
+"""A depthwise convolution along rows or columns, in training through the BatchNorm before it; the step of programs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 
 from ... import activations as plain
-from . import launch, tiles
+from . import checks, launch, tiles
 from .activation import activate, affine, normalized
 from .epilogue import NO_EPILOGUE, Epilogue
 from .jit import kernel
 from .joins import JOINED, NO_STATISTICS, Joins, join_statistics_last
+from .launch_cache import cached_launches
 from .maps import (
     as_inputs,
     assume_multiple,
@@ -38,13 +39,13 @@ class Line(NamedTuple):
     Attributes:
         weight: C x 1 x 1 x K with K odd, along columns too.
         vertical: whether it is along columns.
-        before: the BatchNorm that its input goes through, over the batch.
-        after: the BatchNorm and the activation that follow it; the kernels here take none with slopes.
+        before: the BatchNorm that its input goes through, if any.
+        after: the bias or BatchNorm and the activation that follow it; the kernels here take none with slopes.
     """
 
     weight: torch.Tensor
     vertical: bool
-    before: Epilogue
+    before: Epilogue = NO_EPILOGUE
     after: Epilogue = NO_EPILOGUE
 
     @property
@@ -65,7 +66,7 @@ def load_line(weight, weight_c, weight_tap, channels, wanted, K: tl.constexpr):
 @kernel
 def line_kernel(
     source, source_n, source_c, source_h, source_w, before_gamma, before_beta, before_mean, before_var, before_eps,
-    weight, weight_c, weight_tap, after_gamma, after_beta, after_mean, after_var, after_eps,
+    weight, weight_c, weight_tap, after_bias, after_gamma, after_beta, after_mean, after_var, after_eps,
     out, out_n, out_c, out_h, out_w, partials, join_counters, join_count, join_gamma, join_beta, join_eps, join_bias,
     join_running_mean, join_running_var, join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out,
     join_shift_out, H, W, C, splits, per_split, vectors, AFTER_ACT: tl.constexpr, ACROSS: tl.constexpr,
@@ -90,7 +91,7 @@ def line_kernel(
         None, before_gamma, before_beta, before_mean, before_var, before_eps, channels, wanted
     )  # fmt: skip
     after_center, after_scale, after_shift = affine(
-        None, after_gamma, after_beta, after_mean, after_var, after_eps, channels, wanted
+        after_bias, after_gamma, after_beta, after_mean, after_var, after_eps, channels, wanted
     )
     taps = load_line(weight, weight_c, weight_tap, channels, wanted, ALONG * ACROSS)  # ALONG * ACROSS of [BM]
     mask = (columns < W)[:, None] & wanted  # [BW, BM]
@@ -106,7 +107,9 @@ def line_kernel(
         seen = ahead  # while this row is used, the next one is being loaded
         ahead = read_row(source, below + 1, columns, channels, last, W, source_c, source_h, source_w, wanted, ACROSS)
         # inputs: ACROSS of [BW, BM]
-        inputs = as_inputs(seen, below, columns, H, W, wanted, center, scale, shift, 0.0, NONE, True, ACROSS)
+        inputs = as_inputs(
+            seen, below, columns, H, W, wanted, center, scale, shift, 0.0, NONE, before_mean is not None, ACROSS
+        )  # fmt: skip
         acc = acc_next + (zeros,)  # ALONG of [BW, BM]
         for i in tl.static_range(ALONG):
             for j in tl.static_range(ACROSS):
@@ -162,10 +165,23 @@ def convolve_line(
         join = joins.statistics(norm, n * height * width, n * strips.splits, c, strips.blocks(c), vectors)
     arguments = {
         **launch.maps(source=source, out=to), **norm_values("before", line.before), **norm_values("after", line.after),
-        **tap_arguments("weight", line.weight), **(NO_STATISTICS if join is None else join.arguments),
+        **tap_arguments("weight", line.weight), "after_bias": launch.vector(line.after.bias),
+        **(NO_STATISTICS if join is None else join.arguments),
         "AFTER_ACT": line.after.act, "ACROSS": 1 if line.vertical else line.taps,
         "ALONG": line.taps if line.vertical else 1, "H": height, "W": width, "C": c,
         "WIDE": launch.is_wide(source, to), "UNIT": unit,
     }  # fmt: skip
     strips.start(line_kernel, source, c, arguments)
     return join and join.finish()
+
+
+@cached_launches
+def line_with_epilogue(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, vertical: bool, act: int
+) -> torch.Tensor:  # fmt: skip
+    """act(conv(x) + bias) in x's memory format; weight C x 1 x 1 x K, along columns too, padded by K // 2."""
+    checks.expect("weight", weight, (x.shape[1], 1, 1, weight.shape[-1]), x)
+    checks.expect("bias", bias, (x.shape[1],), x)
+    out = launch.new_map(x, x.shape[1])
+    convolve_line(x, Line(weight, vertical, after=Epilogue(bias, act)), to=out)
+    return out

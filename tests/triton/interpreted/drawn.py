@@ -125,6 +125,34 @@ def draw_squeeze_excite(seed: int) -> Case:
     return Case(tensors, {"act": rng.choice(["none", "relu", "relu6", "silu", "hard_swish"]), "gate": gate})
 
 
+def draw_gate(seed: int) -> Case:
+    """A case of ``dfc_gate_train``. Of the gradients of the first two gammas a BatchNorm behind them leaves what eps is
+    beside a variance, so these are large: else there would be rounding to compare."""
+    rng, generator = random.Random(f"gate {seed}"), torch.Generator().manual_seed(seed)
+    dtype = DTYPES[seed % 2]
+    n, c, m, h, w = rng.randint(1, 2), rng.randint(2, 20), rng.randint(1, 20), rng.randint(2, 11), rng.randint(2, 15)
+    while n * (h // 2) * (w // 2) < 24:
+        h, w = h + 2, w + 3
+    across, along = (rng.choice([3, 5, 5, 7]) for _ in range(2))
+
+    def numbers(*shape, scale=1.0, shift=0.0):
+        t = torch.randn(shape, generator=generator) * scale + shift
+        return t.to(rng.choice([dtype, torch.float32]))
+
+    x = torch.randn((n, c, h, w), generator=generator) + 0.3
+    tensors = {
+        "x": in_layout(x.to(dtype), rng.choice(LAYOUTS)),
+        "weight": numbers(m, c, 1, 1, scale=c**-0.5),
+        "row_weight": numbers(m, 1, 1, across, scale=across**-0.5),
+        "column_weight": numbers(m, 1, along, 1, scale=along**-0.5),
+    }
+    for layer in ("", "row_", "column_"):
+        tensors[f"{layer}gamma"] = numbers(m, scale=0.3, shift=1.0) if rng.random() < 0.6 else None
+        tensors[f"{layer}beta"] = numbers(m, scale=0.3) if rng.random() < 0.6 else None
+    gate = rng.choice(["clamp", "hard_sigmoid", "sigmoid", "identity"])
+    return Case(tensors, {"gate": gate, "eps": 0.1, "row_eps": 0.2, "column_eps": 0.3})
+
+
 def draw_depthwise(seed: int) -> Case:
     rng, generator = random.Random(f"depthwise {seed}"), torch.Generator().manual_seed(seed)
     dtype = DTYPES[seed % 2]

@@ -1,5 +1,6 @@
-// batch_norm_act_train: BatchNorm over batch statistics and activation of a map. Forward: one pass takes the statistics,
-// one writes the output. Backward: one pass takes the sums, one writes the gradient. Each reads the map once.
+// batch_norm_act_train: BatchNorm over batch statistics and activation of a map. Forward: one pass takes the
+// statistics, one writes the output. Backward: one pass takes the sums, one writes the gradient. Each reads the map
+// once.
 #include "batch_norm.h"
 #include "operator.h"
 

@@ -30,7 +30,7 @@ from ..ops.checks import autocast
 from ..ops.excite import excite_operator
 from ..ops.squeeze_excite import call_squeeze_excite
 from .behaviour import BuiltFused, plain_forward
-from .block import Block, Reads, Route, _observers, any_requires_grad
+from .block import Block, Reads, Route, _observers
 from .builder import Builder
 from .errors import NotNow, Unfusable
 from .ghost_recognition import skipped_reads
@@ -180,7 +180,7 @@ class SqueezeExciteBlock(Block):
         decision = select("squeeze_excite", seen)
         if decision.is_reference:
             raise NotNow(decision.why)
-        if x.is_cpu and not any_requires_grad((x, *tensors)):
+        if x.is_cpu and not torch.is_grad_enabled():
             raise NotNow(_AS_FAST)
         return ExciteCall(decision, plan, seen, tensors)
 

@@ -37,7 +37,7 @@ class Saved:
         if storage.data_ptr() not in self._own and not isinstance(t, nn.Parameter):  # one gathered from its shards
             for seen in self._spans:
                 seen[storage.data_ptr()] = storage
-        return t
+        return t.detach()  # an operation that saved its own result with its history would never be freed
 
 
 def saved_bytes(run: Callable[[], torch.Tensor], net: nn.Module) -> int:

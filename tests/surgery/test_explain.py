@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -5,6 +8,7 @@ from torch import nn
 from ghost_ops import use_backend
 from ghost_ops.fused import block
 from ghost_ops.surgery import Row, explain, freeze, fuse
+from ghost_ops.surgery.saved import saved_bytes
 
 from .. import zoo
 from ..helpers import make_map, randomise
@@ -181,3 +185,24 @@ def test_parts_of_programs():
     assert "1 Ghost bottleneck, 4 Ghost modules, 1 squeeze-and-excite in programs" in str(explanation)
     (row,) = explain(freeze(randomise(Split().opened).eval()), make_map((1, 8, 9, 9))).rows
     assert row.name == "" and row.runs.startswith("program on native")
+
+
+def test_what_autograd_saved_is_freed():
+    """An operation that saves its own result, such as exp, holds it while it is counted and no longer."""
+    seen = []
+
+    class Exponential(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            out = self.conv(x).exp()
+            seen.append(weakref.ref(out))
+            return out * 2
+
+    net, x = Exponential(), torch.randn(2, 3, 8, 8)
+    assert saved_bytes(lambda: net(x), net) == (x.numel() + 2 * 4 * 64) * 4
+    explain(net, x)
+    gc.collect()
+    assert len(seen) >= 2 and not any(ref() is not None for ref in seen)

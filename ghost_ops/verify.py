@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from . import functional
-from .activations import ACTIVATIONS, GATES, WITH_SLOPES
+from .activations import ACTIVATIONS, GATES, PRELU, WITH_SLOPES
 from .dispatch import select, use_backend
 
 FACTOR = 2.0  # our error may be this many times that of eager PyTorch
@@ -99,8 +99,8 @@ class _Draw:
         pick = self.random.randint
         return self.normal(pick(1, 3), channels, pick(2, 11), pick(2, 11))
 
-    def halves(self, names: tuple[str, str], shapes: tuple[int, int]) -> tuple[Tensors, dict[str, object]]:
-        """The activations of both halves, and PReLU's weights."""
+    def halves(self, names: tuple[str, ...], shapes: tuple[int, ...]) -> tuple[Tensors, dict[str, object]]:
+        """The activations of the halves, and PReLU's weights."""
         tensors, options = {}, {}
         for name, channels in zip(names, shapes):
             options[name] = _names(self.random)
@@ -173,6 +173,26 @@ class _Draw:
         tensors |= {} if gate is None else {"gate": gate}
         return Drawn("ghost_module_train", tensors | {"x": x}, options)
 
+    def branched_module_train(self) -> Drawn:
+        """Eight channels and more, or a vector's error would be luck. A weight that scales has a gradient where eps is
+        large: else its BatchNorm removes the scale."""
+        channels, m = self.random.randint(2, 40), self.random.randint(8, 24)
+        branches, depthwise = self.random.choice([(1, 1), (3, 3), (2, 1), (1, 2)])
+        size, identity, scales = self.random.choice([3, 3, 5]), self.random.random() < 0.5, self.random.random() < 0.3
+        tensors = {
+            "x": self.map(channels),
+            "primary_weight": self.normal(branches * m, channels, 1, 1, scale=channels**-0.5),
+            "cheap_weight": self.normal(depthwise * m, 1, size, size, scale=1 / size),
+        }
+        tensors |= self.norms(branches * m, (depthwise + scales + identity) * m)
+        options = {"branches": branches, "identity": identity, "out_channels": self.random.randint(m, 2 * m)}
+        options |= {name: _names(self.random, PRELU) for name in ("act", "cheap_act")}
+        if scales:
+            tensors["scale_weight"], options["cheap_eps"] = self.positive(m)[:, None, None, None], 0.5
+        gate = tensors["x"].shape[0], options["out_channels"], self.random.randint(1, 6), self.random.randint(1, 6)
+        tensors |= {"gate": self.positive(*gate)} if self.random.random() < 0.5 else {}
+        return Drawn("branched_module_train", tensors, options)
+
     def dfc_gate_train(self) -> Drawn:
         channels, m, taps = self.random.randint(2, 40), self.random.randint(1, 40), self.random.choice([3, 5, 7])
         n, height, width = self.random.randint(2, 3), self.random.randint(4, 13), self.random.randint(4, 13)
@@ -202,6 +222,13 @@ class _Draw:
         del tensors["primary_weight"]
         return Drawn("cheap_concat_train", tensors | self.norms(m, cheap) | {"z": self.map(m)}, options)
 
+    def batch_norm_act_train(self) -> Drawn:
+        channels = self.random.randint(1, 48)
+        z = self.normal(self.random.randint(2, 3), channels, self.random.randint(3, 11), self.random.randint(3, 11))
+        tensors, options = self.halves(("act",), (channels,))
+        tensors |= {"z": z, "gamma": self.positive(channels), "beta": self.normal(channels, scale=0.3)}
+        return Drawn("batch_norm_act_train", tensors, options)
+
     def squeeze_excite(self) -> Drawn:
         channels = self.random.randint(2, 48)
         hidden = self.random.randint(1, channels)
@@ -225,15 +252,19 @@ class _Draw:
 
 OPERATORS = (
     "ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "cheap_concat_eval",
-    "cheap_concat_train", "squeeze_excite", "depthwise", "dfc_gate_train",
+    "cheap_concat_train", "squeeze_excite", "depthwise", "dfc_gate_train", "branched_module_train",
+    "batch_norm_act_train",
 )  # fmt: skip
 FORWARD_ONLY = ("ghost_module_eval", "cheap_concat_eval")
-OF_BATCH = ("ghost_module_train", "cheap_concat_train", "dfc_gate_train")  # which return batch statistics
+WITHOUT_BIASES = (  # of a Ghost module
+    "squeeze_excite", "depthwise", "dfc_gate_train", "branched_module_train", "batch_norm_act_train",
+)  # fmt: skip
+OF_BATCH = tuple(name for name in OPERATORS if name.endswith("_train"))  # which return batch statistics
 
 
 def _call(drawn: Drawn, tensors: Tensors) -> tuple[torch.Tensor, ...]:
     arguments = dict(tensors)
-    if drawn.operator not in ("squeeze_excite", "depthwise", "dfc_gate_train"):
+    if drawn.operator not in WITHOUT_BIASES:
         for name in ("primary_bias", "cheap_bias", "cheap_weight")[drawn.operator == "cheap_concat" :]:
             arguments.setdefault(name, None)
     if drawn.operator == "cheap_concat_eval":  # whose BatchNorms may be missing

@@ -13,9 +13,11 @@ import torch
 
 from ghost_ops.activations import GATES, NONE, RELU
 from ghost_ops.backends.triton import (
+    cheap_concat_train,
     convolution,
     depthwise,
     depthwise_gradients,
+    dfc_gate_train,
     excite,
     ghost_module,
     ghost_module_train,
@@ -101,6 +103,23 @@ def train_module(n: int, c: int, m: int, side: int, d: int) -> None:
     )
 
 
+def train_tail(n: int, m: int, side: int, d: int) -> None:
+    z, weight, vectors = _map(n, m, side), _own(m, 1, d, d), [_own(m), _own(m)]
+    codes = 2 * m, RELU, RELU, 0.0, 0.0, 1e-5, 1e-5
+    out, *statistics = cheap_concat_train.cheap_concat_train(
+        z, None, *vectors, weight, None, *vectors, None, None, *codes
+    )
+    cheap_concat_train.cheap_concat_train_backward(out, z, *vectors, weight, *vectors, None, None, *statistics, *codes)
+
+
+def train_gate(n: int, c: int, m: int, side: int) -> None:
+    x, weight, row, column = _map(n, c, side), _own(m, c, 1, 1), _own(m, 1, 1, 5), _own(m, 1, 5, 1)
+    parameters = [t for w in (weight, row, column) for t in (w, _own(m), _own(m))]
+    numbers = GATES.index("sigmoid"), 1e-5, 1e-5, 1e-5
+    out, *rest = dfc_gate_train.dfc_gate_train(x, *parameters, *numbers)
+    dfc_gate_train.dfc_gate_train_backward(out, x, *parameters, *rest, *numbers)
+
+
 def frozen_module(n: int, c: int, m: int, side: int, d: int, parts: frozenset[str]) -> None:
     scale = _half(n, c) if "scale" in parts else None
     residual = _map(n, 2 * m, side) if "residual" in parts else None
@@ -179,6 +198,8 @@ def frozen_excitation(n: int, c: int) -> None:
 
 FORMS = """
 train C->M@SIDE [DxD]                       a Ghost module of M primary channels, forward and backward
+train tail M@SIDE [DxD]                     a Ghost module after its primary convolution, forward and backward
+train gate C->M@SIDE                        the gate of DFC attention, forward and backward
 train depthwise C DxD/STRIDE@SIDE           a depthwise convolution, forward and backward
 train depthwise norm C DxD/STRIDE@SIDE      a depthwise convolution and a BatchNorm over the batch
 train convolution norm C->M DxD/STRIDE@SIDE a first convolution, or a 1x1 one, a BatchNorm over the batch and ReLU
@@ -192,6 +213,8 @@ frozen excite C
 PARTS = {"residual", "scale", "squeeze"}
 _FORMS: list[tuple[str, Callable]] = [
     (r"train (\d+)->(\d+)@(\d+)(?: (\d+)x\4)?", lambda n, p, c, m, side, d=3: train_module(n, c, m, side, d)),
+    (r"train tail (\d+)@(\d+)(?: (\d+)x\3)?", lambda n, p, m, side, d=3: train_tail(n, m, side, d)),
+    (r"train gate (\d+)->(\d+)@(\d+)", lambda n, p, c, m, side: train_gate(n, c, m, side)),
     (
         r"train depthwise (\d+) (\d+)x\2/(\d+)@(\d+)",
         lambda n, p, c, d, stride, side: train_depthwise(n, c, side, d, stride),

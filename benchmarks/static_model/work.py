@@ -141,8 +141,13 @@ KERNELS = {
     "convolution_weight_bwd_kernel": Kernel(_rows, _map("grad"), "partials"),
     "normalise_kernel": Kernel(lambda a: (cdiv(a["per_split"], a["ROWS"]),), _map("out"), "out sums"),
     "norm_bwd_kernel": Kernel(lambda a: (cdiv(a["per_split"], a["ROWS"]),), _map("z"), "to partials"),
+    "statistics_kernel": Kernel(lambda a: (cdiv(a["per_split"], a["ROWS"]),), _map("z"), "partials"),
     "sums_kernel": Kernel(_rows, _map("x"), "sums"),
     "scale_kernel": Kernel(_rows, _map("out"), "out"),
+    "pool_kernel": Kernel(_rows, _map("out"), "out"),
+    "pool_bwd_kernel": Kernel(_rows, _map("to"), "to"),
+    "line_kernel": Kernel(lambda a: _rows(a, a["ALONG"] - 1), _map("source"), "out partials"),
+    "line_bwd_kernel": Kernel(_rows, _map("to"), "to weights partials"),
     "start_joins_kernel": Kernel(lambda a: (), _map("counters"), "counters"),
     "join_statistics_kernel": Kernel(
         lambda a: (1, *_groups(a)), _map("partials"), "mean_out var_out scale_out shift_out"

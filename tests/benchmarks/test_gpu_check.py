@@ -97,7 +97,8 @@ def test_a_dry_run_goes_through_the_parts(tmp_path, benchmarks):
     assert [part["part"] for part in report["parts"]] == names and set(names) - set(found) == {"sanitizer"}
 
     operators = found["operators"]["cases, error, eager's"]
-    assert {"ghost_module", "cheap_concat", "ghost_module_train", "squeeze_excite", "depthwise"} == set(operators)
+    modules = {"ghost_module", "cheap_concat", "ghost_module_train", "cheap_concat_train"}
+    assert modules | {"dfc_gate_train", "squeeze_excite", "depthwise"} == set(operators)
     for dtypes in operators.values():
         assert set(dtypes) == {"float16", "bfloat16", "float32"}
         assert any("gradient" in what for what in dtypes["float32"])

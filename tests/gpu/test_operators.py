@@ -15,16 +15,20 @@ from ghost_ops.ops._library import overload
 from tests.helpers import assert_as_accurate, farthest
 from tests.ops.cases import Case, Errors, in_layout
 from tests.ops.test_registration import CALLS
-from tests.triton.interpreted.drawn import draw, draw_depthwise, draw_squeeze_excite
+from tests.triton.interpreted.drawn import draw, draw_depthwise, draw_gate, draw_squeeze_excite
 
 DEVICE = "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-KINDS = ("ghost_module", "cheap_concat", "ghost_module_train", "squeeze_excite", "depthwise")
+KINDS = (
+    "ghost_module", "cheap_concat", "ghost_module_train", "cheap_concat_train", "dfc_gate_train", "squeeze_excite",
+    "depthwise",
+)  # fmt: skip
 SEEDS = [range(first, first + 10) for first in range(0, 40, 10)]  # in parts, which processes share
 
 
 def drawn(kind: str, seed: int) -> Case:
-    return {"squeeze_excite": draw_squeeze_excite, "depthwise": draw_depthwise}.get(kind, partial(draw, kind))(seed)
+    others = {"squeeze_excite": draw_squeeze_excite, "depthwise": draw_depthwise, "dfc_gate_train": draw_gate}
+    return others.get(kind, partial(draw, kind))(seed)
 
 
 def moved(case: Case, dtype: torch.dtype | None, device: str = DEVICE) -> Case:

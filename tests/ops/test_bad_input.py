@@ -56,6 +56,10 @@ def concat_train(**changes):
     return F.cheap_concat_train(**arguments)
 
 
+def norm(**changes):
+    return F.batch_norm_act_train(**({"z": x, "gamma": None, "beta": torch.ones(6)} | changes))
+
+
 def attend(**changes):
     return F.squeeze_excite(**({"x": x} | gate | changes))
 
@@ -159,6 +163,14 @@ REFUSED = [
     (concat_train, {"z": torch.randn(1, 4, 1, 1)}, ValueError, "z: expected more than 1 value per channel"),
     (concat_train, {"primary_bias": torch.ones(5)}, ValueError, "primary_bias: expected shape 4, got 5"),
     (concat_train, {"cheap_gamma": torch.ones(8).double()}, TypeError, "cheap_gamma: expected the dtype of z"),
+    (norm, {"z": x[0]}, ValueError, "z: expected 4 dimensions .*, got 3"),
+    (norm, {"z": x[:, :0]}, ValueError, "z: expected at least one channel"),
+    (norm, {"z": x[:1, :, :1, :1]}, ValueError, "z: expected more than 1 value per channel when training"),
+    (norm, {"gamma": torch.ones(5)}, ValueError, "gamma: expected shape 6, got 5"),
+    (norm, {"beta": torch.ones(6).double()}, TypeError, "beta: expected the dtype of z"),
+    (norm, {"act": "softplus"}, ValueError, "act: expected one of none, relu"),
+    (norm, {"act": "prelu", "act_weight": torch.ones(2)}, ValueError, "act_weight: expected 1 or 6 elements, got 2"),
+    (norm, {"eps": "small"}, TypeError, "eps: expected a number"),
     (attend, {"reduce_weight": torch.randn(3, 5)}, ValueError, "reduce_weight: expected shape anyx6, got 3x5"),
     (attend, {"expand_weight": torch.randn(6, 4)}, ValueError, "expand_weight: expected shape 6x3, got 6x4"),
     (attend, {"expand_bias": torch.randn(3)}, ValueError, "expand_bias: expected shape 6, got 3"),
@@ -233,6 +245,7 @@ def test_every_function_says_what_it_takes():
     names = {call: call.__name__ for call, *_ in REFUSED}
     tested = {"ghost_module", "ghost_module_train", "ghost_module_eval", "cheap_concat", "squeeze_excite", "excite"}
     tested |= {"cheap_concat_eval", "depthwise", "dfc_gate_train", "cheap_concat_train", "branched_module_train"}
+    tested |= {"batch_norm_act_train"}
     assert set(F.__all__) == tested and len(names) == len(F.__all__)
     for name in F.__all__:
         function = getattr(F, name)

@@ -154,6 +154,10 @@ CALLS = {
     ),
     "cheap_concat_train": tail,
     "cheap_concat_train_backward": tail_backward,
+    "batch_norm_act_train": lambda z: (z, r(C), r(C), r(1), PRELU, 0.1, 1e-3),
+    "batch_norm_act_train_backward": lambda z: (
+        r(N, C, H, W), z, r(C), r(C), r(1), *statistics(C), PRELU, 0.1, 1e-3,
+    ),
     "squeeze_excite": lambda x: (x, r(5, C), r(5), r(C, 5), r(C), SILU, HARD_SIGMOID),
     "excite": lambda x: (r(N, C), r(5, C), r(5), r(C, 5), r(C), SILU, HARD_SIGMOID),
     "squeeze_excite_backward": lambda x: (

@@ -9,13 +9,16 @@ import torch
 from ghost_ops.activations import ACTIVATIONS, GATES, NONE, PRELU, RELU
 from ghost_ops.backends.triton import (
     cheap_concat,
+    cheap_concat_train,
     convolution,
     depthwise,
     depthwise_gradients,
+    dfc_gate_train,
     excite,
     ghost_module,
     ghost_module_train,
     joins,
+    lines,
     normalise,
     product_gradients,
     products,
@@ -78,6 +81,26 @@ def training(c, m, side, dtype, *, layout=LAST, n=2, d=3, multiplier=1, act=RELU
     )
 
 
+def tail_training(m, side, dtype, *, layout=LAST, n=2, d=3, multiplier=1, act=RELU):
+    """As ``training``, after the primary convolution."""
+    z, made = _empty(dtype, layout)(n, m, side, side), m * multiplier
+    weight, first, second = torch.empty(made, 1, d, d), [torch.empty(m)] * 2, [torch.empty(made)] * 2
+    slopes = [torch.empty(k) if act == PRELU else None for k in (m, made)]
+    codes = m + made, act, act, 0.01, 0.01, 1e-5, 1e-5
+    out, *statistics = cheap_concat_train.cheap_concat_train(z, None, *first, weight, None, *second, *slopes, *codes)
+    cheap_concat_train.cheap_concat_train_backward(out, z, *first, weight, *second, *slopes, *statistics, *codes)
+
+
+def gate_training(c, m, side, dtype, *, layout=LAST, n=2, taps=5):
+    """The gate of DFC attention, parameters in float32."""
+    x, weight = _empty(dtype, layout)(n, c, side, side), torch.empty(m, c, 1, 1)
+    weights = weight, torch.empty(m, 1, 1, taps), torch.empty(m, 1, taps, 1)
+    parameters = [t for w in weights for t in (w, torch.empty(m), torch.empty(m))]
+    numbers = GATES.index("sigmoid"), 1e-5, 1e-5, 1e-5
+    out, *rest = dfc_gate_train.dfc_gate_train(x, *parameters, *numbers)
+    dfc_gate_train.dfc_gate_train_backward(out, x, *parameters, *rest, *numbers)
+
+
 def pointwise(c, m, side, dtype, *, n=2):
     """A 1x1 convolution with a BatchNorm over the batch, as shortcuts have it, and its backward."""
     x, grad, z = (_empty(dtype, LAST)(n, k, side, side) for k in (c, m, m))
@@ -105,7 +128,7 @@ def excitation(c, side, dtype, *, layout=LAST, r=None, own=None):
 
 
 def convolutions(side, dtype, *, c=3, m=16, d=3):
-    """As programs have them: a net's first, and a depthwise one of stride 2."""
+    """As programs have them: a net's first, a depthwise one of stride 2, and one along rows."""
     parameter = lambda *shape: torch.empty(shape, dtype=dtype)
     a_map = _empty(dtype, LAST)
     convolution.convolution(
@@ -113,6 +136,7 @@ def convolutions(side, dtype, *, c=3, m=16, d=3):
     )
     x, weight, bias = a_map(2, m, 2 * side, 2 * side), parameter(m, 1, d, d), parameter(m)
     depthwise.depthwise_with_epilogue(x, weight, bias, None, 2, NONE, 0.0, True)
+    lines.line_with_epilogue(x, parameter(m, 1, 1, d), bias, False, NONE)
     depthwise.depthwise_backward(a_map(2, m, side, side), x, weight, bias, 2, True, True)
 
 
@@ -150,6 +174,10 @@ def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
             (f"training, large, {dtype}", lambda d=dtype: training(24, 36, 56, d)),
             (f"training, large, many channels, {dtype}", lambda d=dtype: pointwise(96, 192, 56, d)),
             (f"training, small, {dtype}", lambda d=dtype: training(672, 80, 14, d, d=5)),
+            (f"tail in training, large, {dtype}", lambda d=dtype: tail_training(64, 56, d)),
+            (f"tail in training, small, {dtype}", lambda d=dtype: tail_training(128, 14, d, d=5)),
+            (f"gate in training, large, {dtype}", lambda d=dtype: gate_training(24, 72, 56, d)),
+            (f"gate in training, small, {dtype}", lambda d=dtype: gate_training(40, 240, 14, d)),
             (f"squeeze-excite, {dtype}", lambda d=dtype: excitation(672, 14, d)),
             (f"squeeze-excite in training, {dtype}", lambda d=dtype: excitation(960, 7, d, own=torch.float32)),
             (f"layers in training, large, {dtype}", lambda d=dtype: layers(112, d, m=48)),
@@ -170,6 +198,8 @@ def odd(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
         ("ratio 1, gradients", lambda: folded(160, 960, 7, half, cheap=False, act=HARD_SWISH)),
         ("ratio 3, all that rides", lambda: inference(40, 20, 28, half, multiplier=2, act=SILU, more=True)),
         ("ratio 3, 7 x 7", lambda: training(40, 20, 28, half, d=7, multiplier=2, act=SILU)),
+        ("tail in training, NCHW, odd channels, PReLU", lambda: tail_training(37, 28, half, layout=FIRST, act=PRELU)),
+        ("gate in training, NCHW, odd channels, 7 taps", lambda: gate_training(23, 37, 29, half, layout=FIRST, taps=7)),
         ("1 x 1 cheap kernel, float", lambda: folded(40, 20, 28, torch.float32, d=1, act=SILU)),
         ("layers, NCHW, odd channels, PReLU", lambda: layers(28, half, m=37, d=5, stride=1, act=PRELU, layout=FIRST)),
         ("layers, 7 x 7 kernels", lambda: layers(28, half, m=24, d=7, stride=1)),

@@ -24,8 +24,7 @@ from tests.helpers import on
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT = (  # and their backwards
-    "program_pack", "program_eval", "dfc_gate_train", "ghost_module_train_gated", "branched_module_train",
-    "cheap_concat_train",
+    "program_pack", "program_eval", "ghost_module_train_gated", "branched_module_train", "batch_norm_act_train",
 )  # fmt: skip
 OPERATORS = [name for name in SCHEMAS if name.removesuffix("_backward") not in WITHOUT]
 

@@ -68,6 +68,24 @@ def expect_excitation(
     expect("expand_bias", expand_bias, (c,), like)
 
 
+def expect_gate(
+    x: torch.Tensor, weight: torch.Tensor, row_weight: torch.Tensor, column_weight: torch.Tensor, norms: tuple
+) -> None:
+    """The tensors of a DFC attention's gate fit each other; ``norms``: of its three BatchNorms."""
+    _expect_map(x)
+    if min(x.shape[2:]) < 2:
+        raise ValueError(f"ghost_ops: x: expected at least two rows and columns, got {tuple(x.shape)}")
+    m = weight.shape[0] if weight.dim() else 0
+    expect("weight", weight, (m, x.shape[1], 1, 1), x)
+    across, along = (t.shape[axis] if t.dim() == 4 else 1 for t, axis in ((row_weight, 3), (column_weight, 2)))
+    expect("row_weight", row_weight, (m, 1, 1, across), x)
+    expect("column_weight", column_weight, (m, 1, along, 1), x)
+    if across % 2 == 0 or along % 2 == 0:
+        raise ValueError(f"ghost_ops: row_weight, column_weight: expected odd numbers of taps, got {across}, {along}")
+    for name, norm in zip(("primary", "row", "column"), norms):
+        expect_epilogue(name, norm, m, x)
+
+
 def expect_module(
     x: torch.Tensor,
     weight: torch.Tensor | None,

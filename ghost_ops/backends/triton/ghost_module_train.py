@@ -6,17 +6,11 @@ import torch
 
 from ..layout import kept_dtype
 from . import backward, checks, launch
-from .cheap import cheap_half
+from .cheap_concat_train import batch_norm_of, ghost_tail_fwd, gradients_of_parameters, new_statistics
 from .epilogue import Epilogue
 from .joins import Joins
 from .launch_cache import cached_launches
-from .norm import BatchNorm, NormVectors
 from .products import primary_product
-
-
-def _vectors(x: torch.Tensor, channels: int) -> NormVectors:
-    """Uninitialised vectors, each with its own memory, since an operator's results do not share any."""
-    return NormVectors(*(launch.empty((channels,), torch.float32, x.device) for _ in range(4)))
 
 
 @cached_launches
@@ -32,14 +26,11 @@ def ghost_module_train(
     checks.expect_module(x, primary_weight, primary, cheap_weight, cheap, out_channels)
     kept = launch.empty((n, height, width, m), kept_dtype(x) if keep_primary else x.dtype, x.device)
     z, out = kept.permute(0, 3, 1, 2), launch.new_map(x, out_channels)
-    joins, norm = Joins(x.device), BatchNorm(primary_gamma, primary_beta, primary_eps)
-    first = primary_product(x, primary_weight, to=z, joins=joins, norm=norm, vectors=_vectors(x, m))
-    primary = first.applied(primary)
-    second = cheap_half(
-        z, out, cheap_weight, cheap, m=m, primary=primary, joins=joins,
-        norm=BatchNorm(cheap_gamma, cheap_beta, cheap_eps), vectors=_vectors(x, cheap_weight.shape[0]),
-    )  # fmt: skip
-    cheap_half(z, out, cheap_weight, second.applied(cheap), m=m, primary=primary)
+    joins = Joins(x.device)
+    first = primary_product(
+        x, primary_weight, to=z, joins=joins, norm=batch_norm_of(primary), vectors=new_statistics(x, m)
+    )
+    second = ghost_tail_fwd(z, out, first, primary, cheap_weight, cheap, joins)
     kept = kept if keep_primary else launch.empty((0,), torch.float32, x.device)
     return out, first.mean, first.var, second.mean, second.var, kept
 
@@ -64,9 +55,4 @@ def ghost_module_train_backward(
     found = backward.ghost_module_bwd(
         grad_out, x, primary_weight, primary, cheap_weight, cheap, out_channels, batch=True, z=z
     )
-    primary_grad, cheap_grad = found.primary, found.cheap
-    return (
-        found.x, found.weight, primary_grad.gamma, primary_grad.beta, found.cheap_weight, cheap_grad.gamma,
-        cheap_grad.beta,
-        primary_grad.slopes, cheap_grad.slopes,
-    )  # fmt: skip
+    return found.x, found.weight, *gradients_of_parameters(found)

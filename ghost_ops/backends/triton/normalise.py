@@ -210,13 +210,16 @@ def norm_gradient_sums(
 
 
 def norm_gradient(
-    grad_out: torch.Tensor, z: torch.Tensor, norm: Epilogue, coefficients: torch.Tensor
+    grad_out: torch.Tensor, z: torch.Tensor, norm: Epilogue, coefficients: torch.Tensor, *,
+    to: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """The gradient of z, a scratch map, where no kernel that needs it computes it on the way.
+    """The gradient of z, where no kernel that needs it computes it on the way.
 
-    ``coefficients``: those of the BatchNorm's backward, see ``load_coefficients``.
+    Args:
+        coefficients: those of the BatchNorm's backward, see ``load_coefficients``.
+        to: the map that is written, which may be ``grad_out``; by default a scratch map.
     """
-    to = launch.scratch(z, z.shape[1])
+    to = launch.scratch(z, z.shape[1]) if to is None else to
     _norm_backward(grad_out, z, norm, *_strips(grad_out, z, to), coefficients, to, NO_GRADIENTS)
     return to
 

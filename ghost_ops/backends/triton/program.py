@@ -25,8 +25,17 @@ from .convolution import convolution
 from .depthwise import depthwise_with_epilogue
 from .excite import excite
 from .ghost_module import ghost_module
+from .lines import line_with_epilogue
 from .squeeze_excite import image_sums
 from .taps import as_taps
+
+
+def _is_line(step: Depthwise) -> bool:
+    """Whether a convolution is along rows or columns, of a length that there are kernels for."""
+    (along, across), taps = step.kernel, max(step.kernel)
+    alone = min(step.kernel) == 1 < taps and step.stride == step.dilation == (1, 1)
+    padded = step.padding == (along // 2, across // 2)
+    return alone and padded and taps in CHEAP_KERNELS and step.layer.act not in WITH_SLOPES
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +120,14 @@ class TritonInterpreter(ProgramInterpreter):
         self.excitation = excite(self.known(self.squeeze, "a squeeze"), *weights, step.reduce.act, step.gate)
 
     def depthwise(self, step: Depthwise, folded: list[Folded]) -> None:
+        x, layer = self.read(step.source), step.layer
+        if _is_line(step):
+            weight, bias, _ = folded[0]
+            vertical = step.kernel[1] == 1
+            weight = weight.transpose(2, 3) if vertical else weight
+            return self.write(step.out, line_with_epilogue(x, weight, bias, vertical, layer.act), step.squeeze)
         if not step.is_same or step.kernel[0] not in CHEAP_KERNELS:
             return step.run(self, folded)
-        x, layer = self.read(step.source), step.layer
         out, means = depthwise_with_epilogue(x, *folded[0], step.stride[0], layer.act, layer.slope, step.squeeze)
         self.write(step.out, out, step.squeeze, means)
 

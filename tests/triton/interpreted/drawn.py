@@ -47,9 +47,9 @@ def one_launch(wanted: bool) -> Iterator[None]:
 
 
 def draw(kind: str, seed: int) -> Case:
-    """A case of ``ghost_module``, ``cheap_concat`` or ``ghost_module_train``: always the same of a seed."""
+    """A case of ``ghost_module``, ``cheap_concat`` or of either in training: always the same of a seed."""
     rng, generator = random.Random(f"{kind} {seed}"), torch.Generator().manual_seed(seed)
-    train = kind == "ghost_module_train"
+    train, is_tail = kind.endswith("_train"), kind.startswith("cheap_concat")
     dtype = DTYPES[seed % 2]
     n, h, w = rng.randint(1, 2), rng.randint(1, 7), rng.randint(1, 9)
     if train and n * h * w < 24:
@@ -79,9 +79,10 @@ def draw(kind: str, seed: int) -> Case:
         options[f"{name}_slope"] = rng.choice([0.01, 0.3])
         prelu = options[name] == "prelu"
         slopes[f"{name}_weight"] = numbers(rng.choice([1, channels])) * 0.3 if prelu else None
-    tensors = {"z": a_map(n, m, h, w)} if kind == "cheap_concat" else {"x": a_map(n, c, h, w)}
-    if kind != "cheap_concat":
+    tensors = {"z": a_map(n, m, h, w)} if is_tail else {"x": a_map(n, c, h, w)}
+    if not is_tail:
         tensors["primary_weight"] = parameter(m, c, 1, 1, scale=c**-0.5, optional=False)
+    if kind != "cheap_concat":
         tensors["primary_bias"] = parameter(m, scale=0.3)
     if train:
         tensors |= {"primary_gamma": parameter(m, scale=0.3, shift=1.0), "primary_beta": parameter(m, scale=0.3)}
@@ -122,6 +123,34 @@ def draw_squeeze_excite(seed: int) -> Case:
     }
     gate = rng.choice(["clamp", "hard_sigmoid", "sigmoid", "identity"])
     return Case(tensors, {"act": rng.choice(["none", "relu", "relu6", "silu", "hard_swish"]), "gate": gate})
+
+
+def draw_gate(seed: int) -> Case:
+    """A case of ``dfc_gate_train``. Of the gradients of the first two gammas a BatchNorm behind them leaves what eps is
+    beside a variance, so these are large: else there would be rounding to compare."""
+    rng, generator = random.Random(f"gate {seed}"), torch.Generator().manual_seed(seed)
+    dtype = DTYPES[seed % 2]
+    n, c, m, h, w = rng.randint(1, 2), rng.randint(2, 20), rng.randint(1, 20), rng.randint(2, 11), rng.randint(2, 15)
+    while n * (h // 2) * (w // 2) < 24:
+        h, w = h + 2, w + 3
+    across, along = (rng.choice([3, 5, 5, 7]) for _ in range(2))
+
+    def numbers(*shape, scale=1.0, shift=0.0):
+        t = torch.randn(shape, generator=generator) * scale + shift
+        return t.to(rng.choice([dtype, torch.float32]))
+
+    x = torch.randn((n, c, h, w), generator=generator) + 0.3
+    tensors = {
+        "x": in_layout(x.to(dtype), rng.choice(LAYOUTS)),
+        "weight": numbers(m, c, 1, 1, scale=c**-0.5),
+        "row_weight": numbers(m, 1, 1, across, scale=across**-0.5),
+        "column_weight": numbers(m, 1, along, 1, scale=along**-0.5),
+    }
+    for layer in ("", "row_", "column_"):
+        tensors[f"{layer}gamma"] = numbers(m, scale=0.3, shift=1.0) if rng.random() < 0.6 else None
+        tensors[f"{layer}beta"] = numbers(m, scale=0.3) if rng.random() < 0.6 else None
+    gate = rng.choice(["clamp", "hard_sigmoid", "sigmoid", "identity"])
+    return Case(tensors, {"gate": gate, "eps": 0.1, "row_eps": 0.2, "column_eps": 0.3})
 
 
 def draw_depthwise(seed: int) -> Case:

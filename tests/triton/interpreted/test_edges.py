@@ -14,10 +14,17 @@ from ghost_ops.backends.triton.convolution import convolution
 from ghost_ops.ops._library import overload
 from tests.ops.test_registration import CALLS
 
-from .drawn import draw, draw_depthwise, few_tiles, many_tiles, one_launch
+from .drawn import draw, draw_depthwise, draw_gate, few_tiles, many_tiles, one_launch
 
 # of cases that take an interpreter few steps
-SEEDS = {"ghost_module": 2, "ghost_module_train": 2, "cheap_concat": 10, "depthwise": 8}
+SEEDS = {
+    "ghost_module": 2, "ghost_module_train": 2, "cheap_concat": 10, "cheap_concat_train": 0, "depthwise": 8,
+    "dfc_gate_train": 2,
+}  # fmt: skip
+
+
+def drawn(kind):
+    return {"depthwise": draw_depthwise, "dfc_gate_train": draw_gate}.get(kind, partial(draw, kind))(SEEDS[kind])
 
 
 @pytest.fixture(autouse=True)
@@ -110,10 +117,10 @@ def test_depthwise_weights_of_any_layout(layout):
         assert torch.equal(ours, plain)
 
 
-@pytest.mark.parametrize("kind", ["ghost_module", "ghost_module_train", "cheap_concat"])
+@pytest.mark.parametrize("kind", [kind for kind in SEEDS if kind != "depthwise"])
 def test_repeats_to_the_bit(kind):
     def call():
-        case = draw(kind, SEEDS[kind]).leaves()
+        case = drawn(kind).leaves()
         out = getattr(functional, kind)(**case.tensors, **case.options)
         first = out if isinstance(out, torch.Tensor) else out[0]
         first.square().sum().backward()
@@ -239,7 +246,7 @@ def test_offsets_in_64_bits(monkeypatch):
             w1, w2 = torch.randn((8, 6, 1, 1), generator=g).half(), torch.randn((8, 1, 3, 3), generator=g).half()
             with one_launch(True):
                 return [functional.ghost_module(x, w1, None, w2, None)]
-        case = (draw_depthwise if kind == "depthwise" else partial(draw, kind))(SEEDS[kind]).leaves()
+        case = drawn(kind).leaves()
         out = getattr(functional, kind)(**case.tensors, **case.options)
         first = out if isinstance(out, torch.Tensor) else out[0]
         first.square().sum().backward()

@@ -8,14 +8,27 @@ import torch.nn.functional as F
 
 from ghost_ops import FusedGhostBottleneck, FusedGhostModule
 from ghost_ops import nn as ghost_nn
+from ghost_ops.activations import ACTIVATIONS
 from ghost_ops.backends import reference, triton
 from ghost_ops.backends.triton import forward, launch
 from ghost_ops.fused import block, bottleneck
 from ghost_ops.fused.frozen import FrozenProgram
-from ghost_ops.program import BFLOAT16, FLOAT32, Load, MaxPool, Store, encode, with_precision
+from ghost_ops.program import (
+    BFLOAT16,
+    BIAS,
+    FLOAT32,
+    Depthwise,
+    Ghost,
+    Layer,
+    Load,
+    MaxPool,
+    Store,
+    encode,
+    with_precision,
+)
 from tests.helpers import assert_as_accurate, on, randomise
-from tests.ops.cases import Errors
-from tests.program.cases import draw_call, draw_program, mismatch, program_of_other_steps
+from tests.ops.cases import Errors, in_layout
+from tests.program.cases import draw_call, draw_program, make_program, mismatch, program_of_other_steps
 
 from .drawn import few_tiles
 
@@ -150,6 +163,31 @@ def test_programs_with_steps_without_kernels():
     packed = reference.program_pack(p.parameters, p.code)
     plain, exact = (reference.program(v, packed, p.code) for v in (x, x.double()))
     assert_as_accurate(triton.load("program")(x, packed, p.code), plain, exact, 4.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_convolutions_along_an_axis(dtype, monkeypatch):
+    """As the gate of DFC attention has them: a 1x1 convolution, one along rows, one along columns."""
+    layer, gate = Layer(BIAS, 0.0, 0), Layer(BIAS, 0.0, ACTIVATIONS.index("sigmoid"))
+    sizes = (1, 1), (1, 1)
+    p = make_program(
+        Load(0, 5, False), Ghost(0, 1, -1, False, False, 5, 12, 0, 12, 1, layer, None),
+        Depthwise(1, 2, False, 12, (1, 5), sizes[0], (0, 2), sizes[1], layer),
+        Depthwise(2, 3, True, 12, (7, 1), sizes[0], (3, 0), sizes[1], gate), Store(3),
+    )  # fmt: skip
+    started, start_kernel = [], launch.start_kernel
+
+    def noting(kernel, *args, **more):
+        started.append(kernel.__name__)
+        start_kernel(kernel, *args, **more)
+
+    monkeypatch.setattr(launch, "start_kernel", noting)
+    packed = reference.program_pack([t.float() for t in p.parameters], p.code)
+    for layout in ("channels_last", "nchw", "strided"):
+        x = in_layout(torch.randn(2, 5, 6, 9, generator=torch.Generator().manual_seed(0)).to(dtype), layout)
+        plain, exact = (reference.program(v, packed, p.code) for v in (x, x.double()))
+        assert_as_accurate(triton.load("program")(x, packed, p.code), plain, exact, 4.0)
+    assert started.count("line_kernel") == 2 * 3
 
 
 def test_a_program_without_parameters():

@@ -8,8 +8,13 @@ import torch
 from ghost_ops.activations import PRELU, RELU
 from ghost_ops.backends.triton import norm
 from ghost_ops.backends.triton.epilogue import Epilogue
+from ghost_ops.backends.triton.joins import Joins
+from ghost_ops.backends.triton.map_statistics import map_statistics
 from ghost_ops.backends.triton.norm import BatchNorm
 from tests.helpers import assert_as_accurate
+from tests.ops.cases import in_layout
+
+from .drawn import few_tiles, many_tiles
 
 
 def moments(values: list[torch.Tensor]) -> torch.Tensor:
@@ -52,6 +57,29 @@ def test_statistics(groups, channels, mean):
         assert_as_accurate(*three, what=name)
     torch.testing.assert_close(found.var.double(), everything.var(0, correction=0), rtol=1e-3, atol=0)
     assert torch.equal(found.shift, beta)
+
+
+@pytest.mark.parametrize("sides", [few_tiles, many_tiles])
+@pytest.mark.parametrize(
+    ("shape", "layout", "dtype"),
+    [
+        ((2, 12, 9, 17), "channels_last", torch.float16),  # a flat tile
+        ((2, 5, 7, 6), "channels_last", torch.float32),
+        ((3, 17, 3, 11), "nchw", torch.float16),
+        ((1, 20, 1, 9), "strided", torch.float32),
+    ],
+)
+def test_statistics_of_a_map(shape, layout, dtype, sides):
+    mean = 1000.0 if dtype == torch.float32 else 8.0
+    z = in_layout((mean + torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype), layout)
+    gamma = torch.randn(shape[1])
+    with sides():
+        found = map_statistics(z, BatchNorm(gamma, None, 1e-3), Joins(z.device))
+    var, center = torch.var_mean(z.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(found.mean.double(), center, rtol=3e-7, atol=0)
+    torch.testing.assert_close(found.var.double(), var, rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.scale.double(), gamma / (var + 1e-3).sqrt(), rtol=1e-4, atol=0)
+    assert not found.shift.any()
 
 
 def test_statistics_without_affine_parameters():

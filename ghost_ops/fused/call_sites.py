@@ -14,6 +14,7 @@ import linecache
 import types
 from collections.abc import Iterator
 from types import CodeType, FrameType
+from typing import NamedTuple
 
 from torch import nn
 
@@ -62,23 +63,34 @@ def _positions(code: CodeType) -> list[Position]:
     return list(code.co_positions())
 
 
+class _File(NamedTuple):
+    """A file's functions by name and first line, and its code, compiled again."""
+
+    functions: dict[tuple[str, int], list[ast.FunctionDef]]
+    code: CodeType
+
+
 @functools.lru_cache(maxsize=64)
-def _parsed(file: str) -> tuple[ast.Module, CodeType] | None:
+def _parsed(file: str) -> _File | None:
     text = "".join(linecache.getlines(file))
     try:
-        return ast.parse(text), compile(text, file, "exec", dont_inherit=True)
+        tree, code = ast.parse(text), compile(text, file, "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
         return None
+    functions: dict[tuple[str, int], list[ast.FunctionDef]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            functions.setdefault((node.name, first), []).append(node)
+    return _File(functions, code)
 
 
 def _source(code: CodeType) -> ast.FunctionDef | None:
     """The function whose code it is; None where the source gives other code."""
     parsed = _parsed(code.co_filename)
-    if parsed is None or code not in _inside(parsed[1]):
+    if parsed is None or code not in _inside(parsed.code):
         return None
-    first = lambda node: min([node.lineno, *(d.lineno for d in node.decorator_list)])
-    functions = [node for node in ast.walk(parsed[0]) if isinstance(node, ast.FunctionDef)]
-    found = [f for f in functions if f.name == code.co_name and first(f) == code.co_firstlineno]
+    found = parsed.functions.get((code.co_name, code.co_firstlineno), [])
     return found[0] if len(found) == 1 else None
 
 

@@ -36,6 +36,7 @@ from .errors import NotNow, Unfusable
 from .ghost_recognition import skipped_reads
 from .in_place import STATE
 from .layers import LinearAct, activation_code, does_nothing, is_conv
+from .numbers import NO_NUMBERS, Numbers, line_through, with_numbers
 from .parameters import check_parameters
 from .registry import register_block
 from .structure import Structure
@@ -56,6 +57,8 @@ class SqueezeExciteParts:
             must carry no hooks.
         function: the activation where no module that is known computes it: a function that the forward calls, or
             somebody's own class.
+        numbers: what the result of the second layer is multiplied by, and what is added to it, before a ``clamp``: 1/5
+            and 0.5 of ``(x / 5 + 0.5).clamp(0, 1)``.
     """
 
     reduce: str
@@ -64,6 +67,7 @@ class SqueezeExciteParts:
     gate: str = "sigmoid"
     others: tuple[str, ...] = ()
     function: Function | None = None
+    numbers: tuple[float, float] = NO_NUMBERS
 
 
 class ExcitePlan(NamedTuple):
@@ -73,6 +77,7 @@ class ExcitePlan(NamedTuple):
     module: nn.Module | None  # the activation's
     act: int
     gate: int
+    numbers: tuple[float, float]
 
 
 class ExciteCall(NamedTuple):
@@ -127,18 +132,21 @@ class SqueezeExciteBlock(Block):
         module = between[0].module if between and known is not None else None
         found = _fitting(probe, first, second, () if known is None else (known,), module)
         found = found or _fitting(probe, first, second, _WITHOUT_SLOPES)  # a function or an own class
+        codes = _WITHOUT_SLOPES if known is None else (known, *_WITHOUT_SLOPES)
+        if not found and not any(b.is_floating_point() for b in candidate.module.buffers()):  # which are drawn
+            found = _lines(probe.input, theirs[1], first, second, codes, module)
+        found = [way for way in found if probe.computes(_compose(first, second, *way, module), far=True)] or found
         gates = ", ".join(GATES)
         wrong = f"it does not compute a squeeze-and-excite of known activations with any of the gates {gates}"
-        if not found:
+        if not found or not probe.computes(_compose(first, second, *found[0], module)):
             raise Unfusable(probe.explain(wrong))
-        found = [pair for pair in found if probe.computes(_compose(first, second, *pair, module), far=True)] or found
-        code, gate = found[0]
-        probe.confirm(_compose(first, second, code, gate, module), wrong, cls)
+        code, gate, numbers = found[0]
+        probe.confirm(_compose(first, second, *found[0], module), wrong, cls)
         act = between[0].path if between and code == known else None
         read = {first.path, second.path, act}
         others = tuple(dict.fromkeys(call.path for call in calls if call.path not in read))
         function = None if code == known else Function(ACTIVATIONS[code])
-        parts = SqueezeExciteParts(first.path, second.path, act, gate, others, function)
+        parts = SqueezeExciteParts(first.path, second.path, act, gate, others, function, numbers)
         return parts, (*candidate.reads(probe), *skipped_reads(candidate.module, others))
 
     def forward(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -157,7 +165,7 @@ class SqueezeExciteBlock(Block):
         for layer in (reduce, expand):
             if not (_is_dense(layer)):
                 raise Unfusable(f"one of its layers is a {type(layer).__name__}, not a Linear or 1x1 Conv2d")
-        return ExcitePlan(structure.close(), reduce, expand, module, act, GATES.index(parts.gate))
+        return ExcitePlan(structure.close(), reduce, expand, module, act, GATES.index(parts.gate), parts.numbers)
 
     def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         try:
@@ -197,7 +205,8 @@ class SqueezeExciteBlock(Block):
         """
         plan = self.current_plan(module)
         check_operator_takes(plan)
-        w1, b1, w2, b2 = self.tensors(module)
+        w1, b1, *second = self.tensors(module)
+        w2, b2 = with_numbers(*second, plan.numbers)
         return excite_operator(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
     def lower_excitation(self, module: nn.Module, builder: Builder) -> None:
@@ -206,12 +215,13 @@ class SqueezeExciteBlock(Block):
         Raises:
             Unfusable: its children must be called.
         """
-        _, reduce, expand, between, act, gate = self.current_plan(module)
+        _, reduce, expand, between, act, gate, numbers = self.current_plan(module)
         for part in (reduce, expand):
             if "weight" not in part._parameters:
                 raise NotNow("the weight of one of its layers is not a parameter of its own")
+        norm = None if numbers == NO_NUMBERS else Numbers(expand.weight, *numbers)
         builder.excite(
-            expand.weight.shape[0], LinearAct(reduce, None, between, act), LinearAct(expand, None, None, NONE), gate
+            expand.weight.shape[0], LinearAct(reduce, None, between, act), LinearAct(expand, norm, None, NONE), gate
         )
 
 
@@ -223,8 +233,9 @@ def check_operator_takes(plan: ExcitePlan) -> None:
 
 def execute(call: ExciteCall, x: torch.Tensor, tensors: tuple) -> torch.Tensor:
     """The layer's output for x, of these weights and biases."""
-    w1, b1, w2, b2 = tensors
+    w1, b1, *second = tensors
     plan = call.plan
+    w2, b2 = with_numbers(*second, plan.numbers)
     return call_squeeze_excite(call.decision, x, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
 
@@ -251,25 +262,55 @@ def _is_dense(module: nn.Module) -> bool:
     return one and module.padding in ((0, 0), 0, "valid", "same")
 
 
+Way = tuple[int, str, tuple[float, float]]  # code of the activation, gate, numbers before it
+
+
 def _fitting(
     probe: object, reduce: object, expand: object, codes: tuple[int, ...], module: nn.Module | None = None
-) -> list[tuple[int, str]]:
+) -> list[Way]:
     """Each activation of these, with each gate, with which a layer of these two calls computes what is probed."""
-    pairs = ((code, gate) for code in codes for gate in GATES)
-    return [pair for pair in pairs if probe.computes(_compose(reduce, expand, *pair, module))]
+    ways = ((code, gate, NO_NUMBERS) for code in codes for gate in GATES)
+    return [way for way in ways if probe.computes(_compose(reduce, expand, *way, module))]
 
 
-def _compose(
-    reduce: object, expand: object, act: int, gate: str, module: nn.Module | None = None
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A squeeze-and-excite put together from the calls of its two layers; ``module`` has the activation's slopes."""
+def _lines(
+    x: torch.Tensor, out: torch.Tensor, reduce: object, expand: object, codes: tuple[int, ...], module: nn.Module | None
+) -> list[Way]:
+    """Each activation of these with which the factor of every map is a line of the logits, between 0 and 1.
+
+    Args:
+        x, out: what the layer was run on, and what came out in eval.
+    """
+    found = []
+    with torch.no_grad():
+        factors = (out * x).sum((2, 3)) / (x * x).sum((2, 3))
+        for code in codes:
+            numbers = line_through(_logits(reduce.module, expand.module, code, module, x).double(), factors.double())
+            found += [] if numbers is None else [(code, "clamp", numbers)]
+    return found
+
+
+def _logits(
+    reduce: nn.Module, expand: nn.Module, act: int, module: nn.Module | None, x: torch.Tensor
+) -> torch.Tensor:  # fmt: skip
+    """What the gate is computed of; ``module`` has the activation's slopes."""
 
     def dense(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, layer.weight.flatten(1), layer.bias)
 
+    slope, weight = slope_of(module, act), module.weight if act == PRELU else None
+    return dense(expand, activate(dense(reduce, x.mean((2, 3))), act, slope, weight))
+
+
+def _compose(
+    reduce: object, expand: object, act: int, gate: str, numbers: tuple[float, float], module: nn.Module | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A squeeze-and-excite put together from the calls of its two layers."""
+    scale, shift = numbers
+
     def run(x: torch.Tensor) -> torch.Tensor:
-        slope, weight = slope_of(module, act), module.weight if act == PRELU else None
-        logits = dense(expand.module, activate(dense(reduce.module, x.mean((2, 3))), act, slope, weight))
+        logits = _logits(reduce.module, expand.module, act, module, x)
+        logits = logits if numbers == NO_NUMBERS else logits * scale + shift
         return x * apply_gate(logits, GATES.index(gate))[:, :, None, None]
 
     return run

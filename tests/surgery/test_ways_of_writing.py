@@ -41,6 +41,9 @@ RECOGNISED = {
     "excite: F.silu": lambda: Excite(F.silu),
     "excite: own class": lambda: Excite(ways.OwnSiLU()),
     "excite: torch.sigmoid": lambda: Excite(gate=torch.sigmoid),
+    "excite: x / 5 + 0.5": lambda: Excite(gate=ways.fifth),
+    "excite: F.silu, x / 5 + 0.5": lambda: Excite(F.silu, ways.fifth),
+    "excite: numbers of its own": lambda: Excite(gate=ways.Line()),
 }
 
 
@@ -97,7 +100,11 @@ NAMED = {
     "a flat kernel": (lambda: Functional(kernel=(1, 7), padding=(0, 3)), "must be square and odd.*kernel 1 x 7"),
     "dilation": (lambda: Functional(padding=2, dilation=2), r"not be dilated: .*dilation \(2, 2\)"),
     "reflection": (lambda: Functional(padding_mode="reflect"), "pads with mode 'reflect'"),
-    "excite: x / 5 + 0.5": (lambda: Excite(gate=ways.fifth), "any of the gates clamp, .*also calls mean, relu, div"),
+    "excite: a number in a buffer": (
+        lambda: Excite(gate=ways.LineOfBuffer()),
+        "any of the gates clamp, .*also calls mean",
+    ),
+    "excite: numbers after the clamp": (lambda: Excite(gate=ways.beyond), "any of the gates clamp, .*also calls mean"),
     "excite: LeakyReLU": (lambda: Excite(F.leaky_relu), "known activations .*also calls mean, leaky_relu"),
 }
 
@@ -121,6 +128,7 @@ PARTLY = {  # what freeze leaves of it to PyTorch; of the others nothing
     "scale": "no step computes mul with a parameter", "residual": "",
     "InstanceNorm": "an InstanceNorm2d", "GroupNorm": "a GroupNorm",
     "another convolution": "StandardisedConv", "an unknown function": "softsign", "reflection": "pads with mode",
+    "excite: a number in a buffer": "", "excite: numbers after the clamp": "",
 }  # fmt: skip
 BEFORE = {ways.Split: 12, Excite: 8}
 
@@ -147,6 +155,20 @@ def test_what_freeze_leaves_is_named(name):
     assert any(PARTLY[name] in why for why in whys), whys
     with torch.no_grad():
         assert_as_accurate(frozen(x), net(x), copy.deepcopy(net).double()(x.double()))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+def test_a_gate_in_other_numbers_within_a_bottleneck(training):
+    plain = randomise(zoo.HuaweiBottleneck(6, 16, 8, stride=2, se=True))
+    plain.se.gate_fn = ways.fifth
+    fused = fuse(copy.deepcopy(plain)).train(training)
+    plain.train(training)
+    x, exact = make_map((2, 6, 12, 11)), copy.deepcopy(plain).double()
+    rows = {row.name: row for row in explain(fused, x).rows}
+    assert rows["se"].runs.startswith("squeeze_excite on") if training else rows[""].runs.startswith("as one block")
+    assert_as_accurate(*(module(t).detach() for module, t in ((fused, x), (plain, x), (exact, x.double()))))
+    with torch.no_grad():
+        assert_as_accurate(fused(x), plain(x), exact(x.double()))
 
 
 def test_a_kernel_that_no_backend_has():
@@ -190,6 +212,8 @@ CHANGES = [
     (lambda: Functional(ways.OwnReLU()), unknown, False),
     (lambda: Excite(ways.OwnSiLU()), unknown, False),
     (lambda: Excite(F.relu), other_function, True),
+    (lambda: Excite(F.relu, ways.Line()), lambda m: setattr(m.gate, "scale", 0.3), True),
+    (lambda: Excite(F.relu, ways.fifth), lambda m: setattr(m, "gate", torch.tanh), False),
     (lambda: Excite(F.relu, nn.Sigmoid()), lambda m: setattr(m, "gate", nn.Hardsigmoid()), True),
     (lambda: zoo.ArticleSELayer(8, gate=nn.Sigmoid()), lambda m: m.fc.__setitem__(3, nn.Hardsigmoid()), True),
     (lambda: zoo.ArticleSELayer(8, gate=nn.Sigmoid()), lambda m: m.fc.__setitem__(3, nn.Tanh()), False),

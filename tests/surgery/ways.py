@@ -226,6 +226,30 @@ def fifth(x):
     return (x / 5 + 0.5).clamp(0, 1)
 
 
+def beyond(x):
+    return 1.1 * fifth(x)
+
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shift = 0.2137, 0.4
+
+    def forward(self, x):
+        return F.hardtanh(x * self.scale + self.shift, 0.0, 1.0)
+
+
+class LineOfBuffer(nn.Module):
+    """A buffer may change, and is drawn in a copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.full((1,), 0.2))
+
+    def forward(self, x):
+        return (x * self.scale + 0.5).clamp(0, 1)
+
+
 class Layer(nn.Module):
     """ultralytics' ``Conv``, whose net's own ``fuse`` folds the BatchNorm and gives the instance another forward."""
 

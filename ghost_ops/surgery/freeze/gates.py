@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import fx, nn
 
 from ...activations import ACTIVATIONS, NONE, code_of
 from ...fused.errors import Unfusable
 from ...fused.layers import LinearAct
+from ...fused.numbers import Numbers
 from .calls import is_called
 
 CLAMP, RELU6 = map(ACTIVATIONS.index, ("clamp", "relu6"))
@@ -26,22 +26,6 @@ _ARITHMETIC = {
     "+": ("add", "iadd", "add_"),
     "-": ("sub", "isub", "sub_", "subtract"),
 }
-
-
-class _Numbers(nn.BatchNorm1d):
-    """A BatchNorm that multiplies by a number and adds another.
-
-    Attributes:
-        scale, shift: the numbers.
-    """
-
-    def __init__(self, like: torch.Tensor, scale: float, shift: float) -> None:
-        super().__init__(len(like), eps=0.0, device=like.device, dtype=like.dtype)
-        self.scale, self.shift = scale, shift
-        with torch.no_grad():
-            self.weight.fill_(scale)
-            self.bias.fill_(shift)
-        self.eval().requires_grad_(False)
 
 
 def affine_of(node: fx.Node) -> tuple[fx.Node, float, float] | None:
@@ -92,11 +76,11 @@ def scaled(layer: LinearAct, scale: float, shift: float) -> LinearAct:
         code, scale = CLAMP, 1 / 6  # of what is before the activation
     elif code != NONE:
         raise Unfusable(_WHY)
-    if isinstance(norm, _Numbers):
+    if isinstance(norm, Numbers):
         scale, shift = scale * norm.scale, scale * norm.shift + shift
     elif norm is not None:
         raise Unfusable("no step computes a layer's BatchNorm with numbers after it")
-    return LinearAct(layer.conv, _Numbers(layer.conv.weight, scale, shift), None, code)
+    return LinearAct(layer.conv, Numbers(layer.conv.weight, scale, shift), None, code)
 
 
 def _bounds(arguments: tuple, options: Mapping[str, object], names: tuple[str, str]) -> tuple | None:

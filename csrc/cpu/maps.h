@@ -110,6 +110,10 @@ inline const float* dense(const abi::Tensor& t, Scratch& scratch) {
   const int64_t dim = t.dim(), numel = t.numel(), *size = t.sizes(), *stride = t.strides();
   float* out = scratch.floats(numel);
   const char* data = t.data<const char>();
+  if (t.is_contiguous()) {
+    kernels().gather({const_cast<char*>(data), true, 1, numel, numel}, 1, 1, numel, out, numel, numel);
+    return out;
+  }
   for (int64_t i = 0; i < numel; i++) {
     int64_t left = i, offset = 0;
     for (int64_t d = dim - 1; d >= 0; d--) offset += left % size[d] * stride[d], left /= size[d];

@@ -15,6 +15,7 @@ from ghost_ops.backends.triton import (
     depthwise_gradients,
     dfc_gate_train,
     excite,
+    gating,
     ghost_module,
     ghost_module_train,
     joins,
@@ -102,6 +103,13 @@ def gated_training(c, m, side, dtype, *, layout=LAST, n=2, d=3):
     ghost_module_train.ghost_module_train_gated_backward(
         out, x, gate, w1, *affine, w2, *affine, None, None, *statistics, *codes
     )
+
+
+def gating_of(c, side, dtype, *, layout=LAST, n=2):
+    """A map times a gate of half its size, and the gradients."""
+    x, gate = (_empty(dtype, layout)(n, c, s, s) for s in (side, side // 2))
+    gating.multiply_by_gate(x, gate)
+    gating.gate_gradients(x, x, gate)
 
 
 def gate_training(c, m, side, dtype, *, layout=LAST, n=2, taps=5):
@@ -212,7 +220,7 @@ def odd(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
         ("ratio 3, all that rides", lambda: inference(40, 20, 28, half, multiplier=2, act=SILU, more=True)),
         ("ratio 3, 7 x 7", lambda: training(40, 20, 28, half, d=7, multiplier=2, act=SILU)),
         ("tail in training, NCHW, odd channels, PReLU", lambda: tail_training(37, 28, half, layout=FIRST, act=PRELU)),
-        ("gated in training, NCHW, odd channels", lambda: gated_training(23, 37, 29, half, layout=FIRST)),
+        ("a gate, NCHW, odd channels", lambda: gating_of(37, 29, half, layout=FIRST)),
         ("gate in training, NCHW, odd channels, 7 taps", lambda: gate_training(23, 37, 29, half, layout=FIRST, taps=7)),
         ("1 x 1 cheap kernel, float", lambda: folded(40, 20, 28, torch.float32, d=1, act=SILU)),
         ("layers, NCHW, odd channels, PReLU", lambda: layers(28, half, m=37, d=5, stride=1, act=PRELU, layout=FIRST)),

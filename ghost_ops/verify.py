@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -98,8 +99,8 @@ class _Draw:
         pick = self.random.randint
         return self.normal(pick(1, 3), channels, pick(2, 11), pick(2, 11))
 
-    def halves(self, names: tuple[str, str], shapes: tuple[int, int]) -> tuple[Tensors, dict[str, object]]:
-        """The activations of both halves, and PReLU's weights."""
+    def halves(self, names: tuple[str, ...], shapes: tuple[int, ...]) -> tuple[Tensors, dict[str, object]]:
+        """The activations of the halves, and PReLU's weights."""
         tensors, options = {}, {}
         for name, channels in zip(names, shapes):
             options[name] = _names(self.random)
@@ -144,6 +145,17 @@ class _Draw:
             tensors |= {f"{half}_mean": self.normal(size, scale=0.3), f"{half}_var": self.positive(size)}
             tensors |= {f"{half}_gamma": self.positive(size), f"{half}_beta": self.normal(size, scale=0.3)}
         return Drawn("ghost_module_eval", tensors | {"x": x}, options)
+
+    def cheap_concat_eval(self) -> Drawn:
+        m, cheap, _, tensors, options = self.ghost()
+        del tensors["primary_weight"]
+        z = self.map(m)
+        for half, size in (("primary", m), ("cheap", cheap)):
+            tensors |= {f"{half}_bias": self.normal(size, scale=0.3)}
+            if self.random.random() < 0.7:
+                tensors |= {f"{half}_mean": self.normal(size, scale=0.3), f"{half}_var": self.positive(size)}
+                tensors |= {f"{half}_gamma": self.positive(size), f"{half}_beta": self.normal(size, scale=0.3)}
+        return Drawn("cheap_concat_eval", tensors | {"z": z}, options)
 
     def norms(self, m: int, cheap: int) -> Tensors:
         """The affine parameters of both BatchNorms."""
@@ -210,6 +222,13 @@ class _Draw:
         del tensors["primary_weight"]
         return Drawn("cheap_concat_train", tensors | self.norms(m, cheap) | {"z": self.map(m)}, options)
 
+    def batch_norm_act_train(self) -> Drawn:
+        channels = self.random.randint(1, 48)
+        z = self.normal(self.random.randint(2, 3), channels, self.random.randint(3, 11), self.random.randint(3, 11))
+        tensors, options = self.halves(("act",), (channels,))
+        tensors |= {"z": z, "gamma": self.positive(channels), "beta": self.normal(channels, scale=0.3)}
+        return Drawn("batch_norm_act_train", tensors, options)
+
     def squeeze_excite(self) -> Drawn:
         channels = self.random.randint(2, 48)
         hidden = self.random.randint(1, channels)
@@ -232,11 +251,14 @@ class _Draw:
 
 
 OPERATORS = (
-    "ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "cheap_concat_train", "squeeze_excite",
-    "depthwise", "dfc_gate_train", "branched_module_train",
+    "ghost_module", "ghost_module_eval", "ghost_module_train", "cheap_concat", "cheap_concat_eval",
+    "cheap_concat_train", "squeeze_excite", "depthwise", "dfc_gate_train", "branched_module_train",
+    "batch_norm_act_train",
 )  # fmt: skip
-FORWARD_ONLY = ("ghost_module_eval",)
-WITHOUT_BIASES = ("squeeze_excite", "depthwise", "dfc_gate_train", "branched_module_train")  # of a Ghost module
+FORWARD_ONLY = ("ghost_module_eval", "cheap_concat_eval")
+WITHOUT_BIASES = (  # of a Ghost module
+    "squeeze_excite", "depthwise", "dfc_gate_train", "branched_module_train", "batch_norm_act_train",
+)  # fmt: skip
 OF_BATCH = tuple(name for name in OPERATORS if name.endswith("_train"))  # which return batch statistics
 
 
@@ -245,6 +267,9 @@ def _call(drawn: Drawn, tensors: Tensors) -> tuple[torch.Tensor, ...]:
     if drawn.operator not in WITHOUT_BIASES:
         for name in ("primary_bias", "cheap_bias", "cheap_weight")[drawn.operator == "cheap_concat" :]:
             arguments.setdefault(name, None)
+    if drawn.operator == "cheap_concat_eval":  # whose BatchNorms may be missing
+        halves = itertools.product(("primary", "cheap"), ("gamma", "beta", "mean", "var"))
+        arguments = {f"{half}_{name}": None for half, name in halves} | arguments
     result = getattr(functional, drawn.operator)(**arguments, **drawn.options)
     return tuple(result) if isinstance(result, tuple) else (result,)
 

@@ -52,6 +52,7 @@ NAMES = (FUSED, FROZEN, "eager", "folded", "openvino", "openvino_nhwc")
 TRAIN_NAMES = (FUSED, "eager")
 TRAIN_BATCH, TRAIN_THREADS, BATCHES = 16, 2, (1, 8)
 QUICK_TRAIN_BATCH = 2
+STATISTICS_OF = 4  # images
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class ZooCase(NetCase):
 
     def build(self) -> nn.Module:
         """Raises ``Unavailable`` where the library that has the net is missing."""
-        return randomise(ZOO[self.net].build()).eval().requires_grad_(False)
+        net = randomise(ZOO[self.net].build()).requires_grad_(False)
+        return take_statistics(net, draw_map(STATISTICS_OF, 3, self.side, seed=1)).eval()
 
     def flops(self, batch: int) -> int:
         return batch * _work(self.net, self.side)[0]
@@ -74,6 +76,21 @@ class ZooCase(NetCase):
     def bytes(self, batch: int) -> int:
         _, parameters, outputs = _work(self.net, self.side)
         return FLOAT * (batch * (3 * self.side**2 + outputs) + parameters)
+
+
+def take_statistics(net: nn.Module, images: torch.Tensor) -> nn.Module:
+    """Give BatchNorms the statistics of these images, as training does: over drawn ones a net whose layers are sums of
+    branches grows to 1e11, where float32 has no digit left."""
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches, of which there is one
+    with torch.no_grad():
+        net.train()(images)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    return net
 
 
 @cache

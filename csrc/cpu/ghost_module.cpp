@@ -1,4 +1,5 @@
-// ghost_module, ghost_module_eval and cheap_concat: tensors to the pointers of one single pass.
+// ghost_module, cheap_concat, and both with BatchNorms over running statistics (_eval): tensors to the pointers of one
+// single pass.
 #include "operator.h"
 #include "single_pass.h"
 
@@ -13,28 +14,33 @@ struct Folded {
 
 struct Norm {
   const Optional &gamma, &beta;
-  const Tensor &mean, &var;
+  const Tensor *mean, *var;  // null where there is no BatchNorm
   double eps;
 };
 
+const Tensor* pointer(const Optional& t) { return t ? &*t : nullptr; }
+
 Folded fold(const Optional& bias, const Norm* norm, int64_t channels, Scratch& scratch) {
   const float* b = dense(bias, scratch);
-  if (!norm) return {nullptr, b ? padded_copy(b, channels, scratch) : nullptr};
+  if (!norm || !norm->mean) return {nullptr, b ? padded_copy(b, channels, scratch) : nullptr};
   float *scale = scratch.floats(channels), *shift = scratch.zeros(padded(channels));
-  kernels().fold({channels, b, dense(norm->gamma, scratch), dense(norm->beta, scratch), dense(norm->mean, scratch),
-                  dense(norm->var, scratch), norm->eps, scale, shift});
+  kernels().fold({channels, b, dense(norm->gamma, scratch), dense(norm->beta, scratch), dense(*norm->mean, scratch),
+                  dense(*norm->var, scratch), norm->eps, scale, shift});
   return {scale, shift};
 }
 
 void check_norm(const Checks& check, const char* half, const Norm& norm, int64_t channels) {
   const std::string name = half;
+  check.that(norm.mean || !(norm.gamma || norm.beta || norm.var), (name + "_mean").c_str(),
+             "a tensor with the rest of a BatchNorm", "none");
+  check.that(!norm.mean || norm.var, (name + "_var").c_str(), "a tensor with the mean", "none");
   check.shape((name + "_gamma").c_str(), norm.gamma, {channels});
   check.shape((name + "_beta").c_str(), norm.beta, {channels});
-  check.shape((name + "_mean").c_str(), norm.mean, {channels});
-  check.shape((name + "_var").c_str(), norm.var, {channels});
+  if (norm.mean) check.shape((name + "_mean").c_str(), *norm.mean, {channels});
+  if (norm.var) check.shape((name + "_var").c_str(), *norm.var, {channels});
 }
 
-/// What the three operators have in common, after their own arguments are read.
+/// What the operators have in common, after their own arguments are read.
 struct ModuleArguments {
   const char* op;
   const Tensor& x;
@@ -88,11 +94,9 @@ Results<2> run_module(const ModuleArguments& c) {
   p.act = static_cast<Act>(c.act);
   p.cheap_act = cheap_channels ? static_cast<Act>(c.cheap_act) : kNone;
   p.slope = pack_slopes(p.act, c.act_slope, c.act_weight, m, scratch);
-  if (c.primary_weight) {
-    p.primary = dense(*c.primary_weight, scratch);
-    const Folded folded = fold(c.primary_bias, c.primary_norm, m, scratch);
-    p.primary_scale = folded.scale, p.bias = folded.bias;
-  }
+  if (c.primary_weight) p.primary = dense(*c.primary_weight, scratch);
+  const Folded of_primary = fold(c.primary_bias, c.primary_norm, m, scratch);
+  p.primary_scale = of_primary.scale, p.bias = of_primary.bias;
   p.input_scale = dense(c.input_scale, scratch);
   if (cheap_channels) {
     p.cheap_slope = pack_slopes(p.cheap_act, c.cheap_act_slope, c.cheap_act_weight, cheap_channels, scratch);
@@ -143,7 +147,7 @@ Results<2> ghost_module_eval(const Tensor& x, const Tensor& w1, const Optional& 
                                  w2, b2, gamma2, beta2, mean2, var2, input_scale, residual, act_weight,
                                  cheap_act_weight, out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2,
                                  return_squeeze);
-  const Norm norm1{gamma1, beta1, mean1, var1, eps1}, norm2{gamma2, beta2, mean2, var2, eps2};
+  const Norm norm1{gamma1, beta1, &mean1, &var1, eps1}, norm2{gamma2, beta2, &mean2, &var2, eps2};
   return run_module(ModuleArguments{"ghost_module_eval", x, &w1, b1, &norm1, &w2, b2, &norm2, input_scale, residual,
                                     act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
                                     cheap_act_slope, return_squeeze});
@@ -165,5 +169,27 @@ Results<2> cheap_concat(const Tensor& z, const Tensor& w2, const Optional& b2, c
 }
 
 GHOST_OPERATOR(cheap_concat);
+
+Results<2> cheap_concat_eval(const Tensor& z, const Optional& b1, const Optional& gamma1, const Optional& beta1,
+                             const Optional& mean1, const Optional& var1, const Tensor& w2, const Optional& b2,
+                             const Optional& gamma2, const Optional& beta2, const Optional& mean2, const Optional& var2,
+                             const Optional& residual, const Optional& act_weight, const Optional& cheap_act_weight,
+                             int64_t out_channels, int64_t act, int64_t cheap_act, double act_slope,
+                             double cheap_act_slope, double eps1, double eps2, bool return_squeeze) {
+  if (!all_readable(z, b1, gamma1, beta1, mean1, var1, w2, b2, gamma2, beta2, mean2, var2, residual, act_weight,
+                    cheap_act_weight) ||
+      !cheap_kernel_known(w2) || z.numel() == 0)
+    return abi::call<Results<2>>("ghost_ops::cheap_concat_eval_reference", "", z, b1, gamma1, beta1, mean1, var1, w2,
+                                 b2, gamma2, beta2, mean2, var2, residual, act_weight, cheap_act_weight, out_channels,
+                                 act, cheap_act, act_slope, cheap_act_slope, eps1, eps2, return_squeeze);
+  const Optional none;
+  const Norm norm1{gamma1, beta1, pointer(mean1), pointer(var1), eps1};
+  const Norm norm2{gamma2, beta2, pointer(mean2), pointer(var2), eps2};
+  return run_module(ModuleArguments{"cheap_concat_eval", z, nullptr, b1, &norm1, &w2, b2, &norm2, none, residual,
+                                    act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
+                                    cheap_act_slope, return_squeeze});
+}
+
+GHOST_OPERATOR(cheap_concat_eval);
 
 }  // namespace ghost

@@ -76,8 +76,8 @@ Tensors run_program(ProgramCache& cache, const float* packed, const std::vector<
   const Map from(x);
   Scratch scratch;
   const int64_t row = plan.features;
-  float* features = scratch.floats(n * row);
-  const ProgramCall call{p, packed, raw, from, to.empty() ? nullptr : to.data(), features, row};
+  float* begun = scratch.floats(p.begun_features * n * row);
+  const ProgramCall call{p, packed, raw, from, to.empty() ? nullptr : to.data(), begun, row, n};
   // Whole images to each thread, as many to each; what is left of them by all threads together.
   const bool serial = threads == 1 || n * plan.flops < kShareFlops;
   const int64_t apart = serial ? 0 : n / threads * threads;
@@ -90,7 +90,7 @@ Tensors run_program(ProgramCache& cache, const float* packed, const std::vector<
   else if (apart < n)
     run_on_all_threads(call, cache.plan(h, w, shares), apart, n);
   if (row == 0) return out;
-  float* next = scratch.floats(n * row);
+  float *features = nullptr, *next = scratch.floats(n * row);
   size_t result = 0;
   const auto store = [&](int64_t columns) {
     Tensor& t = out[result];
@@ -98,7 +98,10 @@ Tensors run_program(ProgramCache& cache, const float* packed, const std::vector<
                       {t.data<char>(), t.dtype() == abi::DType::bfloat16, 1, n * columns, columns});
   };
   for (const auto& step : p.steps) {
-    if (step->run_features({p, packed, n, row, features, next})) std::swap(features, next);
+    if (step->begins_features())
+      features = begun + step->features_place * n * row;
+    else if (step->run_features({p, packed, n, row, features, next}))
+      std::swap(features, next);
     if (step->returns_features()) store(step->channels);
     result += step->returns_map() || step->returns_features();
   }

@@ -39,13 +39,13 @@ class Band {
     const Rows x = rows_of(p_.x, image_, y, count, x_rows_, 0, p_.x.c);
     Ahead ahead = next_rows(p_.x, image_, y, count);
     float* to = y1_.row(y);
-    const Affine act{nullptr, nullptr, p_.act, p_.slope};
     if (panels_) {
+      const Affine act{nullptr, nullptr, p_.act, p_.slope};
       k_.gemm({x.data, x.pixel, 1, pixels, p_.x.c, p_.m, panels_, 0, p_.bias, to, pixel, true, p_.act == kRelu, false,
                nullptr, 0, &ahead});
       if (p_.act != kNone && p_.act != kRelu) k_.affine(to, pixel, act, to, pixel, pixels, p_.m);
     } else {
-      k_.affine(x.data, x.pixel, act, to, pixel, pixels, p_.m);
+      k_.affine(x.data, x.pixel, {p_.primary_scale, p_.bias, p_.act, p_.slope}, to, pixel, pixels, p_.m);
     }
     if (p_.cheap.expands())
       expand_channels(to, pixel, expanded_.row(y), by_eight(p_.cheap.channels), pixels, p_.cheap.channels,

@@ -15,8 +15,8 @@ struct SinglePass {
   Map out;
   int64_t m = 0;                         // primary channels
   const float* primary = nullptr;        // [m][x.c]
-  const float* primary_scale = nullptr;  // [m], of a folded BatchNorm, or null
-  const float* bias = nullptr;           // padded
+  const float* primary_scale = nullptr;  // [m], of a folded BatchNorm: of the weight, or of x without one; or null
+  const float* bias = nullptr;           // padded; added to x where there is no weight
   const float* input_scale = nullptr;    // [n][x.c]
   Act act = kNone, cheap_act = kNone;
   const float *slope = nullptr, *cheap_slope = nullptr;

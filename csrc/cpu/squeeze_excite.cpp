@@ -88,11 +88,10 @@ void scale_maps(const Map& x, const float* scale, const float* shift, int64_t pa
     float *x_rows = own.floats(rows_scratch(x, step)), *out_rows = own.floats(rows_scratch(out, step));
     for (int64_t row = begin; row < end; row += step) {
       const int64_t rows = std::min(step, end - row);
-      const Rows from = read_rows(x, image, row, rows, x_rows);
+      const Rows from = rows_of(x, image, row, rows, x_rows, 0, x.c);
       const Rows to = rows_to_write(out, image, row, out_rows);
-      kernels().affine(from.data, from.pixel,
-                       {scale + image * pad, shift ? shift + image * pad : nullptr, kNone, nullptr}, to.data, to.pixel,
-                       rows * x.w, x.c);
+      kernels().scale_rows(from.data, from.pixel, scale + image * pad, shift ? shift + image * pad : nullptr, to.data,
+                           to.pixel, rows * x.w, x.c);
       finish_rows(out, image, row, rows, to);
     }
   });

@@ -252,11 +252,13 @@ class Builder:
         self._whole_vectors(source)
         self.steps.append(s.Squeeze(source, self._channels(source)))
 
-    def upsample_like(self, source: int, like: int) -> int:
-        """Nearest upsampling to the size of the map in slot ``like``."""
+    def upsample_like(self, source: int, like: int, align_corners: bool | None = None) -> int:
+        """Upsampling to the size of the map in slot ``like``: nearest, or with ``align_corners`` bilinear."""
         out = self.take()
         self._whole_vectors(source)
-        self.steps.append(s.Upsample(source, out, self._channels(source), like, (0, 0), 0.0, 0.0))
+        numbers = source, out, self._channels(source), like, (0, 0), 0.0, 0.0
+        nearest = align_corners is None
+        self.steps.append(s.Upsample(*numbers) if nearest else s.BilinearUpsample(*numbers, align_corners))
         return out
 
     def shuffle(self, source: int, groups: int) -> int:
@@ -294,6 +296,14 @@ class Builder:
     def pool(self, channels: int) -> None:
         """The squeeze as features."""
         self.steps.append(s.Pool(channels))
+
+    def flatten(self, source: int, features: int) -> None:
+        """All numbers of a map as features."""
+        self.steps.append(s.Flatten(source, self._channels(source), features))
+
+    def scale_features(self, source: LinearAct) -> None:
+        """A BatchNorm of the features."""
+        self.steps.append(s.ScaleFeatures(source.tensors()[0].shape[0], self._layer(source)))
 
     def linear(self, source: LinearAct) -> None:
         """A linear layer of the features."""

@@ -1,29 +1,29 @@
-"""A convolution with the BatchNorm and the activation after it, in a module of their own: one program in training.
+"""A convolution with the BatchNorm and the activation after it, in a module of their own: fused in training.
 
 ``torch.nn.Sequential`` of the three, torchvision's ``Conv2dNormActivation``, timm's ``ConvBnAct``, YOLO's ``Conv``: the
-stems and last layers of nets, where no larger block has them. In eval, and wherever no backend runs whole programs in
-training, such a module runs as it is.
+stems and last layers of nets, where no larger block has them. Where no backend runs whole programs in training, as on
+a CPU, BatchNorm and activation of a large map are one operator there. In eval such a module runs as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from ..activations import code_of
-from ..dispatch import PLAIN_TENSORS, Decision, plain, select
+from ..dispatch import PLAIN_TENSORS, Decision, plain, refuse_call, select
 from ..ops.checks import autocast
 from ..ops.program_train import TrainCall
-from . import batch_norm
+from . import batch_norm, convolutions
 from .batch_norm import BATCH
 from .behaviour import plain_forward
 from .block import Reads, Route, _observers
 from .builder import MOST_RUNS, Builder
-from .convolutions import ConvCall, run_convolution_with
+from .convolutions import ConvCall, run_convolution_with, run_norm
 from .errors import NotNow, Unfusable
 from .layer_block import LayerBlock
 from .layers import ConvBNAct, does_nothing, is_conv, is_norm
@@ -123,32 +123,49 @@ class ConvLayerBlock(LayerBlock):
                 module, x, "in eval it is a program only where ghost_ops.freeze makes one"
             )
         try:
-            (cast,) = autocast(x)  # images are float32, which the convolution casts
-            return self._trained_route(module, cast)
+            return self.trained_layer(module, x)
         except Unfusable as reason:
             return self.route_without_program(module, x, str(reason))
+
+    def trained_layer(self, module: nn.Module, x: torch.Tensor) -> Route:
+        """A call in training: one program, or PyTorch's convolution and an operator; raises ``Unfusable``."""
+        (cast,) = autocast(x)  # images are float32, which the convolution casts
+        if not select("program_train", x).is_reference:
+            return self._trained_route(module, cast)
+        why = refuse_call(x)
+        if why is not None:
+            raise NotNow(why)
+        layer, decision = self.current_plan(module).layers.layer, select("batch_norm_act_train", cast)
+        if decision.is_reference:
+            raise NotNow(decision.why)
+        if values_of(layer, x) < convolutions.LEAST_NORMALISED:
+            raise NotNow(f"PyTorch is as fast on maps of less than {convolutions.LEAST_NORMALISED} values")
+        runs = f"PyTorch's convolution, {decision.runs}"
+        return Route(replace(decision, runs=runs), lambda: run_norm(layer, layer.conv(x)))
 
     def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         return Route(plain(*[] if why is None else [why]), lambda: plain_forward(module, x))
 
 
 def may_run(module: nn.Module, x: torch.Tensor) -> bool:
-    """Whether a program may run a call; a cheap question, since on a CPU none does."""
-    if torch.compiler.is_compiling() or not module.training or type(x) not in PLAIN_TENSORS:
-        return False
-    return not select("program_train", x).is_reference
+    """Whether a program or an operator may run a call; a cheap question."""
+    return module.training and type(x) in PLAIN_TENSORS and not torch.compiler.is_compiling()
 
 
 def slower(layer: ConvBNAct, x: torch.Tensor) -> str | None:
     """Why PyTorch's modules are at least as fast in training, as predicted for an H200 (docs/performance/gpu.md); None
     where the program is faster."""
-    conv = layer.conv
     if x.dtype is torch.float32:
         return "in float32 its program is not known to be faster"
-    results = x.shape[0] * conv.out_channels * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
-    if results < LEAST_RESULTS:
+    if values_of(layer, x) < LEAST_RESULTS:
         return f"PyTorch is as fast on maps of less than {LEAST_RESULTS} values"
     return None
+
+
+def values_of(layer: ConvBNAct, x: torch.Tensor) -> int:
+    """How many values the convolution makes of x."""
+    height, width = layer.output_size(*x.shape[2:])
+    return x.shape[0] * layer.conv.out_channels * height * width
 
 
 def _pieces(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

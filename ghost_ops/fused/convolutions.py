@@ -1,4 +1,5 @@
-"""The convolutions between a block's Ghost modules: depthwise ones by their operator, others by their modules."""
+"""The convolutions between a block's Ghost modules: depthwise ones by their operator, others by their modules. In
+training BatchNorm and activation of a large map are one operator."""
 
 from __future__ import annotations
 
@@ -9,11 +10,16 @@ import torch.nn.functional as F
 
 from ..activations import activate
 from ..dispatch import Decision, select
+from ..nn.running_statistics import update_all
 from ..ops import depthwise as operator
+from ..ops.batch_norm_act_train import BatchNormResult, call_batch_norm_act_train
 from ..ops.checks import autocast
+from .batch_norm import BATCH, statistics
 from .errors import NotNow, Unfusable
 from .layers import ConvBNAct
 from .parameters import check_parameters
+
+LEAST_NORMALISED = 2**19  # values of a map: a smaller one is in cache, where PyTorch's two modules are as fast
 
 
 class ConvCall(NamedTuple):
@@ -71,9 +77,44 @@ def run_convolution(call: ConvCall, x: torch.Tensor) -> torch.Tensor:
         parameters = layer.conv._parameters
         (x,) = autocast(x)
         x = operator.call_depthwise(call.decision, x, parameters["weight"], parameters["bias"], layer.geometry[0][0])
+    if layer.norm is not None and x.numel() >= LEAST_NORMALISED:
+        return run_norm(layer, x)
     if layer.norm is not None:
         x = layer.norm(x)
     return x if layer.act is None else layer.act(x)
+
+
+def run_norm(layer: ConvBNAct, z: torch.Tensor) -> torch.Tensor:
+    """BatchNorm and activation of a convolution's result, which is large."""
+    found = _normalised(layer, z)
+    if found is not None:
+        with torch.no_grad():
+            update_all([(layer.norm, found.mean, found.var)], z.shape[0] * z.shape[2] * z.shape[3])
+        return found.out
+    z = layer.norm(z)
+    return z if layer.act is None else layer.act(z)
+
+
+def _normalised(layer: ConvBNAct, z: torch.Tensor) -> BatchNormResult | None:
+    """What one operator makes of both; None where PyTorch must: over running statistics, over those of all processes,
+    on what no kernel takes, on what it refuses."""
+    try:
+        if statistics(layer.norm) is not BATCH:
+            return None
+        _, _, gamma, beta, _, _, slopes = layer.tensors()
+        check_parameters(z, (), (gamma, beta, slopes))
+    except Unfusable:
+        return None
+    channels = z.shape[1:2]
+    if z.numel() <= z.shape[1] or any(t is not None and t.shape != channels for t in (gamma, beta)):
+        return None
+    if slopes is not None and slopes.shape not in (channels, (1,)):
+        return None
+    decision = select("batch_norm_act_train", z)
+    if decision.is_reference:
+        return None
+    numbers = layer.code, layer.slope(), layer.norm.eps
+    return BatchNormResult(*call_batch_norm_act_train(decision, z, gamma, beta, slopes, *numbers))
 
 
 def run_convolution_with(call: ConvCall, x: torch.Tensor, tensors: tuple, batch_statistics: bool) -> torch.Tensor:
@@ -86,6 +127,10 @@ def run_convolution_with(call: ConvCall, x: torch.Tensor, tensors: tuple, batch_
     else:
         (x,) = autocast(x)
         z = operator.call_depthwise(select("depthwise", x, weight.shape[-1]), x, weight, bias, stride[0])
+    if layer.norm is not None and batch_statistics and z.numel() >= LEAST_NORMALISED:
+        numbers = layer.code, *call.numbers
+        decision = select("batch_norm_act_train", z)
+        return call_batch_norm_act_train(decision, z, gamma, beta, slopes, *numbers)[0]
     if layer.norm is not None:
         running = (None, None) if batch_statistics else (mean, var)
         z = F.batch_norm(z, *running, gamma, beta, batch_statistics, 0.0, call.numbers[1])

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 STATE = "_ghost_ops_frozen"  # beside what a module that was built fused has
 _TENSOR, _autocasts, _jit_trace = torch.Tensor, torch._C._is_any_autocast_enabled, torch._C._get_tracing_state
-_OF_ONE_OBJECT = ("counter", "version", "defaults", "fast")  # of a state's attributes: no copy has them
+_MOST_SHAPES = 64  # of inputs that a guard has let pass
+_OF_ONE_OBJECT = ("counter", "version", "defaults", "fast", "shapes")  # of a state's attributes: no copy has them
 _HOOKS_OF_ONE = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _REBUILDING = ("reset_classifier",)  # methods, of timm's nets, that set attributes before they set new children
 _AGAIN = "change the net that it was made from, or ghost_ops.thaw(net), and freeze again"
@@ -79,7 +80,8 @@ class FrozenState:
         whole: whether the one program is all that the forward computes.
         inputs: names of the arguments of the generated forward.
         optional: names of the other arguments of the module's forward, for whose defaults the generated one stands.
-        guard: says of the inputs whether the generated forward stands for them; None where it always does.
+        guard: says by the sizes of the inputs whether the generated forward stands for them; None where it always does.
+        shapes: those of the only input that the guard has let pass, so that it is not asked again.
         watched: paths of the modules whose parameters and buffers were packed, with the names of these.
         wanted: paths of the parameters that needed a gradient before.
         left: what stayed PyTorch: paths, each with the reason in a sentence.
@@ -110,6 +112,7 @@ class FrozenState:
         self.counter: torch.Tensor | None = None
         self.version: int | None = 0
         self.fast: tuple | None = None
+        self.shapes: set[torch.Size] = set()
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name not in _OF_ONE_OBJECT}
@@ -154,12 +157,13 @@ class FrozenState:
 
     def _fast_call(self, net: nn.Module) -> tuple | None:
         """What ``Frozen.__call__`` looks at; None where every call is one of a module like any other."""
-        if not self.is_whole() or self.graphs is not None or source_class(net).__call__ is not nn.Module.__call__:
+        if not self.whole or self.graphs is not None or source_class(net).__call__ is not nn.Module.__call__:
             return None
         program = net._modules[self.child]._modules["0"]
         hooks = tuple(getattr(_modules, f"_global{name}") for name in _HOOKS_OF_ONE)
         hooks += tuple(entries for m in (net, program) for name, entries in vars(m).items() if name in _HOOKS_OF_ONE)
-        return net._modules, hooks, program._dtypes, self.counter, program._buffers, program.steps
+        shapes = None if self.guard is None else self.shapes
+        return net._modules, hooks, program._dtypes, self.counter, program._buffers, program.steps, shapes
 
     def check(self, net: nn.Module) -> None:
         """Look whether a tensor that was packed has been changed since; raises ``RuntimeError``."""
@@ -200,12 +204,13 @@ class Frozen(InPlace):
         state = self.__dict__[STATE]
         if state.fast is not None and len(args) == 1 and not kwargs:
             (x,) = args
-            modules, hooks, dtypes, counter, buffers, steps = state.fast
+            modules, hooks, dtypes, counter, buffers, steps, shapes = state.fast
             if (
                 not torch.compiler.is_dynamo_compiling()  # the first: what follows is not to be compiled
                 and type(x) is _TENSOR
                 and x.is_cpu
                 and x.dtype in dtypes
+                and (shapes is None or x.shape in shapes)
                 and self._modules is modules  # not so in a replica, which has the state of its source
                 and counter._version == state.version
                 and not any(hooks)
@@ -360,7 +365,11 @@ def _inputs(state: FrozenState, args: tuple, kwargs: dict) -> tuple | None:
     inputs = _bound(state, args, kwargs)
     if inputs is None or state.guard is None:
         return inputs
-    return inputs if all(isinstance(t, _TENSOR) for t in inputs) and state.guard.forward(*inputs) else None
+    if not all(isinstance(t, _TENSOR) for t in inputs) or not state.guard.forward(*inputs):
+        return None
+    if type(inputs[0]) is _TENSOR and not torch.compiler.is_compiling() and len(state.shapes) < _MOST_SHAPES:
+        state.shapes.add(inputs[0].shape)  # in plain numbers, which a trace's need not be
+    return inputs
 
 
 def _bound(state: FrozenState, args: tuple, kwargs: dict) -> tuple | None:

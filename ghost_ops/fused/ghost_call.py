@@ -14,6 +14,7 @@ from ..nn.running_statistics import update_all
 from ..ops import cheap_concat_train as tail_training
 from ..ops import ghost_module_train as training
 from ..ops.batch_statistics import TrainResult
+from ..ops.cheap_concat import cheap_concat_eval_operator
 from ..ops.checks import autocast
 from ..ops.ghost_module import ghost_module_eval_operator
 from . import batch_norm
@@ -25,8 +26,9 @@ from .parameters import check_parameters
 from .structure import Structure
 
 EVAL, FOLDED, TRAIN = "ghost_module_eval", "ghost_module", "ghost_module_train"
-TAIL, TAIL_TRAIN = "cheap_concat", "cheap_concat_train"  # after PyTorch's convolution
+TAIL_EVAL, TAIL, TAIL_TRAIN = "cheap_concat_eval", "cheap_concat", "cheap_concat_train"  # after PyTorch's convolution
 OVER_BATCH = TRAIN, TAIL_TRAIN  # those of batch statistics
+OF_INFERENCE = EVAL, TAIL_EVAL  # those that fold the BatchNorms, and have no gradients
 STATISTICS = 4  # of a Ghost module over batch statistics
 
 
@@ -143,7 +145,7 @@ def _choose(plan: GhostPlan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple
     elif not plan.pointwise:
         if cheap is None:
             raise NotNow("it is one convolution that is not 1x1, which PyTorch does best")
-        operator = TAIL
+        operator = TAIL if any_requires_grad((x, *tensors)) else TAIL_EVAL
     else:
         direct = cheap is not None and first is RUNNING and second is RUNNING and not compiling
         operator = EVAL if direct and not any_requires_grad((x, *tensors)) else FOLDED
@@ -176,7 +178,7 @@ def execute(call: GhostCall) -> torch.Tensor:
     """The output of a Ghost module; updates the running statistics where it takes those of the batch."""
     if call.decision.operator in OVER_BATCH:
         return train(call).out
-    if call.decision.operator is EVAL:
+    if call.decision.operator in OF_INFERENCE:
         return evaluate(call, None, None, False)
     return folded(call)
 
@@ -288,12 +290,16 @@ def evaluate(
     call: GhostCall, input_scale: torch.Tensor | None, residual: torch.Tensor | None, return_squeeze: bool
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """The output where nothing needs a gradient and the operator folds the BatchNorms."""
-    _, plan, x, tensors, numbers = call
-    primary, cheap, kept = plan.primary, plan.cheap, plan.out_channels
-    w1, b1, gamma1, beta1, mean1, var1, slopes1, w2, b2, gamma2, beta2, mean2, var2, slopes2 = tensors
-    out, squeeze = ghost_module_eval_operator(
-        x, w1, b1, gamma1, beta1, mean1, var1, w2, b2, gamma2, beta2, mean2, var2, input_scale, residual, slopes1,
-        slopes2, w1.shape[0] + w2.shape[0] if kept is None else kept, primary.code, cheap.code, *numbers,
-        return_squeeze,
-    )  # fmt: skip
+    plan, x = call.plan, call.x
+    w1, *first, slopes1, w2, b2, gamma2, beta2, mean2, var2, slopes2 = call.tensors  # first: b1 and the BatchNorm
+    kept = w1.shape[0] + w2.shape[0] if plan.out_channels is None else plan.out_channels
+    rest = slopes1, slopes2, kept, plan.primary.code, plan.cheap.code, *call.numbers, return_squeeze
+    if call.decision.operator is EVAL:
+        out, squeeze = ghost_module_eval_operator(
+            x, w1, *first, w2, b2, gamma2, beta2, mean2, var2, input_scale, residual, *rest
+        )
+    else:
+        x = x if input_scale is None else x * input_scale[:, :, None, None]
+        z = _convolve(plan, x, w1, None)
+        out, squeeze = cheap_concat_eval_operator(z, *first, w2, b2, gamma2, beta2, mean2, var2, residual, *rest)
     return (out, squeeze) if return_squeeze else out

@@ -16,7 +16,7 @@ from .behaviour import BuiltFused, plain_forward
 from .block import Block, Reads, Route, any_requires_grad
 from .builder import Builder
 from .errors import NotNow, Unfusable
-from .ghost_call import EVAL, OVER_BATCH, GhostCall, GhostPlan, choose_ghost, evaluate, execute, folded
+from .ghost_call import OF_INFERENCE, OVER_BATCH, GhostCall, GhostPlan, choose_ghost, evaluate, execute, folded
 from .ghost_recognition import recognise
 from .in_place import STATE
 from .registry import register_block
@@ -56,7 +56,7 @@ class GhostParts:
 
 @register_block
 class GhostModuleBlock(Block):
-    """A Ghost module: one of five operators, or a program of one step."""
+    """A Ghost module: one of six operators, or a program of one step."""
 
     kind = "Ghost module"
     trains_as_program = True
@@ -132,7 +132,7 @@ class GhostModuleBlock(Block):
             call = self.choose(module, x)
         except Unfusable:
             return None
-        if call.decision.operator is EVAL and not any_requires_grad((input_scale, residual)):
+        if call.decision.operator in OF_INFERENCE and not any_requires_grad((input_scale, residual)):
             return evaluate(call, input_scale, residual, return_squeeze)
         return None if call.decision.operator in OVER_BATCH else folded(call, input_scale, residual, return_squeeze)
 
@@ -168,9 +168,10 @@ class FusedGhostModule(BuiltFused, GhostModuleBlock.behaviour, GhostModule, meta
 
     With batch statistics (training) it runs ``functional.ghost_module_train``, or, where the primary convolution is not
     1x1 of stride 1, PyTorch's convolution and ``functional.cheap_concat_train``; it updates the running ones. With
-    running statistics it runs ``program_eval``, or ``functional.ghost_module`` where gradients are wanted; the
-    BatchNorms are folded on every call, so that a result is never stale. Where no operator serves (another device or
-    dtype, hooks or parametrisations inside, an unknown activation, ...) it runs as plain PyTorch: :meth:`why` says so.
+    running statistics it runs ``program_eval``, or PyTorch's convolution and ``functional.cheap_concat_eval``; where
+    gradients are wanted, ``functional.ghost_module`` or ``cheap_concat``. The BatchNorms are folded on every call, so
+    that a result is never stale. Where no operator serves (another device or dtype, hooks or parametrisations inside,
+    an unknown activation, ...) it runs as plain PyTorch: :meth:`why` says so.
 
     A Ghost module of another class that ``ghost_ops.fuse`` has fused counts as an instance too.
 

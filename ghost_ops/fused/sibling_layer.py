@@ -2,7 +2,7 @@
 
 They are three modules, each of which may be called on its own, so each must return what it is to return. Only where the
 calling code is proven to hand each result to the next one and to nothing else (:mod:`.call_sites`) does the convolution
-compute all three in one program. The other two then hand on what they get.
+compute all three. The other two then hand on what they get.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from ..activations import code_of
-from ..dispatch import PLAIN_TENSORS, Decision, plain, select
-from ..ops.checks import autocast
+from ..dispatch import PLAIN_TENSORS, Decision, plain
+from . import convolutions
 from .behaviour import Fused, block_of, is_fused, plain_forward
 from .block import Route, _observers, observed
 from .call_sites import children_called_at, sites_of_class
@@ -61,7 +61,7 @@ class SiblingBlock(ConvLayerBlock):
             caller = sys._getframe(1)
             return observed(module, x, lambda: self._route_from(module, x, caller))
         if self.name == self.names[0]:
-            if may_run(module, x):
+            if may_run(module, x) and _may_be_large(module, x):
                 return self._route_from(module, x, sys._getframe(1)).run()
         elif not torch.compiler.is_compiling() and _takes(module, x):
             return x
@@ -87,12 +87,8 @@ class SiblingBlock(ConvLayerBlock):
             raise NotNow("in eval it is a program only where ghost_ops.freeze makes one")
         if type(x) not in PLAIN_TENSORS:
             raise NotNow(f"its input is a {type(x).__name__}, not a plain tensor")
-        decision = select("program_train", x)
-        if decision.is_reference:
-            raise NotNow(decision.why)
         parent = _owner(module, self.names, frame)
-        (cast,) = autocast(x)
-        route = self._trained_route(parent, cast)
+        route = self.trained_layer(parent, x)
         names = self.names[1:]
         following = tuple(parent._modules[name] for name in names)
 
@@ -105,6 +101,11 @@ class SiblingBlock(ConvLayerBlock):
 
 
 SiblingBlock.behaviour = behaviour_of(SiblingBlock)
+
+
+def _may_be_large(conv: nn.Module, x: torch.Tensor) -> bool:
+    """Whether its result may be large enough for an operator; cheaper than to look who calls it."""
+    return x.dim() == 4 and x.shape[0] * conv.out_channels * x.shape[2] * x.shape[3] >= convolutions.LEAST_NORMALISED
 
 
 def _takes(module: nn.Module, x: torch.Tensor) -> bool:

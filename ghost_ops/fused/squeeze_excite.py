@@ -30,7 +30,7 @@ from ..ops.checks import autocast
 from ..ops.excite import excite_operator
 from ..ops.squeeze_excite import call_squeeze_excite
 from .behaviour import BuiltFused, plain_forward
-from .block import Block, Reads, Route
+from .block import Block, Reads, Route, _observers
 from .builder import Builder
 from .errors import NotNow, Unfusable
 from .ghost_recognition import skipped_reads
@@ -40,6 +40,7 @@ from .parameters import check_parameters
 from .registry import register_block
 from .structure import Structure
 
+_AS_FAST = "without gradients, on a CPU, PyTorch's own operators are as fast"
 _WITHOUT_SLOPES = tuple(code for code in range(len(ACTIVATIONS)) if code not in WITH_SLOPES)
 
 
@@ -85,7 +86,11 @@ class ExciteCall(NamedTuple):
 
 @register_block
 class SqueezeExciteBlock(Block):
-    """A squeeze-and-excite layer, one operator."""
+    """A squeeze-and-excite layer: one operator, which saves in training what PyTorch's keep, or a part of a program.
+
+    In inference on a CPU it gains nothing by itself: both read the map twice and write it once, and the check of a
+    layer's children costs as much as the calls of its operators. There its own forward runs.
+    """
 
     kind = "squeeze-and-excite"
     Parts = SqueezeExciteParts
@@ -136,6 +141,11 @@ class SqueezeExciteBlock(Block):
         parts = SqueezeExciteParts(first.path, second.path, act, gate, others, function)
         return parts, (*candidate.reads(probe), *skipped_reads(candidate.module, others))
 
+    def forward(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled() and not _observers and type(x) is torch.Tensor and x.is_cpu:
+            return plain_forward(module, x)
+        return super().forward(module, x)
+
     def describe(self, module: nn.Module, structure: Structure) -> ExcitePlan:
         parts = self.parts_of(module)
         reduce, expand = structure.find(parts.reduce), structure.find(parts.expand)
@@ -170,6 +180,8 @@ class SqueezeExciteBlock(Block):
         decision = select("squeeze_excite", seen)
         if decision.is_reference:
             raise NotNow(decision.why)
+        if x.is_cpu and not torch.is_grad_enabled():
+            raise NotNow(_AS_FAST)
         return ExciteCall(decision, plan, seen, tensors)
 
     def tensors(self, module: nn.Module) -> tuple[torch.Tensor | None, ...]:

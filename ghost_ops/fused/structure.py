@@ -7,6 +7,7 @@ called. ``Structure`` finds them once and checks that on every call, at some 200
 
 from __future__ import annotations
 
+import weakref
 from typing import NamedTuple
 
 from torch import nn
@@ -44,12 +45,14 @@ class Structure:
         self.is_probed = is_probed
         self.root: nn.Module | None = root
         self.places: list[tuple[nn.Module, str]] = []  # owner and name of each child that was read
-        self.modules, self.attributes = root._modules, root.__dict__  # of a replica's or a copy's nothing is known
+        # Of a replica's or a copy's nothing is known. What is kept must not hold the module, which holds it: else only
+        # the garbage collector would free a net.
+        self.modules, self.read_from = root._modules, weakref.ref(root)
         self.order = tuple(root._modules) if isinstance(root, nn.Sequential) else None  # it calls all its children
         self.children: list[WatchedChild] = []
         self.layers: list[ConvBNAct] = []
         self.fixed: list[tuple[dict, str, object]] = []  # attributes that decide on an activation, and their values
-        self.watched: tuple[tuple[dict, str, object, Watched], ...] = ()
+        self.watched: tuple[tuple[dict | None, str, object, Watched], ...] = ()
 
     def find(self, path: str) -> nn.Module:
         """The module at ``path``; everything on the way counts as read."""
@@ -78,7 +81,7 @@ class Structure:
 
     def close(self) -> Structure:
         """To be called when all was found: a ``Sequential`` on the way must hold nothing else."""
-        self.root, self.places = None, []  # the module holds its plan, and must not be held by it
+        self.root, self.places = None, []
         found = [watched.child for watched in self.children]
         for watched in self.children:
             for name, child in watched.child._modules.items() if watched.kind is nn.Sequential else ():
@@ -127,7 +130,7 @@ class Structure:
     def has_changed(self, module: nn.Module) -> bool:
         """Whether a child of the module that this was read from was swapped, hooked, given another class, or a
         convolution another geometry, or a watched attribute another value."""
-        if module._modules is not self.modules or module.__dict__ is not self.attributes:
+        if module._modules is not self.modules or module is not self.read_from():
             return True
         if self.order is not None and tuple(self.modules) != self.order:
             return True
@@ -151,8 +154,10 @@ class Structure:
         for attributes, name, value in self.fixed:
             if attributes.get(name) != value:
                 return True
+        own = module.__dict__
         for attributes, name, fixed, attribute in self.watched:
-            if attributes.get(name, attribute) is not fixed and attribute.has_changed():
+            place = own if attributes is None else attributes
+            if place.get(name, attribute) is not fixed and attribute.has_changed(module):
                 return True
         return False
 

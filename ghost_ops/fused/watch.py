@@ -25,14 +25,14 @@ class _Same(NamedTuple):
 
 
 class Watched(NamedTuple):
-    """An attribute of a module, and a snapshot of its value."""
+    """An attribute of a module, and a snapshot of its value. ``owner`` is None of the module that is watched itself."""
 
-    owner: nn.Module
+    owner: nn.Module | None
     name: str
     value: object
 
-    def has_changed(self) -> bool:
-        return snapshot(_value(self.owner, self.name)) != self.value
+    def has_changed(self, module: nn.Module) -> bool:
+        return snapshot(_value(module if self.owner is None else self.owner, self.name)) != self.value
 
 
 _FRAMEWORK = frozenset(vars(nn.Module()))
@@ -74,20 +74,22 @@ class Watch:
                 return f"the attribute {name!r}{where} has changed since it was recognised"
         return None
 
-    def bound(self, module: nn.Module) -> tuple[tuple[dict, str, object, Watched], ...]:
-        """The attributes with their owners, for a check on every call: where each stands, and the value itself where
-        that cannot change. An owner that is gone was a child, whose return the structure notices."""
+    def bound(self, module: nn.Module) -> tuple[tuple[dict | None, str, object, Watched], ...]:
+        """The attributes with their owners, for a check on every call: where each stands (None: in the module itself),
+        and the value itself where that cannot change. An owner that is gone was a child, whose return the structure
+        notices."""
         found = []
         for (path, name), value in zip(self.reads, self.values, strict=True):
             owner, now = _owner(module, path), _read(module, path, name)
             if owner is None:
                 continue
-            watched = Watched(owner, name, value)
+            own = owner is module
+            watched = Watched(None if own else owner, name, value)
             if name == "forward":  # by what stands in the dictionary: asking for a method makes a new object
                 fixed = owner.__dict__.get(name, watched)
             else:
                 fixed = now if type(now) in _FIXED else _NEVER
-            found.append((owner.__dict__, name, fixed, watched))
+            found.append((None if own else owner.__dict__, name, fixed, watched))
         return tuple(found)
 
 

@@ -109,6 +109,19 @@ class Checks:
         for name, p in (("bias", bias), ("gamma", gamma), ("beta", beta)):
             self.optional(f"{half}_{name}", p, (channels,), x)
 
+    def running(
+        self, half: str, gamma: object, beta: object, mean: object, var: object, channels: int, x: torch.Tensor
+    ) -> None:
+        """Expect a BatchNorm with its running statistics, or None four times."""
+        for name, p in (("gamma", gamma), ("beta", beta), ("var", var)):
+            if p is not None and mean is None:
+                self.fail(f"{half}_mean", f"a tensor beside {half}_{name}", None)
+        if mean is not None:
+            self.parameter(f"{half}_mean", mean, (channels,), x)
+            self.parameter(f"{half}_var", var, (channels,), x)
+        self.optional(f"{half}_gamma", gamma, (channels,), x)
+        self.optional(f"{half}_beta", beta, (channels,), x)
+
     def numbers(self, **values: object) -> tuple[float, ...]:
         """The values as floats."""
         found = []

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ._sizes import Size, Sizes, branches
+from ._sizes import Size, Sizes, branches, call_that_takes, instruction_at
 
 _CUTS = "its forward cuts the gradient ({name!r})"
 _HOOKS = "its forward hooks a tensor ({name!r})"
@@ -29,6 +29,9 @@ _FORBIDDEN = {
 }
 _SIZES = frozenset(("shape", "size", "numel", "nelement", "__len__"))
 _RANK = frozenset(("dim", "ndim", "ndimension", "is_floating_point", "is_complex", "is_contiguous"))
+_SIZED = frozenset(  # what sizes say to them is the size of a result
+    "interpolate adaptive_avg_pool2d adaptive_max_pool2d view reshape expand unflatten".split()
+)
 _KINDS = frozenset(("dtype", "device", "layout", "type", "get_device", "result_type", "is_cuda", "is_cpu", "is_meta"))
 _BENIGN = frozenset("cat concat concatenate __getitem__ view reshape flatten contiguous narrow".split())
 _CASTS = frozenset(("float", "half", "bfloat16", "double", "to", "type", "type_as"))
@@ -41,7 +44,8 @@ class Watch(TorchFunctionMode):
     Attributes:
         objections: why fused code cannot stand in for it, in sentences, the most telling first.
         called: the names of the functions that it calls itself.
-        unfollowed: whether sizes became plain numbers, or went where branches are that might depend on them.
+        unfollowed: whether sizes became plain numbers, or went where branches are that might depend on them, and not
+            straight into a function that makes a result of that size.
         quiet: above 0 where nothing is noted: outside of a watched run, and inside of what is known.
     """
 
@@ -53,6 +57,7 @@ class Watch(TorchFunctionMode):
         self.unfollowed = False
         self.quiet = 1
         self._modes: tuple = ()
+        self._awaited: set[tuple[int, int]] = set()  # frames and their calls that are to take sizes
 
     def __enter__(self) -> Watch:
         self._modes = _modes()
@@ -62,6 +67,8 @@ class Watch(TorchFunctionMode):
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         self.quiet += 1
+        self.unfollowed |= bool(self._awaited)
+        self._awaited.clear()
 
     def object(self, reason: str, first: bool = False) -> None:
         """Note an objection, once."""
@@ -83,6 +90,10 @@ class Watch(TorchFunctionMode):
             self.quiet -= 1
         if known:
             return out
+        if self._awaited and name in _SIZED:
+            frame = _caller()
+            if frame is not None:
+                self._awaited.discard((id(frame), instruction_at(frame.f_code, frame.f_lasti)))
         if name in _SIZES:
             return self._sized(out, name, args, kwargs)
         if not _is_computed(out):
@@ -122,7 +133,11 @@ class Watch(TorchFunctionMode):
             return out
         frame = _caller()
         if frame is not None and branches(frame.f_code):
-            self.unfollowed = True
+            call = call_that_takes(frame.f_code, instruction_at(frame.f_code, frame.f_lasti))
+            if call is None:
+                self.unfollowed = True
+            else:
+                self._awaited.add((id(frame), call))
         if isinstance(out, tuple):
             return Sizes(self._size(size, at) for at, size in enumerate(out))
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)

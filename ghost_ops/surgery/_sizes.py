@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import math
+import sys
 import types
 from collections.abc import Callable, Iterable
 
@@ -105,3 +106,51 @@ def branches(code: types.CodeType) -> bool:
         step.opname.startswith(("COMPARE_OP", "CONTAINS_OP", "POP_JUMP", "JUMP_IF"))
         for step in dis.get_instructions(code)
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def instruction_at(code: types.CodeType, offset: int) -> int:
+    """The offset of the instruction that an offset is in: that of a running call may be behind it, in its cache."""
+    return max((step.offset for step in dis.get_instructions(code) if step.offset <= offset), default=-1)
+
+
+@functools.lru_cache(maxsize=1024)
+def call_that_takes(code: types.CodeType, offset: int) -> int | None:
+    """The offset of the call that takes the value that the instruction at ``offset`` has made.
+
+    ``size=(y.shape[2], y.shape[3])`` goes from one instruction to the next: into a tuple, with an index, and into the
+    call, and nothing else sees it. None where it may go elsewhere: into a variable, a branch, another attribute.
+    """
+    above = 0  # number of values on the stack above it
+    steps = iter(dis.get_instructions(code))
+    if sys.version_info < (3, 11) or all(step.offset != offset for step in steps):
+        return None
+    for step in steps:
+        name, argument = step.opname, step.arg or 0
+        if name in ("CACHE", "PRECALL", "KW_NAMES", "EXTENDED_ARG", "RESUME", "NOT_TAKEN"):
+            continue
+        if name.startswith(("LOAD_", "PUSH_NULL")):
+            if name in ("LOAD_ATTR", "LOAD_METHOD") and not above:
+                return None
+            above += dis.stack_effect(step.opcode, step.arg)
+        elif name in _TAKES:
+            taken = _TAKES[name](argument)
+            if taken > above and name.startswith("CALL"):
+                return step.offset
+            above = max(above - taken + 1, 0)  # taken itself, it is within what comes out
+        else:
+            return None
+    return None
+
+
+_TAKES = {  # values that are taken for the one that comes out
+    "BINARY_SUBSCR": lambda _: 2,
+    "BINARY_SLICE": lambda _: 3,
+    "BINARY_OP": lambda _: 2,
+    "BUILD_TUPLE": lambda count: count,
+    "BUILD_LIST": lambda count: count,
+    "BUILD_SLICE": lambda count: count,
+    "UNARY_NEGATIVE": lambda _: 1,
+    "CALL": lambda count: count + 2,
+    "CALL_KW": lambda count: count + 3,
+}

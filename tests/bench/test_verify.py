@@ -26,7 +26,7 @@ def test_comparison(ours, eager, ok):
 def test_every_operator_dtype_layout_and_direction_is_verified():
     outcomes = checks.verify(1)
     keys = {(o.operator, o.dtype, o.layout, o.direction) for o in outcomes}
-    assert len(keys) == len(outcomes) == 68
+    assert len(keys) == len(outcomes) == 80
     assert {o.operator for o in outcomes} == set(checks.OPERATORS)
     assert all(o.error < 1 and o.ratio >= 0 for o in outcomes)
 

@@ -153,3 +153,14 @@ def test_the_nets_that_are_written_here_run(name):
 
 def test_every_net_has_a_source():
     assert all(net.source and net.side >= net.train_side > 0 for net in ZOO.values())
+
+
+def test_statistics_are_of_images():
+    """As after training: what a BatchNorm makes of such images has the mean and deviation that its parameters say."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.2), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    images = torch.randn(4, 3, 9, 9) * 30 + 7
+    zoo.take_statistics(net, images)
+    assert [net[1].momentum, net[3].momentum] == [0.2, 0.1]
+    out = net.eval()(images)
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
+    torch.testing.assert_close(out.var((0, 2, 3)), torch.ones(4), rtol=0, atol=1e-2)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ghost_ops import use_backend
 from ghost_ops.backends import native
@@ -274,6 +275,32 @@ def test_grouped_and_dilated_primary_convolution(mode):
     assert_agree(module, x)
     assert_agree(module, x, backward=False)
     assert why(module, x).startswith("cheap_concat_train on" if mode == "train" else "cheap_concat on")
+    with torch.no_grad():
+        assert why(module, x).startswith("cheap_concat_train on" if mode == "train" else "cheap_concat_eval on")
+
+
+class Readers(TorchDispatchMode):
+    """Which operators take a tensor of a weight's size."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.size, self.found = weight.shape, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(isinstance(a, torch.Tensor) and a.shape == self.size for a in args):
+            self.found.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_inference_does_not_fold_a_dense_primary_weight():
+    """It may be larger than the map: only the convolution reads it, and the BatchNorm is applied to the result."""
+    module = randomise(FusedGhostModule(6, 12, kernel_size=3)).eval()
+    x = make_map((2, 6, 6, 7))
+    with Readers(module.primary_conv[0].weight) as readers:
+        out = module(x)
+    assert readers.found == [torch.ops.aten.convolution.default]
+    torch.testing.assert_close(out, plain_twin(module)(x))
 
 
 def test_a_stride_that_leaves_one_value_a_channel():

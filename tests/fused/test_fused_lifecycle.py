@@ -1,22 +1,27 @@
 """A fused module through what nets go through: copies, pickles, dtypes, checkpointing, compilation, wrapping."""
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import ghost_ops
 from ghost_ops import fused as gfused
 from ghost_ops import nn as gnn
 from ghost_ops.backends import native
 from ghost_ops.fused import FusedGhostModule, GhostParts
 from ghost_ops.fused.behaviour import block_of, plain_forward
+from ghost_ops.models import GhostNet
 from ghost_ops.nn import GhostModule
 from ghost_ops.surgery import revert
 
+from .. import zoo
 from ..helpers import LAYOUTS, make_map, randomise
 from .twins import assert_agree, plain_twin, why
 
@@ -348,3 +353,27 @@ def test_what_version_0_1_has_pickled_loads():
     loaded = FusedGhostModule.__new__(FusedGhostModule)
     loaded.__setstate__(state)
     torch.testing.assert_close(loaded(x), built(x))
+
+
+FREED = {
+    "bottleneck": lambda: zoo.ArticleBottleneck(3, 16, 8, 3, 2, True),
+    "convolution layer": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+    "net": lambda: GhostNet(0.5, num_classes=3),
+}
+
+
+@pytest.mark.parametrize("name", FREED)
+@pytest.mark.parametrize("make", [ghost_ops.fuse, lambda net: ghost_ops.freeze(net.eval())], ids=["fused", "frozen"])
+def test_freed_without_the_garbage_collector(name, make):
+    """What a module remembers does not hold it: else its memory, a GPU's too, would stay for some time after it."""
+    net, x = make(FREED[name]()), torch.randn(2, 3, 32, 32)
+    for trains in (True, False) if make is ghost_ops.fuse else (False,):
+        net.train(trains)(x).sum()
+    seen = [weakref.ref(module) for module in net.modules()]
+    gc.collect()
+    gc.disable()
+    try:
+        del net
+        assert not any(ref() is not None for ref in seen)
+    finally:
+        gc.enable()

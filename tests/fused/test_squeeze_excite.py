@@ -38,6 +38,8 @@ def test_agrees(kind, layout, shape):
     assert_agree(module, x)
     assert_agree(module, x, backward=False)
     assert why(module, x).startswith("squeeze_excite on")
+    with torch.no_grad():
+        assert "PyTorch's own operators are as fast" in why(module, x)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -207,12 +207,13 @@ for dtype in (torch.float32, torch.bfloat16):
                 w4 = torch.randn(20, 1, 3, 3, requires_grad=True)
                 t = F.ghost_module_train(x, w1, None, None, None, w2, None, None, None, out_channels=31, act=act)
                 u = F.cheap_concat_train(x.float(), None, None, None, w4, None, None, None, out_channels=31, act=act)
+                b = F.batch_norm_act_train(x, None, None, act=act)
                 y = F.ghost_module(x, w1, None, w2, None, act=act, cheap_act=act)
                 s = F.squeeze_excite(y, w1[:, :, 0, 0].new_ones(5, 36) / 9, None, torch.ones(36, 5) / 9, None)
                 d = F.depthwise(s, w3, stride=2)
-                (sum(m.float().square().sum() for m in (t.out, u.out, d)) + s.float().sum()).backward()
+                (sum(m.float().square().sum() for m in (t.out, u.out, d, b.out)) + s.float().sum()).backward()
                 grads = [w.grad for w in (x, w1, w2, w3, w4)]
-                return [t.out, t.primary_var, t.cheap_mean, u.out, u.cheap_var, y, s, d, *grads]
+                return [t.out, t.primary_var, t.cheap_mean, u.out, u.cheap_var, y, s, d, b.out, b.var, *grads]
             ours = run()
             with use_backend("reference"):
                 plain = run()

@@ -156,6 +156,7 @@ def results(operator, case: Case, grads: list[torch.Tensor] | None, reference: b
 POSITIONAL = (
     "x", "z", "primary_weight", "primary_bias", "primary_gamma", "primary_beta", "cheap_weight", "cheap_bias",
     "cheap_gamma", "cheap_beta", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias", "weight", "bias",
+    "gamma", "beta",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch
 
 from ghost_ops import FusedGhostModule
-from ghost_ops.functional import cheap_concat_train, squeeze_excite
+from ghost_ops.functional import batch_norm_act_train, cheap_concat_train, squeeze_excite
 from ghost_ops.ops.program import program, program_eval, program_pack
 from ghost_ops.program import BFLOAT16, FLOAT32, Depthwise, Layer, Load, Store, with_precision
 from tests.helpers import make_map
@@ -74,6 +74,8 @@ def training() -> None:
                 y.backward(guarded(torch.randn_like(y)))
                 w = guarded(torch.randn(c, 1, 3, 3, dtype=dtype)).requires_grad_()
                 y = cheap_concat_train(x, None, None, None, w, None, None, None).out
+                y.backward(guarded(torch.randn_like(y)))
+                y = batch_norm_act_train(x, None, None, act="silu").out
                 y.backward(guarded(torch.randn_like(y)))
                 weights = [guarded(torch.randn(s, dtype=dtype)) for s in ((9, c), (9,), (c, 9), (c,))]
                 y = squeeze_excite(x, *(w.requires_grad_() for w in weights))

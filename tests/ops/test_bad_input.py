@@ -42,10 +42,22 @@ def concat(**changes):
     return F.cheap_concat(**({"z": torch.randn(2, 4, 5, 7), "cheap_weight": w2, "cheap_bias": None} | changes))
 
 
+def concat_eval(**changes):
+    arguments = {"z": torch.randn(2, 4, 5, 7), "cheap_weight": w2, "primary_bias": None, "cheap_bias": None}
+    for half, channels in (("primary", 4), ("cheap", 8)):
+        arguments |= dict.fromkeys((f"{half}_gamma", f"{half}_beta"))
+        arguments |= {f"{half}_mean": torch.zeros(channels), f"{half}_var": torch.ones(channels)}
+    return F.cheap_concat_eval(**(arguments | changes))
+
+
 def concat_train(**changes):
     names = "primary_bias primary_gamma primary_beta cheap_bias cheap_gamma cheap_beta"
     arguments = dict.fromkeys(names.split()) | {"z": torch.randn(2, 4, 5, 7), "cheap_weight": w2} | changes
     return F.cheap_concat_train(**arguments)
+
+
+def norm(**changes):
+    return F.batch_norm_act_train(**({"z": x, "gamma": None, "beta": torch.ones(6)} | changes))
 
 
 def attend(**changes):
@@ -101,6 +113,13 @@ REFUSED = [
     (train, {"gate": torch.rand(2, 11, 2, 3)}, ValueError, "gate: expected shape 2x12xanyxany, got 2x11x2x3"),
     (train, {"gate": torch.rand(2, 12, 2, 0)}, ValueError, "gate: expected at least one row and column"),
     (train, {"gate": torch.rand(2, 12, 2, 3).double()}, TypeError, "gate: expected the dtype of x"),
+    (concat_eval, {"z": [1.0]}, TypeError, "z: expected a tensor, got list"),
+    (concat_eval, {"primary_mean": None}, ValueError, "primary_mean: expected a tensor beside primary_var, got None"),
+    (concat_eval, {"cheap_var": None}, TypeError, "cheap_var: expected a tensor, got NoneType"),
+    (concat_eval, {"cheap_gamma": torch.ones(4)}, ValueError, "cheap_gamma: expected shape 8, got 4"),
+    (concat_eval, {"primary_bias": torch.ones(3)}, ValueError, "primary_bias: expected shape 4, got 3"),
+    (concat_eval, {"residual": torch.randn(2, 12, 5, 6)}, ValueError, "residual: expected shape 2x12x5x7"),
+    (concat_eval, {"cheap_eps": "small"}, TypeError, "cheap_eps: expected a number"),
     (module, {"x": [1.0]}, TypeError, "x: expected a tensor, got list"),
     (module, {"x": x[0]}, ValueError, "x: expected 4 dimensions .*, got 3 \\(6x5x7\\)"),
     (module, {"x": x.int()}, TypeError, "x: expected a floating-point dtype"),
@@ -144,6 +163,14 @@ REFUSED = [
     (concat_train, {"z": torch.randn(1, 4, 1, 1)}, ValueError, "z: expected more than 1 value per channel"),
     (concat_train, {"primary_bias": torch.ones(5)}, ValueError, "primary_bias: expected shape 4, got 5"),
     (concat_train, {"cheap_gamma": torch.ones(8).double()}, TypeError, "cheap_gamma: expected the dtype of z"),
+    (norm, {"z": x[0]}, ValueError, "z: expected 4 dimensions .*, got 3"),
+    (norm, {"z": x[:, :0]}, ValueError, "z: expected at least one channel"),
+    (norm, {"z": x[:1, :, :1, :1]}, ValueError, "z: expected more than 1 value per channel when training"),
+    (norm, {"gamma": torch.ones(5)}, ValueError, "gamma: expected shape 6, got 5"),
+    (norm, {"beta": torch.ones(6).double()}, TypeError, "beta: expected the dtype of z"),
+    (norm, {"act": "softplus"}, ValueError, "act: expected one of none, relu"),
+    (norm, {"act": "prelu", "act_weight": torch.ones(2)}, ValueError, "act_weight: expected 1 or 6 elements, got 2"),
+    (norm, {"eps": "small"}, TypeError, "eps: expected a number"),
     (attend, {"reduce_weight": torch.randn(3, 5)}, ValueError, "reduce_weight: expected shape anyx6, got 3x5"),
     (attend, {"expand_weight": torch.randn(6, 4)}, ValueError, "expand_weight: expected shape 6x3, got 6x4"),
     (attend, {"expand_bias": torch.randn(3)}, ValueError, "expand_bias: expected shape 6, got 3"),
@@ -217,7 +244,8 @@ def test_every_function_says_what_it_takes():
     """What is exported has a docstring, arguments with names and no codes, and is among the calls above."""
     names = {call: call.__name__ for call, *_ in REFUSED}
     tested = {"ghost_module", "ghost_module_train", "ghost_module_eval", "cheap_concat", "squeeze_excite", "excite"}
-    tested |= {"depthwise", "dfc_gate_train", "cheap_concat_train", "branched_module_train"}
+    tested |= {"cheap_concat_eval", "depthwise", "dfc_gate_train", "cheap_concat_train", "branched_module_train"}
+    tested |= {"batch_norm_act_train"}
     assert set(F.__all__) == tested and len(names) == len(F.__all__)
     for name in F.__all__:
         function = getattr(F, name)

@@ -152,6 +152,8 @@ def test_cheap_concat():
     assert of_operators(lambda: functional.cheap_concat(z, w, None, out_channels=12)) == {"cheap_concat": CHEAP}
     expected = flops(lambda: F.conv2d(z, w, padding=1, groups=5).sum().backward()) - CHEAP
     assert of_operators(lambda: out.sum().backward()) == {"cheap_concat_backward": expected}
+    running = lambda: functional.cheap_concat_eval(z, *(None,) * 5, w, *(None,) * 5, out_channels=12)
+    assert of_operators(running) == {"cheap_concat_eval": CHEAP}
     train = lambda: functional.cheap_concat_train(z, None, None, None, w, None, None, None).out
     assert of_operators(train) == {"cheap_concat_train": CHEAP}
     out = train()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 
 from ghost_ops import functional, use_backend
+from ghost_ops.activations import ACTIVATIONS
 from ghost_ops.dispatch import select
 from tests.ops.cases import DTYPES, LAYOUTS, Case, check, check_drawn, draw_case, in_layout
 
@@ -44,6 +45,32 @@ def draw_squeeze_excite(draw) -> Case:
 
 def test_squeeze_excite():
     check_drawn(functional.squeeze_excite, draw_squeeze_excite)
+
+
+def draw_batch_norm_act(draw) -> Case:
+    n, c, h, w = draw(st.integers(1, 5)), draw(st.integers(1, 80)), draw(st.integers(3, 40)), draw(st.integers(3, 40))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    dtype = draw(st.sampled_from(DTYPES))
+
+    def numbers(size, scale, shift=0.0):
+        values = torch.randn(size, generator=generator) * scale + shift
+        return values.to(draw(st.sampled_from([dtype, torch.float32])))
+
+    spread = torch.rand((1, c, 1, 1), generator=generator) + 0.5
+    z = torch.randn((n, c, h, w), generator=generator) * spread + draw(st.sampled_from([0.0, 0.5, 8.0]))
+    act = draw(st.sampled_from(ACTIVATIONS))
+    tensors = {
+        "z": in_layout(z.to(dtype), draw(st.sampled_from(LAYOUTS))),
+        "gamma": numbers(c, 0.3, 1.0) if draw(st.booleans()) else None,
+        "beta": numbers(c, 0.3) if draw(st.booleans()) else None,
+        "act_weight": numbers(draw(st.sampled_from([1, c])), 0.3) if act == "prelu" else None,
+    }
+    options = {"act": act, "act_slope": draw(st.sampled_from([0.01, 0.3])), "eps": draw(st.sampled_from([1e-5, 1e-3]))}
+    return Case(tensors, options, draw(st.sampled_from([1, 2])))
+
+
+def test_batch_norm_act_train():
+    check_drawn(functional.batch_norm_act_train, draw_batch_norm_act)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -88,7 +115,7 @@ def test_the_kernels_are_what_is_tested():
         pytest.skip(f"no compiled library: {native.reason()}")
     for dtype in DTYPES:
         modules = ("ghost_module", "ghost_module_train", "cheap_concat", "cheap_concat_train")
-        for op in (*modules, "squeeze_excite", "depthwise"):
+        for op in (*modules, "squeeze_excite", "depthwise", "batch_norm_act_train"):
             assert select(op, torch.empty(1, dtype=dtype), 3).backend == "native"
 
 

@@ -1,4 +1,5 @@
-"""``ghost_module_eval`` and ``excite``: values, dtypes, layouts, and that a gradient is refused on every backend."""
+"""``ghost_module_eval``, ``cheap_concat_eval`` and ``excite``: values, dtypes, layouts, and that a gradient is refused
+on every backend."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import ghost_ops
 from ghost_ops import functional as F
 from ghost_ops.activations import ACTIVATIONS, GATES
 from ghost_ops.backends import native, reference
+from ghost_ops.backends.registry import SCHEMAS
 from ghost_ops.ops._library import overload
 from ghost_ops.verify import draws, evaluate
 from tests.helpers import LAYOUTS, assert_as_accurate
@@ -76,6 +78,48 @@ def test_ghost_module_eval_is_convolutions_and_batch_norms(dtype, layout):
     assert torch.equal(F.ghost_module_eval(**tensors, **(options | {"return_squeeze": False})), ours[0])
 
 
+def tail(tensors: dict) -> dict:
+    """The tensors of ``cheap_concat_eval``: z is there in the place of x and what is multiplied with it."""
+    rest = {name: t for name, t in tensors.items() if name not in ("x", "primary_weight", "input_scale")}
+    return {"z": torch.nn.functional.conv2d(tensors["x"], tensors["primary_weight"])} | rest
+
+
+def raw_tail(tensors: dict, options: dict) -> tuple:
+    names = SCHEMAS["cheap_concat_eval"].split("int")[0].replace("?", "").split("Tensor ")[1:]
+    return *(tensors.get(name.strip(", ")) for name in names), *raw(tensors, options)[-8:]
+
+
+NORM = ("gamma", "beta", "mean", "var")
+
+
+@pytest.mark.parametrize("without", [(), ("primary",), ("cheap",), ("primary", "cheap")], ids="-".join)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cheap_concat_eval_is_batch_norms_and_a_convolution(dtype, layout, without):
+    tensors, options = ghost(dtype)
+    tensors = tail(tensors) | {f"{half}_{name}": None for half in without for name in NORM}
+    tensors["z"] = tensors["z"].contiguous(memory_format=LAYOUTS[layout])
+
+    def by_torch(t):
+        f, halves = torch.nn.functional, {}
+        for half, eps in (("primary", 1e-3), ("cheap", 1e-2)):
+            gamma, beta, mean, var = (t[f"{half}_{name}"] for name in NORM)
+            halves[half] = lambda y, args=(mean, var, gamma, beta), eps=eps: (
+                y if args[0] is None else f.batch_norm(y, *args, eps=eps)
+            )
+        y = f.prelu(halves["primary"](t["z"] + t["primary_bias"][:, None, None]), t["act_weight"])
+        z = halves["cheap"](f.conv2d(y, t["cheap_weight"], t["cheap_bias"], padding=1, groups=5))
+        out = torch.cat([y, f.leaky_relu(z, 0.2)], 1)[:, :13] + t["residual"]
+        return out, out.mean((2, 3))
+
+    exact = by_torch({name: None if t is None else t.double() for name, t in tensors.items()})
+    ours, plain = F.cheap_concat_eval(**tensors, **options), by_torch(tensors)
+    for what, a, b, c in zip(("out", "squeeze"), ours, plain, exact, strict=True):
+        assert_as_accurate(a, b, c, what=what)
+    assert ours[0].is_contiguous(memory_format=LAYOUTS[layout])
+    assert torch.equal(F.cheap_concat_eval(**tensors, **(options | {"return_squeeze": False})), ours[0])
+
+
 @pytest.mark.parametrize("backend", [None, "reference"])
 def test_defaults(backend):
     """All channels, ReLU twice, and the eps of BatchNorm2d."""
@@ -94,17 +138,20 @@ def test_use_backend_reaches_them():
     tensors, options = ghost()
     with ghost_ops.use_backend("reference"):
         out, _ = F.ghost_module_eval(**tensors, **options)
+        tail_out, _ = F.cheap_concat_eval(**tail(tensors), **options)
         gate = F.excite(*squeeze_of(torch.float32))
     for found, name, args in (
         (out, "ghost_module_eval_reference", raw(tensors, options)),
+        (tail_out, "cheap_concat_eval_reference", raw_tail(tail(tensors), options)),
         (gate, "excite_reference", (*squeeze_of(torch.float32), 1, 1)),
     ):
         expected = overload(name)(*args)
         assert torch.equal(found, expected if isinstance(expected, torch.Tensor) else expected[0])
 
 
-def test_drawn_calls():
-    for drawn in draws("ghost_module_eval", torch.float32, 8):
+@pytest.mark.parametrize("operator", ["ghost_module_eval", "cheap_concat_eval"])
+def test_drawn_calls(operator):
+    for drawn in draws(operator, torch.float32, 8):
         ours, plain = (evaluate(drawn, torch.float32, "channels_last", False, b) for b in (None, "reference"))
         exact = evaluate(drawn, torch.float64, "channels_last", False, "reference")
         assert_as_accurate(ours["output 0"], plain["output 0"], exact["output 0"])
@@ -135,6 +182,8 @@ def test_a_gradient_is_refused(backend, dtype):
             out, squeeze = F.ghost_module_eval(**wanted, **options)
             with pytest.raises(NotImplementedError, match=r"ghost_ops.ghost_module_eval is for inference: .* no grad"):
                 out.sum().backward()
+            with pytest.raises(NotImplementedError, match=r"cheap_concat_eval is for inference"):
+                F.cheap_concat_eval(**tail(wanted), **options)[0].sum().backward()
             with torch.no_grad():
                 assert not F.ghost_module_eval(**wanted, **options)[0].requires_grad
         layers[1].requires_grad_()
@@ -156,6 +205,7 @@ def test_the_operators_are_checked_by_pytorch():
     tensors, options = ghost()
     utilities = ("test_schema", "test_faketensor")
     opcheck(overload("ghost_module_eval"), raw(tensors, options), test_utils=utilities)
+    opcheck(overload("cheap_concat_eval"), raw_tail(tail(tensors), options), test_utils=utilities)
     opcheck(overload("excite"), (*squeeze_of(torch.float32), 1, 2), test_utils=utilities)
 
 
@@ -169,7 +219,8 @@ def test_the_operator_itself_refuses_what_does_not_fit():
 class Net(torch.nn.Module):
     def forward(self, tensors, layers):
         out, _ = F.ghost_module_eval(**tensors, out_channels=13, act="prelu", return_squeeze=True)
-        return out, F.excite(*layers, gate="sigmoid")
+        tail_out = F.cheap_concat_eval(**tail(tensors), out_channels=13, act="prelu")
+        return out, tail_out, F.excite(*layers, gate="sigmoid")
 
 
 def test_compile_and_export():

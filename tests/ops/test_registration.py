@@ -40,6 +40,7 @@ CALLS = {
     "cheap_concat_train": lambda z: (
         z, r(6), r(6), r(6), r(12, 1, 3, 3), None, r(12), r(12), None, r(12), 17, 5, 4, 0.1, 0.1, 1e-5, 1e-3,
     ),
+    "batch_norm_act_train": lambda z: (z, r(6), r(6), r(6), 4, 0.1, 1e-3),
     "squeeze_excite": lambda x: (x, r(3, 6), r(3), r(6, 3), r(6), 1, 0),
     "depthwise": lambda x: (x, r(6, 1, 3, 3), r(6), 2),
 }  # fmt: skip

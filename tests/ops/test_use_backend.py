@@ -84,6 +84,12 @@ def tail(z):
     return z, r(C), r(C), r(C), r(C, 1, 3, 3), None, r(C), r(C), None, None, 2 * C - 1, SILU, RELU, 0.1, 0.1, 1e-5, 1e-3
 
 
+def tail_eval(z):
+    one, two = (r(C), r(C), r(C), *statistics(C)), (r(C), r(C), r(C), *statistics(C))
+    codes = 2 * C - 1, PRELU, SILU, 0.1, 0.1, 1e-5, 1e-3, True
+    return z, *one, r(C, 1, 3, 3), *two, r(N, 2 * C - 1, H, W), r(C), None, *codes
+
+
 def tail_backward(z):
     z, _, *args = tail(z)
     means = (*statistics(C), *statistics(C))
@@ -130,6 +136,7 @@ CALLS = {
     "ghost_module": lambda x: (x, *halves(), r(N, C), r(N, OUT, H, W), None, None, *FOLDED, True),
     "ghost_module_backward": lambda x: (r(N, OUT, H, W), x, *halves(), r(N, C), None, None, *FOLDED),
     "ghost_module_eval": ghost_module_eval,
+    "cheap_concat_eval": tail_eval,
     "ghost_module_train": lambda x: (
         x, r(M, C, 1, 1), r(M), r(M), r(M), r(2 * M, 1, 3, 3), None, r(2 * M), r(2 * M), None, None, OUT, SILU, RELU,
         0.1, 0.1, 1e-5, 1e-3, True,
@@ -147,6 +154,10 @@ CALLS = {
     ),
     "cheap_concat_train": tail,
     "cheap_concat_train_backward": tail_backward,
+    "batch_norm_act_train": lambda z: (z, r(C), r(C), r(1), PRELU, 0.1, 1e-3),
+    "batch_norm_act_train_backward": lambda z: (
+        r(N, C, H, W), z, r(C), r(C), r(1), *statistics(C), PRELU, 0.1, 1e-3,
+    ),
     "squeeze_excite": lambda x: (x, r(5, C), r(5), r(C, 5), r(C), SILU, HARD_SIGMOID),
     "excite": lambda x: (r(N, C), r(5, C), r(5), r(C, 5), r(C), SILU, HARD_SIGMOID),
     "squeeze_excite_backward": lambda x: (

@@ -21,10 +21,12 @@ from ghost_ops.program import (
     Activation,
     Add,
     AvgPool,
+    BilinearUpsample,
     Concat,
     Conv,
     Depthwise,
     Excite,
+    Flatten,
     Ghost,
     Layer,
     Linear,
@@ -33,6 +35,7 @@ from ghost_ops.program import (
     Multiply,
     Pool,
     Scale,
+    ScaleFeatures,
     Shuffle,
     Slice,
     Squeeze,
@@ -289,7 +292,10 @@ class _Drawing:
         scales = rng.choice([(2.0, 2.0), (1.0, 1.5), (1.3, 1.7)]) if like < 0 and fixed == (0, 0) else (0.0, 0.0)
         size = self.new_size() if like < 0 else self.maps[like][1]
         out = self.target(source, *([like] if like >= 0 else []))
-        self.add(Upsample(source, out, channels, like, fixed, *scales), channels, size)
+        step = Upsample(source, out, channels, like, fixed, *scales)
+        if rng.random() < 0.5:
+            step = BilinearUpsample(*vars(step).values(), rng.random() < 0.5)
+        self.add(step, channels, size)
 
     def avg_pool(self, source: int) -> None:
         rng, (channels, size) = self.rng, self.maps[source]
@@ -354,10 +360,18 @@ class _Drawing:
         if rng.random() < 0.6:
             self.steps.append(Store(at))
             return tuple(self.steps)
-        self.ghost(at, squeeze=True)
-        width = self.squeeze
-        self.steps.append(Pool(width))
+        if rng.random() < 0.3:
+            channels, out = self.maps[at][0], self.target(at)
+            self.steps += [Upsample(at, out, channels, -1, (2, 3), 0.0, 0.0), Flatten(out, channels, 6 * channels)]
+            width = 6 * channels
+        else:
+            self.ghost(at, squeeze=True)
+            width = self.squeeze
+            self.steps.append(Pool(width))
         for _ in range(rng.randint(0, 3)):
+            if rng.random() < 0.3:
+                self.steps.append(ScaleFeatures(width, self.layer()))
+                continue
             features = self.channels()
             self.steps.append(Linear(width, features, self.layer()))
             width = features
@@ -382,7 +396,7 @@ def draw_program(seed: int, most_channels: int = 70, longest: int = 7) -> Progra
     rng = random.Random(seed)
     first, *steps = _Drawing(rng, most_channels).draw(rng.randint(1, longest))
     if isinstance(first, Load):  # as freeze does
-        by_lanes = (Depthwise, Slice, Add, Multiply, Scale, Squeeze, Upsample, AvgPool)
+        by_lanes = (Depthwise, Slice, Add, Multiply, Scale, Squeeze, Upsample, BilinearUpsample, AvgPool)
         first = replace(first, by_lanes=any(isinstance(s, by_lanes) and first.out in s.reads() for s in steps))
     steps = (first, *steps)
     return Program(steps, parameters_for(steps, seed), steps[0].channels)

@@ -22,9 +22,11 @@ from ghost_ops.program import (
     SLOPES,
     Add,
     AvgPool,
+    BilinearUpsample,
     Concat,
     Depthwise,
     Excite,
+    Flatten,
     Ghost,
     Layer,
     Linear,
@@ -32,6 +34,7 @@ from ghost_ops.program import (
     Multiply,
     Pool,
     Scale,
+    ScaleFeatures,
     Shuffle,
     Slice,
     Squeeze,
@@ -65,6 +68,7 @@ VALID = (
     Ghost(2, 3, 0, True, True, 11, 4, 4, 8, 5, PLAIN, PLAIN),
 )
 MAP = (*VALID, Store(3))
+UPSAMPLED = BilinearUpsample(1, 2, 11, -1, (0, 0), 2.0, 2.0, False)
 FEATURES = (*VALID, Pool(8), Linear(8, 5, PLAIN), Linear(5, 3, PLAIN))
 CONV = (conv(-1, 0, 3, 8, 3, 1, 1, PLAIN), Ghost(0, 1, -1, False, False, 8, 4, 4, 8, 3, PLAIN, PLAIN), Store(1))
 
@@ -151,7 +155,7 @@ REFUSED = {
     "another squeeze": (change(3, channels=8), "without the squeeze"),
     "no such gate": (change(3, gate=4), "gate is 4"),
     "pooled without squeeze": (code(*VALID[:4], Pool(8)), "a pooling without the squeeze"),
-    "pooled twice": (code(*VALID, Pool(8), Pool(8)), "a pooling without the squeeze"),
+    "pooled twice": (code(*VALID, Pool(8), Pool(8)), "features that are not returned"),
     "other features": (change(7, FEATURES, channels=4), "a layer of other features"),
     "a layer before the pooling": (code(*VALID, Linear(8, 5, PLAIN)), "a layer of other features"),
     "features that are lost": (code(*FEATURES, Store(3)), "features that are not returned"),
@@ -160,7 +164,13 @@ REFUSED = {
     ),
     "other features as a result": (code(*FEATURES, StoreFeatures(4)), "a result of other features"),
     "features that are not there": (code(*VALID, StoreFeatures(8)), "a result of other features"),
-    "a map's step after a result": (code(*FEATURES, StoreFeatures(3), VALID[1]), "steps after the last one"),
+    "a map's step after maps": (code(*MAP, Pool(8), StoreFeatures(8), VALID[1]), "steps after the last one"),
+    "other features of a map": (code(*VALID, Flatten(3, 7, 21)), "channels that do not fit"),
+    "a part of a map": (code(*VALID, Flatten(3, 8, 20)), "features of a part of a map"),
+    "a flattened map that is not there": (code(*VALID[:2], Flatten(3, 8, 8)), "slot 3 is read before it is written"),
+    "flattened over features": (code(*FEATURES, Flatten(3, 8, 504)), "features that are not returned"),
+    "a scale of other features": (code(*FEATURES, ScaleFeatures(4, PLAIN)), "a scale of other features"),
+    "a scale of no features": (code(*VALID, ScaleFeatures(8, PLAIN)), "a scale of other features"),
     "a scale without excitation": (code(*VALID[:2], Scale(1, 2, False, 11), Store(2)), "an excitation of other"),
     "a scale by another excitation": (code(*VALID[:4], Scale(0, 1, False, 8), Store(1)), "an excitation of other"),
     "a scale in its place": (code(*VALID[:4], Scale(2, 2, False, 11), Store(2)), "read and written at once"),
@@ -182,6 +192,11 @@ REFUSED = {
     "groups that do not divide": (code(*VALID[:2], Shuffle(1, 2, 11, 2), Store(2)), "groups that do not divide"),
     "no groups": (code(*VALID[:2], Shuffle(1, 2, 11, 0), Store(2)), "groups is 0"),
     "no upsampling": (code(*VALID[:2], Upsample(1, 2, 11, -1, (0, 0), 0.0, 2.0), Store(2)), "an upsampling to no size"),
+    "upsampled to no rows": (code(*VALID[:2], Upsample(1, 2, 11, -1, (0, 5), 2.0, 2.0), Store(2)), "to no size"),
+    "no bilinear upsampling": (
+        code(*VALID[:2], BilinearUpsample(1, 2, 11, -1, (0, 0), 0.0, 2.0, False), Store(2)), "an upsampling to no size"
+    ),
+    "corners": (code(*VALID[:2], replace(UPSAMPLED, align_corners=2), Store(2)), "align_corners is 2"),
     "the size of nothing": (code(*VALID[:2], Upsample(1, 2, 11, 3, (0, 0), 0.0, 0.0), Store(2)), "slot 3 is read"),
     "a mean over padding": (code(*VALID[:2], AvgPool(1, 2, 11, (2, 2), (1, 1), (1, 2), True), Store(2)),
                             "a padding above half"),

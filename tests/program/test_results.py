@@ -12,15 +12,19 @@ from ghost_ops.backends import reference
 from ghost_ops.ops._library import overload
 from ghost_ops.ops.program import program_maps, program_pack
 from ghost_ops.program import (
+    BETA,
     BIAS,
+    NORM,
     Depthwise,
     Excite,
+    Flatten,
     Layer,
     Linear,
     MapStep,
     MaxPool,
     Pool,
     Scale,
+    ScaleFeatures,
     Slice,
     Squeeze,
     Store,
@@ -95,3 +99,32 @@ def test_maps_and_features(threads, dtype):
             assert found.dtype == dtype
             assert_as_accurate(found, eager, truth, what=str(shape))
     opcheck(overload("program_maps"), (make_map((2, 3, 9, 9)), packed, p.code))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_features_of_several_maps(threads, dtype):
+    """Of a slice and of a map of two pieces, flattened, and means between them; layers of each, of all images."""
+    torch.set_num_threads(threads)
+    steps = [
+        conv(-1, 0, 3, 20, 3, 2, 1, Layer(BIAS, 0.0, 1)), ghost(0, 1, 20, 7, 7, 13), Slice(1, 2, 3, 11),
+        Flatten(2, 8, 280), ScaleFeatures(280, Layer(NORM | BETA, 1e-3, 1)), StoreFeatures(280),
+        Linear(280, 5, Layer(BIAS)), StoreFeatures(5), Squeeze(1, 13), Pool(13), StoreFeatures(13),
+        Depthwise.same(1, 3, False, 13, 3, 1, PLAIN), Flatten(3, 13, 455), Linear(455, 9, PLAIN), Store(1),
+        StoreFeatures(9),
+    ]  # fmt: skip
+    p = make_program(*steps)
+    double, packed = p.to(torch.float64), program_pack(list(p.parameters), p.code)
+    for shape in ((1, 3, 9, 14), (11, 3, 10, 13), (2, 3, 69, 1), (0, 3, 9, 14)):  # 35 pixels each
+        x = make_map(shape, dtype)
+        with poisoned_memory():
+            ours = program_maps(x, packed, p.code)
+        exact = reference.program_maps(x.double(), reference.program_pack(double.parameters, p.code).double(), p.code)
+        plain = [t.to(dtype) for t in reference.program_maps(x.float(), packed, p.code)]
+        for found, eager, truth in zip(ours, plain, exact, strict=True):
+            assert found.dtype == dtype and found.shape == truth.shape
+            assert_as_accurate(found, eager, truth, what=str(shape))
+    opcheck(overload("program_maps"), (make_map((2, 3, 9, 14)), packed, p.code))
+    for call in (program_maps, reference.program_maps):
+        with pytest.raises((RuntimeError, ValueError), match="expected a size of which 280 features come"):
+            call(make_map((2, 3, 9, 15)), packed, p.code)

@@ -16,14 +16,17 @@ from ghost_ops.program import (
     Activation,
     Add,
     AvgPool,
+    BilinearUpsample,
     Concat,
     Depthwise,
+    Flatten,
     Ghost,
     Layer,
     Load,
     MaxPool,
     Multiply,
     Pool,
+    ScaleFeatures,
     Shuffle,
     Slice,
     Store,
@@ -133,6 +136,34 @@ def test_nearest_upsampling(size, scale):
     else:
         want = F.interpolate(small, size or x.shape[2:])
     torch.testing.assert_close(out, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("corners", [True, False])
+@pytest.mark.parametrize("size, scale", [((0, 0), (2.0, 1.3)), ((1, 13), (0.0, 0.0)), (None, (0.0, 0.0))])
+def test_bilinear_upsampling(size, scale, corners):
+    x = make_map((2, 5, 6, 7))
+    pool = MaxPool(0, 1, 5, 3, 2, 1)
+    last = BilinearUpsample(1, 2, 5, 0 if size is None else -1, size or (0, 0), *scale, corners)
+    out = run([Load(0, 5, False), pool, last, Store(2)], x)
+    options = {"scale_factor": scale} if size == (0, 0) else {"size": size or x.shape[2:]}
+    want = F.interpolate(F.max_pool2d(x, 3, 2, 1), **options, mode="bilinear", align_corners=corners)
+    torch.testing.assert_close(out, want, rtol=0, atol=0)
+
+
+def test_flattened_and_normalised():
+    """Of a Ghost module, whose channels lie in two pieces."""
+    x, weights = make_map((2, 5, 3, 2)), (torch.randn(7, 5, 1, 1) / 2, torch.randn(7, 1, 3, 3) / 3)
+    made = run([Load(0, 5, False), GHOST, Store(1)], x, weights)
+    steps = [Load(0, 5, False), GHOST, Flatten(1, 13, 78)]
+    assert torch.equal(run(steps, x, weights), made.flatten(1))
+    scale, (mean, var), slopes = torch.randn(78, 1, 1, 1), (torch.randn(78), torch.rand(78) + 0.5), torch.rand(78)
+    out = run(
+        [*steps, ScaleFeatures(78, Layer(NORM | SLOPES, 1e-3, PRELU))], x, (*weights, scale, mean, var, slopes)
+    )  # fmt: skip
+    want = F.prelu(F.batch_norm(made.flatten(1) * scale.flatten(), mean, var, eps=1e-3), slopes)
+    torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="expected a size of which 78 features come, got one of which come 104"):
+        run(steps, make_map((2, 5, 2, 4)), weights)
 
 
 @pytest.mark.parametrize("counted", [True, False])

@@ -172,3 +172,22 @@ def test_explain_says_which_forward_ran():
     runs = {row.name: row.runs for row in explain(frozen, make_map((1, 8, 9, 9))).rows}
     assert runs[""] == "not on such inputs: for these its module's own forward runs"
     assert runs["ghost"] == "program_eval on native"
+
+
+def test_a_size_is_asked_once():
+    """What the guard has let pass is a call of the program; copies ask anew, and other sizes are always asked."""
+    net = randomise(BySize()).eval()
+    for frozen in (made := freeze(net, example=make_map((2, 8, 24, 9))), copy.deepcopy(made)):
+        state, asked = state_of(frozen), []
+        assert not state.shapes or frozen is made
+        state.shapes.clear()
+        decides = state.guard.forward
+        state.guard.forward = lambda x, decides=decides, asked=asked: asked.append(tuple(x.shape)) or decides(x)
+        try:
+            for _ in range(3):
+                assert_same(frozen, net, (2, 8, 24, 9), (1, 8, 3, 3))
+            assert asked.count((2, 8, 24, 9)) == 1 and asked.count((1, 8, 3, 3)) >= 3
+        finally:
+            state.guard.forward = decides
+    exported = torch.export.export(made, (make_map((2, 8, 24, 9)),), strict=False)
+    assert_same(exported.module(), net, (2, 8, 24, 9))

@@ -107,6 +107,18 @@ WHOLE = {
     "upsampling to a map": (
         lambda s, x: F.interpolate(s.first(F.max_pool2d(x, 2)), x.shape[2:]) + s.second(x), {"Upsample": 1},
     ),
+    "bilinear upsampling to a map": (
+        lambda s, x: F.interpolate(s.first(F.max_pool2d(x, 2)), size=x.shape[2:], mode="bilinear") * s.second(x),
+        {"BilinearUpsample": 1, "Multiply": 1},
+    ),
+    "bilinear upsampling of corners": (
+        lambda s, x: s.second(F.interpolate(s.first(x), scale_factor=1.7, mode="bilinear", align_corners=True)),
+        {"BilinearUpsample": 1},
+    ),
+    "bilinear upsampling by a module": (lambda s, x: s.second(s.more[0](s.first(x))), {"BilinearUpsample": 1}),
+    "bilinear upsampling to a size": (
+        lambda s, x: s.second(F.interpolate(s.first(x), (11, 5), mode="bilinear")), {"BilinearUpsample": 1},
+    ),
     "upsampling by two": (lambda s, x: s.second(F.interpolate(s.first(x), scale_factor=2)), {"Upsample": 1}),
     "a BatchNorm of its own": (lambda s, x: s.more[1](x) + s.second(x), {"Depthwise": 1}),
     "an activation first": (lambda s, x: s.second(F.hardswish(x)), {"Activation": 1}),
@@ -151,6 +163,8 @@ WHOLE = {
 def modules_of(name):
     if name == "residual, then ReLU":
         return (zoo.conv_bn(8, 8, 3),)
+    if name == "bilinear upsampling by a module":
+        return (nn.Upsample(scale_factor=2, mode="bilinear"),)
     if name == "shuffle by a module":
         return (nn.ChannelShuffle(4),)
     if name.startswith(("excitation", "a gate ")) and "linear" not in name:
@@ -189,10 +203,11 @@ LEFT = {
     "excitation by a third": (
         lambda s, x: s.first(excited(s, s.second(x), lambda z: F.relu(z) / 3)), 2, "no step computes truediv",
     ),
-    "features of two maps": (
-        lambda s, x: (s.first(x).mean((2, 3)), s.second(x).mean((2, 3))), 1, "features of one map only",
-    ),
     "transposed": (lambda s, x: s.second(s.first(x).transpose(2, 3)), 2, "no step computes transpose"),
+    "smoothed downsampling": (
+        lambda s, x: s.second(F.interpolate(s.first(x), scale_factor=0.5, mode="bilinear", antialias=True)), 2,
+        "no step computes an interpolation of mode 'bilinear' with these arguments",
+    ),
     "another size": (lambda s, x: s.second(s.first(x)) + s.first(x.mean((2, 3), True)), 1, ""),
     "means of the input": (lambda s, x: s.first(x) + x.mean((2, 3), keepdim=True), 1, "different sizes|features|input"),
     "an activation in place that is read before": (

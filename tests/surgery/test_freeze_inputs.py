@@ -37,7 +37,7 @@ class Sized(Around):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("side, is_drawn", [(224, True), (28, True), (77, False)])
+@pytest.mark.parametrize("side, is_drawn", [(224, True), (112, True), (77, False)])
 def test_nets_of_one_size(side, is_drawn):
     cls = type("OfSize", (Sized,), {"side": side})
     net, x = cls().eval(), make_map((2, 3, side, side))
@@ -54,6 +54,15 @@ def test_nets_of_one_size(side, is_drawn):
     for made in (frozen, given):
         with pytest.raises(ValueError, match="another size"):
             made(make_map((2, 3, side, side + 1)))
+
+
+def test_nets_of_a_few_sizes():
+    """A face net's head: a kernel as large as the map, then a BatchNorm of features. Two batches, two sizes."""
+    head = [nn.Conv2d(3, 8, 3, 16, 1), nn.Conv2d(8, 8, 7, groups=8), nn.Flatten(), nn.BatchNorm1d(8)]
+    calls = compare.draw(nn.Sequential(*head).eval())
+    assert [tuple(call.args[0].shape) for call in calls] == [(2, 3, 112, 112), (1, 3, 111, 110)]
+    calls = compare.draw(nn.Sequential(nn.Conv2d(3, 8, 1), nn.AvgPool2d(16), *head[1:]).eval())
+    assert [tuple(call.args[0].shape) for call in calls] == [(2, 3, 112, 112), (1, 3, 113, 114)]
 
 
 class Pair(nn.Module):

@@ -1,6 +1,7 @@
 """The instruments of the probe: sizes that tell, what is kept of a state, when results agree."""
 
 import math
+import sys
 from collections import deque
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from ghost_ops.surgery import survey
 from ghost_ops.surgery._compare import agree
+from ghost_ops.surgery._observe import Watch
 from ghost_ops.surgery._sizes import Ratio, Size, Sizes
 from ghost_ops.surgery._state import Generators, State
 
@@ -48,6 +50,44 @@ def test_sizes_serve_as_sizes():
     assert x[:, :size].narrow(1, 0, size).expand(2, size, 8).shape == (2, 8, 8)
     assert (x + 1).sum() / size == 16 and F.interpolate(x, size=size).shape == (2, 8, 8)
     assert events.count("compared") <= 1
+
+
+def into_a_size(x, y):
+    return y if y is None else F.interpolate(y, size=(x.shape[-2], x.shape[-1]), mode="nearest")
+
+
+def into_a_variable(x, y):
+    side = x.shape[-1]
+    return y if y is None else F.interpolate(y, size=side, mode="nearest")
+
+
+def into_python(x, y):
+    return y if y is None else F.interpolate(y, scale_factor=1 + len([0] * x.shape[-1]) // 1000)
+
+
+def into_an_attribute(x, y):
+    return y if y is None else F.interpolate(y, size=x.shape[-1].real)
+
+
+def into_values(x, y):
+    return y if y is None else y * torch.full((1,), x.shape[-1])
+
+
+@pytest.mark.parametrize(
+    ("forward", "straight"),
+    [
+        (into_a_size, sys.version_info >= (3, 11)), (into_a_variable, False), (into_python, False),
+        (into_an_attribute, False), (into_values, False),
+    ],
+)  # fmt: skip
+def test_sizes_that_go_straight_into_a_result_of_that_size_are_followed(forward, straight):
+    """Though the function has branches: no other size need be tried then."""
+    x = torch.zeros(1, 2, 6, 6)
+    watch = Watch(frozenset())
+    for _ in range(20):  # Python specialises what it runs often
+        with watch:
+            forward(x, x)
+    assert watch.unfollowed != straight and not watch.objections
 
 
 class Holder(nn.Module):

@@ -41,29 +41,73 @@ GHOST_INLINE void over_pixels(const A& a, const Begin& begin, const Inner& inner
   for (int64_t i = to; i < a.width; i++) at_edge(i);
 }
 
+// K weights in registers, under which pixels go by: each is loaded once. Calls put(i, sum) for `count` sums, the first
+// of load(0) to load(K - 1).
+template <class V, int K, class Load, class Put>
+GHOST_INLINE void slide(int64_t count, const float* weight, int64_t weight_row, typename V::T bias, const Load& load,
+                        const Put& put) {
+  typename V::T k[K], under[K];
+#pragma GCC unroll 7
+  for (int j = 0; j < K; j++) k[j] = V::load(weight + j * weight_row);
+#pragma GCC unroll 7
+  for (int j = 0; j < K - 1; j++) under[j] = load(j);
+  for (int64_t i = 0; i < count; i += K)
+#pragma GCC unroll 7
+    for (int u = 0; u < K; u++) {
+      if (i + u >= count) return;
+      under[(u + K - 1) % K] = load(i + u + K - 1);
+      auto sum = bias;
+#pragma GCC unroll 7
+      for (int j = 0; j < K; j++) sum = V::fma(under[(u + j) % K], k[j], sum);
+      put(i + u, sum);
+    }
+}
+
 template <int K>
 void axis_conv(const AxisConv& all) {
   over_channels(all.channels, [&](auto v, int64_t c, auto lanes) {
     using V = decltype(v);
     const AxisConv a = all;  // in registers: a store of a vector may alias the caller's struct
-    typename V::T k[K], sum;
+    const float* weight = a.weight + c;
+    const auto bias = a.bias ? V::load(a.bias + c) : V::zero();
+    const bool relu = a.relu;
+    const auto store = [&](float* to, const auto& sum) {
+      store_some<V>(to + c, relu ? V::max(V::zero(), sum) : sum, lanes);
+    };
+    if (a.tap_row == 0) {
+      for (int64_t r = 0; r < a.count; r++) {
+        const float* row = a.rows[r] + c;
+        float* out = a.out + r * a.out_row;
+        slide<V, K>(
+            a.width, weight, a.weight_row, bias,
+            [&](int64_t i) {
+              const int64_t at = i - K / 2;
+              return at >= 0 && at < a.width ? load_some<V>(row + at * a.in_pixel, lanes) : V::zero();
+            },
+            [&](int64_t i, const auto& sum) { store(out + i * a.out_pixel, sum); });
+      }
+    } else if (a.tap_row == 1) {
+      for (int64_t i = 0; i < a.width; i++) {
+        const int64_t at = i * a.in_pixel + c;
+        float* out = a.out + i * a.out_pixel;
+        slide<V, K>(
+            a.count, weight, a.weight_row, bias, [&](int64_t r) { return load_some<V>(a.rows[r] + at, lanes); },
+            [&](int64_t r, const auto& sum) { store(out + r * a.out_row, sum); });
+      }
+    } else {
+      typename V::T k[K];
 #pragma GCC unroll 7
-    for (int j = 0; j < K; j++) k[j] = V::load(a.weight + j * a.weight_row + c);
-    for (int64_t r = 0; r < a.count; r++) {
-      const float* p[K];
-      first_pixels<K>(a, r, c, p);
-      float* out = a.out + r * a.out_row + c;
-      over_pixels<K>(
-          a, [&](int64_t) { sum = V::zero(); },
-          [&](int64_t i) {
+      for (int j = 0; j < K; j++) k[j] = V::load(weight + j * a.weight_row);
+      for (int64_t r = 0; r < a.count; r++) {
+        const float* p[K];
+        first_pixels<K>(a, r, c, p);
+        for (int64_t i = 0; i < a.width; i++) {
+          auto sum = bias;
 #pragma GCC unroll 7
-            for (int j = 0; j < K; j++) sum = V::fma(load_some<V>(p[j] + i * a.in_pixel, lanes), k[j], sum);
-          },
-          [&](int64_t i, int j) {
-            const auto weight = V::load(a.weight + j * a.weight_row + c);
-            sum = V::fma(load_some<V>(a.rows[r] + c + (i + j - K / 2) * a.in_pixel, lanes), weight, sum);
-          },
-          [&](int64_t i) { store_some<V>(out + i * a.out_pixel, sum, lanes); });
+          for (int j = 0; j < K; j++) sum = V::fma(load_some<V>(p[j] + i * a.in_pixel, lanes), k[j], sum);
+          store(a.out + r * a.out_row + i * a.out_pixel, sum);
+        }
+      }
     }
   });
 }

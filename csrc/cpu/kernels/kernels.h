@@ -152,6 +152,8 @@ struct AxisConv {
   int64_t weight_row;          // from one to the next
   float* out;                  // [count x width x channels]
   int64_t out_row, out_pixel;  // only `channels` floats of a pixel are written
+  const float* bias = nullptr;
+  bool relu = false;
 };
 
 // grad[tap][channel] += sum over pixels of g times the input under the tap.
@@ -169,6 +171,23 @@ struct Upsampled {
   const float* x;  // [width x channels]
   int64_t x_pixel, width, channels;
   const int32_t* columns;  // [width]
+};
+
+// Where a pixel of bilinear upsampling is: between two pixels of a row, `across` of the way from left to right.
+struct Between {
+  int32_t left, right;
+  float across;
+};
+
+// A row of bilinear upsampling, `down` of the way from one row of the small map to another.
+struct Bilinear {
+  const float *above, *below;
+  int64_t x_pixel;
+  float down;
+  const Between* places;  // [width]
+  int64_t width, channels;
+  float* out;  // [width x channels]
+  int64_t out_pixel;
 };
 
 // Per-channel coefficients of an activation after an affine map: y = act(z * scale + shift + added), or, where what is
@@ -242,6 +261,8 @@ struct Kernels {
   void (*multiply_upsampled)(const Upsampled&, const float* gate, int64_t gate_pixel, float* out, int64_t out_pixel);
   // sum += x * y: of all pixels that are with a pixel of the small map's row `sum`
   void (*sum_downsampled)(const Upsampled&, const float* y, int64_t y_pixel, float* sum, int64_t sum_pixel);
+  // a row of [width x channels] between two rows of the small map
+  void (*upsample_bilinear)(const Bilinear&);
   // the means of 2 x 2 pixels of two rows, [width x channels], and back: a quarter of each to both rows
   void (*pool_pairs)(const float* upper, const float* lower, int64_t x_pixel, int64_t width, int64_t channels,
                      float* out, int64_t out_pixel);
@@ -250,6 +271,9 @@ struct Kernels {
   // `channels` floats a pixel are written; y may be z
   void (*affine)(const float* z, int64_t z_pixel, const Affine&, float* y, int64_t y_pixel, int64_t pixels,
                  int64_t channels);
+  // y = x * scale + shift (null: 0), [channels] each; y may be x
+  void (*scale_rows)(const float* x, int64_t x_pixel, const float* scale, const float* shift, float* y, int64_t y_pixel,
+                     int64_t pixels, int64_t channels);
   // out = x + y; out may be either
   void (*add)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out, int64_t out_pixel,
               int64_t pixels, int64_t channels);

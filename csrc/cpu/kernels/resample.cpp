@@ -33,6 +33,22 @@ extern "C" void GHOST_SYMBOL(sum_downsampled)(const Upsampled& u, const float* y
   });
 }
 
+extern "C" void GHOST_SYMBOL(upsample_bilinear)(const ghost::Bilinear& all) {
+  over_channels(all.channels, [&](auto v, int64_t c, auto lanes) {
+    using V = decltype(v);
+    const auto [above, below, x_pixel, down, places, width, channels, out, out_pixel] = all;
+    for (int64_t i = 0; i < width; i++) {
+      const auto [left, right, across] = places[i];
+      const auto between = [&](const float* row) {
+        return V::fma(load_some<V>(row + right * x_pixel + c, lanes), V::set(across),
+                      load_some<V>(row + left * x_pixel + c, lanes) * (1.f - across));
+      };
+      store_some<V>(out + i * out_pixel + c, V::fma(between(below), V::set(down), between(above) * (1.f - down)),
+                    lanes);
+    }
+  });
+}
+
 extern "C" void GHOST_SYMBOL(pool_pairs)(const float* upper, const float* lower, int64_t x_pixel, int64_t width,
                                          int64_t channels, float* out, int64_t out_pixel) {
   over_channels(channels, [&](auto v, int64_t c, auto lanes) {

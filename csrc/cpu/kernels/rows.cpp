@@ -98,6 +98,18 @@ extern "C" void GHOST_SYMBOL(affine)(const float* z, int64_t z_pixel, const Affi
   });
 }
 
+// y = x * scale + shift, pixel after pixel: for maps, whose memory is so read and written in order. ``affine`` goes
+// over rows in the first-level cache, a block of channels at a time, whose coefficients it keeps in registers.
+extern "C" void GHOST_SYMBOL(scale_rows)(const float* x, int64_t x_pixel, const float* scale, const float* shift,
+                                         float* y, int64_t y_pixel, int64_t pixels, int64_t channels) {
+  for (int64_t i = 0; i < pixels; i++, x += x_pixel, y += y_pixel)
+    over_channels(channels, [&](auto v, int64_t c, auto lanes) {
+      using V = decltype(v);
+      const auto scaled = load_some<V>(x + c, lanes) * load_some<V>(scale + c, lanes);
+      store_some<V>(y + c, shift ? scaled + load_some<V>(shift + c, lanes) : scaled, lanes);
+    });
+}
+
 extern "C" void GHOST_SYMBOL(add)(const float* x, int64_t x_pixel, const float* y, int64_t y_pixel, float* out,
                                   int64_t out_pixel, int64_t pixels, int64_t channels) {
   over_channels(channels, [&](auto v, int64_t c, auto lanes) {
@@ -322,24 +334,55 @@ extern "C" void GHOST_SYMBOL(norm_backward)(const NormBackward& all) {
   });
 }
 
+namespace {
+
+// GCC converts eight floats in two halves.
+template <class Wide, class V>
+GHOST_INLINE void to_double(const V& v, Wide& out) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 32) {
+    out = (Wide)_mm512_maskz_cvtps_pd((__mmask8)-1, (__m256)v);
+    return;
+  }
+#endif
+  out = __builtin_convertvector(v, Wide);
+}
+
+// Products of N rows with x, each plus its bias; sums in double: a gate's logits may cancel.
+template <int N>
+GHOST_INLINE void multiply_rows(const float* w, int64_t columns, const float* x, const float* bias, float* y) {
+  using F = Vec<kLanes / 2 >= 4 ? kLanes / 2 : 4>;
+  typedef double Wide __attribute__((vector_size(8 * F::lanes)));
+  Wide sums[N] = {};
+  const auto add = [&](int64_t c, auto lanes) {
+    Wide a, b;
+    to_double(load_some<F>(x + c, lanes), b);
+    for (int r = 0; r < N; r++) {
+      to_double(load_some<F>(w + r * columns + c, lanes), a);
+      sums[r] += a * b;
+    }
+  };
+  int64_t c = 0;
+  for (; c + F::lanes <= columns; c += F::lanes) add(c, Whole<F::lanes>{});
+  if (c < columns) add(c, (int)(columns - c));
+  for (int r = 0; r < N; r++) {
+    double lanes[F::lanes];
+    std::memcpy(lanes, &sums[r], sizeof lanes);
+    for (int half = F::lanes / 2; half; half /= 2)
+      for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    y[r] = (float)(lanes[0] + (bias ? bias[r] : 0.0));
+  }
+}
+
+}  // namespace
+
 extern "C" void GHOST_SYMBOL(matvec)(const float* w, int64_t rows, int64_t columns, const float* x, const float* bias,
                                      float* y) {
-  using F = Vec<kLanes / 2 >= 4 ? kLanes / 2 : 4>;
-  constexpr int kStep = F::lanes;
-  typedef double Wide __attribute__((vector_size(8 * kStep)));  // sums in double: a gate's logits may cancel
-  for (int64_t r = 0; r < rows; r++, w += columns) {
-    Wide s0{}, s1{};
-    const auto add = [&](Wide& s, int64_t c, auto lanes) {
-      const auto a = load_some<F>(w + c, lanes), b = load_some<F>(x + c, lanes);
-      s += __builtin_convertvector(a, Wide) * __builtin_convertvector(b, Wide);
-    };
-    int64_t c = 0;
-    for (; c + 2 * kStep <= columns; c += 2 * kStep) add(s0, c, Whole<kStep>{}), add(s1, c + kStep, Whole<kStep>{});
-    for (; c < columns; c += kStep) add(s0, c, (int)(columns - c < kStep ? columns - c : kStep));
-    double total = bias ? bias[r] : 0.0;
-    for (int i = 0; i < kStep; i++) total += s0[i] + s1[i];
-    y[r] = (float)total;
-  }
+  constexpr int kRows = 4;  // sums that do not wait for each other
+  int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows)
+    multiply_rows<kRows>(w + r * columns, columns, x, bias ? bias + r : bias, y + r);
+  for (; r < rows; r++) multiply_rows<1>(w + r * columns, columns, x, bias ? bias + r : bias, y + r);
 }
 
 extern "C" double GHOST_SYMBOL(fma_chain)(int64_t steps) {

@@ -11,8 +11,10 @@
 #define GHOST_KERNELS(K)                                                                                       \
   K(gemm) K(gemm_bf16) K(release_tiles) K(pack) K(fold) K(depthwise) K(depthwise_row) K(depthwise_weight_grad) \
   K(depthwise_input_grad) K(axis_conv) K(axis_weight_grad) K(multiply_upsampled) K(sum_downsampled)            \
-  K(pool_pairs) K(unpool_pairs) K(affine) K(add) K(take_largest) K(scale_panels) K(sum) K(sum_in_double)       \
-  K(sum_product) K(moments) K(norm_backward_sums) K(norm_backward) K(matvec) K(gather) K(scatter) K(fma_chain)
+  K(upsample_bilinear) K(pool_pairs) K(unpool_pairs) K(affine) K(scale_rows) K(add) K(take_largest)             \
+  K(scale_panels) K(sum)                                                                                       \
+  K(sum_in_double) K(sum_product) K(moments) K(norm_backward_sums) K(norm_backward) K(matvec) K(gather)        \
+  K(scatter) K(fma_chain)
 // clang-format on
 #define GHOST_DECLARE(name) std::remove_pointer_t<decltype(ghost::Kernels::name)> GHOST_SYMBOL(name);
 #define GHOST_ENTRY(name) GHOST_SYMBOL(name),

@@ -97,6 +97,11 @@ void StepReader::view(int64_t slot, Source source) {
   maps_[slot] = std::move(source);
 }
 
+void StepReader::begin_features(int64_t channels) {
+  if (!are_returned_) refuse("features that are not returned");
+  features = channels;
+}
+
 int64_t StepReader::take(int64_t floats) {
   const int64_t at = program_.packed_floats;
   program_.packed_floats += aligned(floats);
@@ -132,18 +137,18 @@ Program Program::parse(const std::vector<int64_t>& list, bool for_one_call) {
   p.format = weight_format(precision);
   if (!p.format) unknown("precision", precision);
   r.maps_.assign(p.slots, {});
-  bool are_returned = true;  // the features, as they are now
   while (!r.at_end()) {
     const int64_t code = r.any();
     if (code < 0 || code >= kMostKinds || !kinds()[code]) unknown("kind", code);
     r.read_.clear();
     std::unique_ptr<Step> step = kinds()[code](r);
     const bool returns = step && (step->returns_map() || step->returns_features());
-    if (p.results && !returns && !(step && step->makes_features())) refuse("steps after the last one");
+    if (!p.outputs.empty() && !returns && !(step && step->makes_features())) refuse("steps after the last one");
     if (!step) continue;
     Step& t = *step;
     p.results += returns;
-    if (t.makes_features() || t.returns_features()) are_returned = t.returns_features();
+    if (t.makes_features() || t.returns_features()) r.are_returned_ = t.returns_features();
+    if (t.begins_features()) t.features_place = p.begun_features++;
     if (p.steps.empty() != t.is_entry()) refuse("a first step that does not read the input, or another that does");
     if (std::count(r.read_.begin(), r.read_.end(), t.out)) refuse("a slot that is read and written at once");
     if (t.is_entry()) p.in_channels = t.channels;
@@ -155,7 +160,7 @@ Program Program::parse(const std::vector<int64_t>& list, bool for_one_call) {
   }
   p.ends_in_features = p.results == 0;
   if (p.ends_in_features && !r.features) refuse("neither a map nor features come out");
-  if (!p.ends_in_features && !are_returned) refuse("features that are not returned");
+  if (!p.ends_in_features && !r.are_returned_) refuse("features that are not returned");
   if (p.ends_in_features) p.out_channels = r.features, p.results = 1;
   p.place_in_containers();
   return p;

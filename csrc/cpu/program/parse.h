@@ -59,6 +59,8 @@ class StepReader {
   void place_vector_products(Layer& first, int64_t n1, int64_t k1, Layer& second, int64_t n2, int64_t k2);
 
   int64_t squeeze = 0, excitation = 0, features = 0;  // channels that they have; 0: there are none
+  /// Lets features begin anew, of so many channels.
+  void begin_features(int64_t channels);
 
  private:
   friend struct Program;
@@ -69,6 +71,7 @@ class StepReader {
   Program& program_;
   const bool for_one_call_;
   size_t at_ = 0;
+  bool are_returned_ = true;   // the features, as they are now
   std::vector<Source> maps_;   // in each slot; of no step where there is none yet
   std::vector<int64_t> read_;  // slots that the step reads
 };

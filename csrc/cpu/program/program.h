@@ -22,6 +22,7 @@ struct Program {
   bool ends_in_features = false;  // which are the only result, and no step says so
   std::vector<int64_t> outputs;   // the steps that return maps
   int64_t results = 0;            // maps and features that are returned
+  int64_t begun_features = 0;     // how many steps make features of a map
   bool copies_entry = false;      // the input is never read where it is
 
   int64_t size() const { return static_cast<int64_t>(steps.size()); }

@@ -32,8 +32,8 @@ struct ProgramCall {
   const std::vector<const float*>& raw_weights;
   const Map& x;
   const Map* outs;  // where maps go; null where the program returns features
-  float* features;
-  int64_t features_row;
+  float* features;  // [steps that begin features][images][features_row]
+  int64_t features_row, images;
 };
 
 /// Columns for share i of `shares`, whole panels each.
@@ -76,7 +76,10 @@ class ProgramRun {
   bool is_written_in_place(int64_t output) const { return in_place_[output] >= 0; }
   const float* packed(int64_t at) const { return call_.packed + at; }
   const float* raw_weight(const Layer& l) const { return call_.raw_weights[l.raw]; }
-  float* features() const { return call_.features + image_ * call_.features_row; }
+  /// The row of features that a step begins.
+  float* features(const Step& t) const {
+    return call_.features + (t.features_place * call_.images + image_) * call_.features_row;
+  }
   Region region(const Step& t, int64_t share) const;
 
   // Memory. What images have of their own is image_row() floats further on for the next one.

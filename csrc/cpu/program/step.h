@@ -82,6 +82,7 @@ class Step {
   int64_t columns = 0;          // of its output, as threads share them
   Channels out_channels;
   int64_t packed_end = 0;      // where its pieces end in the packed tensor
+  int64_t features_place = 0;  // among the steps that begin features
   int64_t container = -1;      // the step in whose map its own is: itself, or a concatenation
   int64_t container_lane = 0;  // where it begins there
 
@@ -95,6 +96,7 @@ class Step {
   virtual bool returns_map() const { return false; }       // a map is a result of the program
   virtual bool returns_features() const { return false; }  // the features as they are now are a result
   virtual bool makes_features() const { return false; }    // N x C in place of a map
+  virtual bool begins_features() const { return false; }   // these are made of a map, an image at a time
   virtual bool makes_all_rows_at_once() const { return false; }
   /// Whether the input's map is read where it is, in place of a copy.
   virtual bool reads_in_place(const Map& /*x*/) const { return false; }

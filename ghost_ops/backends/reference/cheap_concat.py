@@ -1,4 +1,5 @@
-"""``cheap_concat``: activation of the primary convolution's result, cheap depthwise convolution, concatenation."""
+"""``cheap_concat``: activation of the primary convolution's result, cheap depthwise convolution, concatenation; and
+``cheap_concat_eval``, which applies BatchNorms over running statistics."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ...activations import activate, activate_backward
+from ...folding import fold
 
 
 def match(parameter: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
@@ -33,6 +35,31 @@ def cheap_concat(
     y1 = activate(z, act, act_slope, act_weight)
     y2 = activate(depthwise(y1, cheap_weight, cheap_bias), cheap_act, cheap_act_slope, cheap_act_weight)
     return finish(torch.cat([y1, y2], 1), out_channels, residual, return_squeeze)
+
+
+def cheap_concat_eval(
+    z, primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, cheap_weight, cheap_bias, cheap_gamma,
+    cheap_beta, cheap_mean, cheap_var, residual, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
+    cheap_act_slope, primary_eps, cheap_eps, return_squeeze,
+):  # fmt: skip
+    """``cheap_concat`` of a module whose BatchNorms use their running statistics, or which has none."""
+    dtype = z.dtype
+    if primary_mean is not None:
+        one = primary_mean.new_ones(z.shape[1], 1, 1, 1)
+        scale, primary_bias = fold(
+            one, primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps
+        )
+        z = z * scale.view(1, -1, 1, 1)
+    if primary_bias is not None:
+        z = z + primary_bias[:, None, None]
+    if cheap_mean is not None:
+        cheap_weight, cheap_bias = fold(
+            cheap_weight, cheap_bias, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps
+        )
+    return cheap_concat(
+        z.to(dtype), cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, out_channels, act, cheap_act,
+        act_slope, cheap_act_slope, return_squeeze,
+    )  # fmt: skip
 
 
 def channel_sums(grad: torch.Tensor, sums: torch.dtype | None = None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""``cheap_concat``: a Ghost module from the primary convolution's result on."""
+"""``cheap_concat`` and ``cheap_concat_eval``: a Ghost module from the primary convolution's result on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,28 @@ def cheap_concat(
     z, cheap_weight, cheap_bias, residual, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
     cheap_act_slope, return_squeeze,
 ):  # fmt: skip
-    primary, cheap = (
-        Epilogue(None, act, act_slope, act_weight),
-        Epilogue(cheap_bias, cheap_act, cheap_act_slope, cheap_act_weight),
+    primary = Epilogue(None, act, act_slope, act_weight)
+    cheap = Epilogue(cheap_bias, cheap_act, cheap_act_slope, cheap_act_weight)
+    return _tail(z, primary, cheap_weight, cheap, residual, out_channels, return_squeeze)
+
+
+@cached_launches
+def cheap_concat_eval(
+    z, primary_bias, primary_gamma, primary_beta, primary_mean, primary_var, cheap_weight, cheap_bias, cheap_gamma,
+    cheap_beta, cheap_mean, cheap_var, residual, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
+    cheap_act_slope, primary_eps, cheap_eps, return_squeeze,
+):  # fmt: skip
+    primary = Epilogue(
+        primary_bias, act, act_slope, act_weight, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps
     )
+    cheap = Epilogue(
+        cheap_bias, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, cheap_mean, cheap_var,
+        cheap_eps,
+    )  # fmt: skip
+    return _tail(z, primary, cheap_weight, cheap, residual, out_channels, return_squeeze)
+
+
+def _tail(z, primary, cheap_weight, cheap, residual, out_channels, return_squeeze):
     checks.expect_module(z, None, primary, cheap_weight, cheap, out_channels)
     checks.expect("residual", residual, (z.shape[0], out_channels, *z.shape[2:]), z)
     out = launch.new_map(z, out_channels)

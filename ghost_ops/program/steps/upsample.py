@@ -31,11 +31,20 @@ class Upsample(MapStep):
 
     @classmethod
     def of_module(cls, module, source, out, channels):
-        if type(module) is not nn.Upsample or module.mode != "nearest" or module.recompute_scale_factor:
+        if (
+            type(module) not in (nn.Upsample, nn.UpsamplingNearest2d)
+            or module.mode != "nearest"
+            or module.recompute_scale_factor
+        ):
             return None
+        return cls(source, out, channels, -1, *cls.sizes_of(module))
+
+    @staticmethod
+    def sizes_of(module):
+        """The size and the factors of a module: one of the two is 0."""
         if module.size is not None:
-            return cls(source, out, channels, -1, _pair(module.size), 0.0, 0.0)
-        return cls(source, out, channels, -1, (0, 0), *map(float, _pair(module.scale_factor)))
+            return _pair(module.size), 0.0, 0.0
+        return (0, 0), *map(float, _pair(module.scale_factor))
 
     @staticmethod
     def module_of(function, arguments, options):
@@ -43,7 +52,7 @@ class Upsample(MapStep):
             return None
         names = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
         given = {**dict(zip(names, arguments)), **options}
-        if given.pop("antialias", False) or given.get("align_corners") is not None:
+        if given.pop("antialias", False) or given.get("mode", "nearest") not in ("nearest", "bilinear"):
             return None
         fixed = given.get("size"), given.get("scale_factor")
         if not all(isinstance(n, int | float) for value in fixed if value is not None for n in _pair(value)):
@@ -64,7 +73,11 @@ class Upsample(MapStep):
     def run(self, state, folded):
         x = state.read(self.source)
         if self.like < 0 and self.size == (0, 0):
-            out = F.interpolate(x, scale_factor=(self.row_scale, self.column_scale))
+            out = self.interpolate(x, None, (self.row_scale, self.column_scale))
         else:
-            out = F.interpolate(x, self.size if self.like < 0 else state.read(self.like).shape[2:])
+            out = self.interpolate(x, self.size if self.like < 0 else state.read(self.like).shape[2:], None)
         state.write(self.out, out)
+
+    def interpolate(self, x, size, scale):
+        """The map of a size, or of its own times two factors."""
+        return F.interpolate(x, size, scale)

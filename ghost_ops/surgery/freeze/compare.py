@@ -26,7 +26,8 @@ from ...fused.frozen_net import Frozen
 TOLERANCE = 1e-3  # of the largest value
 HALF_TOLERANCE = 0.5  # in half precision, where a deep net of drawn weights is easily off by a tenth
 SIZES = (
-    (64, 96), (97, 75), (224, 224), (32, 32), (28, 28), (256, 256), (299, 299), (384, 384), (640, 640),
+    (64, 96), (97, 75), (224, 224), (32, 32), (28, 28), (112, 112), (160, 160), (256, 256), (112, 96), (128, 128),
+    (192, 192), (299, 299), (384, 384), (512, 512), (640, 640),
 )  # fmt: skip
 BATCHES = (2, 1)
 MOST_CALLS = 4  # of one module that is compared on its own
@@ -104,21 +105,24 @@ def private(net: nn.Module) -> nn.Module:
 
 
 def draw(net: nn.Module) -> list[Arguments]:
-    """Up to two inputs that a net accepts, of different sizes and batches where it accepts such."""
+    """Up to two inputs that a net accepts, of different batches, and of different sizes where it accepts such."""
     channels = next(filter(None, map(_input_channels, net.modules())), None)
     if channels is None or _drawn(net, (1, 1, 1, 1), 0) is None:
         return []
     found: list[Arguments] = []
-    for height, width in SIZES:
+    sizes = list(SIZES)
+    while sizes and len(found) < len(BATCHES):
+        height, width = sizes.pop(0)
         for batch in BATCHES:
             if any(call.args[0].shape[0] == batch for call in found):
                 continue
             call = _drawn(net, (batch, channels, height, width), len(found))
             if accepts(net, call):
                 found.append(call)
+                if len(found) == 1:  # a net whose last kernel is as large as its map accepts sizes a little apart
+                    near = [(height + n, width + 2 * n) for n in (1, -1)]
+                    sizes = [*sizes[:1], *near, *sizes[1:], (height, width)]
                 break  # the next one is of another size
-        if len(found) == len(BATCHES):
-            break
     return found
 
 

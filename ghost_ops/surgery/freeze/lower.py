@@ -14,7 +14,7 @@ from ...fused.behaviour import block_of
 from ...fused.builder import Builder
 from ...fused.errors import Unfusable
 from ...fused.ghost_module import GhostModuleBlock
-from ...fused.layers import activation_code
+from ...fused.layers import LinearAct, activation_code
 from . import values as v
 from .values import Features, Map, Operation
 
@@ -74,10 +74,12 @@ class _Fusion:
             if isinstance(op, v.Concat):
                 self._flatten(op)
                 self._ghost(op)
-            elif isinstance(op, v.Multiply) and isinstance(op.gate.op, v.UpsampleLike) and op.gate.is_whole:
+            elif isinstance(op, v.Multiply) and _is_nearest(op.gate):
                 self._forget(op.gate)
                 op.gate = op.gate.op.source  # which the multiplication brings to the size of the map
                 self.uses[op.gate.op] += 1
+        for op in [op for op in self.ops if isinstance(op, v.Flatten)]:
+            self._as_linear(op)
         for op in self.ops:
             if isinstance(op, v.Add):
                 op.into = next((m.op for m in (op.source, op.other) if m.is_whole and self._takes_residual(m.op)), None)
@@ -129,6 +131,22 @@ class _Fusion:
             return
         op.ghost, op.channels = (primary, cheap), count
 
+    def _as_linear(self, op: v.Flatten) -> None:
+        """Let a 1x1 convolution of a single pixel, of which only this is read, come after it as a linear layer, which
+        reads its weights once for all images."""
+        conv = op.source.op
+        if not isinstance(conv, v.Layer) or not conv.layer.is_pointwise() or op.source != Map.of(conv):
+            return
+        if self.uses[conv] > 1 or op in self.outputs or op.channels != conv.channels:
+            return
+        layer = v.Dense(conv.node, conv.channels, op, LinearAct(*conv.layer[:4]))
+        for reader in self.ops:
+            if isinstance(reader, v.OfFeatures) and reader.features is op:
+                reader.features = layer
+        op.source, op.channels = conv.source, conv.source.channels
+        self.ops.insert(self.ops.index(op) + 1, layer)
+        self.ops.remove(conv)
+
     def _takes_residual(self, op: Operation) -> bool:
         """Whether a step makes this map only to be added to another, and can add it itself."""
         if self.uses[op] != 1:
@@ -156,6 +174,10 @@ class _Fusion:
             return False
         between = self.ops[at + 1 : max(readers, default=at)]
         return not any(isinstance(op, v.Scale) or (isinstance(op, v.Fused) and not _is_ghost(op)) for op in between)
+
+
+def _is_nearest(gate: Map) -> bool:
+    return isinstance(gate.op, v.UpsampleLike) and gate.op.align_corners is None and gate.is_whole
 
 
 def _is_ghost(op: Operation) -> bool:
@@ -200,26 +222,44 @@ class _Lowering:
         self.left.update(out for out in outputs if isinstance(out, Map))
         self.squeezed = {m.op for m in pooled if m.is_whole}
         self.squeeze: Operation | None = None  # the operation whose map's means are the squeeze
-        self.features: Operation | None = None
+        self.features = {out.op: out for out in outputs if isinstance(out, Features)}
+        self.returned: list[Map | Features] = []
 
     def write(self) -> list[Map | Features]:
-        """The outputs in the order in which they are returned: features, of which the layers come last, and maps."""
+        """The outputs in the order in which they are returned: features as they are made, then maps."""
         for op in self.ops:
-            if not isinstance(op, (v.Entry, v.Dense)):
+            if isinstance(op, (v.Pool, v.Flatten)):
+                self._write_features(op)
+            elif not isinstance(op, (v.Entry, v.OfFeatures)):
                 self._guarded(op)
-        features = {out.op: out for out in self.outputs if isinstance(out, Features)}
-        returned: list[Map | Features] = []
-        for op in self.ops:
-            if isinstance(op, v.Dense):
-                self._guarded(op)
-            if isinstance(op, (v.Pool, v.Dense)) and op in features:
-                if len(self.outputs) > 1:
-                    self.builder.store_features(op.channels)
-                returned.append(features[op])
+        returned = self.returned
         maps = [out for out in self.outputs if isinstance(out, Map)]
         for slot in [self._slot(out) for out in maps]:  # slices come before the first result
             self.builder.store(slot)
         return returned + maps
+
+    def _write_features(self, begin: Operation) -> None:
+        """The features of a map, and after them the layers that read them: one row of layers after another, each of
+        which begins with the same features anew."""
+        readers = [op for op in self.ops if isinstance(op, v.OfFeatures) and op.features is begin]
+        for first in readers or [None]:
+            self._guarded(begin)
+            self._store_features(begin)
+            op = first
+            while op is not None:
+                self._guarded(op)
+                self._store_features(op)
+                op, *others = [*(o for o in self.ops if isinstance(o, v.OfFeatures) and o.features is op), None]
+                if op is not None and others[0] is not None:
+                    raise Refused(others[0].node, "another layer has taken the features that it reads")
+        self._done(begin.pooled if isinstance(begin, v.Pool) else begin.source)
+
+    def _store_features(self, op: Operation) -> None:
+        """Return the features as they are now, where they are a result."""
+        if op in self.features and self.features[op] not in self.returned:
+            if len(self.outputs) > 1:
+                self.builder.store_features(op.channels)
+            self.returned.append(self.features[op])
 
     def _guarded(self, op: Operation) -> None:
         before = len(self.builder.steps)
@@ -273,21 +313,20 @@ class _Lowering:
     def _write(self, op: Operation) -> None:
         if isinstance(op, v.Scale):
             self._squeeze(op.pooled)
+            self._done(op.pooled)
             op.excite(self.builder)
             if op.is_step:
                 self.slots[Map.of(op)] = self.builder.scale(self._slot(op.source))
                 self._done(op.source)
         elif isinstance(op, v.Pool):
-            if self.features is not None:
-                raise Unfusable("a program takes features of one map only")
             self._squeeze(op.pooled)
             self.builder.pool(op.channels)
-            self.features = op
+        elif isinstance(op, v.Flatten):
+            self.builder.flatten(self._slot(op.source), op.channels)
         elif isinstance(op, v.Dense):
-            if self.features is not op.features:
-                raise Unfusable("another layer has taken the features that it reads")
             self.builder.linear(op.layer)
-            self.features = op
+        elif isinstance(op, v.ScaleFeatures):
+            self.builder.scale_features(op.layer)
         else:
             reads = op.reads()
             self.slots[Map.of(op)] = self._steps[type(op)](self, op)
@@ -298,7 +337,6 @@ class _Lowering:
         if self.squeeze is not m.op or not m.is_whole:
             self.builder.squeeze(self._slot(m))
             self.squeeze = m.op if m.is_whole else None
-        self._done(m)
 
     def _layer(self, op: v.Layer, residual: Map | None = None, act: nn.Module | None = None) -> int:
         """A convolution; ``act`` is the activation of the sum with the residual."""
@@ -357,7 +395,7 @@ class _Lowering:
         return self.builder.shuffle(self._slot(op.source), op.groups)
 
     def _upsample(self, op: v.UpsampleLike) -> int:
-        return self.builder.upsample_like(self._slot(op.source), self._slot(op.like))
+        return self.builder.upsample_like(self._slot(op.source), self._slot(op.like), op.align_corners)
 
     _steps: dict[type[Operation], Callable[..., int]] = {
         v.Layer: _layer, v.Fused: _fused, v.Concat: _concat, v.Add: _add, v.Module: _module, v.Multiply: _multiply,

@@ -21,6 +21,7 @@ from ...fused.structure import is_hooked
 from ...program import module_of_function, step_of_module
 from . import values as v
 from .calls import describe, first_argument, is_called, operands
+from .flat import is_flat, says_count
 from .gates import activated, activation_of, affine_of, scaled
 from .seen import Seen
 from .values import Features, Grouped, Map, Operation, Several, Value
@@ -28,6 +29,7 @@ from .values import Features, Grouped, Map, Operation, Several, Value
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _LONGEST_LAYER = 5  # nodes: a convolution, a BatchNorm, an activation, and what does nothing between them
 _ALL = slice(None)
+_NORMS_OF_FEATURES = (nn.BatchNorm1d, *NORMS)
 
 
 class Found(NamedTuple):
@@ -132,6 +134,9 @@ class Reader:
             return self._slice(node, source)
         if is_called(node, ("interpolate",)) and module is None:
             return self._upsample(node, source, known)
+        if is_flat(node, module, self.seen, known):
+            op = v.Flatten(node, self.seen.shapes(node)[0][1], source, says_count(node))
+            return Found(Features(op, 2), (node,), (op,))
         if is_called(node, ("view", "reshape", "unflatten")):
             return self._grouped(node, source)
         if module is not None:
@@ -256,14 +261,16 @@ class Reader:
         given = {**dict(zip(names, node.args[1:])), **node.kwargs}
         size, mode = given.pop("size", None), given.pop("mode", "nearest")
         dims = self.seen.dims(size)
-        if mode != "nearest" or any(given.values()):
+        corners = given.pop("align_corners", None)
+        if mode not in ("nearest", "bilinear") or any(given.values()):
             raise Unfusable(f"no step computes an interpolation of mode {mode!r} with these arguments")
         if dims is None or len(dims) != 2 or [d.index for d in dims] != [2, 3] or dims[0].node is not dims[1].node:
             raise Unfusable("it interpolates to a size that is not that of a map")
         like = known.get(dims[0].node)
         if not isinstance(like, Map):
             raise Unfusable("it interpolates to the size of a map outside of the program")
-        return self._made(v.UpsampleLike(node, source.channels, source, like), (node,))
+        corners = bool(corners) if mode == "bilinear" else None
+        return self._made(v.UpsampleLike(node, source.channels, source, like, corners), (node,))
 
     def _grouped(self, node: fx.Node, source: Map) -> Found:
         """Channels seen as groups: the beginning of a channel shuffle."""
@@ -369,6 +376,8 @@ class Reader:
     def _of_features(self, node: fx.Node, module: nn.Module | None, source: Features) -> Found:
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             return self._dense(node, source)
+        if type(module) in _NORMS_OF_FEATURES and source.dims in (2, 4):
+            return self._scaled_features(node, module, source)
         code = activation_of(node, module)
         if code is not None:
             return self._followed(node, source, lambda layer: activated(layer, code, module))
@@ -385,10 +394,18 @@ class Reader:
 
     def _followed(self, node: fx.Node, source: Features, change: Callable[[LinearAct], LinearAct]) -> Found:
         """What a layer of features makes of a number or an activation after it: a layer that computes both."""
-        if not isinstance(source.op, v.Dense):
-            raise Unfusable("no step computes it of means")
-        op = v.Dense(node, source.op.channels, source.op.features, change(source.op.layer))
+        if not isinstance(source.op, v.OfFeatures):
+            raise Unfusable("no step computes it of a map's features")
+        op = type(source.op)(node, source.op.channels, source.op.features, change(source.op.layer))
         return Found(Features(op, source.dims), (node,), (op,))
+
+    def _scaled_features(self, node: fx.Node, module: nn.Module, source: Features) -> Found:
+        """A BatchNorm of features, with the activation after it."""
+        conv, norm, act, nodes = self._take_layer([(node, identity_convolution(module)), *self._items(node)])
+        if module.num_features != source.op.channels:
+            raise Unfusable(f"it reads {module.num_features} features, there are {source.op.channels}")
+        op = v.ScaleFeatures(node, source.op.channels, source.op, LinearAct(conv, norm, act, activation_code(act)))
+        return Found(Features(op, source.dims), nodes, (op,))
 
     def _dense(self, node: fx.Node, source: Features) -> Found:
         module, norm, act, nodes = self._take_layer(self._items(node))

@@ -210,6 +210,8 @@ class _Region:
             value = self.values.get(node)
             if not isinstance(value, (Map, Features)) or (isinstance(value, Features) and value.dims not in (2, 4)):
                 raise Refused(node, "what it makes is read outside of a program")
+            if isinstance(value, Features) and not self._is_of_any_size(value.op):
+                raise Refused(node, "how many features it makes is a matter of the size of the image")
             if isinstance(value, Map) and isinstance(value.op, v.Entry):
                 raise Refused(node, "it makes nothing of the input of a program")
             value = value._replace(dims=2) if isinstance(value, Features) else value
@@ -223,6 +225,11 @@ class _Region:
         built = builder.finish()
         argument = self.entry.target if self.entry.op == "placeholder" else None
         self.program = Program(FrozenProgram.of(built, tuple(self.parts)), built.sources, argument)
+
+    def _is_of_any_size(self, op: Operation) -> bool:
+        """Whether features are as many of every image that the net takes: for other maps a layer raises an error."""
+        known = not isinstance(op, v.Flatten) or op.is_said
+        return known or any(isinstance(layer, v.OfFeatures) and layer.features is op for layer in self.ops)
 
     def replace(self, graph: fx.Graph, path: str, seen: Seen, replaced: dict[fx.Node, fx.Node]) -> None:
         """Put a call of the program in the place of the nodes; ``replaced`` has what stands for nodes of others."""

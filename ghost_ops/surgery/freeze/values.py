@@ -71,7 +71,7 @@ class Features(NamedTuple):
     """One number a channel of each image.
 
     Attributes:
-        op: a :class:`Pool` or :class:`Dense`.
+        op: a :class:`Pool`, :class:`Flatten` or :class:`OfFeatures`.
         dims: 2 of N x C, 3 of N x C x 1, 4 of N x C x 1 x 1; 0 where they are expanded to the size of a map.
     """
 
@@ -165,10 +165,11 @@ class Shuffle(Operation):
 
 @dataclass(eq=False)
 class UpsampleLike(Operation):
-    """Nearest upsampling to the size of another map."""
+    """Upsampling to the size of another map: nearest, or with ``align_corners`` bilinear."""
 
     source: Map
     like: Map
+    align_corners: bool | None = None
 
 
 @dataclass(eq=False)
@@ -198,11 +199,29 @@ class Pool(Operation):
 
 
 @dataclass(eq=False)
-class Dense(Operation):
-    """A linear layer of features."""
+class Flatten(Operation):
+    """All numbers of a map as features; ``channels`` is how many, and whether the forward says so itself."""
+
+    source: Map
+    is_said: bool = False
+
+
+@dataclass(eq=False)
+class OfFeatures(Operation):
+    """What makes features of features."""
 
     features: Operation
     layer: LinearAct
+
+
+@dataclass(eq=False)
+class Dense(OfFeatures):
+    """A linear layer."""
+
+
+@dataclass(eq=False)
+class ScaleFeatures(OfFeatures):
+    """A BatchNorm: the layer's weight has one number for each."""
 
 
 def needs(op: Operation) -> list[Operation]:
@@ -211,6 +230,6 @@ def needs(op: Operation) -> list[Operation]:
     for name in ("source", "pooled"):
         if isinstance(op, (Scale, Pool)) and hasattr(op, name):
             found.append(getattr(op, name).op)
-    if isinstance(op, Dense):
+    if isinstance(op, OfFeatures):
         found.append(op.features)
     return found

@@ -20,6 +20,9 @@ class Depthwise final : public Step {
     const int64_t k = kernel_.h;
     is_same_ = kernel_.w == k && k % 2 == 1 && k <= 7 && stride_.h == stride_.w && padding_ == Size{k / 2, k / 2} &&
                (k == 1 || dilation_ == Size{1, 1});
+    const int64_t n = taps();
+    is_along_axis_ = (k == 1 || kernel_.w == 1) && (n == 3 || n == 5 || n == 7) && stride_ == Size{1, 1} &&
+                     dilation_ == Size{1, 1} && padding_ == Size{k / 2, kernel_.w / 2};
   }
 
   void pack(Packer& packer) const override {
@@ -44,7 +47,8 @@ class Depthwise final : public Step {
     return n;
   }
   int64_t rows_at_once(const StepPlan& s) const override {
-    return is_same_ ? std::min(Step::rows_at_once(s), (kMostRows - kernel_.h) / stride_.h + 1) : Step::rows_at_once(s);
+    return is_same_ || is_along_axis_ ? std::min(Step::rows_at_once(s), (kMostRows - kernel_.h) / stride_.h + 1)
+                                      : Step::rows_at_once(s);
   }
   RowRange input_rows(int64_t first, int64_t end) const override {
     const int64_t last = (end - 1) * stride_.h - padding_.h + (kernel_.h - 1) * dilation_.h;
@@ -63,6 +67,11 @@ class Depthwise final : public Step {
       run.rows_around(from, needed.first, needed.end - needed.first, task.c0, rows);
       k.depthwise({rows, from.pixel, task.count, to.w, lanes, kernel_.h, weight, padded(columns), bias, first,
                    to.w * to.pixel, to.pixel, layer_.act == kRelu, stride_.h, from.w});
+    } else if (is_along_axis_) {
+      const RowRange needed = input_rows(task.y, task.y + task.count);
+      run.rows_around(from, needed.first, needed.end - needed.first, task.c0, rows);
+      k.axis_conv({rows, from.pixel, kernel_.h > 1, task.count, to.w, lanes, taps(), weight, padded(columns), first,
+                   to.w * to.pixel, to.pixel, bias, layer_.act == kRelu});
     } else {
       for (int64_t y = 0; y < task.count; y++) {
         for (int64_t i = 0; i < kernel_.h; i++)
@@ -78,7 +87,8 @@ class Depthwise final : public Step {
 
  private:
   Size kernel_, stride_, padding_, dilation_;
-  bool is_same_;  // square and odd, padded by half of it, as the faster kernel has it
+  bool is_same_;        // square and odd, padded by half of it, as a faster kernel has it
+  bool is_along_axis_;  // one row or column of such taps, as another has it
   Layer layer_;
 
   int64_t taps() const { return kernel_.h * kernel_.w; }

@@ -1,5 +1,4 @@
 // The excitation that comes of the squeeze: gate(expand(reduce(squeeze))).
-#include "cpu/gates.h"
 #include "cpu/program/packer.h"
 #include "cpu/program/parse.h"
 #include "cpu/program/program_run.h"
@@ -59,8 +58,9 @@ class Excite final : public Step {
     float* gates = run.excitation();
     multiply(run, expand_, run.image_scratch(), hidden_, channels, gates, images, share);
     const auto [c0, c1] = columns_of(channels, share, run.shares());
-    for (int64_t i = 0; i < images; i++, gates += run.image_row())
-      for (int64_t c = c0; c < c1; c++) gates[c] = gate_of(gate_, gates[c]);
+    if (c0 < c1)
+      run.kernels().affine(gates + c0, run.image_row(), {nullptr, nullptr, act_of_gate(gate_), nullptr}, gates + c0,
+                           run.image_row(), images, c1 - c0);
   }
 
   /// A share of the columns of a product with its activation, a row an image.

@@ -9,11 +9,12 @@ class Pool final : public Step {
  public:
   explicit Pool(StepReader& r) {
     channels = r.channels("channels");
-    if (r.squeeze != channels || r.features) r.refuse("a pooling without the squeeze of as many channels");
-    r.features = channels;
+    if (r.squeeze != channels) r.refuse("a pooling without the squeeze of as many channels");
+    r.begin_features(channels);
   }
 
   bool makes_features() const override { return true; }
+  bool begins_features() const override { return true; }
 
   Needs needs(const StepPlan&) const override {
     Needs n;
@@ -22,7 +23,7 @@ class Pool final : public Step {
   }
 
   void run_phase(ProgramRun& run, int64_t, int64_t share) const override {
-    if (share == 0) std::copy_n(run.mean(), channels, run.features());
+    if (share == 0) std::copy_n(run.mean(), channels, run.features(*this));
   }
 };
 

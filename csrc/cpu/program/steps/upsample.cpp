@@ -2,6 +2,7 @@
 #include "cpu/program/nearest.h"
 #include "cpu/program/parse.h"
 #include "cpu/program/program_run.h"
+#include "cpu/program/target_size.h"
 
 namespace ghost {
 namespace {
@@ -12,33 +13,19 @@ class Upsample final : public Step {
     const int64_t source = r.slot();
     out = r.slot();
     r.read_vectors(*this, source, r.channels("channels"));
-    if (const int64_t other = r.slot_or_none("like"); other >= 0) like.push_back(r.map_in(other).step);
-    size_ = r.sizes(0, int64_t{1} << 24, "size");
-    row_scale_ = r.real(), column_scale_ = r.real();
-    if (like.empty() && (size_.h == 0 || size_.w == 0) &&
-        !(row_scale_ > 0 && column_scale_ > 0 && row_scale_ < 1e6 && column_scale_ < 1e6))
-      r.refuse("an upsampling to no size");
+    size_ = TargetSize(r, *this);
     keep_channels();
   }
 
-  bool set_size(StepPlan& s) const override {
-    if (!like.empty())
-      s.h = s.like[0].h, s.w = s.like[0].w;
-    else if (!scales())
-      s.h = size_.h, s.w = size_.w;
-    else
-      s.h = static_cast<int64_t>(static_cast<double>(s.in_h) * row_scale_),
-      s.w = static_cast<int64_t>(static_cast<double>(s.in_w) * column_scale_);
-    return s.h > 0 && s.w > 0;
-  }
+  bool set_size(StepPlan& s) const override { return size_.set(s); }
   Work work() const override { return {0, channels}; }
   RowRange source_rows(const StepPlan& s, int64_t, int64_t first, int64_t end) const override {
-    return nearest_rows(s.in_h, s.h, first, end, scales() ? row_scale_ : 0);
+    return nearest_rows(s.in_h, s.h, first, end, size_.row_factor());
   }
 
   void make_rows(ProgramRun& run, const RowTask& task) const override {
     const Value from = run.value(sources[0]), &to = run.value(*this);
-    const Nearest rows(from.h, to.h, scales() ? row_scale_ : 0), pixels(from.w, to.w, scales() ? column_scale_ : 0);
+    const Nearest rows(from.h, to.h, size_.row_factor()), pixels(from.w, to.w, size_.column_factor());
     for (int64_t y = task.y; y < task.y + task.count; y++)
       pixels.each_run([&](int64_t at, int64_t begin, int64_t count) {
         const int64_t step = from.w == to.w ? from.pixel : 0;
@@ -48,10 +35,7 @@ class Upsample final : public Step {
   }
 
  private:
-  Size size_;
-  double row_scale_, column_scale_;
-
-  bool scales() const { return like.empty() && size_.h == 0; }
+  TargetSize size_;
 };
 
 const StepKind kind = step_kind<Upsample>(15);

@@ -112,6 +112,17 @@ def train_tail(n: int, m: int, side: int, d: int) -> None:
     cheap_concat_train.cheap_concat_train_backward(out, z, *vectors, weight, *vectors, None, None, *statistics, *codes)
 
 
+def train_gated(n: int, c: int, m: int, side: int) -> None:
+    x, gate, w1, w2 = _map(n, c, side), _map(n, 2 * m, side // 2), _own(m, c, 1, 1), _own(m, 1, 3, 3)
+    vectors, codes = [_own(m), _own(m)], (2 * m, RELU, RELU, 0.0, 0.0, 1e-5, 1e-5)
+    out, *statistics = ghost_module_train.ghost_module_train_gated(
+        x, gate, w1, None, *vectors, w2, None, *vectors, None, None, *codes
+    )
+    ghost_module_train.ghost_module_train_gated_backward(
+        out, x, gate, w1, *vectors, w2, *vectors, None, None, *statistics, *codes
+    )
+
+
 def train_gate(n: int, c: int, m: int, side: int) -> None:
     x, weight, row, column = _map(n, c, side), _own(m, c, 1, 1), _own(m, 1, 1, 5), _own(m, 1, 5, 1)
     parameters = [t for w in (weight, row, column) for t in (w, _own(m), _own(m))]
@@ -200,6 +211,7 @@ FORMS = """
 train C->M@SIDE [DxD]                       a Ghost module of M primary channels, forward and backward
 train tail M@SIDE [DxD]                     a Ghost module after its primary convolution, forward and backward
 train gate C->M@SIDE                        the gate of DFC attention, forward and backward
+train gated C->M@SIDE                       a Ghost module of M primary channels times a gate of half the size
 train depthwise C DxD/STRIDE@SIDE           a depthwise convolution, forward and backward
 train depthwise norm C DxD/STRIDE@SIDE      a depthwise convolution and a BatchNorm over the batch
 train convolution norm C->M DxD/STRIDE@SIDE a first convolution, or a 1x1 one, a BatchNorm over the batch and ReLU
@@ -214,6 +226,7 @@ PARTS = {"residual", "scale", "squeeze"}
 _FORMS: list[tuple[str, Callable]] = [
     (r"train (\d+)->(\d+)@(\d+)(?: (\d+)x\4)?", lambda n, p, c, m, side, d=3: train_module(n, c, m, side, d)),
     (r"train tail (\d+)@(\d+)(?: (\d+)x\3)?", lambda n, p, m, side, d=3: train_tail(n, m, side, d)),
+    (r"train gated (\d+)->(\d+)@(\d+)", lambda n, p, c, m, side: train_gated(n, c, m, side)),
     (r"train gate (\d+)->(\d+)@(\d+)", lambda n, p, c, m, side: train_gate(n, c, m, side)),
     (
         r"train depthwise (\d+) (\d+)x\2/(\d+)@(\d+)",

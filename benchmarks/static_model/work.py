@@ -148,6 +148,8 @@ KERNELS = {
     "pool_bwd_kernel": Kernel(_rows, _map("to"), "to"),
     "line_kernel": Kernel(lambda a: _rows(a, a["ALONG"] - 1), _map("source"), "out partials"),
     "line_bwd_kernel": Kernel(_rows, _map("to"), "to weights partials"),
+    "gate_kernel": Kernel(_rows, _map("x"), "", updates="x"),
+    "gate_bwd_kernel": Kernel(lambda a: (a["per_split"], cdiv(a["MAP_H"], a["H"])), _map("to"), "to to_gate"),
     "start_joins_kernel": Kernel(lambda a: (), _map("counters"), "counters"),
     "join_statistics_kernel": Kernel(
         lambda a: (1, *_groups(a)), _map("partials"), "mean_out var_out scale_out shift_out"

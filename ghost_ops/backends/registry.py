@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -59,6 +59,7 @@ class Backend:
         fuses_epilogues: whether it is faster with squeeze, excitation and shortcut fused into Ghost module kernels.
         slowed: why its calls cost more than they should, as the end of a sentence; None where they do not.
         describe_program: ``(x, packed, steps) -> str``: says how it runs a program; None where it has nothing to say.
+        lacks: why it does not implement an operator, as the end of a sentence, where that was decided.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Backend:
     fuses_epilogues: bool = False
     slowed: Callable[[], str | None] = lambda: None
     describe_program: Callable[[torch.Tensor, torch.Tensor, list[int]], str] | None = None
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
     def state(self) -> str:
         """ "ready", or why it is missing, off or slow."""
@@ -95,7 +97,8 @@ class Backend:
         if why is not None:
             return why
         if not self.has(operator):
-            return f"it has no {operator}"
+            why = self.lacks.get(operator)
+            return f"it has no {operator}" if why is None else f"it has no {operator}, since {why}"
         if self.dtypes is not None and dtype not in self.dtypes:
             taken = _joined(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
             return f"its kernels take {taken}, the input is {str(dtype).removeprefix('torch.')}"

@@ -1,4 +1,4 @@
-"""What a training step of a GhostNet launches on a GPU: counts, which only go down."""
+"""What a training step of a GhostNet, and of other modules, launches on a GPU: counts, which only go down."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 import ghost_ops
 from ghost_ops.ahead.dry_run import Launches, dry_run
 from ghost_ops.ahead.kernels import specialisations
+from ghost_ops.nn import GhostModule
+from tests.fused.test_dfc_attention import HuaweiModule
 
 pytest.importorskip("triton")
 MOST_LAUNCHES = 450  # 1034 before blocks were programs
@@ -50,3 +52,21 @@ def test_kernels_and_a_smaller_last_batch():
 @pytest.mark.parametrize("memory", ["low", "fast"])
 def test_other_memory(memory):
     assert a_step(256, memory).count <= MOST_LAUNCHES + {"low": 90, "fast": 0}[memory]
+
+
+@pytest.mark.parametrize(
+    ("module", "kernels"),
+    [(lambda: GhostModule(24, 72, kernel_size=3, stride=2), 10), (lambda: HuaweiModule(24, 72), 29)],
+    ids=["strided", "DFC attention"],
+)
+def test_modules_beside_ghostnets(module, kernels):
+    """Of the maps of a module with a k x k primary only the convolution's is PyTorch's, with DFC attention none is."""
+    net = ghost_ops.fuse(torch.nn.Sequential(module())).train().to(memory_format=torch.channels_last)
+    x = torch.empty_strided((4, 24, 28, 28), (24 * 784, 1, 24 * 28, 24)).requires_grad_()
+    with dry_run("sm_90") as found:
+        with torch.autocast("cpu", torch.float16):
+            out = net(x)
+        out.sum().backward()
+    assert len(found.kernels) <= kernels
+    computed = {"convolution", "convolution_backward", "native_batch_norm", "avg_pool2d", "upsample_nearest2d", "mul"}
+    assert computed & set(found.operators) == ({"convolution", "convolution_backward"} if kernels == 10 else set())

@@ -98,6 +98,7 @@ def test_a_dry_run_goes_through_the_parts(tmp_path, benchmarks):
 
     operators = found["operators"]["cases, error, eager's"]
     modules = {"ghost_module", "cheap_concat", "ghost_module_train", "cheap_concat_train"}
+    modules.add("ghost_module_train_gated")
     assert modules | {"dfc_gate_train", "squeeze_excite", "depthwise"} == set(operators)
     for dtypes in operators.values():
         assert set(dtypes) == {"float16", "bfloat16", "float32"}

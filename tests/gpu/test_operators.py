@@ -15,19 +15,28 @@ from ghost_ops.ops._library import overload
 from tests.helpers import assert_as_accurate, farthest
 from tests.ops.cases import Case, Errors, in_layout
 from tests.ops.test_registration import CALLS
-from tests.triton.interpreted.drawn import draw, draw_depthwise, draw_gate, draw_squeeze_excite
+from tests.triton.interpreted.drawn import (
+    draw,
+    draw_depthwise,
+    draw_gate,
+    draw_gated,
+    draw_squeeze_excite,
+)
 
 DEVICE = "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KINDS = (
-    "ghost_module", "cheap_concat", "ghost_module_train", "cheap_concat_train", "dfc_gate_train", "squeeze_excite",
-    "depthwise",
+    "ghost_module", "cheap_concat", "ghost_module_train", "cheap_concat_train", "ghost_module_train_gated",
+    "dfc_gate_train", "squeeze_excite", "depthwise",
 )  # fmt: skip
 SEEDS = [range(first, first + 10) for first in range(0, 40, 10)]  # in parts, which processes share
 
 
 def drawn(kind: str, seed: int) -> Case:
-    others = {"squeeze_excite": draw_squeeze_excite, "depthwise": draw_depthwise, "dfc_gate_train": draw_gate}
+    others = {
+        "squeeze_excite": draw_squeeze_excite, "depthwise": draw_depthwise, "dfc_gate_train": draw_gate,
+        "ghost_module_train_gated": draw_gated,
+    }  # fmt: skip
     return others.get(kind, partial(draw, kind))(seed)
 
 
@@ -55,7 +64,7 @@ def results(
     """
     leaves = {k: None if t is None else leaf(t) for k, t in case.tensors.items()}
     with use_backend("reference" if reference else None):
-        out = getattr(functional, kind)(**leaves, **case.options)
+        out = getattr(functional, kind.removesuffix("_gated"))(**leaves, **case.options)
         outputs = [out] if isinstance(out, torch.Tensor) else list(out)
         generator = torch.Generator().manual_seed(0)
         grads = [torch.randn(o.shape, generator=generator).to(o) for o in outputs[:differentiable]]

@@ -15,6 +15,7 @@ from ghost_ops.backends.triton import (
     depthwise_gradients,
     dfc_gate_train,
     excite,
+    gating,
     ghost_module,
     ghost_module_train,
     joins,
@@ -89,6 +90,26 @@ def tail_training(m, side, dtype, *, layout=LAST, n=2, d=3, multiplier=1, act=RE
     codes = m + made, act, act, 0.01, 0.01, 1e-5, 1e-5
     out, *statistics = cheap_concat_train.cheap_concat_train(z, None, *first, weight, None, *second, *slopes, *codes)
     cheap_concat_train.cheap_concat_train_backward(out, z, *first, weight, *second, *slopes, *statistics, *codes)
+
+
+def gated_training(c, m, side, dtype, *, layout=LAST, n=2, d=3):
+    """As ``training``, with a gate of half the size."""
+    a_map, affine = _empty(dtype, layout), [torch.empty(m), torch.empty(m)]
+    x, gate = a_map(n, c, side, side), a_map(n, 2 * m, side // 2, side // 2)
+    w1, w2, codes = torch.empty(m, c, 1, 1), torch.empty(m, 1, d, d), (2 * m, RELU, RELU, 0.0, 0.0, 1e-5, 1e-5)
+    out, *statistics = ghost_module_train.ghost_module_train_gated(
+        x, gate, w1, None, *affine, w2, None, *affine, None, None, *codes
+    )
+    ghost_module_train.ghost_module_train_gated_backward(
+        out, x, gate, w1, *affine, w2, *affine, None, None, *statistics, *codes
+    )
+
+
+def gating_of(c, side, dtype, *, layout=LAST, n=2):
+    """A map times a gate of half its size, and the gradients."""
+    x, gate = (_empty(dtype, layout)(n, c, s, s) for s in (side, side // 2))
+    gating.multiply_by_gate(x, gate)
+    gating.gate_gradients(x, x, gate)
 
 
 def gate_training(c, m, side, dtype, *, layout=LAST, n=2, taps=5):
@@ -176,6 +197,8 @@ def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
             (f"training, small, {dtype}", lambda d=dtype: training(672, 80, 14, d, d=5)),
             (f"tail in training, large, {dtype}", lambda d=dtype: tail_training(64, 56, d)),
             (f"tail in training, small, {dtype}", lambda d=dtype: tail_training(128, 14, d, d=5)),
+            (f"gated in training, large, {dtype}", lambda d=dtype: gated_training(24, 36, 56, d)),
+            (f"gated in training, small, {dtype}", lambda d=dtype: gated_training(112, 92, 7, d)),
             (f"gate in training, large, {dtype}", lambda d=dtype: gate_training(24, 72, 56, d)),
             (f"gate in training, small, {dtype}", lambda d=dtype: gate_training(40, 240, 14, d)),
             (f"squeeze-excite, {dtype}", lambda d=dtype: excitation(672, 14, d)),
@@ -199,6 +222,7 @@ def odd(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
         ("ratio 3, all that rides", lambda: inference(40, 20, 28, half, multiplier=2, act=SILU, more=True)),
         ("ratio 3, 7 x 7", lambda: training(40, 20, 28, half, d=7, multiplier=2, act=SILU)),
         ("tail in training, NCHW, odd channels, PReLU", lambda: tail_training(37, 28, half, layout=FIRST, act=PRELU)),
+        ("a gate, NCHW, odd channels", lambda: gating_of(37, 29, half, layout=FIRST)),
         ("gate in training, NCHW, odd channels, 7 taps", lambda: gate_training(23, 37, 29, half, layout=FIRST, taps=7)),
         ("1 x 1 cheap kernel, float", lambda: folded(40, 20, 28, torch.float32, d=1, act=SILU)),
         ("layers, NCHW, odd channels, PReLU", lambda: layers(28, half, m=37, d=5, stride=1, act=PRELU, layout=FIRST)),

@@ -23,9 +23,8 @@ from ghost_ops.ops import _library
 from tests.helpers import on
 
 ROOT = Path(__file__).resolve().parents[2]
-WITHOUT = (  # and their backwards
-    "program_pack", "program_eval", "ghost_module_train_gated", "branched_module_train", "batch_norm_act_train",
-)  # fmt: skip
+# and their backwards
+WITHOUT = ("program_pack", "program_eval", "branched_module_train", "batch_norm_act_train")
 OPERATORS = [name for name in SCHEMAS if name.removesuffix("_backward") not in WITHOUT]
 
 
@@ -65,6 +64,7 @@ def test_refusals_say_why(device):
         ("ghost_module", torch.float64, 3, "float32, float16 and bfloat16, the input is float64"),
         ("ghost_module", torch.float16, 9, "size 1, 3, 5 or 7, this one is 9"),
         ("program_eval", torch.float16, None, "it has no program_eval"),
+        ("branched_module_train", torch.float16, 3, "it has no branched_module_train, since made of its other kernels"),
     ):
         found = select(op, on_cuda(dtype), kernel)
         assert found.backend == "reference" and "not triton, since " in str(found) and why in str(found)

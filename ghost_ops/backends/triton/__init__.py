@@ -12,6 +12,7 @@ import torch
 
 from ..registry import CHEAP_KERNELS, Backend, find
 
+LACKS = {"branched_module_train": "made of its other kernels it would be no faster than PyTorch's operators"}
 LEAST_CAPABILITY = (8, 0)  # bfloat16 and TF32 products, asynchronous copies
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -97,4 +98,5 @@ BACKEND = Backend(
     can_be_forced=True,
     fuses_epilogues=True,
     slowed=slowed,
+    lacks=LACKS,
 )

@@ -86,6 +86,12 @@ def expect_gate(
         expect_epilogue(name, norm, m, x)
 
 
+def expect_gating(gate: torch.Tensor, out: torch.Tensor) -> None:
+    """A gate fits the map that it multiplies, whatever its sides are."""
+    _expect_map(gate)
+    expect("gate", gate, (*out.shape[:2], *gate.shape[2:]), out)
+
+
 def expect_module(
     x: torch.Tensor,
     weight: torch.Tensor | None,

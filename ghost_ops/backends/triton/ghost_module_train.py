@@ -6,8 +6,10 @@ import torch
 
 from ..layout import kept_dtype
 from . import backward, checks, launch
+from .cheap import cheap_half
 from .cheap_concat_train import batch_norm_of, ghost_tail_fwd, gradients_of_parameters, new_statistics
 from .epilogue import Epilogue
+from .gating import gate_gradients, multiply_by_gate
 from .joins import Joins
 from .launch_cache import cached_launches
 from .products import primary_product
@@ -56,3 +58,40 @@ def ghost_module_train_backward(
         grad_out, x, primary_weight, primary, cheap_weight, cheap, out_channels, batch=True, z=z
     )
     return found.x, found.weight, *gradients_of_parameters(found)
+
+
+@cached_launches
+def ghost_module_train_gated(x, gate, primary_weight, *args):
+    """As ``ghost_module_train``, the output times the gate, upsampled to its size."""
+    out, *statistics, _ = ghost_module_train(x, primary_weight, *args)
+    checks.expect_gating(gate, out)
+    multiply_by_gate(out, gate)
+    return out, *statistics
+
+
+@cached_launches
+def ghost_module_train_gated_backward(
+    grad_out, x, gate, primary_weight, primary_gamma, primary_beta, cheap_weight, cheap_gamma, cheap_beta, act_weight,
+    cheap_act_weight, primary_mean, primary_var, cheap_mean, cheap_var, out_channels, act, cheap_act, act_slope,
+    cheap_act_slope, primary_eps, cheap_eps,
+):  # fmt: skip
+    """Gradients of x, the gate, and what ``ghost_module_train_backward`` has beside that of x. What the gate multiplies
+    is computed again, into scratch memory."""
+    primary = Epilogue(
+        None, act, act_slope, act_weight, primary_gamma, primary_beta, primary_mean, primary_var, primary_eps
+    )
+    cheap = Epilogue(
+        None, cheap_act, cheap_act_slope, cheap_act_weight, cheap_gamma, cheap_beta, cheap_mean, cheap_var, cheap_eps
+    )
+    checks.expect_module(x, primary_weight, primary, cheap_weight, cheap, out_channels)
+    checks.expect("grad_out", grad_out, (x.shape[0], out_channels, *x.shape[2:]), x)
+    m = primary_weight.shape[0]
+    z, out, joins = launch.scratch(x, m), launch.scratch(x, out_channels), Joins(x.device, started=False)
+    checks.expect_gating(gate, out)
+    primary_product(x, primary_weight, to=z, joins=joins)
+    cheap_half(z, out, cheap_weight, cheap, m=m, primary=primary)
+    grad, grad_gate = gate_gradients(grad_out, out, gate)
+    found = backward.ghost_module_bwd(
+        grad, x, primary_weight, primary, cheap_weight, cheap, out_channels, batch=True, z=z, joins=joins
+    )
+    return found.x, grad_gate, found.weight, *gradients_of_parameters(found)

@@ -22,6 +22,7 @@ from .maps import (
     has_sums,
     joined_block,
     moments_of_lanes,
+    near,
     read_row,
     store_partial,
     tile_coords,
@@ -96,6 +97,14 @@ def line_kernel(
     taps = load_line(weight, weight_c, weight_tap, channels, wanted, ALONG * ACROSS)  # ALONG * ACROSS of [BM]
     mask = (columns < W)[:, None] & wanted  # [BW, BM]
     zeros = tl.zeros((BW, BM), tl.float32)
+    # Along rows a lane reads the same columns in all of them: what is outside of the map is in its taps, and the
+    # BatchNorm's factor too.
+    fixed, lane_taps = zeros, ()  # [BW, BM], and ACROSS of them
+    if ALONG == 1:
+        for j in tl.static_range(ACROSS):
+            beside = near(0, columns, j, 1, W, wanted, ACROSS)
+            fixed += tl.where(beside, taps[j] * shift, 0.0)
+            lane_taps = lane_taps + (tl.where(beside, taps[j] * scale, 0.0),)
     acc_next = (zeros,) * (ALONG - 1)  # partial sums of the next ALONG - 1 results
     first, second, origin = zeros, zeros, zeros
     last = tl.minimum(bottom + ALONG // 2, H)
@@ -106,16 +115,19 @@ def line_kernel(
     for below in range(top - ALONG // 2, bottom + ALONG // 2):
         seen = ahead  # while this row is used, the next one is being loaded
         ahead = read_row(source, below + 1, columns, channels, last, W, source_c, source_h, source_w, wanted, ACROSS)
-        # inputs: ACROSS of [BW, BM]
-        inputs = as_inputs(
-            seen, below, columns, H, W, wanted, center, scale, shift, 0.0, NONE, before_mean is not None, ACROSS
-        )  # fmt: skip
-        acc = acc_next + (zeros,)  # ALONG of [BW, BM]
-        for i in tl.static_range(ALONG):
+        if ALONG == 1:
+            v = fixed  # [BW, BM]
             for j in tl.static_range(ACROSS):
-                tap = taps[(ALONG - 1 - i) * ACROSS + j]
-                acc = acc[:i] + (acc[i] + inputs[j] * tap,) + acc[i + 1 :]
-        v, acc_next = acc[0], acc[1:]  # [BW, BM], and ALONG - 1 of them
+                v += (seen[j].to(tl.float32) - center) * lane_taps[j]
+        else:
+            # inputs: one of [BW, BM]
+            inputs = as_inputs(
+                seen, below, columns, H, W, wanted, center, scale, shift, 0.0, NONE, before_mean is not None, ACROSS
+            )  # fmt: skip
+            acc = acc_next + (zeros,)  # ALONG of [BW, BM]
+            for i in tl.static_range(ALONG):
+                acc = acc[:i] + (acc[i] + inputs[0] * taps[ALONG - 1 - i],) + acc[i + 1 :]
+            v, acc_next = acc[0], acc[1:]  # [BW, BM], and ALONG - 1 of them
         row = below - ALONG // 2
         if row >= top:
             if partials is not None:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import launch, tiles
-from .activation import affine, load_coefficients, normalized, slopes
+from .activation import activate_backward, affine, load_coefficients, normalized, slopes
 from .epilogue import EpilogueGradients
 from .jit import kernel
 from .joins import JOINED, Joins, join_gradients_last
@@ -21,6 +21,7 @@ from .maps import (
     assume_multiple_strides,
     has_sums,
     joined_block,
+    near,
     store_partial,
     sum_where,
     tile_coords,
@@ -70,14 +71,23 @@ def line_bwd_kernel(
     to += image * to_n
     # middle, scale, shift, of_norm: [BM] each
     middle, scale, shift = affine(None, norm_gamma, norm_beta, norm_mean, norm_var, norm_eps, channels, wanted)
-    of_norm = (middle, scale, shift, slopes(None, 0, channels, wanted, 0.0, NORM_ACT))
-    of_norm = of_norm + load_coefficients(coefficients, channels, C, wanted)
+    slope = slopes(None, 0, channels, wanted, 0.0, NORM_ACT)
+    # factor, constant, linear, middle: [BM], as middle is of a BatchNorm over the batch
+    factor, constant, linear, _ = load_coefficients(coefficients, channels, C, wanted)
+    of_norm = (middle, scale, shift, slope, factor, constant, linear, middle)
     # center, before_scale, before_shift: [BM]
     center, before_scale, before_shift = affine(
         None, before_gamma, before_beta, before_mean, before_var, before_eps, channels, wanted
     )
     taps = load_line(weight, weight_c, weight_tap, channels, wanted, K)  # K of [BM]
     mask = (columns < W)[:, None] & wanted  # [BW, BM]
+    if not VERTICAL:
+        # A lane reads the same columns in all rows: what is outside of the map is in its taps, and the factor too.
+        lane_taps = ()  # K of [BW, BM]
+        for k in tl.static_range(K):
+            beside = near(0, columns, K - 1 - k, 1, W, wanted, K)
+            lane_taps = lane_taps + (tl.where(beside, taps[k] * factor, 0.0),)
+        taps = lane_taps
     place = columns[:, None] * source_w + channels * source_c  # [BW, BM]
     zeros = tl.zeros((BW, BM), tl.float32)
     first, second = zeros, zeros
@@ -118,11 +128,9 @@ def line_bwd_kernel(
                 grad, grad_c, grad_h, grad_w, z, z_c, z_h, z_w, row + 1, columns, channels, last, W, wanted, K
             )  # fmt: skip
             for f in tl.static_range(K):
-                gradients = gradients + (
-                    result_gradient(
-                        seen[2 * f], seen[2 * f + 1], row, columns + (f - K // 2), H, W, wanted, of_norm, NORM_ACT, True
-                    ),
-                )  # fmt: skip
+                apart = seen[2 * f + 1].to(tl.float32) - middle
+                above = activate_backward(seen[2 * f].to(tl.float32), apart * scale + shift, NORM_ACT, slope)
+                gradients = gradients + (above - constant - linear * apart,)
         v = normalized(y, center, before_scale, before_shift, True)  # what the convolution reads, [BW, BM]
         g = zeros
         for k in tl.static_range(K):
@@ -141,7 +149,10 @@ def line_bwd_kernel(
     )  # fmt: skip
     weights += group.to(tl.int64) * K * C + channels
     for k in tl.static_range(K):
-        tl.store(weights + k * C, sum_where(mask, tap_sums[k], vectors, DOUBLINGS), mask=sum_wanted)
+        found = tap_sums[k]
+        if not VERTICAL:
+            found = tl.where(near(0, columns, K - 1 - k, 1, W, wanted, K), found * factor, 0.0)
+        tl.store(weights + k * C, sum_where(mask, found, vectors, DOUBLINGS), mask=sum_wanted)
     blocks, block, begin, width = joined_block(C, vectors, BM)
     join_gradients_last(
         partials, join_counters, group, tl.num_programs(0) // blocks, block, begin, width, 1, 0, C, join_count,

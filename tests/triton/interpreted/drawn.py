@@ -153,6 +153,18 @@ def draw_gate(seed: int) -> Case:
     return Case(tensors, {"gate": gate, "eps": 0.1, "row_eps": 0.2, "column_eps": 0.3})
 
 
+def draw_gated(seed: int) -> Case:
+    """A case of ``ghost_module_train`` with a gate, half as large as the map, or of any size."""
+    case, rng = draw("ghost_module_train", seed), random.Random(f"gated {seed}")
+    x, sides = case.tensors["x"], (rng.randint(1, 9), rng.randint(1, 9))
+    if rng.random() < 0.5:
+        sides = max(x.shape[2] // 2, 1), max(x.shape[3] // 2, 1)
+    shape = x.shape[0], case.options["out_channels"], *sides
+    gate = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) + 0.2
+    case.tensors["gate"] = in_layout(gate.to(x.dtype), rng.choice(LAYOUTS))
+    return case
+
+
 def draw_depthwise(seed: int) -> Case:
     rng, generator = random.Random(f"depthwise {seed}"), torch.Generator().manual_seed(seed)
     dtype = DTYPES[seed % 2]

@@ -6,17 +6,23 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ghost_ops import functional
 from ghost_ops.backends import triton
+from ghost_ops.backends.triton.gating import gate_gradients, multiply_by_gate
 from ghost_ops.dispatch import select
 from tests.ops.cases import Errors, check
 
-from .drawn import draw, draw_gate, few_tiles, many_tiles
+from .drawn import draw, draw_gate, draw_gated, few_tiles, many_tiles
 
-KINDS = {"cheap_concat_train": partial(draw, "cheap_concat_train"), "dfc_gate_train": draw_gate}
+KINDS = {
+    "cheap_concat_train": partial(draw, "cheap_concat_train"),
+    "dfc_gate_train": draw_gate,
+    "ghost_module_train_gated": draw_gated,
+}
 PARTS = 8  # of each operator, of which `make test` runs some
-CASES = 3  # of a part
+CASES = 2  # of a part
 
 
 def with_deviations(operator):
@@ -37,8 +43,23 @@ def test_training(kind, part):
         case = KINDS[kind](seed)
         assert select(kind, next(iter(case.tensors.values()))).backend != "reference"
         with many_tiles() if seed % 4 == 3 else few_tiles():
-            check(with_deviations(getattr(functional, kind)), case, 1, errors)
+            check(with_deviations(getattr(functional, kind.removesuffix("_gated"))), case, 1, errors)
     errors.assert_within(2.0, single=(8.0, 4.0))
+
+
+@pytest.mark.parametrize("gate, size", [(3, 7), (7, 14), (4, 9), (5, 5), (9, 4), (1, 6), (29, 41), (6, 1)])
+def test_the_gate_is_repeated_as_by_interpolate(gate, size):
+    """Gradients too: each pixel of the map is written once, and counts for the pixel of the gate that it read."""
+    g = torch.Generator().manual_seed(0)
+    x, gates = torch.randn(1, 8, size, 3, generator=g), torch.rand(1, 8, gate, 2, generator=g).requires_grad_()
+    up = F.interpolate(gates, size=(size, 3), mode="nearest")
+    out, grad = x.clone(), torch.randn(x.shape, generator=g)
+    multiply_by_gate(out, gates.detach())
+    assert torch.equal(out, x * up)
+    of_x, of_gate = gate_gradients(grad, x, gates.detach())
+    (exact,) = torch.autograd.grad(up, gates, grad * x)
+    assert torch.equal(of_x, grad * up)
+    torch.testing.assert_close(of_gate, exact)
 
 
 def test_a_gate_without_its_product():

@@ -14,17 +14,18 @@ from ghost_ops.backends.triton.convolution import convolution
 from ghost_ops.ops._library import overload
 from tests.ops.test_registration import CALLS
 
-from .drawn import draw, draw_depthwise, draw_gate, few_tiles, many_tiles, one_launch
+from .drawn import draw, draw_depthwise, draw_gate, draw_gated, few_tiles, many_tiles, one_launch
 
 # of cases that take an interpreter few steps
 SEEDS = {
     "ghost_module": 2, "ghost_module_train": 2, "cheap_concat": 10, "cheap_concat_train": 0, "depthwise": 8,
-    "dfc_gate_train": 2,
+    "dfc_gate_train": 2, "ghost_module_train_gated": 2,
 }  # fmt: skip
 
 
 def drawn(kind):
-    return {"depthwise": draw_depthwise, "dfc_gate_train": draw_gate}.get(kind, partial(draw, kind))(SEEDS[kind])
+    others = {"depthwise": draw_depthwise, "dfc_gate_train": draw_gate, "ghost_module_train_gated": draw_gated}
+    return others.get(kind, partial(draw, kind))(SEEDS[kind])
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +122,7 @@ def test_depthwise_weights_of_any_layout(layout):
 def test_repeats_to_the_bit(kind):
     def call():
         case = drawn(kind).leaves()
-        out = getattr(functional, kind)(**case.tensors, **case.options)
+        out = getattr(functional, kind.removesuffix("_gated"))(**case.tensors, **case.options)
         first = out if isinstance(out, torch.Tensor) else out[0]
         first.square().sum().backward()
         return [first, *(t.grad for t in case.tensors.values() if t is not None)]
@@ -247,7 +248,7 @@ def test_offsets_in_64_bits(monkeypatch):
             with one_launch(True):
                 return [functional.ghost_module(x, w1, None, w2, None)]
         case = drawn(kind).leaves()
-        out = getattr(functional, kind)(**case.tensors, **case.options)
+        out = getattr(functional, kind.removesuffix("_gated"))(**case.tensors, **case.options)
         first = out if isinstance(out, torch.Tensor) else out[0]
         first.square().sum().backward()
         return [first, *(t.grad for t in case.tensors.values() if t is not None)]

@@ -10,6 +10,7 @@ from .ghost_module import FusedGhostModule, GhostParts
 from .graphed import GraphedNet
 from .layer_block import LayerBlock
 from .registry import register_block, registered_blocks, unregister_block
+from .rep_ghost_module import RepGhostParts
 from .squeeze_excite import FusedSELayer, FusedSqueezeExcite, SqueezeExciteParts
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "GhostParts",
     "GraphedNet",
     "LayerBlock",
+    "RepGhostParts",
     "SqueezeExciteParts",
     "Unfusable",
     "register_block",

@@ -179,11 +179,11 @@ def test_lookalikes_are_left_alone_with_the_reason(name):
 
 
 class Separable(nn.Module):
-    """A 1x1 and a depthwise convolution in turn: nothing is concatenated."""
+    """A depthwise and a 1x1 convolution in turn: nothing is concatenated."""
 
     def __init__(self):
         super().__init__()
-        self.a, self.b = zoo.conv_bn(6, 8, 1), zoo.conv_bn(8, 8, 3, groups=8)
+        self.a, self.b = zoo.conv_bn(6, 6, 3, groups=6), zoo.conv_bn(6, 8, 1)
 
     def forward(self, x):
         return self.b(self.a(x))

@@ -23,7 +23,7 @@ from .batch_norm import BATCH
 from .behaviour import plain_forward
 from .block import Reads, Route, _observers
 from .builder import MOST_RUNS, Builder
-from .convolutions import ConvCall, run_convolution_with, run_norm
+from .convolutions import ConvCall, decide_convolution, run_convolution, run_convolution_with
 from .errors import NotNow, Unfusable
 from .layer_block import LayerBlock
 from .layers import ConvBNAct, does_nothing, is_conv, is_norm
@@ -75,7 +75,7 @@ class ConvLayerBlock(LayerBlock):
         (conv_path, conv), (norm_path, norm) = *convs, *norms
         applied = list(_pieces(norm, f"{norm_path}."))  # by the BatchNorm itself, as of timm's BatchNormAct2d
         acts += [path for path, m in applied if code_of(m) is not None]
-        if len(acts) > 1 or len(applied) > len(acts) or not has_kernels(conv):
+        if len(acts) > 1 or len(applied) > len(acts) or conv.padding_mode != "zeros":
             return None
         return ConvLayerParts(conv_path, norm_path, *acts)
 
@@ -140,8 +140,9 @@ class ConvLayerBlock(LayerBlock):
             raise NotNow(decision.why)
         if values_of(layer, x) < convolutions.LEAST_NORMALISED:
             raise NotNow(f"PyTorch is as fast on maps of less than {convolutions.LEAST_NORMALISED} values")
-        runs = f"PyTorch's convolution, {decision.runs}"
-        return Route(replace(decision, runs=runs), lambda: run_norm(layer, layer.conv(x)))
+        call = decide_convolution(layer, x)
+        first = "PyTorch's convolution" if call.decision is None else call.decision.runs
+        return Route(replace(decision, runs=f"{first}, {decision.runs}"), lambda: run_convolution(call, x))
 
     def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         return Route(plain(*[] if why is None else [why]), lambda: plain_forward(module, x))
@@ -153,8 +154,10 @@ def may_run(module: nn.Module, x: torch.Tensor) -> bool:
 
 
 def slower(layer: ConvBNAct, x: torch.Tensor) -> str | None:
-    """Why PyTorch's modules are at least as fast in training, as predicted for an H200 (docs/performance/gpu.md); None
-    where the program is faster."""
+    """Why PyTorch's modules are at least as fast in training as a program, as predicted for an H200
+    (docs/performance/gpu.md); None where the program is faster."""
+    if not has_kernels(layer.conv):
+        return "PyTorch is as fast for such a convolution"
     if x.dtype is torch.float32:
         return "in float32 its program is not known to be faster"
     if values_of(layer, x) < LEAST_RESULTS:

@@ -21,7 +21,7 @@ from . import convolutions
 from .behaviour import Fused, block_of, is_fused, plain_forward
 from .block import Route, _observers, observed
 from .call_sites import children_called_at, sites_of_class
-from .conv_layer import ConvLayerBlock, ConvLayerParts, has_kernels, may_run
+from .conv_layer import ConvLayerBlock, ConvLayerParts, may_run
 from .errors import NotNow, Unfusable
 from .in_place import change_class
 from .layers import is_conv, is_norm
@@ -142,7 +142,7 @@ def _owner(module: nn.Module, names: tuple[str, ...], frame: FrameType | None) -
 def fuse_siblings(owner: nn.Module) -> None:
     """Fuse the convolutions among the children of a module with those that its methods call after them, in place."""
     children = owner._modules
-    convs = {name for name, m in children.items() if is_conv(m) and has_kernels(m)}
+    convs = {name for name, m in children.items() if is_conv(m) and m.padding_mode == "zeros"}
     if not convs or not any(map(is_norm, children.values())):
         return
     for site in sorted(set(sites_of_class(type(owner)))):

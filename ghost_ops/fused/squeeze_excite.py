@@ -233,9 +233,10 @@ def check_operator_takes(plan: ExcitePlan) -> None:
 
 def execute(call: ExciteCall, x: torch.Tensor, tensors: tuple) -> torch.Tensor:
     """The layer's output for x, of these weights and biases."""
-    w1, b1, *second = tensors
+    w1, b1, w2, b2 = tensors
     plan = call.plan
-    w2, b2 = with_numbers(*second, plan.numbers)
+    if plan.numbers is not NO_NUMBERS:
+        w2, b2 = with_numbers(w2, b2, plan.numbers)
     return call_squeeze_excite(call.decision, x, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
 
 

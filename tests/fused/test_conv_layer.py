@@ -58,6 +58,8 @@ def nested():
         (sequence(1, 16, 5, act=None), ConvLayerParts("0", "1", None)),
         (sequence(24, 72, 1, act=nn.Hardswish), ConvLayerParts("0", "1", "2")),
         (nested(), ConvLayerParts("0.0", "0.1", "2")),
+        (sequence(32, 64, 3, dilation=2), ConvLayerParts("0", "1", "2")),
+        (sequence(8, 8, 3, groups=8), ConvLayerParts("0", "1", "2")),
         (Conv(3, 16, 3, 2, 1), ConvLayerParts("conv", "bn", "act")),
     ],
 )
@@ -73,10 +75,6 @@ def test_taken(net, parts):
 @pytest.mark.parametrize(
     "net",
     [
-        sequence(32, 64, 3),  # PyTorch's is faster
-        sequence(160, 960, 1),
-        sequence(3, 16, 7),
-        sequence(8, 8, 3, groups=8),
         sequence(3, 16, 3, act=nn.Softplus),
         sequence(3, 16, 3, padding=1, padding_mode="reflect"),
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU()),
@@ -160,6 +158,9 @@ def test_frozen_nets_have_programs_of_blocks_only():
         (sequence(3, 16, 3, 2, 1), (8, 3, 224, 224), torch.float16, "on maps of less than"),
         (sequence(24, 72, 1), (256, 24, 56, 56), torch.float16, None),
         (sequence(64, 64, 1), (256, 64, 14, 14), torch.float16, "on maps of less than"),
+        (sequence(32, 64, 3), (256, 32, 112, 112), torch.float16, "for such a convolution"),
+        (sequence(160, 960, 1), (256, 160, 112, 112), torch.float16, "for such a convolution"),
+        (sequence(8, 8, 3, groups=8), (256, 8, 112, 112), torch.float16, "for such a convolution"),
     ],
 )
 def test_where_it_pays(net, shape, dtype, reason):

@@ -53,7 +53,7 @@ def test_info_says_how_to_install_what_is_missing(monkeypatch):
 def test_verify_exits_with_1_exactly_where_something_failed():
     result = invoke("verify", "--quick", "--json")
     found = json.loads(result.stdout)
-    assert len(found["outcomes"]) == 60
+    assert len(found["outcomes"]) == 80
     assert found["ok"] == all(o["ok"] for o in found["outcomes"])
     assert result.exit_code == (0 if found["ok"] else 1)
 

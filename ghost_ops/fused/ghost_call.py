@@ -148,8 +148,9 @@ def _choose(plan: GhostPlan, x: torch.Tensor, seen: torch.Tensor, tensors: tuple
         operator = TAIL if any_requires_grad((x, *tensors)) else TAIL_EVAL
     else:
         direct = cheap is not None and first is RUNNING and second is RUNNING and not compiling
-        if cheap is not None and not compiling and seen.is_cpu and any_requires_grad((x, *tensors)):
-            operator = TAIL  # the backward of FOLDED makes the product again, a tenth of a step, to save z
+        bare = cheap is not None and first is second is ABSENT and not compiling and seen.is_cpu
+        if bare and any_requires_grad((x, *tensors)):
+            operator = TAIL  # the backward of FOLDED makes the product again, a tenth of a step
         else:
             operator = EVAL if direct and not any_requires_grad((x, *tensors)) else FOLDED
     decision = select(operator, seen, None if cheap is None else cheap.kernel()[0])

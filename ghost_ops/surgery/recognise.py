@@ -210,12 +210,12 @@ def _examine(name: str, candidate: Candidate, kind: type[Block]) -> Finding | No
         return None
     try:
         found = kind.match(candidate)
+        if found is None:
+            return None
+        parts, reads = found
+        fault = refuse_lowering(kind, module, parts, candidate.inner())
     except Unfusable as reason:
         return Finding(name, module, kind, reason=str(reason))
-    if found is None:
-        return None
-    parts, reads = found
-    fault = refuse_lowering(kind, module, parts, candidate.inner())
     if fault is not None:
         return Finding(name, module, kind, reason=fault, is_fault=True)
     return Finding(name, module, kind, parts, reads=reads)

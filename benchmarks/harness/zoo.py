@@ -144,7 +144,7 @@ def zoo_cases(patterns: Sequence[str] = ()) -> list[ZooCase]:
 def _fused(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what it leaves is in the note
-        fused = surgery.fuse(copy.deepcopy(module))
+        fused = surgery.fuse(copy.deepcopy(module).to(memory_format=CHANNELS_LAST))
     return Built(_without_grad(fused, x), note=str(surgery.tally(fused)))
 
 

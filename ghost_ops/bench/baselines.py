@@ -88,7 +88,7 @@ def _fused(layout: torch.memory_format) -> Callable[..., Built]:
         if isinstance(module, GhostModule):
             fused = surgery.fuse(copy.copy(module))
         else:
-            fused = surgery.fuse(copy.deepcopy(module))
+            fused = surgery.fuse(copy.deepcopy(module).to(memory_format=layout))
         return Built(_without_grad(fused, x.contiguous(memory_format=layout)))
 
     return build

@@ -56,7 +56,7 @@ class ConvLayers(NamedTuple):
 
 @register_block
 class ConvLayerBlock(LayerBlock):
-    """A convolution, BatchNorm, activation: a program in training, PyTorch's modules otherwise."""
+    """A convolution, BatchNorm, activation: fused in training, PyTorch's modules otherwise."""
 
     kind = "convolution layer"
     Parts = ConvLayerParts
@@ -138,6 +138,8 @@ class ConvLayerBlock(LayerBlock):
         layer, decision = self.current_plan(module).layers.layer, select("batch_norm_act_train", cast)
         if decision.is_reference:
             raise NotNow(decision.why)
+        if batch_norm.statistics(layer.norm) is not BATCH:
+            raise NotNow("its BatchNorm uses running statistics in training")
         if values_of(layer, x) < convolutions.LEAST_NORMALISED:
             raise NotNow(f"PyTorch is as fast on maps of less than {convolutions.LEAST_NORMALISED} values")
         call = decide_convolution(layer, x)

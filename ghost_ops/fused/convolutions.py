@@ -69,7 +69,7 @@ def _decide(layer: ConvBNAct, x: torch.Tensor) -> Decision:
 
 
 def run_convolution(call: ConvCall, x: torch.Tensor) -> torch.Tensor:
-    """A convolution with what follows it, through the modules of the latter."""
+    """A convolution with what follows it."""
     layer = call.layer
     if call.decision is None or layer.conv._parameters["weight"].shape[0] != x.shape[1] or 0 in x.shape:
         x = layer.conv(x)
@@ -91,8 +91,11 @@ def run_norm(layer: ConvBNAct, z: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             update_all([(layer.norm, found.mean, found.var)], z.shape[0] * z.shape[2] * z.shape[3])
         return found.out
+    act = layer.act
+    if act is not None and any(act is inner for inner in layer.norm.modules()):
+        act = None  # a BatchNorm that applies its activation itself, as timm's BatchNormAct2d
     z = layer.norm(z)
-    return z if layer.act is None else layer.act(z)
+    return z if act is None else act(z)
 
 
 def _normalised(layer: ConvBNAct, z: torch.Tensor) -> BatchNormResult | None:

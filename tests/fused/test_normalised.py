@@ -114,6 +114,40 @@ def test_left_to_pytorch(x):
         assert all(map(torch.equal, net.state_dict().values(), plain.state_dict().values())), change.__name__
 
 
+class NormAct(nn.BatchNorm2d):
+    """A BatchNorm that applies its activation itself, as timm's."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.SiLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+class Derived(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 6, 3, 2, 1), NormAct(6)
+
+    def forward(self, x):
+        return self.bn(self.conv(x))
+
+
+def test_an_activation_within_the_batch_norm_runs_once(x):
+    net = ghost_ops.fuse(randomise(Derived()).train())
+    assert calls_of(lambda: net(x)) == 1
+    assert_agree(net, x)
+    twin = plain_twin(net)
+    for module in (net, twin):
+        module.bn.eval()
+    assert "running statistics" in block_of(net).decide(net, x).why
+    assert torch.equal(net(x), twin(x))
+    layer = block_of(net).current_plan(net).layers.layer
+    z = torch.randn(2, 6, 5, 5)
+    assert torch.equal(convolutions.run_norm(layer, z), twin.bn(z))
+
+
 def test_refused_as_pytorch_refuses():
     net = ghost_ops.fuse(layer().train())
     with pytest.raises(ValueError, match="more than 1 value per channel"):

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 from ghost_ops import functional, use_backend
+from ghost_ops.activations import ACTIVATIONS
+from ghost_ops.backends import reference
 from ghost_ops.backends.triton.convolution import convolution
 from ghost_ops.ops._library import overload
 from tests.ops.test_registration import CALLS
@@ -257,3 +259,26 @@ def test_offsets_in_64_bits(monkeypatch):
     monkeypatch.setattr("ghost_ops.backends.triton.launch.is_wide", lambda *maps, images=False: True)
     for kind in kinds:
         assert all(torch.equal(a, b) for a, b in zip(narrow[kind], call(kind), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_cheap_concat_in_inference(dtype, layout):
+    """Folded BatchNorms, a cut concatenation, a residual and the squeeze, against float64."""
+    generator = torch.Generator().manual_seed(3)
+    m, cheap, kept = 5, 10, 13
+    numbers = lambda *shape: torch.randn(shape, generator=generator).to(dtype)
+    norm = lambda c: (*(numbers(c) for _ in range(4)), numbers(c).abs() + 0.5)
+    z, first = numbers(2, m, 7, 6), norm(m)
+    weight, second, residual = numbers(cheap, 1, 3, 3) / 3, norm(cheap), numbers(2, kept, 7, 6)
+
+    shaped = z.to(memory_format=layout), residual.to(memory_format=layout)
+    options = {"out_channels": kept, "act": "silu", "cheap_act": "relu", "return_squeeze": True}
+    with torch.no_grad():
+        found = functional.cheap_concat_eval(shaped[0], *first, weight, *second, residual=shaped[1], **options)
+    wide = [t.double() for t in (z, *first, weight, *second, residual)]
+    codes = (ACTIVATIONS.index("silu"), ACTIVATIONS.index("relu"), 0.0, 0.0, 1e-5, 1e-5, True)
+    exact = reference.cheap_concat_eval(*wide, None, None, kept, *codes)
+    for ours, truth in zip(found, exact, strict=True):
+        assert ours.dtype is dtype
+        assert (ours.double() - truth).abs().max() <= 16 * torch.finfo(dtype).eps * float(truth.abs().max())

@@ -33,17 +33,4 @@ GHOST_DEVICE float activation(float z, int act, [[maybe_unused]] float slope) {
   }
 }
 
-GHOST_DEVICE float relu(float v) { return scalar::at_least(v, 0.f); }
-
-GHOST_DEVICE float apply_gate(float v, int gate) {
-  switch (gate) {
-#define GHOST_GATE(code, name, act) \
-  case code:                        \
-    return activation(v, act_##act, 0.f);
-#include "activations.inc"
-    default:
-      return v;
-  }
-}
-
 }  // namespace ghost::cuda

@@ -2,7 +2,6 @@
 #pragma once
 #include <initializer_list>
 
-#include "activations.h"
 #include "plan.h"
 
 namespace ghost::cuda {
@@ -23,13 +22,12 @@ inline const char* validate(const Block& b, int64_t matrices, int64_t vectors) {
   if (!odd(b.cheap_kernel2) || !within(b.stride, 1, 64)) return "a kernel or stride";
   if (b.primary) {
     if (!within(b.primary, 1, kMost) || !within(b.multiplier, 0, 7)) return "the channels of the first module";
-    if (b.chunk != 16 && b.chunk != 32) return "a chunk";
     if (!odd(b.cheap_kernel) || (b.kernel && !odd(b.kernel)) || (b.shortcut > 0 && !odd(b.shortcut))) return "a kernel";
     if (!within(b.hidden, 0, kMost) || !within(b.gate, 0, kGates - 1) || b.shortcut < -1)
       return "an excitation or shortcut";
     if (!b.kernel && b.stride > 1) return "a stride without a convolution that has it";
     if (b.shortcut == 0 && (b.stride > 1 || b.channels != b.kept2)) return "a shortcut of another shape";
-  } else if (b.stride != 1 || b.kernel || b.hidden) {
+  } else if (b.stride != 1 || b.kernel || b.hidden || b.shortcut != -1) {
     return "a module alone that has more than a module";
   }
   struct Piece {
@@ -37,20 +35,19 @@ inline const char* validate(const Block& b, int64_t matrices, int64_t vectors) {
     bool there, is_matrix;
     int64_t weight, channels;
   };
-  const int64_t lane = b.primary ? lanes(b) : 0, depth = b.primary ? lane : b.channels;
+  const int all = b.primary ? lanes(b) : 0, depth = b.primary ? all : b.channels;
   const auto matrix = [](int64_t out, int64_t in) { return (out + 7) / 8 * 8 * ((in + 15) / 16 * 16); };
-  const auto taps = [](int kernel, int64_t channels) { return int64_t{kernel} * kernel * channels; };
-  const int64_t first = b.primary ? int64_t{chunks(b)} * b.chunk : 0, wide2 = up(b.primary2, kColumns);
+  const int first = lanes_of(b.primary), wide = lanes_of(b.primary2), hidden = lanes_of(b.hidden);
   for (const Piece& p : std::initializer_list<Piece>{
            {b.first, b.primary > 0, true, matrix(first, b.channels), first},
-           {b.cheap, b.multiplier > 0, false, taps(b.cheap_kernel, first * b.multiplier), first * b.multiplier},
-           {b.depthwise, b.kernel > 0, false, taps(b.kernel, lane), lane},
-           {b.reduce, b.hidden > 0, false, lane * b.hidden, b.hidden},
-           {b.expand, b.hidden > 0, false, lane * b.hidden, lane},
-           {b.second, true, true, matrix(b.primary2, depth), wide2},
-           {b.cheap2, made2 > 0, false, taps(b.cheap_kernel2, made2), made2},
-           {b.shortcut_depthwise, b.shortcut > 0, false, taps(b.shortcut, b.channels), b.channels},
-           {b.shortcut_pointwise, b.shortcut > 0, true, matrix(b.kept2, b.channels), up(b.kept2, kColumns)}}) {
+           {b.cheap, b.multiplier > 0, false, taps_of(b.cheap_kernel, first * b.multiplier), first * b.multiplier},
+           {b.depthwise, b.kernel > 0, false, taps_of(b.kernel, all), all},
+           {b.reduce, b.hidden > 0, true, matrix(hidden, all), hidden},
+           {b.expand, b.hidden > 0, true, matrix(all, hidden), all},
+           {b.second, true, true, matrix(wide, depth), wide},
+           {b.cheap2, made2 > 0, false, taps_of(b.cheap_kernel2, wide * b.multiplier2), wide * b.multiplier2},
+           {b.shortcut_depthwise, b.shortcut > 0, false, taps_of(b.shortcut, up(b.channels, 2)), up(b.channels, 2)},
+           {b.shortcut_pointwise, b.shortcut > 0, true, matrix(b.kept2, b.channels), lanes_of(b.kept2)}}) {
     if (!p.there) continue;
     const auto fits = [&](int64_t at, int64_t count, int64_t all, int to) {
       return at >= 0 && at % to == 0 && at + count <= all;

@@ -20,17 +20,29 @@ struct bfloat16 {
   uint16_t bits;
 };
 
-GHOST_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
+template <class T>
+constexpr bool kIsHalf = false;
+template <>
+constexpr bool kIsHalf<float16> = true;
+
+/// Read where it is asked for: what follows from it is not kept in registers from stage to stage.
+GHOST_DEVICE int thread() {
+  int index;
+  asm("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+/// 0, of which the compiler does not know that it is the same for all threads. What is found by way of it stays out of
+/// the registers that a warp shares, of which there are few.
+GHOST_DEVICE int own_zero() { return static_cast<int>(threadIdx.z); }
+
 GHOST_DEVICE int threads() { return static_cast<int>(blockDim.x); }
-GHOST_DEVICE int64_t block() { return blockIdx.x; }
+GHOST_DEVICE int block() { return static_cast<int>(blockIdx.x); }
+GHOST_DEVICE int row_of_blocks() { return static_cast<int>(blockIdx.y); }
+GHOST_DEVICE int rows_of_blocks() { return static_cast<int>(gridDim.y); }
+GHOST_DEVICE int layer_of_blocks() { return static_cast<int>(blockIdx.z); }
 
 /// Waits for all threads of the block; what they wrote to memory before is seen by all after.
 GHOST_DEVICE void sync_block() { __syncthreads(); }
-
-/// Brings the lanes of a warp together again, which what follows asks of them: ldmatrix, mma.
-GHOST_DEVICE void sync_warp() { __syncwarp(); }
-
-GHOST_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 /// A value of memory that nothing writes while the kernel runs.
 template <class V>
@@ -46,6 +58,49 @@ GHOST_DEVICE V constant(const V* p) {
   }
   return value;
 }
+
+/// A value of which the compiler no longer knows what it is: sums with it stay as they are written.
+GHOST_DEVICE int opaque(int value) {
+  asm("" : "+r"(value));
+  return value;
+}
+
+/// The upper half of a product of 64 bits.
+GHOST_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+
+/// Copies kBytes (4, 8 or 16) to shared memory; what a thread has begun to copy is there once it has waited.
+template <int kBytes>
+GHOST_DEVICE void copy_async(void* to, const void* from) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  if constexpr (kBytes == 16)  // past the first cache
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(kBytes) : "memory");
+}
+GHOST_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+/// Before memory is read that an earlier kernel of the stream writes; and: the next kernel may begin, up to there.
+GHOST_DEVICE void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+GHOST_DEVICE void let_next_kernel_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// The lower and the upper bound of a value; NaN where it is NaN.
+GHOST_DEVICE float clamp(float v, float low, float high) {
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(v), "f"(low));
+  asm("min.NaN.f32 %0, %0, %1;" : "+f"(out) : "f"(high));
+  return out;
+}
+
+/// a b + sum, rounded once.
+GHOST_DEVICE float add_product(float a, float b, float sum) { return __fmaf_rn(a, b, sum); }
 
 GHOST_DEVICE float widen(float v) { return v; }
 GHOST_DEVICE float widen(float16 v) {
@@ -73,6 +128,68 @@ GHOST_DEVICE bfloat16 narrow<bfloat16>(float v) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(v));
   return out;
 }
+
+/// Two values in a word, the first in its lower half.
+template <class T>
+GHOST_DEVICE uint32_t pack(float first, float second);
+template <>
+GHOST_DEVICE uint32_t pack<float16>(float first, float second) {
+  uint32_t out;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
+  return out;
+}
+template <>
+GHOST_DEVICE uint32_t pack<bfloat16>(float first, float second) {
+  uint32_t out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
+  return out;
+}
+
+/// Two values as a pair in memory; with the lower bound 0, NaN where they are NaN.
+template <class T>
+GHOST_DEVICE auto plain_pair(float first, float second) {
+  if constexpr (sizeof(T) == 2)
+    return pack<T>(first, second);
+  else
+    return float2{first, second};
+}
+template <class T>
+GHOST_DEVICE auto relu_pair(float first, float second) {
+  uint32_t out;
+  if constexpr (kIsHalf<T>)
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
+  else if constexpr (sizeof(T) == 2)
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
+  else
+    return float2{clamp(first, 0.f, __int_as_float(0x7f800000)), clamp(second, 0.f, __int_as_float(0x7f800000))};
+  if constexpr (sizeof(T) == 2) return out;
+}
+
+/// Bounds of two values, NaN where they are NaN.
+template <class T>
+struct Bounds {
+  uint32_t low, high;
+  GHOST_DEVICE Bounds(float low, float high) : low(pack<T>(low, low)), high(pack<T>(high, high)) {}
+  GHOST_DEVICE uint32_t operator()(float first, float second) const {
+    uint32_t v = pack<T>(first, second);
+    if constexpr (kIsHalf<T>) {
+      asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(v) : "r"(low));
+      asm("min.NaN.f16x2 %0, %0, %1;" : "+r"(v) : "r"(high));
+    } else {
+      asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(v) : "r"(low));
+      asm("min.NaN.bf16x2 %0, %0, %1;" : "+r"(v) : "r"(high));
+    }
+    return v;
+  }
+};
+template <>
+struct Bounds<float> {
+  float low, high;
+  GHOST_DEVICE Bounds(float low, float high) : low(low), high(high) {}
+  GHOST_DEVICE float2 operator()(float first, float second) const {
+    return {clamp(first, low, high), clamp(second, low, high)};
+  }
+};
 
 /// exp(v); as torch, not the fast one.
 GHOST_DEVICE float exponential(float v) { return expf(v); }

@@ -2,9 +2,10 @@
 
 namespace ghost::cuda {
 
-const char* device_info(int index, int32_t& processors, int32_t& shared) {
+const char* device_info(int index, int32_t& processors, int32_t& shared, int32_t& generation) {
   auto error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, index);
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();
   return cudaGetErrorString(error);

@@ -1,24 +1,51 @@
 // From pointers to launches: what kernels.cu defines once for each dtype, for operators.cpp.
 #pragma once
-#include "shape.h"
+#include "strip.h"
 
 namespace ghost::cuda {
 
-/// A block on images that are on the device; every pointer is one of the device.
+/// A launch on images that are on the device; every pointer is one of the device. The pointers are those of `Arguments`
+/// (work.h).
 struct Call {
-  Block block;
-  Plan plan;
-  int64_t images;
-  const void *x, *matrices;
-  const float* vectors;
+  Launch launch;
+  const void* inputs[2];
   void* out;
-  float* sums;    // images x tiles x lanes (a module alone: x its channels), or null
-  void* squeeze;  // a module alone: images x channels, or null
-  const void *residual, *scale;
-  bool vectors_of_x;  // x may be read 16 bytes at a time
+  const void *residual, *scale, *matrices;
+  const float* vectors;
+  float* sums;
+  int64_t images;
   void* stream;
   int32_t most_shared;  // bytes that a thread block may have on this device
+  bool overlaps;        // whether the device begins a kernel before the one before has ended
 };
+
+/// What each stage that touches tensors may read or write at a time, by their places and channels.
+inline void set_units(Call& call, int element) {
+  const auto divides = [](const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
+  for (int i = 0; i < call.launch.stages; i++) {
+    Stage& g = call.launch.stage[i];
+    const auto fits = [&](int bytes, const void* tensor, int channel, int pixel) {
+      return bytes >= element && divides(tensor, bytes) && channel * element % bytes == 0 &&
+             pixel * element % bytes == 0 && g.lanes * element % bytes == 0;
+    };
+    const auto set = [&](int bytes) { g.unit = bytes, g.items = divisor(g.lanes / (bytes / element)); };
+    if (g.kind == Kind::load) {
+      for (int bytes : {element, 8, 16})
+        if (fits(bytes, call.inputs[g.tensor], g.channel, g.channels)) set(bytes);
+    } else if (g.kind == Kind::scale) {
+      const void* from = g.in < 0 ? call.scale : nullptr;
+      set(fits(16, from, 0, g.in < 0 ? g.channels : 0) ? 16 : element);
+    } else if (g.kind == Kind::store) {
+      const int half = 8 / element;  // channels that are side by side in shared memory
+      const bool sides =
+          g.in_lane % half == 0 && (g.primary == g.lanes || (g.primary % half == 0 && g.multiplier.value == 1));
+      const bool all = sides && fits(16, call.out, g.channel, g.channels) &&
+                       fits(16, call.out, g.lane_step, g.channels) &&
+                       (g.tensor != kResidual || divides(call.residual, 16));
+      set(all ? 16 : element);
+    }
+  }
+}
 
 struct Gather {
   void* matrices;
@@ -29,14 +56,24 @@ struct Gather {
   void* stream;
 };
 
+/// Means of a Ghost module's output, images x channels, from the sums of an image's parts.
+struct Means {
+  void* out;
+  const float* sums;
+  int64_t images;
+  int32_t parts, channels, primary, multiplier;
+  float inverse_pixels;
+  void* stream;
+};
+
 /// The kernels of a dtype. Each returns null or why it could not be launched; `refuse` says, without a launch, why none
 /// could be on the current device.
 struct Kernels {
-  const char* (*bottleneck)(const Call&), *(*module)(const Call&), *(*gather)(const Gather&), *(*refuse)();
+  const char* (*strip)(const Call&), *(*means)(const Means&), *(*gather)(const Gather&), *(*refuse)();
 };
 extern const Kernels kernels_float32, kernels_float16, kernels_bfloat16;
 
-/// Processors and shared memory of a device; null, or what went wrong.
-const char* device_info(int index, int32_t& processors, int32_t& shared);
+/// Processors and shared memory of a device, and the first number of its compute capability; null, or what went wrong.
+const char* device_info(int index, int32_t& processors, int32_t& shared, int32_t& generation);
 
 }  // namespace ghost::cuda

@@ -44,13 +44,18 @@ void expect(bool right, const char* what) {
   if (!right) fail(std::string("expected ") + what);
 }
 
-Device device_limits(int32_t index) {
+struct Limits : Device {
+  int32_t generation;
+};
+
+Limits device_limits(int32_t index) {
   static std::mutex mutex;
-  static std::map<int32_t, Device> known;
+  static std::map<int32_t, Limits> known;
   const std::lock_guard<std::mutex> lock(mutex);
   auto [found, is_new] = known.try_emplace(index);
   if (is_new) {
-    if (const char* why = device_info(index, found->second.processors, found->second.shared)) {
+    Limits& l = found->second;
+    if (const char* why = device_info(index, l.processors, l.shared, l.generation)) {
       known.erase(found);
       fail(std::string("a device does not say what it has: ") + why);
     }
@@ -59,22 +64,21 @@ Device device_limits(int32_t index) {
 }
 
 /// The plan for a block; the same question is answered from memory.
-Plan plan_for(const Block& b, int element, int64_t images, int32_t device) {
-  constexpr size_t kMost = 4096;
-  using Key = std::array<int64_t, kBlockNumbers + 3>;
+Plan plan_for(const Block& b, int element, int64_t images, int32_t device, const Extras& extras, const Wish& wish) {
+  constexpr size_t kMost = 1024;
+  using Key = std::array<int64_t, kBlockNumbers + kWishes + 4>;
   static std::mutex mutex;
   static std::map<Key, Plan> known;
-  int32_t numbers[kBlockNumbers];
-  std::memcpy(numbers, &b, sizeof b);
-  Key key;
-  std::copy(std::begin(numbers), std::end(numbers), key.begin());
-  key[kBlockNumbers] = element, key[kBlockNumbers + 1] = images, key[kBlockNumbers + 2] = device;
-  const Device limits = device_limits(device);
+  int32_t numbers[kBlockNumbers + kWishes];
+  std::memcpy(numbers, &b, sizeof b), std::memcpy(numbers + kBlockNumbers, &wish, sizeof wish);
+  Key key{element, images, device, extras.scale + 2 * extras.residual + 4 * extras.squeeze};
+  std::copy(std::begin(numbers), std::end(numbers), key.begin() + 4);
+  const Limits limits = device_limits(device);
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
-  const auto plan = make_plan(b, element, images, limits);
-  if (!plan) fail("no tile of this block fits the shared memory of the device, or a launch");
+  const auto plan = make_plan(b, element, images, limits, extras, wish);
+  if (!plan) fail("no part of this block fits the shared memory of the device, or a launch");
   if (known.size() >= kMost) known.clear();
   return known[key] = *plan;
 }
@@ -100,43 +104,75 @@ Block block_of(const Numbers& list, const Tensor& x, const Tensor& matrices, con
   return b;
 }
 
-/// What both kinds of calls have.
-Call call_for(const Block& b, const Tensor& x, const Tensor& matrices, const Tensor& vectors, int32_t device) {
+Wish wish_of(const Numbers& list) {
+  Wish wish{};
+  expect(list.empty() || list.size() == kWishes, "no wish, or one of six numbers");
+  int32_t numbers[kWishes] = {};
+  for (size_t i = 0; i < list.size(); i++) {
+    expect(0 <= list[i] && list[i] <= INT32_MAX, "a wish: numbers from 0 on");
+    numbers[i] = static_cast<int32_t>(list[i]);
+  }
+  std::memcpy(&wish, numbers, sizeof wish);
+  return wish;
+}
+
+/// What all launches of a call have.
+Call call_for(const Tensor& x, const Tensor& matrices, const Tensor& vectors, int32_t device) {
+  const Limits limits = device_limits(device);
   Call call{};
-  const int element = x.dtype() == DType::float32 ? 4 : 2;
-  call.block = b, call.images = x.size(0);
-  call.plan = plan_for(b, element, call.images, device);
-  call.x = x.data<const char>(), call.matrices = matrices.data<const char>(),
-  call.vectors = vectors.data<const float>();
-  call.vectors_of_x = b.channels * element % 16 == 0 && reinterpret_cast<uintptr_t>(call.x) % 16 == 0;
-  call.stream = abi::cuda_stream(device);
-  call.most_shared = device_limits(device).shared;
+  call.images = x.size(0), call.matrices = matrices.data<const char>(), call.vectors = vectors.data<const float>();
+  call.stream = abi::cuda_stream(device), call.most_shared = limits.shared, call.overlaps = limits.generation >= 9;
   return call;
 }
 
-Tensor bottleneck(const Tensor& x, const Tensor& matrices, const Tensor& vectors, const Numbers& numbers) {
+void launch(const Kernels& kernels, Call& call, const Launch& l, DType dtype) {
+  call.launch = l;
+  set_units(call, dtype == DType::float32 ? 4 : 2);
+  launched(kernels.strip(call));
+}
+
+Tensor bottleneck(const Tensor& x, const Tensor& matrices, const Tensor& vectors, const Numbers& numbers,
+                  const Numbers& wish) {
   const Kernels& kernels = kernels_for(x.dtype());
   const Block b = block_of(numbers, x, matrices, vectors);
   expect(b.primary > 0, "block: a bottleneck");
   const int32_t device = abi::cuda_device(x, "x");
   const abi::CudaGuard guard(device);
-  Tensor out =
-      abi::empty_on_cuda({x.size(0), b.kept2, out_height(b), out_width(b)}, x.dtype(), device, Layout::channels_last);
-  if (x.size(0) == 0) return out;
-  Call call = call_for(b, x, matrices, vectors, device);
-  Tensor sums;
-  if (call.plan.launches == 2) {
-    sums = abi::empty_on_cuda({x.size(0), call.plan.tiles(), lanes(b)}, DType::float32, device);
+  const int64_t images = x.size(0), height = out_height(b), width = out_width(b), all = lanes(b);
+  const auto empty = [&](std::initializer_list<int64_t> sizes, DType dtype) {
+    return abi::empty_on_cuda(sizes, dtype, device);
+  };
+  Tensor out = abi::empty_on_cuda({images, b.kept2, height, width}, x.dtype(), device, Layout::channels_last);
+  if (images == 0) return out;
+  const Plan plan = plan_for(b, x.dtype() == DType::float32 ? 4 : 2, images, device, {}, wish_of(wish));
+  Call call = call_for(x, matrices, vectors, device);
+  Tensor sums, expanded, factors;
+  if (plan.sums) {
+    sums = empty({images, plan.sums, all}, DType::float32);
     call.sums = sums.data<float>();
   }
-  call.out = out.data<char>();
-  launched(kernels.bottleneck(call));
+  for (int i = 0; i < plan.launches; i++) {
+    const Piece piece = plan.piece[i];
+    call.inputs[0] = call.inputs[1] = x.data<const char>();
+    call.residual = piece != Piece::expand && b.shortcut == 0 ? x.data<const char>() : nullptr;
+    if (piece == Piece::expand) {
+      expanded = empty({images, height, width, all}, x.dtype());
+      call.out = expanded.data<char>();
+    } else if (piece == Piece::excite) {
+      factors = empty({(images + kImagesOfExcitation - 1) / kImagesOfExcitation * kImagesOfExcitation, all}, x.dtype());
+      call.out = factors.data<char>(), call.scale = factors.data<const char>();
+    } else {
+      call.out = out.data<char>();
+      if (piece == Piece::project) call.inputs[0] = expanded.data<const char>();
+    }
+    launch(kernels, call, plan.launch[i], x.dtype());
+  }
   return out;
 }
 
 std::tuple<Tensor, Tensor> module(const Tensor& x, const Tensor& matrices, const Tensor& vectors,
                                   const std::optional<Tensor>& scale, const std::optional<Tensor>& residual,
-                                  const Numbers& numbers, bool squeeze) {
+                                  const Numbers& numbers, bool squeeze, const Numbers& wish) {
   const Kernels& kernels = kernels_for(x.dtype());
   const Block b = block_of(numbers, x, matrices, vectors);
   expect(b.primary == 0, "block: a module alone");
@@ -156,16 +192,24 @@ std::tuple<Tensor, Tensor> module(const Tensor& x, const Tensor& matrices, const
   Tensor means =
       squeeze ? abi::empty_on_cuda({images, b.kept2}, x.dtype(), device) : abi::empty_on_cuda({0}, x.dtype(), device);
   if (images == 0) return {std::move(out), std::move(means)};
-  Call call = call_for(b, x, matrices, vectors, device);
+  Extras extras{};
+  extras.scale = scale.has_value(), extras.residual = residual.has_value(), extras.squeeze = squeeze;
+  const Plan plan = plan_for(b, x.dtype() == DType::float32 ? 4 : 2, images, device, extras, wish_of(wish));
+  const Launch& l = plan.launch[0];
+  Call call = call_for(x, matrices, vectors, device);
+  const int64_t parts = int64_t{l.bands} * l.strips, all = int64_t{lanes_of(b.primary2)} * (1 + b.multiplier2);
   Tensor sums;
   if (squeeze) {
-    sums = abi::empty_on_cuda({images, call.plan.tiles(), b.kept2}, DType::float32, device);
-    call.sums = sums.data<float>(), call.squeeze = means.data<char>();
+    sums = abi::empty_on_cuda({images, parts, all}, DType::float32, device);
+    call.sums = sums.data<float>();
   }
-  call.out = out.data<char>();
+  call.inputs[0] = x.data<const char>(), call.out = out.data<char>();
   call.scale = scale ? scale->data<const char>() : nullptr;
   call.residual = residual ? residual->data<const char>() : nullptr;
-  launched(kernels.module(call));
+  launch(kernels, call, l, x.dtype());
+  if (squeeze)
+    launched(kernels.means({means.data<char>(), call.sums, images, static_cast<int32_t>(parts), b.kept2, b.primary2,
+                            b.multiplier2, l.inverse_pixels, call.stream}));
   return {std::move(out), std::move(means)};
 }
 
@@ -188,10 +232,10 @@ std::tuple<Tensor, Tensor> gather(const Tensor& packed, const Tensor& index, int
 abi::Library& define() {
   static abi::Library library("ghost_ops");
   library.define("_cuda_gather(Tensor packed, Tensor index, int matrices, Tensor like) -> (Tensor, Tensor)");
-  library.define("_cuda_bottleneck(Tensor x, Tensor matrices, Tensor vectors, int[] block) -> Tensor");
+  library.define("_cuda_bottleneck(Tensor x, Tensor matrices, Tensor vectors, int[] block, int[] wish) -> Tensor");
   library.define(
       "_cuda_module(Tensor x, Tensor matrices, Tensor vectors, Tensor? scale, Tensor? residual, int[] block, "
-      "bool squeeze) -> (Tensor, Tensor)");
+      "bool squeeze, int[] wish) -> (Tensor, Tensor)");
   return library;
 }
 

@@ -1,13 +1,9 @@
-// The planner: which kernel and tile for a shape, a dtype and a device, and the bytes that move. No CUDA in it.
+// The planner: launches of a block for a dtype, a number of images and a device. Plain C++, no CUDA.
 //
-// It minimises an estimate of time: the arithmetic of the thread block that does most, times the rounds that the device
-// needs for all of them. Nothing was measured; what the estimate knows are sizes.
+// It lowers the block for some hundred choices of sizes and takes the one whose estimate is least. The estimate counts
+// the instructions of each stage, as the machine code has them, and a wait at each stage.
 #pragma once
-#include <algorithm>
-#include <cmath>
-#include <optional>
-
-#include "geometry.h"
+#include "lower.h"
 
 namespace ghost::cuda {
 
@@ -16,162 +12,236 @@ struct Device {
   int32_t processors, shared;
 };
 
+/// Launches, one after the other, and what they have between them.
+struct Plan {
+  int32_t launches;
+  int32_t sums;  // parts of an image whose sums there are, or 0
+  Piece piece[3];
+  Launch launch[3];
+};
+
 /// Bytes of global memory that a block's computation moves.
 struct Traffic {
   int64_t fused, by_module;
 };
 
-constexpr int kMostPixels = 1 << 14;  // of a tile: no shared memory holds more, and 32 bits count what it reads
-constexpr int kMostThreads = 512, kTiles[] = {56, 28, 16, 14, 12, 10, 8, 7, 6, 5, 4},
-              kLastResort[] = {3, 2, 1};  // where nothing larger fits
+constexpr int kMostThreads = 512;  // of a processor: each has 128 registers
+constexpr int kThreads[] = {128, 256, 512};
+// Instructions of an item of a stage, in float16 on sm_90: benchmarks/static_model/cuda.json.
+constexpr double kProduct = 254, kProductDepth = 27;  // of 32 pixels x 32 lanes; of 16 inputs more
+constexpr double kDepthwise31 = 585, kDepthwise32 = 765, kDepthwise51 = 1222,
+                 kDepthwise52 = 1459;                                   // 2 lanes, 4 x 4 pixels
+constexpr double kLoad = 46, kStore = 63, kScale = 63, kActivate = 64;  // 16 bytes; two lanes
+constexpr double kStageWait = 600;   // cycles between two barriers in which a thread block waits
+constexpr double kIssue = 2.0;       // instructions a cycle of a processor, of 4
+constexpr double kWarpIssue = 0.25;  // of a warp alone
+constexpr double kLaunch = 4000;     // cycles from one launch to the next
+constexpr int kFewImages = 8;        // below, an excitation is computed where it is multiplied
 
-/// Largest regions of any tile. What a tile needs down depends on its place down alone, and so across.
-inline Regions largest(const Block& b, const Plan& p, bool alone = false) {
-  Regions found{};
-  const auto widen = [](Span& a, Span s) { a = {0, std::max(a.size(), s.size())}; };
-  const auto join = [&](Region& a, const Region& r) { widen(a.down, r.down), widen(a.across, r.across); };
-  for (int i = 0; i < std::max(p.tiles_down, p.tiles_across); i++) {
-    const int down = std::min(i, p.tiles_down - 1), across = std::min(i, p.tiles_across - 1);
-    const Regions r = regions(b, p, down * p.tiles_across + across, alone);
-    join(found.out, r.out), join(found.inner, r.inner), join(found.expanded, r.expanded), join(found.x, r.x);
-  }
-  return found;
-}
-
-/// Shared memory of a plan whose tile, threads and kept are set.
-inline void lay_out(const Block& b, Plan& p, int element) {
-  const Regions r = largest(b, p);
-  int at = 0;
-  const auto take = [&](int64_t bytes) {
-    const int here = at;
-    at = static_cast<int>(std::min<int64_t>(int64_t{at} + (bytes + 15) / 16 * 16, int64_t{1} << 30));
-    return here;
-  };
-  const auto rows = [&](int pixels, int lanes) { return take(int64_t{pixels} * row(lanes, element) * element); };
-  rows(r.x.pixels(), b.channels);
-  if (!b.primary) {
-    p.primary_at = rows(r.x.pixels(), kModuleChunk);
-    p.shared = kOwnBytes + at;
-    return;
-  }
-  const int all = chunk_lanes(b);
-  p.primary_at = rows(r.x.pixels(), b.chunk);
-  if (b.kernel) p.expanded_at = rows(r.expanded.pixels(), all);
-  p.reduced_at = take((p.kept ? chunks(b) : int64_t{1}) * r.inner.pixels() * row(all, element) * element);
-  if (b.hidden) {
-    p.partial_at = take(int64_t{p.threads} * 8);
-    p.means_at = take(int64_t{lanes(b)} * 4), p.scale_at = take(int64_t{lanes(b)} * 4);
-    p.hidden_at = take(int64_t{b.hidden} * 4);
-  }
-  const int sweep = at;
-  at = 0;  // after the last chunk
-  p.second_at = rows(r.inner.pixels(), b.primary2);
-  if (b.shortcut > 0) {
-    p.shortcut_depthwise_at = rows(r.out.pixels(), b.channels);
-    p.shortcut_at = rows(r.out.pixels(), b.kept2);
-  }
-  p.shared = kOwnBytes + std::max(at, sweep);
-}
-
-/// Multiply-adds of a tile: those of tensor cores count an eighth.
-inline double work(const Block& b, const Plan& p, int element) {
-  const Regions r = largest(b, p);
-  const double products = element == 2 ? 0.125 : 1;
-  const auto cells = [](int pixels) { return up(pixels, kRows); };
-  double second = double(cells(r.inner.pixels())) * b.primary2 * products;
-  const int made = b.kept2 - b.primary2;
-  double total = r.out.pixels() * (double(made) * b.cheap_kernel2 * b.cheap_kernel2 + 4.0 * b.kept2);
-  total += 2.0 * r.x.pixels() * b.channels;
-  if (!b.primary) return total + second * b.channels;
-  const auto sweep = [&](const Regions& s) {
-    double sum = double(cells(s.x.pixels())) * b.channels * b.chunk * products;
-    sum += double(s.expanded.pixels()) * b.chunk * (b.multiplier * b.cheap_kernel * b.cheap_kernel + 2.0);
-    if (b.kernel) sum += double(s.inner.pixels()) * chunk_lanes(b) * (b.kernel * b.kernel + 2.0);
-    return sum * chunks(b);
-  };
-  total += sweep(r) + second * lanes(b);
-  if (b.hidden) total += (p.kept ? 0.0 : sweep(largest(b, p, p.launches == 2))) + 2.0 * lanes(b) * b.hidden;
-  if (b.shortcut > 0)
-    total += double(r.out.pixels()) * b.channels * (b.shortcut * b.shortcut) +
-             double(cells(r.out.pixels())) * b.channels * b.kept2 * products;
-  return total;
-}
-
-/// Warps side by side for the second product; 0 where no arrangement of the threads holds its sums.
-inline int arrange(const Block& b, const Plan& p) {
-  const int tiles = cdiv(b.primary2, kColumns), pixels = largest(b, p).inner.pixels(), warps = p.threads / 32;
-  for (int columns = 1; columns <= warps; columns *= 2) {
-    if (columns * kProjectColumns >= tiles && warps / columns * kProjectRows * kRows >= pixels) return columns;
+/// Instructions of a warp, for each stage of a step that makes so many output rows.
+inline double instructions(const Launch& l, const Stage& g, int element) {
+  const Map& m = l.map[g.out];
+  const double rows = std::min(double(l.step) * std::max(m.reach.per, 0) + (m.reach.per ? 0 : 1), double(m.height));
+  const double columns = std::min(double(l.strip) * m.reach.per + m.reach.before + m.reach.after, double(m.width));
+  const double pixels = rows * columns, groups = cdiv(int(columns), kGroup);
+  const auto by_thread = [&](double items, double each) { return std::ceil(items / 32) * each; };
+  switch (g.kind) {
+    case Kind::product: {
+      const double items = std::ceil(pixels / (kRows * kTileRows)) * g.items.value;
+      return items * (g.depth * (element == 2 ? kProductDepth : 700) + kProduct);
+    }
+    case Kind::depthwise: {
+      const double pairs = g.lanes / 2;
+      const double four = pairs * groups * std::ceil(rows / 4);
+      if (g.kernel == 3 && g.stride <= 2) return by_thread(four, g.stride == 1 ? kDepthwise31 : kDepthwise32);
+      if (g.kernel == 5 && g.stride <= 2) return by_thread(four, g.stride == 1 ? kDepthwise51 : kDepthwise52);
+      return by_thread(pairs * groups * rows, 30.0 * g.kernel * g.kernel + 80);
+    }
+    case Kind::load:
+    case Kind::store:
+      return by_thread(pixels * cdiv(g.lanes * element, 16), g.kind == Kind::load ? kLoad : kStore);
+    case Kind::scale:
+      return by_thread(pixels * cdiv(g.lanes * element, 16), kScale);
+    case Kind::activate:
+      return by_thread(pixels * g.lanes / 2, kActivate);
+    case Kind::sum:
+      return by_thread(pixels * g.lanes / 2, 19) + 200;
+    case Kind::mean:
+      return by_thread(g.lanes * columns, 30);
   }
   return 0;
 }
 
-/// The plan with this tile; none where it is too large, the threads do not hold its sums, or nothing could be kept.
-inline std::optional<Plan> plan_of_tile(const Block& b, int element, int height, int width, int threads, bool kept) {
-  Plan p{};
-  p.tile_height = std::min(height, out_height(b)), p.tile_width = std::min(width, out_width(b));
-  p.tiles_down = cdiv(out_height(b), p.tile_height), p.tiles_across = cdiv(out_width(b), p.tile_width);
-  if (int64_t{p.tile_height} * p.tile_width > kMostPixels) return std::nullopt;
-  if (int64_t{p.tiles_down} * p.tiles_across > INT32_MAX) return std::nullopt;
-  p.threads = threads, p.kept = kept, p.launches = b.hidden && p.tiles() > 1 ? 2 : 1;
-  p.columns = b.primary ? arrange(b, p) : 1;
-  if (!p.columns || (kept && (!b.hidden || p.tiles() > 1))) return std::nullopt;
-  lay_out(b, p, element);
-  return p;
+/// Bytes of weights that a thread block reads in a step.
+inline double weights(const Launch& l, int element) {
+  double sum = 0;
+  for (int i = 0; i < l.stages; i++) {
+    const Stage& g = l.stage[i];
+    if (g.kind == Kind::product && !g.once) sum += double(g.lanes) * g.depth * kDepth * element;
+    if (g.kind == Kind::depthwise) sum += double(g.lanes) * g.kernel * g.kernel * 4;
+  }
+  return sum;
 }
 
-/// The plan for so many images; none where no tile fits the device, or a launch.
-inline std::optional<Plan> make_plan(const Block& b, int element, int64_t images, const Device& device) {
-  std::optional<Plan> best;
-  double least_time = 0;
-  const int height = out_height(b), width = out_width(b);
-  const auto consider = [&](int tile_height, int tile_width, int threads, bool kept) {
-    const auto p = plan_of_tile(b, element, tile_height, tile_width, threads, kept);
-    if (!p || p->shared > device.shared) return;
-    const double blocks = double(images) * p->tiles(), each = std::ceil(blocks / device.processors);
-    if (blocks > INT32_MAX) return;  // more than a launch takes
-    const int resident = std::min({device.shared / p->shared, 2 * kMostThreads / threads, 4});
-    const double sharing = std::clamp(each, 1.0, double(resident)), rounds = std::ceil(each / sharing);
-    const double speed = std::min(1.0, threads * sharing / kMostThreads);  // of a processor with so many threads
-    const double time = (work(b, *p, element) + 2e4) * rounds * sharing / speed;
-    if (!best || time < least_time) best = p, least_time = time;
-  };
-  for (int threads : {256, kMostThreads}) {
-    for (bool kept : {false, true}) consider(height, width, threads, kept);
-    for (int side : kTiles) {
-      if (side < std::max(height, width)) consider(side, side, threads, false);
-      if (side < height) consider(side, width, threads, false);
+/// Thread blocks that a processor has at once.
+inline int resident(const Launch& l, const Device& device) {
+  return std::max(1, std::min({(device.shared + 1024) / (l.shared + 1024), kMostThreads / l.threads, 16}));
+}
+
+/// Instructions of all warps of a launch.
+inline double all_instructions(const Launch& l, int element, int64_t images) {
+  const double groups = std::ceil(double(images) / l.images_at_once), steps = cdiv(l.band, l.step);
+  double sum = 0;
+  for (int i = 0; i < l.stages; i++) sum += instructions(l, l.stage[i], element) * (l.stage[i].once ? 1 : steps);
+  return sum * groups * l.parts();
+}
+
+/// Cycles of a launch.
+inline double estimate(const Launch& l, int element, int64_t images, const Device& device) {
+  const double groups = std::ceil(double(images) / l.images_at_once), steps = cdiv(l.band, l.step);
+  const int most_resident = resident(l, device);
+  const double blocks = double(l.parts()) * l.grid;
+  const double sharing = std::clamp(std::ceil(blocks / device.processors), 1.0, double(most_resident));
+  double alone = 0, work = 0;
+  for (int i = 0; i < l.stages; i++) {
+    const double own = instructions(l, l.stage[i], element), times = l.stage[i].once ? 1 : steps;
+    const double rate = std::min(kIssue * 1.5, kWarpIssue * l.threads / 32);
+    alone += times * (own / rate + (l.stage[i].kind == Kind::load ? 0 : kStageWait)), work += times * own;
+  }
+  const double rounds = std::ceil(blocks / (double(device.processors) * most_resident)) * std::ceil(groups / l.grid);
+  const double cycles = rounds * std::max(alone, work * sharing / kIssue);
+  const double moved =
+      groups * l.parts() * steps * weights(l, element) / (device.processors * 32.0);  // 32 bytes a cycle
+  return std::max(cycles, moved) + l.shared / 16.0 / l.threads * 4 + kLaunch;
+}
+
+/// Bytes between launches that do not stay in a cache count as cycles, 16 bytes a cycle and processor.
+inline double between(const Block& b, int element, int64_t images, const Device& device) {
+  const double bytes = double(images) * out_height(b) * out_width(b) * lanes(b) * element;
+  return 2 * bytes / (device.processors * 16.0);
+}
+
+/// What the planner must keep to, as far as it is not 0: for tests, and for tables of what was measured.
+struct Wish {
+  int32_t split;  // 1: one launch; 2: the expanded map goes through memory
+  int32_t band, strip, step, chunks, threads;
+};
+constexpr int kWishes = sizeof(Wish) / sizeof(int32_t);
+
+class Planner {
+ public:
+  Planner(const Block& b, int element, int64_t images, const Device& device, const Wish& wish)
+      : b_(b), element_(element), images_(images), device_(device), wish_(wish) {}
+
+  std::optional<Plan> plan(const Extras& extras) {
+    if (!b_.primary) return pieces({{Piece::project, extras}});
+    const bool few = images_ < kFewImages;
+    std::optional<Plan> fused, split;
+    double cycles_fused = 0;
+    if (wish_.split != 2) fused = pieces({{Piece::whole, extras}}), cycles_fused = cycles_;
+    if (wish_.split != 1) {
+      if (const auto expanded = best(Piece::expand, extras)) {
+        Extras rest = extras;
+        rest.sums = b_.hidden ? expanded->parts() / expanded->chunks : 0, rest.excite = b_.hidden && few;
+        split = b_.hidden && !few ? pieces({{Piece::expand, extras}, {Piece::excite, rest}, {Piece::project, rest}})
+                                  : pieces({{Piece::expand, extras}, {Piece::project, rest}});
+        if (split) split->sums = rest.sums;
+      }
     }
+    if (fused && b_.hidden) fused->sums = 1;
+    const double cycles_split = cycles_ + between(b_, element_, images_, device_);
+    return fused && (!split || cycles_fused <= cycles_split) ? fused : split;
   }
-  for (int side : kLastResort)
-    if (!best) consider(side, side, kMostThreads, false);
-  return best;
-}
 
-/// Bytes of the fused block, halos counted as often as they are read, and of the same module by module.
-inline Traffic traffic(const Block& b, const Plan& p, int element, int64_t images) {
-  const int64_t in = int64_t{b.height} * b.width, out = int64_t{out_height(b)} * out_width(b);
-  const auto read_by_tiles = [&](bool alone) {
-    int64_t down = 0, across = 0;
-    for (int i = 0; i < p.tiles_down; i++) down += regions(b, p, i * p.tiles_across, alone).x.down.size();
-    for (int i = 0; i < p.tiles_across; i++) across += regions(b, p, i, alone).x.across.size();
-    return down * across;
+ private:
+  struct Wanted {
+    Piece piece;
+    Extras extras;
   };
-  const int64_t read = read_by_tiles(false), squeeze = p.launches == 2 ? read_by_tiles(true) : 0;
-  Traffic t{};
-  t.fused = images * element * ((read + squeeze) * b.channels + out * b.kept2);
-  t.by_module = images * element * in * b.channels;
-  const auto both = [&](int64_t bytes) { t.fused += images * bytes, t.by_module += images * bytes; };
-  if (!b.primary) {
-    t.by_module += images * element * out * b.kept2;
-    return t;
+
+  std::optional<Plan> pieces(std::initializer_list<Wanted> all) {
+    Plan p{};
+    double sum = 0;
+    for (const Wanted& wanted : all) {
+      const auto found = best(wanted.piece, wanted.extras);
+      if (!found) return std::nullopt;
+      p.piece[p.launches] = wanted.piece, p.launch[p.launches++] = *found, sum += cycles_;
+    }
+    cycles_ = sum;
+    return p;
   }
-  const int64_t expanded = int64_t{b.primary} * (1 + b.multiplier);
-  t.by_module += images * element * (expanded * (b.kernel ? 2 * in + 2 * out : 2 * in) + out * b.kept2);
-  if (b.shortcut >= 0) both(element * (b.shortcut ? in : out) * b.channels);
-  if (b.shortcut > 0) t.by_module += images * element * out * 2 * (b.channels + b.kept2);
-  if (p.launches == 2) t.fused += images * 2 * int64_t{p.tiles()} * lanes(b) * 4;
-  return t;
+
+  /// The launch with the least estimate; that estimate in `cycles_`.
+  std::optional<Launch> best(Piece piece, const Extras& extras) {
+    std::optional<Launch> found;
+    cycles_ = 0;
+    const bool excites = piece == Piece::excite;
+    const int height = excites ? 1 : out_height(b_), width = excites ? kImagesOfExcitation : out_width(b_);
+    const bool whole_image = excites || (piece == Piece::whole && b_.hidden),
+               one_step = extras.squeeze && extras.residual;
+    const auto consider = [&](const Choice& c) {
+      const auto l = Lowering(b_, element_, piece, c, extras).launch();
+      if (!l || l->shared > device_.shared || counts_too_far(*l)) return;
+      Launch made = *l;
+      const int64_t wanted = (images_ + made.images_at_once - 1) / made.images_at_once;
+      if (int64_t{made.bands} * made.strips * made.chunks > INT32_MAX || wanted > INT32_MAX) return;
+      const int64_t room = std::max(1, resident(made, device_) * device_.processors / made.parts());
+      made.grid = static_cast<int32_t>(std::min({wanted, room, int64_t{65535}})),
+      made.images = static_cast<int32_t>(wanted);
+      const double cycles = estimate(made, element_, images_, device_);
+      if (!found || cycles < cycles_) found = made, cycles_ = cycles;
+    };
+    for (int strips = 1; strips <= width; strips *= 2) {
+      if (strips > 1 && (whole_image || wish_.strip)) break;
+      if (strips > 1 && found && images_ * strips >= 4 * device_.processors) break;
+      const int strip =
+          whole_image ? width : std::min(wish_.strip ? wish_.strip : up(cdiv(width, strips), kGroup), width);
+      for (int bands = 1; bands <= height; bands *= 2) {
+        if (bands > 1 && (whole_image || wish_.band)) break;
+        if (bands > 1 && found && images_ * strips * bands >= 4 * device_.processors) break;
+        const int band = whole_image ? height : std::min(wish_.band ? wish_.band : cdiv(height, bands), height);
+        for (const int step : {band, 32, 16, 12, 8, 4, 2, 1}) {
+          if (step > band || (step < band && (whole_image || one_step || wish_.step))) continue;
+          for_each_chunk(piece, [&](int chunks) {
+            for (const int threads : kThreads)
+              if (!wish_.threads || threads == wish_.threads)
+                consider({band, strip, wish_.step && !whole_image && !one_step ? std::min(wish_.step, band) : step,
+                          chunks, threads});
+          });
+        }
+      }
+    }
+    return found;
+  }
+
+  /// Whether 31 bits do not count the elements of an image of the output.
+  static bool counts_too_far(const Launch& l) {
+    for (int i = 0; i < l.stages; i++)
+      if (l.stage[i].kind == Kind::store && int64_t{l.height} * l.width * l.stage[i].channels > INT32_MAX) return true;
+    return false;
+  }
+
+  /// In how many chunks the lanes can be: only the expanded map by itself has several.
+  template <class Visit>
+  void for_each_chunk(Piece piece, const Visit& visit) const {
+    const int groups = lanes_of(b_.primary) / kColumns, most = piece == Piece::expand ? groups : 1;
+    for (int chunks = 1; chunks <= most; chunks++)
+      if (groups % chunks == 0 && (!wish_.chunks || chunks == wish_.chunks || most == 1 || groups % wish_.chunks))
+        visit(chunks);
+  }
+
+  const Block& b_;
+  const int element_;
+  const int64_t images_;
+  const Device device_;
+  const Wish wish_;
+  double cycles_ = 0;
+};
+
+/// The plan for so many images; none where nothing fits the device.
+inline std::optional<Plan> make_plan(const Block& b, int element, int64_t images, const Device& device,
+                                     const Extras& extras = {}, const Wish& wish = {}) {
+  return Planner(b, element, std::max<int64_t>(images, 1), device, wish).plan(extras);
 }
 
 }  // namespace ghost::cuda

@@ -1,83 +1,76 @@
-// Products of a warp: rows of shared memory (pixels) by a packed weight, in float32.
+// A 1x1 convolution of pixels in shared memory, by the warps' products, in float32.
 //
 // A weight is in tiles of 16 inputs x 8 outputs, all outputs of 16 inputs before the next 16. In half precision a
 // tile is in the order of the lanes that read it (mma.sync's fragment B), in float32 row by row:
 // ghost_ops/backends/cuda/weights.py.
 #pragma once
-#include "activation.h"
-#include "device.h"
-#include "geometry.h"
+#include "copies.h"
 
 namespace ghost::cuda {
 
-GHOST_DEVICE int lane() { return thread() & 31; }
-GHOST_DEVICE int warp() { return thread() >> 5; }
-GHOST_DEVICE int warps() { return threads() >> 5; }
-/// Of a product's result a lane holds four elements: two neighbouring columns of two rows, 8 rows apart.
-GHOST_DEVICE int fragment_row(int i) { return (lane() >> 2) + 8 * (i >> 1); }
+/// Of a tile of the result a lane holds four elements: two neighbouring columns of two rows, 8 rows apart.
+GHOST_DEVICE int fragment_row(int half) { return (lane() >> 2) + 8 * half; }
 GHOST_DEVICE int fragment_column() { return 2 * (lane() & 3); }
 
-template <class T>
-struct alignas(2 * sizeof(T)) Pair {
-  T first, second;
-};
 struct FourHalves {
   uint32_t bits[2];
 };
 
+using Sums = float[kTileRows][kTileColumns][4];
+
+/// sums += pixels by tiles of outputs, in half precision. `a`: bytes from `map` to what a lane reads of each tile of
+/// pixels (ldmatrix); `weight` has `apart` elements from 16 inputs to the next, and `count` tiles.
 template <class T>
-GHOST_DEVICE void load_pair(float (&to)[2], const T* from) {
-  const auto pair = *reinterpret_cast<const Pair<T>*>(from);
-  to[0] = widen(pair.first), to[1] = widen(pair.second);
-}
-template <class T>
-GHOST_DEVICE void store_pair(T* to, float first, float second) {
-  *reinterpret_cast<Pair<T>*>(to) = {narrow<T>(first), narrow<T>(second)};
+GHOST_DEVICE void accumulate(Sums& sums, const unsigned char* map, const int (&a)[kTileRows], const T* weight,
+                             int apart, int depth, int count) {
+  weight += lane() * 4;
+  FourHalves next[kTileColumns]{};
+#pragma unroll
+  for (int j = 0; j < kTileColumns; j++)
+    if (j < count) next[j] = constant(reinterpret_cast<const FourHalves*>(weight + j * kWeightTile));
+#pragma unroll 1
+  for (int k = 0; k < depth; k++, map += kDepth * 2) {
+    FourHalves b[kTileColumns];
+#pragma unroll
+    for (int j = 0; j < kTileColumns; j++) b[j] = next[j];
+    if (k + 1 < depth) {  // loaded while the product of these is made
+      weight += apart;
+#pragma unroll
+      for (int j = 0; j < kTileColumns; j++)
+        if (j < count) next[j] = constant(reinterpret_cast<const FourHalves*>(weight + j * kWeightTile));
+    }
+    uint32_t fragments[kTileRows][4];
+#pragma unroll
+    for (int i = 0; i < kTileRows; i++) load_matrices(fragments[i], map + a[i]);
+#pragma unroll
+    for (int i = 0; i < kTileRows; i++)
+#pragma unroll
+      for (int j = 0; j < kTileColumns; j++) multiply_add(T{}, sums[i][j], fragments[i], b[j].bits);
+  }
 }
 
-/// acc[i][j] += the 16 rows from `row` + 16 i of `a`, by tiles j < `count` of each of `steps` rows of tiles.
-///
-/// Rows past `rows` repeat the last one: their results mean nothing.
-template <class T, int M, int N>
-GHOST_DEVICE void accumulate(float (&acc)[M][N][4], const T* a, int stride, int row, int rows, const T* weight,
-                             int tiles_a_step, int count, int steps) {
-  if constexpr (sizeof(T) == 2) sync_warp();
-#pragma unroll 1  // registers are short
-  for (int k = 0; k < steps; k++, weight += int64_t{tiles_a_step} * kWeightTile) {
-    if constexpr (sizeof(T) == 2) {
-      uint32_t fragments[M][4];
+/// The same in float32; `a`: to the two pixels whose results a lane has.
+GHOST_DEVICE void accumulate(Sums& sums, const unsigned char* map, const int (&a)[kTileRows][2], const float* weight,
+                             int apart, int depth, int count) {
+  weight += fragment_column();
+#pragma unroll 1
+  for (int k = 0; k < depth; k++, weight += apart, map += kDepth * 4) {
+#pragma unroll 1
+    for (int d = 0; d < kDepth; d++) {
+      Pair<float> b[kTileColumns];
 #pragma unroll
-      for (int i = 0; i < M; i++) {
-        const int from = least(row + kRows * i + (lane() & 15), rows - 1);
-        load_matrices(fragments[i], a + from * stride + k * kDepth + (lane() >> 4) * 8);
-      }
+      for (int j = 0; j < kTileColumns; j++)
+        if (j < count) b[j] = constant(reinterpret_cast<const Pair<float>*>(weight + j * kWeightTile + d * kColumns));
 #pragma unroll
-      for (int j = 0; j < N; j++) {
-        if (j < count) {
-          const auto b = constant(reinterpret_cast<const FourHalves*>(weight + j * kWeightTile + lane() * 4));
+      for (int i = 0; i < kTileRows; i++) {
 #pragma unroll
-          for (int i = 0; i < M; i++) multiply_add(T{}, acc[i][j], fragments[i], b.bits);
-        }
-      }
-    } else {
-#pragma unroll 2
-      for (int depth = 0; depth < kDepth; depth++) {
-        float left[M][2];
+        for (int half = 0; half < 2; half++) {
+          const float left = *reinterpret_cast<const float*>(map + a[i][half] + d * 4);
 #pragma unroll
-        for (int i = 0; i < 2 * M; i++) {
-          const int from = least(row + kRows * (i / 2) + fragment_row(i % 2 * 2), rows - 1);
-          left[i / 2][i % 2] = a[from * stride + k * kDepth + depth];
-        }
-#pragma unroll
-        for (int j = 0; j < N; j++) {
-          if (j < count) {
-            const auto b = constant(
-                reinterpret_cast<const Pair<float>*>(weight + j * kWeightTile + depth * kColumns + fragment_column()));
-#pragma unroll
-            for (int i = 0; i < M; i++) {
-              acc[i][j][0] += left[i][0] * b.first, acc[i][j][1] += left[i][0] * b.second;
-              acc[i][j][2] += left[i][1] * b.first, acc[i][j][3] += left[i][1] * b.second;
-            }
+          for (int j = 0; j < kTileColumns; j++) {
+            if (j >= count) continue;
+            sums[i][j][2 * half] = add_product(left, b[j].first, sums[i][j][2 * half]);
+            sums[i][j][2 * half + 1] = add_product(left, b[j].second, sums[i][j][2 * half + 1]);
           }
         }
       }
@@ -85,73 +78,74 @@ GHOST_DEVICE void accumulate(float (&acc)[M][N][4], const T* a, int stride, int 
   }
 }
 
-/// Bias, activation, rounding: what follows a convolution.
-struct Epilogue {
-  const float *bias, *slopes;
-  int act;
-};
-
-GHOST_DEVICE float activate(float v, const Epilogue& after, int channel) {
-  return activation(v, after.act, after.slopes ? constant(after.slopes + channel) : 0.f);
-}
-
-GHOST_DEVICE float finish(float sum, const Epilogue& after, int channel) {
-  return activate(sum + constant(after.bias + channel), after, channel);
-}
-
-/// The result of a warp's products, in rows of shared memory, with its bias and activation; `row` and `column` are the
-/// first.
-template <class T, int M, int N>
-GHOST_DEVICE void store(T* out, int stride, const float (&acc)[M][N][4], int row, int rows, int column, int count,
-                        const Epilogue& after) {
-  const auto place = [&](int i, int j, int half) {
-    return out + (row + kRows * i + fragment_row(2 * half)) * stride + column + kColumns * j + fragment_column();
-  };
-  const auto is_there = [&](int i, int j, int half) {
-    return j < count && row + kRows * i + fragment_row(2 * half) < rows;
-  };
+template <class T>
+GHOST_DEVICE void product(const Work<T>& w, const Stage& g) {
+  const Map &in = w.map(g.in), &out = w.map(g.out);
+  const Rows rows = w.rows(out);
+  const Pixels<T> from(w, g.in, rows, g.out), to(w, g.out, rows, g.out);
+  const int tiles = g.lanes / kColumns, count = from.count();
+  const int items = cdiv(count, kRows * kTileRows) * g.items.value;
+  const T* const weights = w.a.matrices + g.weight + layer_of_blocks() * g.weight_step;
+  const float* const biases = w.a.vectors + g.bias + layer_of_blocks() * g.lane_step + fragment_column();
+  const unsigned char* const map = w.at(in, g.in_lane);
+  unsigned char* const result = w.at(out, g.out_lane + fragment_column());
+  const Bounds<T> bounds(g.low, g.high);
+#pragma unroll 1
+  for (int item = warp(); item < items; item += warps()) {
+    const int m = divide(item, g.items), tile = (item - m * g.items.value) * kTileColumns,
+              first = m * kRows * kTileRows;
+    const int there = least(tiles - tile, kTileColumns);
+    // Pixels past the last repeat it: their results mean nothing, and are not written.
+    Sums sums;
 #pragma unroll
-  for (int i = 0; i < M; i++) {
+    for (int j = 0; j < kTileColumns; j++) {
+      Pair<float> bias{};
+      if (j < there) bias = constant(reinterpret_cast<const Pair<float>*>(biases + (tile + j) * kColumns));
 #pragma unroll
-    for (int j = 0; j < N; j++) {
-      if (j >= count) continue;
-      const auto bias =
-          constant(reinterpret_cast<const Pair<float>*>(after.bias + column + kColumns * j + fragment_column()));
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        if (!is_there(i, j, half)) continue;
-        float first = acc[i][j][2 * half] + bias.first, second = acc[i][j][2 * half + 1] + bias.second;
-        if (after.act == kRelu) first = relu(first), second = relu(second);
-        store_pair(place(i, j, half), first, second);
+      for (int i = 0; i < kTileRows; i++) {
+        sums[i][j][0] = sums[i][j][2] = bias.first;
+        sums[i][j][1] = sums[i][j][3] = bias.second;
       }
     }
-  }
-  if (after.act <= kRelu) return;
-  // A lane goes once more through what it wrote: in a loop, since twenty copies of all activations would be compiled
-  // above. As in PyTorch the sum is rounded before.
-#pragma unroll 1
-  for (int n = 0; n < M * N * 2; n++) {
-    const int i = n / (2 * N), j = n / 2 % N, half = n % 2, channel = column + kColumns * j + fragment_column();
-    if (!is_there(i, j, half)) continue;
-    float v[2];
-    load_pair(v, place(i, j, half));
-    store_pair(place(i, j, half), activate(v[0], after, channel), activate(v[1], after, channel + 1));
-  }
-}
-
-/// A 1x1 convolution from rows to rows, by the whole block: `tiles` x 8 outputs of the weight, which has
-/// `tiles_a_step` x 8 in all and begins at the first that is wanted, as its bias does. A warp makes `kWide` x 8 at
-/// once.
-template <int kWide, class T>
-GHOST_DEVICE void pointwise(T* out, int out_stride, const T* in, int in_stride, int pixels, int depth, const T* weight,
-                            int tiles_a_step, int tiles, const Epilogue& after) {
-  const int groups = cdiv(tiles, kWide);
-  for (int item = warp(); item < cdiv(pixels, kRows) * groups; item += warps()) {
-    const int row = item / groups * kRows, tile = item % groups * kWide, count = least(tiles - tile, kWide);
-    float acc[1][kWide][4] = {};
-    accumulate<T>(acc, in, in_stride, row, pixels, weight + tile * kWeightTile, tiles_a_step, count,
-                  cdiv(depth, kDepth));
-    store<T>(out, out_stride, acc, row, pixels, tile * kColumns, count, after);
+    const T* const weight = weights + tile * kWeightTile;
+    if constexpr (sizeof(T) == 2) {
+      int a[kTileRows];
+#pragma unroll
+      for (int i = 0; i < kTileRows; i++)
+        a[i] = from.at(least(first + kRows * i + (lane() & 15), count - 1)) + (lane() >> 4) * 16;
+      accumulate(sums, map, a, weight, g.apart, g.depth, there);
+    } else {
+      int pairs[kTileRows][2];
+#pragma unroll
+      for (int i = 0; i < kTileRows; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          pairs[i][half] = from.at(least(first + kRows * i + fragment_row(half), count - 1));
+      accumulate(sums, map, pairs, weight, g.apart, g.depth, there);
+    }
+    const auto store = [&](const auto& each) {
+#pragma unroll
+      for (int i = 0; i < kTileRows; i++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const int p = first + kRows * i + fragment_row(half);
+          const bool is_there = p < count;
+          const int place = to.at(is_there ? p : first) + tile * kColumns * int{sizeof(T)};
+#pragma unroll
+          for (int j = 0; j < kTileColumns; j++) {
+            const auto value = each(sums[i][j][2 * half], sums[i][j][2 * half + 1]);
+            if (is_there && j < there)
+              put(reinterpret_cast<Pair<T>*>(result + place + j * kColumns * int{sizeof(T)}), value);
+          }
+        }
+      }
+    };
+    if (g.high < kNoBound)
+      store(bounds);
+    else if (g.low == 0.f)
+      store([](float first, float second) { return relu_pair<T>(first, second); });
+    else
+      store([](float first, float second) { return plain_pair<T>(first, second); });
   }
 }
 

@@ -1,4 +1,4 @@
-// What a kernel is told of its work, in plain integers: Python writes `Block`, the planner (plan.h) writes `Plan`.
+// What is to be computed, in plain integers: Python writes `Block`.
 #pragma once
 #include <cstdint>
 
@@ -18,12 +18,12 @@ struct Conv {
 
 /// A Ghost bottleneck, or with `primary` 0 a Ghost module alone, which is then the second one.
 ///
-/// The channels of the expanded map come in chunks: `chunk` primary channels, then for each of the `multiplier` cheap
-/// channels that a primary one has, as many again. In this order (lanes) are all vectors of the expanded map and the
-/// rows of the second weight; lanes past the channels that there are have weights of zero, and so are zero.
+/// Channels of the expanded map are in the order of lanes: the primary channels, up to a multiple of 8 of them, then
+/// for each of the `multiplier` cheap channels that a primary one has, as many again. In this order are all vectors of
+/// the expanded map and the inputs of the second weight; lanes past the channels that there are have weights of zero.
 struct Block {
   int32_t height, width, channels;                      // of x
-  int32_t primary, multiplier, cheap_kernel, chunk;     // the first Ghost module
+  int32_t primary, multiplier, cheap_kernel;            // the first Ghost module
   int32_t kernel, stride;                               // the depthwise convolution between; kernel 0: none
   int32_t hidden, gate;                                 // the excitation; hidden 0: none
   int32_t primary2, multiplier2, kept2, cheap_kernel2;  // the second Ghost module
@@ -32,19 +32,27 @@ struct Block {
 };
 constexpr int kBlockNumbers = sizeof(Block) / sizeof(int32_t);
 
-/// How a block is computed: tiles of the output, one a thread block, and what is where in shared memory.
-struct Plan {
-  int32_t tile_height, tile_width;  // of the output
-  int32_t tiles_down, tiles_across;
-  int32_t threads, columns;  // of the second product: warps side by side; the others share its rows
-  int32_t kept;              // whether all chunks of the expanded tile stay in shared memory
-  int32_t launches;          // 2: a squeeze of its own comes first
-  int32_t shared;            // bytes; where the pieces begin, after kOwnBytes; x at 0
-  int32_t primary_at, expanded_at, reduced_at, partial_at, means_at, scale_at, hidden_at;
-  int32_t second_at, shortcut_depthwise_at, shortcut_at;  // after the last chunk, over what lay there
+constexpr int kRows = 16, kColumns = 8, kDepth = 16;  // of a warp's product
+constexpr int kWeightTile = kDepth * kColumns;        // weights that one product reads
+constexpr int kTapLanes = 32;  // of a depthwise weight: so many lanes of a tap, then the next tap
 
-  GHOST_HOST_DEVICE int32_t tiles() const { return tiles_down * tiles_across; }
-};
-constexpr int kPlanNumbers = sizeof(Plan) / sizeof(int32_t);
+GHOST_HOST_DEVICE int cdiv(int a, int b) { return (a + b - 1) / b; }
+GHOST_HOST_DEVICE int up(int n, int to) { return cdiv(n, to) * to; }
+GHOST_HOST_DEVICE int least(int a, int b) { return a < b ? a : b; }
+GHOST_HOST_DEVICE int most(int a, int b) { return a > b ? a : b; }
+
+GHOST_HOST_DEVICE int out_size(int in, int stride) { return (in - 1) / stride + 1; }
+GHOST_HOST_DEVICE int out_height(const Block& b) { return out_size(b.height, b.stride); }
+GHOST_HOST_DEVICE int out_width(const Block& b) { return out_size(b.width, b.stride); }
+
+/// Lanes of a convolution's result: eight outputs of a product are made at once.
+GHOST_HOST_DEVICE int lanes_of(int channels) { return up(channels, kColumns); }
+/// Floats of a depthwise weight, and where a lane's first tap is.
+GHOST_HOST_DEVICE int64_t taps_of(int kernel, int lanes) { return int64_t{kernel} * kernel * up(lanes, kTapLanes); }
+GHOST_HOST_DEVICE int first_tap(int kernel, int lane) {
+  return lane / kTapLanes * (kernel * kernel * kTapLanes) + lane % kTapLanes;
+}
+/// Lanes of the expanded map.
+GHOST_HOST_DEVICE int lanes(const Block& b) { return lanes_of(b.primary) * (1 + b.multiplier); }
 
 }  // namespace ghost::cuda

@@ -1,75 +1,16 @@
-"""Programs through the CUDA backend with the emulator in the place of the device."""
+"""Bottlenecks for the CUDA backend, drawn."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from unittest import mock
 
 import torch
 
 from ghost_ops.activations import ACTIVATIONS, GATES, NONE, PRELU, RELU, WITH_NUMBER
-from ghost_ops.backends.cuda import launch
-from ghost_ops.backends.cuda.weights import Block, chunk_of
 from ghost_ops.program import BETA, BIAS, GAMMA, NORM, SLOPES, Depthwise, Excite, Ghost, Layer, Load, Step, Store
-from tests.cuda import emulate
 from tests.program.cases import Program, parameters_for
 
 BN = NORM | GAMMA | BETA
-
-
-def lanes(b: Block) -> int:
-    if not b.primary:
-        return b.kept2
-    chunk = chunk_of(b.primary)
-    return -(-b.primary // chunk) * chunk * (1 + b.multiplier)
-
-
-class Emulator:
-    """What ``backends/cuda/launch.py`` has, on the CPU.
-
-    Attributes:
-        order: of the fibers, see ``emulate.run``.
-        tile: height, width, threads and kept of every bottleneck and module; None: the planner's.
-        device: processors and bytes of shared memory.
-        plans: of the calls that were made, each with its block.
-    """
-
-    def __init__(self, order: int = 0, tile=None, device: tuple[int, int] = emulate.H200) -> None:
-        self.order, self.tile, self.device, self.plans = order, tile, device, []
-
-    def gather(self, packed, index, matrices, like):
-        return emulate.gather(packed, index, matrices, like.dtype, self.order)
-
-    def find(self, numbers, dtype, images, device):
-        found = None
-        if self.tile is not None:
-            found = emulate.plan(list(numbers), dtype, images, self.device, self.tile)
-        return found or emulate.plan(list(numbers), dtype, images, self.device)
-
-    def _plan(self, block: Block, x: torch.Tensor) -> tuple[list[int], list[int]]:
-        numbers = block.numbers(*x.shape[2:])
-        found = self.find(numbers, x.dtype, x.shape[0], x.device)
-        assert found is not None, "no plan fits"
-        self.plans.append((block, found))
-        return numbers, found
-
-    def launch_bottleneck(self, x, matrices, vectors, block):
-        assert x.is_contiguous(memory_format=torch.channels_last)
-        return emulate.run(*self._plan(block, x), x, matrices, vectors, lanes=lanes(block), order=self.order)[0]
-
-    def launch_ghost_module(self, x, matrices, vectors, block, scale, residual, squeeze):
-        return emulate.run(
-            *self._plan(block, x), x, matrices, vectors, lanes=lanes(block), residual=residual, scale=scale,
-            squeeze=squeeze, order=self.order,
-        )  # fmt: skip
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        own = {name: getattr(self, name) for name in ("find", "gather", "launch_bottleneck", "launch_ghost_module")}
-        with mock.patch.multiple(launch, **own):
-            yield
 
 
 def draw_bottleneck(rng: random.Random, most: int = 40) -> tuple[list[Step], int]:

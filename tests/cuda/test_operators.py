@@ -15,7 +15,7 @@ from ghost_ops.activations import ACTIVATIONS, NONE
 from ghost_ops.backends import cuda, reference
 from ghost_ops.backends.cuda import launch, plan
 from ghost_ops.backends.cuda.ghost_module import _block_of, ghost_module
-from ghost_ops.backends.cuda.program import describe, fitting, program, summary
+from ghost_ops.backends.cuda.program import describe, program, summary
 from ghost_ops.backends.cuda.weights import Block
 from ghost_ops.program import BFLOAT16, FLOAT32, with_precision
 from tests.cuda import emulate
@@ -31,19 +31,10 @@ LAST = torch.channels_last
 
 
 @pytest.fixture(autouse=True)
-def _emulated(one_thread, monkeypatch):
+def _emulated(one_thread):
     """As on a machine with an H200: the very functions of the package, down to the dispatcher and C++."""
-    library = emulate.load_operators()
-    monkeypatch.setattr(plan, "library", lambda: library)
-    monkeypatch.setattr(plan, "limits", lambda device: emulate.H200)
-    clear()
-    yield
-    clear()
-
-
-def clear() -> None:
-    plan.find.cache_clear()
-    fitting.cache_clear()
+    with emulate.Emulator().running():
+        yield
 
 
 @pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16])
@@ -191,7 +182,7 @@ def test_what_does_not_fit_runs_elsewhere(monkeypatch):
     seen = set()
     for shared in range(whole.shared, 0, -256):
         monkeypatch.setattr(plan, "limits", lambda device, shared=shared: (132, shared))
-        clear()
+        emulate.clear()
         found = describe(x, packed, p.code)
         kinds = None if found is None else tuple(name.split()[0] for name, _ in found)
         if kinds not in seen:
@@ -200,7 +191,7 @@ def test_what_does_not_fit_runs_elsewhere(monkeypatch):
                 out = reference.program(x, packed, p.code) if kinds is None else _by_step(x, packed, p.code, found)
                 torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
     assert None in seen and any(kinds and len(kinds) > 1 for kinds in seen)
-    assert summary(x, packed, p.code) == "in fact on the next backend, since no tile of a Ghost module fits the device"
+    assert summary(x, packed, p.code) == "in fact on the next backend, since no part of a Ghost module fits the device"
     torch.testing.assert_close(program(x, packed, p.code), expected, rtol=1e-4, atol=1e-4)
     w, cheap = torch.randn(4, 3, 1, 1), torch.randn(4, 1, 3, 3)
     x = make_map((1, 3, 5, 5), layout="channels_last")
@@ -245,7 +236,7 @@ def test_bad_input_is_an_error_before_a_kernel_runs():
         program(x, packed, p.code)
     ((x, matrices, vectors, block),) = seen
     numbers = block.numbers(*x.shape[2:])
-    call = torch.ops.ghost_ops._cuda_bottleneck
+    call = lambda *arguments: torch.ops.ghost_ops._cuda_bottleneck(*arguments, [])
 
     def changed(**fields: object) -> list[int]:
         values = {**vars(block), "height": x.shape[2], "width": x.shape[3], **fields}
@@ -265,7 +256,6 @@ def test_bad_input_is_an_error_before_a_kernel_runs():
         ((x, matrices, vectors, changed(height=0)), "a map of no pixels"),
         ((x, matrices, vectors, changed(height=x.shape[2] + 1)), "x: a map of the block's sizes"),
         ((x, matrices, vectors, changed(cheap_kernel=2)), "a kernel"),
-        ((x, matrices, vectors, changed(chunk=24)), "a chunk"),
         ((x, matrices, vectors, changed(kernel=0, stride=2)), "a stride without a convolution"),
         ((x, matrices, vectors, changed(kept2=10**4)), "the channels kept"),
         ((x, matrices, vectors, changed(primary=0, kernel=3)), "more than a module|a bottleneck"),

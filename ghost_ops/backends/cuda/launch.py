@@ -11,6 +11,9 @@ from . import plan
 from .weights import Block
 
 find = plan.find
+wish: list[
+    int
+] = []  # what the planner must keep to, csrc/cuda/plan.h: split, band, strip, step, chunks, threads; 0: free
 
 
 def gather(
@@ -23,7 +26,7 @@ def gather(
 
 def launch_bottleneck(x: torch.Tensor, matrices: torch.Tensor, vectors: torch.Tensor, block: Block) -> torch.Tensor:
     """A bottleneck on x, channels_last; ``find`` must know a plan for it."""
-    return torch.ops.ghost_ops._cuda_bottleneck(x, matrices, vectors, block.numbers(*x.shape[2:]))
+    return torch.ops.ghost_ops._cuda_bottleneck(x, matrices, vectors, block.numbers(*x.shape[2:]), wish)
 
 
 def launch_ghost_module(
@@ -33,4 +36,4 @@ def launch_ghost_module(
     """A Ghost module on x and a residual, both channels_last: its output, and its squeeze if that is wanted. ``find``
     must know a plan for it."""
     numbers = block.numbers(*x.shape[2:])
-    return torch.ops.ghost_ops._cuda_module(x, matrices, vectors, scale, residual, numbers, squeeze)
+    return torch.ops.ghost_ops._cuda_module(x, matrices, vectors, scale, residual, numbers, squeeze, wish)

@@ -1,4 +1,4 @@
-"""The planner of ``csrc/cuda/plan.h``, asked through ``_cuda.so``: kernel, tile and bytes of a block."""
+"""The planner of ``csrc/cuda/plan.h``, asked through ``_cuda.so``: launches and bytes of a block."""
 
 from __future__ import annotations
 
@@ -12,50 +12,82 @@ from . import library
 
 
 @dataclass(frozen=True)
+class Launch:
+    """One kernel launch of a block.
+
+    Attributes:
+        piece: what it computes: "whole", "expand" (the expanded map and its sums), "excite" or "project".
+        threads, shared: threads of a thread block, and bytes of its shared memory.
+        grid: thread blocks that share the images of a part.
+        band, strip, step: rows and columns of the output that a part has, rows that are computed at once.
+        bands, strips, chunks: parts of an image down, across, and of its lanes.
+        cycles, instructions: that the planner expects, of the device and of all warps.
+    """
+
+    piece: str
+    threads: int
+    shared: int
+    grid: int
+    band: int
+    strip: int
+    step: int
+    bands: int
+    strips: int
+    chunks: int
+    cycles: float
+    instructions: float
+
+    def __str__(self) -> str:
+        parts = [f"{self.band} x {self.strip} pixels a thread block" if self.bands * self.strips > 1 else "an image"]
+        if self.step < self.band:
+            parts.append(f"{self.step} rows at once")
+        if self.chunks > 1:
+            parts.append(f"lanes in {self.chunks} parts")
+        return f"{self.piece}: {', '.join(parts)}, {self.threads} threads, {self.shared / 1024:.0f} KiB shared"
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a block is computed.
 
     Attributes:
-        tile, tiles: height and width of a tile of the output; how many an image has, down and across.
-        launches: 2 where a squeeze of its own comes first.
-        shared: bytes of shared memory of a thread block.
-        kept: whether the expanded tile stays in shared memory between squeeze and excitation.
+        launches: one after the other.
         fused, by_module: bytes of global memory that move so, and module by module.
     """
 
-    tile: tuple[int, int]
-    tiles: tuple[int, int]
-    launches: int
-    shared: int
-    kept: bool
+    launches: tuple[Launch, ...]
     fused: int
     by_module: int
 
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of the thread blocks that have most."""
+        return max(launch.shared for launch in self.launches)
+
     def __str__(self) -> str:
-        kind = "an image a thread block" if self.tiles == (1, 1) else "tiles of {} x {}".format(*self.tile)
-        phases = ", in two phases" if self.launches == 2 else ""
-        return f"{kind}{phases}, {self.shared / 1024:.0f} KiB shared"
+        return "; ".join(map(str, self.launches))
 
 
-_KEPT, _LAUNCHES, _SHARED = 6, 7, 8  # places in the plan's numbers, csrc/cuda/shape.h
+_PIECES = ("whole", "expand", "excite", "project")  # csrc/cuda/lower.h
+_MOST_LAUNCHES = 3
 
 
 def ask(
     library: ctypes.CDLL, numbers: tuple[int, ...], element: int, images: int, processors: int, shared: int
 ) -> Plan | None:
-    """The plan of a library for a block's numbers; None where no tile fits."""
-    count = library.ghost_ops_cuda_numbers
-    if len(numbers) != count(0):
-        raise ValueError(f"ghost_ops: a block: expected {count(0)} numbers, got {len(numbers)}")
-    block, plan = (ctypes.c_int32 * len(numbers))(*numbers), (ctypes.c_int32 * count(1))()
-    if not library.ghost_ops_cuda_plan(block, element, ctypes.c_int64(images), processors, shared, plan):
+    """The plan of a library for a block's numbers; None where nothing fits."""
+    count, each = library.ghost_ops_cuda_numbers(0), library.ghost_ops_cuda_numbers(1)
+    if len(numbers) != count:
+        raise ValueError(f"ghost_ops: a block: expected {count} numbers, got {len(numbers)}")
+    block, told = (ctypes.c_int32 * count)(*numbers), (ctypes.c_int32 * (_MOST_LAUNCHES * each))()
+    predicted, moved = (ctypes.c_double * (_MOST_LAUNCHES * 2))(), (ctypes.c_int64 * 2)()
+    found = library.ghost_ops_cuda_plan(
+        block, element, ctypes.c_int64(images), processors, shared, told, predicted, moved
+    )  # fmt: skip
+    if not found:
         return None
-    fused, by_module = ctypes.c_int64(), ctypes.c_int64()
-    library.ghost_ops_cuda_traffic(
-        block, plan, element, ctypes.c_int64(images), ctypes.byref(fused), ctypes.byref(by_module)
-    )
-    p = list(plan)
-    return Plan(tuple(p[:2]), tuple(p[2:4]), p[_LAUNCHES], p[_SHARED], bool(p[_KEPT]), fused.value, by_module.value)
+    rows = [(*told[i * each : (i + 1) * each], *predicted[2 * i : 2 * i + 2]) for i in range(found)]
+    return Plan(tuple(Launch(_PIECES[row[0]], *row[1:]) for row in rows), *moved)
 
 
 @functools.cache
@@ -67,5 +99,5 @@ def limits(device: torch.device) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=4096)
 def find(numbers: tuple[int, ...], dtype: torch.dtype, images: int, device: torch.device) -> Plan | None:
-    """The plan for maps of this dtype on a device; None where no tile fits."""
+    """The plan for maps of this dtype on a device; None where nothing fits."""
     return ask(library(), numbers, dtype.itemsize, max(images, 1), *limits(device))

@@ -51,7 +51,7 @@ def fitting(
     packed: torch.Tensor, code: tuple[int, ...], length: int, shape: tuple[int, ...], dtype: torch.dtype,
     device: torch.device, find: Find,
 ) -> Calls | None:  # fmt: skip
-    """The calls of a program on such an input. A bottleneck of which no tile fits the device is a call for each step;
+    """The calls of a program on such an input. A bottleneck of which nothing fits the device is a call for each step;
     None where a Ghost module does not fit."""
     apart: frozenset[int] = frozenset()
     while True:
@@ -99,7 +99,7 @@ def summary(x: torch.Tensor, packed: torch.Tensor, steps: list[int], find: Find 
     """In words: the kernels of a program on such an input, and the bytes that its bottlenecks do not move."""
     calls = describe(x, packed, steps, find)
     if calls is None:
-        return "in fact on the next backend, since no tile of a Ghost module fits the device"
+        return "in fact on the next backend, since no part of a Ghost module fits the device"
     blocks = [(name, found) for name, found in calls if name.startswith("bottleneck")]
     fused, by_module = (sum(getattr(f, k) for _, f in calls) / 1e6 for k in ("fused", "by_module"))
     counts = f"{len(blocks)} bottlenecks and {len(calls) - len(blocks)} other kernels"

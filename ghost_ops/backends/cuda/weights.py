@@ -31,7 +31,6 @@ class Block:
     primary: int = 0
     multiplier: int = 0
     cheap_kernel: int = 1
-    chunk: int = 0
     kernel: int = 0
     stride: int = 1
     hidden: int = 0
@@ -100,10 +99,6 @@ class Weights:
             weight, self.vector(order(bias)), -1 if slopes is None else self.vector(order(slopes)), layer.act
         )  # fmt: skip
 
-    def taps(self, folded: Folded, order=lambda t: t) -> int:
-        """A depthwise weight, tap by tap."""
-        return self.vector(torch.stack([order(tap) for tap in folded.weight.flatten(1).t()]))
-
     def index(self) -> tuple[torch.Tensor, int]:
         """For every number of both buffers its place among the parameters, counted from 0, and -1 where it is a zero;
         and how many of the numbers are matrices."""
@@ -117,30 +112,38 @@ def _pick(t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return F.pad(t, (1, 0))[..., (index + 1).to(t.device)]
 
 
-def chunk_of(primary: int) -> int:
-    """Primary channels of an expanded map that are made at once."""
-    return 16 if primary <= 16 else 32
-
-
-def lane_channels(primary: int, multiplier: int, kept: int, chunk: int) -> torch.Tensor:
-    """Chunks x (1 + multiplier) x chunk: the channel of the expanded map in every lane, -1 where there is none."""
-    channel = torch.arange(_up(primary, chunk)).view(-1, 1, chunk).repeat(1, 1 + multiplier, 1)
+def lane_channels(primary: int, multiplier: int, kept: int) -> torch.Tensor:
+    """(1 + multiplier) x lanes: the channel of a Ghost module's output in every lane, -1 where there is none. Primary
+    channels are up to a multiple of 8 lanes, and so are the first, second, ... cheap ones of each."""
+    channel = torch.arange(_up(primary, 8)).repeat(1 + multiplier, 1)
     missing = channel >= primary
     for q in range(multiplier):
-        channel[:, 1 + q] = primary + channel[:, 1 + q] * multiplier + q
+        channel[1 + q] = primary + channel[1 + q] * multiplier + q
     return channel.masked_fill(missing | (channel >= kept), -1)
+
+
+def _taps(folded: Folded, channels: torch.Tensor) -> torch.Tensor:
+    """A depthwise weight of these channels: of 32 lanes the first tap, the second, ..., then of the next 32."""
+    taps = _pick(folded.weight.flatten(1).t(), F.pad(channels, (0, -len(channels) % 32), value=-1))
+    return taps.view(len(taps), -1, 32).transpose(0, 1)
 
 
 def add_module(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> dict:
     """A Ghost module's own fields of ``Block``: as the second one of a bottleneck, or alone."""
+    multiplier = step.cheap_channels // step.primary
     found = {
-        "primary2": step.primary, "multiplier2": step.cheap_channels // step.primary, "kept2": step.out_channels,
-        "cheap_kernel2": step.kernel, "second": w.conv(w.matrix(first.weight.flatten(1)), first, step.layer),
+        "primary2": step.primary, "multiplier2": multiplier, "kept2": step.out_channels, "cheap_kernel2": step.kernel,
+        "second": w.conv(w.matrix(first.weight.flatten(1)), first, step.layer),
     }  # fmt: skip
     if cheap is not None:
-        kept = step.out_channels - step.primary
-        found["cheap2"] = w.conv(w.taps(cheap, lambda t: t[:kept]), cheap, step.cheap, lambda t: t[:kept])
+        found["cheap2"] = _add_cheap(w, step, cheap)
     return found
+
+
+def _add_cheap(w: Weights, step: Ghost, cheap: Folded) -> tuple[int, int, int, int]:
+    channels = lane_channels(step.primary, step.cheap_channels // step.primary, step.out_channels)[1:].flatten()
+    made = torch.where(channels < 0, -1, channels - step.primary)
+    return w.conv(w.vector(_taps(cheap, made)), cheap, step.cheap, lambda t: _pick(t, made))
 
 
 def ghost_module_block(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> Block:
@@ -162,28 +165,22 @@ class Parts:
 def bottleneck_block(w: Weights, parts: Parts) -> Block:
     """A Ghost bottleneck. Source: Han et al. 2020 (GhostNet, arXiv 1911.11907), section 3.2."""
     one, layers = parts.one
-    m, multiplier, chunk = one.primary, one.cheap_channels // one.primary, chunk_of(one.primary)
-    channels = lane_channels(m, multiplier, one.out_channels, chunk)
-    lanes, primary = channels.flatten(), channels[:, 0].flatten()
-    b = Block(channels=one.channels, primary=m, multiplier=multiplier, cheap_kernel=one.kernel, chunk=chunk)
-    in_primary = lambda t: _pick(t, primary)
-    weight = w.matrix(_pick(layers[0].weight.flatten(1).t(), primary).t())
-    b.first = w.conv(weight, layers[0], one.layer, in_primary)
+    multiplier = one.cheap_channels // one.primary
+    lanes = lane_channels(one.primary, multiplier, one.out_channels).flatten()
+    b = Block(channels=one.channels, primary=one.primary, multiplier=multiplier, cheap_kernel=one.kernel)
+    b.first = w.conv(w.matrix(layers[0].weight.flatten(1)), layers[0], one.layer)
     if multiplier:
-        made = torch.where(channels[:, 1:] < 0, -1, channels[:, 1:] - m)  # chunks x multiplier x chunk
-        taps = _pick(layers[1].weight.flatten(1).t(), made)  # taps x the same
-        b.cheap = w.conv(w.vector(taps.transpose(0, 1)), layers[1], one.cheap, lambda t: _pick(t, made))
+        b.cheap = _add_cheap(w, one, layers[1])
     in_lanes = lambda t: _pick(t, lanes)
     if parts.depthwise is not None:
         step, (folded,) = parts.depthwise
         b.kernel, b.stride = step.kernel[0], step.stride[0]
-        taps = _pick(folded.weight.flatten(1).t(), channels.flatten(1))  # taps x chunks x lanes of one
-        b.depthwise = w.conv(w.vector(taps.transpose(0, 1)), folded, step.layer, in_lanes)
+        b.depthwise = w.conv(w.vector(_taps(folded, lanes)), folded, step.layer, in_lanes)
     if parts.excite is not None:
         step, (reduce, expand) = parts.excite
         b.hidden, b.gate = step.hidden, step.gate
-        b.reduce = w.conv(w.vector(in_lanes(reduce.weight.flatten(1))), reduce, step.reduce)
-        b.expand = w.conv(w.vector(in_lanes(expand.weight.flatten(1).t())), expand, step.expand, in_lanes)
+        b.reduce = w.conv(w.matrix(in_lanes(reduce.weight.flatten(1))), reduce, step.reduce)
+        b.expand = w.conv(w.matrix(in_lanes(expand.weight.flatten(1).t()).t()), expand, step.expand, in_lanes)
     two, layers = parts.two
     ordered = layers[0]._replace(weight=in_lanes(layers[0].weight.flatten(1)))
     for name, value in add_module(w, two, ordered, layers[1] if two.cheap_channels else None).items():
@@ -192,7 +189,8 @@ def bottleneck_block(w: Weights, parts: Parts) -> Block:
     if parts.shortcut is not None:
         (step, (folded,)), (pointwise, (last,)) = parts.shortcut
         b.shortcut, b.stride = step.kernel[0], step.stride[0]
-        b.shortcut_depthwise = w.conv(w.taps(folded), folded, step.layer)
+        channels = F.pad(torch.arange(one.channels), (0, one.channels % 2), value=-1)
+        b.shortcut_depthwise = w.conv(w.vector(_taps(folded, channels)), folded, step.layer)
         b.shortcut_pointwise = w.conv(w.matrix(last.weight.flatten(1)), last, pointwise.layer)
     return b
 

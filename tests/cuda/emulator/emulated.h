@@ -31,7 +31,6 @@ constexpr int kWarp = 32;
 /// What lanes lay before their warp.
 struct Exchange {
   const void* rows[kWarp];
-  float values[kWarp];
   uint32_t a[kWarp][4], b[kWarp][2];
 };
 
@@ -45,51 +44,65 @@ struct Place {
 extern std::string left_out_file;
 extern int left_out_line;
 
-extern int thread, threads;
-extern int64_t block;
+extern int thread, threads, block, row_of_blocks, rows_of_blocks, layer_of_blocks;
 
 /// Returns once every thread of the block has come to this place.
 void wait_for_block(Place place);
 /// The same for the warp, and what its lanes do there; and the warp's exchange, another one each time of two, so that
 /// who is late reads what was meant for it.
-enum class Meeting { sync, shuffle, load, multiply };
+enum class Meeting { load, multiply };
 void wait_for_warp(Meeting what);
 Exchange& exchange();
 
 enum Order { kForward, kBackward, kRandom };
 
-/// What a thread is about to read must lie in shared memory.
+/// What a thread is about to access must lie in shared memory.
 void expect_shared(const void* begin, int bytes);
 
-/// Runs a kernel over a grid; kRandom is another order after every barrier. Shared memory is full of NaNs before every
-/// block.
+/// A copy that this thread has begun, and which is made when it waits for its copies.
+void begin_copy(void* to, const void* from, int bytes);
+void finish_copies();
+
+/// Runs a kernel over a grid of blocks x rows x layers; kRandom is another order after every barrier. Shared memory is full of
+/// NaNs before every block.
 ///
-/// Returns null, or what went wrong: threads that wait at different barriers, or a read or write beside shared memory.
-const char* run(int64_t blocks, int threads, int shared, Order order, uint32_t seed,
+/// Returns null, or what went wrong: threads that wait at different barriers, a read or write beside shared memory, or
+/// a copy that nobody waited for.
+const char* run(int64_t blocks, int64_t rows, int64_t layers, int threads, int shared, Order order, uint32_t seed,
                 const std::function<void(unsigned char*)>& kernel);
 
 }  // namespace emulated
 
 inline int thread() { return emulated::thread; }
+inline int own_zero() { return 0; }
 inline int threads() { return emulated::threads; }
-inline int64_t block() { return emulated::block; }
+inline int block() { return emulated::block; }
+inline int row_of_blocks() { return emulated::row_of_blocks; }
+inline int rows_of_blocks() { return emulated::rows_of_blocks; }
+inline int layer_of_blocks() { return emulated::layer_of_blocks; }
 inline void sync_block(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (line == emulated::left_out_line && std::string_view(file).ends_with(emulated::left_out_file)) return;
   emulated::wait_for_block({file, line});
 }
-inline void sync_warp() { emulated::wait_for_warp(emulated::Meeting::sync); }
-
-inline float shuffle_xor(float value, int mask) {
-  auto& e = emulated::exchange();
-  e.values[thread() & 31] = value;
-  emulated::wait_for_warp(emulated::Meeting::shuffle);
-  return e.values[(thread() & 31) ^ mask];
-}
-
 template <class V>
 V constant(const V* p) {
   return *p;
 }
+
+inline int opaque(int value) { return value; }
+inline uint32_t multiply_high(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
+
+template <int kBytes>
+void copy_async(void* to, const void* from) {
+  emulated::expect_shared(to, kBytes);
+  emulated::begin_copy(to, from, kBytes);
+}
+inline void wait_for_copies() { emulated::finish_copies(); }
+inline void wait_for_earlier_kernels() {}
+inline void let_next_kernel_begin() {}
+
+inline float clamp(float v, float low, float high) { return v < low ? low : v > high ? high : v; }
+inline float add_product(float a, float b, float sum) { return std::fma(a, b, sum); }
 
 inline float widen(float v) { return v; }
 inline float widen(float16 v) {
@@ -124,6 +137,36 @@ inline bfloat16 narrow<bfloat16>(float v) {
   std::memcpy(&bits, &v, 4);
   return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
+
+template <class T>
+uint32_t pack(float first, float second) {
+  return narrow<T>(first).bits | uint32_t{narrow<T>(second).bits} << 16;
+}
+
+template <class T>
+struct alignas(8) TwoFloats {
+  float first, second;
+};
+template <class T>
+auto plain_pair(float first, float second) {
+  if constexpr (sizeof(T) == 2)
+    return pack<T>(first, second);
+  else
+    return TwoFloats<T>{first, second};
+}
+template <class T>
+auto relu_pair(float first, float second) {
+  return plain_pair<T>(clamp(first, 0.f, INFINITY), clamp(second, 0.f, INFINITY));
+}
+template <class T>
+struct Bounds {
+  float low, high;
+  Bounds(float low, float high) : low(low), high(high) {}
+  auto operator()(float first, float second) const {
+    const auto bounded = [&](float v) { return narrow<T>(clamp(widen(narrow<T>(v)), low, high)); };
+    return plain_pair<T>(widen(bounded(first)), widen(bounded(second)));
+  }
+};
 
 inline float exponential(float v) { return std::exp(v); }
 

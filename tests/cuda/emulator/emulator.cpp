@@ -13,8 +13,7 @@
 
 namespace ghost::cuda::emulated {
 
-int thread, threads;
-int64_t block;
+int thread, threads, block, row_of_blocks, rows_of_blocks, layer_of_blocks;
 std::string left_out_file;
 int left_out_line;
 
@@ -24,7 +23,14 @@ constexpr size_t kStack = 64 << 10, kMargin = 4096;
 
 enum class State { ready, at_block, at_warp, done };
 
+struct Copy {
+  void* to;
+  unsigned char bytes[16];
+  int count;
+};
+
 struct Fiber {
+  std::vector<Copy> copies;  // that it has begun
   ucontext_t start;
   jmp_buf at;
   State state;
@@ -65,6 +71,7 @@ void release_block_if_complete() {
 void enter() {
   (*body)(shared);
   alive--;
+  outside |= !fibers[thread].copies.empty();
   fibers[thread].state = State::done;
   if (waiting) release_block_if_complete();
   _longjmp(scheduler, 1);
@@ -125,12 +132,23 @@ void expect_shared(const void* begin, int bytes) {
   outside |= at < shared || at + bytes > shared + shared_bytes;
 }
 
+void begin_copy(void* to, const void* from, int bytes) {
+  Copy copy{to, {}, bytes};
+  std::memcpy(copy.bytes, from, bytes);
+  fibers[thread].copies.push_back(copy);
+}
+
+void finish_copies() {
+  for (const Copy& copy : fibers[thread].copies) std::memcpy(copy.to, copy.bytes, copy.count);
+  fibers[thread].copies.clear();
+}
+
 Exchange& exchange() {
   Warp& warp = the_warps[thread / kWarp];
   return warp.exchange[warp.round];
 }
 
-const char* run(int64_t blocks, int count, int bytes, Order order, uint32_t seed,
+const char* run(int64_t blocks, int64_t rows, int64_t layers, int count, int bytes, Order order, uint32_t seed,
                 const std::function<void(unsigned char*)>& kernel) {
   threads = count, body = &kernel, shared_bytes = bytes, outside = false;
   fibers.resize(count);
@@ -141,10 +159,13 @@ const char* run(int64_t blocks, int count, int bytes, Order order, uint32_t seed
   std::iota(turns.begin(), turns.end(), 0);
   if (order == kBackward) std::reverse(turns.begin(), turns.end());
   std::mt19937 random(seed);
-  for (block = 0; block < blocks; block++) {
+  rows_of_blocks = static_cast<int>(rows);
+  for (int64_t i = 0; i < blocks * rows * layers; i++) {
+    block = static_cast<int>(i % blocks), row_of_blocks = static_cast<int>(i / blocks % rows);
+    layer_of_blocks = static_cast<int>(i / blocks / rows);
     std::fill(memory.begin(), memory.end(), 0xff);
     if (!run_block(turns, order == kRandom ? &random : nullptr, stacks)) return "threads wait at different barriers";
-    if (outside) return "a read beside shared memory";
+    if (outside) return "a read beside shared memory, or a copy without a wait";
     const auto untouched = [](unsigned char c) { return c == 0xff; };
     if (!std::all_of(memory.data(), shared, untouched) || !std::all_of(shared + bytes, &*memory.end(), untouched))
       return "a write beside shared memory";

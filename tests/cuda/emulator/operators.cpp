@@ -1,18 +1,24 @@
 // What csrc/cuda/operators.cpp needs of a device, by the emulator: it is compiled with the CPU's dispatch key, and so
 // takes tensors of the CPU through all that tensors of a device go through.
 #include "cuda/abi_cuda.h"
+#include "cuda/plan.h"
 #include "run.h"
 
 namespace ghost::cuda {
 
+namespace {
+int order = 0, launched_kernels = 0;
+}  // namespace
+
 template <class T>
-constexpr Kernels kEmulated = {[](const Call& c) { return run<T>(c, 0); }, [](const Call& c) { return run<T>(c, 0); },
-                               [](const Gather& g) { return run<T>(g, 0); }, nullptr};
+constexpr Kernels kEmulated = {[](const Call& c) { return launched_kernels++, run<T>(c, order); },
+                               [](const Means& m) { return run<T>(m, order); },
+                               [](const Gather& g) { return run<T>(g, order); }, nullptr};
 const Kernels kernels_float32 = kEmulated<float>, kernels_float16 = kEmulated<float16>,
               kernels_bfloat16 = kEmulated<bfloat16>;
 
-const char* device_info(int, int32_t& processors, int32_t& shared) {
-  processors = 132, shared = 227 << 10;
+const char* device_info(int, int32_t& processors, int32_t& shared, int32_t& generation) {
+  processors = 132, shared = 227 << 10, generation = 9;
   return nullptr;
 }
 
@@ -24,4 +30,33 @@ AOTITorchError aoti_torch_get_device_index(AtenTensorHandle, int32_t* index) { r
 AOTITorchError aoti_torch_create_cuda_guard(int32_t, CUDAGuardHandle*) { return 0; }
 AOTITorchError aoti_torch_delete_cuda_guard(CUDAGuardHandle) { return 0; }
 AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**) { return 0; }
+
+#define GHOST_EMULATOR_API __attribute__((visibility("default")))
+
+/// The order of threads: 0 forward, 1 backward, then seeds of random ones.
+GHOST_EMULATOR_API void ghost_emulated_set_order(int to) { ghost::cuda::order = to; }
+
+/// How many launches of the strip kernel there were.
+GHOST_EMULATOR_API int ghost_emulated_launches() { return ghost::cuda::launched_kernels; }
+
+/// Leaves out the barrier in this line of this file; a line of 0: none.
+GHOST_EMULATOR_API void ghost_emulated_leave_out(const char* file, int line) {
+  ghost::cuda::emulated::left_out_file = file, ghost::cuda::emulated::left_out_line = line;
+}
+
+/// What the emulator says of a block whose odd threads, or the odd lanes of whose warps, part from the others.
+GHOST_EMULATOR_API const char* ghost_emulated_parted(int warps) {
+  using namespace ghost::cuda;
+  return emulated::run(1, 1, 1, 64, 512, emulated::kForward, 0, [=](unsigned char* shared) {
+    if (warps) {
+      uint32_t a[4] = {}, b[2] = {};
+      float c[4] = {};
+      thread() % 2 ? load_matrices(a, shared) : multiply_add(float16{}, c, a, b);
+    } else if (thread() % 2) {
+      sync_block();
+    } else {
+      sync_block();
+    }
+  });
+}
 }

@@ -1,0 +1,30 @@
+// Each stage of csrc/cuda as a kernel by itself, so that its loops can be told apart in the machine code. Compiled by
+// benchmarks/static_model/cuda.py, never run.
+#include "cuda/launch.h"
+#include "cuda/strip_kernel.h"
+
+using namespace ghost::cuda;
+using float32 = float;
+using T = GHOST_DTYPE;
+
+#define GHOST_STAGE_ALONE(name, call)                                                                  \
+  extern "C" __global__ void __launch_bounds__(512, 1)                                                 \
+      name(const __grid_constant__ Launch launch, const __grid_constant__ Arguments<T> a, int index) { \
+    extern __shared__ __align__(128) unsigned char shared[];                                           \
+    const Work<T> w{launch, a, shared, reinterpret_cast<Shared*>(shared)->now};                        \
+    Stage g = launch.stage[index + own_zero()];                                                        \
+    g.low = 0.f, g.high = kNoBound; /* ReLU, the frequent one */                                       \
+    call;                                                                                              \
+  }
+
+GHOST_STAGE_ALONE(product_stage, product(w, g))
+GHOST_STAGE_ALONE(depthwise_3_1, (depthwise_stage<3, 1, 4>(w, g)))
+GHOST_STAGE_ALONE(depthwise_3_2, (depthwise_stage<3, 2, 4>(w, g)))
+GHOST_STAGE_ALONE(depthwise_5_1, (depthwise_stage<5, 1, kRowsOfFive<T>>(w, g)))
+GHOST_STAGE_ALONE(depthwise_5_2, (depthwise_stage<5, 2, kRowsOfFive<T>>(w, g)))
+GHOST_STAGE_ALONE(load_stage, (load_vectors<16>(w, g, w.rows(w.map(g.out)))))
+GHOST_STAGE_ALONE(store_stage, (g.keep = 0, store_vectors<kVector<T>>(w, g)))
+GHOST_STAGE_ALONE(scale_stage, scale_vectors<kVector<T>>(w, g))
+GHOST_STAGE_ALONE(activate_stage, activate(w, g))
+GHOST_STAGE_ALONE(sum_stage, sum(w, g))
+GHOST_STAGE_ALONE(mean_stage, mean(w, g))

@@ -1,0 +1,100 @@
+// Stages that go lane by lane: activations, excitations, sums over pixels, means.
+#pragma once
+#include "activation.h"
+#include "copies.h"
+
+namespace ghost::cuda {
+
+/// An activation of what a stage before has rounded, in place.
+template <class T>
+GHOST_DEVICE void activate(const Work<T>& w, const Stage& g) {
+  const Pixels<T> pixels(w, g.out, w.rows(w.map(g.out)), g.out);
+  unsigned char* const map = w.at(pixels.m, g.out_lane);
+  const float* const slopes = g.slopes < 0 ? nullptr : w.a.vectors + g.slopes + layer_of_blocks() * g.lane_step;
+  const int count = pixels.count() * g.items.value;
+#pragma unroll 1
+  for (int i = thread(); i < count; i += threads()) {
+    const int p = divide(i, g.items), l = 2 * (i - p * g.items.value);
+    unsigned char* const place = map + pixels.at(p) + l * int{sizeof(T)};
+    float v[2];
+    load_pair<T>(v, place);
+    for (int j = 0; j < 2; j++) v[j] = activation(v[j], g.act, slopes ? constant(slopes + l + j) : 0.f);
+    store_pair<T>(place, v[0], v[1]);
+  }
+}
+
+template <int N, class T>
+GHOST_DEVICE void scale_vectors(const Work<T>& w, const Stage& g) {
+  using V = Vector<T, N>;
+  const Pixels<T> pixels(w, g.out, w.rows(w.map(g.out)), g.out);
+  unsigned char* const map = w.at(pixels.m, g.out_lane);
+  const Map& own = w.map(g.in < 0 ? g.out : g.in);
+  const T* const factors = g.in < 0 ? w.a.scale + w.step.image * g.channels
+                                    : reinterpret_cast<const T*>(w.at(own, 0) + pixel(own, 0, own.halo));
+  const int count = pixels.count() * g.items.value;
+#pragma unroll 1
+  for (int i = thread(); i < count; i += threads()) {
+    const int p = divide(i, g.items), l = (i - p * g.items.value) * N;
+    V* const place = reinterpret_cast<V*>(map + pixels.at(p) + l * int{sizeof(T)});
+    *place = multiply(*place, *reinterpret_cast<const V*>(factors + l));
+  }
+}
+
+/// Lanes times an excitation, in place: the argument, or with `in` a pixel of shared memory.
+template <class T>
+GHOST_DEVICE void scale(const Work<T>& w, const Stage& g) {
+  if (g.unit == 16) return scale_vectors<kVector<T>>(w, g);
+  scale_vectors<1>(w, g);
+}
+
+/// Adds up each lane over the pixels of this step, in an order that the number of threads alone decides; at the last
+/// step of an image the sums of the part go to memory. Has a barrier within.
+///
+/// The map of `out` is floats: sums of all lanes, then two of each of `items` x `count` threads.
+template <class T>
+GHOST_DEVICE void sum(const Work<T>& w, const Stage& g) {
+  const Pixels<T> pixels(w, g.in, w.rows(w.map(g.in)), g.in);
+  float *const sums = reinterpret_cast<float*>(w.shared + w.map(g.out).at), *const partial = sums + g.lanes;
+  const int pairs = g.items.value;
+#pragma unroll 1
+  for (int i = thread(); i < pairs * g.count; i += threads()) {
+    const int group = divide(i, g.items), l = 2 * (i - group * pairs);
+    float own[2] = {}, v[2];
+#pragma unroll 1
+    for (int p = group; p < pixels.count(); p += g.count) {
+      load_pair<T>(v, w.at(pixels.m, g.in_lane + l) + pixels.at(p));
+      own[0] += v[0], own[1] += v[1];
+    }
+    partial[2 * i] = own[0], partial[2 * i + 1] = own[1];
+  }
+  sync_block();
+#pragma unroll 1
+  for (int l = thread(); l < g.lanes; l += threads()) {
+    float all = w.step.first ? 0.f : sums[l];
+#pragma unroll 1
+    for (int group = 0; group < g.count; group++) all += partial[2 * group * pairs + l];
+    sums[l] = all;
+    if (w.step.last)
+      w.a.sums[(w.step.image * w.launch.places() + block()) * g.channels + g.channel + layer_of_blocks() * g.lane_step +
+               l] = all;
+  }
+}
+
+/// Means of each lane over an image, from the sums of its parts: a pixel, or one for each of several images.
+template <class T>
+GHOST_DEVICE void mean(const Work<T>& w, const Stage& g) {
+  const Map& m = w.map(g.out);
+  const int images = w.columns(g.out).count.value;
+#pragma unroll 1
+  for (int i = thread(); i < images * g.items.value; i += threads()) {
+    const int p = divide(i, g.items), l = i - p * g.items.value;
+    const int64_t wanted = w.step.image * images + p, image = wanted < w.a.images ? wanted : w.a.images - 1;
+    const float* from = w.a.sums + image * g.count * g.lanes + l;
+    float all = 0.f;
+#pragma unroll 1
+    for (int part = 0; part < g.count; part++) all += from[int64_t{part} * g.lanes];
+    *reinterpret_cast<T*>(w.at(m, l) + pixel(m, 0, p + m.halo)) = narrow<T>(all * w.launch.inverse_pixels);
+  }
+}
+
+}  // namespace ghost::cuda

@@ -12,7 +12,8 @@ from tests.cuda import emulate
 from tests.cuda.programs import Emulator, draw_block
 from tests.helpers import assert_as_accurate, surrounded_by_nan
 from tests.ops.cases import Errors, in_layout
-from tests.program.cases import draw_program, make_program, program_of_other_steps
+from tests.program.cases import make_program, program_of_other_steps
+from tests.program.drawn import draw_program
 
 TILES = (None, (4, 4, 256, False), (5, 3, 512, False), (64, 64, 512, False), (64, 64, 256, True))
 ORDERS = (0, 1, 2)

@@ -90,9 +90,16 @@ class InvertedResidualBlock(Block):
         return InvertedResidualPlan(structure.close(), layers, se, parts.excited, parts.adds_input)
 
     def forward(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling() or (module.training and not _observers):
+        if torch.compiler.is_compiling() or (not _observers and (module.training or self._wants_gradients(x))):
             return plain_forward(module, x)
         return super().forward(module, x)
+
+    def _wants_gradients(self, x: torch.Tensor) -> bool:
+        """Whether gradients are seen to be wanted; a cheap question, which may be left open."""
+        if not torch.is_grad_enabled():
+            return False
+        layers = () if self._plan is None else self._plan[1]
+        return getattr(x, "requires_grad", False) or any(layer.conv.weight.requires_grad for layer in layers)
 
     def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         decision = Decision("its parts in turn", "reference", None, ("it is in training mode" if why is None else why,))

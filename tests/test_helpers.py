@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from .fused.twins import assert_over_draws
 from .helpers import assert_as_accurate, draw_shapes, make_map, poisoned_memory, surrounded_by_nan
 
 EXACT = torch.linspace(-1, 1, 64, dtype=torch.float64).reshape(1, 4, 4, 4)
@@ -38,6 +39,15 @@ def test_accurate_results_pass():
 def test_inaccurate_results_fail(ours, plain):
     with pytest.raises(AssertionError):
         assert_as_accurate(ours, plain, EXACT)
+
+
+def test_over_draws():
+    """Of several results one may be off by luck; all may not."""
+    draws = [(wrong(all_error=error), wrong(all_error=3e-7), EXACT) for error in (1e-6, 3e-7, 1e-7, 2e-7)]
+    assert_over_draws("result", draws, 0.0)
+    for ours in (7e-7, 1e-5):
+        with pytest.raises(AssertionError):
+            assert_over_draws("result", [(wrong(all_error=ours), plain, exact) for _, plain, exact in draws], 0.0)
 
 
 @pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf])

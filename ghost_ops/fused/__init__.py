@@ -8,6 +8,7 @@ from .errors import Unfusable
 from .frozen import FrozenProgram
 from .ghost_module import FusedGhostModule, GhostParts
 from .graphed import GraphedNet
+from .inverted_residual import InvertedResidualParts
 from .layer_block import LayerBlock
 from .registry import register_block, registered_blocks, unregister_block
 from .rep_ghost_module import RepGhostParts
@@ -25,6 +26,7 @@ __all__ = [
     "FusedSqueezeExcite",
     "GhostParts",
     "GraphedNet",
+    "InvertedResidualParts",
     "LayerBlock",
     "RepGhostParts",
     "SqueezeExciteParts",

@@ -69,6 +69,8 @@ class Block:
         trains_as_program: whether its steps are what it computes in training too, over batch statistics.
         is_layer: whether it is only looked for outside of other blocks, as it is not worth a program in inference or a
             CUDA graph of its own.
+        is_open: whether it is a block in eval only: otherwise its own forward runs, and what is inside is fused on its
+            own too. ``freeze`` reads what is inside.
         memory: what is kept for the backward: ``"balanced"``, ``"low"`` or ``"fast"`` (``ops/program_train.py``).
         parts: where the pieces of the module are; None where the module says so itself (``module.parts()``).
         input_name: name of the only argument of the module's forward.
@@ -87,6 +89,7 @@ class Block:
     infers_as_program: ClassVar[bool] = True
     freezes_as_program: ClassVar[bool] = False
     is_layer: ClassVar[bool] = False
+    is_open: ClassVar[bool] = False
     trains_as_program: ClassVar[bool] = False
     memory: str = "balanced"
     graphs: BlockGraphs | None = None
@@ -279,7 +282,7 @@ class Block:
         structure = Structure(module)
         plan = self.describe(module, structure)
         if self._watch is not None:
-            structure.watched = self._watch.bound(module)
+            structure.watched = self._watch.bound(module, [watched.child for watched in structure.children])
         return plan
 
     def _look_again(self, module: nn.Module, change: str) -> None:
@@ -308,7 +311,7 @@ class Block:
             self._program = None
             program = self._compiled(module)
             found = program.parameters(x)
-        if found[0].shape[1] != x.shape[1]:
+        if program.channels != x.shape[1]:
             raise NotNow(f"its input has {x.shape[1]} channels, its weights do not")
         if any_requires_grad((x, *found)):
             raise NotNow("gradients are wanted")

@@ -6,6 +6,7 @@ from operator import is_
 
 import torch
 
+from ..program import decode
 from . import batch_norm
 from .batch_norm import BATCH
 from .errors import NotNow
@@ -19,11 +20,13 @@ class CompiledProgram:
     Attributes:
         code: the list of its steps.
         sources: in the order of the parameters.
+        channels: of the input.
     """
 
     def __init__(self, code: list[int], sources: list[ParameterSource]) -> None:
         self.code = code
         self.sources = sources
+        self.channels = decode(code)[0].channels
         self._key = [_key(source) for source in sources]
         self._entries = [entry for source in sources for entry in source.entries() if entry is not None]
         self._norms = [source.norm for source in sources if source.norm is not None]

@@ -82,7 +82,7 @@ class ConvLayerBlock(LayerBlock):
     @classmethod
     def match(cls, candidate: object) -> tuple[ConvLayerParts, Reads] | None:
         parts = cls.find(candidate.module)
-        if parts is None or not _is_sequence(candidate.module):
+        if parts is None or not is_sequence(candidate.module):
             return None if parts is None else super().match(candidate)
         cls(parts).read(Structure(candidate.module), parts).layer.tensors()  # what a sequence computes is known
         return parts, ()
@@ -184,7 +184,7 @@ def _pieces(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield f"{prefix}{name}", child
 
 
-def _is_sequence(module: nn.Module) -> bool:
+def is_sequence(module: nn.Module) -> bool:
     """Whether it is a ``Sequential``, or runs as one, of PyTorch's own modules."""
     own = type(module)
     as_sequence = all(

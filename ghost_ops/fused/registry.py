@@ -108,13 +108,17 @@ def unregister_block(block: type[Block]) -> None:
     _blocks.remove(block)
 
 
-def registered_blocks(holds_blocks: bool | None = None, is_layer: bool | None = None) -> list[type[Block]]:
+def registered_blocks(
+    holds_blocks: bool | None = None, is_layer: bool | None = None, is_open: bool | None = None
+) -> list[type[Block]]:
     """The kinds of blocks in the order in which they are looked for: by priority, then as they were registered.
 
     Args:
         holds_blocks: only those whose pieces are blocks (True) or are not (False); None for all.
         is_layer: only those that are looked for outside of blocks (True) or that are not (False); None for all.
+        is_open: only those inside of which all is fused on its own too (True) or is not (False); None for all.
     """
     wanted = [block for block in _blocks if holds_blocks is None or block.holds_blocks == holds_blocks]
     wanted = [block for block in wanted if is_layer is None or block.is_layer == is_layer]
+    wanted = [block for block in wanted if is_open is None or block.is_open == is_open]
     return sorted(wanted, key=lambda block: -block.priority)

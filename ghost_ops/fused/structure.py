@@ -80,11 +80,11 @@ class Structure:
         self.children.append(WatchedChild(owner._modules, name, child, kind, own, state, count, *tensors))
 
     def close(self) -> Structure:
-        """To be called when all was found: a ``Sequential`` on the way must hold nothing else."""
+        """To be called when all was found: what runs as a ``Sequential`` on the way must hold nothing else."""
         self.root, self.places = None, []
         found = [watched.child for watched in self.children]
         for watched in self.children:
-            for name, child in watched.child._modules.items() if watched.kind is nn.Sequential else ():
+            for name, child in watched.child._modules.items() if _is_sequential(watched.child) else ():
                 if not does_nothing(child) and not any(child is other for other in found):
                     raise Unfusable(f"its child {watched.name!r} also holds a {type(child).__name__}, {name!r}")
         return self
@@ -160,6 +160,11 @@ class Structure:
             if place.get(name, attribute) is not fixed and attribute.has_changed(module):
                 return True
         return False
+
+
+def _is_sequential(module: nn.Module) -> bool:
+    """Whether it calls all its children in turn, a class derived from ``Sequential`` included."""
+    return getattr(source_class(module), "forward", None) is nn.Sequential.forward
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -6,10 +6,13 @@ A recogniser says which attributes these are, such as a drop-path rate, a scale 
 from __future__ import annotations
 
 import types
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from .in_place import source_class
 
 MISSING = object()
 _NEVER = object()
@@ -74,14 +77,20 @@ class Watch:
                 return f"the attribute {name!r}{where} has changed since it was recognised"
         return None
 
-    def bound(self, module: nn.Module) -> tuple[tuple[dict | None, str, object, Watched], ...]:
+    def bound(
+        self, module: nn.Module, known: Collection[nn.Module] = ()
+    ) -> tuple[tuple[dict | None, str, object, Watched], ...]:
         """The attributes with their owners, for a check on every call: where each stands (None: in the module itself),
         and the value itself where that cannot change. An owner that is gone was a child, whose return the structure
-        notices."""
+        notices.
+
+        Args:
+            known: modules whose classes are checked elsewhere.
+        """
         found = []
         for (path, name), value in zip(self.reads, self.values, strict=True):
             owner, now = _owner(module, path), _read(module, path, name)
-            if owner is None:
+            if owner is None or (name == "__class__" and any(owner is m for m in known)):
                 continue
             own = owner is module
             watched = Watched(None if own else owner, name, value)
@@ -113,7 +122,10 @@ def _read(module: nn.Module, path: str, name: str) -> object:
 
 
 def _value(owner: nn.Module, name: str) -> object:
-    """The value of an attribute; of a forward that the instance has, the name of a method of its class."""
+    """The value of an attribute; of the class the module's own, whatever was put before it; of a forward that the
+    instance has, the name of a method of its class."""
+    if name == "__class__":
+        return source_class(owner)
     if name != "forward":
         return getattr(owner, name, MISSING)
     forward = vars(owner).get(name, MISSING)

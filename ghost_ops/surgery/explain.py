@@ -17,7 +17,7 @@ from ..fused.behaviour import Fused, block_of
 from ..fused.block import Route, observing
 from ..fused.frozen_net import Frozen, packed_modules, state_of
 from ..fused.in_place import source_class
-from .recognise import survey, survey_layers
+from .recognise import survey, survey_layers, survey_open
 from .saved import Saved
 from .tally import Tally
 
@@ -136,12 +136,13 @@ def explain(net: nn.Module, example: object) -> Explanation:
         for found in survey(net)
         if not (found.module in frozen or found.module in frozen.packed or frozen.computes(found.module))
     ]
+    opened = [] if frozen.states else survey_open(net, findings)
     layers = [] if frozen.states else survey_layers(net, findings)
-    for found in (*findings, *layers):
+    for found in (*findings, *opened, *layers):
         why = found.reason or "it could be fused: ghost_ops.fuse(net)"
         row = Row(found.name, type(found.module).__name__, "", PLAIN_PYTORCH, why, False)
         rows.setdefault(found.module, []).append(row)
-    tally = Tally(net, findings, [module for module in known if frozen.is_opened(module)])
+    tally = Tally(net, [*findings, *opened], [module for module in known if frozen.is_opened(module)])
     return Explanation(tuple(row for module in names for row in rows.get(module, ())), tally)
 
 

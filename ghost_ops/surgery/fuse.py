@@ -8,11 +8,10 @@ from torch import nn
 
 from ..fused import behaviour
 from ..fused.bottleneck import MEMORY, check_memory
-from ..fused.frozen_net import Frozen
 from ..fused.graph import GraphPool
 from ..fused.graphed_block import BlockGraphs
 from ..fused.sibling_layer import fuse_siblings
-from .recognise import Finding, survey, survey_layers
+from .recognise import Finding, is_closed, survey, survey_layers, survey_open
 from .tally import Tally
 
 __all__ = ["MEMORY", "fuse", "revert"]
@@ -60,9 +59,10 @@ def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None =
     if cuda_graph is not None and not isinstance(cuda_graph, bool):
         raise TypeError(f"fuse: cuda_graph: expected True, False or None, got {cuda_graph!r}")
     findings = fuse_blocks(net)
+    _apply(survey_open(net, findings), 3)
     layers = survey_layers(net, findings)
     _apply(layers, 3)
-    known = [module for module in net.modules() if isinstance(module, (behaviour.Fused, Frozen))]
+    known = [module for module in net.modules() if is_closed(module)]
     outer = *known, *(found.module for found in (*findings, *layers))
     closed = {inner for module in outer for inner in module.modules()}
     for module in list(net.modules()):
@@ -85,11 +85,11 @@ def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None =
 
 
 def fuse_blocks(net: nn.Module) -> list[Finding]:
-    """The part of :func:`fuse` that fuses blocks. Layers outside of them are plain afterwards, since what holds one may
-    be a block by now."""
+    """The part of :func:`fuse` that fuses blocks. Layers outside of them and open blocks are plain afterwards, since
+    what holds one may be a block by now."""
     for module in list(net.modules()):
         block = behaviour.block_of(module)
-        if block is not None and block.is_layer:
+        if block is not None and (block.is_layer or block.is_open):
             behaviour.remove(module)
     findings = survey(net)
     _apply(findings, 4)
@@ -113,7 +113,7 @@ def _apply(findings: list[Finding], level: int) -> None:
 
 def set_graphs(net: nn.Module, wanted: bool) -> None:
     """Give the outermost fused modules graphs that share a pool, or take those of all away."""
-    fused = [module for module in net.modules() if behaviour.is_fused(module)]
+    fused = [module for module in net.modules() if behaviour.is_fused(module) and is_closed(module)]
     inside = {inner for module in fused for inner in module.modules() if inner is not module}
     pool = GraphPool()
     for module in fused:

@@ -79,7 +79,9 @@ class Candidate:
         found: dict[str, type[Block]] = {}
         for path, child in self.module.named_modules():
             block = self._block_of(child)
-            if path and block is not None and not any(path.startswith(f"{outer}.") for outer in found):
+            if not path or block is None or block.is_layer:
+                continue
+            if not any(path.startswith(f"{outer}.") for outer in found):
                 found[path] = block
         return found
 
@@ -142,13 +144,13 @@ def survey(net: nn.Module) -> list[Finding]:
     if not isinstance(net, nn.Module):
         raise TypeError(f"survey: net: expected a torch.nn.Module, got {type(net).__name__}")
     findings: dict[nn.Module, Finding] = {}
-    kinds = registered_blocks(holds_blocks=False, is_layer=False)
+    kinds = registered_blocks(holds_blocks=False, is_layer=False, is_open=False)
     for name, module in _outermost(net, lambda m: isinstance(m, Fused)):
         finding = next(filter(None, (_examine(name, Candidate(module), kind) for kind in kinds)), None)
         if finding is not None:
             findings[module] = finding
     larger: dict[nn.Module, Finding] = {}
-    kinds = registered_blocks(holds_blocks=True)
+    kinds = registered_blocks(holds_blocks=True, is_open=False)
     for name, module in reversed(list(_outermost(net, _holds_blocks))):  # the innermost first
         if any(_holds_blocks(m) or (m in larger and larger[m].parts is not None) for m in module.modules()):
             continue
@@ -173,6 +175,36 @@ def _lookalikes(net: nn.Module, known: set[nn.Module]) -> Iterator[Finding]:
             yield Finding(name, module, GhostModuleBlock, reason=reason)
 
 
+def survey_open(net: nn.Module, findings: Iterable[Finding]) -> list[Finding]:
+    """As :func:`survey`, of the kinds that are blocks in eval only, so that what is inside is fused on its own too.
+
+    Args:
+        findings: what :func:`survey` has found; what is inside of these is not looked into.
+    """
+    known = {finding.module: finding for finding in findings}
+    found: dict[nn.Module, Finding] = {}
+    taken: set[nn.Module] = set()
+    kinds = registered_blocks(is_open=True)
+    for name, module in _outermost(net, lambda m: m in known or isinstance(m, (Fused, Frozen))):
+        candidate = Candidate(module, known)
+        if module in taken or candidate.is_block():
+            continue
+        finding = next(filter(None, (_examine(name, candidate, kind) for kind in kinds)), None)
+        if finding is not None:
+            found[module] = finding
+            taken |= set() if finding.parts is None else set(module.modules())
+    fused = [finding for finding in found.values() if finding.parts is not None]
+    inside = {finding.module for finding in fused}
+    holds = {m for m in found if any(inner in inside for inner in m.modules() if inner is not m)}
+    return [finding for m, finding in found.items() if m not in holds]  # what holds a block is none
+
+
+def is_closed(module: nn.Module) -> bool:
+    """Whether nothing inside is fused on its own: of a fused block that is not open, and of what is frozen."""
+    block = block_of(module)
+    return isinstance(module, Frozen) or (block is not None and not block.is_open)
+
+
 def survey_layers(net: nn.Module, findings: Iterable[Finding]) -> list[Finding]:
     """As :func:`survey`, of the kinds that are only looked for outside of blocks.
 
@@ -183,7 +215,7 @@ def survey_layers(net: nn.Module, findings: Iterable[Finding]) -> list[Finding]:
     taken: set[nn.Module] = set()
     found = []
     for kind in registered_blocks(is_layer=True):
-        for name, module in _outermost(net, lambda m: m in closed or isinstance(m, (Fused, Frozen))):
+        for name, module in _outermost(net, lambda m: m in closed or is_closed(m)):
             finding = None if module in taken else _examine(name, Candidate(module), kind)
             found += [] if finding is None else [finding]
             taken |= set() if finding is None or finding.parts is None else set(module.modules())
@@ -205,8 +237,8 @@ def _outermost(net: nn.Module, is_closed: Callable[[nn.Module], bool]) -> Iterat
 
 def _examine(name: str, candidate: Candidate, kind: type[Block]) -> Finding | None:
     module = candidate.module
-    known = type(module) in _CONTAINERS and not (kind.is_layer and type(module) is nn.Sequential)
-    if known or isinstance(module, torch.jit.ScriptModule):
+    is_known = type(module) in _CONTAINERS and not ((kind.is_layer or kind.is_open) and type(module) is nn.Sequential)
+    if is_known or isinstance(module, torch.jit.ScriptModule):
         return None
     try:
         found = kind.match(candidate)

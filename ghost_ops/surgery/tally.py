@@ -9,7 +9,7 @@ from torch import nn
 
 from ..fused.behaviour import block_of
 from ..fused.block import Block
-from .recognise import Finding, survey
+from .recognise import Finding, survey, survey_open
 
 MANY = 3  # reasons that a message names
 
@@ -72,7 +72,8 @@ def tally(net: nn.Module) -> Tally:
     Raises:
         TypeError: net is not a ``torch.nn.Module``.
     """
-    return Tally(net, survey(net))
+    findings = survey(net)
+    return Tally(net, [*findings, *survey_open(net, findings)])
 
 
 def _is_counted(block: Block | type[Block] | None) -> bool:

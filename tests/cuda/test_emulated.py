@@ -13,7 +13,8 @@ from tests.cuda.emulate import Emulator
 from tests.cuda.programs import draw_block
 from tests.helpers import assert_as_accurate, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import Errors, in_layout
-from tests.program.cases import draw_program, make_program, program_of_other_steps
+from tests.program.cases import make_program, program_of_other_steps
+from tests.program.drawn import draw_program
 
 # What the planner must keep to: split, band, strip, step, chunks, threads; 0 is free.
 WISHES = (

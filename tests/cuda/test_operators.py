@@ -22,7 +22,7 @@ from tests.cuda import emulate
 from tests.cuda.programs import draw_block
 from tests.helpers import assert_as_accurate, make_map, poisoned_memory, randomise
 from tests.ops.cases import Errors
-from tests.program.cases import draw_program
+from tests.program.drawn import draw_program
 from tests.triton.interpreted.drawn import draw
 
 LEAKY_RELU = ACTIVATIONS.index("leaky_relu")

@@ -9,11 +9,13 @@ import ghost_ops
 from ghost_ops.fused import FusedGhostBottleneck, FusedGhostModule
 
 from ..helpers import make_map, randomise
+from .inverted import Block
 
-MOST = {"bottleneck": 150, "Ghost module": 45}
+MOST = {"bottleneck": 150, "Ghost module": 45, "inverted residual": 110}
 MADE = {
     "bottleneck": lambda memory: FusedGhostBottleneck(8, 20, 12, stride=2, se_ratio=0.25, memory=memory),
     "Ghost module": lambda memory: FusedGhostModule(8, 20),
+    "inverted residual": lambda memory: ghost_ops.fuse(Block(8, 24, 8, se=True), memory=memory),
 }
 
 

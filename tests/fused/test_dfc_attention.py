@@ -1,146 +1,26 @@
-"""Ghost modules with DFC attention, as of GhostNetV2, in the ways that people write them: fused, and left alone."""
+"""Ghost modules with DFC attention, fused, in training and in eval, and bottlenecks of them."""
 
 from __future__ import annotations
 
 import copy
 import io
-import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import ghost_ops
-from ghost_ops.activations import Function
 from ghost_ops.dispatch import plain, select
-from ghost_ops.fused import DFCAttentionParts, dfc_attention
+from ghost_ops.fused import dfc_attention
 from ghost_ops.fused.behaviour import block_of
 from ghost_ops.ops import ghost_module_train
 from ghost_ops.surgery import explain, fuse, revert
-from ghost_ops.surgery.recognise import survey
 
 from ..helpers import assert_as_accurate, make_map, randomise
+from .dfc_modules import FORMS, KIND, HuaweiModule, map_of, module
 from .twins import assert_agree, plain_twin, run, why
 
 TRAINS = "ghost_module_train on native, dfc_gate_train on native"
-KIND = "Ghost module with DFC attention"
-
-
-class HuaweiModule(nn.Module):
-    """As in Huawei's ghostnetv2_torch: a mode, and empty containers in the place of activations."""
-
-    def __init__(self, inp, oup, ratio=2, dw_size=3, relu=True, bias=False, gate=nn.Sigmoid, act=nn.ReLU) -> None:
-        super().__init__()
-        self.mode, self.oup, self.gate_fn = "attn", oup, gate()
-        init, norm = (
-            math.ceil(oup / ratio),
-            (lambda channels: []) if bias else (lambda channels: [nn.BatchNorm2d(channels)]),
-        )
-        new = init * (ratio - 1)
-        last = lambda: [act() if relu else nn.Sequential()]
-        self.primary_conv = nn.Sequential(nn.Conv2d(inp, init, 1, bias=bias), *norm(init), *last())
-        cheap = nn.Conv2d(init, new, dw_size, 1, dw_size // 2, groups=init, bias=bias)
-        self.cheap_operation = nn.Sequential(cheap, *norm(new), *last())
-        along = [
-            nn.Conv2d(oup, oup, k, padding=(k[0] // 2, k[1] // 2), groups=oup, bias=bias) for k in ((1, 5), (5, 1))
-        ]
-        self.short_conv = nn.Sequential(
-            nn.Conv2d(inp, oup, 1, bias=bias), *norm(oup), along[0], *norm(oup), along[1], *norm(oup)
-        )
-
-    def attention(self, x):
-        return self.short_conv(F.avg_pool2d(x, kernel_size=2, stride=2))
-
-    def forward(self, x):
-        if self.mode in ["attn"]:
-            res = self.attention(x)
-            x1 = self.primary_conv(x)
-            x2 = self.cheap_operation(x1)
-            out = torch.cat([x1, x2], dim=1)
-            up = F.interpolate(self.gate_fn(res), size=(out.shape[-2], out.shape[-1]), mode="nearest")
-            return out[:, : self.oup, :, :] * up
-
-
-class GateLast(HuaweiModule):
-    """The Ghost module first, pooling by a module, and the gate by a function, after the upsampling."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.pool = nn.AvgPool2d(2)
-        del self.gate_fn
-
-    def forward(self, x):
-        y = self.primary_conv(x)
-        out = torch.cat([y, self.cheap_operation(y)], 1)[:, : self.oup]
-        return torch.sigmoid(F.interpolate(self.short_conv(self.pool(x)), size=out.shape[2:])) * out
-
-
-class TwoForms(HuaweiModule):
-    """As a reparametrised module: a scale, and an interpolation by a name that is an attribute."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.scale, self.inter_mode = 1.0, "nearest"
-
-    def forward(self, x):
-        res = self.attention(x)
-        y = self.primary_conv(x)
-        out = torch.cat([y, self.cheap_operation(y)], 1)
-        up = F.interpolate(self.gate_fn(res / self.scale), size=out.shape[-2:], mode=self.inter_mode)
-        return out[:, : self.oup] * up
-
-
-class OwnReLU(nn.Module):
-    def forward(self, x):
-        return torch.maximum(x, torch.zeros_like(x))
-
-
-class OwnHardSigmoid(nn.Module):
-    shift = 3
-
-    def forward(self, x):
-        return F.relu6(x + self.shift) / 6
-
-
-class OwnConv(nn.Conv2d):
-    """A subclass that changes nothing."""
-
-
-class Functional(HuaweiModule):
-    """Activations by functions, one of them with a slope of its own, convolutions of a subclass, a gate of a class."""
-
-    def __init__(self, *args, acts=(F.silu, lambda x: F.leaky_relu(x, 0.2)), **kwargs) -> None:
-        super().__init__(*args, relu=False, gate=OwnHardSigmoid, **kwargs)
-        self.acts = acts
-        for conv in (m for m in self.modules() if type(m) is nn.Conv2d):
-            conv.__class__ = OwnConv
-
-    def forward(self, x):
-        y = self.acts[0](self.primary_conv(x))
-        out = torch.cat([y, self.acts[1](self.cheap_operation(y))], 1)[:, : self.oup]
-        return out * F.interpolate(self.gate_fn(self.attention(x)), size=out.shape[-2:])
-
-
-FORMS = {
-    "Huawei's": lambda: HuaweiModule(6, 20),
-    "without activations": lambda: HuaweiModule(6, 20, relu=False),
-    "channels that are dropped": lambda: HuaweiModule(7, 19, ratio=3, dw_size=5),
-    "PReLU": lambda: HuaweiModule(6, 20, act=lambda: nn.PReLU(10)),
-    "SiLU, another gate": lambda: HuaweiModule(6, 20, act=nn.SiLU, gate=nn.Hardsigmoid),
-    "the gate last": lambda: GateLast(6, 20),
-    "a scale of 1": lambda: TwoForms(6, 20),
-    "functions": lambda: Functional(7, 19),
-    "classes of its own": lambda: HuaweiModule(6, 20, act=OwnReLU, gate=OwnHardSigmoid),
-}
-
-
-def module(form="Huawei's", training=True):
-    return fuse(randomise(FORMS[form]()).train(training))
-
-
-def map_of(fused, side=(9, 11), **options):
-    return make_map((3, block_of(fused).channels(fused), *side), **options)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
@@ -325,52 +205,6 @@ def test_compiles_as_one_graph(training):
         torch.testing.assert_close(compiled[name], expected[name])
 
 
-# What is left alone
-
-
-def with_forward(forward):
-    return type("Other", (HuaweiModule,), {"forward": forward})(6, 20)
-
-
-def ghost_of(self, x):
-    y = self.primary_conv(x)
-    return torch.cat([y, self.cheap_operation(y)], 1)[:, : self.oup]
-
-
-def upsampled(self, x, mode="nearest", pool=2):
-    res = self.short_conv(F.avg_pool2d(x, pool, pool))
-    return F.interpolate(self.gate_fn(res), size=x.shape[2:], mode=mode)
-
-
-OTHERS = {
-    "bilinear": lambda self, x: ghost_of(self, x) * upsampled(self, x, "bilinear"),
-    "nearest-exact": lambda self, x: ghost_of(self, x) * upsampled(self, x, "nearest-exact"),
-    "pooling of 3": lambda self, x: ghost_of(self, x) * upsampled(self, x, pool=3),
-    "added": lambda self, x: ghost_of(self, x) + upsampled(self, x),
-    "doubled": lambda self, x: 2 * ghost_of(self, x) * upsampled(self, x),
-    "detached": lambda self, x: ghost_of(self, x) * upsampled(self, x).detach(),
-}
-
-
-@pytest.mark.parametrize("other", OTHERS)
-def test_other_computations_stay(other):
-    (finding,) = survey(with_forward(OTHERS[other]))
-    assert finding.parts is None and finding.kind == KIND, finding
-
-
-def test_an_unknown_function_stays():
-    (finding,) = survey(Functional(6, 20, acts=(F.silu, F.softsign)))
-    assert finding.parts is None and finding.kind == KIND, finding
-    assert "does not compute a Ghost module times a gate" in finding.reason
-
-
-def test_the_functions():
-    (finding,) = survey(Functional(7, 19))
-    parts = finding.parts
-    assert (parts.primary_function, parts.cheap_function.name) == (Function("silu"), "leaky_relu")
-    assert parts.cheap_function.slope == pytest.approx(0.2) and parts.gate == "hard_sigmoid"
-
-
 def test_another_gate_in_its_place_is_noticed():
     fused, x = module("functions", training=False), make_map((3, 7, 9, 11))
     before = fused(x)
@@ -378,22 +212,6 @@ def test_another_gate_in_its_place_is_noticed():
     wanted = plain_twin(fused)(x)
     assert not torch.allclose(wanted, before)
     torch.testing.assert_close(fused(x), wanted)
-
-
-def test_columns_before_rows_stay():
-    source = HuaweiModule(6, 20)
-    source.short_conv[2], source.short_conv[4] = source.short_conv[4], source.short_conv[2]
-    assert all(finding.parts is None for finding in survey(source))
-
-
-def test_the_parts():
-    (finding,) = survey(HuaweiModule(7, 19, ratio=3, relu=False))
-    assert finding.parts == DFCAttentionParts(
-        "primary_conv.0", "primary_conv.1", "primary_conv.2", "cheap_operation.0", "cheap_operation.1",
-        "cheap_operation.2", 19, others=("gate_fn",), attention=tuple(f"short_conv.{i}" for i in range(6)),
-    )  # fmt: skip
-    with pytest.raises(ValueError, match=r"parts\.gate: expected one of clamp, .*, got 'softmax'"):
-        block_of(module()).paths(DFCAttentionParts("a", gate="softmax"), "fuse")
 
 
 # In a bottleneck

@@ -12,6 +12,7 @@ from ghost_ops.fused.behaviour import block_of
 from ghost_ops.surgery import revert
 
 from ..helpers import NEARBY, assert_as_accurate, nearby, without_luck
+from ..ops.cases import Errors
 
 
 def plain_twin(fused: nn.Module) -> nn.Module:
@@ -59,19 +60,21 @@ def assert_agree(
 ) -> None:  # fmt: skip
     """Everything that ``run`` gives is as accurate as the plain twin, for that many calls; counters are equal.
 
-    Of a few channels the plain twin's error is a matter of luck: where it is larger, the median of its errors for these
-    and for nearby parameters and inputs counts, as in ``tests/ops/cases.py``.
+    Of a few channels an error is a matter of luck, the plain twin's and ours. Where the twin's is larger, the median of
+    its errors for these and for nearby parameters and inputs counts, as in ``tests/ops/cases.py``. A result that is
+    still not as accurate is held to the rule over all of these draws, and alone to four times the error.
     """
     plain = plain_twin(fused)
-    exact = copy.deepcopy(plain).double()
+    exact, first = copy.deepcopy(plain).double(), copy.deepcopy(fused)
     near = [(_near(plain, seed), nearby(x, seed)) for seed in NEARBY]
     near = [(module, copy.deepcopy(module).double(), values) for module, values in near]
-    for _ in range(calls):
-        a_run = functools.partial(run, backward=backward, of_input=of_input)
+    a_run = functools.partial(run, backward=backward, of_input=of_input)
+    for call in range(calls):
         ours, eager, truth = a_run(fused, x), a_run(plain, x), a_run(exact, x.double())
         others = [(a_run(p, v), a_run(e, v.double())) for p, e, v in near]
         assert ours.keys() == eager.keys()
         largest = max(float(t.abs().max()) for t in truth.values() if t is not None and t.numel())
+        again: list[dict[str, torch.Tensor]] = []
         for what, result in ours.items():
             if eager[what] is None:
                 assert result is None or not result.any(), what
@@ -81,6 +84,28 @@ def assert_agree(
                 # on the CPU, PyTorch's BatchNorm sums gradients and statistics in double, the operators in float32
                 ulps = 4 if what == "output" else 8
                 theirs = without_luck(truth[what], eager[what], [(p[what], e[what]) for p, e in others])
-                assert_as_accurate(result, theirs, truth[what], what=what, ulps=ulps)
+                try:
+                    assert_as_accurate(result, theirs, truth[what], what=what, ulps=ulps)
+                except AssertionError:
+                    assert_as_accurate(result, theirs, truth[what], 4.0, what=what, ulps=ulps)
+                    again = again or [
+                        [a_run(module, values) for _ in range(call + 1)][-1]
+                        for module, values in ((_near(first, seed), nearby(x, seed)) for seed in NEARBY)
+                    ]
+                    draws = [(r[what], p[what], e[what]) for r, (p, e) in zip(again, others, strict=True)]
+                    assert_over_draws(what, [(result, eager[what], truth[what]), *draws], ulps)
     counters = {n: b for n, b in fused.named_buffers() if not b.is_floating_point()}
     assert all(torch.equal(b, plain.get_buffer(n)) for n, b in counters.items())
+
+
+def assert_over_draws(what: str, draws: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], ulps: float) -> None:
+    """The root of the mean square of our errors is at most twice PyTorch's.
+
+    Args:
+        draws: our result, PyTorch's and the exact one for each.
+        ulps: as of ``assert_as_accurate``.
+    """
+    errors = Errors()
+    for ours, plain, exact in draws:
+        errors.add(what, ours, plain, exact)
+    errors.assert_within(2.0, ulps / 2)

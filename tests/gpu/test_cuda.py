@@ -15,7 +15,7 @@ from tests.cuda.programs import draw_block
 from tests.gpu.test_running import DEVICE, assert_threads_agree, net_and_images
 from tests.helpers import assert_as_accurate, make_map
 from tests.ops.cases import Errors
-from tests.program.cases import draw_program
+from tests.program.drawn import draw_program
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAST = torch.channels_last

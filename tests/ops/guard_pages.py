@@ -14,7 +14,8 @@ from ghost_ops.functional import batch_norm_act_train, cheap_concat_train, squee
 from ghost_ops.ops.program import program, program_eval, program_pack
 from ghost_ops.program import BFLOAT16, FLOAT32, Depthwise, Layer, Load, Store, with_precision
 from tests.helpers import make_map
-from tests.program.cases import draw_call, make_program
+from tests.program.cases import make_program
+from tests.program.drawn import draw_call
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p

@@ -13,7 +13,7 @@ from ghost_ops.backends.registry import SCHEMAS
 from ghost_ops.fused.frozen import FrozenProgram
 from ghost_ops.ops._library import overload
 from tests.helpers import LAYOUTS, randomise
-from tests.program.cases import draw_program
+from tests.program.drawn import draw_program
 
 HARD_SIGMOID, SIGMOID = map(GATES.index, ("hard_sigmoid", "sigmoid"))
 SILU = ACTIVATIONS.index("silu")

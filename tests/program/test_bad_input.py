@@ -47,7 +47,8 @@ from ghost_ops.program import (
 )
 from tests.helpers import make_map, surrounded_by_nan
 from tests.ops import guard_pages
-from tests.program.cases import conv, draw_program, make_program, parameters_for, size_of
+from tests.program.cases import conv, make_program, parameters_for, size_of
+from tests.program.drawn import draw_program
 
 LEAKY_RELU = ACTIVATIONS.index("leaky_relu")
 

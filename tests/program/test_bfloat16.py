@@ -35,7 +35,8 @@ from ghost_ops.program import (
 from ghost_ops.program.packing import unpack
 from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
-from tests.program.cases import Program, conv, draw_call, draw_program, make_program, size_of
+from tests.program.cases import Program, conv, make_program, size_of
+from tests.program.drawn import draw_call, draw_program
 
 LEAKY_RELU = ACTIVATIONS.index("leaky_relu")
 

@@ -33,7 +33,8 @@ from ghost_ops.program import (
 )
 from tests.helpers import assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
-from tests.program.cases import Call, conv, draw_program, make_program, mismatch
+from tests.program.cases import conv, make_program
+from tests.program.drawn import Call, draw_program, mismatch
 
 PLAIN, RELU, SILU = Layer(), Layer(BIAS, 0.0, 1), Layer(NORM, 1e-3, ACTIVATIONS.index("silu"))
 ROOT = Path(__file__).resolve().parents[2]

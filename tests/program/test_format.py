@@ -36,7 +36,7 @@ from ghost_ops.program import (
     with_precision,
 )
 from ghost_ops.program.weights import format as formats
-from tests.program.cases import draw_program
+from tests.program.drawn import draw_program
 
 ONE = 0x3FF0000000000000  # 1.0 by its bits
 LAYERS = Layer(BIAS, 0.0, 1), Layer(NORM | GAMMA, 1.0, 3, 0.5)

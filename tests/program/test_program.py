@@ -31,7 +31,8 @@ from ghost_ops.program import (
 from tests.helpers import LAYOUTS, assert_as_accurate, make_map, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import DTYPES, Errors, in_layout
 from tests.program.blocks import PLAIN, block, ghost
-from tests.program.cases import Call, conv, draw_call, draw_program, make_program, mismatch, size_of
+from tests.program.cases import conv, make_program, size_of
+from tests.program.drawn import Call, draw_call, draw_program, mismatch
 
 DRAWN = 70
 

@@ -33,7 +33,8 @@ from ghost_ops.program import (
 )
 from tests.helpers import assert_as_accurate, make_map, poisoned_memory
 from tests.ops.cases import DTYPES
-from tests.program.cases import conv, draw_call, make_program
+from tests.program.cases import conv, make_program
+from tests.program.drawn import draw_call
 from tests.program.test_program import DRAWN, PLAIN, ghost
 
 

@@ -277,7 +277,7 @@ def test_the_warning_has_three_reasons():
 
 # Drawn graphs
 
-KINDS = ("conv", "depthwise", "add", "cat", "mul", "act", "norm", "shuffle", "slice", "gate", "softplus")
+KINDS = ("conv", "depthwise", "add", "cat", "mul", "act", "norm", "shuffle", "slice", "gate", "softplus", "pad")
 
 
 def drawn(rng, depth):
@@ -314,6 +314,8 @@ def drawn(rng, depth):
                     values.append(shuffle(a, (2, 4)[n % 2]))
                 elif kind == "gate":
                     values.append(a * F.interpolate(part(F.avg_pool2d(b, 2)), a.shape[-2:]))
+                elif kind == "pad":
+                    values.append(a + F.pad(b[:, :n], (0, 0, 0, 0, n % 3, 8 - n - n % 3)) if n < 6 else a)
                 elif kind == "softplus":
                     values.append(F.softplus(a))
                 else:

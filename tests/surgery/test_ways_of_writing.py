@@ -125,7 +125,7 @@ def test_named(name):
 
 
 PARTLY = {  # what freeze leaves of it to PyTorch; of the others nothing
-    "scale": "no step computes mul with a parameter", "residual": "",
+    "scale": "no step computes mul with a parameter",
     "InstanceNorm": "an InstanceNorm2d", "GroupNorm": "a GroupNorm",
     "another convolution": "StandardisedConv", "an unknown function": "softsign", "reflection": "pads with mode",
     "excite: a number in a buffer": "", "excite: numbers after the clamp": "",

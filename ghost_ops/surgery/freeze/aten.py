@@ -30,7 +30,7 @@ _FUNCTIONS = {
     "aten::split.Tensor": torch.split, "aten::split.sizes": torch.split, "aten::split_with_sizes": torch.split,
     "aten::tensor_split.sections": torch.tensor_split, "aten::tensor_split.indices": torch.tensor_split,
     "aten::flatten.using_ints": torch.flatten, "aten::transpose.int": torch.transpose, "aten::dropout": F.dropout,
-    "aten::feature_dropout": F.dropout2d,
+    "aten::feature_dropout": F.dropout2d, "aten::pad": F.pad,
 }  # fmt: skip
 _IN_PLACE = {
     f"aten::{name}_": getattr(F, name) for name in ("silu", "hardswish", "hardsigmoid", "elu", "leaky_relu", "mish")
@@ -70,6 +70,9 @@ def lifted(
         return _slice(graph, *mapped(args))
     if name == "aten::upsample_nearest2d.vec":
         return _upsample(graph, node, mapped, like)
+    if name == "aten::constant_pad_nd":
+        x, pad, value = (*mapped(args), 0)[:3]
+        return graph.call_function(F.pad, (x, pad, "constant", value))
     if name in ("aten::hardtanh", "aten::hardtanh_"):
         bounds = (*args[1:3], -1.0, 1.0)[:2] if len(args) != 2 else (args[1], 1.0)
         function = F.relu6 if tuple(bounds) == (0, 6) else F.hardtanh

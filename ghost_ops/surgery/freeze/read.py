@@ -24,11 +24,11 @@ from .calls import describe, first_argument, is_called, operands
 from .flat import is_flat, says_count
 from .gates import activated, activation_of, affine_of, scaled
 from .seen import Seen
-from .values import Features, Grouped, Map, Operation, Several, Value
+from .slices import every_other, identity_convolution, taken, zeros_around
+from .values import PADDED, Features, Grouped, Map, Operation, Padded, Several, Value
 
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _LONGEST_LAYER = 5  # nodes: a convolution, a BatchNorm, an activation, and what does nothing between them
-_ALL = slice(None)
 _NORMS_OF_FEATURES = (nn.BatchNorm1d, *NORMS)
 
 
@@ -88,6 +88,8 @@ class Reader:
             return self._of_features(node, module, source)
         if isinstance(source, Grouped):
             return self._of_grouped(node, source)
+        if isinstance(source, Padded):
+            raise Unfusable(PADDED)
         return self._of_map(node, module, source, known)
 
     def module_of(self, node: fx.Node | None) -> nn.Module | None:
@@ -132,6 +134,8 @@ class Reader:
             return self._split(node, source)
         if is_called(node, ("getitem", "narrow")):
             return self._slice(node, source)
+        if is_called(node, ("pad",)):
+            return self._padded(node, source)
         if is_called(node, ("interpolate",)) and module is None:
             return self._upsample(node, source, known)
         if is_flat(node, module, self.seen, known):
@@ -230,31 +234,16 @@ class Reader:
         return Found(Several(tuple(items)), (node,))
 
     def _slice(self, node: fx.Node, source: Map) -> Found:
-        why = "no step computes such a slice"
-        if is_called(node, ("narrow",)):
-            names = dict(zip(("dim", "start", "length"), node.args[1:])) | node.kwargs
-            begin, count = (self.seen.number(names[key]) for key in ("start", "length"))
-            if names["dim"] not in (1, -3) or begin is None or count is None:
-                raise Unfusable(why)
-            begin, end = begin % source.channels, begin % source.channels + count
-        else:
-            index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-            if index[-1:] == (Ellipsis,):
-                index = index[:-1]
-            if not all(isinstance(i, slice) for i in index) or not 1 <= len(index) <= 4:
-                raise Unfusable(why)
-            channels = index[1] if len(index) > 1 else _ALL
-            bounds = [i if i is None else self.seen.number(i) for i in (channels.start, channels.stop)]
-            computed = (channels.start is not None and bounds[0] is None) or (
-                channels.stop is not None and bounds[1] is None
-            )
-            others = [i for at, i in enumerate(index) if at != 1]
-            if any(i != _ALL for i in others) or computed or channels.step not in (None, 1):
-                raise Unfusable(why)
-            begin, end, _ = slice(*bounds).indices(source.channels)
-        if end <= begin:
-            raise Unfusable("its result has no channels")
-        return Found(Map(source.op, source.begin + begin, source.begin + end), (node,))
+        begin, end, stride = taken(node, source.channels, self.seen)
+        found = Map(source.op, source.begin + begin, source.begin + end)
+        if stride == (1, 1):
+            return Found(found, (node,))
+        like = next(t for t in self.modules[""].parameters() if t.is_floating_point())
+        return self._made(v.Layer(node, found.channels, found, every_other(found.channels, stride, like)), (node,))
+
+    def _padded(self, node: fx.Node, source: Map) -> Found:
+        before, after = zeros_around(node, self.seen)
+        return Found(Padded(source, before, after) if before or after else source, (node,))
 
     def _upsample(self, node: fx.Node, source: Map, known: Mapping[fx.Node, Value]) -> Found:
         names = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
@@ -332,15 +321,24 @@ class Reader:
             return Found(parts[0], (node,))
         return self._made(v.Concat(node, sum(part.channels for part in parts), tuple(parts)), (node,))
 
+    def _check_sizes(self, node: fx.Node) -> None:
+        """Raise ``Unfusable`` where a node does not add maps of one size."""
+        first, second, out = map(self.seen.shapes, (*operands(node), node))
+        if not first == second == out:
+            raise Unfusable("it adds maps of different sizes")
+
     def _pair(self, node: fx.Node, a: fx.Node, b: fx.Node, known: Mapping[fx.Node, Value]) -> Found:
         """A sum or a product of two."""
         one, two = known[a], known[b]
         is_sum = is_called(node, ("add", "iadd", "add_"))
+        if is_sum and {type(one), type(two)} == {Map, Padded}:
+            return self._padded_sum(node, *((one, two) if isinstance(one, Map) else (two, one)))
+        if Padded in (type(one), type(two)):
+            raise Unfusable(PADDED)
         if isinstance(one, Map) and isinstance(two, Map):
             first, second, out = self.seen.shapes(a), self.seen.shapes(b), self.seen.shapes(node)
             if is_sum:
-                if not first == second == out:
-                    raise Unfusable("it adds maps of different sizes")
+                self._check_sizes(node)
                 return self._made(v.Add(node, one.channels, one, two), (node,))
             if first != out or (isinstance(one.op, v.UpsampleLike) and second == out):
                 first, second, one, two = second, first, two, one
@@ -353,6 +351,17 @@ class Reader:
         if not isinstance(features, Features) or features.dims not in (0, 4):
             raise Unfusable("no step multiplies by it")
         return self._made(self._scale(node, x, features), (node,))
+
+    def _padded_sum(self, node: fx.Node, whole: Map, padded: Padded) -> Found:
+        """A map with another added to some of its channels."""
+        begin = whole.begin + padded.before
+        end = begin + padded.source.channels
+        middle = Map(whole.op, begin, end)
+        total = v.Add(node, middle.channels, middle, padded.source)
+        sides = [whole._replace(end=begin), Map.of(total), whole._replace(begin=end)]
+        op = v.Concat(node, whole.channels, tuple(side for side in sides if side.channels))
+        self._check_sizes(node)
+        return Found(Map.of(op), (node,), (total, op))
 
     def _scale(self, node: fx.Node, x: Map, features: Features) -> v.Scale:
         """A map times what an excitation makes of the means of a map."""
@@ -422,16 +431,6 @@ class Reader:
             raise Unfusable(f"it reads {channels} features, there are {source.op.channels}")
         op = v.Dense(node, features, source.op, layer)
         return Found(Features(op, source.dims), nodes, (op,))
-
-
-def identity_convolution(norm: nn.Module) -> nn.Conv2d:
-    """A depthwise convolution that changes nothing, to stand before a BatchNorm of its own."""
-    channels, like = norm.num_features, norm.running_mean
-    if like is None:
-        raise Unfusable("one of its BatchNorms uses batch statistics")
-    conv = nn.Conv2d(channels, channels, 1, groups=channels, bias=False, device="meta")
-    conv.weight = nn.Parameter(torch.ones(channels, 1, 1, 1, dtype=like.dtype, device=like.device), requires_grad=False)
-    return conv.eval()
 
 
 def _channel_counts(parts: object) -> list[int]:

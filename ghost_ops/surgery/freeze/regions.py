@@ -17,7 +17,7 @@ from .lower import Refused, lower
 from .read import Found, Reader
 from .seen import Seen
 from .trace import caller_of
-from .values import Features, Map, Operation, Value
+from .values import PADDED, Features, Map, Operation, Padded, Value
 from .writes import Writes
 
 _CALLS = ("call_module", "call_function", "call_method")
@@ -209,7 +209,8 @@ class _Region:
                 continue
             value = self.values.get(node)
             if not isinstance(value, (Map, Features)) or (isinstance(value, Features) and value.dims not in (2, 4)):
-                raise Refused(node, "what it makes is read outside of a program")
+                why = PADDED if isinstance(value, Padded) else "what it makes is read outside of a program"
+                raise Refused(node, why)
             if isinstance(value, Features) and not self._is_of_any_size(value.op):
                 raise Refused(node, "how many features it makes is a matter of the size of the image")
             if isinstance(value, Map) and isinstance(value.op, v.Entry):

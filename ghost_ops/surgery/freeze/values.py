@@ -61,6 +61,17 @@ class Grouped(NamedTuple):
     turned: bool
 
 
+PADDED = "channels of zeros around a map are a step only where they are added to another"
+
+
+class Padded(NamedTuple):
+    """A map between so many channels of zeros."""
+
+    source: Map
+    before: int
+    after: int
+
+
 class Several(NamedTuple):
     """Maps in a tuple, such as the parts of a split one."""
 
@@ -79,7 +90,7 @@ class Features(NamedTuple):
     dims: int
 
 
-Value = Map | Grouped | Several | Features
+Value = Map | Grouped | Padded | Several | Features
 
 
 @dataclass(eq=False)

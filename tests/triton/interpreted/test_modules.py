@@ -28,7 +28,8 @@ from ghost_ops.program import (
 )
 from tests.helpers import assert_as_accurate, on, randomise
 from tests.ops.cases import Errors, in_layout
-from tests.program.cases import draw_call, draw_program, make_program, mismatch, program_of_other_steps
+from tests.program.cases import make_program, program_of_other_steps
+from tests.program.drawn import draw_call, draw_program, mismatch
 
 from .drawn import few_tiles
 

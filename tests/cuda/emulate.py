@@ -25,8 +25,8 @@ LIST = ROOT / "ghost_ops" / "activations.inc"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 H200 = (132, 227 << 10)  # processors, bytes of shared memory a block
 FLAGS = (
-    "-std=gnu++20 -O2 -fno-strict-aliasing -fPIC -shared -ffp-contract=off -U_FORTIFY_SOURCE -Wall -Wextra -Wno-unknown-pragmas "
-    "-DGHOST_HOST_EMULATION"
+    "-std=gnu++20 -O2 -fno-strict-aliasing -fPIC -shared -ffp-contract=off -U_FORTIFY_SOURCE -Wall -Wextra "
+    "-Wno-unknown-pragmas -DGHOST_HOST_EMULATION"
 ).split()
 
 

@@ -191,6 +191,8 @@ def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
         found += [
             (f"inference, large, {dtype}", lambda d=dtype: inference(64, 64, 56, d)),
             (f"inference, small, {dtype}", lambda d=dtype: inference(112, 336, 14, d, more=True)),
+            (f"inference, few channels, all that rides, {dtype}", lambda d=dtype: inference(16, 8, 112, d, more=True)),
+            (f"inference, small, many channels, {dtype}", lambda d=dtype: inference(960, 80, 7, d, more=True)),
             (f"inference, small, in one launch in half precision, {dtype}", lambda d=dtype: folded(40, 60, 28, d)),
             (f"training, large, {dtype}", lambda d=dtype: training(24, 36, 56, d)),
             (f"training, large, many channels, {dtype}", lambda d=dtype: pointwise(96, 192, 56, d)),
@@ -206,6 +208,7 @@ def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
             (f"layers in training, large, {dtype}", lambda d=dtype: layers(112, d, m=48)),
             (f"layers in training, small, {dtype}", lambda d=dtype: layers(14, d, c=5, m=672, d=5)),
             (f"convolutions, large, {dtype}", lambda d=dtype: convolutions(112, d, m=48)),
+            (f"convolutions, large, 5 x 5, {dtype}", lambda d=dtype: convolutions(56, d, m=72, d=5)),
             (f"convolutions, small, {dtype}", lambda d=dtype: convolutions(14, d, c=5, m=672, d=5)),
         ]
     return found

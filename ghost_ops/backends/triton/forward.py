@@ -45,7 +45,8 @@ def ghost_module_fwd(
         return out, image_sums(out, None, True) if squeeze else launch.empty((0,), x.dtype, x.device)
     means = launch.empty((n, out_channels) if squeeze else (0,), x.dtype, x.device)
     if module_kernel.takes(x, cheap_weight, m, residual):
-        module_kernel.launch_module(x, weight, primary, cheap_weight, cheap, out, scale, means if squeeze else None)
+        means_to = means if squeeze else None
+        module_kernel.launch_module(x, weight, primary, cheap_weight, cheap, out, scale, residual, means_to)
         return out, means
     y = out if residual is None else launch.scratch(x, m)
     primary_product(x, weight, primary, to=y, scale=scale)

@@ -157,7 +157,7 @@ def excite_layers(
     values = launch.empty((n, c), dtype, device) if gated else None
     layers = [launch.vector(t) for t in (reduce_weight, reduce_bias, expand_weight, expand_bias)]
     side = _side(r)
-    step = min((STEP if dtype != torch.float32 else STEP // 2) // side, max(side, LEAST_STEP))
+    step = min((STEP if dtype != torch.float32 else STEP // 4) // side, max(side, LEAST_STEP))
     blocks, images = launch.cdiv(c, step), launch.cdiv(n, ROWS)
     per_program = launch.cdiv(blocks, min(blocks, max(PROGRAMS // max(images, 1), 1)))
     arguments = {
@@ -171,7 +171,7 @@ def excite_layers(
     with launch.on_device_of(sums):
         if r <= MOST_HIDDEN:
             grid = (images * launch.cdiv(blocks, per_program),)
-            stages = 3 if tiles.architecture(device) in LARGE else 2
+            stages = 3 if dtype != torch.float32 and tiles.architecture(device) in LARGE else 2
             launch.start_kernel(layers_kernel, grid, arguments, 4 if side * step <= FEW else 8, stages)
         else:
             total(launch.vector(sums), squeeze, per_value=per_value)

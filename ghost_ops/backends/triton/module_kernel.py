@@ -139,11 +139,13 @@ def module_kernel(
         tl.store(sums + M + channels, joined.to(sums.dtype.element_ty), mask=in_output)
 
 
-def takes(x: torch.Tensor, cheap_weight: torch.Tensor, m: int, residual: torch.Tensor | None) -> bool:
+def takes(x: torch.Tensor, cheap_weight: torch.Tensor, m: int, residual: torch.Tensor | None, squeeze: bool) -> bool:
     """Whether one launch is faster than two: in half precision, since products in float32 cost time, with at least as
-    much output as input, and a residual only where there are few channels."""
+    much output as input, and a residual only where there are few channels, and registers since no means are taken."""
     c, width, d = x.shape[1], x.shape[3], cheap_weight.shape[-1]
-    if x.dtype == torch.float32 or width < LEAST_WIDTH or (residual is not None and m > tiles.LEAST_MADE):
+    if x.dtype == torch.float32 or width < LEAST_WIDTH:
+        return False
+    if residual is not None and (m > tiles.LEAST_MADE or squeeze):
         return False
     return d <= 3 and cheap_weight.shape[0] == m and c <= min(MOST_CHANNELS, 2 * m)
 

@@ -166,8 +166,9 @@ def primary_product(
     n, c, height, width = x.shape
     m, pixels = weight.shape[0], n * height * width
     tile, per_group, groups = tiles.flat(
-        "product", x, m, c, None if norm is None else MOST_SUMS, of_images=scale is not None
-    )
+        "product", x, m, c, None if norm is None else MOST_SUMS, of_images=scale is not None,
+        in_inference=primary is not NO_EPILOGUE,
+    )  # fmt: skip
     join, joined, cleared, counters = None, NO_STATISTICS, False, 0
     if norm is not None:
         join = joins.statistics(norm, pixels, groups, m, launch.cdiv(m, tile.channels), vectors)

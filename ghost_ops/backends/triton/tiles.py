@@ -289,7 +289,8 @@ def _larger(tile: Tile, x: torch.Tensor, channels: int, of_images: bool) -> Tile
 
 
 def flat(
-    kernel: str, x: torch.Tensor, channels: int, depth: int, values: int | None = None, of_images: bool = False
+    kernel: str, x: torch.Tensor, channels: int, depth: int, values: int | None = None, of_images: bool = False,
+    in_inference: bool = False,
 ) -> tuple[Tile, int, int]:  # fmt: skip
     """The tile of such a kernel whose programs of a group have a block of ``channels`` each, and its ``runs``.
 
@@ -297,10 +298,11 @@ def flat(
         depth: channels over which the products run. Where these are one step, the steps of a program's tiles overlap.
         values: most pixels times channels of a tile then, where sums are kept from tile to tile.
         of_images: tiles are of one image each.
+        in_inference: take larger tiles for several steps. A training step has them too seldom for a kernel more.
     """
     tile = lookup(kernel, shape_class(x), x.device)
     one_step = depth <= max(tile.depth, tile.one_step)
-    if of_images or (not one_step and values is None):
+    if of_images or (in_inference and not one_step):
         tile = _larger(tile, x, channels, of_images)
     block, most = side(channels, tile.channels), tile.pixels
     deep = side(depth, 2 * depth) if one_step else tile.depth

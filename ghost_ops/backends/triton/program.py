@@ -59,17 +59,21 @@ class ProgramPlan:
 def _plan(packed: torch.Tensor, steps: tuple[int, ...], length: int, device: torch.device) -> ProgramPlan:
     """The plan of a program whose packed form is so long; the index is on the device."""
     decoded, weights = decode(steps), weights_of(steps)
-    folded = unpack(weights.places(length), decoded, weights)
-    shapes = [[[None if t is None else tuple(t.shape) for t in layer] for layer in layers] for layers in folded]
-    found = [t for layers in folded for layer in layers for t in layer if t is not None]
-    pieces, places, end = [torch.zeros(0)], [], 0
-    for t in found:
-        piece = (t.permute(2, 3, 1, 0) if _by_taps(t.shape) else t).reshape(-1)
-        pieces.append(F.pad(piece, (0, -len(piece) % ALIGNMENT)))
-        places.append(end)
-        end += len(pieces[-1])
-    index = torch.cat(pieces).to(torch.int32)
-    return ProgramPlan(decoded, weights, apart(device, lambda: index.to(device)), shapes, places)
+    shapes, places = [], []
+
+    def index() -> torch.Tensor:
+        pieces, end = [torch.zeros(0)], 0
+        for layers in unpack(weights.places(length), decoded, weights):
+            shapes.append([[None if t is None else tuple(t.shape) for t in layer] for layer in layers])
+            for t in (t for layer in layers for t in layer if t is not None):
+                piece = (t.permute(2, 3, 1, 0) if _by_taps(t.shape) else t).reshape(-1)
+                pieces.append(F.pad(piece, (0, -len(piece) % ALIGNMENT)))
+                places.append(end)
+                end += len(pieces[-1])
+        return torch.cat(pieces).to(torch.int32).to(device)
+
+    # Apart, since the plan is kept: a dry run computes nothing.
+    return ProgramPlan(decoded, weights, apart(device, index), shapes, places)
 
 
 def _gathered(packed: torch.Tensor, steps: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..backends.kept import Kept, reading
 from . import graph
 from .errors import NotNow
 from .graph import GraphPool, without_autocast_cache
@@ -24,6 +25,7 @@ class _Graph(NamedTuple):
     input: torch.Tensor
     output: torch.Tensor
     places: list[int]
+    kept: list[Kept]  # what it reads that was made of other tensors
 
     @property
     def device(self) -> torch.device:
@@ -97,6 +99,8 @@ class Graphs:
             while len(self._graphs) > self.most:
                 self._pool.drop([self._graphs.popitem(last=False)[1]])
             with self._pool.turn(x.device):
+                for kept in found.kept:
+                    kept.prepare()
                 found.input.copy_(x)
                 found.replay()
                 return found.output.clone()
@@ -116,8 +120,10 @@ class Graphs:
                 kind = type(out).__name__
                 raise TypeError(f"a net that is replayed as a CUDA graph must return a tensor, got a {kind}")
             # between two replays nothing of a graph is read: all may lie in the same memory
-            replay, (held, out) = graphs.capture(captured, pool.memory(x.device))
-        return _Graph(replay, held, out, [t.data_ptr() for t in (*state.parameters, *state.buffers)])
+            with reading() as kept:
+                replay, (held, out) = graphs.capture(captured, pool.memory(x.device))
+        places = [t.data_ptr() for t in (*state.parameters, *state.buffers)]
+        return _Graph(replay, held, out, places, [*dict.fromkeys(kept)])
 
     def __getstate__(self) -> dict:
         return {"most": self.most}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import ghost_ops
 from ghost_ops import functional as F
+from ghost_ops.backends.triton.program import _folded as weights
 from ghost_ops.fused import FrozenProgram
 from ghost_ops.fused.frozen_net import STATE
 from tests.helpers import assert_as_accurate, randomise
@@ -153,6 +155,74 @@ def assert_threads_agree(frozen, inputs: list[torch.Tensor]) -> None:
 def test_two_streams_and_threads_at_once():
     net, x = net_and_images()
     assert_threads_agree(ghost_ops.freeze(net), [x, x.flip(0), x * 0.5, -x])
+
+
+def anew(frozen: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a copy, of which no weights are kept yet, makes of x."""
+    return copy.deepcopy(frozen)(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_frozen_weights_follow_what_is_packed(cuda_graph):
+    """In place, from another stream that is still at it, loaded, and on another device and back."""
+    net, x = net_and_images(dtype=torch.float16)
+    frozen, plain = ghost_ops.freeze(net, cuda_graph=cuda_graph), ghost_ops.freeze(net)
+    (program,), (twin,) = frozen.frozen_programs, plain.frozen_programs
+    for _ in range(2):
+        assert torch.equal(frozen(x), plain(x))
+    program.packed.mul_(0.75), twin.packed.mul_(0.75)
+    assert torch.equal(frozen(x), anew(plain, x))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        program.packed.mul_(0.75), twin.packed.mul_(0.75)
+        out = frozen(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    expected = anew(plain, x)
+    assert torch.equal(out, expected) and torch.equal(frozen(x), expected)
+    state = {name: t * 1.25 if name.endswith("packed") else t for name, t in frozen.state_dict().items()}
+    frozen.load_state_dict(state), plain.load_state_dict(state)
+    assert torch.equal(frozen(x), anew(plain, x))
+    frozen.cpu().to(DEVICE)
+    assert torch.equal(frozen(x), anew(plain, x))
+
+
+@torch.no_grad()
+def test_a_capture_by_hand_reads_what_is_packed():
+    net, x = net_and_images(dtype=torch.float16)
+    frozen = ghost_ops.freeze(net)
+    (program,) = frozen.frozen_programs
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        frozen(x), frozen(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = frozen(x)
+    program.packed.mul_(0.75)
+    graph.replay()
+    assert torch.equal(out, anew(frozen, x))
+
+
+@torch.no_grad()
+def test_kept_weights_go_with_the_net_and_no_pool_has_them():
+    """Nor do they lie in the memory of the graphs that the compiler prepares in a warm-up."""
+    net, x = net_and_images(dtype=torch.float16)
+    frozen = ghost_ops.freeze(net)
+    expected = frozen(x)
+    compiled = torch.compile(copy.deepcopy(frozen), mode="reduce-overhead")
+    for _ in range(5):
+        torch.compiler.cudagraph_mark_step_begin()
+        assert torch.equal(compiled(x), expected)
+    gc.collect()
+    before = len(weights)
+    del compiled, frozen, net
+    torch.compiler.reset()
+    gc.collect()
+    assert len(weights) <= before - 2
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")

@@ -181,3 +181,18 @@ def test_a_program_reaches_its_backend_with_the_very_tensor(frozen):
             call(x)
             call(x)
             assert seen and all(tensor is packed for tensor in seen)
+
+
+def test_a_dry_run_keeps_nothing_that_was_not_computed(frozen):
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    from ghost_ops.ahead.dry_run import dry_run
+    from ghost_ops.backends.triton.program import _folded, _plan
+
+    x = torch.randn(1, 3, 64, 64)
+    with dry_run("sm_90"), torch.no_grad():
+        frozen(x)
+    found = index_of(frozen, "triton").index.clone()
+    _plan.cache_clear()
+    assert torch.equal(found, index_of(frozen, "triton").index) and found.max() > frozen.packed.numel() // 2
+    assert len(_folded) == 0

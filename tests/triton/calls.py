@@ -53,6 +53,17 @@ def inference(c, m, side, dtype, *, layout=LAST, n=2, d=3, multiplier=1, act=REL
     )  # fmt: skip
 
 
+def excited(c, m, side, dtype, *, n=2, d=3):
+    """A module that reads a map with an excitation and adds a residual."""
+    a_map, parameter = _empty(dtype, LAST), lambda *shape: torch.empty(shape)
+    norm = lambda: (None, *(parameter(m) for _ in range(4)))
+    ghost_module.ghost_module_eval(
+        a_map(n, c, side, side), parameter(m, c, 1, 1), *norm(), parameter(m, 1, d, d), *norm(),
+        torch.empty(n, c, dtype=dtype), a_map(n, 2 * m, side, side), None, None, 2 * m, NONE, NONE, 0.0, 0.0, 1e-5,
+        1e-5, False,
+    )  # fmt: skip
+
+
 def folded(c, m, side, dtype, *, layout=LAST, n=2, d=3, act=RELU, cheap=True, backward=True):
     a_map = _empty(dtype, layout)
     parameter = lambda *shape: torch.empty(shape, dtype=dtype)
@@ -191,6 +202,9 @@ def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
         found += [
             (f"inference, large, {dtype}", lambda d=dtype: inference(64, 64, 56, d)),
             (f"inference, small, {dtype}", lambda d=dtype: inference(112, 336, 14, d, more=True)),
+            (f"inference, few channels, {dtype}", lambda d=dtype: inference(16, 8, 112, d)),
+            (f"inference, few channels, excitation and residual, {dtype}", lambda d=dtype: excited(16, 8, 112, d)),
+            (f"inference, small, many channels, {dtype}", lambda d=dtype: inference(960, 80, 7, d, more=True)),
             (f"inference, small, in one launch in half precision, {dtype}", lambda d=dtype: folded(40, 60, 28, d)),
             (f"training, large, {dtype}", lambda d=dtype: training(24, 36, 56, d)),
             (f"training, large, many channels, {dtype}", lambda d=dtype: pointwise(96, 192, 56, d)),
@@ -206,6 +220,7 @@ def core(half: torch.dtype) -> list[tuple[str, Callable[[], None]]]:
             (f"layers in training, large, {dtype}", lambda d=dtype: layers(112, d, m=48)),
             (f"layers in training, small, {dtype}", lambda d=dtype: layers(14, d, c=5, m=672, d=5)),
             (f"convolutions, large, {dtype}", lambda d=dtype: convolutions(112, d, m=48)),
+            (f"convolutions, large, 5 x 5, {dtype}", lambda d=dtype: convolutions(56, d, m=72, d=5)),
             (f"convolutions, small, {dtype}", lambda d=dtype: convolutions(14, d, c=5, m=672, d=5)),
         ]
     return found

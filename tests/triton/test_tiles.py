@@ -158,7 +158,9 @@ def test_kernels_without_flat_tiles_get_none():
         strips.start(kernel, x, 12, {})
 
 
-@pytest.mark.parametrize(("channels", "block"), [(8, 16), (12, 16), (24, 32), (36, 64), (60, 64), (100, 64), (336, 64)])
+@pytest.mark.parametrize(
+    ("channels", "block"), [(5, 8), (8, 8), (12, 16), (24, 32), (36, 64), (60, 64), (100, 64), (336, 64)]
+)
 def test_rows_that_are_products_have_few_blocks(channels, block):
     """Each block reads all of the input: idle channels cost less than a block more."""
     for n, side in ((1, 224), (256, 112), (3, 17)):
@@ -183,6 +185,24 @@ def test_runs_are_as_many_programs_as_a_device_holds(channels):
                 assert (groups - 1) * per_group < count <= groups * per_group or count == groups == 0
                 assert groups * blocks <= 2 * max(resident, blocks)
                 assert per_group == 1 or groups * blocks > resident / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("channels", [8, 20, 56, 80, 200])
+def test_runs_of_one_image_each(channels, dtype):
+    """Few pixels of a tile are idle, and a thread has registers for it."""
+    for n, height, width in ((0, 56, 56), (1, 1, 1), (256, 7, 7), (256, 14, 14), (3, 28, 28), (64, 9, 31)):
+        x = torch.empty(n, 8, height, width, device="meta", dtype=dtype)
+        for architecture in tiles.ARCHITECTURES:
+            with tiles.assume(architecture):
+                for depth in (8, 960):
+                    tile, per_group, groups = tiles.flat("product", x, channels, depth, of_images=True)
+                    known = tiles.lookup("product", tiles.shape_class(x), x.device)
+                    count = n * -(-height * width // tile.pixels)
+                    assert (groups - 1) * per_group < count <= groups * per_group or count == groups == 0
+                    values = tile.pixels * tile.channels // (tile.warps * 32)
+                    assert values <= max(tiles.VALUES_OF_STEPS, known.pixels * known.channels // (tile.warps * 32))
+                    assert tile.pixels < 2 * height * width or tile.pixels == tiles.LEAST
 
 
 def test_tuning_writes_a_table_that_is_read_again():

@@ -4,6 +4,7 @@ convolution with the statistics that a BatchNorm over the batch needs."""
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 
 from ...activations import NONE
@@ -19,10 +20,12 @@ from .maps import (
     assume_multiple,
     assume_multiple_strides,
     finish_moments,
+    has_sums,
     load_taps,
     read_tap,
     store_partial,
     store_rows,
+    sum_where,
     tile_coords,
 )
 from .norm import BatchNorm, NormVectors
@@ -30,6 +33,23 @@ from .sums import OverSplits
 from .taps import tap_arguments
 
 LEAST_WIDTH = 16  # of maps whose strips are split further for kernels larger than 3 x 3
+PAIR = 2  # columns of a lane: it reads what both see once
+
+
+@triton.jit
+def read_rows(
+    x, row, columns, channels, H, W, x_c, x_h, x_w, wanted, D: tl.constexpr, STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """What a row of results reads of the map x that no row before it does: up to STRIDE rows of it, each through the D
+    columns of the kernel and those that only the other results of a lane see: a tuple of [BW, BM]."""
+    found = ()
+    for t in tl.static_range(STRIDE - D if STRIDE > D else 0, STRIDE):
+        below = row * STRIDE + (D // 2 - STRIDE + 1 + t)
+        for j in tl.static_range(D + STRIDE * (COLUMNS - 1)):
+            v = read_tap(x, below, columns * STRIDE, channels, j, H, W, x_c, x_h, x_w, wanted, D)
+            found = found + (v,)
+    return found
 
 
 @kernel
@@ -39,17 +59,21 @@ def depthwise_kernel(
     out, out_n, out_c, out_h, out_w, sums, per_value,
     partials, join_counters, join_count, join_gamma, join_beta, join_eps, join_bias, join_running_mean,
     join_running_var, join_batches, join_momentum, join_mean_out, join_var_out, join_scale_out, join_shift_out,
-    N, IN_H, IN_W, H, W, C, splits, per_split,
-    CONV_ACT: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
-    BW: tl.constexpr, BM: tl.constexpr,
+    N, IN_H, IN_W, H, W, C, splits, per_split, vectors,
+    CONV_ACT: tl.constexpr, D: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+    UNIT: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, DOUBLINGS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: see ``tile_coords``; strips are of ``out`` (H x W), blocks of C. ``sums``: as of ``cheap_kernel``.
-    ``partials``: statistics of the convolution's result, or None; ``join_``: see ``join_statistics_last``."""
+    """Grid: see ``tile_coords``; strips are of ``out`` (H x W), blocks of C. A lane has COLUMNS results side by side.
+    ``sums``: as of ``cheap_kernel``. ``partials``: statistics of the convolution's result, of lanes of one column and
+    no flat tile, or None; ``join_``: see ``join_statistics_last``."""
     C = assume_multiple(C, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT)
     out_n, out_h, out_w = assume_multiple_strides(out_n, out_h, out_w, UNIT)
     # columns: [BW]; channels, wanted: [BM]
-    image, split, group, columns, channels, wanted, top, bottom = tile_coords(C, H, W, splits, per_split, BW, BM, WIDE)
+    image, split, group, columns, channels, wanted, top, bottom = tile_coords(
+        C, H, tl.cdiv(W, COLUMNS), splits, per_split, BW, BM, WIDE, vectors
+    )
+    columns = columns * COLUMNS  # the first of each lane's
     x += image * x_n
     out += image * out_n
     # center, scale, shift: [BM]
@@ -63,20 +87,34 @@ def depthwise_kernel(
     size = tl.maximum(tl.sum((columns < W).to(tl.float32), axis=0), 1.0)  # the strip's columns, a scalar
     # Each result reads STRIDE rows that no result before it reads, and the first rows of the AHEAD results after it.
     AHEAD: tl.constexpr = (D - 1) // STRIDE
-    acc_next = (zeros,) * AHEAD  # AHEAD of [BW, BM]
+    SEEN: tl.constexpr = D + STRIDE * (COLUMNS - 1)  # columns of the input that a lane reads
+    FIRST: tl.constexpr = STRIDE - D if STRIDE > D else 0
+    acc_next = (zeros,) * (AHEAD * COLUMNS)  # AHEAD of [BW, BM] for each column
+    ahead = ()
+    if vectors is not None:
+        last = tl.minimum((bottom - 1) * STRIDE + D // 2 + 1, IN_H)
+        ahead = read_rows(x, top - AHEAD, columns, channels, last, IN_W, x_c, x_h, x_w, wanted, D, STRIDE, COLUMNS)
     for row in range(top - AHEAD, bottom):
-        acc = acc_next + (zeros,)  # AHEAD + 1 of [BW, BM]
-        for t in tl.static_range(STRIDE - D if STRIDE > D else 0, STRIDE):
-            below = row * STRIDE + (D // 2 - STRIDE + 1 + t)
-            for j in tl.static_range(D):
-                # v: [BW, BM]
-                v = read_tap(x, below, columns * STRIDE, channels, j, IN_H, IN_W, x_c, x_h, x_w, wanted, D)
-                v = v.to(tl.float32)
-                for e in tl.static_range(AHEAD + 1):
-                    if D - STRIDE + t - STRIDE * e >= 0:
-                        tap = taps[(D - STRIDE + t - STRIDE * e) * D + j]
-                        acc = acc[:e] + (acc[e] + v * tap,) + acc[e + 1 :]
-        acc_next = acc[1:]
+        if vectors is None:  # a thread has more values of a row, and no registers for another
+            seen = read_rows(x, row, columns, channels, IN_H, IN_W, x_c, x_h, x_w, wanted, D, STRIDE, COLUMNS)
+        else:
+            seen = ahead  # while these rows are used, the next ones are being loaded
+            ahead = read_rows(x, row + 1, columns, channels, last, IN_W, x_c, x_h, x_w, wanted, D, STRIDE, COLUMNS)
+        acc = ()  # AHEAD + 1 of [BW, BM] for each column
+        for p in tl.static_range(COLUMNS):
+            acc = acc + acc_next[p * AHEAD : (p + 1) * AHEAD] + (zeros,)
+        for t in tl.static_range(FIRST, STRIDE):
+            for j in tl.static_range(SEEN):
+                v = seen[(t - FIRST) * SEEN + j].to(tl.float32)  # [BW, BM]
+                for p in tl.static_range(COLUMNS):
+                    for e in tl.static_range(AHEAD + 1):
+                        if (j >= p * STRIDE) and (j < p * STRIDE + D) and (D - STRIDE + t - STRIDE * e >= 0):
+                            tap = taps[(D - STRIDE + t - STRIDE * e) * D + j - p * STRIDE]
+                            more = acc[p * (AHEAD + 1) + e] + v * tap
+                            acc = acc[: p * (AHEAD + 1) + e] + (more,) + acc[p * (AHEAD + 1) + e + 1 :]
+        acc_next = ()
+        for p in tl.static_range(COLUMNS):
+            acc_next = acc_next + acc[p * (AHEAD + 1) + 1 : (p + 1) * (AHEAD + 1)]
         if row >= top:
             if partials is not None:
                 if row == top:
@@ -84,11 +122,12 @@ def depthwise_kernel(
                 apart = tl.where(mask, acc[0] - origin, 0.0)
                 found += apart
                 squares += apart * apart
-            # z: [BW, BM]
-            z = activate(normalized(acc[0], center, scale, shift, conv_mean is not None), CONV_ACT, neg_slope)
-            stored = store_rows(z, out, row, columns, channels, W, out_c, out_h, out_w, wanted, None, 0, 0, 0)
-            if sums is not None:
-                found += stored
+            for p in tl.static_range(COLUMNS):
+                z = acc[p * (AHEAD + 1)]  # [BW, BM]
+                z = activate(normalized(z, center, scale, shift, conv_mean is not None), CONV_ACT, neg_slope)
+                stored = store_rows(z, out, row, columns + p, channels, W, out_c, out_h, out_w, wanted, None, 0, 0, 0)
+                if sums is not None:
+                    found += stored
     if partials is not None:
         values = size * (bottom - top).to(tl.float32) + tl.zeros((BM,), tl.float32)  # [BM]
         mean, m2 = finish_moments(tl.sum(found, axis=0), tl.sum(squares, axis=0), origin, values)  # [BM] each
@@ -102,7 +141,8 @@ def depthwise_kernel(
         )  # fmt: skip
     elif sums is not None:
         at = sums + (split.to(tl.int64) * N + image) * C + channels  # [BM]
-        tl.store(at, (tl.sum(found, axis=0) * per_value).to(sums.dtype.element_ty), mask=wanted)
+        joined = sum_where(mask, found, vectors, DOUBLINGS) * per_value  # [BM]
+        tl.store(at, joined.to(sums.dtype.element_ty), mask=has_sums(wanted, vectors, BW))
 
 
 def _convolve(x, weight, stride, to, epilogue=NO_EPILOGUE, squeeze=None, joins=None, norm=None, vectors=None):
@@ -110,9 +150,15 @@ def _convolve(x, weight, stride, to, epilogue=NO_EPILOGUE, squeeze=None, joins=N
     ``depthwise_before_norm``."""
     n, c, *sides = x.shape
     d, (height, width) = weight.shape[-1], to.shape[2:]
-    # Beside the taps of a large kernel a thread has two values, so that twice as many warps fit on a processor; where
-    # maps are narrow it has four, or programs would be too short.
-    strips = tiles.strips("stencil", to, c, (2 if d > 3 and width > LEAST_WIDTH else 1) * d * d)
+    unit = launch.unit(x, to, counts=(c,))
+    # Beside the taps of a large kernel a thread has two channels, so that twice as many warps fit on a processor, and
+    # two columns, which share what they read. Where maps are narrow it has four channels, or programs would be too
+    # short, and then no registers for the next rows, which flat tiles load ahead.
+    few = d > 3 and width > LEAST_WIDTH
+    is_flat = norm is None and (few or d <= 3)
+    columns = PAIR if is_flat and few and unit > 1 and stride > 1 else 1
+    lanes = height, launch.cdiv(width, columns)
+    strips = tiles.strips("stencil", to, c, (2 if few else 1) * d * d, lanes, unit if is_flat else 1)
     sums, join = OverSplits(squeeze, strips.splits, 1.0 / (height * width)), None
     if norm is not None:
         groups, blocks = n * strips.splits, launch.cdiv(c, strips.tile.channels)
@@ -120,8 +166,8 @@ def _convolve(x, weight, stride, to, epilogue=NO_EPILOGUE, squeeze=None, joins=N
     arguments = {
         **launch.maps(x=x, out=to), **tap_arguments("weight", weight), **epilogue.arguments("conv"), **sums.arguments,
         **(join.arguments if join else NO_STATISTICS), "N": n, "IN_H": sides[0], "IN_W": sides[1], "H": height,
-        "W": width, "C": c, "D": d, "STRIDE": stride, "WIDE": launch.is_wide(x, to),
-        "UNIT": launch.unit(x, to, counts=(c,)),
+        "W": width, "C": c, "D": d, "STRIDE": stride, "COLUMNS": columns,
+        "WIDE": launch.is_wide(x, to), "UNIT": unit,
     }  # fmt: skip
     strips.start(depthwise_kernel, x, c, arguments)
     sums.join()

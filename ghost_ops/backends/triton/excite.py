@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ... import activations as plain
-from . import checks, launch
+from . import checks, launch, tiles
 from .activation import activate, apply_gate, load_or
 from .jit import kernel
 from .launch_cache import cached_launches
@@ -16,7 +16,9 @@ from .sums import total
 
 ROWS = 16  # images of a program, the least side of a product
 MOST_HIDDEN = 256  # channels between the layers, which a program has in registers
-STEP, MOST_STEP = 8192, 64  # elements and channels of a weight that a program reads at once
+STEP, LEAST_STEP = 16384, 64  # elements of a weight that a program reads at once, and channels where these suffice
+FEW = 4096  # elements of a step that half the warps read
+LARGE = ("sm_80", "sm_90", "sm_100")  # whose shared memory holds three steps
 UNIT = 4  # most elements of a weight that are read at once: more would compile more kernels for no fewer sectors
 PROGRAMS = 64  # each reads all of the first weight
 SPLITS = 4  # of an image, whose sums are read at once; with 8, float32 spills
@@ -155,7 +157,7 @@ def excite_layers(
     values = launch.empty((n, c), dtype, device) if gated else None
     layers = [launch.vector(t) for t in (reduce_weight, reduce_bias, expand_weight, expand_bias)]
     side = _side(r)
-    step = min((STEP if dtype != torch.float32 else STEP // 2) // side, MOST_STEP)
+    step = min((STEP if dtype != torch.float32 else STEP // 4) // side, max(side, LEAST_STEP))
     blocks, images = launch.cdiv(c, step), launch.cdiv(n, ROWS)
     per_program = launch.cdiv(blocks, min(blocks, max(PROGRAMS // max(images, 1), 1)))
     arguments = {
@@ -169,7 +171,8 @@ def excite_layers(
     with launch.on_device_of(sums):
         if r <= MOST_HIDDEN:
             grid = (images * launch.cdiv(blocks, per_program),)
-            launch.start_kernel(layers_kernel, grid, arguments, warps=4, stages=2)
+            stages = 3 if dtype != torch.float32 and tiles.architecture(device) in LARGE else 2
+            launch.start_kernel(layers_kernel, grid, arguments, 4 if side * step <= FEW else 8, stages)
         else:
             total(launch.vector(sums), squeeze, per_value=per_value)
             _linear(squeeze, *layers[:2], plain.NONE, hidden, None, gate)

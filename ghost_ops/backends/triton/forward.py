@@ -44,8 +44,9 @@ def ghost_module_fwd(
         primary_product(x, weight, primary, to=out, scale=scale, residual=residual)
         return out, image_sums(out, None, True) if squeeze else launch.empty((0,), x.dtype, x.device)
     means = launch.empty((n, out_channels) if squeeze else (0,), x.dtype, x.device)
-    if module_kernel.takes(x, cheap_weight, m, residual):
-        module_kernel.launch_module(x, weight, primary, cheap_weight, cheap, out, scale, means if squeeze else None)
+    if module_kernel.takes(x, cheap_weight, m, residual, squeeze):
+        means_to = means if squeeze else None
+        module_kernel.launch_module(x, weight, primary, cheap_weight, cheap, out, scale, residual, means_to)
         return out, means
     y = out if residual is None else launch.scratch(x, m)
     primary_product(x, weight, primary, to=y, scale=scale)

@@ -51,6 +51,15 @@ def run_of(group, per_group, t, PIXELS, BP: tl.constexpr):
 
 
 @triton.jit
+def run_of_image(image, begin, PIXELS, H, W, BP: tl.constexpr):
+    """As ``run_of``: the run that begins at pixel ``begin`` of an image and has none of the next. ``image`` may be past
+    the last, where no pixel is."""
+    first = image.to(tl.int64) * (H * W) + begin
+    lanes = tl.arange(0, BP)
+    return first, lanes, (lanes < H * W - begin) & (first < PIXELS)
+
+
+@triton.jit
 def in_batch(first, lanes, H, W, map_n, map_h, map_w, FLAT: tl.constexpr, WIDE: tl.constexpr):
     """Offsets in a map of pixels that are numbered through all images, as a scalar of 64 bits and offsets from there,
     [BP]: those of a FLAT map (see ``launch.is_flat``) are the same for every run, so that a loop computes one number.
@@ -149,17 +158,11 @@ def sum_where(mask, values, vectors, DOUBLINGS: tl.constexpr):
 
 
 @triton.jit
-def product_rows(x, places, valid, channel_stride, scale, images, C, k, BK: tl.constexpr):
-    """The step of ``product`` from channel k on: pixels of x, times ``scale``, [BP, BK]; same arguments."""
+def product_rows(x, places, valid, channel_stride, C, k, BK: tl.constexpr):
+    """The step of ``product`` from channel k on: pixels of x, [BP, BK]; same arguments."""
     channels = k + tl.arange(0, BK)  # [BK]
     mask = valid[:, None] & (channels < C)[None, :]
-    # a: [BP, BK]
-    a = tl.load(x + (places[:, None] + channels[None, :].to(places.dtype) * channel_stride), mask=mask, other=0.0)
-    if scale is not None:
-        # excitation: [BP, BK]
-        excitation = tl.load(scale + (images[:, None] * C + channels[None, :]), mask=mask, other=0.0).to(tl.float32)
-        a = (a.to(tl.float32) * excitation).to(x.dtype.element_ty)
-    return a
+    return tl.load(x + (places[:, None] + channels[None, :].to(places.dtype) * channel_stride), mask=mask, other=0.0)
 
 
 @triton.jit
@@ -171,27 +174,40 @@ def product_columns(weight, C, columns, wanted, k, kind: tl.constexpr, BK: tl.co
 
 
 @triton.jit
+def scaled_columns(b, scale, C, k, BK: tl.constexpr):
+    """A step's weight b, [BK, BM], times an image's excitation ``scale``, [C], from channel k on; rounded, as b is."""
+    channels = k + tl.arange(0, BK)  # [BK]
+    excitation = tl.load(scale + channels, mask=channels < C, other=0.0).to(tl.float32)
+    return (b.to(tl.float32) * excitation[:, None]).to(b.dtype)
+
+
+@triton.jit
 def product(
-    x, places, valid, channel_stride, scale, images, weight, columns_of_step, C, columns, wanted,
+    x, places, valid, channel_stride, scale, weight, columns_of_step, C, columns, wanted,
     PRECISION: tl.constexpr, ONE_STEP: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """BP pixels x BM columns of a 1x1 convolution, [BP, BM], in float32.
 
     Args:
         x: the map; ``places``, [BP], are the pixels' offsets in it, ``valid``, [BP], which of them there are.
-        scale: [images, C], of x's channels, or None; ``images``, [BP], are the pixels'.
+        scale: [C], the factors of x's channels where all pixels are of one image, or None. The weight is multiplied.
         weight: [all columns, C]; ``columns``, [BM], are the tile's, ``wanted``, [BM], which of them there are.
         ONE_STEP: C is at most BK. Then there is no loop here, so that the compiler overlaps the caller's, and
             ``columns_of_step``, [BK, BM], is the weight, which a caller reads once: ``product_columns`` of channel 0.
     """
     acc = tl.zeros((BP, BM), tl.float32)
     if ONE_STEP:
-        a = product_rows(x, places, valid, channel_stride, scale, images, C, 0, BK)  # [BP, BK]
-        acc = tl.dot(a, columns_of_step, acc, input_precision=PRECISION)
+        a = product_rows(x, places, valid, channel_stride, C, 0, BK)  # [BP, BK]
+        b = columns_of_step
+        if scale is not None:
+            b = scaled_columns(b, scale, C, 0, BK)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
     else:
         for k in range(0, C, BK):
-            a = product_rows(x, places, valid, channel_stride, scale, images, C, k, BK)
+            a = product_rows(x, places, valid, channel_stride, C, k, BK)
             b = product_columns(weight, C, columns, wanted, k, x.dtype.element_ty, BK)
+            if scale is not None:
+                b = scaled_columns(b, scale, C, k, BK)
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
     return acc
 

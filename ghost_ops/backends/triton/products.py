@@ -20,6 +20,7 @@ from .maps import (
     product,
     product_columns,
     run_of,
+    run_of_image,
     store_partial,
 )
 from .norm import BatchNorm, NormVectors
@@ -29,18 +30,16 @@ MOST_SUMS = 4096  # values of a tile of which sums are kept, so that a processor
 
 @triton.jit
 def sampled_mean(
-    x, start, count, H, W, x_n, x_c, x_h, x_w, scale, columns_of_step, C, channels, wanted, PRECISION: tl.constexpr,
+    x, start, count, H, W, x_n, x_c, x_h, x_w, columns_of_step, C, channels, wanted, PRECISION: tl.constexpr,
     FLAT_IN: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The mean of a few of ``count`` pixels from ``start`` on, at equal distances, [BM]; see ``product``."""
     BP: tl.constexpr = max(2048 // BK, 16)  # so that a thread reads several channels
     lanes = tl.arange(0, BP) * count // BP  # [BP]
     at, places = in_batch(start, lanes, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)  # a scalar, [BP]
-    images = (start + lanes) // (H * W)  # [BP]
     z = product(
-        x + at, places, lanes >= 0, x_c, scale, images, x, columns_of_step, C, channels, wanted, PRECISION, True, BP,
-        BM, BK,
-    )  # fmt: skip
+        x + at, places, lanes >= 0, x_c, None, x, columns_of_step, C, channels, wanted, PRECISION, True, BP, BM, BK
+    )
     return tl.sum(z, axis=0) / BP
 
 
@@ -57,9 +56,10 @@ def product_kernel(
     BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
     COUNTERS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: groups of runs x blocks of M. y and ``partials`` (statistics of the convolution's result): either may be
-    None. ``join_``: see ``join_statistics_last``. COUNTERS: how many counters of later joins are set to zero where
-    ``cleared`` is 1; 0 where they are this kernel's."""
+    """Grid: groups of runs x blocks of M. y and ``partials`` (statistics of the convolution's result, without a
+    ``scale``): either may be None. Runs are of one image each where there is a ``scale``, [images, C], the factors of
+    x's channels. ``join_``: see ``join_statistics_last``. COUNTERS: how many counters of later joins are set to zero
+    where ``cleared`` is 1; 0 where they are this kernel's."""
     C, M = assume_multiple(C, UNIT_IN), assume_multiple(M, UNIT)
     x_n, x_h, x_w = assume_multiple_strides(x_n, x_h, x_w, UNIT_IN)
     y_n, y_h, y_w = assume_multiple_strides(y_n, y_h, y_w, UNIT)
@@ -83,22 +83,31 @@ def product_kernel(
     origin = tl.zeros((BM,), tl.float32)
     if (partials is not None) and ONE_STEP:
         origin = sampled_mean(
-            x, begin, here, H, W, x_n, x_c, x_h, x_w, scale, columns_of_step, C, channels, wanted, PRECISION, FLAT_IN,
-            WIDE, BM, BK,
+            x, begin, here, H, W, x_n, x_c, x_h, x_w, columns_of_step, C, channels, wanted, PRECISION, FLAT_IN, WIDE,
+            BM, BK,
         )  # fmt: skip
     first = tl.zeros((BP, BM), tl.float32)
     second = tl.zeros((BP, BM), tl.float32)
+    # With an excitation every run is of one image; where the first one begins:
+    runs = tl.cdiv(H * W, BP)
+    image = group * per_group // runs
+    of_image = (group * per_group - image * runs) * BP
     for t in range(per_group):
-        start, lanes, valid = run_of(group, per_group, t, PIXELS, BP)  # a scalar, [BP], [BP]
+        if scale is None:
+            excitation = None
+            start, lanes, valid = run_of(group, per_group, t, PIXELS, BP)  # a scalar, [BP], [BP]
+        else:
+            start, lanes, valid = run_of_image(image, of_image, PIXELS, H, W, BP)
+            excitation = scale + tl.where(start < PIXELS, image, 0).to(tl.int64) * C
+            of_image += BP
+            image += (of_image >= H * W).to(tl.int32)
+            of_image = tl.where(of_image >= H * W, 0, of_image)
         mask = valid[:, None] & wanted[None, :]  # [BP, BM]
         at, places = in_batch(start, lanes, H, W, x_n, x_h, x_w, FLAT_IN, WIDE)  # a scalar, [BP]
-        images = lanes
-        if scale is not None:
-            images = (start + lanes) // (H * W)  # [BP]
         # z: [BP, BM]
         z = product(
-            x + at, places, valid, x_c, scale, images, weight, columns_of_step, C, channels, wanted, PRECISION,
-            ONE_STEP, BP, BM, BK,
+            x + at, places, valid, x_c, excitation, weight, columns_of_step, C, channels, wanted, PRECISION, ONE_STEP,
+            BP, BM, BK,
         )  # fmt: skip
         if partials is not None:
             if (not ONE_STEP) and (t == 0):
@@ -156,7 +165,10 @@ def primary_product(
     """
     n, c, height, width = x.shape
     m, pixels = weight.shape[0], n * height * width
-    tile, per_group, groups = tiles.flat("product", x, m, c, None if norm is None else MOST_SUMS)
+    tile, per_group, groups = tiles.flat(
+        "product", x, m, c, None if norm is None else MOST_SUMS, of_images=scale is not None,
+        in_inference=primary is not NO_EPILOGUE,
+    )  # fmt: skip
     join, joined, cleared, counters = None, NO_STATISTICS, False, 0
     if norm is not None:
         join = joins.statistics(norm, pixels, groups, m, launch.cdiv(m, tile.channels), vectors)

@@ -1,14 +1,14 @@
 """``program`` on a device: its steps one after the other, Ghost modules and excitations by their own operators.
 
 The packed form is that of every processor (``ghost_ops/program/packing.py``). One gather turns it into folded weights
-on every call, so that nothing can be stale; only the gather's index, which depends on the steps only, is kept, as long
-as the packed form exists.
+of the input's dtype, which are kept as long as the packed form exists, and made again when it changes (``kept.py``).
+The gather's index, which depends on the steps only, is kept too: captured graphs read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from ...program import Depthwise, Excite, Folded, Ghost, Layer, Step, WeightForm
 from ...program.interpreter import ProgramInterpreter, Sizes
 from ...program.packing import unpack
 from ...program.training import MOST_FILTER
+from ..kept import KeptOf, apart
 from ..registry import CHEAP_KERNELS
 from ..tensor_cache import cached_with_tensor
 from .convolution import convolution
@@ -28,6 +29,8 @@ from .ghost_module import ghost_module
 from .lines import line_with_epilogue
 from .squeeze_excite import image_sums
 from .taps import as_taps
+
+ALIGNMENT = 16  # elements: at least 32 bytes, so that kernels read all weights several numbers at once
 
 
 def _is_line(step: Depthwise) -> bool:
@@ -47,28 +50,47 @@ class ProgramPlan:
 
     steps: list[Step]
     weights: WeightFormat
-    index: torch.Tensor  # where among the packed form's numbers the folded tensors are, one after the other
+    index: torch.Tensor  # where among the packed form's numbers those of the folded tensors are
     shapes: list[list[list[tuple[int, ...] | None]]]  # of the tensors of each layer of each step
-    sizes: list[int]  # of those that are there
+    places: list[int]  # where each of those that are there begins, in their order
 
 
 @cached_with_tensor()
 def _plan(packed: torch.Tensor, steps: tuple[int, ...], length: int, device: torch.device) -> ProgramPlan:
     """The plan of a program whose packed form is so long; the index is on the device."""
     decoded, weights = decode(steps), weights_of(steps)
-    folded = unpack(weights.places(length), decoded, weights)
-    shapes = [[[None if t is None else tuple(t.shape) for t in layer] for layer in layers] for layers in folded]
-    found = [t for layers in folded for layer in layers for t in layer if t is not None]
-    flat = [(t.permute(2, 3, 1, 0) if _by_taps(t.shape) else t).reshape(-1) for t in found]
-    index = torch.cat([torch.zeros(0), *flat])
-    return ProgramPlan(decoded, weights, index.to(torch.int32).to(device), shapes, [t.numel() for t in found])
+    shapes, places = [], []
+
+    def index() -> torch.Tensor:
+        pieces, end = [torch.zeros(0)], 0
+        for layers in unpack(weights.places(length), decoded, weights):
+            shapes.append([[None if t is None else tuple(t.shape) for t in layer] for layer in layers])
+            for t in (t for layer in layers for t in layer if t is not None):
+                piece = (t.permute(2, 3, 1, 0) if _by_taps(t.shape) else t).reshape(-1)
+                pieces.append(F.pad(piece, (0, -len(piece) % ALIGNMENT)))
+                places.append(end)
+                end += len(pieces[-1])
+        return torch.cat(pieces).to(torch.int32).to(device)
+
+    # Apart, since the plan is kept: a dry run computes nothing.
+    return ProgramPlan(decoded, weights, apart(device, index), shapes, places)
 
 
-def _folded(plan: ProgramPlan, packed: torch.Tensor, dtype: torch.dtype) -> Iterator[list[Folded]]:
-    flat = plan.weights.numbers(packed).index_select(0, plan.index).to(dtype)
-    pieces = iter(flat.split(plan.sizes))
-    for layers in plan.shapes:
-        yield [Folded(*(None if s is None else _shaped(next(pieces), s) for s in shapes)) for shapes in layers]
+def _gathered(packed: torch.Tensor, steps: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """All folded tensors of the steps, one after the other."""
+    plan = _plan(packed, steps, packed.numel(), packed.device)
+    return plan.weights.numbers(packed).index_select(0, plan.index).to(dtype)
+
+
+def _layers(packed: torch.Tensor, flat: torch.Tensor, steps: tuple[int, ...], dtype: torch.dtype) -> list[list[Folded]]:
+    """The layers of each step, views of what was gathered."""
+    plan = _plan(packed, steps, packed.numel(), packed.device)
+    places = iter(plan.places)
+
+    def of(shape: tuple[int, ...] | None) -> torch.Tensor | None:
+        return None if shape is None else _shaped(flat.narrow(0, next(places), prod(shape)), shape)
+
+    return [[Folded(*map(of, shapes)) for shapes in layers] for layers in plan.shapes]
 
 
 def _by_taps(shape: tuple[int, ...]) -> bool:
@@ -82,6 +104,9 @@ def _shaped(piece: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return piece if len(shape) == 1 else piece.view(shape)
 
 
+_folded = KeptOf(_gathered, _layers)
+
+
 def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Tensor:
     """The program's result on x, N x C x H x W of float32, float16 or bfloat16, from packed parameters."""
     return only_result(program_maps(x, packed, steps))
@@ -89,8 +114,9 @@ def program(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> torch.Te
 
 def program_maps(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> list[torch.Tensor]:
     """The same for a program that may return several maps."""
-    plan = _plan(packed, tuple(steps), packed.numel(), packed.device)
-    return TritonInterpreter(x).run_steps(plan.steps, _folded(plan, packed, x.dtype))
+    code = tuple(steps)
+    plan = _plan(packed, code, packed.numel(), packed.device)
+    return TritonInterpreter(x).run_steps(plan.steps, _folded(packed, code, x.dtype))
 
 
 class TritonInterpreter(ProgramInterpreter):

@@ -9,7 +9,6 @@ block.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from .launch import cdiv, is_wide
 
 KERNELS = ("product", "product_gradient", "module", "stencil", "stencil_gradient", "weight_gradient")
 LEAST = 16  # elements of every side of a product
+LEAST_MADE = 8  # channels that a row makes which is a product: tensor cores take so few
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
 PROCESSORS = {"sm_80": 108, "sm_89": 142, "sm_90": 132, "sm_100": 148}  # where none is there to be asked
 WAVES = 4  # see ``runs``
@@ -33,6 +33,7 @@ LEAST_ROWS = 4  # rows of a strip: the rows around it are read twice
 LANES = 32  # of a flat tile: those of a warp, which exchange values without shared memory
 FEWER_VALUES = 1.2  # how much more it costs that a thread has fewer values than it has registers for
 MOST_VECTORS = 16  # of a column of a flat tile: wider blocks of channels are joined for longer
+VALUES_OF_STEPS = 64  # of a thread, in products of several steps
 REGISTERS = 100  # registers of a thread for weights
 _overrides: dict[str, dict] = {}
 _assumed: str | None = None
@@ -241,11 +242,12 @@ def strips(
 
 
 def products_of_strips(kernel: str, x: torch.Tensor, channels: int) -> Strips:
-    """The strips of a kernel whose rows are products: their sides are at least ``LEAST``, and there are few blocks,
-    since each reads all of the input."""
+    """The strips of a kernel whose rows are products: there are few blocks, since each reads all of the input, and at
+    least ``LEAST`` columns of at least ``LEAST_MADE`` channels."""
     tile = lookup(kernel, shape_class(x), x.device)
     images, (height, width) = x.shape[0], x.shape[2:]
-    block = min((16, 32, 64), key=lambda b: cdiv(channels, b) * (b + 16) if b <= tile.channels else math.inf)
+    sizes = [b for b in (LEAST_MADE, 16, 32, 64) if b <= max(tile.channels, LEAST_MADE)]
+    block = min(sizes, key=lambda b: cdiv(channels, b) * (b + 16))
     columns = max(min(1 << (width - 1).bit_length(), tile.columns, 32 * tile.values * tile.warps // block), LEAST)
     across = cdiv(width, columns)
     per_split = rows_of_strips(height, images * across * cdiv(channels, block))
@@ -258,33 +260,55 @@ def rows(groups: int) -> int:
     return min(1 << (max(groups, 1) - 1).bit_length(), 1024)
 
 
-def runs(tile: Tile, x: torch.Tensor, programs: int = 1, waves: int = 1) -> tuple[int, int]:
+def runs(tile: Tile, x: torch.Tensor, programs: int = 1, waves: int = 1, of_images: bool = False) -> tuple[int, int]:
     """Number of tiles of a group, and of groups, for a kernel that numbers pixels through all images.
 
     The device holds all programs at once where there is work for that: each reads its coefficients and joins its sums
     once, and there are few partial sums. ``programs``: of a group, each with its own channels. ``waves``: how many
-    times what the device holds, for programs that gain nothing from a second tile.
+    times what the device holds, for programs that gain nothing from a second tile. ``of_images``: tiles are of one
+    image each.
     """
-    count = cdiv(x.shape[0] * x.shape[2] * x.shape[3], tile.pixels)
+    images, _, height, width = x.shape
+    count = images * cdiv(height * width, tile.pixels) if of_images else cdiv(images * height * width, tile.pixels)
     wanted = max(waves * processors(x.device) * tile.resident // programs, 1)
     per_group = cdiv(count, wanted) if count >= 2 * wanted else 1
     return per_group, cdiv(count, per_group)
 
 
-def flat(kernel: str, x: torch.Tensor, channels: int, depth: int, values: int | None = None) -> tuple[Tile, int, int]:
+def _larger(tile: Tile, x: torch.Tensor, channels: int, of_images: bool) -> Tile:
+    """The tile of products of several steps, or with a weight of each image's own: twice the channels, and then all
+    pixels of an image, where a thread's registers allow it, so that neither is read again for the other."""
+    most = VALUES_OF_STEPS * LANES * tile.warps
+    width = tile.channels * (2 if channels > tile.channels else 1)
+    if x.dtype == torch.float32 or tile.pixels * width > most:
+        return tile
+    height = tile.pixels
+    if of_images:
+        height = max(min(side(x.shape[2] * x.shape[3], most // side(channels, width)), 2 * height), height)
+    return replace(tile, channels=width, pixels=height)
+
+
+def flat(
+    kernel: str, x: torch.Tensor, channels: int, depth: int, values: int | None = None, of_images: bool = False,
+    in_inference: bool = False,
+) -> tuple[Tile, int, int]:  # fmt: skip
     """The tile of such a kernel whose programs of a group have a block of ``channels`` each, and its ``runs``.
 
     Args:
         depth: channels over which the products run. Where these are one step, the steps of a program's tiles overlap.
         values: most pixels times channels of a tile then, where sums are kept from tile to tile.
+        of_images: tiles are of one image each.
+        in_inference: take larger tiles for several steps. A training step has them too seldom for a kernel more.
     """
     tile = lookup(kernel, shape_class(x), x.device)
-    block, most = side(channels, tile.channels), tile.pixels
     one_step = depth <= max(tile.depth, tile.one_step)
+    if of_images or (in_inference and not one_step):
+        tile = _larger(tile, x, channels, of_images)
+    block, most = side(channels, tile.channels), tile.pixels
     deep = side(depth, 2 * depth) if one_step else tile.depth
     if one_step:  # no more of the input at once than the table says
         most = min(most, tile.pixels * tile.depth // deep)
         most = most if values is None else min(most, values // block)
-    pixels = side(max(x.shape[0] * x.shape[2] * x.shape[3], 1), most)
+    pixels = side(max((1 if of_images else x.shape[0]) * x.shape[2] * x.shape[3], 1), most)
     tile = replace(tile, pixels=pixels, channels=block, depth=deep)
-    return tile, *runs(tile, x, cdiv(channels, block), 1 if one_step else WAVES)
+    return tile, *runs(tile, x, cdiv(channels, block), 1 if one_step else WAVES, of_images)

@@ -57,6 +57,8 @@ def freeze(
     - ``next(net.parameters())`` gives device and dtype, as of any net; none needs a gradient.
     - A moving average (EMA) is updated in the plain net, which is frozen again when it is to be used.
     - ``state_dict`` has the keys of the plain net and the packed weights; it loads into a net that was frozen alike.
+    - On a CUDA device what kernels read is made of the packed weights once, and again when these are changed in place
+      or replaced; not when they are written past PyTorch's counter of versions, as through ``.data``.
     - :func:`thaw` gives the plain net back, to be trained, changed and frozen again.
 
     It can be saved with ``torch.save``, copied, exported with ``torch.export``, packed with AOTInductor and compiled;

@@ -118,7 +118,7 @@ def test_depthwise_convolution_and_batch_norm(seed):
 def test_layers_of_an_excitation(n, c, r, splits, dtype, monkeypatch):
     """Sums of several splits, several blocks of images and shares of channels, more hidden channels than fit."""
     monkeypatch.setattr(excite, "PROGRAMS", 3)
-    monkeypatch.setattr(excite, "MOST_STEP", 16)
+    monkeypatch.setattr(excite, "LEAST_STEP", 16)
     act, gate = activation.ACTIVATIONS.index("silu"), activation.GATES.index("sigmoid")
     sums, per_value = torch.randn(splits, n, c), 0.25
     layers = [torch.randn(r, c) / c**0.5, torch.randn(r), torch.randn(c, r).to(dtype) / r**0.5, None]

@@ -38,12 +38,13 @@ class Call:
 @dataclass(frozen=True, eq=False)
 class Calls:
     """All of a program, its steps, and of every number in the kernels' two buffers its place among the packed form's
-    ``numbers`` (-1: zero)."""
+    ``numbers`` (-1: zero). No bottleneck begins at the steps ``apart``."""
 
     steps: tuple[Step, ...]
     calls: tuple[Call, ...]
     index: torch.Tensor
     matrices: int
+    apart: frozenset[int]
 
 
 def _dies(slot: int, later: list[Step]) -> bool:
@@ -162,4 +163,4 @@ def calls_of(
     folded = unpack(weights.places(length, 1), decoded, weights, WITH_SLOPES)
     calls, w = build_calls(decoded, folded, half, apart)
     index, matrices = w.index()
-    return Calls(tuple(decoded), tuple(calls), index.to(device), matrices)
+    return Calls(tuple(decoded), tuple(calls), index.to(device), matrices, apart)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from ...activations import activate
 from ...program import Folded, Ghost, Layer, MapStep, only_result, weights_of
 from ...program.interpreter import ProgramInterpreter
+from ..kept import KeptOf
 from ..layout import memory_format
 from ..tensor_cache import cached_with_tensor
 from . import launch, plan
@@ -39,11 +40,30 @@ def program_maps(x: torch.Tensor, packed: torch.Tensor, steps: list[int]) -> lis
     if calls is None:
         return elsewhere("program_maps", x, packed, steps)
     last = x.contiguous(memory_format=torch.channels_last)
-    floats = weights_of(code).numbers(packed).float().contiguous()
-    buffers = launch.gather(floats, calls.index, calls.matrices, last)
-    results = CudaInterpreter(last, *buffers).run_calls(calls)
+    results = CudaInterpreter(last, *_buffers(packed, code, x.dtype, calls.apart)).run_calls(calls)
     formats = (memory_format(x) if result.dim() == 4 else torch.contiguous_format for result in results)
     return [result.contiguous(memory_format=layout) for result, layout in zip(results, formats)]
+
+
+def _gathered(
+    packed: torch.Tensor, code: tuple[int, ...], dtype: torch.dtype, apart: frozenset[int]
+) -> torch.Tensor:  # fmt: skip
+    """Matrices in the dtype of maps and vectors in float32, as bytes one after the other."""
+    calls = calls_of(packed, code, packed.numel(), dtype != torch.float32, packed.device, apart)
+    floats = weights_of(code).numbers(packed).float().contiguous()
+    both = launch.gather(floats, calls.index, calls.matrices, floats.new_empty(0, dtype=dtype))
+    return torch.cat([buffer.view(torch.uint8) for buffer in both])
+
+
+def _split(
+    packed: torch.Tensor, made: torch.Tensor, code: tuple[int, ...], dtype: torch.dtype, apart: frozenset[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    calls = calls_of(packed, code, packed.numel(), dtype != torch.float32, packed.device, apart)
+    end = calls.matrices * dtype.itemsize
+    return made[:end].view(dtype), made[end:].view(torch.float32)
+
+
+_buffers = KeptOf(_gathered, _split)
 
 
 @cached_with_tensor(size=256)

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(__file__).with_name("cuda.json")
 KERNEL = "strip_kernel"
 RESULTS = {  # that a thread has of an item: two lanes of 4 x 4 pixels, or 32 pixels x 32 lanes of a warp
-    "product_stage": 32, "depthwise_3_1": 32, "depthwise_3_2": 32, "depthwise_5_1": 32, "depthwise_5_2": 32,
-    "load_stage": 8, "store_stage": 8, "scale_stage": 8, "activate_stage": 2,
+    "product_stage": 32, "product_tall": 32, "depthwise_3_1": 32, "depthwise_3_2": 32, "depthwise_5_1": 32,
+    "depthwise_5_2": 32, "load_stage": 8, "store_stage": 8, "scale_stage": 8, "activate_stage": 2,
 }  # fmt: skip
 IDEAL = {"depthwise_3_1": 14.3, "depthwise_3_2": 19.8, "depthwise_5_2": 41.8}
 """Instructions a result of compiled prototypes of these stages alone, for fixed sizes."""

@@ -17,7 +17,8 @@ using T = GHOST_DTYPE;
     call;                                                                                              \
   }
 
-GHOST_STAGE_ALONE(product_stage, product(w, g))
+GHOST_STAGE_ALONE(product_stage, (product_of<kWideTile, 4>(w, g)))
+GHOST_STAGE_ALONE(product_tall, (product_of<kTallTile, 2>(w, g)))
 GHOST_STAGE_ALONE(depthwise_3_1, (depthwise_stage<3, 1, 4>(w, g)))
 GHOST_STAGE_ALONE(depthwise_3_2, (depthwise_stage<3, 2, 4>(w, g)))
 GHOST_STAGE_ALONE(depthwise_5_1, (depthwise_stage<5, 1, kRowsOfFive<T>>(w, g)))

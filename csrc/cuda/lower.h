@@ -105,7 +105,10 @@ class Lowering {
   /// `lanes` outputs of a weight that has `all`; a chunk takes the next ones.
   void product(int in, int out, int depth, const Conv& conv, int lanes, int all, int step, bool once = false) {
     Stage& g = stage(Kind::product, in, out, lanes_of(lanes));
-    g.items = divisor(cdiv(g.lanes / kColumns, kTileColumns)), g.depth = cdiv(depth, kDepth);
+    const int tiles = g.lanes / kColumns;
+    // A tall one costs a fifth more, and has not half of its outputs empty where there are few.
+    g.kernel = 6 * cdiv(tiles, 2) < 5 * 2 * cdiv(tiles, 4) ? kTallTile : kWideTile;
+    g.items = divisor(cdiv(tiles, 8 / g.kernel)), g.depth = cdiv(depth, kDepth);
     g.weight = conv.weight, g.apart = lanes_of(all) / kColumns * kWeightTile;
     g.weight_step = step / kColumns * kWeightTile;
     finish(g, conv, 0, step, once);

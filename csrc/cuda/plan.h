@@ -29,6 +29,7 @@ constexpr int kMostThreads = 512;  // of a processor: each has 128 registers
 constexpr int kThreads[] = {128, 256, 512};
 // Instructions of an item of a stage, in float16 on sm_90: benchmarks/static_model/cuda.json.
 constexpr double kProduct = 254, kProductDepth = 27;  // of 32 pixels x 32 lanes; of 16 inputs more
+constexpr double kProductTall = 305;                  // of 64 pixels x 16 lanes
 constexpr double kDepthwise31 = 585, kDepthwise32 = 765, kDepthwise51 = 1222,
                  kDepthwise52 = 1459;                                   // 2 lanes, 4 x 4 pixels
 constexpr double kLoad = 46, kStore = 63, kScale = 63, kActivate = 64;  // 16 bytes; two lanes
@@ -47,8 +48,9 @@ inline double instructions(const Launch& l, const Stage& g, int element) {
   const auto by_thread = [&](double items, double each) { return std::ceil(items / 32) * each; };
   switch (g.kind) {
     case Kind::product: {
-      const double items = std::ceil(pixels / (kRows * kTileRows)) * g.items.value;
-      return items * (g.depth * (element == 2 ? kProductDepth : 700) + kProduct);
+      const double items = std::ceil(pixels / (kRows * g.kernel)) * g.items.value;
+      return items *
+             (g.depth * (element == 2 ? kProductDepth : 700) + (g.kernel == kTallTile ? kProductTall : kProduct));
     }
     case Kind::depthwise: {
       const double pairs = g.lanes / 2;

@@ -16,58 +16,60 @@ struct FourHalves {
   uint32_t bits[2];
 };
 
-using Sums = float[kTileRows][kTileColumns][4];
+template <int R, int C>
+using Sums = float[R][C][4];
 
 /// sums += pixels by tiles of outputs, in half precision. `a`: bytes from `map` to what a lane reads of each tile of
 /// pixels (ldmatrix); `weight` has `apart` elements from 16 inputs to the next, and `count` tiles.
-template <class T>
-GHOST_DEVICE void accumulate(Sums& sums, const unsigned char* map, const int (&a)[kTileRows], const T* weight,
-                             int apart, int depth, int count) {
+template <int R, int C, class T>
+GHOST_DEVICE void accumulate(Sums<R, C>& sums, const unsigned char* map, const int (&a)[R], const T* weight, int apart,
+                             int depth, int count) {
   weight += lane() * 4;
-  FourHalves next[kTileColumns]{};
+  FourHalves next[C]{};
 #pragma unroll
-  for (int j = 0; j < kTileColumns; j++)
+  for (int j = 0; j < C; j++)
     if (j < count) next[j] = constant(reinterpret_cast<const FourHalves*>(weight + j * kWeightTile));
 #pragma unroll 1
   for (int k = 0; k < depth; k++, map += kDepth * 2) {
-    FourHalves b[kTileColumns];
+    FourHalves b[C];
 #pragma unroll
-    for (int j = 0; j < kTileColumns; j++) b[j] = next[j];
+    for (int j = 0; j < C; j++) b[j] = next[j];
     if (k + 1 < depth) {  // loaded while the product of these is made
       weight += apart;
 #pragma unroll
-      for (int j = 0; j < kTileColumns; j++)
+      for (int j = 0; j < C; j++)
         if (j < count) next[j] = constant(reinterpret_cast<const FourHalves*>(weight + j * kWeightTile));
     }
-    uint32_t fragments[kTileRows][4];
+    uint32_t fragments[R][4];
 #pragma unroll
-    for (int i = 0; i < kTileRows; i++) load_matrices(fragments[i], map + a[i]);
+    for (int i = 0; i < R; i++) load_matrices(fragments[i], map + a[i]);
 #pragma unroll
-    for (int i = 0; i < kTileRows; i++)
+    for (int i = 0; i < R; i++)
 #pragma unroll
-      for (int j = 0; j < kTileColumns; j++) multiply_add(T{}, sums[i][j], fragments[i], b[j].bits);
+      for (int j = 0; j < C; j++) multiply_add(T{}, sums[i][j], fragments[i], b[j].bits);
   }
 }
 
 /// The same in float32; `a`: to the two pixels whose results a lane has.
-GHOST_DEVICE void accumulate(Sums& sums, const unsigned char* map, const int (&a)[kTileRows][2], const float* weight,
+template <int R, int C>
+GHOST_DEVICE void accumulate(Sums<R, C>& sums, const unsigned char* map, const int (&a)[R][2], const float* weight,
                              int apart, int depth, int count) {
   weight += fragment_column();
 #pragma unroll 1
   for (int k = 0; k < depth; k++, weight += apart, map += kDepth * 4) {
 #pragma unroll 1
     for (int d = 0; d < kDepth; d++) {
-      Pair<float> b[kTileColumns];
+      Pair<float> b[C];
 #pragma unroll
-      for (int j = 0; j < kTileColumns; j++)
+      for (int j = 0; j < C; j++)
         if (j < count) b[j] = constant(reinterpret_cast<const Pair<float>*>(weight + j * kWeightTile + d * kColumns));
 #pragma unroll
-      for (int i = 0; i < kTileRows; i++) {
+      for (int i = 0; i < R; i++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           const float left = *reinterpret_cast<const float*>(map + a[i][half] + d * 4);
 #pragma unroll
-          for (int j = 0; j < kTileColumns; j++) {
+          for (int j = 0; j < C; j++) {
             if (j >= count) continue;
             sums[i][j][2 * half] = add_product(left, b[j].first, sums[i][j][2 * half]);
             sums[i][j][2 * half + 1] = add_product(left, b[j].second, sums[i][j][2 * half + 1]);
@@ -78,13 +80,14 @@ GHOST_DEVICE void accumulate(Sums& sums, const unsigned char* map, const int (&a
   }
 }
 
-template <class T>
-GHOST_DEVICE void product(const Work<T>& w, const Stage& g) {
+/// R x C tiles of 16 pixels x 8 outputs at once.
+template <int R, int C, class T>
+GHOST_DEVICE void product_of(const Work<T>& w, const Stage& g) {
   const Map &in = w.map(g.in), &out = w.map(g.out);
   const Rows rows = w.rows(out);
   const Pixels<T> from(w, g.in, rows, g.out), to(w, g.out, rows, g.out);
   const int tiles = g.lanes / kColumns, count = from.count();
-  const int items = cdiv(count, kRows * kTileRows) * g.items.value;
+  const int items = cdiv(count, kRows * R) * g.items.value;
   const T* const weights = w.a.matrices + g.weight + layer_of_blocks() * g.weight_step;
   const float* const biases = w.a.vectors + g.bias + layer_of_blocks() * g.lane_step + fragment_column();
   const unsigned char* const map = w.at(in, g.in_lane);
@@ -92,32 +95,31 @@ GHOST_DEVICE void product(const Work<T>& w, const Stage& g) {
   const Bounds<T> bounds(g.low, g.high);
 #pragma unroll 1
   for (int item = warp(); item < items; item += warps()) {
-    const int m = divide(item, g.items), tile = (item - m * g.items.value) * kTileColumns,
-              first = m * kRows * kTileRows;
-    const int there = least(tiles - tile, kTileColumns);
+    const int m = divide(item, g.items), tile = (item - m * g.items.value) * C, first = m * kRows * R;
+    const int there = least(tiles - tile, C);
     // Pixels past the last repeat it: their results mean nothing, and are not written.
-    Sums sums;
+    Sums<R, C> sums;
 #pragma unroll
-    for (int j = 0; j < kTileColumns; j++) {
+    for (int j = 0; j < C; j++) {
       Pair<float> bias{};
       if (j < there) bias = constant(reinterpret_cast<const Pair<float>*>(biases + (tile + j) * kColumns));
 #pragma unroll
-      for (int i = 0; i < kTileRows; i++) {
+      for (int i = 0; i < R; i++) {
         sums[i][j][0] = sums[i][j][2] = bias.first;
         sums[i][j][1] = sums[i][j][3] = bias.second;
       }
     }
     const T* const weight = weights + tile * kWeightTile;
     if constexpr (sizeof(T) == 2) {
-      int a[kTileRows];
+      int a[R];
 #pragma unroll
-      for (int i = 0; i < kTileRows; i++)
+      for (int i = 0; i < R; i++)
         a[i] = from.at(least(first + kRows * i + (lane() & 15), count - 1)) + (lane() >> 4) * 16;
       accumulate(sums, map, a, weight, g.apart, g.depth, there);
     } else {
-      int pairs[kTileRows][2];
+      int pairs[R][2];
 #pragma unroll
-      for (int i = 0; i < kTileRows; i++)
+      for (int i = 0; i < R; i++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
           pairs[i][half] = from.at(least(first + kRows * i + fragment_row(half), count - 1));
@@ -125,14 +127,14 @@ GHOST_DEVICE void product(const Work<T>& w, const Stage& g) {
     }
     const auto store = [&](const auto& each) {
 #pragma unroll
-      for (int i = 0; i < kTileRows; i++) {
+      for (int i = 0; i < R; i++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           const int p = first + kRows * i + fragment_row(half);
           const bool is_there = p < count;
           const int place = to.at(is_there ? p : first) + tile * kColumns * int{sizeof(T)};
 #pragma unroll
-          for (int j = 0; j < kTileColumns; j++) {
+          for (int j = 0; j < C; j++) {
             const auto value = each(sums[i][j][2 * half], sums[i][j][2 * half + 1]);
             if (is_there && j < there)
               put(reinterpret_cast<Pair<T>*>(result + place + j * kColumns * int{sizeof(T)}), value);
@@ -147,6 +149,12 @@ GHOST_DEVICE void product(const Work<T>& w, const Stage& g) {
     else
       store([](float first, float second) { return plain_pair<T>(first, second); });
   }
+}
+
+template <class T>
+GHOST_DEVICE void product(const Work<T>& w, const Stage& g) {
+  if (g.kernel == kTallTile) return product_of<4, 2>(w, g);
+  product_of<2, 4>(w, g);
 }
 
 }  // namespace ghost::cuda

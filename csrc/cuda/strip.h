@@ -61,10 +61,10 @@ struct Stage {
   Kind kind;
   int32_t in, out;  // maps
   int32_t in_lane, out_lane, lanes;
-  Divisor items;  // lanes as the stage takes them: pairs, vectors, or groups of a product's tiles
-  int32_t unit;   // of load, scale and store: bytes at a time that tensors and lanes allow
-  int32_t depth;  // of a product: steps of 16 inputs
-  int32_t kernel, stride;
+  Divisor items;           // lanes as the stage takes them: pairs, vectors, or groups of a product's tiles
+  int32_t unit;            // of load, scale and store: bytes at a time that tensors and lanes allow
+  int32_t depth;           // of a product: steps of 16 inputs
+  int32_t kernel, stride;  // of a product: the kind of tile
   int32_t weight, bias, slopes, act;
   int32_t apart;              // elements of a weight from 16 inputs to the next
   int32_t parameter;          // of depthwise: the lane of its first parameters
@@ -105,7 +105,7 @@ struct Columns {
   Divisor count, groups;  // groups: of kGroup columns, which a thread computes at once
 };
 constexpr int kGroup = 4;
-constexpr int kTileRows = 2, kTileColumns = 4;  // tiles of 16 pixels x 8 outputs of a product that a warp has at once
+constexpr int kWideTile = 2, kTallTile = 4;  // tiles of 16 pixels that a warp has of a product, by 4 or 2 of 8 outputs
 constexpr float kNoBound = __builtin_huge_valf();
 
 GHOST_HOST_DEVICE Columns columns_of(const Map& map, int begin, int end) {

@@ -59,7 +59,7 @@ def test_a_worse_count_is_an_error(name):
 
 def test_predicted_times():
     """Of GhostNet-100's sixteen bottlenecks on an H200, in float16: predictions, not measurements."""
-    for batch, most, launches in ((256, 1.85e-3, 32), (1, 1.6e-4, 25)):
+    for batch, most, launches in ((256, 1.75e-3, 32), (1, 1.6e-4, 25)):
         plans = [p for _, p in bottlenecks(batch)]
         assert len(plans) == 16
         assert sum(one.cycles for p in plans for one in p.launches) / 1.98e9 <= most

@@ -41,6 +41,7 @@ X86_64_V4 = [*X86_64_V3, *"-mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl
 
 
 CUDA_ARCHITECTURES = "8.0 9.0 10.0 12.0"  # code for 8.0 runs on 8.6 and 8.9 too, and so on
+LEAST_CUDA = (12, 1)  # since then a kernel may have more than 4096 bytes of parameters
 CUDA_DTYPES = "float32", "float16", "bfloat16"  # csrc/cuda/kernels.cu is compiled for each
 CUDA = "-O3 -std=c++17 -Icsrc -Ighost_ops -Xcompiler -fPIC,-fvisibility=hidden,-Wall".split()
 
@@ -119,6 +120,11 @@ def nvcc() -> list[str]:
     if probe.returncode:
         said = (probe.stderr.strip() or "it does not run").splitlines()
         raise Unable(f"{found} does not work with the C++ compiler: {said[-1]}")
+    said = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    if release and tuple(map(int, release.groups())) < LEAST_CUDA:
+        needed = ".".join(map(str, LEAST_CUDA))
+        raise Unable(f"{found} is of CUDA {'.'.join(release.groups())}, and the kernels need {needed} or newer")
     return [found, *host]
 
 

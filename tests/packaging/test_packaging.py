@@ -160,7 +160,7 @@ def test_cuda_library_brings_its_runtime_and_shows_nothing_else(wheel):
     assert library.stat().st_size <= 2.5e6, "larger than it was made to be"
 
 
-def test_the_build_says_what_it_makes_for_cuda(checkout, compiler):
+def test_the_build_says_what_it_makes_for_cuda(checkout, compiler, tmp_path):
     """Without running a compiler: what setup.py decides, and what it refuses."""
     script = """if True:
         import sys
@@ -177,6 +177,11 @@ def test_the_build_says_what_it_makes_for_cuda(checkout, compiler):
         decide(CUDA_HOME="/nowhere", GHOST_OPS_CUDA="1")
     with pytest.raises(AssertionError, match="GHOST_OPS_CUDA=1, and all compiled kernels are left out"):
         decide(GHOST_OPS_NATIVE="0", GHOST_OPS_CUDA="1")
+    old = tmp_path / "bin" / "nvcc"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\necho Cuda compilation tools, release 11.8, V11.8.89\n")
+    old.chmod(0o755)
+    assert decide(CUDA_HOME=str(tmp_path)) == f"{old} is of CUDA 11.8, and the kernels need 12.1 or newer"
     if NVCC is None:
         pytest.skip("nvcc was not found")
     assert decide(TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX") == "sm_80 sm_90 compute_90"

@@ -26,7 +26,7 @@ RESULTS = {  # that a thread has of an item: two lanes of 4 x 4 pixels, or 32 pi
     "depthwise_5_2": 32, "load_stage": 8, "store_stage": 8, "scale_stage": 8, "activate_stage": 2,
 }  # fmt: skip
 IDEAL = {"depthwise_3_1": 14.3, "depthwise_3_2": 19.8, "depthwise_5_2": 41.8}
-"""Instructions a result of compiled prototypes of these stages alone, for fixed sizes."""
+"""Instructions that prototypes of these stages, compiled for fixed sizes, have for each result."""
 MOST = 1.3
 """How many times as many a stage may have."""
 

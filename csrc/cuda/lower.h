@@ -14,7 +14,7 @@ enum class Piece : int32_t {
   whole,    // all of it
   expand,   // the expanded map, with the sums of its lanes where there is an excitation
   excite,   // the excitation of images from these sums
-  project,  // the second Ghost module and the shortcut, from the expanded map; or a module alone
+  project,  // the second Ghost module and the shortcut, from the expanded map; or a single Ghost module
 };
 
 /// The sizes that a planner chooses.
@@ -22,7 +22,7 @@ struct Choice {
   int band, strip, step, chunks, threads;
 };
 
-/// What a call of a module alone has, and whether an excitation is computed by the launch that multiplies by it.
+/// What a call of a single Ghost module has, and whether an excitation is computed by the launch that multiplies by it.
 struct Extras {
   bool scale, residual, squeeze, excite;
   int sums;  // parts of an image whose sums there are

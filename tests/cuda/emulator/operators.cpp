@@ -7,11 +7,11 @@
 namespace ghost::cuda {
 
 namespace {
-int order = 0, launched_kernels = 0;
+int order = 0;
 }  // namespace
 
 template <class T>
-constexpr Kernels kEmulated = {[](const Call& c) { return launched_kernels++, run<T>(c, order); },
+constexpr Kernels kEmulated = {[](const Call& c) { return run<T>(c, order); },
                                [](const Means& m) { return run<T>(m, order); },
                                [](const Gather& g) { return run<T>(g, order); }, nullptr};
 const Kernels kernels_float32 = kEmulated<float>, kernels_float16 = kEmulated<float16>,
@@ -35,9 +35,6 @@ AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**) { return 0; }
 
 /// The order of threads: 0 forward, 1 backward, then seeds of random ones.
 GHOST_EMULATOR_API void ghost_emulated_set_order(int to) { ghost::cuda::order = to; }
-
-/// How many launches of the strip kernel there were.
-GHOST_EMULATOR_API int ghost_emulated_launches() { return ghost::cuda::launched_kernels; }
 
 /// Leaves out the barrier in this line of this file; a line of 0: none.
 GHOST_EMULATOR_API void ghost_emulated_leave_out(const char* file, int line) {

@@ -108,7 +108,7 @@ def main(
         if cuda.nvcc() is None:
             click.echo("nvcc was not found: cuda.json is as it was")
         else:
-            cuda.FILE.write_text(json.dumps(cuda.write(), indent=1) + "\n")
+            cuda.FILE.write_text(json.dumps(cuda.measure(), indent=1) + "\n")
         new = budgets.write(budgets.load())
         budgets.FILE.write_text(json.dumps(new, indent=1) + "\n")
         return click.echo("\n".join(budgets.unreasoned(new)))

@@ -100,9 +100,6 @@ def load() -> dict:
     return json.loads(FILE.read_text())
 
 
-write = measure
-
-
 def complaints(now: dict[str, int], known: dict[str, int]) -> list[str]:
     """Counts that are worse than what is known, and ones that are so much better that they should be written down."""
     found = []

@@ -39,14 +39,7 @@ const char* run_strip(const Call& call) {
         cudaFuncSetAttribute(strip_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, call.most_shared);
     if (error != cudaSuccess) return text(error);
   }
-  const Arguments<T> a{{static_cast<const T*>(call.inputs[0]), static_cast<const T*>(call.inputs[1])},
-                       static_cast<T*>(call.out),
-                       static_cast<const T*>(call.residual),
-                       static_cast<const T*>(call.scale),
-                       static_cast<const T*>(call.matrices),
-                       call.vectors,
-                       call.sums,
-                       call.images};
+  const Arguments<T> a = arguments_of<T>(call);
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;

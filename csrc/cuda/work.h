@@ -1,5 +1,6 @@
 // What a thread block knows while it works: its part, the rows of this step, and where pixels of a map are.
 #pragma once
+#include "launch.h"
 #include "pairs.h"
 
 namespace ghost::cuda {
@@ -15,6 +16,20 @@ struct Arguments {
   float* sums;           // images x parts x lanes
   int64_t images;
 };
+
+/// The pointers of a call, with their type.
+template <class T>
+Arguments<T> arguments_of(const Call& c) {
+  const auto typed = [](const void* p) { return static_cast<const T*>(p); };
+  return {{typed(c.inputs[0]), typed(c.inputs[1])},
+          static_cast<T*>(c.out),
+          typed(c.residual),
+          typed(c.scale),
+          typed(c.matrices),
+          c.vectors,
+          c.sums,
+          c.images};
+}
 
 struct Rows {
   int begin, end;

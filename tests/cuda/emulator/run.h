@@ -15,14 +15,7 @@ const char* in_order(int order, int64_t blocks, int64_t rows, int64_t layers, in
 template <class T>
 const char* run(const Call& c, int order) {
   const Launch& l = c.launch;
-  const Arguments<T> a{{static_cast<const T*>(c.inputs[0]), static_cast<const T*>(c.inputs[1])},
-                       static_cast<T*>(c.out),
-                       static_cast<const T*>(c.residual),
-                       static_cast<const T*>(c.scale),
-                       static_cast<const T*>(c.matrices),
-                       c.vectors,
-                       c.sums,
-                       c.images};
+  const Arguments<T> a = arguments_of<T>(c);
   return in_order(order, l.places(), l.grid, l.chunks, l.threads, l.shared, [&](unsigned char* shared) { strip(l, a, shared); });
 }
 

@@ -76,7 +76,7 @@ def _openvino(channels_last: bool, precision: str = "f32") -> Callable[..., Buil
             raise Unavailable("OpenVINO has no bfloat16 on this processor")
         x = x.contiguous()
         with torch.no_grad():
-            shown = module(x[:1])
+            shown = module(x)  # the whole of it: what a net remembers of a shape must not change while it is traced
         is_map = isinstance(shown, torch.Tensor) and shown.dim() == 4
         with _quiet():
             model = ov.convert_model(module, example_input=x, input=[list(x.shape)])

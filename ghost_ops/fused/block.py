@@ -64,8 +64,6 @@ class Block:
         behaviour: the class that comes before a module's own; ``register_block`` makes it.
         has_program: whether a module in eval may be one operator call.
         infers_as_program: whether its steps are to be run in eval, where ``lower_module`` is defined.
-        freezes_as_program: whether its steps are to be run in a frozen net though not in eval, since they hold what is
-            computed of the parameters.
         trains_as_program: whether its steps are what it computes in training too, over batch statistics.
         is_layer: whether it is only looked for outside of other blocks, as it is not worth a program in inference or a
             CUDA graph of its own.
@@ -87,7 +85,6 @@ class Block:
     behaviour: ClassVar[type]
     has_program: ClassVar[bool] = False
     infers_as_program: ClassVar[bool] = True
-    freezes_as_program: ClassVar[bool] = False
     is_layer: ClassVar[bool] = False
     is_open: ClassVar[bool] = False
     trains_as_program: ClassVar[bool] = False

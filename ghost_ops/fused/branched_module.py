@@ -1,7 +1,7 @@
 """A Ghost module whose convolutions are sums of branches, as RepGhost's and GhostNetV3's in training.
 
-In training one operator computes it; with DFC attention another one makes the gate. In eval its modules run as they
-are, and in a frozen net its branches are merged, as by its own reparameterisation.
+In training one operator computes it; with DFC attention another one makes the gate. In eval it is one program, whose
+branches are merged on every call, as by its own reparameterisation; in a frozen net they are merged once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from .structure import Structure
 
 GATE = "dfc_gate_train"
 _TENSORS = 7  # of one layer
-_IN_EVAL = "in eval its branches run one by one: ghost_ops.freeze merges them, as its reparameterisation does"
 
 
 @dataclass(frozen=True)
@@ -200,8 +199,6 @@ class BranchedModuleBlock(Block):
     kind = "Ghost module with branches"
     Parts = BranchedParts
     priority = 2
-    infers_as_program = False
-    freezes_as_program = True
     verifies_program = True
 
     @classmethod
@@ -258,7 +255,6 @@ class BranchedModuleBlock(Block):
     def lower_module(
         self, module: nn.Module, builder: Builder, source: int, *, keep_source: bool = False
     ) -> int:  # fmt: skip
-        """For a frozen net only: the steps hold the branches as they are now."""
         layers = self.current_plan(module).layers
         primary, cheap, made = merge(layers.primary), merge(layers.cheap), []
         if layers.attention:
@@ -281,7 +277,7 @@ class BranchedModuleBlock(Block):
     def _training_route(self, module: nn.Module, x: torch.Tensor) -> Route:
         if torch.compiler.is_compiling():  # the compiler fuses what is between the convolutions
             return Route(plain(), lambda: plain_forward(module, x))
-        return self.route_without_program(module, x, None if module.training else _IN_EVAL)
+        return self.route_without_program(module, x, None)
 
     def route_without_program(self, module: nn.Module, x: torch.Tensor, why: str | None) -> Route:
         try:

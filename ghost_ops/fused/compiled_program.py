@@ -27,9 +27,10 @@ class CompiledProgram:
         self.code = code
         self.sources = sources
         self.channels = decode(code)[0].channels
-        self._key = [_key(source) for source in sources]
+        self._key = [_key(source, source.tensors()) for source in sources]
         self._entries = [entry for source in sources for entry in source.entries() if entry is not None]
         self._norms = [source.norm for source in sources if source.norm is not None]
+        self._computes = any(source.parts()[0] is not source for source in sources)
         self._numbers = [_constants(source) for source in sources]
         self._seen: tuple | None = None
 
@@ -57,25 +58,27 @@ class CompiledProgram:
                 return found if same else None
         found = self._checked(x)
         if found is not None:
-            self._seen = now, x.dtype, found, [t.dtype for t in found], [t.shape for t in found]
+            seen = now, x.dtype, found, [t.dtype for t in found], [t.shape for t in found]
+            self._seen = None if self._computes else seen
         return found
 
     def _checked(self, x: torch.Tensor) -> list[torch.Tensor] | None:
         found: list[torch.Tensor] = []
         for source, key in zip(self.sources, self._key, strict=True):
+            for part in source.parts():
+                own = part.tensors()
+                check_parameters(x, own[:2], own[2:])
             tensors = source.tensors()
-            if _key(source) != key:
+            if _key(source, tensors) != key:
                 return None
             if batch_norm.statistics(source.norm) is BATCH:
                 raise NotNow("one of its BatchNorms uses batch statistics")
-            check_parameters(x, tensors[:2], tensors[2:])
             found += [t for t in tensors if t is not None]
         return found
 
 
-def _key(source: ParameterSource) -> tuple:
+def _key(source: ParameterSource, tensors: tuple[torch.Tensor | None, ...]) -> tuple:
     """What a program's steps depend on."""
-    tensors = source.tensors()
     weight = tensors[0]
     return (weight is not None and weight.shape, *(t is None for t in tensors), *_constants(source))
 

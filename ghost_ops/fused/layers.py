@@ -64,6 +64,10 @@ class ConvBNAct(NamedTuple):
         """Weight, bias, gamma, beta, running mean and variance, PReLU's weight: each None where there is none."""
         return gather(self.entries())
 
+    def parts(self) -> tuple[ParameterSource, ...]:
+        """The layers whose parameters its tensors are made of."""
+        return (self,)
+
     def kernel(self) -> tuple[int, int]:
         """Height and width of the filters."""
         return _pair(self.conv.kernel_size)
@@ -124,6 +128,7 @@ class LinearAct(NamedTuple):
     slope = ConvBNAct.slope
     entries = ConvBNAct.entries
     tensors = ConvBNAct.tensors
+    parts = ConvBNAct.parts
 
 
 ParameterSource = ConvBNAct | LinearAct

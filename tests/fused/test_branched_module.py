@@ -149,12 +149,50 @@ def test_training(form):
     assert_agree(fused, x, calls=2)
 
 
-@pytest.mark.parametrize("form", ["RepGhost", "V3 with attention"])
-def test_eval_is_plain(form):
+@pytest.mark.parametrize("form", FORMS)
+def test_eval_is_one_program(form):
     fused = module(form, training=False)
-    x = map_of(fused)
-    assert why(fused, x).startswith("plain PyTorch: in eval its branches run one by one")
+    x = map_of(fused, layout="channels_last")
+    with torch.no_grad():
+        assert why(fused, x).startswith("program_eval on native")
+        assert_agree(fused, x, backward=False)
+    assert "gradients are wanted" in why(fused, x)
     assert torch.equal(fused(x), plain_twin(fused)(x))
+
+
+def test_eval_follows_its_parameters():
+    """A change that no version counts too, and one of a number."""
+    fused = module("V3 with attention", training=False)
+    x = map_of(fused)
+    with torch.no_grad():
+        before = fused(x)
+        fused.cheap_rpr_scale.conv.weight.data.mul_(2)
+        fused.primary_rpr_conv[1].bn1.running_var.data.mul_(3)
+        assert_agree(fused, x, backward=False)
+        for conv in fused.primary_rpr_conv:
+            conv.bn1.eps = 0.5
+        fused.cheap_rpr_skip.weight = nn.Parameter(torch.full_like(fused.cheap_rpr_skip.weight, 4.0))
+        assert_agree(fused, x, backward=False)
+        assert why(fused, x).startswith("program_eval on native") and not torch.allclose(fused(x), before, atol=1e-2)
+
+
+def test_eval_over_batch_statistics():
+    fused = module(training=False)
+    x = map_of(fused)
+    fused.cheap_rpr_skip.train()
+    with torch.no_grad():
+        assert "batch statistics" in why(fused, x)
+        assert torch.equal(fused(x), plain_twin(fused)(x))
+
+
+def test_eval_of_a_weight_that_would_be_broadcast():
+    fused = module(training=False)
+    x, conv = map_of(fused), fused.primary_rpr_conv[1].conv
+    conv.weight = nn.Parameter(conv.weight[:, :1].detach())
+    with torch.no_grad():
+        assert "does not have its shape" in why(fused, x)
+        with pytest.raises(RuntimeError, match="channels"):
+            fused(x)
 
 
 def test_statistics_of_its_own():

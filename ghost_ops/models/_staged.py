@@ -9,6 +9,7 @@ from torch import nn
 
 from ..nn.squeeze_excite import make_divisible
 from ..surgery import fuse
+from ._arguments import check_sizes
 
 HEAD = 1280
 Stage = tuple[tuple[int, int, int, float, int], ...]  # depthwise kernel, expansion, output channels, SE ratio, stride
@@ -61,10 +62,7 @@ class StagedNet(nn.Module):
         owner, factory = type(self).__name__, {"device": device, "dtype": dtype}
         if not width > 0:
             raise ValueError(f"{owner}: width: expected a positive number, got {width!r}")
-        if num_classes < 0:
-            raise ValueError(f"{owner}: num_classes: expected at least 0, got {num_classes!r}")
-        if in_chans < 1:
-            raise ValueError(f"{owner}: in_chans: expected at least 1, got {in_chans!r}")
+        check_sizes(owner, num_classes, in_chans)
         if not 0 <= dropout <= 1:
             raise ValueError(f"{owner}: dropout: expected a probability, got {dropout!r}")
 

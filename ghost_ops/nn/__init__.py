@@ -3,6 +3,7 @@
 from ..moved import hand_on
 from .bottleneck import GhostBottleneck, GhostBottleneckV2, RepGhostBottleneck
 from .bottleneck_v3 import GhostBottleneckV3
+from .ghost_conv import GhostConv2d
 from .ghost_module import GhostModule
 from .ghost_module_v2 import GhostModuleV2
 from .ghost_module_v3 import GhostModuleV3
@@ -14,6 +15,7 @@ __all__ = [
     "GhostBottleneck",
     "GhostBottleneckV2",
     "GhostBottleneckV3",
+    "GhostConv2d",
     "GhostModule",
     "GhostModuleV2",
     "GhostModuleV3",

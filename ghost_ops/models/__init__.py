@@ -2,8 +2,10 @@
 
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .convert import convert_state_dict
+from .costs import Cost, CostComparison, CostRow, compare_costs
 from .ghost_resnet import GhostResNet50, GhostResNet56, ghost_resnet50, ghost_resnet56
 from .ghost_vgg import GhostVGG16, ghost_vgg16
+from .ghostify import ghostify
 from .ghostnet import GhostNet, ghostnet_050, ghostnet_100, ghostnet_100_d_li14, ghostnet_130
 from .ghostnetv2 import GhostNetV2, ghostnetv2_100, ghostnetv2_130, ghostnetv2_160
 from .ghostnetv3 import GhostNetV3, ghostnetv3_050, ghostnetv3_100, ghostnetv3_130, ghostnetv3_160
@@ -23,6 +25,9 @@ from .repghostnet import (
 __all__ = [
     "MODELS",
     "CheckpointError",
+    "Cost",
+    "CostComparison",
+    "CostRow",
     "GhostNet",
     "GhostNetV2",
     "GhostNetV3",
@@ -30,10 +35,12 @@ __all__ = [
     "GhostResNet56",
     "GhostVGG16",
     "RepGhostNet",
+    "compare_costs",
     "convert_state_dict",
     "ghost_resnet50",
     "ghost_resnet56",
     "ghost_vgg16",
+    "ghostify",
     "ghostnet_050",
     "ghostnet_100",
     "ghostnet_100_d_li14",

@@ -21,6 +21,7 @@ from .registry import MODELS
 
 State = dict[str, torch.Tensor]
 MANY = 3  # keys that an error names
+_TRACKED = "num_batches_tracked"  # which old versions of PyTorch did not save
 _COUNTS = ("total_ops", "total_params")  # buffers of thop, which counts operations
 
 
@@ -61,6 +62,7 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor], model: str) -> di
     if source is not None:
         state, names = source.convert(state, target)
     wanted = target.shapes(state)
+    state.update((name, torch.tensor(0)) for name in wanted if name.endswith(_TRACKED) and name not in state)
     differences = [
         *(f"{names[name]} is not a layer of it" for name in state if name not in wanted),
         *(f"{name} is missing" for name in wanted if name not in state),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -39,11 +39,12 @@ def ghostify(
     A convolution with a BatchNorm behind it becomes a :class:`ghost_ops.nn.GhostModule`, with a ReLU where one follows.
     The BatchNorm, and a ReLU module that is called nowhere else, become ``nn.Identity``; other activations stay behind
     the Ghost module. A convolution without one becomes a :class:`ghost_ops.nn.GhostConv2d`. What follows a convolution
-    is read from a trace by ``torch.fx``. Grouped and transposed convolutions, subclasses of ``Conv2d``, and Ghost
-    modules and squeeze-and-excite layers of ghost_ops stay.
+    is read from a trace by ``torch.fx``. What stays: grouped and transposed convolutions, subclasses of ``Conv2d``,
+    convolutions of a mean over the map (squeeze-and-excite), Ghost modules of ghost_ops, and what is inside of a module
+    that cannot be traced.
 
     Args:
-        net: a net that ``torch.fx`` can trace.
+        net: a net whose forward ``torch.fx`` can trace.
         ratio: output channels per channel of the primary convolution, at least 2.
         dw_size: odd size of the cheap depthwise convolutions.
         pointwise: whether 1x1 convolutions are replaced too.
@@ -56,9 +57,9 @@ def ghostify(
     Raises:
         TypeError: net is not a module, ratio or dw_size not an int.
         ValueError: a ratio below 2, an even dw_size, a path in ``keep`` that does not exist; nothing to replace; the
-            net cannot be traced, or is fused or frozen; a convolution to be replaced, its BatchNorm or its ReLU carries
-            hooks, parametrisations or a forward of its own, is called several times or has several names, shares its
-            weight, or its tensors are read in a forward.
+            net's own forward cannot be traced, or the net is fused or frozen; a convolution to be replaced, its
+            BatchNorm or its ReLU carries hooks, parametrisations or a forward of its own, is called several times or
+            has several names, shares its weight, or its tensors or attributes are read in a forward.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"ghostify: net: expected a torch.nn.Module, got {type(net).__name__}")
@@ -94,7 +95,9 @@ def ghostify(
         for path in (layer.norm, layer.act):
             if path is not None:
                 made.set_submodule(path, nn.Identity().train(layer.conv.training))
-    _Trace(made)  # where its forward reads what only a convolution has
+    unlike = sorted(_Trace(made, traced.whole).whole - traced.whole)
+    if unlike:
+        raise ValueError(f"ghostify: net: the forward of {unlike[0]} reads what only a convolution has")
     return made
 
 
@@ -118,24 +121,58 @@ class _Layer(NamedTuple):
 
 
 class _Tracer(fx.Tracer):
-    """Keeps our own modules whole."""
+    """Keeps our own modules whole, and those that are named.
+
+    Attributes:
+        failed: path of the innermost module whose forward raised; empty where none inside did.
+    """
+
+    def __init__(self, whole: set[str]) -> None:
+        super().__init__()
+        self.whole, self.failed = whole, ""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return isinstance(module, _OURS) or super().is_leaf_module(module, path)
+        return path in self.whole or isinstance(module, _OURS) or super().is_leaf_module(module, path)
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
+        path = self.path_of_module(module)
+
+        def watched(*args: object, **kwargs: object) -> object:
+            try:
+                return forward(*args, **kwargs)
+            except Exception:
+                self.failed = self.failed or path
+                raise
+
+        return super().call_module(module, watched, args, kwargs)
 
 
-class _Trace:
-    """The calls of a net's modules."""
-
-    def __init__(self, net: nn.Module) -> None:
+def _traced(net: nn.Module, whole: set[str]) -> tuple[fx.Graph, set[str]]:
+    """The calls of a net, and the paths of modules that cannot be traced, such as one that branches on a size."""
+    while True:
+        tracer = _Tracer(whole)
         try:
-            self._graph = _Tracer().trace(net)
+            return tracer.trace(net), whole
         except Exception as error:
+            if tracer.failed and tracer.failed not in whole:
+                whole = {*whole, tracer.failed}
+                continue
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"ghostify: net: torch.fx cannot trace this {type(net).__name__}, so that what follows a convolution "
                 f"is not known: {first}"
             ) from error
+
+
+class _Trace:
+    """The calls of a net's modules.
+
+    Attributes:
+        whole: paths of the modules that cannot be traced; the convolutions inside are not known.
+    """
+
+    def __init__(self, net: nn.Module, whole: Iterable[str] = ()) -> None:
+        self._graph, self.whole = _traced(net, set(whole))
         self._modules = dict(net.named_modules())
         self._calls = Counter(node.target for node in self._graph.nodes if node.op == "call_module")
         self._names = Counter(id(m) for _, m in net.named_modules(remove_duplicate=False))
@@ -145,13 +182,16 @@ class _Trace:
     def layers(self) -> Iterator[_Layer]:
         """The dense convolutions, in the order of their first calls."""
         behind: set[fx.Node] = set()  # what a convolution comes before
+        pixels: set[fx.Node] = set()  # maps of one pixel: a convolution of these is a linear layer
         seen: set[str] = set()
         for node in self._graph.nodes:
-            is_stem = behind.isdisjoint(node.all_input_nodes)
-            module = self._module(node)
-            if not is_stem or isinstance(module, (nn.Conv2d, *_OURS)):
+            inputs = node.all_input_nodes
+            is_stem, module = behind.isdisjoint(inputs), self._module(node)
+            if not is_stem or any(isinstance(m, nn.Conv2d) for m in (module.modules() if module else ())):
                 behind.add(node)
-            if _is_dense(module) and node.target not in seen:
+            if _pools_all(node, module) or (inputs and pixels.issuperset(inputs)):
+                pixels.add(node)
+            elif _is_dense(module) and node.target not in seen:
                 seen.add(node.target)
                 norm, relu = self._after(node)
                 act = relu.target if relu is not None and self._is_single(relu, nn.ReLU) else None
@@ -195,6 +235,18 @@ class _Trace:
                 raise ValueError(f"{where} has a forward of its own, which a Ghost module would not call")
             if path in self._read:
                 raise ValueError(f"{where}: a forward reads its tensors, which would be gone")
+
+
+def _pools_all(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether it is a mean over the map, as before the layers of a squeeze-and-excite."""
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        size = module.output_size
+    elif node.target is F.adaptive_avg_pool2d:
+        size = (*node.args[1:], *node.kwargs.values())[0]
+    else:
+        dims = (*node.args[1:2], node.kwargs.get("dim"))[0] if node.target in ("mean", torch.mean) else None
+        return isinstance(dims, (tuple, list)) and {dim % 4 for dim in dims} == {2, 3}
+    return size in (1, (1, 1), [1, 1])
 
 
 def _is_dense(module: nn.Module | None) -> bool:

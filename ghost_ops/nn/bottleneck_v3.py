@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import nn
 
@@ -67,7 +69,7 @@ class GhostBottleneckV3(nn.Module):
         if self.is_merged:
             y = self.conv_dw(y)
         elif self.stride > 1:
-            y = self.dw_rpr_scale(y) + sum(branch(y) for branch in self.dw_rpr_conv)
+            y = reduce(torch.add, [branch(y) for branch in self.dw_rpr_conv], self.dw_rpr_scale(y))
         return self.ghost2(self.se(y)) + self.shortcut(x)
 
     def reparameterize(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -72,9 +73,9 @@ class GhostModuleV3(nn.Module):
             y1 = self.primary_conv(x)
             y2 = self.cheap_operation(y1)
         else:
-            y1 = self.primary_activation(sum(branch(x) for branch in self.primary_rpr_conv))
+            y1 = self.primary_activation(reduce(torch.add, [branch(x) for branch in self.primary_rpr_conv]))
             y2 = self.cheap_rpr_scale(y1) + self.cheap_rpr_skip(y1)
-            y2 = self.cheap_activation(y2 + sum(branch(y1) for branch in self.cheap_rpr_conv))
+            y2 = self.cheap_activation(reduce(torch.add, [branch(y1) for branch in self.cheap_rpr_conv], y2))
         out = torch.cat([y1, y2], dim=1)[:, : self.oup]
         if self.short_conv is None:
             return out

@@ -59,6 +59,14 @@ def test_own_keys_stay(model):
     assert all(converted[name] is value for name, value in state.items() if "total" not in name)
 
 
+def test_old_versions_of_pytorch_counted_no_batches():
+    state = models.ghostnet_050().state_dict()
+    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) < len(state)
+    converted = convert_state_dict(old, "ghostnet_050")
+    assert converted.keys() == state.keys() and converted["bn1.num_batches_tracked"] == 0
+
+
 def test_without_a_classifier():
     state = models.ghostnet_050(num_classes=0, device="meta").state_dict()
     assert convert_state_dict(state, "ghostnet_050").keys() == state.keys()

@@ -167,6 +167,40 @@ def test_options():
     assert set(kinds(ghostify(two_stems, keep_stem=False))) == {"conv", "other"}
 
 
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x) if x.shape[2] > 2 else x
+
+
+class Excited(nn.Module):
+    def __init__(self, pool):
+        super().__init__()
+        self.reduce, self.expand, self.pool = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1), pool
+
+    def forward(self, x):
+        return x * self.expand(F.relu(self.reduce(self.pool(x)))).sigmoid()
+
+
+def test_what_stays():
+    dense = nn.Sequential(*layer(3, 4), Branching(), nn.Conv2d(4, 4, 3))
+    assert set(kinds(ghostify_all(dense))) == {"0", "4"}
+    assert set(kinds(ghostify(nn.Sequential(Branching(), *layer(4, 4))))) == {"1"}  # it is no stem
+    for pool in (
+        nn.AdaptiveAvgPool2d(1),
+        lambda x: x.mean((2, 3), keepdim=True),
+        lambda x: torch.mean(x, dim=[-1, -2], keepdim=True),
+        lambda x: F.adaptive_avg_pool2d(x, (1, 1)),
+    ):
+        dense = nn.Sequential(nn.Conv2d(3, 4, 1), Excited(pool), nn.Conv2d(4, 4, 1))
+        assert set(kinds(ghostify_all(dense))) == {"0", "2"}
+    for pool in (lambda x: x.mean(1, keepdim=True) + x, nn.AdaptiveAvgPool2d(2), lambda x: x.mean((2,), keepdim=True)):
+        assert set(kinds(ghostify_all(Excited(pool)))) == {"reduce", "expand"}
+
+
 def hooked(net):
     net[1].register_forward_hook(lambda *_: None)
     return net
@@ -201,6 +235,10 @@ class OwnForward(nn.Conv2d):
         (two_names(), "conv has 2 names: a shared module"),
         (Net(lambda net, x: net.conv(x) * net.conv.weight.sum()), "conv: a forward reads its tensors"),
         (Net(lambda net, x: net.conv(x) * net.conv.out_channels), "torch.fx cannot trace .*out_channels"),
+        (
+            nn.Sequential(Net(lambda net, x: net.conv(x) * net.conv.out_channels)),
+            "the forward of 0 reads what only",
+        ),
         (Net(lambda net, x: net.conv(x) if x.sum() > 0 else x), "torch.fx cannot trace this Net"),
     ],
 )

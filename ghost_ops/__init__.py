@@ -18,6 +18,7 @@ from .fused import (
     LayerBlock,
     register_block,
 )
+from .models import ghostify
 from .nn import (
     GhostBottleneck,
     GhostModule,
@@ -46,6 +47,7 @@ __all__ = [
     "freeze",
     "functional",
     "fuse",
+    "ghostify",
     "models",
     "register_block",
     "revert",

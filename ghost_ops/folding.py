@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 
 
@@ -34,3 +37,41 @@ def fold_as_kernels(weight, bias, gamma, beta, mean, var, eps):
     scale = (1.0 if gamma is None else gamma) / (var + eps).sqrt()
     shift = ((0.0 if bias is None else bias) - mean) * scale + (0.0 if beta is None else beta)
     return weight.float() * scale.float()[:, None, None, None], shift.float()
+
+
+def fold_sum(branches: Sequence[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias, in float64, of the one convolution that computes a sum of convolutions of the same input.
+
+    Source: Ding et al. 2021 (RepVGG, arXiv 2101.03697), section 3.3.
+
+    Args:
+        branches: of each weight, bias, gamma, beta, mean, variance and eps, as of :func:`fold`. The first ones have
+            weights of one shape. Those after them stand under the middle tap, where the convolutions are depthwise: 1x1
+            convolutions, or with a weight of None the identity.
+
+    Raises:
+        ValueError: they stand in another order.
+    """
+    weights, biases, gammas, betas, means, variances, epsilons = zip(*branches, strict=True)
+    mean = torch.stack(means)  # [branches x channels]
+    eps = epsilons[0] if len(set(epsilons)) == 1 else mean.new_tensor(epsilons, dtype=torch.float64)[:, None]
+    scales = torch.rsqrt(torch.stack(variances).double() + eps)
+    if any(gamma is not None for gamma in gammas):
+        scales = scales * _stacked(gammas, mean[0], 1.0)
+    if any(bias is not None for bias in biases):
+        mean = mean - _stacked(biases, mean[0], 0.0).double()
+    shifts = -mean * scales
+    if any(beta is not None for beta in betas):
+        shifts = shifts + _stacked(betas, mean[0], 0.0)
+    whole = list(itertools.takewhile(lambda weight: weight is not None and weight.shape == weights[0].shape, weights))
+    if any(weight is not None and weight.shape[2:] != (1, 1) for weight in weights[len(whole) :]):
+        raise ValueError("fold_sum: branches: expected those of the largest kernel first, then those of one pixel")
+    total = (torch.stack(whole) * scales[: len(whole), :, None, None, None]).sum(0)
+    height, width = total.shape[2:]
+    for weight, scale in zip(weights[len(whole) :], scales[len(whole) :], strict=True):
+        total[:, 0, height // 2, width // 2] += scale if weight is None else scale * weight.flatten()
+    return total, shifts.sum(0)
+
+
+def _stacked(vectors: Sequence[torch.Tensor | None], like: torch.Tensor, otherwise: float) -> torch.Tensor:
+    return torch.stack([torch.full_like(like, otherwise) if v is None else v for v in vectors])

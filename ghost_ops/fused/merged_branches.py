@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..folding import fold_sum
 from . import batch_norm
 from .batch_norm import RUNNING
 from .errors import NotNow, Unfusable
@@ -51,19 +52,11 @@ class MergedBranches(ConvBNAct):
         Raises:
             Unfusable: a BatchNorm uses the statistics of the batch, or a tensor has another shape than its layer says.
         """
-        weights, biases, *vectors, slopes = zip(*(layer.tensors() for layer in self.branches), strict=True)
+        found = [layer.tensors() for layer in self.branches]
+        weights, biases, *vectors, slopes = zip(*found, strict=True)
         _check(self, weights, biases, vectors)
-        first, eps = weights[0], self.branches[0].norm.eps
-        gammas, betas, means, variances = (None if of[0] is None else torch.stack(of).double() for of in vectors)
-        scales = torch.rsqrt(variances + eps)
-        scales = scales if gammas is None else scales * gammas  # [branches x channels]
-        bias = (means * scales).sum(0).neg() if betas is None else (betas - means * scales).sum(0)
-        whole = [weight for weight in weights if weight is not None and weight.shape == first.shape]
-        total = (torch.stack(whole) * scales[: len(whole), :, None, None, None]).sum(0)
-        height, width = self.kernel()
-        for weight, scale in zip(weights[len(whole) :], scales[len(whole) :], strict=True):
-            # a branch of one pixel, or the map itself: what it multiplies is under the middle tap
-            total[:, 0, height // 2, width // 2] += scale if weight is None else scale * weight.flatten()
+        first = weights[0]
+        total, bias = fold_sum([(*t[:6], layer.norm.eps) for t, layer in zip(found, self.branches, strict=True)])
         return total.to(first.dtype), bias.to(first.dtype), None, None, None, None, slopes[0]
 
 

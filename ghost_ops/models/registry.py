@@ -1,0 +1,19 @@
+"""The nets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+MODELS: dict[str, Callable[..., nn.Module]] = {}
+"""Name of each net, as timm has it where timm has the net, and the function that makes it, untrained.
+
+Each takes ``num_classes``, ``in_chans``, ``device`` and ``dtype``, those of a GhostNet ``fused`` too.
+"""
+
+
+def register_model(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """A decorator: the function's net is in ``MODELS`` under the function's name."""
+    MODELS[factory.__name__] = factory
+    return factory

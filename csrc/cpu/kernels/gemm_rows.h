@@ -79,9 +79,10 @@ struct RowPointers {
   }
 };
 
-// The same of rows at any distances from the first, which stay in memory: there are more of them than registers.
+// The same of rows at any distances from the first. Those of a few rows are in registers; of more they stay in memory.
 template <int MR>
 struct RowTable {
+  static constexpr bool kInRegisters = MR <= 6;
   const char* base;
   int64_t far[MR];  // bytes
 
@@ -94,8 +95,16 @@ struct RowTable {
     }
   }
   GHOST_INLINE void start(RowTable& r, const float* a) { r.base = (const char*)a; }
-  GHOST_INLINE void hide(RowTable& r) { asm("" : "+r"(r.base), "+m"(r.far)); }
-  GHOST_INLINE const char* at(const RowTable& r, int i) { return r.base + r.far[i]; }
+  GHOST_INLINE void hide(RowTable& r) {
+    if (kInRegisters) {
+#pragma GCC unroll 6
+      for (int i = 1; i < MR; i++) asm("" : "+r"(r.far[i]));
+      asm("" : "+r"(r.base));
+    } else {
+      asm("" : "+r"(r.base), "+m"(r.far));
+    }
+  }
+  GHOST_INLINE const char* at(const RowTable& r, int i) { return i == 0 ? r.base : r.base + r.far[i]; }
   GHOST_INLINE void step(RowTable& r, int64_t bytes) { r.base += bytes; }
 };
 

@@ -51,6 +51,11 @@ def assert_as_accurate(
         )
 
 
+def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference, in units of the largest element of ``b``."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
 def nudged(t: torch.Tensor, share: float, seed: int = 0) -> torch.Tensor:
     """Every value of t off by up to that share of itself."""
     generator = torch.Generator().manual_seed(seed + t.numel())

@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ghost_ops.models.ghostnet import STAGES
+
 from .blocks import HuaweiBottleneck, conv_bn
 
 # Kernel, expansion, output channels, squeeze-and-excite, stride of GhostNet's bottlenecks
-GHOSTNET = (
-    (3, 16, 16, False, 1), (3, 48, 24, False, 2), (3, 72, 24, False, 1), (5, 72, 40, True, 2), (5, 120, 40, True, 1),
-    (3, 240, 80, False, 2), (3, 200, 80, False, 1), (3, 184, 80, False, 1), (3, 184, 80, False, 1),
-    (3, 480, 112, True, 1), (3, 672, 112, True, 1), (5, 672, 160, True, 2), (5, 960, 160, False, 1),
-    (5, 960, 160, True, 1), (5, 960, 160, False, 1), (5, 960, 160, True, 1),
-)  # fmt: skip
+GHOSTNET = tuple((kernel, mid, out, se > 0, stride) for stage in STAGES for kernel, mid, out, se, stride in stage)
 
 
 def ghostnet_blocks(stem: int = 16, act=nn.ReLU, attention: bool = False) -> nn.ModuleList:

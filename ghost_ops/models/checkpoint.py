@@ -26,8 +26,9 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """Return the state_dict in a file, with its tensors on the CPU.
 
     What training scripts save around a state_dict is taken off: dictionaries such as ``{"state_dict": ..., "epoch":
-    ...}`` and the prefixes of ``DistributedDataParallel`` and ``torch.compile``. Files of PyTorch are read with
-    ``weights_only=True``, so that a file that names other classes is refused before anything of it is made.
+    ...}``, of which an average (``state_dict_ema``) is taken only where there is nothing else, and the prefixes of
+    ``DistributedDataParallel`` and ``torch.compile``. Files of PyTorch are read with ``weights_only=True``, so that a
+    file that names other classes is refused before anything of it is made.
 
     Args:
         path: a ``.safetensors`` file, or a ``.pth``, ``.pt``, ``.bin`` or ``.tar`` file of ``torch.save``.

@@ -6,12 +6,8 @@ import torch
 from ghost_ops import models
 from ghost_ops.models import MODELS, CheckpointError, convert_state_dict
 
-from ..helpers import make_map, randomise
+from ..helpers import make_map, randomise, relative_difference
 from .sources import FirstCodeNet
-
-
-def relative(a, b):
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def logits(net, x):
@@ -33,7 +29,7 @@ def test_first_codes_give_the_same_logits(options, model):
     net = MODELS[model](num_classes=7)
     net.load_state_dict(state, strict=True)
     x = make_map((2, 3, 64, 64))
-    assert relative(logits(net, x), logits(source, x)) < 1e-5
+    assert relative_difference(logits(net, x), logits(source, x)) < 1e-5
 
 
 def test_the_very_first_code_is_refused_with_its_keys():

@@ -11,7 +11,7 @@ import ghost_ops
 from ghost_ops.models import MODELS, ghostnetv2, ghostnetv3, repghostnet
 from ghost_ops.surgery import tally
 
-from ..helpers import assert_as_accurate, make_map, randomise
+from ..helpers import assert_as_accurate, make_map, randomise, relative_difference
 
 NAMES = [name for name in MODELS if name.startswith(("ghostnetv2", "ghostnetv3", "repghostnet"))]
 
@@ -53,10 +53,6 @@ KINDS = {
     "ghostnetv3": (ghostnetv3, ghostnetv3.GhostNetV3),
     "repghostnet": (repghostnet, repghostnet.RepGhostNet),
 }
-
-
-def relative(a, b):
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def shapes(net):
@@ -134,9 +130,9 @@ def test_logits_are_timms(name):
     x = make_map((2, 3, 96, 64))
     with torch.no_grad():
         wanted = theirs.eval()(x)
-        assert relative(ours.eval()(x), wanted) < 1e-5
+        assert relative_difference(ours.eval()(x), wanted) < 1e-5
         fresh = type(ours)(0.25, 5).eval()
-        assert relative(fresh(x), wanted) > 0.1
+        assert relative_difference(fresh(x), wanted) > 0.1
         assert ours.forward_features(x).shape == theirs.forward_features(x).shape
 
 
@@ -167,10 +163,10 @@ def test_merged_nets_are_timms(name):
     assert not any(m.training for m in deployed.modules())
     with torch.no_grad():
         exact = copy.deepcopy(theirs).double()(x.double())
-        assert relative(deployed(x), exact.float()) < 1e-5
+        assert relative_difference(deployed(x), exact.float()) < 1e-5
         assert_as_accurate(deployed(x), of_timm(x), exact, factor=4)
         deployed.load_state_dict(of_timm.state_dict(), strict=True)
-        assert relative(deployed(x), of_timm(x)) < 1e-5
+        assert relative_difference(deployed(x), of_timm(x)) < 1e-5
     again = merged(deployed)
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), deployed.state_dict().values()))
 
@@ -207,4 +203,4 @@ def test_merging_a_fused_net(name, short):
         ghost_ops.fuse(net)
         net(x)
         net.reparameterize()
-        assert relative(net(x), wanted) < 1e-5
+        assert relative_difference(net(x), wanted) < 1e-5

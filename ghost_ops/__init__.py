@@ -24,6 +24,7 @@ from .nn import (
     SELayer,
     SqueezeExcite,
 )
+from .ops.decompositions import decompositions
 from .surgery import explain, freeze, fuse, revert, thaw
 
 try:
@@ -41,6 +42,7 @@ __all__ = [
     "LayerBlock",
     "SELayer",
     "SqueezeExcite",
+    "decompositions",
     "empty_cache",
     "explain",
     "freeze",

@@ -75,21 +75,21 @@ def in_place_class(behaviour: type[InPlace], source: type[nn.Module]) -> type[nn
     return made
 
 
-def standing_for(forward: Callable[..., object]) -> Callable[..., object]:
-    """A forward that calls ``_forward``, and that is for all who read it the one that it stands for.
+def standing_for(own: Callable[..., object]) -> Callable[..., object]:
+    """A forward that calls ``_forward``, and that is for all who read it the module's own one.
 
     It has the signature of that one, which callers and trainers ask for, and its source and its names, which
     ``torch.jit.script`` compiles: what is scripted is the plain module.
     """
 
-    def stand_in(self, *args, **kwargs):
+    def forward(self, *args, **kwargs):
         return self._forward(*args, **kwargs)
 
-    scope = getattr(forward, "__globals__", {})
-    cells = zip(forward.__code__.co_freevars, forward.__closure__ or ()) if inspect.isfunction(forward) else ()
+    scope = getattr(own, "__globals__", {})
+    cells = zip(own.__code__.co_freevars, own.__closure__ or ()) if inspect.isfunction(own) else ()
     local = {name: cell.cell_contents for name, cell in cells if cell != _EMPTY}
-    made = types.FunctionType(stand_in.__code__, {**scope, **local} if local else scope)
-    return functools.wraps(forward)(made)
+    made = types.FunctionType(forward.__code__, {**scope, **local} if local else scope)
+    return functools.wraps(own)(made)
 
 
 def made_class(cls: type) -> type | None:

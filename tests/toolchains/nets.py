@@ -6,11 +6,11 @@ import copy
 import importlib
 import os
 import warnings
-from collections import OrderedDict
 from types import ModuleType
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ghost_ops import freeze, fuse, thaw
@@ -24,23 +24,25 @@ TOLERANCE = 1e-5  # of the largest value
 SHAPE = (2, 3, 33, 31)
 
 
-def _parted() -> nn.Module:
+class Parted(nn.Module):
     """Two programs with something else between them."""
-    parts = {
-        "stem": zoo.conv_bn(3, 8, 3, 2, act=nn.ReLU()),
-        "block": zoo.HuaweiBottleneck(8, 16, 8, se=True),
-        "between": nn.Softplus(),
-        "conv": zoo.YoloGhostConv(8, 12),
-        "pool": nn.AdaptiveAvgPool2d(1),
-    }
-    return nn.Sequential(OrderedDict(parts))  # names, of which pnnx makes attributes
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = zoo.conv_bn(3, 8, 3, 2, act=nn.ReLU())
+        self.block = zoo.HuaweiBottleneck(8, 16, 8, se=True)
+        self.conv = zoo.YoloGhostConv(8, 12)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.conv(F.softplus(self.block(self.stem(x)))))
 
 
 NETS = {
     "one program": lambda: Classifier(
         zoo.ArticleBottleneck(8, 16, 8, 3, 1, True), zoo.ArticleBottleneck(8, 18, 12, 5, 2, False)
     ),
-    "parted": _parted,
+    "parted": Parted,
     "yolo": lambda: Classifier(zoo.YoloGhostBottleneck(8, 8), zoo.YoloGhostBottleneck(8, 12, 3, 2)),
     "attention": lambda: Classifier(HuaweiModule(8, 12)),
 }
@@ -49,8 +51,13 @@ WAYS = {
     "frozen": freeze,
     "thawed and folded": lambda net: thaw(freeze(net), fold=True),
 }
+EVERY = os.environ.get("GHOST_OPS_EVERY_TOOLCHAIN") == "1"  # `make toolchains`
+PAIRS = [(name, way) for name in NETS for way in WAYS]
+FEW = [("one program", "fused"), ("parted", "frozen"), ("yolo", "thawed and folded"), ("attention", "frozen")]
+every_pair = pytest.mark.parametrize(("name", "way"), PAIRS)
+few_pairs = pytest.mark.parametrize(("name", "way"), PAIRS if EVERY else FEW)  # of what takes seconds
+few_nets = pytest.mark.parametrize("name", NETS if EVERY else ["one program", "parted"])
 every_net = pytest.mark.parametrize("name", NETS)
-every_way = pytest.mark.parametrize("way", WAYS)
 
 
 def make(name: str) -> nn.Module:
@@ -82,7 +89,7 @@ def need(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if os.environ.get("GHOST_OPS_EVERY_TOOLCHAIN") == "1" or error.name != name.partition(".")[0]:
+        if EVERY or error.name != name.partition(".")[0]:
             raise
         pytest.skip(f"{error.name} is not installed", allow_module_level=True)
 

@@ -5,9 +5,7 @@ import warnings
 import pytest
 import torch
 
-import ghost_ops
-
-from .nets import every_net, every_way, image, made, need
+from .nets import WAYS, image, made, need
 
 coremltools = need("coremltools")
 
@@ -20,18 +18,26 @@ def convolutions(model):
     return sum(operation.type == "conv" for operation in block.operations)
 
 
-@pytest.mark.parametrize("how", ["traced", "exported"])
-@every_way
-@every_net
-def test_convert(name, way, how):
-    net, plain = made(name, way)
+def convert(given, **options):
+    return coremltools.convert(given, convert_to="mlprogram", skip_model_load=True, **options)
+
+
+# Version 9 takes no plain net with a view by sizes beside numpy 2.4, and no exported one with a dropout.
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_traced(way):
+    net, plain = made("parted", way)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if how == "traced":
-            given = torch.jit.trace(net, image())
-            options = {"inputs": [coremltools.TensorType(shape=image().shape)]}
-        else:
-            table = {**torch.export.default_decompositions(), **ghost_ops.decompositions()}
-            given, options = torch.export.export(net, (image(),)).run_decompositions(table), {}
-        model = coremltools.convert(given, convert_to="mlprogram", skip_model_load=True, **options)
+        model = convert(torch.jit.trace(net, image()), inputs=[coremltools.TensorType(shape=image().shape)])
+    assert convolutions(model) == sum(isinstance(m, torch.nn.Conv2d) for m in plain.modules())
+
+
+@pytest.mark.parametrize("way", ["fused", "thawed and folded"])
+def test_exported(way):
+    net, plain = made("yolo", way)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = convert(torch.export.export(net, (image(),)).run_decompositions())
     assert convolutions(model) == sum(isinstance(m, torch.nn.Conv2d) for m in plain.modules())

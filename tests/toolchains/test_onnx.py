@@ -8,13 +8,12 @@ import torch
 import ghost_ops
 
 from ..helpers import make_map
-from .nets import assert_same, every_net, every_way, image, made, make, need, ours
+from .nets import EVERY, assert_same, every_pair, few_pairs, image, made, make, need, ours
 
 onnx, onnxruntime = need("onnx"), need("onnxruntime")
 need("onnxscript")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-every_exporter = pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
 AXES = {0: "n", 2: "h", 3: "w"}
 
 
@@ -39,21 +38,28 @@ def assert_plain(path):
     assert sum(node.op_type == "Conv" for node in model.graph.node) > 0
 
 
-@every_exporter
-@every_way
-@every_net
-def test_plain_operators(name, way, dynamo, tmp_path):
+def check(name, way, dynamo, path):
     net, plain = made(name, way)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        export(net, tmp_path / "net.onnx", dynamo, image())
+        export(net, path, dynamo, image())
     assert not [w for w in told if "frozen net" in str(w.message)]  # nothing else is to be called
-    assert_plain(tmp_path / "net.onnx")
+    assert_plain(path)
     for x in (image(1), make_map((3, 3, 40, 27))):
-        assert_same(run(tmp_path / "net.onnx", x), plain(x))
+        assert_same(run(path, x), plain(x))
 
 
-@pytest.mark.parametrize("strict", [True, False], ids=["strict", "not strict"])
+@few_pairs
+def test_plain_operators(name, way, tmp_path):
+    check(name, way, True, tmp_path / "net.onnx")
+
+
+@every_pair
+def test_plain_operators_by_torchscript(name, way, tmp_path):
+    check(name, way, False, tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("strict", [True, False] if EVERY else [True], ids=lambda strict: "strict" if strict else "not")
 def test_an_exported_program(strict, tmp_path):
     """It holds our operators already; the exporter decomposes them."""
     net, plain = made("parted", "frozen")
@@ -74,5 +80,5 @@ def test_a_net_of_another_dtype(tmp_path):
     types = {t.data_type for t in onnx.load(tmp_path / "net.onnx").graph.initializer}
     assert onnx.TensorProto.BFLOAT16 in types
     back = ghost_ops.thaw(net).float()
-    export(back, tmp_path / "back.onnx", True, image())
+    export(back, tmp_path / "back.onnx", False, image())
     assert_same(run(tmp_path / "back.onnx", image(1)), back(image(1)))

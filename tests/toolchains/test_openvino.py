@@ -7,7 +7,7 @@ import torch
 
 import ghost_ops
 
-from .nets import assert_same, every_net, every_way, image, made, need
+from .nets import assert_same, every_pair, few_pairs, image, made, need
 
 openvino = need("openvino")
 
@@ -19,8 +19,7 @@ def run(model, x):
     return torch.from_numpy(compiled([x.numpy()])[0])
 
 
-@every_way
-@every_net
+@every_pair
 def test_modules(name, way):
     net, plain = made(name, way)
     with warnings.catch_warnings():
@@ -30,8 +29,7 @@ def test_modules(name, way):
         assert_same(run(model, x), plain(x))
 
 
-@every_way
-@every_net
+@few_pairs
 def test_exported_programs(name, way):
     net, plain = made(name, way)
     with warnings.catch_warnings():

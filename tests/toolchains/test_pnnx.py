@@ -4,15 +4,14 @@ import warnings
 
 import pytest
 
-from .nets import assert_same, every_net, every_way, image, made, need
+from .nets import assert_same, every_pair, image, made, need
 
 pnnx = need("pnnx")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-@every_way
-@every_net
+@every_pair
 def test_convert(name, way, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net, plain = made(name, way)

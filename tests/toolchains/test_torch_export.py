@@ -13,7 +13,7 @@ from ghost_ops.backends.registry import SCHEMAS
 from ghost_ops.nn import GhostBottleneck
 
 from ..helpers import make_map, randomise
-from .nets import assert_same, every_net, image, made, make, ours
+from .nets import assert_same, few_nets, image, made, make, ours
 
 DIMS = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=8), 3: torch.export.Dim("w", min=8)}
 every_mode = pytest.mark.parametrize("strict", [True, False], ids=["strict", "not strict"])
@@ -26,7 +26,7 @@ def export(net, strict=False):
 
 
 @every_mode
-@every_net
+@few_nets
 def test_fused_nets_are_recorded_plainly(name, strict):
     net, plain = made(name, "fused")
     exported = export(net, strict)
@@ -48,7 +48,7 @@ def test_built_fused_and_in_training():
 
 
 @every_mode
-@every_net
+@few_nets
 def test_frozen_nets_keep_their_kernels_and_say_what_else_to_call(name, strict):
     net, plain = made(name, "frozen")
     with pytest.warns(UserWarning, match=r"thaw\(net, fold=True\), or exported\.run_decompositions"):
@@ -59,7 +59,7 @@ def test_frozen_nets_keep_their_kernels_and_say_what_else_to_call(name, strict):
     assert torch.equal(exported.module()(x), net(x))
 
 
-@every_net
+@few_nets
 def test_decompositions(name):
     net, plain = made(name, "frozen")
     plainly = export(net).run_decompositions(ghost_ops.decompositions())

@@ -84,6 +84,15 @@ def test_names_of_the_forward():
     assert_same(torch.jit.script(net)(x), torch.jit.script(plain)(x))
 
 
+@pytest.mark.parametrize("way", [ghost_ops.fuse, ghost_ops.freeze])
+def test_a_sequence(way):
+    """TorchScript walks through the items of a Sequential, among which no programs are."""
+    plain = randomise(nn.Sequential(zoo.ArticleGhostModule(3, 8), zoo.ArticleGhostModule(8, 12))).eval()
+    x = image()
+    with torch.no_grad():
+        assert_same(recorded("script", way(copy.deepcopy(plain)), x)(x), plain(x))
+
+
 def test_in_training():
     plain = randomise(nn.Sequential(zoo.ArticleBottleneck(8, 16, 8, 3, 1, True)))
     net = ghost_ops.fuse(copy.deepcopy(plain))

@@ -54,7 +54,7 @@ interpreted: $(VENV)/installed-test $(VENV)/installed-peers
 # Every tool that docs/toolchains.md names; one that is not installed is an error. `make test` has those of PyTorch, ONNX
 # and OpenVINO.
 toolchains: $(VENV)/installed-test $(VENV)/installed-peers $(VENV)/installed-toolchains
-	$(BIN)/python -m tests.toolchains.run benchmarks/results/toolchains.log
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.toolchains.run benchmarks/results/toolchains.log
 
 lint: $(VENV)/installed-test
 	$(BIN)/lint-imports --no-logo

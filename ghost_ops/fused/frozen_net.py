@@ -48,6 +48,7 @@ class Frozen(InPlace):
 
     name_prefix = "Frozen"
     state_name = STATE
+    __jit_ignored_attributes__ = _IgnoredByJit()
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -101,8 +102,6 @@ class Frozen(InPlace):
             if state.is_whole() and len(args) == 1 and not kwargs:
                 return self._modules[state.child]._modules["0"](args[0])
         return _run(self, state, args, kwargs)
-
-    __jit_ignored_attributes__ = _IgnoredByJit()
 
     def _own(self, *args: object, **kwargs: object) -> object:
         """The module's own forward."""

@@ -24,8 +24,9 @@ def main(log: str | None = None) -> int:
     if missing:
         print(f"not installed: {', '.join(missing)}")
         return 1
-    lines = [", ".join(f"{tool} {_version(tool)}" for tool in TOOLS)]
-    print(lines[0], flush=True)
+    commit = subprocess.run(["git", "log", "-1", "--format=commit %h"], cwd=FOLDER, capture_output=True, text=True)
+    lines = [commit.stdout.strip(), ", ".join(f"{tool} {_version(tool)}" for tool in TOOLS)]
+    print(*lines, sep="\n", flush=True)
     failed = False
     for file in sorted(FOLDER.glob("test_*.py")):
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]

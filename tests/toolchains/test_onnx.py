@@ -8,7 +8,7 @@ import torch
 import ghost_ops
 
 from ..helpers import make_map
-from .nets import EVERY, assert_same, every_pair, few_pairs, image, made, make, need, ours
+from .nets import EVERY, assert_same, few_pairs, image, made, make, need, ours
 
 onnx, onnxruntime = need("onnx"), need("onnxruntime")
 need("onnxscript")
@@ -54,7 +54,7 @@ def test_plain_operators(name, way, tmp_path):
     check(name, way, True, tmp_path / "net.onnx")
 
 
-@every_pair
+@few_pairs
 def test_plain_operators_by_torchscript(name, way, tmp_path):
     check(name, way, False, tmp_path / "net.onnx")
 

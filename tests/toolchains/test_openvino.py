@@ -7,7 +7,7 @@ import torch
 
 import ghost_ops
 
-from .nets import assert_same, every_pair, few_pairs, image, made, need
+from .nets import assert_same, few_pairs, image, made, need
 
 openvino = need("openvino")
 
@@ -19,7 +19,7 @@ def run(model, x):
     return torch.from_numpy(compiled([x.numpy()])[0])
 
 
-@every_pair
+@few_pairs
 def test_modules(name, way):
     net, plain = made(name, way)
     with warnings.catch_warnings():

@@ -15,7 +15,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activati
 GPU_CHECK = benchmarks/gpu_check.py --minutes $(MINUTES) $(if $(CACHE),--cache $(CACHE)) $(if $(OUT),--out $(OUT)) \
 	$(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry-run)
 
-.PHONY: compiled interpreted demo test bench gpu-check lint format clean distclean
+.PHONY: compiled interpreted toolchains demo test bench gpu-check lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -50,6 +50,11 @@ interpreted: $(VENV)/installed-test $(VENV)/installed-peers
 	(git log -1 --format='commit %h'; GHOST_OPS_EVERY_INTERPRETED=1 $(BIN)/pytest -q -n $(JOBS) -rA --durations=20 \
 		tests/triton/test_interpreter.py | grep -E "PASSED|FAILED|s call|passed|failed") \
 		| tee benchmarks/results/interpreted.log
+
+# Every tool that docs/toolchains.md names; one that is not installed is an error. `make test` has those of PyTorch, ONNX
+# and OpenVINO.
+toolchains: $(VENV)/installed-test $(VENV)/installed-peers $(VENV)/installed-toolchains
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.toolchains.run benchmarks/results/toolchains.log
 
 lint: $(VENV)/installed-test
 	$(BIN)/lint-imports --no-logo

@@ -25,6 +25,7 @@ from .nn import (
     SELayer,
     SqueezeExcite,
 )
+from .ops.decompositions import decompositions
 from .surgery import explain, freeze, fuse, revert, thaw
 
 try:
@@ -42,6 +43,7 @@ __all__ = [
     "LayerBlock",
     "SELayer",
     "SqueezeExcite",
+    "decompositions",
     "empty_cache",
     "explain",
     "freeze",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.utils._device import DeviceContext
 
 from .backends import native
 from .backends.registry import BACKENDS
@@ -137,15 +138,40 @@ def _force(name: str | None) -> None:
     native.use_reference(name == "reference")  # direct calls of operators do not ask ``select``
 
 
+def recorder() -> str | None:
+    """What records a call in PyTorch's own operators, for tools that know no others; None where nothing does.
+
+    These are ``torch.onnx.export`` and ``torch.jit.trace``, and a mode that sees PyTorch's functions, as quantisers
+    have it. (``torch.onnx.export`` with ``strict=True`` is not seen: it decomposes our operators afterwards.)
+    """
+    if torch.compiler.is_compiling():
+        recording = torch.compiler._is_exporting_flag and torch.onnx.is_in_onnx_export()
+        return "torch.onnx.export is recording" if recording else None
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace is recording"
+    return refuse_function_modes()
+
+
+def refuse_function_modes() -> str | None:
+    """Why a call must go through PyTorch's functions: a mode sees them, other than one that only sets the device."""
+    if torch._C._len_torch_function_stack():
+        modes = torch.overrides._get_current_function_mode_stack()
+        if not all(isinstance(mode, DeviceContext) for mode in modes):
+            return "a TorchFunctionMode is active"
+    return None
+
+
 def refuse_call(x: object) -> str | None:
     """Why no operator may take x now, since something that PyTorch does would be lost; None where one may.
 
-    Under ``torch.compile`` only global hooks count: the compiler guards the rest.
+    Under ``torch.compile`` only global hooks count: the compiler guards the rest. ``torch.export`` records for tools
+    that do not know our operators, and for which parameters must be seen where they are used.
     """
     if nn.modules.module._has_any_global_hook():
         return "a global module hook is registered"
     if torch.compiler.is_compiling():
-        return None
+        # not ``is_exporting()``, which dynamo takes for True in older versions
+        return "torch.export is recording" if torch.compiler._is_exporting_flag else None
     if type(x) not in PLAIN_TENSORS:
         return f"its input is a {type(x).__name__}, not a plain tensor"
     if x.layout is not torch.strided or x.dim() != 4:
@@ -158,7 +184,7 @@ def refuse_call(x: object) -> str | None:
         return "torch.jit.trace is recording"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    return None
+    return refuse_function_modes()
 
 
 def refuse_modes() -> str | None:

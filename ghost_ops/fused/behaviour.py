@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .block import Block
-from .in_place import STATE, InPlace, change_class, made_class, restore_class
+from .in_place import STATE, InPlace, change_class, made_class, restore_class, standing_for
 
 
 class Fused(InPlace):
@@ -58,8 +58,10 @@ class BuiltFused(nn.Module):
     behaviour: ClassVar[type[Fused]]
     plain_type: ClassVar[type[nn.Module]]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._ghost_ops.forward(self, x)
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "plain_type" in cls.__dict__:
+            cls.forward = standing_for(cls.plain_type.forward)
 
     def why(self, x: torch.Tensor) -> str:
         """What would run on an input such as x, and why nothing faster does."""

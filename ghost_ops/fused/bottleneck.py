@@ -295,6 +295,7 @@ class FusedGhostBottleneck(BuiltFused, BottleneckBlock.behaviour, GhostBottlenec
 
     behaviour = BottleneckBlock.behaviour
     plain_type = GhostBottleneck
+    __jit_unused_properties__ = ["memory"]
     _ghost_module = FusedGhostModule
     _squeeze_excite = FusedSqueezeExcite
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
-from ..backends import native
-from ..dispatch import Decision, describe_program, select
+from ..backends import native, reference
+from ..dispatch import Decision, describe_program, recorder, select
 from ..ops.checks import autocast
 from ..ops.program import program, program_maps, program_pack
 from ..program import BFLOAT16, FLOAT32, decode, returning, weights_of, with_precision
@@ -92,6 +92,9 @@ class FrozenProgram(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         operator = program_maps if self._returns_maps else program
+        if recorder() is not None:  # what stands for plain modules elsewhere is of its own here
+            operator = reference.program_maps if self._returns_maps else reference.program
+            return operator(x, self.packed, self.steps)
         if torch.compiler.is_compiling():
             if torch.is_autocast_enabled(x.device.type):
                 x = autocast(x)[0]

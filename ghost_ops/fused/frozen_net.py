@@ -2,182 +2,41 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
-from torch import fx, nn
-from torch.nn.modules import module as _modules
+from torch import nn
 
-from ..dispatch import PLAIN_TENSORS
+from ..dispatch import recorder
 from ..ops.program import program
 from .frozen import FrozenProgram
+from .frozen_state import AGAIN, STATE, FrozenState, frozen_name, state_of
 from .graph_key import ModuleState
-from .graphed import Graphs
-from .in_place import InPlace, change_class, restore_class, source_class
+from .in_place import InPlace, change_class, made_class, restore_class
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-STATE = "_ghost_ops_frozen"  # beside what a module that was built fused has
 _TENSOR, _autocasts, _jit_trace = torch.Tensor, torch._C._is_any_autocast_enabled, torch._C._get_tracing_state
+_function_modes = torch._C._len_torch_function_stack
 _MOST_SHAPES = 64  # of inputs that a guard has let pass
-_OF_ONE_OBJECT = ("counter", "version", "defaults", "fast", "shapes")  # of a state's attributes: no copy has them
-_HOOKS_OF_ONE = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_TRACED = (
+    "a frozen net is recorded in plain PyTorch by torch.jit.trace, without its kernels, for tools that do not know "
+    "them: torch.export keeps them"
+)
 _REBUILDING = ("reset_classifier",)  # methods, of timm's nets, that set attributes before they set new children
-_AGAIN = "change the net that it was made from, or ghost_ops.thaw(net), and freeze again"
 
 
-class Code:
-    """A forward that was generated from a graph, of which copies and pickles keep the source."""
+class _IgnoredByJit:
+    """The attributes that ``torch.jit`` leaves out: the programs, and what the module's own class names. (A property
+    would be compiled.)"""
 
-    def __init__(self, source: str, names: dict[str, object]) -> None:
-        self.source = source
-        self.names = names
-        scope = {name: _found(value) for name, value in names.items()}
-        exec(compile(source, "<ghost_ops.freeze>", "exec"), scope)
-        self.forward: Callable[..., object] = scope["forward"]
-
-    @classmethod
-    def of(cls, graph: fx.Graph) -> Code:
-        """The forward that computes a graph, whose modules are children of the module that it is called with."""
-        code = graph.python_code("self")
-        return cls(code.src, {name: _named(value) for name, value in code.globals.items()})
-
-    @classmethod
-    def of_source(cls, source: str, *modules: ModuleType) -> Code:
-        """A function ``forward`` over these Python modules."""
-        return cls(source, {module.__name__: _named(module) for module in modules})
-
-    def __deepcopy__(self, memo: dict) -> Code:
-        return self
-
-    def __reduce__(self) -> tuple:
-        return Code, (self.source, self.names)
-
-
-class _Module(str):
-    """The name of a Python module, which is not pickled itself."""
-
-
-def _named(value: object) -> object:
-    return _Module(value.__name__) if isinstance(value, ModuleType) else value
-
-
-def _found(value: object) -> object:
-    return importlib.import_module(value) if isinstance(value, _Module) else value
-
-
-class FrozenState:
-    """What a frozen module remembers.
-
-    Attributes:
-        child: name of the child that holds its programs.
-        code: the forward that was generated; None where the module's own forward runs, over frozen children.
-        whole: whether the one program is all that the forward computes.
-        inputs: names of the arguments of the generated forward.
-        optional: names of the other arguments of the module's forward, for whose defaults the generated one stands.
-        guard: says by the sizes of the inputs whether the generated forward stands for them; None where it always does.
-        shapes: those of the only input that the guard has let pass, so that it is not asked again.
-        watched: paths of the modules whose parameters and buffers were packed, with the names of these.
-        wanted: paths of the parameters that needed a gradient before.
-        left: what stayed PyTorch: paths, each with the reason in a sentence.
-        graphs: CUDA graphs of its calls, by shape; None where they are not wanted.
-    """
-
-    def __init__(
-        self,
-        child: str = "frozen_programs",
-        code: Code | None = None,
-        whole: bool = False,
-        inputs: tuple[str, ...] = (),
-        optional: tuple[str, ...] = (),
-        watched: tuple[tuple[str, str], ...] = (),
-        guard: Code | None = None,
-    ) -> None:
-        self.child = child
-        self.code = code
-        self.whole = whole
-        self.inputs = inputs
-        self.optional = optional
-        self.watched = watched
-        self.guard = guard
-        self.wanted: tuple[str, ...] = ()
-        self.left: tuple[tuple[str, str], ...] = ()
-        self.graphs: Graphs | None = None
-        self.defaults: dict[str, object] = {}
-        self.counter: torch.Tensor | None = None
-        self.version: int | None = 0
-        self.fast: tuple | None = None
-        self.shapes: set[torch.Size] = set()
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in _OF_ONE_OBJECT}
-
-    def __setstate__(self, state: dict) -> None:
-        FrozenState.__init__(self)
-        self.__dict__.update(state)
-
-    @torch.inference_mode(False)  # what is made within has no version
-    def attach(self, net: nn.Module) -> None:
-        """Find out what no copy has: defaults, the way of a fast call, a version counter for what was packed.
-
-        All that was packed shares one counter, so that a change of any is seen at one glance. The tensors keep their
-        values, and become other objects. The counter is that of an empty tensor: what ``detach`` returns shares it, and
-        keeps it when it is given other data.
-        """
-        if self.optional:
-            parameters = inspect.signature(source_class(net).forward).parameters
-            self.defaults = {name: parameters[name].default for name in self.optional}
-        self.counter, made = None, {}
-        for path, name in self.watched:
-            owner = net.get_submodule(path)
-            t = owner._parameters.get(name, owner._buffers.get(name))
-            if type(t) not in PLAIN_TENSORS or t.is_inference():
-                continue
-            if self.counter is None:
-                self.counter = torch.empty(0, dtype=t.dtype, device=t.device)
-            if t.device == self.counter.device:
-                made[id(t)] = t, _sharing(self.counter, t)
-        for module in net.modules() if made else ():  # a tensor that modules share stays one
-            if isinstance(module, torch.jit.ScriptModule):  # nothing of it was packed, and its tables cannot be written
-                continue
-            for entries in (module._parameters, module._buffers):
-                entries.update({name: made[id(t)][1] for name, t in entries.items() if id(t) in made})
-        self.counter = torch.empty(0, device="cpu") if self.counter is None else self.counter
-        self.version = self.counter._version
-        self.fast = self._fast_call(net)
-
-    def is_whole(self) -> bool:
-        """Whether a call with one argument is one of its program, whatever the argument is."""
-        return self.whole and self.guard is None
-
-    def _fast_call(self, net: nn.Module) -> tuple | None:
-        """What ``Frozen.__call__`` looks at; None where every call is one of a module like any other."""
-        if not self.whole or self.graphs is not None or source_class(net).__call__ is not nn.Module.__call__:
-            return None
-        program = net._modules[self.child]._modules["0"]
-        hooks = tuple(getattr(_modules, f"_global{name}") for name in _HOOKS_OF_ONE)
-        hooks += tuple(entries for m in (net, program) for name, entries in vars(m).items() if name in _HOOKS_OF_ONE)
-        shapes = None if self.guard is None else self.shapes
-        return net._modules, hooks, program._dtypes, self.counter, program._buffers, program.steps, shapes
-
-    def check(self, net: nn.Module) -> None:
-        """Look whether a tensor that was packed has been changed since; raises ``RuntimeError``."""
-        if self.version not in (None, self.counter._version):
-            raise RuntimeError(f"{_name(net)}: a parameter or buffer was changed in place: {_AGAIN}")
-        self.version = self.counter._version  # after load_state_dict, which loads what is packed too
-
-
-def _sharing(counter: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    shares = counter.detach()
-    if isinstance(t, nn.Parameter):
-        shares = nn.Parameter(shares, requires_grad=False)
-    shares.data = t.data
-    return shares
+    def __get__(self, module: Frozen | None, owner: type) -> list[str]:
+        made = made_class(owner)
+        own = getattr(made._source_class, "__jit_ignored_attributes__", ()) if made is not None else ()
+        return [*own, *(() if module is None else (module.__dict__[STATE].child,))]
 
 
 class Frozen(InPlace):
@@ -189,6 +48,7 @@ class Frozen(InPlace):
 
     name_prefix = "Frozen"
     state_name = STATE
+    __jit_ignored_attributes__ = _IgnoredByJit()
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -216,6 +76,7 @@ class Frozen(InPlace):
                 and not any(hooks)
                 and not _autocasts()
                 and _jit_trace() is None
+                and not _function_modes()
             ):
                 try:
                     return program(x, buffers["packed"], steps)
@@ -225,6 +86,11 @@ class Frozen(InPlace):
 
     def _forward(self, *args: object, **kwargs: object) -> object:
         state = self.__dict__[STATE]
+        if recorder() is not None:
+            state.check(self)
+            if _jit_trace() is not None and not torch.onnx.is_in_onnx_export():
+                warnings.warn(_TRACED, UserWarning, stacklevel=2)
+            return self._own(*args, **kwargs)
         if torch.compiler.is_compiling():
             if state.is_whole() and len(args) == 1 and not kwargs:
                 return self._modules[state.child]._modules["0"](args[0])
@@ -248,14 +114,14 @@ class Frozen(InPlace):
 
     def train(self, mode: bool = True) -> Self:
         if mode:
-            raise ValueError(f"{_name(self)}: train: a frozen net stays in eval mode: train the net that it was made "
-                             "from, or ghost_ops.thaw(net)")  # fmt: skip
+            raise ValueError(f"{frozen_name(self)}: train: a frozen net stays in eval mode: train the net that it was "
+                             "made from, or ghost_ops.thaw(net)")  # fmt: skip
         return super().train(mode)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if requires_grad:
-            raise ValueError(f"{_name(self)}: requires_grad_: a frozen net has no gradients: train the net that it was "
-                             "made from, or ghost_ops.thaw(net)")  # fmt: skip
+            raise ValueError(f"{frozen_name(self)}: requires_grad_: a frozen net has no gradients: train the net that "
+                             "it was made from, or ghost_ops.thaw(net)")  # fmt: skip
         return super().requires_grad_(False)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -289,9 +155,12 @@ class Frozen(InPlace):
     def load_state_dict(self, state_dict: Mapping[str, object], *args: object, **kwargs: object) -> object:
         _refuse_plain(self, state_dict, "")
         found = super().load_state_dict(state_dict, *args, **kwargs)
+        assigned = kwargs.get("assign", args[1] if len(args) > 1 else False)
         for module in self.modules():
             if isinstance(module, Frozen):
-                module.__dict__[STATE].check(module)
+                state_of(module).check(module)
+                if assigned:  # then they are other objects
+                    state_of(module).attach(module)
         return found
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
@@ -328,10 +197,6 @@ class FrozenSequence(Frozen):
         _refuse_change(self, str(index))
 
 
-def _name(module: nn.Module) -> str:
-    return f"{source_class(module).__name__} (frozen)"
-
-
 def _is_kept(module: nn.Module, name: str) -> bool:
     own = vars(module)  # torch.export makes proxies of modules, which have nothing yet
     return name in own.get("_modules", ()) or name in own.get("_parameters", ())
@@ -341,13 +206,13 @@ def _refuse_plain(net: nn.Module, state_dict: Mapping[str, object], prefix: str)
     for path, module in net.named_modules():
         if isinstance(module, FrozenProgram) and f"{prefix}{path}.packed" not in state_dict:
             raise ValueError(
-                f"{_name(net)}: load_state_dict: expected the state of a frozen net, got that of a plain one: load it "
-                "into the net that this one was made from and freeze again"
+                f"{frozen_name(net)}: load_state_dict: expected the state of a frozen net, got that of a plain one: "
+                "load it into the net that this one was made from and freeze again"
             )
 
 
 def _refuse_change(module: nn.Module, name: str) -> None:
-    raise ValueError(f"{_name(module)}: {name}: a frozen net keeps its children and parameters: {_AGAIN}")
+    raise ValueError(f"{frozen_name(module)}: {name}: a frozen net keeps its children and parameters: {AGAIN}")
 
 
 def _refusing(name: str) -> Callable:
@@ -402,7 +267,7 @@ def _replayed(module: Frozen, state: FrozenState, args: tuple, kwargs: dict) -> 
     inputs = args if state.code is None and not kwargs else _inputs(state, args, kwargs)
     if inputs is None or len(inputs) != 1:
         return _run(module, state, args, kwargs)
-    name = f"{_name(module)}: {state.inputs[0] if state.inputs else 'its input'}"
+    name = f"{frozen_name(module)}: {state.inputs[0] if state.inputs else 'its input'}"
     look = lambda: ModuleState(module, packed_modules(module), strict=False)
     return state.graphs(lambda x: _run(module, state, (x,), {}), inputs[0], name, look)
 
@@ -416,11 +281,6 @@ def packed_modules(net: nn.Module) -> frozenset[nn.Module]:
             programs.update(made.modules())
             packed.update(inner for part in made.parts for inner in module.get_submodule(part).modules())
     return frozenset(packed - programs)
-
-
-def state_of(module: Frozen) -> FrozenState:
-    """What a frozen module remembers."""
-    return module.__dict__[STATE]
 
 
 def freeze_class(module: nn.Module, state: FrozenState, programs: list[FrozenProgram]) -> None:

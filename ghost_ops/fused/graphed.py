@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..backends.kept import Kept, reading
+from ..dispatch import recorder
 from . import graph
 from .errors import NotNow
 from .graph import GraphPool, without_autocast_cache
@@ -158,7 +159,7 @@ class GraphedNet(nn.Module):
         self._graphs = Graphs(most)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling():  # the compiler has graphs of its own
+        if torch.compiler.is_compiling() or recorder() is not None:  # the compiler has graphs of its own
             return self.net(x)
         return self._graphs(self.net, x, "GraphedNet: x", lambda: ModuleState(self.net, strict=False))
 

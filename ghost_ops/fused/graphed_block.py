@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils._device import DeviceContext
 
-from ..dispatch import refuse_call
+from ..dispatch import refuse_call, refuse_function_modes
 from . import graph
 from .errors import NotNow, Unfusable, first_line
 from .graph import GraphPool
@@ -210,10 +209,9 @@ def _observed_by_python() -> str | None:
     """What sees each operation of a call, or each tensor that is saved, and would not see those of a graph."""
     if torch._C._len_torch_dispatch_stack():
         return "a TorchDispatchMode is active"
-    if torch._C._len_torch_function_stack():
-        modes = torch.overrides._get_current_function_mode_stack()
-        if not all(isinstance(mode, DeviceContext) for mode in modes):
-            return "a TorchFunctionMode is active"
+    why = refuse_function_modes()
+    if why is not None:
+        return why
     if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
         return "hooks on saved tensors are active, as checkpointing has them"
     return "anomaly detection is on" if torch.is_anomaly_enabled() else None

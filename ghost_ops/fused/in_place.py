@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import inspect
 import types
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import nn
 
+_EMPTY = types.CellType()
 STATE = "_ghost_ops"  # the one attribute that a fused module gains
 
 
@@ -53,10 +56,6 @@ def in_place_class(behaviour: type[InPlace], source: type[nn.Module]) -> type[nn
         if known.__dict__.get("_behaviour") is behaviour:
             return known
 
-    @functools.wraps(source.forward)  # the signature that callers and trainers ask for
-    def forward(self, *args, **kwargs):
-        return self._forward(*args, **kwargs)
-
     @functools.wraps(source.__init__)
     def __init__(self, *args, **kwargs):
         if type(self) is made:  # ``type(module)(...)`` makes a module as the class's own methods do: a plain one
@@ -69,11 +68,28 @@ def in_place_class(behaviour: type[InPlace], source: type[nn.Module]) -> type[nn
         "__module__": source.__module__,
         "_behaviour": behaviour,
         "_source_class": source,
-        "forward": forward,
+        "forward": standing_for(source.forward),
     }
     name = behaviour.name_prefix + source.__name__
     made = types.new_class(name, (behaviour, source), exec_body=lambda namespace: namespace.update(body))
     return made
+
+
+def standing_for(own: Callable[..., object]) -> Callable[..., object]:
+    """A forward that calls ``_forward``, and that is for all who read it the module's own one.
+
+    It has the signature of that one, which callers and trainers ask for, and its source and its names, which
+    ``torch.jit.script`` compiles: what is scripted is the plain module.
+    """
+
+    def forward(self, *args, **kwargs):
+        return self._forward(*args, **kwargs)
+
+    scope = getattr(own, "__globals__", {})
+    cells = zip(own.__code__.co_freevars, own.__closure__ or ()) if inspect.isfunction(own) else ()
+    local = {name: cell.cell_contents for name, cell in cells if cell != _EMPTY}
+    made = types.FunctionType(forward.__code__, {**scope, **local} if local else scope)
+    return functools.wraps(own)(made)
 
 
 def made_class(cls: type) -> type | None:

@@ -9,6 +9,8 @@ steps says in which form they are packed: float32, or the weights of products as
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from ..program import decode, only_result, output_shapes, output_sizes, weights_of
@@ -16,8 +18,16 @@ from ..program.packing import packed_size
 from ._library import below_autograd, memory_format, overload, register_fake, without_gradients
 from .flops import convolution_flops, count_flops
 
+_EXPORTED = (
+    "torch.export records a frozen net with its kernels, ghost_ops::program, for AOTInductor and the exported module "
+    "itself. Other tools read no convolutions there, and a quantiser leaves them in floating point: give these "
+    "ghost_ops.thaw(net, fold=True), or exported.run_decompositions(ghost_ops.decompositions())"
+)
+
 
 def _fake_maps(x, _packed, steps):
+    if torch.compiler._is_exporting_flag and not torch.onnx.is_in_onnx_export():
+        warnings.warn(_EXPORTED, UserWarning, stacklevel=2)
     shapes = output_shapes(decode(steps), *x.shape[:1], *x.shape[2:])
     layouts = (memory_format(x) if len(shape) == 4 else torch.contiguous_format for shape in shapes)
     return [x.new_empty(shape).to(memory_format=layout) for shape, layout in zip(shapes, layouts)]

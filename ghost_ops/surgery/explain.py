@@ -15,7 +15,8 @@ from ..dispatch import PLAIN_PYTORCH, Decision
 from ..fused import FrozenProgram
 from ..fused.behaviour import Fused, block_of
 from ..fused.block import Route, observing
-from ..fused.frozen_net import Frozen, packed_modules, state_of
+from ..fused.frozen_net import Frozen, packed_modules
+from ..fused.frozen_state import state_of
 from ..fused.in_place import source_class
 from .recognise import survey, survey_layers, survey_open
 from .saved import Saved

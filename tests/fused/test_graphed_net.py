@@ -11,7 +11,7 @@ from torch import nn
 
 from ghost_ops import freeze, fuse, use_backend
 from ghost_ops.fused import GraphedNet
-from ghost_ops.fused.frozen_net import STATE
+from ghost_ops.fused.frozen_state import STATE
 from ghost_ops.fused.graphed import Graphs
 
 from ..helpers import make_map

@@ -13,7 +13,7 @@ import ghost_ops
 from ghost_ops import functional as F
 from ghost_ops.backends.triton.program import _folded as weights
 from ghost_ops.fused import FrozenProgram
-from ghost_ops.fused.frozen_net import STATE
+from ghost_ops.fused.frozen_state import STATE
 from tests.helpers import assert_as_accurate, randomise
 from tests.ops.test_registration import Both
 

@@ -10,7 +10,9 @@ from torch import nn
 from ghost_ops import explain, freeze, models
 from ghost_ops.backends import native
 from ghost_ops.fused import FrozenProgram
-from ghost_ops.fused.frozen_net import Frozen, source_class, state_of
+from ghost_ops.fused.frozen_net import Frozen
+from ghost_ops.fused.frozen_state import state_of
+from ghost_ops.fused.in_place import source_class
 
 from .. import zoo
 from ..helpers import assert_as_accurate, make_map, randomise

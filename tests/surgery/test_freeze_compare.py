@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ghost_ops import explain, freeze
-from ghost_ops.fused.frozen_net import STATE
+from ghost_ops.fused.frozen_state import STATE
 from ghost_ops.surgery.freeze import compare
 
 from .. import zoo

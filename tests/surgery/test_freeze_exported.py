@@ -11,7 +11,7 @@ from torch import nn
 
 from ghost_ops import explain, freeze, thaw
 from ghost_ops.fused import FrozenProgram
-from ghost_ops.fused.frozen_net import state_of
+from ghost_ops.fused.frozen_state import state_of
 from ghost_ops.program import decode
 
 from .. import zoo

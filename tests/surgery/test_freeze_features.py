@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ghost_ops import freeze
-from ghost_ops.fused.frozen_net import state_of
+from ghost_ops.fused.frozen_state import state_of
 
 from .. import zoo
 from ..helpers import assert_as_accurate, make_map, randomise

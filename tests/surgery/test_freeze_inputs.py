@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 from ghost_ops import freeze
 from ghost_ops.fused import FrozenProgram
-from ghost_ops.fused.frozen_net import STATE
+from ghost_ops.fused.frozen_state import STATE
 from ghost_ops.surgery.freeze import compare
 from ghost_ops.surgery.freeze.compare import Arguments
 

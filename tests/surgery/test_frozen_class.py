@@ -13,7 +13,8 @@ from torch import nn
 
 from ghost_ops import FusedGhostModule, explain, freeze, thaw
 from ghost_ops.fused.behaviour import Fused
-from ghost_ops.fused.frozen_net import STATE, Frozen
+from ghost_ops.fused.frozen_net import Frozen
+from ghost_ops.fused.frozen_state import STATE
 from ghost_ops.fused.in_place import source_class
 
 from .. import zoo

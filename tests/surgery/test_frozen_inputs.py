@@ -9,7 +9,7 @@ from torch import nn
 
 from ghost_ops import explain, freeze
 from ghost_ops.fused import FrozenProgram
-from ghost_ops.fused.frozen_net import STATE
+from ghost_ops.fused.frozen_state import STATE
 from ghost_ops.fused.graphed import Graphs
 
 from .. import zoo

@@ -12,13 +12,15 @@ from ...backends import native
 from ...dispatch import select
 from ...fused.errors import first_line
 from ...fused.frozen import FrozenProgram
-from ...fused.frozen_net import Frozen, FrozenState, freeze_class, state_of, thaw_class
+from ...fused.frozen_net import Frozen, freeze_class, thaw_class
+from ...fused.frozen_state import FrozenState, state_of
 from ...fused.graphed import GraphedNet, Graphs
 from ..fuse import fuse_blocks, revert, set_graphs
 from . import compare
 from .build import free_name, freeze_in_place, holds_programs
 from .compare import Arguments
 from .decide import FreezePlan, decide
+from .fold import fold_batch_norms
 
 __all__ = ["freeze", "thaw"]
 _MOST_REASONS = 3  # in the warning that nothing was frozen
@@ -52,7 +54,8 @@ def freeze(
     Its weights are copies: a later change of ``net`` does not reach it. It cannot be trained, and what would make its
     programs and its parameters disagree raises an error: ``train()``, ``requires_grad_()``, a new child or parameter
     (timm's ``reset_classifier``), the state_dict of a plain net, and, at the next call, parameters that were changed in
-    place. It does not notice hooks that are registered on children, or children swapped inside of these, afterwards.
+    place and parameters, buffers and children that were replaced inside. It does not notice hooks that are registered
+    on children afterwards.
 
     - ``next(net.parameters())`` gives device and dtype, as of any net; none needs a gradient.
     - A moving average (EMA) is updated in the plain net, which is frozen again when it is to be used.
@@ -62,7 +65,8 @@ def freeze(
     - :func:`thaw` gives the plain net back, to be trained, changed and frozen again.
 
     It can be saved with ``torch.save``, copied, exported with ``torch.export``, packed with AOTInductor and compiled;
-    whoever loads it must have imported ghost_ops. Packed weights are the same on every processor. Inputs must have the
+    whoever loads it must have imported ghost_ops. ``torch.jit`` and ``torch.onnx.export`` record the plain net
+    (``docs/toolchains.md``). Packed weights are the same on every processor. Inputs must have the
     dtype of the parameters; under autocast they are cast, and results have the dtype of autocast, as the plain net's.
 
     Args:
@@ -126,7 +130,7 @@ def _graphed(frozen: Frozen, cuda_graph: bool) -> Frozen:
 
 
 @torch.no_grad()
-def thaw(net: nn.Module) -> nn.Module:
+def thaw(net: nn.Module, *, fold: bool = False) -> nn.Module:
     """A plain copy of a frozen net: its own class, without programs, its modules plain PyTorch ones.
 
     Parameters need a gradient where they did before; the copy is in eval mode. In a net that was frozen in another
@@ -134,6 +138,11 @@ def thaw(net: nn.Module) -> nn.Module:
 
     Args:
         net: what :func:`freeze` returned, or a net that holds such; it is not changed.
+        fold: also fold each BatchNorm into the convolution before it, in float64, and put an ``Identity`` in its place,
+            for tools that export or quantise. BatchNorms of other places stay.
+
+    Warns:
+        UserWarning: with ``fold``, that nothing was folded, since the net would not compute the same.
 
     Raises:
         TypeError: net is not a ``torch.nn.Module``.
@@ -147,7 +156,13 @@ def thaw(net: nn.Module) -> nn.Module:
     for module in reversed(list(plain.modules())):  # a net's gradients are known to the outermost
         if isinstance(module, Frozen):
             thaw_class(module)
-    return revert(plain)
+    plain = revert(plain)
+    why = fold_batch_norms(plain) if fold else None
+    if why is not None:
+        warnings.warn(
+            f"thaw: fold: nothing of this {type(plain).__name__} was folded: {why}", UserWarning, stacklevel=3
+        )
+    return plain
 
 
 def _no_kernels(net: nn.Module) -> str | None:

@@ -13,7 +13,8 @@ from ...fused.behaviour import Fused, block_of, remove
 from ...fused.builder import Builder
 from ...fused.errors import Unfusable
 from ...fused.frozen import FrozenProgram
-from ...fused.frozen_net import Code, Frozen, FrozenState, freeze_class
+from ...fused.frozen_net import Frozen, freeze_class
+from ...fused.frozen_state import Code, FrozenState
 from ...fused.in_place import made_class
 from ...fused.layers import ParameterSource
 from ...fused.squeeze_excite import SqueezeExciteBlock

@@ -23,7 +23,8 @@ from torch.utils import _pytree as pytree
 from ...fused.behaviour import Fused
 from ...fused.errors import first_line
 from ...fused.frozen import FrozenProgram
-from ...fused.frozen_net import Code, Frozen
+from ...fused.frozen_net import Frozen
+from ...fused.frozen_state import Code
 from ...fused.structure import is_hooked
 from ...nn import SyncBatchNorm
 from ..fuse import revert

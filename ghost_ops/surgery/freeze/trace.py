@@ -11,7 +11,8 @@ from torch import fx, nn
 
 from ...fused.behaviour import Fused
 from ...fused.frozen import FrozenProgram
-from ...fused.frozen_net import Code, Frozen
+from ...fused.frozen_net import Frozen
+from ...fused.frozen_state import Code
 from ...fused.structure import is_hooked
 from ...nn import SyncBatchNorm
 

@@ -15,7 +15,8 @@ from ghost_ops.backends.triton import module_kernel, tiles
 from tests.ops.cases import LAYOUTS, Case, in_layout
 
 DTYPES = (torch.float32, torch.float16)
-CASES = 12 if os.environ.get("GHOST_OPS_EVERY_INTERPRETED") == "1" else 4  # of each operator
+EVERY = os.environ.get("GHOST_OPS_EVERY_INTERPRETED") == "1"  # in `make interpreted`
+CASES = 12 if EVERY else 4  # of each operator
 
 
 @contextmanager

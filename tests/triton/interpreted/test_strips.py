@@ -16,6 +16,8 @@ from ghost_ops.backends.triton.cheap import cheap_half
 from ghost_ops.backends.triton.epilogue import Epilogue
 from tests.ops.cases import Case, Errors, check, in_layout
 
+from .drawn import EVERY
+
 KINDS = ("ghost_module", "cheap_concat", "ghost_module_train")
 GEOMETRIES = (  # primary channels, width, cheap kernel, dtype: all but the first have flat tiles
     (12, 7, 3, torch.float16),
@@ -26,6 +28,7 @@ GEOMETRIES = (  # primary channels, width, cheap kernel, dtype: all but the firs
     (12, 14, 3, torch.float32),
     (8, 17, 7, torch.float32),
 )
+CASES = range(len(GEOMETRIES)) if EVERY else (0, 2, 5)
 
 
 @pytest.fixture
@@ -95,7 +98,7 @@ def with_gradients_in_channels_last(operator):
 @pytest.mark.parametrize("kind", KINDS)
 def test_flat_tiles(kind, seen):
     errors, operator = Errors(), getattr(functional, kind)
-    for index in range(len(GEOMETRIES)):
+    for index in CASES:
         case = draw(kind, index)
         used = with_gradients_in_channels_last(operator) if index else operator
         check(used, case, 2 if case.options.get("return_squeeze") else 1, errors)

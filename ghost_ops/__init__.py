@@ -19,6 +19,7 @@ from .fused import (
     LayerBlock,
     register_block,
 )
+from .models import ghostify
 from .nn import (
     GhostBottleneck,
     GhostModule,
@@ -55,6 +56,7 @@ __all__ = [
     "freeze",
     "functional",
     "fuse",
+    "ghostify",
     "models",
     "profile",
     "register_block",

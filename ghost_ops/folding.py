@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+import torch.nn.functional as F
 
 
 def fold(weight, bias, gamma, beta, mean, var, eps):
@@ -34,3 +37,23 @@ def fold_as_kernels(weight, bias, gamma, beta, mean, var, eps):
     scale = (1.0 if gamma is None else gamma) / (var + eps).sqrt()
     shift = ((0.0 if bias is None else bias) - mean) * scale + (0.0 if beta is None else beta)
     return weight.float() * scale.float()[:, None, None, None], shift.float()
+
+
+def fold_sum(branches: Iterable[tuple], shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias, in float64, of the one convolution that computes a sum of convolutions of the same input.
+
+    Args:
+        branches: of each weight, bias, gamma, beta, mean, variance and eps, as of :func:`fold`. A weight of None is the
+            identity, of a depthwise convolution. Smaller kernels stand in the middle.
+        shape: of the weight.
+    """
+    total, total_bias = 0.0, 0.0
+    for *tensors, eps in branches:
+        weight, bias, gamma, beta, mean, var = (None if t is None else t.double() for t in tensors)
+        scale = torch.rsqrt(var + eps) * (1.0 if gamma is None else gamma)
+        shift = (0.0 if bias is None else bias) - mean
+        weight = var.new_ones(len(scale), 1, 1, 1) if weight is None else weight
+        around = [(shape[axis] - weight.shape[axis]) // 2 for axis in (3, 2)]
+        total = total + F.pad(weight * scale[:, None, None, None], [around[0]] * 2 + [around[1]] * 2)
+        total_bias = total_bias + shift * scale + (0.0 if beta is None else beta)
+    return total, total_bias

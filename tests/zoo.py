@@ -12,7 +12,6 @@ from benchmarks.nets.blocks import (
     ArticleGhostModule,
     HuaweiBottleneck,
     HuaweiSqueezeExcite,
-    ResNetGhostModule,
     conv_bn,
     hard_sigmoid,
 )
@@ -21,7 +20,6 @@ __all__ = [
     "ArticleGhostModule",
     "HuaweiBottleneck",
     "HuaweiSqueezeExcite",
-    "ResNetGhostModule",
     "conv_bn",
     "hard_sigmoid",
 ]
@@ -129,6 +127,23 @@ class PicoGhostModule(nn.Module):
     def forward(self, x):
         y = self.primary_conv(x)
         return torch.cat([y, self.cheap_operation(y)], dim=1)
+
+
+class ResNetGhostModule(nn.Conv2d):
+    def __init__(self, inp, oup, kernel_size, dw_size=3, ratio=2, stride=1, padding=0, bias=True):
+        super().__init__(inp, oup, kernel_size, stride, padding, bias=bias)
+        self.weight = None
+        self.init_channels = math.ceil(oup / ratio)
+        new = self.init_channels * (ratio - 1)
+        self.conv1 = nn.Conv2d(inp, self.init_channels, kernel_size, stride, padding)
+        self.conv2 = nn.Conv2d(self.init_channels, new, dw_size, 1, dw_size // 2, groups=self.init_channels)
+        self.bn1 = nn.BatchNorm2d(self.init_channels)
+        self.weight1 = nn.Parameter(torch.randn(self.init_channels, inp, kernel_size, kernel_size))
+
+    def forward(self, input):
+        x1 = self.conv1(input)
+        x2 = self.conv2(x1)[:, : self.out_channels - self.init_channels, :, :]
+        return torch.cat([x1, x2], 1)
 
 
 class DeployedV3GhostModule(nn.Module):

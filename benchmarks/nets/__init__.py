@@ -1,6 +1,7 @@
 """Nets that have Ghost modules in them, as people run them, and three without, by name: what ``bench --zoo`` times.
 
-Those of a library are built by it where it is installed; the others are written here in the structure of their source.
+Those of a library are built by it where it is installed; the others are written here in the structure of their source,
+or are ghost_ops' own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import nn
 
 from ghost_ops.bench.machine import Unavailable, need
 from ghost_ops.bench.other_models import OTHER_MODELS, torchvision_models
+from ghost_ops.models import ghost_resnet50, ghost_resnet56, ghost_vgg16
 
 from . import classifiers, detectors
 
@@ -88,9 +90,9 @@ ZOO = {
     "ghostfacenet_v1": ZooNet(classifiers.GhostFaceNet, FACE, 112),
     "ghostfacenet_v2": ZooNet(lambda: classifiers.GhostFaceNet(attention=True), FACE, 112),
     "yolov8n_ghost": ZooNet(_yolo("yolov8n-ghost.yaml"), "ultralytics/ultralytics, yolov8n-ghost.yaml", 640),
-    "ghost_resnet50": ZooNet(classifiers.GhostResNet50, "huawei-noah, ghost_resnet.py, s = 2"),
-    "ghost_resnet56": ZooNet(classifiers.GhostResNet56, ARTICLE, 32),
-    "ghost_vgg16": ZooNet(classifiers.GhostVGG16, ARTICLE, 32),
+    "ghost_resnet50": ZooNet(ghost_resnet50, "huawei-noah, ghost_resnet.py, s = 2"),
+    "ghost_resnet56": ZooNet(ghost_resnet56, ARTICLE, 32),
+    "ghost_vgg16": ZooNet(ghost_vgg16, ARTICLE, 32),
     "picodet_esnet": ZooNet(detectors.ESNet, "PaddlePaddle/PaddleDetection, ESNet of PicoDet-M", 320),
     **{name: ZooNet(build, "pytorch/vision") for name, build in OTHER_MODELS.items()},
 }

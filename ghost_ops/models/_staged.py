@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from ..nn.squeeze_excite import make_divisible
+from ..surgery import fuse
+from ._arguments import check_sizes
 
 HEAD = 1280
 Stage = tuple[tuple[int, int, int, float, int], ...]  # depthwise kernel, expansion, output channels, SE ratio, stride
@@ -34,6 +36,7 @@ class StagedNet(nn.Module):
         block: makes the bottleneck of this index from input, expanded and output channels, depthwise kernel, stride and
             SE ratio.
         last: channels before the pooling, per expanded channel of the last bottleneck.
+        fused: whether :func:`ghost_ops.fuse` is called on the net, which takes seconds.
 
     Shape: N x in_chans x H x W, any floating dtype, NCHW or channels_last, to N x num_classes.
 
@@ -51,6 +54,7 @@ class StagedNet(nn.Module):
         dropout: float,
         *,
         last: int = 1,
+        fused: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -58,10 +62,7 @@ class StagedNet(nn.Module):
         owner, factory = type(self).__name__, {"device": device, "dtype": dtype}
         if not width > 0:
             raise ValueError(f"{owner}: width: expected a positive number, got {width!r}")
-        if num_classes < 0:
-            raise ValueError(f"{owner}: num_classes: expected at least 0, got {num_classes!r}")
-        if in_chans < 1:
-            raise ValueError(f"{owner}: in_chans: expected at least 1, got {in_chans!r}")
+        check_sizes(owner, num_classes, in_chans)
         if not 0 <= dropout <= 1:
             raise ValueError(f"{owner}: dropout: expected a probability, got {dropout!r}")
 
@@ -86,6 +87,8 @@ class StagedNet(nn.Module):
         self.act2 = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(HEAD, num_classes, **factory) if num_classes else nn.Identity()
+        if fused:
+            fuse(self)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """The last feature map: N x C x ceil(H / 32) x ceil(W / 32), C being the input channels of ``conv_head``."""

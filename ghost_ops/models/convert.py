@@ -21,6 +21,7 @@ from .registry import MODELS
 
 State = dict[str, torch.Tensor]
 MANY = 3  # keys that an error names
+_TRACKED = "num_batches_tracked"  # which old versions of PyTorch did not save
 _COUNTS = ("total_ops", "total_params")  # buffers of thop, which counts operations
 
 
@@ -31,11 +32,11 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor], model: str) -> di
     are then those of the source net. The numbers of classes and of input channels are those of the checkpoint; without
     a classifier it is ``num_classes=0``. Known are:
 
-    - timm's and Huawei's GhostNet V1, V2 and V3 and timm's RepGhostNet. Of V3 and RepGhostNet with branches, or as
-      ``reparameterize()`` leaves them.
+    - timm's and Huawei's GhostNet V1, V2 and V3 and timm's RepGhostNet. Those of V3 and RepGhostNet may have branches,
+      or be merged; the result loads into a net of the same form (``reparameterize()``).
     - ``iamhankai/ghostnet.pytorch``, the article's first code, as it is now, for ``ghostnet_050/100/130``. Its clamped
-      gates become hard sigmoids of other numbers, its 18 and 30 hidden units of a gate 20 and 32, of which two are
-      zero, and the BatchNorm of its head is folded into ``conv_head``: equal in eval, not in training.
+      gates become hard sigmoids of other numbers, their hidden units are filled up with zeros to a multiple of 4, and
+      the BatchNorm of its head is folded into ``conv_head``: equal in eval, not in training.
     - ``d-li14/ghostnet.pytorch``: the same, with a ReLU in every shortcut, for ``ghostnet_100_d_li14``.
     - Huawei's Ghost-ResNet-50, for ``ghost_resnet50``. Parameters that its forward does not use are left out.
 
@@ -61,6 +62,7 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor], model: str) -> di
     if source is not None:
         state, names = source.convert(state, target)
     wanted = target.shapes(state)
+    state.update((name, torch.tensor(0)) for name in wanted if name.endswith(_TRACKED) and name not in state)
     differences = [
         *(f"{names[name]} is not a layer of it" for name in state if name not in wanted),
         *(f"{name} is missing" for name in wanted if name not in state),

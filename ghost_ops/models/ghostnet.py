@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..fused import FusedGhostBottleneck
+from ..moved import hand_on
 from ..nn import GhostBottleneck
 from ._staged import StagedNet
 from .registry import register_model
@@ -27,6 +28,9 @@ STAGES = (
     ((5, 672, 160, 0.25, 2),),
     ((5, 960, 160, 0.0, 1), (5, 960, 160, 0.25, 1), (5, 960, 160, 0.0, 1), (5, 960, 160, 0.25, 1)),
 )
+
+
+__getattr__ = hand_on(__name__, ("_ConvBnAct",), "ghost_ops.models._staged")  # pickles of nets name it
 
 
 class GhostNet(StagedNet):

@@ -9,7 +9,7 @@ from torch import nn
 MODELS: dict[str, Callable[..., nn.Module]] = {}
 """Name of each net, as timm has it where timm has the net, and the function that makes it, untrained.
 
-Each takes ``num_classes``, ``in_chans``, ``device`` and ``dtype``.
+Each takes ``num_classes``, ``in_chans``, ``device`` and ``dtype``, those of a GhostNet ``fused`` too.
 """
 
 

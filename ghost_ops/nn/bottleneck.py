@@ -1,4 +1,4 @@
-"""``GhostBottleneck``: the residual block of GhostNet, two Ghost modules around an optional stride and excitation."""
+"""Ghost bottlenecks: the residual block of GhostNet, two Ghost modules around an optional stride and excitation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,38 @@ from torch import nn
 
 from . import _arguments
 from .ghost_module import GhostModule
+from .ghost_module_v2 import GhostModuleV2
+from .rep_ghost_module import RepGhostModule
 from .squeeze_excite import SqueezeExcite
+
+
+def check_se_ratio(owner: str, se_ratio: float | None) -> None:
+    if se_ratio is not None and not se_ratio >= 0:
+        raise ValueError(f"{owner}: se_ratio: expected None or a number of at least 0, got {se_ratio!r}")
+
+
+def depthwise(channels: int, size: int, stride: int, **factory) -> nn.Conv2d:
+    """A depthwise convolution without bias, padded by half its size."""
+    return nn.Conv2d(channels, channels, size, stride, size // 2, groups=channels, bias=False, **factory)
+
+
+def shortcut(in_chs: int, out_chs: int, size: int, stride: int, relu: bool = False, **factory) -> nn.Sequential:
+    """The shortcut of a Ghost bottleneck: nothing, or a depthwise convolution of the stride and a 1x1 convolution, each
+    with a BatchNorm.
+
+    Args:
+        size: of the depthwise convolution.
+        relu: a ReLU between the two.
+    """
+    if in_chs == out_chs and stride == 1:
+        return nn.Sequential()
+    return nn.Sequential(
+        depthwise(in_chs, size, stride, **factory),
+        nn.BatchNorm2d(in_chs, **factory),
+        *([nn.ReLU(inplace=True)] if relu else []),
+        nn.Conv2d(in_chs, out_chs, 1, bias=False, **factory),
+        nn.BatchNorm2d(out_chs, **factory),
+    )
 
 
 class GhostBottleneck(nn.Module):
@@ -51,28 +82,17 @@ class GhostBottleneck(nn.Module):
         owner, factory = type(self).__name__, {"device": device, "dtype": dtype}
         _arguments.positive(owner, in_chs=in_chs, mid_chs=mid_chs, out_chs=out_chs, stride=stride)
         _arguments.odd(owner, dw_kernel_size=dw_kernel_size)
-        if se_ratio is not None and not se_ratio >= 0:
-            raise ValueError(f"{owner}: se_ratio: expected None or a number of at least 0, got {se_ratio!r}")
+        check_se_ratio(owner, se_ratio)
         self.stride = stride
-
-        def depthwise(channels: int) -> nn.Conv2d:
-            size = dw_kernel_size
-            return nn.Conv2d(channels, channels, size, stride, size // 2, groups=channels, bias=False, **factory)
-
-        self.ghost1 = self._ghost_module(in_chs, mid_chs, **factory)
-        self.conv_dw = depthwise(mid_chs) if stride > 1 else None
+        self.ghost1 = self._first_ghost_module(in_chs, mid_chs, **factory)
+        self.conv_dw = depthwise(mid_chs, dw_kernel_size, stride, **factory) if stride > 1 else None
         self.bn_dw = nn.BatchNorm2d(mid_chs, **factory) if stride > 1 else None
         self.se = self._squeeze_excite(mid_chs, se_ratio, **factory) if se_ratio else None
         self.ghost2 = self._ghost_module(mid_chs, out_chs, relu=False, **factory)
-        self.shortcut = nn.Sequential()
-        if in_chs != out_chs or stride != 1:
-            self.shortcut = nn.Sequential(
-                depthwise(in_chs),
-                nn.BatchNorm2d(in_chs, **factory),
-                *([nn.ReLU(inplace=True)] if shortcut_relu else []),
-                nn.Conv2d(in_chs, out_chs, 1, bias=False, **factory),
-                nn.BatchNorm2d(out_chs, **factory),
-            )
+        self.shortcut = shortcut(in_chs, out_chs, dw_kernel_size, stride, shortcut_relu, **factory)
+
+    def _first_ghost_module(self, *args, **kwargs) -> nn.Module:
+        return self._ghost_module(*args, **kwargs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.ghost1(x)
@@ -81,3 +101,22 @@ class GhostBottleneck(nn.Module):
         if self.se is not None:
             y = self.se(y)
         return self.ghost2(y) + self.shortcut(x)
+
+
+class GhostBottleneckV2(GhostBottleneck):
+    """Ghost bottleneck of GhostNetV2 in plain PyTorch: :class:`GhostBottleneck` whose ghost1 has DFC attention.
+
+    Source: Tang et al. 2022 (GhostNetV2, arXiv 2211.12905); state_dict keys as in Huawei's and timm's nets.
+    """
+
+    def _first_ghost_module(self, *args, **kwargs) -> nn.Module:
+        return GhostModuleV2(*args, **kwargs)
+
+
+class RepGhostBottleneck(GhostBottleneck):
+    """RepGhost bottleneck in plain PyTorch: :class:`GhostBottleneck` of RepGhost modules.
+
+    Source: Chen et al. 2022 (RepGhost, arXiv 2211.06088); state_dict keys as in timm's nets.
+    """
+
+    _ghost_module = RepGhostModule

@@ -10,7 +10,8 @@ from torch import nn
 from . import _arguments
 
 
-def _conv_bn_act(conv: nn.Conv2d, relu: bool, **factory) -> nn.Sequential:
+def conv_bn_act(conv: nn.Conv2d, relu: bool, **factory) -> nn.Sequential:
+    """The convolution, a BatchNorm, and a ReLU or an empty module."""
     act = nn.ReLU(inplace=True) if relu else nn.Sequential()
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels, **factory), act)
 
@@ -61,11 +62,11 @@ class GhostModule(nn.Module):
         primary = math.ceil(oup / ratio)
         cheap = primary * (ratio - 1)
         conv = nn.Conv2d(inp, primary, kernel_size, stride, kernel_size // 2, bias=False, **factory)
-        self.primary_conv = _conv_bn_act(conv, relu, **factory)
+        self.primary_conv = conv_bn_act(conv, relu, **factory)
         self.cheap_operation = nn.Sequential()
         if cheap:
             conv = nn.Conv2d(primary, cheap, dw_size, 1, dw_size // 2, groups=primary, bias=False, **factory)
-            self.cheap_operation = _conv_bn_act(conv, relu, **factory)
+            self.cheap_operation = conv_bn_act(conv, relu, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         primary = self.primary_conv(x)

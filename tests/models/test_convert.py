@@ -59,6 +59,14 @@ def test_own_keys_stay(model):
     assert all(converted[name] is value for name, value in state.items() if "total" not in name)
 
 
+def test_old_versions_of_pytorch_counted_no_batches():
+    state = models.ghostnet_050().state_dict()
+    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) < len(state)
+    converted = convert_state_dict(old, "ghostnet_050")
+    assert converted.keys() == state.keys() and converted["bn1.num_batches_tracked"] == 0
+
+
 def test_without_a_classifier():
     state = models.ghostnet_050(num_classes=0, device="meta").state_dict()
     assert convert_state_dict(state, "ghostnet_050").keys() == state.keys()
@@ -84,3 +92,27 @@ def test_bad_arguments():
         convert_state_dict([], "ghostnet_100")
     with pytest.raises(TypeError, match="state_dict: expected a mapping of names to tensors, got dict"):
         convert_state_dict({"epoch": 3}, "ghostnet_100")
+
+
+def test_huaweis_third_version_has_other_names_for_its_branches():
+    net = models.ghostnetv3_050(num_classes=2, device="meta")
+    theirs = {
+        name.replace(".bn1.", ".bn.") if "_rpr_" in name else name: value for name, value in net.state_dict().items()
+    }
+    assert "blocks.0.0.ghost1.primary_rpr_conv.0.bn.weight" in theirs and "blocks.9.0.bn1.weight" in theirs
+    converted = convert_state_dict(theirs, "ghostnetv3_050")
+    assert list(converted) == list(net.state_dict())
+    del theirs["blocks.0.0.ghost1.primary_rpr_conv.0.bn.weight"]
+    theirs["blocks.0.0.ghost1.primary_rpr_conv.7.bn.weight"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match=r"primary_rpr_conv.7.bn.weight is not a layer of it; .*0.bn1.weight"):
+        convert_state_dict(theirs, "ghostnetv3_050")
+
+
+@pytest.mark.parametrize("model", ["ghostnetv3_050", "repghostnet_050"])
+def test_merged_nets_are_taken_too(model):
+    net = MODELS[model](num_classes=2, device="meta")
+    before = net.state_dict()
+    net.reparameterize()
+    after = net.state_dict()
+    assert list(convert_state_dict(before, model)) == list(before)
+    assert list(convert_state_dict(after, model)) == list(after)

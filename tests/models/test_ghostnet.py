@@ -65,9 +65,10 @@ def test_training_is_timms():
         assert torch.equal(value, other) or (value - other).norm() <= 1e-6 * other.norm() + 1e-12, key
 
 
-def test_fused_net_is_as_accurate_as_the_plain_one():
-    plain = randomise(models.ghostnet_050(num_classes=5)).eval()
-    fused = models.ghostnet_050(num_classes=5, fused=True).eval()
+@pytest.mark.parametrize("shortcut_relu", [False, True])
+def test_fused_net_is_as_accurate_as_the_plain_one(shortcut_relu):
+    plain = randomise(models.ghostnet_050(num_classes=5, shortcut_relu=shortcut_relu)).eval()
+    fused = models.ghostnet_050(num_classes=5, fused=True, shortcut_relu=shortcut_relu).eval()
     fused.load_state_dict(plain.state_dict())
     x = make_map((2, 3, 64, 64))
     with torch.no_grad():
@@ -103,3 +104,10 @@ def test_any_image_size_and_no_classifier():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         models.GhostNet(**arguments)
+
+
+def test_pickles_find_the_last_stage_where_it_was():
+    from ghost_ops.models import _staged, ghostnet
+
+    with pytest.warns(DeprecationWarning, match=r"ghost_ops\.models\._staged\._ConvBnAct now"):
+        assert ghostnet._ConvBnAct is _staged._ConvBnAct

@@ -4,6 +4,7 @@
 ``ghost_ops.nn`` and the nets of ``ghost_ops.models`` are there to build with; ``functional`` has the operators.
 """
 
+from importlib import import_module as _import_module
 from importlib import metadata as _metadata
 
 from . import functional, models
@@ -33,6 +34,14 @@ try:
 except _metadata.PackageNotFoundError:  # a checkout that was not installed
     __version__ = "unknown"
 
+
+def __getattr__(name: str) -> object:
+    if name != "profile":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    profiling = _import_module(".profiling", __name__)  # what it imports takes a while, and few need it
+    return globals().setdefault(name, profiling.profile)
+
+
 __all__ = [
     "FusedGhostBottleneck",
     "FusedGhostModule",
@@ -51,6 +60,7 @@ __all__ = [
     "fuse",
     "ghostify",
     "models",
+    "profile",
     "register_block",
     "revert",
     "thaw",

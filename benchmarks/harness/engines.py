@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import operator
 import subprocess
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,19 +15,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from .baselines import Baseline, Built, fold, register
 from .machine import Unavailable, need
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporters, whose messages would break up the progress bars."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+from .quiet import quiet
 
 
 def _onnxruntime(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
@@ -42,7 +25,7 @@ def _onnxruntime(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
     import onnxruntime as ort
 
     x = x.contiguous()
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         path = str(Path(folder) / "net.onnx")
         torch.onnx.export(module, (x,), path, dynamo=True, external_data=False, verbose=False)
         options = ort.SessionOptions()
@@ -78,7 +61,7 @@ def _openvino(channels_last: bool, precision: str = "f32") -> Callable[..., Buil
         with torch.no_grad():
             shown = module(x)  # the whole of it: what a net remembers of a shape must not change while it is traced
         is_map = isinstance(shown, torch.Tensor) and shown.dim() == 4
-        with _quiet():
+        with quiet():
             model = ov.convert_model(module, example_input=x, input=[list(x.shape)])
         if channels_last:
             steps = ov.preprocess.PrePostProcessor(model)
@@ -127,7 +110,7 @@ def _ncnn(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
         if hasattr(net.opt, f"use_{name}"):
             setattr(net.opt, f"use_{name}", False)
     image = x[:1].contiguous()
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         torch.jit.trace(module, image).save(f"{folder}/net.pt")
         shape = "inputshape=[" + ",".join(map(str, image.shape)) + "]f32"
         command = [pnnx.EXEC_PATH, "net.pt", shape, "fp16=0", "ncnnparam=net.param", "ncnnbin=net.bin"]
@@ -152,7 +135,7 @@ def _executorch(module: nn.Module, x: torch.Tensor, threads: int) -> Built:
     """Runs the folded net through XNNPACK as one delegate, NHWC in and out; its output is kept."""
     need("executorch")
     graph = for_one_delegate(fold(module), x)
-    with _quiet():
+    with quiet():
         try:
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower

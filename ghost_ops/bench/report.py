@@ -30,14 +30,15 @@ KINDS = {
 
 def to_json(report: Report) -> str:
     """Indented JSON, which has neither NaN nor infinity: they become null."""
-    return json.dumps(_finite(report.as_dict()), indent=1)
+    return json.dumps(finite(report.as_dict()), indent=1)
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
+    """The same with None in the place of numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: finite(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -77,7 +78,7 @@ def render(report: Report) -> RenderableType:
     groups: dict[tuple[str, int, int], list[Result]] = {}
     for row in report.results:
         groups.setdefault((row.kind, row.batch, row.threads), []).append(row)
-    parts: list[RenderableType] = [Text(machine_line(report.machine)), *map(_limits_line, report.limits)]
+    parts: list[RenderableType] = [Text(machine_line(report.machine)), *map(limits_line, report.limits)]
     for key, rows in groups.items():
         parts.append(_TABLES.get(key[0], _table)(key, rows))
     nets: dict[tuple[str, int, int, str], list[PartResult]] = {}
@@ -95,13 +96,15 @@ def labels_of(results: list[Result]) -> dict[str, str]:
 
 
 def machine_line(machine: dict) -> str:
+    """The machine and the software of a run, for people."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     own = f"ghost_ops {machine['ghost_ops']}" + (f", commit {machine['commit']}" if machine["commit"] else "")
     where = f"{machine['cpu']} ({machine['architecture']}), {machine['cores']} cores, kernels: {machine['isa']}"
     return f"{where}\n{own}, {versions}, {machine['date']}"
 
 
-def _limits_line(limits: dict) -> Text:
+def limits_line(limits: dict) -> Text:
+    """What a machine can do, for people."""
     rates = ", ".join(f"{level} {rate / 1e9:.0f} GB/s" for level, rate in limits["bandwidth"].items())
     peak = f"{limits['flops'] / 1e9:.0f} GFLOP/s ({limits['source']})"
     if limits.get("bfloat16_flops", 0.0) > limits["flops"]:

@@ -106,8 +106,7 @@ def private(net: nn.Module) -> nn.Module:
 
 def draw(net: nn.Module) -> list[Arguments]:
     """Up to two inputs that a net accepts, of different batches, and of different sizes where it accepts such."""
-    channels = next(filter(None, map(_input_channels, net.modules())), None)
-    if channels is None or _drawn(net, (1, 1, 1, 1), 0) is None:
+    if drawn(net, 1, (1, 1)) is None:
         return []
     found: list[Arguments] = []
     sizes = list(SIZES)
@@ -116,7 +115,7 @@ def draw(net: nn.Module) -> list[Arguments]:
         for batch in BATCHES:
             if any(call.args[0].shape[0] == batch for call in found):
                 continue
-            call = _drawn(net, (batch, channels, height, width), len(found))
+            call = drawn(net, batch, (height, width), len(found))
             if accepts(net, call):
                 found.append(call)
                 if len(found) == 1:  # a net whose last kernel is as large as its map accepts sizes a little apart
@@ -126,13 +125,21 @@ def draw(net: nn.Module) -> list[Arguments]:
     return found
 
 
-def _drawn(net: nn.Module, shape: tuple[int, ...], seed: int) -> Arguments | None:
-    """An input of this shape; None where no parameter says on which device."""
+def drawn(net: nn.Module, batch: int, size: tuple[int, int], seed: int = 0) -> Arguments | None:
+    """So many images of this height and width; None where no convolution says how many channels one has, or no
+    parameter on which device."""
+    channels = input_channels(net)
     like = next((p for p in net.parameters() if p.is_floating_point()), None)
-    if like is None or like.is_meta:
+    if channels is None or like is None or like.is_meta:
         return None
-    x = torch.randn(shape, dtype=torch.float32, device="cpu", generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn((batch, channels, *size), dtype=torch.float32, device="cpu", generator=generator)
     return Arguments((x.to(like.device, like.dtype),), {})
+
+
+def input_channels(net: nn.Module) -> int | None:
+    """Number of channels of an image, which the first convolution says; None where there is none."""
+    return next(filter(None, map(_input_channels, net.modules())), None)
 
 
 def _input_channels(module: nn.Module) -> int | None:
@@ -162,10 +169,10 @@ def refusal(net: nn.Module, call: Arguments) -> str | None:
 def why_none(net: nn.Module) -> str:
     """Why no input could be drawn, and what was tried."""
     why = "no input that it accepts could be drawn"
-    channels = next(filter(None, map(_input_channels, net.modules())), None)
+    channels = input_channels(net)
     if channels is None:
         return f"{why}: none of its convolutions says how many channels one has"
-    calls = [_drawn(net, (BATCHES[0], channels, *size), 0) for size in SIZES[:1]]
+    calls = [drawn(net, BATCHES[0], size) for size in SIZES[:1]]
     if None in calls:
         return f"{why}: its parameters are on the meta device"
     sizes = ", ".join(f"{height} x {width}" for height, width in SIZES)

@@ -1,71 +1,15 @@
-import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-import ghost_ops
 from ghost_ops import bench as benchmark
-from ghost_ops import use_backend
 from ghost_ops import verify as checks
-from ghost_ops.bench import machine
 from ghost_ops.bench.results import PartResult, Result
-from ghost_ops.bench.timing import torch_threads
-from ghost_ops.cli import main
 
-ROOT = Path(__file__).resolve().parents[1]
+from .command import invoke
+
 EAGER = "--baselines", "eager", "--quick", "--rounds", "1"
 BENCH = ["bench", "--modules", "--case", "960-160@7", "--batch", "1", *EAGER]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with torch_threads(1):
-        yield
-
-
-def invoke(*args):
-    return CliRunner().invoke(main, args)
-
-
-def test_version():
-    assert invoke("--version").output.strip().endswith(f"version {ghost_ops.__version__}")
-
-
-def test_info():
-    result = invoke("info", "--json")
-    assert result.exit_code == 0
-    found = json.loads(result.stdout)
-    assert found["backends"]["reference"] == "ready" and found["versions"]["torch"] and found["cores"] >= 1
-    assert not any(str(Path.home()) in str(value) for value in found.values())
-    table = invoke("info")
-    assert table.exit_code == 0 and found["versions"]["torch"] in table.stdout and found["cpu"] in table.stdout
-
-
-def test_info_says_how_to_install_what_is_missing(monkeypatch):
-    monkeypatch.setattr(machine, "version_of", lambda name: None)
-    assert 'not installed: pip install "ghost-ops[bench]"' in invoke("info").stdout
-
-
-def test_verify_exits_with_1_exactly_where_something_failed():
-    result = invoke("verify", "--quick", "--json")
-    found = json.loads(result.stdout)
-    assert len(found["outcomes"]) == 80
-    assert found["ok"] == all(o["ok"] for o in found["outcomes"])
-    assert result.exit_code == (0 if found["ok"] else 1)
-
-
-def test_verify_passes_on_the_reference_and_fails_on_what_is_wrong(monkeypatch):
-    with use_backend("reference"):
-        result = invoke("verify", "--quick")
-    assert result.exit_code == 0 and "FAILED" not in result.stdout
-    bad = checks.Outcome("ghost_module", "float32", "NCHW", "forward", "native", 2, 1e-3, 1e-7, 9.0, "output 0 of it")
-    monkeypatch.setattr(checks, "verify", lambda count, on_step: [bad])
-    result = invoke("verify", "--quick")
-    assert result.exit_code == 1 and "FAILED" in result.stdout and "output 0 of it" in result.stdout
 
 
 def test_bench_json_alone_on_standard_output():
@@ -142,27 +86,3 @@ def test_bench_of_frozen_nets(monkeypatch):
 def test_bad_options_are_named(args, message):
     result = invoke("bench", "--quick", *args)
     assert result.exit_code == 2 and message in result.output.replace("\n", " ")
-
-
-def test_missing_packages_are_named_before_work_begins(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for args, extra in ((("bench", "--plot", "x.png"), "bench"), (("demo",), "demo")):
-        result = invoke(*args)
-        assert result.exit_code == 1 and f'pip install "ghost-ops[{extra}]"' in result.output
-
-
-def test_demo_is_handed_its_options(monkeypatch, tmp_path):
-    pytest.importorskip("sklearn")
-    import ghost_ops.demo
-
-    calls = []
-    monkeypatch.setattr(ghost_ops.demo, "run_demo", lambda **kwargs: calls.append(kwargs))
-    result = invoke("demo", "--output", str(tmp_path / "d.png"), "--threads", "2", "--quick")
-    assert result.exit_code == 0, result.output
-    assert calls == [{"output": tmp_path / "d.png", "threads": 2, "quick": True}]
-
-
-def test_python_m_is_the_same():
-    command = [sys.executable, "-m", "ghost_ops", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and all(name in done.stdout for name in ("info", "verify", "bench", "demo"))

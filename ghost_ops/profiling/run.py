@@ -161,7 +161,7 @@ class _Assembly:
         for by, way in (("fuse", FUSED), ("freeze", FROZEN)):
             explained = self._session.explained.get(way)
             for row in () if explained is None else explained.rows:
-                if row.runs == PLAIN_PYTORCH:
+                if row.runs == PLAIN_PYTORCH and row.why:  # a BatchNorm goes with its convolution
                     yield Left(by, row.name, row.module, row.why)
 
 

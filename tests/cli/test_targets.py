@@ -158,8 +158,8 @@ def test_names_of_timms():
 def test_names_of_ours_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     assert type(targets.make_net("ghostnet_050")).__module__.startswith("ghost_ops.models")
-    assert error_of("explain", "resnet18") == (
-        "unknown model 'resnet18': ghost_ops.models has no such net, and timm is not installed: pip install timm"
+    assert error_of("explain", "qqqqqq") == (
+        "unknown model 'qqqqqq': ghost_ops.models has no such net, and timm is not installed: pip install timm"
     )
     assert error_of("explain", "ghostnet_050", "--pretrained") == "timm is not installed: pip install timm"
 
@@ -170,7 +170,7 @@ def test_timm_that_cannot_be_imported(monkeypatch):
 
     monkeypatch.setattr(targets.importlib, "import_module", fail)
     assert type(targets.make_net("ghostnet_050")).__module__.startswith("ghost_ops.models")
-    message = error_of("explain", "resnet18")
+    message = error_of("explain", "qqqqqq")
     assert message.endswith("timm cannot be imported: RuntimeError: operator torchvision::nms does not exist")
 
 

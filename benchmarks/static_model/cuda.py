@@ -23,7 +23,7 @@ FILE = Path(__file__).with_name("cuda.json")
 KERNEL = "strip_kernel"
 RESULTS = {  # that a thread has of an item: two lanes of 4 x 4 pixels, or 32 pixels x 32 lanes of a warp
     "product_stage": 32, "product_tall": 32, "depthwise_3_1": 32, "depthwise_3_2": 32, "depthwise_5_1": 32,
-    "depthwise_5_2": 32, "load_stage": 8, "store_stage": 8, "scale_stage": 8, "activate_stage": 2,
+    "depthwise_5_2": 32, "load_stage": 8, "window_stage": 8, "store_stage": 8, "scale_stage": 8, "activate_stage": 2,
 }  # fmt: skip
 IDEAL = {"depthwise_3_1": 14.3, "depthwise_3_2": 19.8, "depthwise_5_2": 41.8}
 """Instructions that prototypes of these stages, compiled for fixed sizes, have for each result."""
@@ -71,6 +71,8 @@ def stage_costs(functions: dict[str, sass.Function]) -> dict[str, int]:
     for name in RESULTS:
         loops = functions[name].loops
         outer = max(loops, key=lambda loop: shortest_way(functions[name], loop))
+        if name == "window_stage":  # the loop over pixels, within that over numbers of a window
+            (outer,) = outer.inner
         found[name] = shortest_way(functions[name], outer)
         if name == "product_stage":
             found["product_depth"] = shortest_way(functions[name], outer.inner[-1])

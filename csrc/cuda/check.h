@@ -2,7 +2,7 @@
 #pragma once
 #include <initializer_list>
 
-#include "plan.h"
+#include "chain.h"
 
 namespace ghost::cuda {
 
@@ -25,11 +25,28 @@ inline const char* validate(const Block& b, int64_t matrices, int64_t vectors) {
     if (!odd(b.cheap_kernel) || (b.kernel && !odd(b.kernel)) || (b.shortcut > 0 && !odd(b.shortcut))) return "a kernel";
     if (!within(b.hidden, 0, kMost) || !within(b.gate, 0, kGates - 1) || b.shortcut < -1)
       return "an excitation or shortcut";
+    if (is_separable(b) &&
+        (b.primary != b.channels || b.multiplier || b.cheap.weight >= 0 || !b.kernel || b.shortcut > 0))
+      return "a first convolution without a weight";
     if (!b.kernel && b.stride > 1) return "a stride without a convolution that has it";
     if (b.shortcut == 0 && (b.stride > 1 || b.channels != b.kept2)) return "a shortcut of another shape";
   } else if (b.stride != 1 || b.kernel || b.hidden || b.shortcut != -1) {
     return "a module alone that has more than a module";
   }
+  if (b.window) {
+    if (b.primary || b.linear) return "a window of a block that is no convolution";
+    if (!within(b.window, 1, kMostWindow) || !within(b.window_stride, 1, 64) ||
+        !within(b.window_padding, 0, kMostWindow) || !within(b.image_channels, 1, kMost) ||
+        !within(b.image_height, 1, kMost) || !within(b.image_width, 1, kMost))
+      return "an image or its windows";
+    const auto made = [&](int side) { return (side + 2 * b.window_padding - b.window) / b.window_stride + 1; };
+    if (int64_t{b.image_channels} * b.window * b.window != b.channels || made(b.image_height) != b.height ||
+        made(b.image_width) != b.width || std::min(b.image_height, b.image_width) + 2 * b.window_padding < b.window)
+      return "windows that do not make this map";
+  }
+  if (!within(b.linear, kNotLinear, kOfFeatures) ||
+      (b.linear && (b.primary || b.multiplier2 || b.height != 1 || b.width != 1)))
+    return "a linear layer that is none";
   struct Piece {
     const Conv& conv;
     bool there, is_matrix;
@@ -38,14 +55,16 @@ inline const char* validate(const Block& b, int64_t matrices, int64_t vectors) {
   const int all = b.primary ? lanes(b) : 0, depth = b.primary ? all : b.channels;
   const auto matrix = [](int64_t out, int64_t in) { return (out + 7) / 8 * 8 * ((in + 15) / 16 * 16); };
   const int first = lanes_of(b.primary), wide = lanes_of(b.primary2), hidden = lanes_of(b.hidden);
+  const int made = most(b.multiplier, 1), times2 = most(b.multiplier2, 1);
   for (const Piece& p : std::initializer_list<Piece>{
-           {b.first, b.primary > 0, true, matrix(first, b.channels), first},
-           {b.cheap, b.multiplier > 0, false, taps_of(b.cheap_kernel, first * b.multiplier), first * b.multiplier},
+           {b.first, b.primary > 0 && !is_separable(b), true, matrix(first, b.channels), first},
+           {b.cheap, b.multiplier > 0 || b.cheap.weight >= 0, false, taps_of(b.cheap_kernel, first * made),
+            first * made},
            {b.depthwise, b.kernel > 0, false, taps_of(b.kernel, all), all},
            {b.reduce, b.hidden > 0, true, matrix(hidden, all), hidden},
            {b.expand, b.hidden > 0, true, matrix(all, hidden), all},
            {b.second, true, true, matrix(wide, depth), wide},
-           {b.cheap2, made2 > 0, false, taps_of(b.cheap_kernel2, wide * b.multiplier2), wide * b.multiplier2},
+           {b.cheap2, made2 > 0 || b.cheap2.weight >= 0, false, taps_of(b.cheap_kernel2, wide * times2), wide * times2},
            {b.shortcut_depthwise, b.shortcut > 0, false, taps_of(b.shortcut, up(b.channels, 2)), up(b.channels, 2)},
            {b.shortcut_pointwise, b.shortcut > 0, true, matrix(b.kept2, b.channels), lanes_of(b.kept2)}}) {
     if (!p.there) continue;
@@ -57,6 +76,28 @@ inline const char* validate(const Block& b, int64_t matrices, int64_t vectors) {
         (p.conv.slopes != -1 && !fits(p.conv.slopes, p.channels, vectors, 2)))
       return "parameters outside of their buffers";
     if (slope_kind(p.conv.act) != kNoSlope && p.conv.slopes < 0) return "an activation without its slopes";
+  }
+  return nullptr;
+}
+
+/// The same for blocks that follow each other.
+inline const char* validate(const std::vector<Block>& blocks, int64_t matrices, int64_t vectors) {
+  if (blocks.empty() || blocks.size() > kMostBlocks) return "no block, or more than 64";
+  for (size_t i = 0; i < blocks.size(); i++) {
+    const Block& b = blocks[i];
+    if (const char* what = validate(b, matrices, vectors)) return what;
+    if (i == 0) {
+      if (b.linear) return "a linear layer without a block before it";
+      continue;
+    }
+    const Block& before = blocks[i - 1];
+    if (b.window) return "windows of what is no image";
+    if (b.channels != before.kept2) return "a block that does not have the channels of the one before";
+    if (!b.linear && (b.height != out_height(before) || b.width != out_width(before) || before.linear))
+      return "a block that does not have the map of the one before";
+    if (b.linear == kOfMeans && (before.linear || before.primary || before.multiplier2))
+      return "means of what is no 1x1 convolution";
+    if (b.linear == kOfFeatures && !before.linear) return "a linear layer without features";
   }
   return nullptr;
 }

@@ -1,6 +1,6 @@
 // Stages that move lanes between global and shared memory.
 #pragma once
-#include "work.h"
+#include "window.h"
 
 namespace ghost::cuda {
 
@@ -50,6 +50,7 @@ GHOST_DEVICE void load_vectors(const Work<T>& w, const Stage& g, const Rows& row
 /// Begins to load the rows that a step adds to a map.
 template <class T>
 GHOST_DEVICE void load(const Work<T>& w, const Stage& g) {
+  if (w.launch.window.size && g.tensor == 0) return load_windows(w, g);
   const Rows rows = w.rows(w.map(g.out));
   switch (g.unit) {
     case 16:
@@ -69,9 +70,9 @@ GHOST_DEVICE int lane_of(const Stage& g, int channel) {
   return g.group * (1 + made - each * g.multiplier.value) + each;
 }
 
-/// N channels at a time, in memory side by side. In shared memory half of them are, since the channels of a Ghost
-/// module come from two places.
-template <int N, class T>
+/// N channels at a time, side by side in memory, or with kJoin in a map of shared memory. In shared memory half of them
+/// are, since the channels of a Ghost module come from two places.
+template <int N, bool kJoin, class T>
 GHOST_DEVICE void store_vectors(const Work<T>& w, const Stage& g) {
   constexpr int kParts = N == 1 ? 1 : 2, kPart = N / kParts;
   using Part = Vector<T, kPart>;
@@ -84,7 +85,7 @@ GHOST_DEVICE void store_vectors(const Work<T>& w, const Stage& g) {
   const int channel = g.channel + layer_of_blocks() * g.lane_step,
             first = rows.begin * out.width + pixels.columns.begin;
   const int64_t image = w.step.image * out.height * out.width * g.channels + channel;
-  T* const to = w.a.out + image;
+  T* const to = (g.between ? w.a.between : w.a.out) + image;
   const T* const residual = w.a.residual + image;
   const int count = pixels.count() * g.items.value;
 #pragma unroll 1
@@ -114,15 +115,28 @@ GHOST_DEVICE void store_vectors(const Work<T>& w, const Stage& g) {
         if (g.keep) *places[i] = v.parts[i];
       }
     }
-    *reinterpret_cast<V*>(to + offset) = v;
+    if constexpr (kJoin) {
+      const Pixels<T> joined(w, g.out, rows, g.out);
+      *reinterpret_cast<V*>(w.at(out, channel + c) + joined.at(row, column)) = v;
+    } else {
+      *reinterpret_cast<V*>(to + offset) = v;
+    }
   }
 }
 
-/// Lanes to channels of the output, with a residual.
+/// Lanes to channels of the output, with a residual. What is between two blocks is written by one chunk.
 template <class T>
 GHOST_DEVICE void store(const Work<T>& w, const Stage& g) {
-  if (g.unit == 16) return store_vectors<kVector<T>>(w, g);
-  store_vectors<1>(w, g);
+  if (g.between && layer_of_blocks()) return;
+  if (g.unit == 16) return store_vectors<kVector<T>, false>(w, g);
+  store_vectors<1, false>(w, g);
+}
+
+/// Lanes to channels of a map that the next block reads, with a residual.
+template <class T>
+GHOST_DEVICE void join(const Work<T>& w, const Stage& g) {
+  if (g.unit == 16) return store_vectors<kVector<T>, true>(w, g);
+  store_vectors<1, true>(w, g);
 }
 
 }  // namespace ghost::cuda

@@ -89,11 +89,11 @@ GHOST_DEVICE void mean(const Work<T>& w, const Stage& g) {
   for (int i = thread(); i < images * g.items.value; i += threads()) {
     const int p = divide(i, g.items), l = i - p * g.items.value;
     const int64_t wanted = w.step.image * images + p, image = wanted < w.a.images ? wanted : w.a.images - 1;
-    const float* from = w.a.sums + image * g.count * g.lanes + l;
+    const float* from = (g.tensor > 0 ? w.a.sums : w.a.known) + image * g.count * g.lanes + l;
     float all = 0.f;
 #pragma unroll 1
     for (int part = 0; part < g.count; part++) all += from[int64_t{part} * g.lanes];
-    *reinterpret_cast<T*>(w.at(m, l) + pixel(m, 0, p + m.halo)) = narrow<T>(all * w.launch.inverse_pixels);
+    *reinterpret_cast<T*>(w.at(m, l) + pixel(m, 0, p + m.halo)) = narrow<T>(all * g.low);
   }
 }
 

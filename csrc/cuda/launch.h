@@ -9,11 +9,13 @@ namespace ghost::cuda {
 struct Call {
   Launch launch;
   const void* inputs[2];
-  void* out;
+  void *out, *between;
   const void *residual, *scale, *matrices;
   const float* vectors;
   float* sums;
+  const float* known;
   int64_t images;
+  bool is_planar;  // of an image that is read by windows: whether its channels are one after the other
   void* stream;
   int32_t most_shared;  // bytes that a thread block may have on this device
   bool overlaps;        // whether the device begins a kernel before the one before has ended
@@ -21,6 +23,9 @@ struct Call {
 
 /// What each stage that touches tensors may read or write at a time, by their places and channels.
 inline void set_units(Call& call, int element) {
+  Window& window = call.launch.window;
+  window.channel = call.is_planar ? window.height * window.width : 1;
+  window.column = call.is_planar ? 1 : window.channels, window.row = window.width * window.column;
   const auto divides = [](const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
   for (int i = 0; i < call.launch.stages; i++) {
     Stage& g = call.launch.stage[i];
@@ -29,18 +34,21 @@ inline void set_units(Call& call, int element) {
              pixel * element % bytes == 0 && g.lanes * element % bytes == 0;
     };
     const auto set = [&](int bytes) { g.unit = bytes, g.items = divisor(g.lanes / (bytes / element)); };
-    if (g.kind == Kind::load) {
+    if (g.kind == Kind::load && window.size && g.tensor == 0) {
+      const int vectors = cdiv(g.channels, 16 / element);
+      g.items = divisor(vectors), g.count = most(call.launch.threads / 32 / vectors, 1);
+    } else if (g.kind == Kind::load) {
       for (int bytes : {element, 8, 16})
         if (fits(bytes, call.inputs[g.tensor], g.channel, g.channels)) set(bytes);
     } else if (g.kind == Kind::scale) {
       const void* from = g.in < 0 ? call.scale : nullptr;
       set(fits(16, from, 0, g.in < 0 ? g.channels : 0) ? 16 : element);
-    } else if (g.kind == Kind::store) {
+    } else if (g.kind == Kind::store || g.kind == Kind::join) {
       const int half = 8 / element;  // channels that are side by side in shared memory
       const bool sides =
           g.in_lane % half == 0 && (g.primary == g.lanes || (g.primary % half == 0 && g.multiplier.value == 1));
-      const bool all = sides && fits(16, call.out, g.channel, g.channels) &&
-                       fits(16, call.out, g.lane_step, g.channels) &&
+      const void* to = g.kind == Kind::join ? nullptr : g.between ? call.between : call.out;
+      const bool all = sides && fits(16, to, g.channel, g.channels) && fits(16, to, g.lane_step, g.channels) &&
                        (g.tensor != kResidual || divides(call.residual, 16));
       set(all ? 16 : element);
     }

@@ -1,83 +1,99 @@
-// A block as maps and stages of one launch, for a choice of sizes. Plain C++, no CUDA.
+// A run of a chain of blocks as maps and stages of one launch, for a choice of sizes. Plain C++, no CUDA.
 #pragma once
-#include <algorithm>
 #include <cmath>
-#include <optional>
 
 #include "activations.h"
-#include "strip.h"
+#include "layout.h"
 
 namespace ghost::cuda {
 
-/// What a launch computes of a block.
-enum class Piece : int32_t {
-  whole,    // all of it
-  expand,   // the expanded map, with the sums of its lanes where there is an excitation
-  excite,   // the excitation of images from these sums
-  project,  // the second Ghost module and the shortcut, from the expanded map; or a single Ghost module
+/// What a launch computes of blocks that follow each other, each of which reads what the one before makes: from one
+/// place to another. A place is where a block begins or ends, or the expanded map within a bottleneck.
+struct Run {
+  int32_t first, last;                 // blocks
+  int32_t begins_within, ends_within;  // of the first block only what follows the expanded map; of the last only that
+  int32_t excites;                     // only the excitation of the first block, of several images
+
+  bool is_one_block() const { return first == last; }
+  bool is_whole_block() const { return is_one_block() && !begins_within && !ends_within && !excites; }
 };
 
-/// The sizes that a planner chooses.
-struct Choice {
-  int band, strip, step, chunks, threads;
-};
-
-/// What a call of a single Ghost module has, and whether an excitation is computed by the launch that multiplies by it.
+/// What a launch has to do beside its blocks.
 struct Extras {
-  bool scale, residual, squeeze, excite;
-  int sums;  // parts of an image whose sums there are
+  bool scale, residual, squeeze;  // of a single Ghost module: the input is multiplied, a map is added, means are wanted
+  bool drops_map;                 // with `squeeze`: nobody reads the map itself
+  bool excite;                    // an excitation is computed by the launch that multiplies by it
+  int sums;                       // parts of an image whose sums there are
 };
 
-constexpr int kImagesOfExcitation = 16;  // rows of a product's tile
+/// Images that are the pixels of one map, where a launch has no other pixels: as many as there is memory for.
+constexpr int kImagesOfExcitation = 16, kImagesOfLinear = 32;  // in half precision; half of them in float32
+inline int images_at_once(const Block& last, const Run& run, int element) {
+  return (run.excites ? kImagesOfExcitation : last.linear ? kImagesOfLinear : element / 2) * 2 / element;
+}
+inline int height_of(const Block& last, const Run& run) { return run.excites || last.linear ? 1 : out_height(last); }
+inline int width_of(const Block& last, const Run& run, int element) {
+  return run.excites || last.linear ? images_at_once(last, run, element) : out_width(last);
+}
 
-class Lowering {
+class Lowering : Layout {
  public:
-  Lowering(const Block& block, int element, Piece piece, const Choice& choice, const Extras& extras)
-      : b_(block), element_(element), choice_(choice), extras_(extras) {
-    const bool one_by_one = piece == Piece::excite;
-    l_.height = one_by_one ? 1 : out_height(b_);
-    l_.width = one_by_one ? kImagesOfExcitation : out_width(b_);
-    l_.threads = choice.threads, l_.band = choice.band, l_.strip = choice.strip, l_.step = choice.step;
-    l_.bands = cdiv(l_.height, l_.band), l_.strips = cdiv(l_.width, l_.strip), l_.chunks = choice.chunks;
-    l_.images_at_once = one_by_one ? kImagesOfExcitation : 1;
-    l_.grid = 1, l_.inverse_pixels = 1.f / (static_cast<float>(out_height(b_)) * static_cast<float>(out_width(b_)));
-    if (piece == Piece::excite)
-      excite_images();
-    else if (piece == Piece::expand)
-      expand();
+  Lowering(const Block* blocks, const Run& run, int element, const Choice& choice, const Extras& extras)
+      : Layout(element, choice, height_of(blocks[run.last], run), width_of(blocks[run.last], run, element)),
+        blocks_(blocks),
+        run_(run),
+        extras_(extras) {
+    const Block& last = blocks[run.last];
+    l_.images_at_once = images_at_once(last, run, element);
+    if (run.excites)
+      excite_images(last);
+    else if (last.linear)
+      linear(last);
     else
-      project(piece == Piece::whole);
+      blocks_in_turn();
     lay_out();
   }
 
-  /// None where the block has more stages than a launch.
-  std::optional<Launch> launch() const { return fits_ ? std::optional(l_) : std::nullopt; }
+  /// Null where the run has more maps or stages than a launch.
+  Launch* launch() { return fits_ ? &l_ : nullptr; }
 
  private:
-  struct Storage {
-    int lanes, pixels_of_a_row, rows, halo, slack;
-    bool floats;
-  };
-
-  int add_map(int height, int width, Reach reach, int storage) {
-    Map& m = l_.map[l_.maps];
-    m = {}, m.height = height, m.width = width, m.reach = reach;
-    storage_of_[l_.maps] = storage;
-    return l_.maps++;
+  void blocks_in_turn() {
+    int x = kNoMap;  // of the block; none where that is in global memory
+    for (int i = run_.first; i <= run_.last; i++) {
+      const Block& b = blocks_[i];
+      const bool begins_within = i == run_.first && run_.begins_within, is_last = i == run_.last;
+      int input;
+      if (begins_within) {
+        input = add(out_height(b), out_width(b), lanes(b));
+        load(input, 0, lanes(b));
+        if (b.hidden) scale(input, lanes(b), extras_.excite ? excitation(b, 1, extras_.sums, true) : kNoMap, lanes(b));
+      } else {
+        const bool loads = x == kNoMap;
+        if (loads) {
+          x = add(b.height, b.width, b.channels);
+          load(x, 0, b.channels);
+          if (b.window) l_.window = window_of(b);
+        }
+        input = b.primary ? expanded(b, x, is_last && run_.ends_within) : x;
+        if (extras_.scale) scale(x, b.channels, kNoMap, b.channels);
+        if (is_last && run_.ends_within) return expand(b, input);
+        if (b.hidden) {
+          sum(input, 0, lanes(b), lanes(b), 0, 0);
+          scale(input, lanes(b), excitation(b, 1, 1, false), lanes(b));
+        }
+        if (loads && b.shortcut <= 0) x = kNoMap;
+      }
+      x = project(b, i, x, input, begins_within);
+    }
   }
-  int add_storage(int lanes, bool floats = false) {
-    storage_[storages_] = {lanes, 0, 0, 0, 0, floats};
-    return storages_++;
-  }
-  int add(int height, int width, Reach reach, int lanes) { return add_map(height, width, reach, add_storage(lanes)); }
 
-  Stage& stage(Kind kind, int in, int out, int lanes) {
-    fits_ &= l_.stages < kStages;
-    Stage& g = l_.stage[fits_ ? l_.stages++ : kStages - 1];
-    g = {}, g.kind = kind, g.in = in, g.out = out, g.lanes = lanes, g.kernel = g.stride = 1, g.tensor = kNoMap,
-    g.slopes = -1, g.items = divisor(std::max(lanes / 2, 1)), g.unit = element_;
-    g.low = -kNoBound, g.high = kNoBound;
-    return g;
+  static Window window_of(const Block& b) {
+    Window w{};
+    w.size = b.window, w.stride = b.window_stride, w.padding = b.window_padding;
+    w.channels = b.image_channels, w.height = b.image_height, w.width = b.image_width;
+    w.taps = divisor(b.window * b.window), w.columns = divisor(b.window);
+    return w;
   }
 
   /// Bias, bounds and, where that is more than bounds, a stage for the activation.
@@ -123,33 +139,42 @@ class Lowering {
     finish(g, conv, offset, step);
   }
 
-  /// `lanes` from `lane` on to as many channels of the output.
-  Stage& store(int in, int out, int lane, int lanes, int channel, int channels, int tensor, int step = 0) {
-    Stage& g = stage(Kind::store, in, out, lanes);
+  /// `lanes` from `lane` on to as many channels of the output, or of a map that the next block reads.
+  Stage& copy(Kind kind, int in, int out, int lane, int lanes, int channel, int channels, int tensor, int step = 0) {
+    Stage& g = stage(kind, in, out, lanes);
     g.in_lane = lane, g.channel = channel, g.channels = channels, g.tensor = tensor;
-    g.primary = lanes, g.multiplier = divisor(1), g.keep = extras_.squeeze, g.lane_step = step;
+    g.primary = lanes, g.multiplier = divisor(1), g.lane_step = step;
+    g.keep = kind == Kind::store && extras_.squeeze;
     return g;
   }
+  int output() { return add_fixed(l_.height, l_.width, {1, 0, 0}, kNoStorage); }
 
   void sum(int in, int lane, int lanes, int all, int first, int step) {
     const int pairs = lanes / 2, groups = std::max(choice_.threads / pairs, 1);
-    const int out = add_map(1, 1, {0, 0, 1}, add_storage(lanes + 2 * pairs * groups, true));
+    const int out = add_fixed(1, 1, {0, 0, 1}, add_storage(lanes + 2 * pairs * groups, true));
     Stage& g = stage(Kind::sum, in, out, lanes);
     g.in_lane = lane, g.count = groups, g.channels = all, g.channel = first, g.lane_step = step;
     g.items = divisor(pairs);
   }
 
+  /// Means of `lanes` lanes over the maps that a block has made, from the sums of `parts`.
+  void mean(const Block& of, int out, int lanes, int parts, bool once) {
+    Stage& g = stage(Kind::mean, kNoMap, out, lanes);
+    g.items = divisor(lanes), g.count = parts, g.once = once;
+    g.low = 1.f / (static_cast<float>(out_height(of)) * static_cast<float>(out_width(of)));
+  }
+
   /// From the sums of `parts` to a factor for each lane, as pixels; returns their map.
-  int excitation(int pixels, int parts, bool once) {
-    const int all = lanes(b_), hidden = lanes_of(b_.hidden);
+  int excitation(const Block& b, int pixels, int parts, bool once) {
+    const int all = lanes(b), hidden = lanes_of(b.hidden);
     const Reach reach = pixels == 1 ? Reach{0, 0, 1} : Reach{1, 0, 0};
-    const int means = add(1, pixels, reach, all), units = add(1, pixels, reach, hidden),
-              factors = add(1, pixels, reach, all);
-    Stage& g = stage(Kind::mean, kNoMap, means, all);
-    g.items = divisor(all), g.count = parts, g.once = once;
-    product(means, units, all, b_.reduce, hidden, hidden, 0, once);
-    product(units, factors, b_.hidden, b_.expand, all, all, 0, once);
-    const Act gate = act_of_gate(b_.gate);
+    const auto vector = [&](int lanes) { return add_fixed(1, pixels, reach, add_storage(lanes)); };
+    const int means = vector(all), units = vector(hidden), factors = vector(all);
+    mean(b, means, all, parts, once);
+    l_.stage[l_.stages - 1].tensor = run_.is_whole_block();
+    product(means, units, all, b.reduce, hidden, hidden, 0, once);
+    product(units, factors, b.hidden, b.expand, all, all, 0, once);
+    const Act gate = act_of_gate(b.gate);
     if (gate != act_none) {
       const Stage made = l_.stage[l_.stages - 1];
       activate(made, gate, -1);
@@ -157,10 +182,22 @@ class Lowering {
     return factors;
   }
 
-  void excite_images() {
-    const int factors = excitation(kImagesOfExcitation, extras_.sums, false), all = lanes(b_);
-    const int out = add_map(1, kImagesOfExcitation, {1, 0, 0}, -1);
-    store(factors, out, 0, all, 0, all, kNoMap);
+  void excite_images(const Block& b) {
+    const int factors = excitation(b, l_.images_at_once, extras_.sums, false), all = lanes(b);
+    copy(Kind::store, factors, output(), 0, all, 0, all, kNoMap);
+  }
+
+  /// A linear layer, the images as pixels; a chunk is some of its outputs.
+  void linear(const Block& b) {
+    const int all = lanes_of(b.primary2), chunk = all / l_.chunks, step = l_.chunks > 1 ? chunk : 0;
+    const int x = add_fixed(1, l_.width, {1, 0, 0}, add_storage(lanes_of(b.channels)));
+    if (b.linear == kOfMeans)
+      mean(blocks_[run_.first - 1], x, lanes_of(b.channels), extras_.sums, false);
+    else
+      load(x, 0, b.channels);
+    const int y = add(1, l_.width, chunk);
+    product(x, y, b.channels, b.second, chunk, all, step);
+    copy(Kind::store, y, output(), 0, std::min(chunk, b.kept2), 0, b.kept2, kNoMap, step);
   }
 
   void scale(int map, int lanes, int factors, int channels) {
@@ -168,187 +205,98 @@ class Lowering {
     g.channels = channels;
   }
 
-  /// The first Ghost module and what follows it, up to rows of `reach`; returns the map of all lanes, already with the
-  /// depthwise convolution between if there is one. `chunk`: primary lanes of a part.
-  int expanded(Reach reach, int x, int chunk) {
-    const int group = lanes_of(b_.primary), groups = 1 + b_.multiplier, step = l_.chunks > 1 ? chunk : 0;
-    const Reach inner = b_.kernel ? read_by(reach, b_.kernel, b_.stride) : reach;
-    const int storage = add_storage(chunk * groups);
-    const Reach primary = b_.multiplier ? read_by(inner, b_.cheap_kernel, 1) : inner;
-    const int first = add_map(b_.height, b_.width, primary, storage);
-    const int all = b_.multiplier ? add_map(b_.height, b_.width, inner, storage) : first;
-    l_.map[x].reach = primary;
-    product(x, first, b_.channels, b_.first, chunk, group, step);
-    for (int q = 0; q < b_.multiplier; q++)
-      depthwise(first, 0, all, chunk * (1 + q), chunk, b_.cheap, b_.cheap_kernel, 1, group * q, step);
-    if (!b_.kernel) return all;
-    const int last = add(out_height(b_), out_width(b_), reach, chunk * groups);
-    if (l_.chunks == 1) {
-      depthwise(all, 0, last, 0, chunk * groups, b_.depthwise, b_.kernel, b_.stride, 0, 0);
+  /// A Ghost module: a product, and beside its lanes those of a cheap operation, or with multiplier 0 in their place.
+  /// Of `all` outputs of the product a chunk takes the next `chunk`.
+  int module(int x, int height, int width, int depth, const Conv& primary, const Conv& cheap, int kernel,
+             int multiplier, int chunk, int all, int step) {
+    const int storage = add_storage(chunk * (1 + multiplier));
+    const int first = add_map(height, width, storage);
+    product(x, first, depth, primary, chunk, all, step);
+    if (!multiplier) {
+      if (cheap.weight < 0) return first;
+      const int replaced = add(height, width, chunk);
+      depthwise(first, 0, replaced, 0, chunk, cheap, kernel, 1, 0, step);
+      return replaced;
+    }
+    const int both = add_map(height, width, storage);
+    for (int q = 0; q < multiplier; q++)
+      depthwise(first, 0, both, chunk * (1 + q), chunk, cheap, kernel, 1, all * q, step);
+    return both;
+  }
+
+  /// The first Ghost module, if there is one, and what follows it; returns the map of all lanes, already with the
+  /// depthwise convolution between if there is one. In chunks where it is the last that a launch makes.
+  int expanded(const Block& b, int x, bool in_chunks) {
+    const int group = lanes_of(b.primary), groups = 1 + b.multiplier;
+    const int chunk = in_chunks ? group / l_.chunks : group, step = chunk < group ? chunk : 0;
+    const int all = is_separable(b) ? x
+                                    : module(x, b.height, b.width, b.channels, b.first, b.cheap, b.cheap_kernel,
+                                             b.multiplier, chunk, group, step);
+    if (!b.kernel) return all;
+    const int last = add(out_height(b), out_width(b), chunk * groups);
+    if (!step) {
+      depthwise(all, 0, last, 0, chunk * groups, b.depthwise, b.kernel, b.stride, 0, 0);
     } else {
       for (int q = 0; q < groups; q++)
-        depthwise(all, chunk * q, last, chunk * q, chunk, b_.depthwise, b_.kernel, b_.stride, group * q, step);
+        depthwise(all, chunk * q, last, chunk * q, chunk, b.depthwise, b.kernel, b.stride, group * q, step);
     }
     return last;
   }
 
-  int map_of_x() { return add(b_.height, b_.width, {1, 0, 0}, b_.channels); }
-
-  void expand() {
-    const int group = lanes_of(b_.primary), groups = 1 + b_.multiplier, chunk = group / l_.chunks, x = map_of_x();
-    load(x, 0, b_.channels);
-    const int all = expanded({1, 0, 0}, x, chunk), out = add_map(l_.height, l_.width, {1, 0, 0}, -1);
+  /// Writes the expanded map, and with an excitation its sums.
+  void expand(const Block& b, int all) {
+    const int group = lanes_of(b.primary), groups = 1 + b.multiplier, chunk = group / l_.chunks, out = output();
     for (int q = 0; q < (l_.chunks == 1 ? 1 : groups); q++) {
-      const int count = l_.chunks == 1 ? chunk * groups : chunk;
-      store(all, out, chunk * q, count, group * q, group * groups, kNoMap, l_.chunks == 1 ? 0 : chunk);
-      if (b_.hidden) sum(all, chunk * q, count, group * groups, group * q, l_.chunks == 1 ? 0 : chunk);
+      const int count = l_.chunks == 1 ? chunk * groups : chunk, step = l_.chunks == 1 ? 0 : chunk;
+      copy(Kind::store, all, out, chunk * q, count, group * q, group * groups, kNoMap, step);
+      if (b.hidden) sum(all, chunk * q, count, group * groups, group * q, step);
     }
   }
 
-  void project(bool whole) {
-    const int height = out_height(b_), width = out_width(b_), group = lanes_of(b_.primary2);
-    const bool alone = !b_.primary;
-    const Reach out_reach{1, 0, 0}, inner = b_.multiplier2 ? read_by(out_reach, b_.cheap_kernel2, 1) : out_reach;
-    int x = kNoMap, input;
-    if (whole || alone) {
-      x = map_of_x();
-      load(x, 0, b_.channels);
-      l_.map[x].reach = inner;
+  /// The second Ghost module and the shortcut of block `index`; returns the map of its channels where that is not the
+  /// last one. `x`: its input, kNoMap where that is in global memory only.
+  int project(const Block& b, int index, int x, int input, bool begins_within) {
+    const bool is_last = index == run_.last;
+    const int height = out_height(b), width = out_width(b), all = lanes_of(b.primary2);
+    const int group = is_last ? all / l_.chunks : all, step = group < all ? group : 0;
+    const int both = module(input, height, width, b.primary ? lanes(b) : b.channels, b.second, b.cheap2,
+                            b.cheap_kernel2, b.multiplier2, group, all, step);
+    const int residual = shortcut(b, x, begins_within), kept = step ? group : b.kept2;
+    const auto ghost = [&](Kind kind, int out) {
+      Stage& g = copy(kind, both, out, 0, kept, 0, b.kept2, residual, step);
+      g.primary = std::min(b.primary2, kept), g.group = group, g.multiplier = divisor(std::max(b.multiplier2, 1));
+    };
+    if (is_last) {
+      if (!extras_.drops_map) ghost(Kind::store, output());
+      const int made = group * (1 + b.multiplier2);
+      if (extras_.squeeze) sum(both, 0, made, all * (1 + b.multiplier2), 0, step);
+      return kNoMap;
     }
-    if (whole) {
-      input = expanded(inner, x, lanes_of(b_.primary));
-      if (b_.hidden) {
-        sum(input, 0, lanes(b_), lanes(b_), 0, 0);
-        scale(input, lanes(b_), excitation(1, 1, false), lanes(b_));
-      }
-    } else if (alone) {
-      input = x;
-      if (extras_.scale) scale(x, b_.channels, kNoMap, b_.channels);
-    } else {
-      input = add(height, width, inner, lanes(b_));
-      load(input, 0, lanes(b_));
-      if (b_.hidden) scale(input, lanes(b_), extras_.excite ? excitation(1, extras_.sums, true) : kNoMap, lanes(b_));
+    const int joined = add(height, width, b.kept2);
+    ghost(Kind::join, joined);
+    if (run_.ends_within && index + 1 == run_.last && blocks_[run_.last].shortcut >= 0) {  // read by a later launch
+      copy(Kind::store, joined, add_map(height, width, kNoStorage), 0, b.kept2, 0, b.kept2, kNoMap).between = 1;
     }
-    const int storage = add_storage(group * (1 + b_.multiplier2));
-    const int second = add_map(height, width, inner, storage);
-    const int both = b_.multiplier2 ? add_map(height, width, out_reach, storage) : second;
-    product(input, second, alone ? b_.channels : lanes(b_), b_.second, group, group, 0);
-    for (int q = 0; q < b_.multiplier2; q++)
-      depthwise(second, 0, both, group * (1 + q), group, b_.cheap2, b_.cheap_kernel2, 1, group * q, 0);
-    const int out = add_map(height, width, out_reach, -1), residual = shortcut(x, whole);
-    Stage& g = store(both, out, 0, b_.kept2, 0, b_.kept2, residual);
-    g.primary = b_.primary2, g.group = group, g.multiplier = divisor(std::max(b_.multiplier2, 1));
-    if (extras_.squeeze) sum(both, 0, group * (1 + b_.multiplier2), group * (1 + b_.multiplier2), 0, 0);
+    return joined;
   }
 
   /// The map, or kResidual or kNoMap, that the output is added to.
-  int shortcut(int x, bool whole) {
-    if (b_.shortcut <= 0) return b_.shortcut == 0 || extras_.residual ? kResidual : kNoMap;
-    const Reach out{1, 0, 0}, read = read_by(out, b_.shortcut, b_.stride);
-    if (!whole) {
-      x = map_of_x();
-      load(x, 1, b_.channels);
-      l_.map[x].reach = read;
-    } else {
-      Reach& r = l_.map[x].reach;
-      r.before = std::max(r.before, read.before), r.after = std::max(r.after, read.after);
+  int shortcut(const Block& b, int x, bool begins_within) {
+    if (b.shortcut < 0) return extras_.residual ? kResidual : kNoMap;
+    if (b.shortcut == 0) return x == kNoMap ? kResidual : x;
+    if (begins_within) {
+      x = add(b.height, b.width, b.channels);
+      load(x, 1, b.channels);
     }
-    const int between = add(out_height(b_), out_width(b_), out, b_.channels),
-              last = add(out_height(b_), out_width(b_), out, b_.kept2);
-    depthwise(x, 0, between, 0, b_.channels, b_.shortcut_depthwise, b_.shortcut, b_.stride, 0, 0);
-    product(between, last, b_.channels, b_.shortcut_pointwise, b_.kept2, b_.kept2, 0);
+    const int between = add(out_height(b), out_width(b), b.channels), last = add(out_height(b), out_width(b), b.kept2);
+    depthwise(x, 0, between, 0, b.channels, b.shortcut_depthwise, b.shortcut, b.stride, 0, 0);
+    product(between, last, b.channels, b.shortcut_pointwise, b.kept2, b.kept2, 0);
     return last;
   }
 
-  /// How far a stage reads: the map of its result, and its kernel and stride.
-  struct Read {
-    int map, by, kernel, stride;
-  };
-  template <class Visit>
-  void each_read(const Visit& visit) const {
-    for (int i = 0; i < l_.stages; i++) {
-      const Stage& g = l_.stage[i];
-      if (g.kind == Kind::depthwise) visit(Read{g.in, g.out, g.kernel, g.stride});
-      if (g.kind == Kind::product || g.kind == Kind::store) visit(Read{g.in, g.out, 1, 1});
-      if (g.kind == Kind::store && g.tensor >= 0) visit(Read{g.tensor, g.out, 1, 1});
-      if (g.kind == Kind::activate || g.kind == Kind::scale) visit(Read{g.out, g.out, 1, 1});
-      if (g.kind == Kind::sum) visit(Read{g.in, g.in, 1, 1});
-    }
-  }
-
-  /// Rows of a ring, halos, rows and pitches, and where each map is.
-  void lay_out() {
-    const bool single = l_.step >= l_.band;
-    int high[2][kMaps], low[2][kMaps];  // of each storage, at the first step and at a later one
-    for (auto* list : {high[0], high[1]}) std::fill_n(list, kMaps, INT32_MIN);
-    for (auto* list : {low[0], low[1]}) std::fill_n(list, kMaps, INT32_MAX);
-    const auto begin = [&](const Map& m, int later) { return later ? m.reach.after : -m.reach.before; };
-    for (int i = 0; i < l_.maps; i++) {
-      const int s = storage_of_[i];
-      if (s < 0) continue;
-      Map& m = l_.map[i];
-      bool ahead = false;
-      for (int j = 0; j < l_.stages; j++) ahead |= l_.stage[j].kind == Kind::load && l_.stage[j].out == i && !single;
-      for (int later = 0; later < 2; later++) {
-        high[later][s] = std::max(high[later][s], (ahead ? 2 : 1) * l_.step * m.reach.per + m.reach.after);
-        low[later][s] = std::min(low[later][s], begin(m, later));
-      }
-      const int columns = std::min(m.width, l_.strip * m.reach.per + m.reach.before + m.reach.after);
-      storage_[s].pixels_of_a_row = std::max(storage_[s].pixels_of_a_row, columns);
-    }
-    each_read([&](const Read& r) {
-      const int s = storage_of_[r.map];
-      for (int later = 0; later < 2; later++)
-        low[later][s] = std::min(low[later][s], begin(l_.map[r.by], later) * r.stride - r.kernel / 2);
-      storage_[s].halo = std::max(storage_[s].halo, r.kernel / 2);
-      if (r.kernel > 1) l_.map[r.map].padded = 1;
-      if (r.kernel > 1 || r.stride > 1) storage_[s].slack = std::max(storage_[s].slack, kGroup * r.stride + r.kernel);
-    });
-    for (int i = 0; i < l_.maps; i++) {
-      l_.map[i].before = l_.map[i].reach.before;
-      for (int j = 0; j < l_.maps; j++) {
-        if (storage_of_[i] < 0 || storage_of_[i] != storage_of_[j]) continue;
-        l_.map[i].padded |= l_.map[j].padded;  // lanes that a stencil reads may be those of several maps
-        l_.map[i].before = std::max(l_.map[i].before, l_.map[j].reach.before);
-      }
-    }
-    int64_t at = kOwnBytes;
-    int64_t place[kMaps];
-    for (int s = 0; s < storages_; s++) {
-      Storage& t = storage_[s];
-      place[s] = at;
-      if (t.floats) {
-        at += int64_t{4} * up(t.lanes, 4);
-        continue;
-      }
-      t.rows = std::max({high[0][s] - low[0][s], single ? 0 : high[1][s] - low[1][s], 1});
-      const int64_t pixels = int64_t{t.rows} * (t.pixels_of_a_row + t.halo) + t.halo + t.slack;
-      at += (pixels * pitch(t.lanes) * element_ + 15) / 16 * 16;
-      if (at > (int64_t{1} << 30)) at = int64_t{1} << 30;
-    }
-    l_.shared = static_cast<int32_t>(at);
-    for (int i = 0; i < l_.maps; i++) {
-      if (storage_of_[i] < 0) continue;
-      const Storage& t = storage_[storage_of_[i]];
-      Map& m = l_.map[i];
-      m.at = static_cast<int32_t>(std::min<int64_t>(place[storage_of_[i]], int64_t{1} << 30)),
-      m.pitch = pitch(t.lanes) * element_;
-      m.halo = t.halo, m.row = (t.pixels_of_a_row + t.halo) * m.pitch, m.rows = divisor(std::max(t.rows, 1));
-      m.ring = m.rows.value * m.row;
-    }
-  }
-
-  /// Elements from pixel to pixel: 16 bytes more than a multiple of 32, so that eight pixels are in different banks.
-  int pitch(int lanes) const { return up(lanes, kDepth) + 16 / element_; }
-
-  const Block& b_;
-  const int element_;
-  const Choice choice_;
+  const Block* const blocks_;
+  const Run run_;
   const Extras extras_;
-  Launch l_{};
-  Storage storage_[kMaps]{};
-  int storage_of_[kMaps]{}, storages_ = 0;
-  bool fits_ = true;
 };
 
 }  // namespace ghost::cuda

@@ -1,9 +1,10 @@
 // The kernels as operators: tensors to pointers, a plan, launches on the caller's stream. Nothing waits for the device.
 //
 // They are private: ghost_ops/backends/cuda calls them from the implementations of `program` and `ghost_module`.
-#include <array>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <vector>
 
 #include "abi_cuda.h"
 #include "abi_lists.h"
@@ -63,50 +64,61 @@ Limits device_limits(int32_t index) {
   return found->second;
 }
 
-/// The plan for a block; the same question is answered from memory.
-Plan plan_for(const Block& b, int element, int64_t images, int32_t device, const Extras& extras, const Wish& wish) {
-  constexpr size_t kMost = 1024;
-  using Key = std::array<int64_t, kBlockNumbers + kWishes + 4>;
+using Blocks = std::vector<Block>;
+
+/// The plan for a chain of blocks; the same question is answered from memory.
+std::shared_ptr<const Plan> plan_for(const Blocks& blocks, int element, int64_t images, int32_t device,
+                                     const Extras& extras, const Wish& wish) {
+  constexpr size_t kMost = 2048;  // launches that are kept, of some kilobytes each
   static std::mutex mutex;
-  static std::map<Key, Plan> known;
-  int32_t numbers[kBlockNumbers + kWishes];
-  std::memcpy(numbers, &b, sizeof b), std::memcpy(numbers + kBlockNumbers, &wish, sizeof wish);
-  Key key{element, images, device, extras.scale + 2 * extras.residual + 4 * extras.squeeze};
-  std::copy(std::begin(numbers), std::end(numbers), key.begin() + 4);
+  static std::map<Numbers, std::shared_ptr<const Plan>> known;
+  static size_t launches = 0;
+  Numbers key{element, images, device, extras.scale + 2 * extras.residual + 4 * extras.squeeze};
+  const auto add = [&](const auto& numbers) {
+    int32_t own[sizeof numbers / sizeof(int32_t)];
+    std::memcpy(own, &numbers, sizeof numbers), key.insert(key.end(), std::begin(own), std::end(own));
+  };
+  add(wish);
+  for (const Block& b : blocks) add(b);
   const Limits limits = device_limits(device);
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
-  const auto plan = make_plan(b, element, images, limits, extras, wish);
-  if (!plan) fail("no part of this block fits the shared memory of the device, or a launch");
-  if (known.size() >= kMost) known.clear();
-  return known[key] = *plan;
+  const auto plan = std::make_shared<const Plan>(make_plan(blocks, element, images, limits, extras, wish));
+  if (plan->empty()) fail("no part of a block fits the shared memory of the device, or a launch");
+  if (launches + plan->size() > kMost) known.clear(), launches = 0;
+  launches += plan->size();
+  return known[key] = plan;
 }
 
-Block block_of(const Numbers& list, const Tensor& x, const Tensor& matrices, const Tensor& vectors) {
-  expect(list.size() == kBlockNumbers, "a block that ghost_ops wrote");
-  int32_t numbers[kBlockNumbers];
-  for (int i = 0; i < kBlockNumbers; i++) {
-    expect(INT32_MIN <= list[i] && list[i] <= INT32_MAX, "numbers of 32 bits in a block");
-    numbers[i] = static_cast<int32_t>(list[i]);
+Blocks blocks_of(const Numbers& list, const Tensor& x, const Tensor& matrices, const Tensor& vectors) {
+  expect(!list.empty() && list.size() % kBlockNumbers == 0, "blocks that ghost_ops wrote");
+  std::vector<int32_t> numbers;
+  for (const int64_t n : list) {
+    expect(INT32_MIN <= n && n <= INT32_MAX, "numbers of 32 bits in a block");
+    numbers.push_back(static_cast<int32_t>(n));
   }
-  Block b;
-  std::memcpy(&b, numbers, sizeof b);
-  if (const char* what = validate(b, matrices.numel(), vectors.numel())) fail(std::string("block: ") + what);
-  expect(x.dim() == 4 && x.is_contiguous(Layout::channels_last), "x: a map in channels_last");
-  expect(x.size(1) == b.channels && x.size(2) == b.height && x.size(3) == b.width, "x: a map of the block's sizes");
+  Blocks blocks(list.size() / kBlockNumbers);
+  std::memcpy(blocks.data(), numbers.data(), numbers.size() * sizeof(int32_t));
+  if (const char* what = validate(blocks, matrices.numel(), vectors.numel())) fail(std::string("block: ") + what);
+  const Block& b = blocks[0];
+  const bool is_planar = b.window && x.is_contiguous();
+  expect(x.dim() == 4 && (is_planar || x.is_contiguous(Layout::channels_last)), "x: a map in channels_last");
+  const int64_t sizes[] = {b.window ? b.image_channels : b.channels, b.window ? b.image_height : b.height,
+                           b.window ? b.image_width : b.width};
+  for (int i = 0; i < 3; i++) expect(x.size(i + 1) == sizes[i], "x: a map of the block's sizes");
   expect(matrices.dtype() == x.dtype() && matrices.is_contiguous(), "matrices: as dense as x, in its dtype");
   expect(vectors.dtype() == DType::float32 && vectors.is_contiguous(), "vectors: dense float32");
   for (const Tensor* t : {&matrices, &vectors}) {
     expect(abi::cuda_device(*t, "parameters") == abi::cuda_device(x, "x"), "parameters on the device of x");
     expect(reinterpret_cast<uintptr_t>(t->data<const char>()) % 16 == 0, "parameters that begin at 16 bytes");
   }
-  return b;
+  return blocks;
 }
 
 Wish wish_of(const Numbers& list) {
   Wish wish{};
-  expect(list.empty() || list.size() == kWishes, "no wish, or one of six numbers");
+  expect(list.empty() || list.size() == kWishes, "no wish, or one of seven numbers");
   int32_t numbers[kWishes] = {};
   for (size_t i = 0; i < list.size(); i++) {
     expect(0 <= list[i] && list[i] <= INT32_MAX, "a wish: numbers from 0 on");
@@ -131,51 +143,73 @@ void launch(const Kernels& kernels, Call& call, const Launch& l, DType dtype) {
   launched(kernels.strip(call));
 }
 
-Tensor bottleneck(const Tensor& x, const Tensor& matrices, const Tensor& vectors, const Numbers& numbers,
-                  const Numbers& wish) {
+/// What lies in global memory between the launches of a chain, of each block: what it makes, its expanded map, sums of
+/// lanes, and excitations.
+struct Between {
+  Tensor out, expanded, sums, factors;
+};
+
+Tensor chain(const Tensor& x, const Tensor& matrices, const Tensor& vectors, const Numbers& numbers,
+             const Numbers& wish) {
   const Kernels& kernels = kernels_for(x.dtype());
-  const Block b = block_of(numbers, x, matrices, vectors);
-  expect(b.primary > 0, "block: a bottleneck");
+  const Blocks blocks = blocks_of(numbers, x, matrices, vectors);
   const int32_t device = abi::cuda_device(x, "x");
   const abi::CudaGuard guard(device);
-  const int64_t images = x.size(0), height = out_height(b), width = out_width(b), all = lanes(b);
-  const auto empty = [&](std::initializer_list<int64_t> sizes, DType dtype) {
-    return abi::empty_on_cuda(sizes, dtype, device);
+  const int64_t images = x.size(0);
+  const auto empty = [&](std::initializer_list<int64_t> sizes, DType dtype, Layout layout = Layout::contiguous) {
+    return abi::empty_on_cuda(sizes, dtype, device, layout);
   };
-  Tensor out = abi::empty_on_cuda({images, b.kept2, height, width}, x.dtype(), device, Layout::channels_last);
-  if (images == 0) return out;
-  const Plan plan = plan_for(b, x.dtype() == DType::float32 ? 4 : 2, images, device, {}, wish_of(wish));
-  Call call = call_for(x, matrices, vectors, device);
-  Tensor sums, expanded, factors;
-  if (plan.sums) {
-    sums = empty({images, plan.sums, all}, DType::float32);
-    call.sums = sums.data<float>();
-  }
-  for (int i = 0; i < plan.launches; i++) {
-    const Piece piece = plan.piece[i];
-    call.inputs[0] = call.inputs[1] = x.data<const char>();
-    call.residual = piece != Piece::expand && b.shortcut == 0 ? x.data<const char>() : nullptr;
-    if (piece == Piece::expand) {
-      expanded = empty({images, height, width, all}, x.dtype());
-      call.out = expanded.data<char>();
-    } else if (piece == Piece::excite) {
-      factors = empty({(images + kImagesOfExcitation - 1) / kImagesOfExcitation * kImagesOfExcitation, all}, x.dtype());
-      call.out = factors.data<char>(), call.scale = factors.data<const char>();
-    } else {
-      call.out = out.data<char>();
-      if (piece == Piece::project) call.inputs[0] = expanded.data<const char>();
+  const auto whole = [&](int64_t of) { return (images + of - 1) / of * of; };
+  const auto made_by = [&](const Block& b) {
+    if (b.linear) return empty({whole(kImagesOfLinear), b.kept2}, x.dtype());
+    return empty({images, b.kept2, out_height(b), out_width(b)}, x.dtype(), Layout::channels_last);
+  };
+  if (images == 0) return made_by(blocks.back());
+  const auto plan = plan_for(blocks, x.dtype() == DType::float32 ? 4 : 2, images, device, {}, wish_of(wish));
+  std::vector<Between> between(blocks.size());
+  for (const Part& part : *plan) {
+    const auto [first, last, begins_within, ends_within, excites] = part.run;
+    const Block &begin = blocks[first], &end = blocks[last];
+    Between &from = between[first], &to = between[last];
+    Call call = call_for(x, matrices, vectors, device);
+    call.is_planar = first == 0 && begin.window && x.is_contiguous();
+    const Tensor& source = first ? between[first - 1].out : x;
+    const Tensor& sums = begin.linear ? between[first - 1].sums : from.sums;
+    const auto pointer = [](const Tensor& t) { return t ? t.data<const char>() : nullptr; };
+    call.inputs[0] = pointer(begins_within ? from.expanded : source), call.inputs[1] = pointer(source);
+    call.residual = begin.shortcut == 0 ? pointer(source) : nullptr;
+    call.scale = pointer(from.factors), call.known = sums ? sums.data<const float>() : nullptr;
+    const bool squeezes = last + 1 < static_cast<int>(blocks.size()) && blocks[last + 1].linear == kOfMeans;
+    if (excites) {
+      from.factors = empty({whole(kImagesOfExcitation), lanes(begin)}, x.dtype());
+      call.out = from.factors.data<char>();
+    } else if (ends_within) {
+      to.expanded = empty({images, out_height(end), out_width(end), lanes(end)}, x.dtype());
+      call.out = to.expanded.data<char>();
+    } else if (!squeezes) {
+      to.out = made_by(end);
+      call.out = to.out.data<char>();
     }
-    launch(kernels, call, plan.launch[i], x.dtype());
+    if (!excites && ((end.hidden && (ends_within || part.run.is_whole_block())) || squeezes)) {
+      to.sums = empty({images, part.launch.places(), squeezes ? lanes_of(end.primary2) : lanes(end)}, DType::float32);
+      call.sums = to.sums.data<float>();
+    }
+    if (ends_within && first < last && end.shortcut >= 0) {
+      between[last - 1].out = made_by(blocks[last - 1]);
+      call.between = between[last - 1].out.data<char>();
+    }
+    launch(kernels, call, part.launch, x.dtype());
   }
-  return out;
+  return std::move(between.back().out);
 }
 
 std::tuple<Tensor, Tensor> module(const Tensor& x, const Tensor& matrices, const Tensor& vectors,
                                   const std::optional<Tensor>& scale, const std::optional<Tensor>& residual,
                                   const Numbers& numbers, bool squeeze, const Numbers& wish) {
   const Kernels& kernels = kernels_for(x.dtype());
-  const Block b = block_of(numbers, x, matrices, vectors);
-  expect(b.primary == 0, "block: a module alone");
+  const Blocks blocks = blocks_of(numbers, x, matrices, vectors);
+  const Block& b = blocks[0];
+  expect(blocks.size() == 1 && b.primary == 0 && !b.window, "block: a module alone");
   const int32_t device = abi::cuda_device(x, "x");
   const abi::CudaGuard guard(device);
   const int64_t images = x.size(0);
@@ -194,8 +228,8 @@ std::tuple<Tensor, Tensor> module(const Tensor& x, const Tensor& matrices, const
   if (images == 0) return {std::move(out), std::move(means)};
   Extras extras{};
   extras.scale = scale.has_value(), extras.residual = residual.has_value(), extras.squeeze = squeeze;
-  const Plan plan = plan_for(b, x.dtype() == DType::float32 ? 4 : 2, images, device, extras, wish_of(wish));
-  const Launch& l = plan.launch[0];
+  const auto plan = plan_for(blocks, x.dtype() == DType::float32 ? 4 : 2, images, device, extras, wish_of(wish));
+  const Launch& l = (*plan)[0].launch;
   Call call = call_for(x, matrices, vectors, device);
   const int64_t parts = int64_t{l.bands} * l.strips, all = int64_t{lanes_of(b.primary2)} * (1 + b.multiplier2);
   Tensor sums;
@@ -209,7 +243,7 @@ std::tuple<Tensor, Tensor> module(const Tensor& x, const Tensor& matrices, const
   launch(kernels, call, l, x.dtype());
   if (squeeze)
     launched(kernels.means({means.data<char>(), call.sums, images, static_cast<int32_t>(parts), b.kept2, b.primary2,
-                            b.multiplier2, l.inverse_pixels, call.stream}));
+                            b.multiplier2, 1.f / (float(b.height) * float(b.width)), call.stream}));
   return {std::move(out), std::move(means)};
 }
 
@@ -232,7 +266,7 @@ std::tuple<Tensor, Tensor> gather(const Tensor& packed, const Tensor& index, int
 abi::Library& define() {
   static abi::Library library("ghost_ops");
   library.define("_cuda_gather(Tensor packed, Tensor index, int matrices, Tensor like) -> (Tensor, Tensor)");
-  library.define("_cuda_bottleneck(Tensor x, Tensor matrices, Tensor vectors, int[] block, int[] wish) -> Tensor");
+  library.define("_cuda_chain(Tensor x, Tensor matrices, Tensor vectors, int[] blocks, int[] wish) -> Tensor");
   library.define(
       "_cuda_module(Tensor x, Tensor matrices, Tensor vectors, Tensor? scale, Tensor? residual, int[] block, "
       "bool squeeze, int[] wish) -> (Tensor, Tensor)");
@@ -242,7 +276,7 @@ abi::Library& define() {
 abi::Library& implement() {
   static abi::Library library("ghost_ops", GHOST_DISPATCH_KEY);
   library.impl("_cuda_gather", abi::boxed<gather>);
-  library.impl("_cuda_bottleneck", abi::boxed<bottleneck>);
+  library.impl("_cuda_chain", abi::boxed<chain>);
   library.impl("_cuda_module", abi::boxed<module>);
   return library;
 }

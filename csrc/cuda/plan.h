@@ -1,8 +1,10 @@
-// The planner: launches of a block for a dtype, a number of images and a device. Plain C++, no CUDA.
+// The planner of a launch: the sizes for a run of blocks, a dtype, a number of images and a device. Plain C++, no CUDA.
 //
-// It lowers the block for some hundred choices of sizes and takes the one whose estimate is least. The estimate counts
+// It lowers the run for some hundred choices of sizes and takes the one whose estimate is least. The estimate counts
 // the instructions of each stage, as the machine code has them, and a wait at each stage.
 #pragma once
+#include <optional>
+
 #include "lower.h"
 
 namespace ghost::cuda {
@@ -10,19 +12,6 @@ namespace ghost::cuda {
 /// What a device offers: processors, and bytes of shared memory to one block.
 struct Device {
   int32_t processors, shared;
-};
-
-/// Launches, one after the other, and what they have between them.
-struct Plan {
-  int32_t launches;
-  int32_t sums;  // parts of an image whose sums there are, or 0
-  Piece piece[3];
-  Launch launch[3];
-};
-
-/// Bytes of global memory that a block's computation moves.
-struct Traffic {
-  int64_t fused, by_module;
 };
 
 constexpr int kMostThreads = 512;  // of a processor: each has 128 registers
@@ -37,7 +26,7 @@ constexpr double kStageWait = 600;   // cycles between two barriers in which a t
 constexpr double kIssue = 2.0;       // instructions a cycle of a processor, of 4
 constexpr double kWarpIssue = 0.25;  // of a warp alone
 constexpr double kLaunch = 4000;     // cycles from one launch to the next
-constexpr int kFewImages = 8;        // below, an excitation is computed where it is multiplied
+constexpr double kWindow = 82;       // of a window of an image: 16 bytes
 
 /// Instructions of a warp, for each stage of a step that makes so many output rows.
 inline double instructions(const Launch& l, const Stage& g, int element) {
@@ -60,8 +49,10 @@ inline double instructions(const Launch& l, const Stage& g, int element) {
       return by_thread(pairs * groups * rows, 30.0 * g.kernel * g.kernel + 80);
     }
     case Kind::load:
+      return by_thread(pixels * cdiv(g.lanes * element, 16), l.window.size && !g.tensor ? kWindow : kLoad);
     case Kind::store:
-      return by_thread(pixels * cdiv(g.lanes * element, 16), g.kind == Kind::load ? kLoad : kStore);
+    case Kind::join:
+      return by_thread(pixels * cdiv(g.lanes * element, 16), kStore);
     case Kind::scale:
       return by_thread(pixels * cdiv(g.lanes * element, 16), kScale);
     case Kind::activate:
@@ -117,133 +108,105 @@ inline double estimate(const Launch& l, int element, int64_t images, const Devic
   return std::max(cycles, moved) + l.shared / 16.0 / l.threads * 4 + kLaunch;
 }
 
-/// Bytes between launches that do not stay in a cache count as cycles, 16 bytes a cycle and processor.
-inline double between(const Block& b, int element, int64_t images, const Device& device) {
-  const double bytes = double(images) * out_height(b) * out_width(b) * lanes(b) * element;
-  return 2 * bytes / (device.processors * 16.0);
-}
-
 /// What the planner must keep to, as far as it is not 0: for tests, and for tables of what was measured.
 struct Wish {
-  int32_t split;  // 1: one launch; 2: the expanded map goes through memory
+  int32_t split;  // 1: a bottleneck is in one launch; 2: the expanded map goes through memory
   int32_t band, strip, step, chunks, threads;
+  int32_t joined;  // 1: no two blocks are in one launch; 2: as many as can be are
 };
 constexpr int kWishes = sizeof(Wish) / sizeof(int32_t);
 
+struct Planned {
+  Launch launch;
+  double cycles;
+};
+
 class Planner {
  public:
-  Planner(const Block& b, int element, int64_t images, const Device& device, const Wish& wish)
-      : b_(b), element_(element), images_(images), device_(device), wish_(wish) {}
+  Planner(const Block* blocks, int element, int64_t images, const Device& device, const Wish& wish)
+      : blocks_(blocks), element_(element), images_(images), device_(device), wish_(wish) {}
 
-  std::optional<Plan> plan(const Extras& extras) {
-    if (!b_.primary) return pieces({{Piece::project, extras}});
-    const bool few = images_ < kFewImages;
-    std::optional<Plan> fused, split;
-    double cycles_fused = 0;
-    if (wish_.split != 2) fused = pieces({{Piece::whole, extras}}), cycles_fused = cycles_;
-    if (wish_.split != 1) {
-      if (const auto expanded = best(Piece::expand, extras)) {
-        Extras rest = extras;
-        rest.sums = b_.hidden ? expanded->parts() / expanded->chunks : 0, rest.excite = b_.hidden && few;
-        split = b_.hidden && !few ? pieces({{Piece::expand, extras}, {Piece::excite, rest}, {Piece::project, rest}})
-                                  : pieces({{Piece::expand, extras}, {Piece::project, rest}});
-        if (split) split->sums = rest.sums;
-      }
-    }
-    if (fused && b_.hidden) fused->sums = 1;
-    const double cycles_split = cycles_ + between(b_, element_, images_, device_);
-    return fused && (!split || cycles_fused <= cycles_split) ? fused : split;
-  }
-
- private:
-  struct Wanted {
-    Piece piece;
-    Extras extras;
-  };
-
-  std::optional<Plan> pieces(std::initializer_list<Wanted> all) {
-    Plan p{};
-    double sum = 0;
-    for (const Wanted& wanted : all) {
-      const auto found = best(wanted.piece, wanted.extras);
-      if (!found) return std::nullopt;
-      p.piece[p.launches] = wanted.piece, p.launch[p.launches++] = *found, sum += cycles_;
-    }
-    cycles_ = sum;
-    return p;
-  }
-
-  /// The launch with the least estimate; that estimate in `cycles_`.
-  std::optional<Launch> best(Piece piece, const Extras& extras) {
-    std::optional<Launch> found;
-    cycles_ = 0;
-    const bool excites = piece == Piece::excite;
-    const int height = excites ? 1 : out_height(b_), width = excites ? kImagesOfExcitation : out_width(b_);
-    const bool whole_image = excites || (piece == Piece::whole && b_.hidden),
+  /// The launch of a run with the least estimate; none where none fits.
+  std::optional<Planned> best(const Run& run, const Extras& extras) const {
+    std::optional<Planned> found;
+    const Block& last = blocks_[run.last];
+    const int height = height_of(last, run), width = width_of(last, run, element_);
+    const bool by_image = run.excites || last.linear || (run.is_whole_block() && last.hidden),
                one_step = extras.squeeze && extras.residual;
-    const auto consider = [&](const Choice& c) {
-      const auto l = Lowering(b_, element_, piece, c, extras).launch();
-      if (!l || l->shared > device_.shared || counts_too_far(*l)) return;
-      Launch made = *l;
-      const int64_t wanted = (images_ + made.images_at_once - 1) / made.images_at_once;
-      if (int64_t{made.bands} * made.strips * made.chunks > INT32_MAX || wanted > INT32_MAX) return;
-      const int64_t room = std::max(1, resident(made, device_) * device_.processors / made.parts());
-      made.grid = static_cast<int32_t>(std::min({wanted, room, int64_t{65535}})),
-      made.images = static_cast<int32_t>(wanted);
-      const double cycles = estimate(made, element_, images_, device_);
-      if (!found || cycles < cycles_) found = made, cycles_ = cycles;
+    const auto consider = [&](const Choice& c) {  // whether it fits
+      Lowering lowering(blocks_, run, element_, c, extras);
+      Launch* const l = lowering.launch();
+      if (!l || l->shared > device_.shared || counts_too_far(*l)) return false;
+      const int64_t wanted = (images_ + l->images_at_once - 1) / l->images_at_once;
+      if (int64_t{l->bands} * l->strips * l->chunks > INT32_MAX || wanted > INT32_MAX) return false;
+      const int64_t room = std::max(1, resident(*l, device_) * device_.processors / l->parts());
+      l->grid = static_cast<int32_t>(std::min({wanted, room, int64_t{65535}})),
+      l->images = static_cast<int32_t>(wanted);
+      const double cycles = estimate(*l, element_, images_, device_);
+      if (!found || cycles < found->cycles) found = Planned{*l, cycles};
+      return true;
     };
-    for (int strips = 1; strips <= width; strips *= 2) {
-      if (strips > 1 && (whole_image || wish_.strip)) break;
-      if (strips > 1 && found && images_ * strips >= 4 * device_.processors) break;
-      const int strip =
-          whole_image ? width : std::min(wish_.strip ? wish_.strip : up(cdiv(width, strips), kGroup), width);
-      for (int bands = 1; bands <= height; bands *= 2) {
-        if (bands > 1 && (whole_image || wish_.band)) break;
-        if (bands > 1 && found && images_ * strips * bands >= 4 * device_.processors) break;
-        const int band = whole_image ? height : std::min(wish_.band ? wish_.band : cdiv(height, bands), height);
-        for (const int step : {band, 32, 16, 12, 8, 4, 2, 1}) {
-          if (step > band || (step < band && (whole_image || one_step || wish_.step))) continue;
-          for_each_chunk(piece, [&](int chunks) {
+    // Several blocks need not be in one launch; a part of one must.
+    const auto is_enough = [&](int64_t parts) {
+      return (found || !run.is_one_block()) && parts >= 4 * device_.processors;
+    };
+    for (int strips = 1, strip = 0; strip != 1; strips *= 2) {
+      if (strips > 1 && (by_image || wish_.strip || is_enough(images_ * strips))) break;
+      const int columns = cdiv(width, strips), wanted = columns < kGroup ? columns : up(columns, kGroup);
+      if (strips > 1 && columns < kGroup && found) break;  // only where there is no memory for more
+      strip = by_image ? width : std::min(wish_.strip ? wish_.strip : wanted, width);
+      for (int bands = 1, band = 0; band != 1; bands *= 2) {
+        if (bands > 1 && (by_image || wish_.band || is_enough(images_ * strips * bands))) break;
+        band = by_image ? height : std::min(wish_.band ? wish_.band : cdiv(height, bands), height);
+        for_each_chunk(run, extras, [&](int chunks) {
+          const int parts = strips * bands * chunks;
+          if (chunks > 1 && is_enough(run.ends_within ? parts : images_ * parts / 2)) return;
+          // Where a processor has one thread block, many threads and few steps are best.
+          const bool is_alone = images_ * parts <= device_.processors;
+          for (const int step : {band, 32, 16, 12, 8, 4, 2, 1}) {
+            if (step > band || (step < band && (by_image || one_step || wish_.step))) continue;
+            const int rows = wish_.step && !by_image && !one_step ? std::min(wish_.step, band) : step;
+            bool fits = false;
             for (const int threads : kThreads)
-              if (!wish_.threads || threads == wish_.threads)
-                consider({band, strip, wish_.step && !whole_image && !one_step ? std::min(wish_.step, band) : step,
-                          chunks, threads});
-          });
-        }
+              if (wish_.threads ? threads == wish_.threads : !is_alone || threads == kMostThreads)
+                fits |= consider({band, strip, rows, chunks, threads});
+            if (fits && is_alone) break;
+          }
+        });
       }
     }
     return found;
   }
 
+ private:
   /// Whether 31 bits do not count the elements of an image of the output.
   static bool counts_too_far(const Launch& l) {
-    for (int i = 0; i < l.stages; i++)
-      if (l.stage[i].kind == Kind::store && int64_t{l.height} * l.width * l.stage[i].channels > INT32_MAX) return true;
+    const Window& w = l.window;
+    if (w.size && int64_t{w.height} * w.width * w.channels > INT32_MAX) return true;
+    for (int i = 0; i < l.stages; i++) {
+      const Map& m = l.map[l.stage[i].out];
+      if (l.stage[i].kind == Kind::store && int64_t{m.height} * m.width * l.stage[i].channels > INT32_MAX) return true;
+    }
     return false;
   }
 
-  /// In how many chunks the lanes can be: only the expanded map by itself has several.
+  /// In how many chunks the lanes of the result can be: the expanded map by itself has several, and a 1x1 convolution.
   template <class Visit>
-  void for_each_chunk(Piece piece, const Visit& visit) const {
-    const int groups = lanes_of(b_.primary) / kColumns, most = piece == Piece::expand ? groups : 1;
+  void for_each_chunk(const Run& run, const Extras& extras, const Visit& visit) const {
+    const Block& b = blocks_[run.last];
+    const bool is_product = !run.excites && !b.primary && !b.multiplier2 && b.kept2 % kColumns == 0 && !extras.residual;
+    const int groups = lanes_of(run.ends_within ? b.primary : b.primary2) / kColumns;
+    const int most = run.ends_within ? (is_separable(b) ? 1 : groups) : is_product ? groups : 1;
     for (int chunks = 1; chunks <= most; chunks++)
       if (groups % chunks == 0 && (!wish_.chunks || chunks == wish_.chunks || most == 1 || groups % wish_.chunks))
         visit(chunks);
   }
 
-  const Block& b_;
+  const Block* const blocks_;
   const int element_;
   const int64_t images_;
   const Device device_;
   const Wish wish_;
-  double cycles_ = 0;
 };
-
-/// The plan for so many images; none where nothing fits the device.
-inline std::optional<Plan> make_plan(const Block& b, int element, int64_t images, const Device& device,
-                                     const Extras& extras = {}, const Wish& wish = {}) {
-  return Planner(b, element, std::max<int64_t>(images, 1), device, wish).plan(extras);
-}
 
 }  // namespace ghost::cuda

@@ -12,39 +12,31 @@ namespace {
 
 /// What Python is told of a launch, in this order: backends/cuda/plan.py.
 struct Told {
-  int32_t piece, threads, shared, grid, band, strip, step, bands, strips, chunks;
+  Run run;
+  int32_t threads, shared, grid, band, strip, step, bands, strips, chunks;
 };
 constexpr int kTold = sizeof(Told) / sizeof(int32_t);
 
 }  // namespace
 
-/// How many launches a block has on a device, and what there is to say of each; 0 where nothing fits, or the block is
-/// none. `predicted`: of each the cycles and the instructions of warps that the planner expects. `moved`: bytes of
-/// global memory that move so, and module by module.
-GHOST_PLANNER_API int ghost_ops_cuda_plan(const Block* block, int element, int64_t images, int processors, int shared,
-                                          int32_t* told, double* predicted, int64_t* moved) {
-  if (validate(*block, INT64_MAX, INT64_MAX)) return 0;
-  const auto plan = make_plan(*block, element, images, {processors, shared});
-  if (!plan) return 0;
-  for (int i = 0; i < plan->launches; i++) {
-    const Launch& l = plan->launch[i];
-    const Told one{static_cast<int32_t>(plan->piece[i]),
-                   l.threads,
-                   l.shared,
-                   l.grid,
-                   l.band,
-                   l.strip,
-                   l.step,
-                   l.bands,
-                   l.strips,
-                   l.chunks};
-    std::memcpy(told + i * kTold, &one, sizeof one);
-    predicted[2 * i] = estimate(l, element, images, {processors, shared});
-    predicted[2 * i + 1] = all_instructions(l, element, images);
+/// How many launches a chain of `count` blocks has on a device, and what there is to say of each; 0 where a block fits
+/// in no way, or is none. There is room for three launches a block. `predicted`: of each the cycles and the
+/// instructions of warps that the planner expects. `moved`: bytes of global memory that move so, and module by module.
+GHOST_PLANNER_API int ghost_ops_cuda_plan(const Block* first, int count, int element, int64_t images, int processors,
+                                          int shared, int32_t* told, double* predicted, int64_t* moved) {
+  const std::vector<Block> blocks(first, first + count);
+  if (validate(blocks, INT64_MAX, INT64_MAX)) return 0;
+  const Plan plan = make_plan(blocks, element, images, {processors, shared});
+  if (plan.empty()) return 0;
+  for (const Part& part : plan) {
+    const Launch& l = part.launch;
+    const Told one{part.run, l.threads, l.shared, l.grid, l.band, l.strip, l.step, l.bands, l.strips, l.chunks};
+    std::memcpy(told, &one, sizeof one), told += kTold;
+    *predicted++ = part.cycles, *predicted++ = all_instructions(l, element, images);
   }
-  const Traffic t = traffic(*block, *plan, element, images);
+  const Traffic t = traffic(blocks, plan, element, images);
   moved[0] = t.fused, moved[1] = t.by_module;
-  return plan->launches;
+  return static_cast<int>(plan.size());
 }
 
 /// How many numbers a block (0) and what is told of a launch (1) have.

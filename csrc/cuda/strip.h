@@ -53,6 +53,7 @@ enum class Kind : int32_t {
   sum,        // adds up each lane over the pixels, and at the end writes the sums of the part
   mean,       // the means of an image, from the sums of its parts, as a pixel
   store,      // lanes to channels of the output, plus a residual
+  join,       // the same to a map, which the next block reads
 };
 
 /// A stage computes the rows of `out` that this step adds. Where there are chunks, a part has `lanes` of each
@@ -66,21 +67,32 @@ struct Stage {
   int32_t depth;           // of a product: steps of 16 inputs
   int32_t kernel, stride;  // of a product: the kind of tile
   int32_t weight, bias, slopes, act;
-  int32_t apart;              // elements of a weight from 16 inputs to the next
-  int32_t parameter;          // of depthwise: the lane of its first parameters
-  float low, high;            // bounds of the result
-  int32_t tensor;             // of load: which input; of store: a residual's map, kNoMap or kResidual
+  int32_t apart;      // elements of a weight from 16 inputs to the next
+  int32_t parameter;  // of depthwise: the lane of its first parameters
+  float low, high;    // bounds of the result; of mean: `low` is one by the number of pixels
+  int32_t tensor;     // of load: which input; of store and join: a residual's map, kNoMap or kResidual; of mean:
+                      // whether this launch has written the sums itself
   int32_t channel, channels;  // of load and store: the first of the pixel's, and how many a pixel has
   int32_t count;              // of mean: parts; of sum: groups of threads
-  int32_t primary, group;     // of store: channels from `primary` on are in lanes from `group` on, every
+  int32_t primary, group;     // of store and join: channels from `primary` on are in lanes from `group` on, every
   Divisor multiplier;         // `multiplier`-th one
   int32_t weight_step, lane_step;
-  int32_t once;  // only at the first step of an image
-  int32_t keep;  // of store: the sum with the residual is left in the map, too
+  int32_t once;     // only at the first step of an image
+  int32_t keep;     // of store: the sum with the residual is left in the map, too
+  int32_t between;  // of store: to the map between two blocks of the launch, and by the first chunk only
 };
 
-constexpr int kMaps = 14, kStages = 36, kOwnBytes = 512;  // of shared memory: `Shared` in work.h
+constexpr int kMaps = 20, kStages = 48, kOwnBytes = 768;  // of shared memory: `Shared` in work.h
 constexpr int kNoMap = -1, kResidual = -2;                // of a store: no residual, or the argument of that name
+
+/// How the map that is loaded first is read from an image, if it is: a pixel has the numbers of a window, channel by
+/// channel.
+struct Window {
+  int32_t size, stride, padding;    // size 0: there is no image
+  int32_t channels, height, width;  // of the image
+  int32_t channel, row, column;     // elements from one to the next
+  Divisor taps, columns;            // of a channel, and of a row of it
+};
 
 /// One kernel launch. A thread block has one part (band, strip, chunk) of every `grid`-th image.
 struct Launch {
@@ -91,7 +103,7 @@ struct Launch {
   int32_t maps, stages;
   int32_t images_at_once;  // of an excitation by itself: images are its pixels
   int32_t images;          // of the call, as many as there are at once counted as one
-  float inverse_pixels;    // of what a mean is of
+  Window window;
   Map map[kMaps];
   Stage stage[kStages];
 

@@ -25,6 +25,8 @@ GHOST_DEVICE void run_stage(const Work<T>& w, const Stage& g) {
       return mean(w, g);
     case Kind::store:
       return store(w, g);
+    case Kind::join:
+      return join(w, g);
   }
 }
 

@@ -1,47 +1,63 @@
-// Bytes of global memory that a block moves.
+// Bytes of global memory that a chain of blocks moves.
 #pragma once
-#include "plan.h"
+#include "chain.h"
 
 namespace ghost::cuda {
 
-/// Bytes of the launches of a plan, halos counted as often as they are read, and of the same module by module.
-inline Traffic traffic(const Block& b, const Plan& plan, int element, int64_t images) {
+/// Bytes of global memory that a computation moves.
+struct Traffic {
+  int64_t fused, by_module;
+};
+
+/// Elements of an image that a launch reads and writes, halos counted as often as they are read.
+inline int64_t moved(const Launch& l) {
+  int64_t elements = 0;
+  for (int j = 0; j < l.stages; j++) {
+    const Stage& g = l.stage[j];
+    const Map& m = l.map[g.out];
+    if (g.kind == Kind::store) elements += int64_t{m.height} * m.width * g.lanes * (g.between ? 1 : l.chunks);
+    if ((g.kind == Kind::store || g.kind == Kind::join) && g.tensor == kResidual)
+      elements += int64_t{m.height} * m.width * g.lanes * l.chunks;
+    if (g.kind != Kind::load) continue;
+    const auto read = [&](int parts, int part, int limit, int of) {
+      int64_t sum = 0;
+      for (int p = 0; p < parts; p++) {
+        const int from = p * part, to = std::min(from + part, limit);
+        sum += std::min(to * m.reach.per + m.reach.after, of) - std::max(from * m.reach.per - m.reach.before, 0);
+      }
+      return sum;
+    };
+    const int64_t pixels = read(l.bands, l.band, l.height, m.height) * read(l.strips, l.strip, l.width, m.width);
+    const Window& w = l.window;  // of whose pixels those are read that a stride leaves, and neighbours from a cache
+    const int of_window = w.stride * w.stride * w.channels;
+    elements += pixels * l.chunks * (w.size && g.tensor == 0 ? of_window : g.lanes);
+  }
+  return elements;
+}
+
+/// Bytes of a plan, and of the same module by module.
+inline Traffic traffic(const std::vector<Block>& blocks, const Plan& plan, int element, int64_t images) {
   Traffic t{};
-  for (int i = 0; i < plan.launches; i++) {
-    const Launch& l = plan.launch[i];
-    if (plan.piece[i] == Piece::excite) continue;
-    int64_t elements = 0;
-    for (int j = 0; j < l.stages; j++) {
-      const Stage& g = l.stage[j];
-      if (g.kind == Kind::store)
-        elements += int64_t{l.height} * l.width * g.lanes * l.chunks * (1 + (g.tensor == kResidual));
-      if (g.kind != Kind::load) continue;
-      const Map& m = l.map[g.out];
-      const auto read = [&](int parts, int part, int limit, int of) {
-        int64_t sum = 0;
-        for (int p = 0; p < parts; p++) {
-          const int from = p * part, to = std::min(from + part, limit);
-          sum += std::min(to * m.reach.per + m.reach.after, of) - std::max(from * m.reach.per - m.reach.before, 0);
-        }
-        return sum;
-      };
-      elements +=
-          read(l.bands, l.band, l.height, m.height) * read(l.strips, l.strip, l.width, m.width) * g.lanes * l.chunks;
+  int sums = 0;
+  for (const Part& part : plan) {
+    if (!part.run.excites) t.fused += images * element * moved(part.launch);
+    const Block& last = blocks[part.run.last];
+    sums = last.hidden && part.run.ends_within ? part.launch.places() : 0;
+    t.fused += images * 2 * sums * lanes(last) * 4;
+  }
+  for (const Block& b : blocks) {
+    const int64_t in = int64_t{b.height} * b.width, out = int64_t{out_height(b)} * out_width(b);
+    int64_t each = b.window ? int64_t{b.image_channels} * b.image_height * b.image_width : in * b.channels;
+    if (!b.primary) {
+      each += out * b.kept2;
+    } else {
+      const int64_t expanded = int64_t{b.primary} * (1 + b.multiplier);
+      each += expanded * (b.kernel ? 2 * in + 2 * out : 2 * in) + out * b.kept2;
+      if (b.shortcut >= 0) each += (b.shortcut ? in : out) * b.channels;
+      if (b.shortcut > 0) each += out * 2 * (b.channels + b.kept2);
     }
-    t.fused += images * element * elements;
-    if (b.hidden && plan.piece[i] == Piece::expand) t.fused += images * 2 * plan.sums * lanes(b) * 4;
+    t.by_module += images * element * each;
   }
-  const int64_t in = int64_t{b.height} * b.width, out = int64_t{out_height(b)} * out_width(b);
-  int64_t each = in * b.channels;
-  if (!b.primary) {
-    each += out * b.kept2;
-  } else {
-    const int64_t expanded = int64_t{b.primary} * (1 + b.multiplier);
-    each += expanded * (b.kernel ? 2 * in + 2 * out : 2 * in) + out * b.kept2;
-    if (b.shortcut >= 0) each += (b.shortcut ? in : out) * b.channels;
-    if (b.shortcut > 0) each += out * 2 * (b.channels + b.kept2);
-  }
-  t.by_module = images * element * each;
   return t;
 }
 

@@ -9,11 +9,13 @@ template <class T>
 struct Arguments {
   const T* inputs[2];    // images x height x width x channels
   T* out;                // images x height x width x channels
+  T* between;            // the same of what a block within a launch makes
   const T* residual;     // as out
   const T* scale;        // images x lanes of the map that is multiplied, or null: lanes in shared memory
   const T* matrices;     // weights of 1x1 convolutions
   const float* vectors;  // all other parameters
-  float* sums;           // images x parts x lanes
+  float* sums;           // images x parts x lanes: what a launch writes,
+  const float* known;    // and what it reads
   int64_t images;
 };
 
@@ -23,11 +25,13 @@ Arguments<T> arguments_of(const Call& c) {
   const auto typed = [](const void* p) { return static_cast<const T*>(p); };
   return {{typed(c.inputs[0]), typed(c.inputs[1])},
           static_cast<T*>(c.out),
+          static_cast<T*>(c.between),
           typed(c.residual),
           typed(c.scale),
           typed(c.matrices),
           c.vectors,
           c.sums,
+          c.known,
           c.images};
 }
 

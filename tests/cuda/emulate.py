@@ -18,6 +18,7 @@ import torch
 
 from ghost_ops.backends.cuda import launch, plan
 from ghost_ops.backends.cuda.program import fitting
+from ghost_ops.backends.cuda.weights import Block
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA, EMULATOR = ROOT / "csrc" / "cuda", Path(__file__).with_name("emulator")
@@ -68,7 +69,7 @@ class Emulator:
     Attributes:
         order: of the threads: 0 forward, 1 backward, then seeds of random orders.
         wish: what the planner must keep to, see ``ghost_ops.backends.cuda.launch.wish``.
-        calls: blocks that were computed.
+        calls: of each call the blocks that were computed.
     """
 
     def __init__(self, order: int = 0, wish: tuple[int, ...] = ()) -> None:
@@ -78,16 +79,19 @@ class Emulator:
     def running(self) -> Iterator[None]:
         lib = library()
 
-        def seen(name: str) -> Callable:
+        def seen(name: str, blocks: Callable) -> Callable:
             own = getattr(launch, name)
 
-            def call(x, matrices, vectors, block, *rest):
-                self.calls.append(block)
-                return own(x, matrices, vectors, block, *rest)
+            def call(x, matrices, vectors, what, *rest):
+                self.calls.append(blocks(what))
+                return own(x, matrices, vectors, what, *rest)
 
             return call
 
-        calls = {name: seen(name) for name in ("launch_bottleneck", "launch_ghost_module")}
+        calls = {
+            "launch_chain": seen("launch_chain", blocks_of),
+            "launch_ghost_module": seen("launch_ghost_module", lambda block: [block]),
+        }
         with (
             mock.patch.multiple(plan, library=lambda: lib, limits=lambda device: H200),
             mock.patch.multiple(launch, wish=self.wish, **calls),
@@ -99,6 +103,17 @@ class Emulator:
             finally:
                 lib.ghost_emulated_set_order(0)
                 clear()
+
+
+def blocks_of(numbers: list[int]) -> list[Block]:
+    """The blocks of which these are the numbers."""
+    found, rest = [], iter(numbers)
+    for first in rest:
+        block = Block(height=first)
+        for name, value in list(vars(block).items())[1:]:
+            setattr(block, name, tuple(next(rest) for _ in value) if isinstance(value, tuple) else next(rest))
+        found.append(block)
+    return found
 
 
 def clear() -> None:

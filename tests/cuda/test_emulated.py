@@ -10,16 +10,20 @@ from ghost_ops.backends.cuda.program import program
 from ghost_ops.program import Depthwise, Excite, Ghost, Layer, Load, MaxPool, Store
 from tests.cuda import emulate
 from tests.cuda.emulate import Emulator
-from tests.cuda.programs import draw_block
+from tests.cuda.programs import draw_block, draw_chain, draw_other_block
 from tests.helpers import assert_as_accurate, poisoned_memory, surrounded_by_nan
 from tests.ops.cases import Errors, in_layout
 from tests.program.cases import make_program, program_of_other_steps
 from tests.program.drawn import draw_program
 
-# What the planner must keep to: split, band, strip, step, chunks, threads; 0 is free.
+# What the planner must keep to: split, band, strip, step, chunks, threads, joined; 0 is free.
 WISHES = (
-    (), (1, 0, 0, 0, 0, 0), (2, 0, 0, 0, 0, 0), (1, 4, 4, 1, 0, 128), (2, 3, 8, 2, 1, 128), (1, 0, 0, 4, 0, 256),
-    (2, 0, 0, 1, 2, 256), (0, 2, 0, 2, 0, 0), (1, 0, 4, 0, 0, 512),
+    (), (1, 0, 0, 0, 0, 0, 0), (2, 0, 0, 0, 0, 0, 0), (1, 4, 4, 1, 0, 128, 0), (2, 3, 8, 2, 1, 128, 0),
+    (1, 0, 0, 4, 0, 256, 0), (2, 0, 0, 1, 2, 256, 0), (0, 2, 0, 2, 0, 0, 0), (1, 0, 4, 0, 0, 512, 0),
+)  # fmt: skip
+JOINED = (
+    (0, 0, 0, 0, 0, 0, 2), (0, 4, 0, 0, 0, 128, 2), (0, 3, 4, 1, 0, 128, 2), (2, 0, 0, 2, 2, 256, 2),
+    (0, 0, 0, 0, 0, 0, 1), (0, 2, 0, 2, 3, 256, 2),
 )  # fmt: skip
 ORDERS = (0, 1, 2)
 
@@ -52,8 +56,35 @@ def test_drawn_bottlenecks(dtype):
         p, x = draw_block(seed)
         emulator = Emulator(seed % 3, WISHES[seed % len(WISHES)])
         found = ours(p, x.to(dtype), emulator)
-        assert len(emulator.calls) == 1 and emulator.calls[0].primary, p.steps
+        assert [len(blocks) for blocks in emulator.calls] == [1] and emulator.calls[0][0].primary, p.steps
         check(found, p, x.to(dtype), errors)
+    errors.assert_within(2.0)
+
+
+@pytest.mark.parametrize("dtype", emulate.DTYPES)
+def test_drawn_blocks_of_other_nets(dtype):
+    """Inverted residuals, separable convolutions and RepGhost's bottlenecks are bottlenecks to the kernels."""
+    errors = Errors()
+    for seed in range(30):
+        p, x = draw_block(seed, draw=draw_other_block)
+        emulator = Emulator(seed % 3, WISHES[seed % len(WISHES)])
+        found = ours(p, x.to(dtype), emulator)
+        assert [len(blocks) for blocks in emulator.calls] == [1] and emulator.calls[0][0].primary, p.steps
+        check(found, p, x.to(dtype), errors)
+    errors.assert_within(2.0)
+
+
+@pytest.mark.parametrize("dtype", emulate.DTYPES)
+def test_drawn_chains(dtype):
+    """Blocks in a row are one call, in any number of launches; a launch may have parts of several blocks."""
+    errors = Errors()
+    for seed in range(36):
+        p, x, blocks = draw_chain(seed)
+        emulator = Emulator(seed % 3, JOINED[seed % len(JOINED)])
+        x = in_layout(x.to(dtype), "channels_last" if seed % 2 else "nchw")
+        found = ours(p, x, emulator)
+        assert [len(each) for each in emulator.calls] == [blocks], p.steps
+        check(found, p, x, errors)
     errors.assert_within(2.0)
 
 
@@ -83,11 +114,11 @@ def test_steps_without_kernels(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("wish", WISHES)
+@pytest.mark.parametrize("wish", [*WISHES, *JOINED[:3]])
 def test_the_order_of_threads_does_not_matter(wish, dtype):
     """A barrier that is missing would let one thread read what another has not written, or has overwritten."""
     for seed in range(4):
-        p, x = draw_block(seed + 100)
+        p, x, *_ = draw_block(seed + 100) if wish in WISHES else draw_chain(seed + 100)
         results = [ours(p, x.to(dtype), Emulator(order, wish)) for order in (*ORDERS, 3)]
         assert all(torch.equal(results[0], other) for other in results[1:])
 
@@ -102,7 +133,7 @@ def test_a_second_module_that_needs_the_most_shared_memory(dtype):
     )  # fmt: skip
     emulator, x = Emulator(), torch.randn(1, 8, 5, 7).to(dtype)
     check(ours(p, x, emulator), p, x)
-    assert len(emulator.calls) == 1 and emulator.calls[0].primary
+    assert [len(blocks) for blocks in emulator.calls] == [1] and emulator.calls[0][0].primary
 
 
 def test_threads_that_part_are_an_error():
@@ -125,9 +156,8 @@ def telling_cases() -> list:
     found = [case for case, has in zip(blocks, excited) if has][:5] + [c for c, has in zip(blocks, excited) if not has][
         :3
     ]
-    return [
-        (p, x, wish) for p, x in found for wish in ((1, 0, 0, 2, 0, 128), (2, 0, 0, 2, 1, 256), (1, 0, 0, 0, 0, 128))
-    ]
+    wishes = ((1, 0, 0, 2, 0, 128, 0), (2, 0, 0, 2, 1, 256, 0), (1, 0, 0, 0, 0, 128, 0))
+    return [(p, x, wish) for p, x in found for wish in wishes]
 
 
 @pytest.mark.parametrize(("file", "line"), BARRIERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 
 import pytest
 import torch
@@ -13,15 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ghost_ops
 from ghost_ops.activations import ACTIVATIONS, NONE
 from ghost_ops.backends import cuda, reference
-from ghost_ops.backends.cuda import launch, plan
+from ghost_ops.backends.cuda import elsewhere, launch, plan
 from ghost_ops.backends.cuda.ghost_module import _block_of, ghost_module
 from ghost_ops.backends.cuda.program import describe, program, summary
 from ghost_ops.backends.cuda.weights import Block
-from ghost_ops.program import BFLOAT16, FLOAT32, with_precision
+from ghost_ops.program import BFLOAT16, FLOAT32, Conv, Depthwise, Layer, Linear, Load, Multiply, Store, with_precision
 from tests.cuda import emulate
-from tests.cuda.programs import draw_block
+from tests.cuda.programs import draw_block, draw_chain
 from tests.helpers import assert_as_accurate, make_map, poisoned_memory, randomise
 from tests.ops.cases import Errors
+from tests.program.cases import make_program
 from tests.program.drawn import draw_program
 from tests.triton.interpreted.drawn import draw
 
@@ -128,19 +130,37 @@ def _arguments(tensors: dict, options: dict) -> tuple:
 
 
 def test_a_whole_net_at_its_own_size():
-    """GhostNet-050 at 64 x 64, frozen: sixteen bottlenecks, each one call."""
+    """GhostNet-050 at 64 x 64, frozen: one call from the image to the logits, as it comes."""
     net = randomise(ghost_ops.models.ghostnet_050()).eval()
     frozen = next(m for m in ghost_ops.freeze(net).modules() if isinstance(m, ghost_ops.fused.FrozenProgram))
-    x = make_map((1, 3, 64, 64), torch.float32, "channels_last")
-    found = describe(x, frozen.packed, frozen.steps)
-    assert sum(name.startswith("bottleneck") for name, _ in found) == 16
-    assert all(isinstance(p, plan.Plan) for _, p in found)
+    x = make_map((1, 3, 64, 64), torch.float32)
+    ((names, found),) = describe(x, frozen.packed, frozen.steps)
+    assert sum(name.startswith("bottleneck") for name in names) == 16 and len(names) == 20
+    assert isinstance(found, plan.Plan)
     said = summary(x, frozen.packed, frozen.steps)
-    assert re.match(r"16 bottlenecks and \d+ other kernels move [\d.]+ MB, by module it would be [\d.]+ MB", said)
+    counts = r"16 bottlenecks and 4 other blocks in \d+ launches move [\d.]+ MB"
+    assert re.match(counts + r", by module it would be [\d.]+ MB", said)
+    seen = []
     with torch.no_grad():
-        assert_as_accurate(
-            program(x, frozen.packed, frozen.steps), net(x), net.double()(x.double()), ulps=64, what="the net"
-        )
+        with Record(seen):
+            out = program(x, frozen.packed, frozen.steps)
+        weights = {"_cuda_gather", "new_empty", "view", "cat"}  # made again where a mode watches
+        assert [name for name in seen if name not in weights | {"slice", "detach"}] == ["_cuda_chain"]
+        last = x.contiguous(memory_format=LAST)
+        assert torch.equal(program(last, frozen.packed, frozen.steps), out)
+        assert_as_accurate(out, net(x), net.double()(x.double()), ulps=64, what="the net")
+
+
+class Record(TorchDispatchMode):
+    """The names of operators that run."""
+
+    def __init__(self, seen: list[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.name().split("::")[1].split(".")[0])
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("dtype", emulate.DTYPES)
@@ -177,14 +197,14 @@ def test_what_does_not_fit_runs_elsewhere(monkeypatch):
     p, x = draw_block(seed)
     packed = reference.program_pack(p.parameters, p.code)
     expected = program(x, packed, p.code)
-    assert [name.split()[0] for name, _ in describe(x, packed, p.code)] == ["bottleneck"]
+    assert kinds_of(describe(x, packed, p.code)) == ("bottleneck",)
     (_, whole) = describe(x, packed, p.code)[0]
     seen = set()
     for shared in range(whole.shared, 0, -256):
         monkeypatch.setattr(plan, "limits", lambda device, shared=shared: (132, shared))
         emulate.clear()
         found = describe(x, packed, p.code)
-        kinds = None if found is None else tuple(name.split()[0] for name, _ in found)
+        kinds = None if found is None else kinds_of(found)
         if kinds not in seen:
             seen.add(kinds)
             if kinds is None or len(kinds) > 1:
@@ -220,9 +240,37 @@ def test_the_indices_of_single_modules_are_few(monkeypatch):
     assert len(captured) == 1
 
 
+def test_depthwise_convolutions_that_are_in_no_block(monkeypatch):
+    """Along rows or columns, as in the gate of DFC attention: Triton's kernels where they run."""
+    steps = (
+        Load(0, 8, True), Depthwise(0, 1, False, 8, (1, 5), (1, 1), (0, 2), (1, 1), Layer()),
+        Depthwise(1, 2, True, 8, (5, 1), (1, 1), (2, 0), (1, 1), Layer()), Multiply(0, 2, 3, False, 8), Store(3),
+    )  # fmt: skip
+    p = make_program(*steps)
+    packed, x, seen = reference.program_pack(p.parameters, p.code), make_map((2, 8, 5, 6), layout="channels_last"), []
+    expected = reference.program(x, packed, p.code)
+    torch.testing.assert_close(program(x, packed, p.code), expected)
+    assert "no kernel here computes 2 Depthwise, 1 Multiply" in summary(x, packed, p.code)
+
+    def depthwise(self, step, folded):
+        seen.append(step.kernel)
+        step.run(self, folded)
+
+    monkeypatch.setattr(elsewhere.triton, "refuse_device", lambda device: None)
+    fake = types.SimpleNamespace(TritonInterpreter=types.SimpleNamespace(depthwise=depthwise))
+    monkeypatch.setitem(sys.modules, "ghost_ops.backends.triton.program", fake)
+    torch.testing.assert_close(program(x, packed, p.code), expected)
+    assert seen == [(1, 5), (5, 1)]
+
+
+def kinds_of(described) -> tuple[str, ...]:
+    """Of what there are kernels for."""
+    return tuple(name.split()[0] for names, found in described if found is not None for name in names)
+
+
 def _by_step(x, packed, code, found):
     """The kernels themselves plan for an H200: what matters here is which of them are called."""
-    assert all(name.split()[0] != "bottleneck" for name, _ in found)
+    assert "bottleneck" not in kinds_of(found)
     return program(x, packed, code)
 
 
@@ -232,11 +280,11 @@ def test_bad_input_is_an_error_before_a_kernel_runs():
     packed = reference.program_pack(p.parameters, p.code)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "launch_bottleneck", lambda *args: seen.append(args) or args[0])
+        patch.setattr(launch, "launch_chain", lambda *args: seen.append(args) or args[0])
         program(x, packed, p.code)
-    ((x, matrices, vectors, block),) = seen
-    numbers = block.numbers(*x.shape[2:])
-    call = lambda *arguments: torch.ops.ghost_ops._cuda_bottleneck(*arguments, [])
+    ((x, matrices, vectors, numbers),) = seen
+    (block,) = emulate.blocks_of(numbers)
+    call = lambda *arguments: torch.ops.ghost_ops._cuda_chain(*arguments, [])
 
     def changed(**fields: object) -> list[int]:
         values = {**vars(block), "height": x.shape[2], "width": x.shape[3], **fields}
@@ -251,7 +299,7 @@ def test_bad_input_is_an_error_before_a_kernel_runs():
         ((x, matrices, torch.cat([vectors[:1], vectors])[1:], numbers), "parameters that begin at 16 bytes"),
         ((x, matrices[:-1], vectors, numbers), "parameters outside of their buffers"),
         ((x, matrices, vectors[:-16], numbers), "parameters outside of their buffers"),
-        ((x, matrices, vectors, numbers[:-1]), "a block that ghost_ops wrote"),
+        ((x, matrices, vectors, numbers[:-1]), "blocks that ghost_ops wrote"),
         ((x, matrices, vectors, [2**40, *numbers[1:]]), "32 bits"),
         ((x, matrices, vectors, changed(height=0)), "a map of no pixels"),
         ((x, matrices, vectors, changed(height=x.shape[2] + 1)), "x: a map of the block's sizes"),
@@ -262,6 +310,47 @@ def test_bad_input_is_an_error_before_a_kernel_runs():
     ):
         with pytest.raises(RuntimeError, match=message):
             call(*arguments)
+
+
+def test_blocks_that_do_not_follow_each_other():
+    """As the package would never hand them over, either: a convolution of an image, bottlenecks, linear layers."""
+    cases = (draw_chain(seed) for seed in range(200))
+    p, x, _ = next(
+        c for c in cases if isinstance(c[0].steps[0], Conv) and isinstance(c[0].steps[-2], Linear) and c[2] > 4
+    )
+    packed, seen = reference.program_pack(p.parameters, p.code), []
+    with pytest.MonkeyPatch.context() as patch:
+        own = launch.launch_chain
+        patch.setattr(launch, "launch_chain", lambda *args: seen.append(args) or own(*args))
+        program(x, packed, p.code)
+    ((x, matrices, vectors, numbers),) = seen
+    count = len(emulate.blocks_of(numbers))
+
+    def call(order=range(count), at=0, **fields: object):
+        blocks = [emulate.blocks_of(numbers)[i] for i in order]
+        vars(blocks[at]).update(fields)
+        flat = [n for b in blocks for n in b.numbers(b.height, b.width, (b.image_height, b.image_width))]
+        return torch.ops.ghost_ops._cuda_chain(x, matrices, vectors, flat, [])
+
+    assert call().shape[0] >= x.shape[0]
+    for arguments, message in (
+        ({"order": [0] * 65}, "more than 64"),
+        ({"order": [*range(1, count)]}, "x: a map"),
+        ({"order": [count - 1]}, "a linear layer without a block before it"),
+        ({"order": [0, 0]}, "windows of what is no image"),
+        ({"order": [0, count - 1]}, "does not have the channels"),
+        ({"at": 1, "height": 1000}, "does not have the map"),
+        ({"at": -1, "linear": 3}, "a linear layer that is none"),
+        ({"at": -1, "linear": 1}, "means of what is no 1x1 convolution"),
+        ({"at": -2, "linear": 2}, "a linear layer without features"),
+        ({"window": 0}, "x: a map"),
+        ({"window": 64}, "an image or its windows"),
+        ({"window_padding": 1000}, "an image or its windows"),
+        ({"image_height": 5000}, "windows that do not make this map"),
+        ({"at": 1, "window": 1}, "a window of a block that is no convolution|windows of what is no image"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call(**arguments)
 
 
 def test_the_loader_says_why():

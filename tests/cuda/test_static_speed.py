@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton", reason="the disassembler comes with Triton")
 
 from benchmarks.static_model import cuda
-from tests.cuda.test_plan import bottlenecks
+from tests.cuda.test_plan import launches
 
 KNOWN = cuda.load()
 
@@ -58,9 +58,6 @@ def test_a_worse_count_is_an_error(name):
 
 
 def test_predicted_times():
-    """Of GhostNet-100's sixteen bottlenecks on an H200, in float16: predictions, not measurements."""
-    for batch, most, launches in ((256, 1.75e-3, 32), (1, 1.6e-4, 25)):
-        plans = [p for _, p in bottlenecks(batch)]
-        assert len(plans) == 16
-        assert sum(one.cycles for p in plans for one in p.launches) / 1.98e9 <= most
-        assert sum(len(p.launches) for p in plans) <= launches
+    """Of GhostNet-100 from image to logits on an H200, in float16: predictions, not measurements."""
+    for batch, most in ((256, 2e-3), (1, 1.7e-4)):
+        assert sum(one.cycles for _, one in launches(batch)) / 1.98e9 <= most

@@ -120,7 +120,7 @@ def index_of(frozen, backend):
     x = torch.randn(1, 3, 64, 64)
     steps, packed = tuple(frozen.steps), frozen.packed
     if backend == "cuda":
-        return fitting(packed, steps, packed.numel(), tuple(x.shape), x.dtype, x.device, some_plan)
+        return fitting(packed, steps, packed.numel(), tuple(x.shape), x.dtype, x.device, some_plan).calls
     from ghost_ops.backends.triton.program import _plan
 
     return _plan(packed, steps, packed.numel(), packed.device)

@@ -1,4 +1,4 @@
-"""A program's steps as calls of the kernels of ``csrc/cuda``: bottlenecks, Ghost modules, and steps that PyTorch runs.
+"""A program's steps as calls of the kernels of ``csrc/cuda``: chains of blocks, and steps that PyTorch runs.
 
 What depends on the steps only is worked out once for a packed form, and kept as long as it exists: the calls, and where
 in the packed form the numbers are that the kernels read.
@@ -11,11 +11,23 @@ from dataclasses import dataclass
 import torch
 
 from ...activations import WITH_SLOPES
-from ...program import Depthwise, Excite, Folded, Ghost, Step, decode, weights_of
+from ...program import Folded, Ghost, Step, decode, weights_of
 from ...program.packing import unpack
-from ..registry import CHEAP_KERNELS
 from ..tensor_cache import cached_with_tensor
-from .weights import Block, Parts, Weights, bottleneck_block, ghost_module_block
+from .bottlenecks import Bottleneck, dies, find_bottleneck, find_tail, reads_windows
+from .weights import (
+    OF_FEATURES,
+    OF_MEANS,
+    Block,
+    Parts,
+    Weights,
+    bottleneck_block,
+    ghost_module_block,
+    linear_block,
+    window_block,
+)
+
+MOST_BLOCKS = 48  # of a chain; csrc/cuda/chain.h takes some more, of the linear layers after them
 
 
 @dataclass(frozen=True)
@@ -26,141 +38,97 @@ class Call:
         at: place of the first of them in the program.
         steps: that it computes.
         block: what the kernel is told; None where PyTorch runs the step.
+        is_plain: of a block, whether it reads one map and makes one map, or features: it may be one of a chain.
         plain: of a step that PyTorch runs: place, shape of its tensors among the matrices, None where there is none.
     """
 
     at: int
     steps: tuple[Step, ...]
     block: Block | None = None
+    is_plain: bool = True
     plain: tuple[tuple[tuple[int, tuple[int, ...]] | None, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Calls:
     """All of a program, its steps, and of every number in the kernels' two buffers its place among the packed form's
-    ``numbers`` (-1: zero). No bottleneck begins at the steps ``apart``."""
+    ``numbers`` (-1: zero). Calls that one operator makes are a chain: each but the first reads what the one before
+    makes, and nothing else does. No block of several steps begins at the steps ``apart``."""
 
     steps: tuple[Step, ...]
-    calls: tuple[Call, ...]
+    chains: tuple[tuple[Call, ...], ...]
     index: torch.Tensor
     matrices: int
     apart: frozenset[int]
 
 
-def _dies(slot: int, later: list[Step]) -> bool:
-    """Whether nobody reads what is in a slot."""
-    for step in later:
-        if slot in step.reads():
-            return False
-        if getattr(step, "out", -1) == slot:
-            return True
-    return True
-
-
-def _state_dies(later: list[Step]) -> bool:
-    """Whether nobody reads the squeeze and the excitation."""
-    squeezed = excited = False
-    for step in later:
-        if (step.reads_squeeze and not squeezed) or (getattr(step, "scaled", False) and not excited):
-            return False
-        squeezed |= bool(getattr(step, "squeeze", False))
-        excited |= isinstance(step, Excite)
-    return True
-
-
-def find_bottleneck(steps: list[Step], at: int) -> int:
-    """How many steps from ``at`` on are a bottleneck that one kernel computes; 0 where they are none."""
-    rest = steps[at:]
-    one = rest[0]
-    if not isinstance(one, Ghost) or one.scaled or one.residual >= 0:
-        return 0
-    taken, inner, squeezed, stride = 1, one, one.squeeze, 1
-
-    def next_is(kind: type) -> bool:
-        return taken < len(rest) and isinstance(rest[taken], kind) and _has_kernel(rest[taken])
-
-    if next_is(Depthwise) and rest[taken].source == one.out and not squeezed:
-        inner, taken = rest[taken], taken + 1
-        squeezed, stride = inner.squeeze, inner.stride[0]
-    if squeezed != next_is(Excite):
-        return 0
-    taken += squeezed
-    shortcut = rest[taken : taken + 2] if next_is(Depthwise) else []
-    taken += len(shortcut)
-    if not next_is(Ghost):
-        return 0
-    two, later = rest[taken], rest[taken + 1 :]
-    residuals = [-1] if stride > 1 or one.channels != two.out_channels else [-1, one.source]
-    if shortcut:
-        if not _is_shortcut(shortcut, one.source, stride):
-            return 0
-        residuals = [shortcut[1].out]
-    if two.source != inner.out or two.residual not in residuals or two.scaled != squeezed or two.squeeze:
-        return 0
-    # nobody overwrites what is still to be read, or reads afterwards what a kernel does not write
-    between = [step.out for step in shortcut]
-    reads_x_again = bool(shortcut) or two.residual == one.source
-    if inner.out in between or (reads_x_again and one.source in (one.out, inner.out)):
-        return 0
-    unwritten = {one.out, inner.out, *between} - {two.out}
-    return taken + 1 if _state_dies(later) and all(_dies(slot, later) for slot in unwritten) else 0
-
-
-def _has_kernel(step: Step) -> bool:
-    """Whether the kernel of a bottleneck computes such a step; of a depthwise convolution it has not all sizes."""
-    return not isinstance(step, Depthwise) or (step.is_same and step.kernel[0] in CHEAP_KERNELS)
-
-
-def _is_shortcut(steps: list[Step], source: int, stride: int) -> bool:
-    if len(steps) < 2 or not isinstance(steps[1], Ghost) or not _has_kernel(steps[0]):
-        return False
-    first, second = steps
-    plain = not (first.squeeze or second.scaled or second.squeeze or second.cheap_channels or second.residual >= 0)
-    return plain and first.source == source and first.stride == (stride, stride) and second.source == first.out
-
-
-def _parts(steps: list[Step], folded: list[list[Folded]]) -> Parts:
+def _parts(found: Bottleneck, steps: list[Step], folded: list[list[Folded]]) -> Parts:
+    """The steps of a bottleneck, which are these, with their layers."""
     pairs = list(zip(steps, folded))
-    middle, at = {}, 1
-    if isinstance(steps[at], Depthwise) and steps[at].source == steps[0].out:
-        middle["depthwise"], at = pairs[at], at + 1
-    if isinstance(steps[at], Excite):
-        middle["excite"], at = pairs[at], at + 1
-    if isinstance(steps[at], Depthwise):
-        middle["shortcut"] = pairs[at], pairs[at + 1]
-    return Parts(pairs[0], pairs[-1], **middle)
+    names = ("two", "one", "cheap", "depthwise", "excite", "cheap2")
+    own = {name: pairs[at] for name in names if (at := getattr(found, name)) is not None}
+    if found.shortcut is not None:
+        own["shortcut"] = pairs[found.shortcut], pairs[found.shortcut + 1]
+    return Parts(**own, adds_input=found.adds_input)
+
+
+def _blocks(w: Weights, steps: list[Step], folded: list[list[Folded]], at: int, is_apart: bool) -> list[Call]:
+    """The calls that begin with step ``at``: one, or those of a tail."""
+    step, own = steps[at], folded[at]
+    found = None if is_apart else find_bottleneck(steps, at)
+    if found is not None:
+        several = slice(at, at + found.count)
+        return [Call(at, tuple(steps[several]), bottleneck_block(w, _parts(found, steps[several], folded[several])))]
+    if isinstance(step, Ghost):
+        block = ghost_module_block(w, step, own[0], own[1] if step.cheap_channels else None)
+        tail = 0 if is_apart else find_tail(steps, at)
+        is_plain = bool(tail) or not (step.scaled or step.squeeze or step.residual >= 0)
+        calls = [Call(at, (step,), block, is_plain)]
+        for i in range(at + 2, at + tail):
+            block = linear_block(w, steps[i], folded[i][0], OF_MEANS if i == at + 2 else OF_FEATURES)
+            calls.append(Call(at, tuple(steps[i - (i == at + 2) : i + 1]), block))
+        return calls
+    if reads_windows(step) and not is_apart:
+        return [Call(at, (step,), window_block(w, step, own[0]))]
+    plain = tuple(tuple(t if t is None else (w.plain(t), tuple(t.shape)) for t in f) for f in own)
+    return [Call(at, (step,), plain=plain)]
+
+
+def _follows(call: Call, before: Call, later: list[Step]) -> bool:
+    """Whether a call reads what the one before makes and nobody reads that afterwards."""
+    if call.block is None or before.block is None or not (call.is_plain and before.is_plain):
+        return False
+    if call.block.linear or before.block.linear or call.block.window:
+        return bool(call.block.linear)
+    made = before.steps[-1].out
+    return call.steps[0].source == made and (call.steps[-1].out == made or dies(made, later))
 
 
 def build_calls(
     steps: list[Step], folded: list[list[Folded]], half: bool, apart: frozenset[int]
-) -> tuple[list[Call], Weights]:  # fmt: skip
-    """The calls, and their weights, places as the folded layers are. No bottleneck begins at the steps ``apart``."""
-    w, calls, at = Weights(half), [], 0
+) -> tuple[list[tuple[Call, ...]], Weights]:  # fmt: skip
+    """The chains of calls, and their weights, places as the folded layers are. No block of several steps begins at the
+    steps ``apart``."""
+    w, chains, at = Weights(half), [], 0
     while at < len(steps):
-        step, own = steps[at], folded[at]
-        count = 0 if at in apart else find_bottleneck(steps, at)
-        if count:
-            several = steps[at : at + count]
-            calls.append(Call(at, tuple(several), bottleneck_block(w, _parts(several, folded[at : at + count]))))
-        elif isinstance(step, Ghost):
-            calls.append(
-                Call(at, (step,), ghost_module_block(w, step, own[0], own[1] if step.cheap_channels else None))
-            )
-        else:
-            plain = tuple(tuple(t if t is None else (w.plain(t), tuple(t.shape)) for t in f) for f in own)
-            calls.append(Call(at, (step,), None, plain))
-        at += max(count, 1)
-    return calls, w
+        for call in _blocks(w, steps, folded, at, at in apart):
+            at += len(call.steps)
+            follows = bool(chains) and _follows(call, chains[-1][-1], steps[at:])
+            if follows and (call.block.linear or len(chains[-1]) < MOST_BLOCKS):
+                chains[-1] += (call,)
+            else:
+                chains.append((call,))
+    return chains, w
 
 
 @cached_with_tensor()
 def calls_of(
     packed: torch.Tensor, steps: tuple[int, ...], length: int, half: bool, device: torch.device, apart: frozenset[int]
 ) -> Calls:
-    """The calls of a program whose packed form is so long, in half precision or float32. No bottleneck begins at the
-    steps ``apart``."""
+    """The calls of a program whose packed form is so long, in half precision or float32. No block of several steps
+    begins at the steps ``apart``."""
     decoded, weights = decode(steps), weights_of(steps)
     folded = unpack(weights.places(length, 1), decoded, weights, WITH_SLOPES)
-    calls, w = build_calls(decoded, folded, half, apart)
+    chains, w = build_calls(decoded, folded, half, apart)
     index, matrices = w.index()
-    return Calls(tuple(decoded), tuple(calls), index.to(device), matrices, apart)
+    return Calls(tuple(decoded), tuple(chains), index.to(device), matrices, apart)

@@ -11,9 +11,8 @@ from . import plan
 from .weights import Block
 
 find = plan.find
-wish: list[
-    int
-] = []  # what the planner must keep to, csrc/cuda/plan.h: split, band, strip, step, chunks, threads; 0: free
+# What the planner must keep to, csrc/cuda/plan.h: split, band, strip, step, chunks, threads, joined; 0: free.
+wish: list[int] = []
 
 
 def gather(
@@ -24,9 +23,13 @@ def gather(
     return torch.ops.ghost_ops._cuda_gather(packed, index, matrices, like)
 
 
-def launch_bottleneck(x: torch.Tensor, matrices: torch.Tensor, vectors: torch.Tensor, block: Block) -> torch.Tensor:
-    """A bottleneck on x, channels_last; ``find`` must know a plan for it."""
-    return torch.ops.ghost_ops._cuda_bottleneck(x, matrices, vectors, block.numbers(*x.shape[2:]), wish)
+def launch_chain(x: torch.Tensor, matrices: torch.Tensor, vectors: torch.Tensor, numbers: list[int]) -> torch.Tensor:
+    """Blocks that follow each other on x, channels_last, or an image of any layout: their numbers one after the other.
+
+    Returns what the last one makes, a map or features; of features there are some rows more than images. ``find`` must
+    know a plan for the blocks.
+    """
+    return torch.ops.ghost_ops._cuda_chain(x, matrices, vectors, numbers, wish)
 
 
 def launch_ghost_module(

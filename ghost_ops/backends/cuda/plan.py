@@ -1,4 +1,4 @@
-"""The planner of ``csrc/cuda/plan.h``, asked through ``_cuda.so``: launches and bytes of a block."""
+"""The planner of ``csrc/cuda/chain.h``, asked through ``_cuda.so``: launches and bytes of a chain of blocks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from . import library
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch of a block.
+    """One kernel launch of a chain of blocks.
 
     Attributes:
-        piece: what it computes: "whole", "expand" (the expanded map and its sums), "excite" or "project".
+        first, last: blocks of which it computes something.
+        begins_within: whether of the first one only what follows the expanded map.
+        ends_within: whether of the last one only the expanded map and its sums.
+        excites: whether only the excitations of a block.
         threads, shared: threads of a thread block, and bytes of its shared memory.
         grid: thread blocks that share the images of a part.
         band, strip, step: rows and columns of the output that a part has, rows that are computed at once.
@@ -24,7 +27,11 @@ class Launch:
         cycles, instructions: that the planner expects, of the device and of all warps.
     """
 
-    piece: str
+    first: int
+    last: int
+    begins_within: bool
+    ends_within: bool
+    excites: bool
     threads: int
     shared: int
     grid: int
@@ -37,6 +44,13 @@ class Launch:
     cycles: float
     instructions: float
 
+    @property
+    def piece(self) -> str:
+        """What it computes, in a word: of one block "whole", "expand", "excite" or "project"; of several "join"."""
+        kinds = {"join": self.first < self.last, "excite": self.excites, "project": self.begins_within,
+                 "expand": self.ends_within}  # fmt: skip
+        return next((kind for kind, is_it in kinds.items() if is_it), "whole")
+
     def __str__(self) -> str:
         parts = [f"{self.band} x {self.strip} pixels a thread block" if self.bands * self.strips > 1 else "an image"]
         if self.step < self.band:
@@ -48,7 +62,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a block is computed.
+    """How a chain of blocks is computed.
 
     Attributes:
         launches: one after the other.
@@ -68,26 +82,27 @@ class Plan:
         return "; ".join(map(str, self.launches))
 
 
-_PIECES = ("whole", "expand", "excite", "project")  # csrc/cuda/lower.h
-_MOST_LAUNCHES = 3
+_MOST_LAUNCHES = 3  # of a block
 
 
 def ask(
     library: ctypes.CDLL, numbers: tuple[int, ...], element: int, images: int, processors: int, shared: int
 ) -> Plan | None:
-    """The plan of a library for a block's numbers; None where nothing fits."""
-    count, each = library.ghost_ops_cuda_numbers(0), library.ghost_ops_cuda_numbers(1)
-    if len(numbers) != count:
-        raise ValueError(f"ghost_ops: a block: expected {count} numbers, got {len(numbers)}")
-    block, told = (ctypes.c_int32 * count)(*numbers), (ctypes.c_int32 * (_MOST_LAUNCHES * each))()
-    predicted, moved = (ctypes.c_double * (_MOST_LAUNCHES * 2))(), (ctypes.c_int64 * 2)()
+    """The plan of a library for the numbers of blocks one after the other; None where nothing fits."""
+    own, each = library.ghost_ops_cuda_numbers(0), library.ghost_ops_cuda_numbers(1)
+    if not numbers or len(numbers) % own:
+        raise ValueError(f"ghost_ops: blocks: expected {own} numbers each, got {len(numbers)}")
+    count = len(numbers) // own
+    most = count * _MOST_LAUNCHES
+    blocks, told = (ctypes.c_int32 * len(numbers))(*numbers), (ctypes.c_int32 * (most * each))()
+    predicted, moved = (ctypes.c_double * (most * 2))(), (ctypes.c_int64 * 2)()
     found = library.ghost_ops_cuda_plan(
-        block, element, ctypes.c_int64(images), processors, shared, told, predicted, moved
+        blocks, count, element, ctypes.c_int64(images), processors, shared, told, predicted, moved
     )  # fmt: skip
     if not found:
         return None
-    rows = [(*told[i * each : (i + 1) * each], *predicted[2 * i : 2 * i + 2]) for i in range(found)]
-    return Plan(tuple(Launch(_PIECES[row[0]], *row[1:]) for row in rows), *moved)
+    rows = [(told[i * each : (i + 1) * each], predicted[2 * i : 2 * i + 2]) for i in range(found)]
+    return Plan(tuple(Launch(*n[:2], *map(bool, n[2:5]), *n[5:], *cycles) for n, cycles in rows), *moved)
 
 
 @functools.cache

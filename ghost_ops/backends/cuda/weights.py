@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ...activations import NONE
-from ...program import Depthwise, Excite, Folded, Ghost, Layer
+from ...program import Conv, Depthwise, Excite, Folded, Ghost, Layer, Linear
 
 NO_CONV = (-1, -1, -1, 0)
 
@@ -40,6 +40,13 @@ class Block:
     kept2: int = 0
     cheap_kernel2: int = 1
     shortcut: int = -1
+    window: int = 0
+    window_stride: int = 1
+    window_padding: int = 0
+    image_channels: int = 0
+    image_height: int = 0
+    image_width: int = 0
+    linear: int = 0
     first: tuple = NO_CONV
     cheap: tuple = NO_CONV
     depthwise: tuple = NO_CONV
@@ -50,9 +57,13 @@ class Block:
     shortcut_depthwise: tuple = NO_CONV
     shortcut_pointwise: tuple = NO_CONV
 
-    def numbers(self, height: int, width: int) -> list[int]:
-        """As an operator takes them, for a map of this size."""
-        values = [height, width, *list(vars(self).values())[2:]]
+    def numbers(self, height: int, width: int, image: tuple[int, int] = (0, 0)) -> list[int]:
+        """As an operator takes them, for a map of this size; of a convolution of an image that is the result's."""
+        if self.window:
+            sizes = {"image_height": image[0], "image_width": image[1]}
+        else:
+            sizes = {}
+        values = (vars(self) | {"height": height, "width": width} | sizes).values()
         return [n for value in values for n in (value if isinstance(value, tuple) else (value,))]
 
 
@@ -140,6 +151,13 @@ def add_module(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> 
     return found
 
 
+def _add_replacing(w: Weights, step: Depthwise, folded: Folded) -> dict:
+    """The fields of a depthwise convolution whose results take the place of what it reads, without their numbers."""
+    order = lane_channels(step.channels, 0, step.channels).flatten()
+    conv = w.conv(w.vector(_taps(folded, order)), folded, step.layer, lambda t: _pick(t, order))
+    return {"cheap": conv, "cheap_kernel": step.kernel[0]}
+
+
 def _add_cheap(w: Weights, step: Ghost, cheap: Folded) -> tuple[int, int, int, int]:
     channels = lane_channels(step.primary, step.cheap_channels // step.primary, step.out_channels)[1:].flatten()
     made = torch.where(channels < 0, -1, channels - step.primary)
@@ -151,26 +169,58 @@ def ghost_module_block(w: Weights, step: Ghost, first: Folded, cheap: Folded | N
     return Block(channels=step.channels, **add_module(w, step, first, cheap))
 
 
+def window_block(w: Weights, step: Conv, folded: Folded) -> Block:
+    """Runs a dense convolution of an image, as a 1x1 convolution of the numbers in each of its windows."""
+    depth = folded.weight[0].numel()
+    return Block(
+        channels=depth, primary2=step.filters, kept2=step.filters, window=step.kernel[0], window_stride=step.stride[0],
+        window_padding=step.padding[0], image_channels=step.channels,
+        second=w.conv(w.matrix(folded.weight.flatten(1)), folded, step.layer),
+    )  # fmt: skip
+
+
+OF_MEANS, OF_FEATURES = 1, 2  # of ``Block.linear``: csrc/cuda/shape.h
+
+
+def linear_block(w: Weights, step: Linear, folded: Folded, reads: int) -> Block:
+    """Runs a linear layer, of the channel means of the block before it or of its features."""
+    return Block(
+        channels=step.channels, primary2=step.features, kept2=step.features, linear=reads,
+        second=w.conv(w.matrix(folded.weight.flatten(1)), folded, step.layer),
+    )  # fmt: skip
+
+
+Layers = tuple[Ghost | Depthwise | Excite, list[Folded]]
+
+
 @dataclass(frozen=True)
 class Parts:
-    """The steps of a bottleneck, each with the folded layers that it has."""
+    """The steps of a bottleneck, each with the folded layers that it has; see ``bottlenecks.Bottleneck``."""
 
-    one: tuple[Ghost, list[Folded]]
-    two: tuple[Ghost, list[Folded]]
-    depthwise: tuple[Depthwise, list[Folded]] | None = None
-    excite: tuple[Excite, list[Folded]] | None = None
-    shortcut: tuple[tuple[Depthwise, list[Folded]], tuple[Ghost, list[Folded]]] | None = None
+    two: Layers
+    one: Layers | None = None
+    cheap: Layers | None = None
+    depthwise: Layers | None = None
+    excite: Layers | None = None
+    shortcut: tuple[Layers, Layers] | None = None
+    cheap2: Layers | None = None
+    adds_input: bool = False
 
 
 def bottleneck_block(w: Weights, parts: Parts) -> Block:
-    """A Ghost bottleneck. Source: Han et al. 2020 (GhostNet, arXiv 1911.11907), section 3.2."""
-    one, layers = parts.one
-    multiplier = one.cheap_channels // one.primary
-    lanes = lane_channels(one.primary, multiplier, one.out_channels).flatten()
-    b = Block(channels=one.channels, primary=one.primary, multiplier=multiplier, cheap_kernel=one.kernel)
-    b.first = w.conv(w.matrix(layers[0].weight.flatten(1)), layers[0], one.layer)
-    if multiplier:
-        b.cheap = _add_cheap(w, one, layers[1])
+    """A Ghost bottleneck (Han et al. 2020, arXiv 1911.11907, section 3.2), or another block of the same steps."""
+    step, layers = parts.one or parts.depthwise
+    b = Block(channels=step.channels, primary=step.channels)
+    kept = step.channels
+    if parts.one is not None:
+        b.primary, b.multiplier, b.cheap_kernel = step.primary, step.cheap_channels // step.primary, step.kernel
+        b.first, kept = w.conv(w.matrix(layers[0].weight.flatten(1)), layers[0], step.layer), step.out_channels
+        if b.multiplier:
+            b.cheap = _add_cheap(w, step, layers[1])
+    if parts.cheap is not None:
+        step, (folded,) = parts.cheap
+        vars(b).update(_add_replacing(w, step, folded))
+    lanes = lane_channels(b.primary, b.multiplier, kept).flatten()
     in_lanes = lambda t: _pick(t, lanes)
     if parts.depthwise is not None:
         step, (folded,) = parts.depthwise
@@ -183,13 +233,15 @@ def bottleneck_block(w: Weights, parts: Parts) -> Block:
         b.expand = w.conv(w.matrix(in_lanes(expand.weight.flatten(1).t()).t()), expand, step.expand, in_lanes)
     two, layers = parts.two
     ordered = layers[0]._replace(weight=in_lanes(layers[0].weight.flatten(1)))
-    for name, value in add_module(w, two, ordered, layers[1] if two.cheap_channels else None).items():
-        setattr(b, name, value)
-    b.shortcut = 0 if two.residual >= 0 else -1
+    vars(b).update(add_module(w, two, ordered, layers[1] if two.cheap_channels else None))
+    if parts.cheap2 is not None:
+        step, (folded,) = parts.cheap2
+        vars(b).update({f"{name}2": value for name, value in _add_replacing(w, step, folded).items()})
+    b.shortcut = 0 if parts.adds_input else -1
     if parts.shortcut is not None:
         (step, (folded,)), (pointwise, (last,)) = parts.shortcut
         b.shortcut, b.stride = step.kernel[0], step.stride[0]
-        channels = F.pad(torch.arange(one.channels), (0, one.channels % 2), value=-1)
+        channels = F.pad(torch.arange(b.channels), (0, b.channels % 2), value=-1)
         b.shortcut_depthwise = w.conv(w.vector(_taps(folded, channels)), folded, step.layer)
         b.shortcut_pointwise = w.conv(w.matrix(last.weight.flatten(1)), last, pointwise.layer)
     return b

@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "activations.h"
-#include "strip.h"
+#include "cost.h"
 
 namespace ghost::cuda {
 
@@ -37,7 +37,8 @@ class Lowering {
     const bool one_by_one = piece == Piece::excite;
     l_.height = one_by_one ? 1 : out_height(b_);
     l_.width = one_by_one ? kImagesOfExcitation : out_width(b_);
-    l_.threads = choice.threads, l_.band = choice.band, l_.strip = choice.strip, l_.step = choice.step;
+    l_.threads = choice.threads, l_.warps = divisor(cdiv(choice.threads, 32)), l_.band = choice.band,
+    l_.strip = choice.strip, l_.step = choice.step;
     l_.bands = cdiv(l_.height, l_.band), l_.strips = cdiv(l_.width, l_.strip), l_.chunks = choice.chunks;
     l_.images_at_once = one_by_one ? kImagesOfExcitation : 1;
     l_.grid = 1, l_.inverse_pixels = 1.f / (static_cast<float>(out_height(b_)) * static_cast<float>(out_width(b_)));
@@ -48,6 +49,7 @@ class Lowering {
     else
       project(piece == Piece::whole);
     lay_out();
+    choose_tiles();
   }
 
   /// None where the block has more stages than a launch.
@@ -105,10 +107,7 @@ class Lowering {
   /// `lanes` outputs of a weight that has `all`; a chunk takes the next ones.
   void product(int in, int out, int depth, const Conv& conv, int lanes, int all, int step, bool once = false) {
     Stage& g = stage(Kind::product, in, out, lanes_of(lanes));
-    const int tiles = g.lanes / kColumns;
-    // A tall one costs a fifth more, and has not half of its outputs empty where there are few.
-    g.kernel = 6 * cdiv(tiles, 2) < 5 * 2 * cdiv(tiles, 4) ? kTallTile : kWideTile;
-    g.items = divisor(cdiv(tiles, 8 / g.kernel)), g.depth = cdiv(depth, kDepth);
+    g.depth = cdiv(depth, kDepth);
     g.weight = conv.weight, g.apart = lanes_of(all) / kColumns * kWeightTile;
     g.weight_step = step / kColumns * kWeightTile;
     finish(g, conv, 0, step, once);
@@ -260,19 +259,20 @@ class Lowering {
     return last;
   }
 
-  /// How far a stage reads: the map of its result, and its kernel and stride.
+  /// How far a stage reads: the map of its result, its kernel and stride, and whether it takes groups of columns.
   struct Read {
     int map, by, kernel, stride;
+    bool groups;
   };
   template <class Visit>
   void each_read(const Visit& visit) const {
     for (int i = 0; i < l_.stages; i++) {
       const Stage& g = l_.stage[i];
-      if (g.kind == Kind::depthwise) visit(Read{g.in, g.out, g.kernel, g.stride});
-      if (g.kind == Kind::product || g.kind == Kind::store) visit(Read{g.in, g.out, 1, 1});
-      if (g.kind == Kind::store && g.tensor >= 0) visit(Read{g.tensor, g.out, 1, 1});
-      if (g.kind == Kind::activate || g.kind == Kind::scale) visit(Read{g.out, g.out, 1, 1});
-      if (g.kind == Kind::sum) visit(Read{g.in, g.in, 1, 1});
+      if (g.kind == Kind::depthwise) visit(Read{g.in, g.out, g.kernel, g.stride, true});
+      if (g.kind == Kind::product || g.kind == Kind::store) visit(Read{g.in, g.out, 1, 1, false});
+      if (g.kind == Kind::store && g.tensor >= 0) visit(Read{g.tensor, g.out, 1, 1, false});
+      if (g.kind == Kind::activate || g.kind == Kind::scale) visit(Read{g.out, g.out, 1, 1, false});
+      if (g.kind == Kind::sum) visit(Read{g.in, g.in, 1, 1, false});
     }
   }
 
@@ -293,8 +293,7 @@ class Lowering {
         high[later][s] = std::max(high[later][s], (ahead ? 2 : 1) * l_.step * m.reach.per + m.reach.after);
         low[later][s] = std::min(low[later][s], begin(m, later));
       }
-      const int columns = std::min(m.width, l_.strip * m.reach.per + m.reach.before + m.reach.after);
-      storage_[s].pixels_of_a_row = std::max(storage_[s].pixels_of_a_row, columns);
+      storage_[s].pixels_of_a_row = std::max(storage_[s].pixels_of_a_row, columns(m));
     }
     each_read([&](const Read& r) {
       const int s = storage_of_[r.map];
@@ -302,7 +301,10 @@ class Lowering {
         low[later][s] = std::min(low[later][s], begin(l_.map[r.by], later) * r.stride - r.kernel / 2);
       storage_[s].halo = std::max(storage_[s].halo, r.kernel / 2);
       if (r.kernel > 1) l_.map[r.map].padded = 1;
-      if (r.kernel > 1 || r.stride > 1) storage_[s].slack = std::max(storage_[s].slack, kGroup * r.stride + r.kernel);
+      if (r.groups) {  // columns of the last group that are not there are read
+        const int made = columns(l_.map[r.by]), more = l_.strips == 1 ? up(made, kGroup) - made : kGroup - 1;
+        storage_[s].slack = std::max(storage_[s].slack, more * r.stride);
+      }
     });
     for (int i = 0; i < l_.maps; i++) {
       l_.map[i].before = l_.map[i].reach.before;
@@ -335,6 +337,25 @@ class Lowering {
       m.pitch = pitch(t.lanes) * element_;
       m.halo = t.halo, m.row = (t.pixels_of_a_row + t.halo) * m.pitch, m.rows = divisor(std::max(t.rows, 1));
       m.ring = m.rows.value * m.row;
+    }
+  }
+
+  /// Columns of a map that a strip has at most.
+  int columns(const Map& m) const { return std::min(m.width, l_.strip * m.reach.per + m.reach.before + m.reach.after); }
+
+  /// The kind of tile of each product that takes the least time.
+  void choose_tiles() {
+    for (int i = 0; i < l_.stages; i++) {
+      Stage& g = l_.stage[i];
+      if (g.kind != Kind::product) continue;
+      double least = 0;
+      int best = 0;
+      for (const int kind : {kWideTile, kTallTile, kSmallTile}) {
+        g.kernel = kind, g.items = divisor(cdiv(g.lanes / kColumns, columns_of_tile(kind)));
+        const double time = cycles(cost(l_, g, element_));
+        if (!best || time < least) best = kind, least = time;
+      }
+      g.kernel = best, g.items = divisor(cdiv(g.lanes / kColumns, columns_of_tile(best)));
     }
   }
 

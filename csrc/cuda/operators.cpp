@@ -92,7 +92,8 @@ Block block_of(const Numbers& list, const Tensor& x, const Tensor& matrices, con
   }
   Block b;
   std::memcpy(&b, numbers, sizeof b);
-  if (const char* what = validate(b, matrices.numel(), vectors.numel())) fail(std::string("block: ") + what);
+  if (const char* what = validate(b, matrices.numel(), vectors.numel(), x.dtype() != DType::float32))
+    fail(std::string("block: ") + what);
   expect(x.dim() == 4 && x.is_contiguous(Layout::channels_last), "x: a map in channels_last");
   expect(x.size(1) == b.channels && x.size(2) == b.height && x.size(3) == b.width, "x: a map of the block's sizes");
   expect(matrices.dtype() == x.dtype() && matrices.is_contiguous(), "matrices: as dense as x, in its dtype");

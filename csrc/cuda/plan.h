@@ -3,6 +3,7 @@
 // It lowers the block for some hundred choices of sizes and takes the one whose estimate is least. The estimate counts
 // the instructions of each stage, as the machine code has them, and a wait at each stage.
 #pragma once
+#include "cost.h"
 #include "lower.h"
 
 namespace ghost::cuda {
@@ -27,52 +28,9 @@ struct Traffic {
 
 constexpr int kMostThreads = 512;  // of a processor: each has 128 registers
 constexpr int kThreads[] = {128, 256, 512};
-// Instructions of an item of a stage, in float16 on sm_90: benchmarks/static_model/cuda.json.
-constexpr double kProduct = 254, kProductDepth = 27;  // of 32 pixels x 32 lanes; of 16 inputs more
-constexpr double kProductTall = 305;                  // of 64 pixels x 16 lanes
-constexpr double kDepthwise31 = 585, kDepthwise32 = 765, kDepthwise51 = 1222,
-                 kDepthwise52 = 1459;                                   // 2 lanes, 4 x 4 pixels
-constexpr double kLoad = 46, kStore = 63, kScale = 63, kActivate = 64;  // 16 bytes; two lanes
-constexpr double kStageWait = 600;   // cycles between two barriers in which a thread block waits
-constexpr double kIssue = 2.0;       // instructions a cycle of a processor, of 4
-constexpr double kWarpIssue = 0.25;  // of a warp alone
-constexpr double kLaunch = 4000;     // cycles from one launch to the next
-constexpr int kFewImages = 8;        // below, an excitation is computed where it is multiplied
-
-/// Instructions of a warp, for each stage of a step that makes so many output rows.
-inline double instructions(const Launch& l, const Stage& g, int element) {
-  const Map& m = l.map[g.out];
-  const double rows = std::min(double(l.step) * std::max(m.reach.per, 0) + (m.reach.per ? 0 : 1), double(m.height));
-  const double columns = std::min(double(l.strip) * m.reach.per + m.reach.before + m.reach.after, double(m.width));
-  const double pixels = rows * columns, groups = cdiv(int(columns), kGroup);
-  const auto by_thread = [&](double items, double each) { return std::ceil(items / 32) * each; };
-  switch (g.kind) {
-    case Kind::product: {
-      const double items = std::ceil(pixels / (kRows * g.kernel)) * g.items.value;
-      return items *
-             (g.depth * (element == 2 ? kProductDepth : 700) + (g.kernel == kTallTile ? kProductTall : kProduct));
-    }
-    case Kind::depthwise: {
-      const double pairs = g.lanes / 2;
-      const double four = pairs * groups * std::ceil(rows / 4);
-      if (g.kernel == 3 && g.stride <= 2) return by_thread(four, g.stride == 1 ? kDepthwise31 : kDepthwise32);
-      if (g.kernel == 5 && g.stride <= 2) return by_thread(four, g.stride == 1 ? kDepthwise51 : kDepthwise52);
-      return by_thread(pairs * groups * rows, 30.0 * g.kernel * g.kernel + 80);
-    }
-    case Kind::load:
-    case Kind::store:
-      return by_thread(pixels * cdiv(g.lanes * element, 16), g.kind == Kind::load ? kLoad : kStore);
-    case Kind::scale:
-      return by_thread(pixels * cdiv(g.lanes * element, 16), kScale);
-    case Kind::activate:
-      return by_thread(pixels * g.lanes / 2, kActivate);
-    case Kind::sum:
-      return by_thread(pixels * g.lanes / 2, 19) + 200;
-    case Kind::mean:
-      return by_thread(g.lanes * columns, 30);
-  }
-  return 0;
-}
+constexpr double kStageWait = 600;  // cycles between two barriers in which a thread block waits
+constexpr double kLaunch = 4000;    // cycles from one launch to the next
+constexpr int kFewImages = 8;       // below, an excitation is computed where it is multiplied
 
 /// Bytes of weights that a thread block reads in a step.
 inline double weights(const Launch& l, int element) {
@@ -94,7 +52,7 @@ inline int resident(const Launch& l, const Device& device) {
 inline double all_instructions(const Launch& l, int element, int64_t images) {
   const double groups = std::ceil(double(images) / l.images_at_once), steps = cdiv(l.band, l.step);
   double sum = 0;
-  for (int i = 0; i < l.stages; i++) sum += instructions(l, l.stage[i], element) * (l.stage[i].once ? 1 : steps);
+  for (int i = 0; i < l.stages; i++) sum += cost(l, l.stage[i], element).all * (l.stage[i].once ? 1 : steps);
   return sum * groups * l.parts();
 }
 
@@ -106,12 +64,12 @@ inline double estimate(const Launch& l, int element, int64_t images, const Devic
   const double sharing = std::clamp(std::ceil(blocks / device.processors), 1.0, double(most_resident));
   double alone = 0, work = 0;
   for (int i = 0; i < l.stages; i++) {
-    const double own = instructions(l, l.stage[i], element), times = l.stage[i].once ? 1 : steps;
-    const double rate = std::min(kIssue * 1.5, kWarpIssue * l.threads / 32);
-    alone += times * (own / rate + (l.stage[i].kind == Kind::load ? 0 : kStageWait)), work += times * own;
+    const Cost c = cost(l, l.stage[i], element);
+    const double times = l.stage[i].once ? 1 : steps, busy = std::max(c.all / kIssue, c.pipes);
+    alone += times * (cycles(c) + (l.stage[i].kind == Kind::load ? 0 : kStageWait)), work += times * busy;
   }
   const double rounds = std::ceil(blocks / (double(device.processors) * most_resident)) * std::ceil(groups / l.grid);
-  const double cycles = rounds * std::max(alone, work * sharing / kIssue);
+  const double cycles = rounds * std::max(alone, work * sharing);
   const double moved =
       groups * l.parts() * steps * weights(l, element) / (device.processors * 32.0);  // 32 bytes a cycle
   return std::max(cycles, moved) + l.shared / 16.0 / l.threads * 4 + kLaunch;
@@ -195,9 +153,9 @@ class Planner {
     };
     for (int strips = 1; strips <= width; strips *= 2) {
       if (strips > 1 && (whole_image || wish_.strip)) break;
-      if (strips > 1 && found && images_ * strips >= 4 * device_.processors) break;
+      if (strips > 1 && found && images_ * strips >= 9 * device_.processors) break;
       const int strip =
-          whole_image ? width : std::min(wish_.strip ? wish_.strip : up(cdiv(width, strips), kGroup), width);
+          whole_image ? width : std::min(wish_.strip ? wish_.strip : up(cdiv(width, strips), kGroup / 2), width);
       for (int bands = 1; bands <= height; bands *= 2) {
         if (bands > 1 && (whole_image || wish_.band)) break;
         if (bands > 1 && found && images_ * strips * bands >= 4 * device_.processors) break;

@@ -23,7 +23,7 @@ constexpr int kTold = sizeof(Told) / sizeof(int32_t);
 /// global memory that move so, and module by module.
 GHOST_PLANNER_API int ghost_ops_cuda_plan(const Block* block, int element, int64_t images, int processors, int shared,
                                           int32_t* told, double* predicted, int64_t* moved) {
-  if (validate(*block, INT64_MAX, INT64_MAX)) return 0;
+  if (validate(*block, INT64_MAX, INT64_MAX, element == 2)) return 0;
   const auto plan = make_plan(*block, element, images, {processors, shared});
   if (!plan) return 0;
   for (int i = 0; i < plan->launches; i++) {

@@ -24,7 +24,6 @@ constexpr double kSum = 26;                                                     
 // Cycles of a processor for a product of 16 x 16 x 8 and of 16 x 8 x 8 at the rate of sm_80, which later ones exceed,
 // and for a matrix of 8 x 8 from or to shared memory.
 constexpr double kMultiply = 2, kMultiplyHalf = 1, kMatrix = 1;
-constexpr int kDeep = 1;  // steps of 16 inputs up to which weights stay in registers: products.h
 // The same in float32, without tensor cores.
 constexpr double kPlainProduct = 250, kPlainProductDepth = 700;
 constexpr double kPlainTap = 36, kPlainTaps = 40;  // of 2 lanes x 8 columns
@@ -60,7 +59,7 @@ inline Cost cost(const Launch& l, const Stage& g, int element) {
   switch (g.kind) {
     case Kind::product: {
       const double inners = std::ceil(pixels / (kRows * g.kernel)), outers = g.items.value;
-      const bool small = g.kernel == kSmallTile, deep = g.depth > kDeep;
+      const bool small = g.kernel == kSmallTile, deep = g.depth > kKept;
       if (element == 4)
         return shared_cost(l, outers, inners, (kPlainProduct + g.depth * kPlainProductDepth) / (small ? 3 : 1), 20, 0);
       const double pipes =

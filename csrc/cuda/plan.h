@@ -26,7 +26,8 @@ inline double weights(const Launch& l, int element) {
   for (int i = 0; i < l.stages; i++) {
     const Stage& g = l.stage[i];
     if (g.kind == Kind::product && !g.once) sum += double(g.lanes) * g.depth * kDepth * element;
-    if (g.kind == Kind::depthwise) sum += double(g.lanes) * g.kernel * g.kernel * 4;
+    if (g.kind == Kind::depthwise)
+      sum += double(g.lanes) * element * (element == 2 ? taps_of_lane(g.kernel) : g.kernel * g.kernel);
   }
   return sum;
 }
@@ -101,7 +102,7 @@ class Planner {
       if (!found || cycles < found->cycles) found = Planned{*l, cycles};
       return true;
     };
-    constexpr int kHalf = kGroup / 2;  // columns: two of these groups of a row, or of two rows, are computed at once
+    constexpr int kHalf = kGroup / 2;  // of whose multiples strips are: products need no whole groups
     const int64_t images = (images_ + images_at_once(last, run, element_) - 1) / images_at_once(last, run, element_);
     // Several blocks need not be in one launch; a part of one must.
     const auto is_enough = [&](int64_t parts) {

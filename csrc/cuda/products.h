@@ -12,8 +12,6 @@ namespace ghost::cuda {
 GHOST_DEVICE int fragment_row(int half) { return (lane() >> 2) + 8 * half; }
 GHOST_DEVICE int fragment_column() { return 2 * (lane() & 3); }
 
-constexpr int kKept = 1;  // steps of 16 inputs up to which a warp keeps a weight in registers
-
 /// The weights of C tiles of outputs of which `count` are there, for 16 inputs.
 template <int C, class T>
 GHOST_DEVICE void load_weights(FourHalves (&b)[C], const T* weight, int count) {

@@ -120,6 +120,7 @@ struct Columns {
 constexpr int kGroup = 8;
 // Tiles of 16 pixels that a warp has of a product, and of 8 outputs.
 constexpr int kWideTile = 2, kTallTile = 4, kSmallTile = 1;
+constexpr int kKept = 1;  // steps of 16 inputs up to which a warp keeps a product's weight in registers
 GHOST_HOST_DEVICE int columns_of_tile(int kind) { return kind == kWideTile ? 4 : 2; }
 /// Tall ones are not there in float32: without tensor cores they need more registers than there are.
 GHOST_HOST_DEVICE constexpr bool has_tile(int kind, int element) { return kind != kTallTile || element == 2; }

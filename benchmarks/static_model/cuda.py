@@ -2,7 +2,7 @@
 
 ``stages.cu`` has each stage as a kernel by itself, so that its loops can be told apart. What an item of a stage costs
 is the shortest way through its loop: that of the frequent case, without what only borders and rare activations need.
-The planner (``csrc/cuda/plan.h``) counts with the same numbers, and so predicts the time of a launch.
+The planner (``csrc/cuda/cost.h``) counts with the same numbers, and so predicts the time of a launch.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ from . import sass
 ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(__file__).with_name("cuda.json")
 KERNEL = "strip_kernel"
-RESULTS = {  # that a thread has of an item: two lanes of 4 x 4 pixels, or 32 pixels x 32 lanes of a warp
-    "product_stage": 32, "product_tall": 32, "depthwise_3_1": 32, "depthwise_3_2": 32, "depthwise_5_1": 32,
-    "depthwise_5_2": 32, "load_stage": 8, "window_stage": 8, "store_stage": 8, "scale_stage": 8, "activate_stage": 2,
+RESULTS = {  # that a thread has of an item
+    "product_stage": 32, "product_tall": 32, "product_deep": 32,  # a warp: 32 x 32 or 64 x 16 pixels x lanes
+    "product_small": 8, "product_small_deep": 8,  # 16 x 16
+    "depthwise_3_1": 16, "depthwise_3_2": 16, "depthwise_5_1": 16, "depthwise_5_2": 16,  # 4 rows x 16 pixels x 8 lanes
+    "depthwise_3_1_low": 8, "depthwise_3_2_low": 8, "depthwise_5_2_low": 8,  # 2 rows
+    "load_stage": 8, "window_stage": 8, "store_stage": 8, "scale_stage": 8, "activate_stage": 2,
 }  # fmt: skip
-IDEAL = {"depthwise_3_1": 14.3, "depthwise_3_2": 19.8, "depthwise_5_2": 41.8}
-"""Instructions that prototypes of these stages, compiled for fixed sizes, have for each result."""
-MOST = 1.3
-"""How many times as many a stage may have."""
+BEGINS = {"product_begin": "product_stage", "depthwise_3_begin": "depthwise_3_1", "depthwise_5_begin": "depthwise_5_1"}
+"""What a warp does before its items, and where their outer number changes: the name of the count, and the stage."""
+PROTOTYPES = {"depthwise_3_1": 14.3, "depthwise_3_2": 19.8, "depthwise_5_2": 41.8, "product_stage": 3.0}
+"""Instructions that prototypes of these stages, compiled for fixed sizes, have for each result; the depthwise ones
+without tensor cores."""
 
 
 def nvcc() -> str | None:
@@ -52,30 +56,47 @@ def compile_functions(source: Path, dtype: str = "float16", architecture: str = 
         return sass.disassemble(cubin.read_bytes())
 
 
-def shortest_way(function: sass.Function, loop: sass.Loop) -> int:
-    """Instructions of the shortest way once through a loop, without those of loops within."""
+def _ways(function: sass.Function, loop: sass.Loop) -> networkx.DiGraph:
+    """The blocks of a loop; an edge weighs the instructions of the block that it leaves, 0 in loops within."""
     within = {block for inner in loop.inner for block in inner.blocks}
-    size = lambda block: 0 if block in within else len(function.blocks[block])
     graph = networkx.DiGraph()
     graph.add_nodes_from(loop.blocks)
     for block in loop.blocks:
-        inside = (to for to in function.successors[block] if to in loop.blocks and to != loop.header)
-        graph.add_edges_from((block, to, {"weight": size(block)}) for to in inside)
-    ways = networkx.single_source_dijkstra_path_length(graph, loop.header)
-    return min(way + size(end) for end, way in ways.items() if loop.header in function.successors[end])
+        inside = [to for to in function.successors[block] if to in loop.blocks and to != loop.header]
+        graph.add_edges_from(
+            (block, to, {"weight": 0 if block in within else len(function.blocks[block])}) for to in inside
+        )
+    return graph
+
+
+def shortest_way(function: sass.Function, loop: sass.Loop, by: int | None = None) -> int:
+    """Instructions of the shortest way once through a loop, or by a block of it, without those of loops within."""
+    graph, first = _ways(function, loop), loop.header
+    ways = lambda start: networkx.single_source_dijkstra_path_length(graph, start)
+    before = 0 if by is None else ways(first)[by]
+    within = {block for inner in loop.inner for block in inner.blocks}
+    size = lambda block: 0 if block in within else len(function.blocks[block])
+    found = ways(first if by is None else by)
+    return before + min(way + size(end) for end, way in found.items() if first in function.successors[end])
+
+
+def _loops(function: sass.Function) -> tuple[sass.Loop, sass.Loop]:
+    """The loop over a warp's outer numbers and that over its items; the same one where there is only one."""
+    outer = max(function.loops, key=lambda loop: sum(len(function.blocks[block]) for block in loop.blocks))
+    return outer, max(outer.inner, key=lambda loop: len(loop.blocks), default=outer)
 
 
 def stage_costs(functions: dict[str, sass.Function]) -> dict[str, int]:
-    """Instructions of an item of each stage, and of 16 inputs of a product."""
+    """Instructions of an item of each stage, before the items of a warp, and of 16 inputs of a product."""
     found = {}
     for name in RESULTS:
-        loops = functions[name].loops
-        outer = max(loops, key=lambda loop: shortest_way(functions[name], loop))
-        if name == "window_stage":  # the loop over pixels, within that over numbers of a window
-            (outer,) = outer.inner
-        found[name] = shortest_way(functions[name], outer)
-        if name == "product_stage":
-            found["product_depth"] = shortest_way(functions[name], outer.inner[-1])
+        outer, item = _loops(functions[name])
+        found[name] = shortest_way(functions[name], item)
+        if name.endswith("_deep"):
+            found[f"{name}_depth"] = shortest_way(functions[name], item.inner[-1])
+    for name, stage in BEGINS.items():
+        outer, item = _loops(functions[stage])
+        found[name] = shortest_way(functions[stage], outer, item.header)
     return found
 
 

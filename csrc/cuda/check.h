@@ -6,8 +6,9 @@
 
 namespace ghost::cuda {
 
-/// Null where a block is valid whose parameters are in buffers of these lengths, else what is wrong with it.
-inline const char* validate(const Block& b, int64_t matrices, int64_t vectors) {
+/// Null where a block is valid whose parameters are in buffers of these lengths, else what is wrong with it. `half`:
+/// whether maps are in half precision, where taps are among the matrices.
+inline const char* validate(const Block& b, int64_t matrices, int64_t vectors, bool half) {
   constexpr int kMost = 1 << 16;
   const auto within = [](int n, int low, int high) { return low <= n && n <= high; };
   const auto odd = [&](int kernel) { return within(kernel, 1, 7) && kernel % 2 == 1; };
@@ -54,18 +55,20 @@ inline const char* validate(const Block& b, int64_t matrices, int64_t vectors) {
   };
   const int all = b.primary ? lanes(b) : 0, depth = b.primary ? all : b.channels;
   const auto matrix = [](int64_t out, int64_t in) { return (out + 7) / 8 * 8 * ((in + 15) / 16 * 16); };
+  const auto taps = [&](int kernel, int lanes) {
+    return half ? int64_t{taps_of_lane(kernel)} * lanes_of(lanes) : taps_of(kernel, lanes);
+  };
   const int first = lanes_of(b.primary), wide = lanes_of(b.primary2), hidden = lanes_of(b.hidden);
   const int made = most(b.multiplier, 1), times2 = most(b.multiplier2, 1);
   for (const Piece& p : std::initializer_list<Piece>{
            {b.first, b.primary > 0 && !is_separable(b), true, matrix(first, b.channels), first},
-           {b.cheap, b.multiplier > 0 || b.cheap.weight >= 0, false, taps_of(b.cheap_kernel, first * made),
-            first * made},
-           {b.depthwise, b.kernel > 0, false, taps_of(b.kernel, all), all},
+           {b.cheap, b.multiplier > 0 || b.cheap.weight >= 0, half, taps(b.cheap_kernel, first * made), first * made},
+           {b.depthwise, b.kernel > 0, half, taps(b.kernel, all), all},
            {b.reduce, b.hidden > 0, true, matrix(hidden, all), hidden},
            {b.expand, b.hidden > 0, true, matrix(all, hidden), all},
            {b.second, true, true, matrix(wide, depth), wide},
-           {b.cheap2, made2 > 0 || b.cheap2.weight >= 0, false, taps_of(b.cheap_kernel2, wide * times2), wide * times2},
-           {b.shortcut_depthwise, b.shortcut > 0, false, taps_of(b.shortcut, up(b.channels, 2)), up(b.channels, 2)},
+           {b.cheap2, made2 > 0 || b.cheap2.weight >= 0, half, taps(b.cheap_kernel2, wide * times2), wide * times2},
+           {b.shortcut_depthwise, b.shortcut > 0, half, taps(b.shortcut, up(b.channels, 2)), up(b.channels, 2)},
            {b.shortcut_pointwise, b.shortcut > 0, true, matrix(b.kept2, b.channels), lanes_of(b.kept2)}}) {
     if (!p.there) continue;
     const auto fits = [&](int64_t at, int64_t count, int64_t all, int to) {
@@ -81,11 +84,11 @@ inline const char* validate(const Block& b, int64_t matrices, int64_t vectors) {
 }
 
 /// The same for blocks that follow each other.
-inline const char* validate(const std::vector<Block>& blocks, int64_t matrices, int64_t vectors) {
+inline const char* validate(const std::vector<Block>& blocks, int64_t matrices, int64_t vectors, bool half) {
   if (blocks.empty() || blocks.size() > kMostBlocks) return "no block, or more than 64";
   for (size_t i = 0; i < blocks.size(); i++) {
     const Block& b = blocks[i];
-    if (const char* what = validate(b, matrices, vectors)) return what;
+    if (const char* what = validate(b, matrices, vectors, half)) return what;
     if (i == 0) {
       if (b.linear) return "a linear layer without a block before it";
       continue;

@@ -32,18 +32,20 @@ GHOST_DEVICE void load_vectors(const Work<T>& w, const Stage& g, const Rows& row
   constexpr int N = kBytes / sizeof(T);
   const Map& m = w.map(g.out);
   const Pixels<T> pixels(w, g.out, rows, g.out);
-  const T* image = w.a.inputs[g.tensor] + w.step.image * m.height * m.width * g.channels + g.channel;
+  const T* const first = w.a.inputs[g.tensor] +
+                         ((w.step.image * m.height + rows.begin) * m.width + pixels.columns.begin) * g.channels +
+                         g.channel;
   unsigned char* const to = w.at(m, g.out_lane);
   const int count = pixels.count() * g.items.value;
 #pragma unroll 1
   for (int i = thread(); i < count; i += threads()) {
     const int p = divide(i, g.items), l = (i - p * g.items.value) * N, row = pixels.row_of(p);
-    const int column = pixels.columns.begin + p - row * pixels.columns.count.value;
-    const T* from = image + (int64_t{rows.begin + row} * m.width + column) * g.channels + l;
+    const int column = p - row * pixels.columns.count.value, place = pixels.at(row, column) + l * int{sizeof(T)};
+    const T* const from = first + ((row * m.width + column) * g.channels + l);
     if constexpr (kBytes >= 8)
-      copy_async<kBytes>(to + pixels.at(p) + l * int{sizeof(T)}, from);
+      copy_async<kBytes>(to + place, from);
     else
-      *reinterpret_cast<T*>(to + pixels.at(p) + l * int{sizeof(T)}) = *from;
+      *reinterpret_cast<T*>(to + place) = *from;
   }
 }
 
@@ -88,17 +90,20 @@ GHOST_DEVICE void store_vectors(const Work<T>& w, const Stage& g) {
   T* const to = (g.between ? w.a.between : w.a.out) + image;
   const T* const residual = w.a.residual + image;
   const int count = pixels.count() * g.items.value;
+  unsigned char* const map = w.at(m, g.in_lane);
 #pragma unroll 1
   for (int i = thread(); i < count; i += threads()) {
     const int p = divide(i, g.items), c = (i - p * g.items.value) * N, row = pixels.row_of(p);
     const int column = p - row * pixels.columns.count.value,
               offset = (first + row * out.width + column) * g.channels + c;
-    unsigned char* const own = w.at(m, g.in_lane) + pixels.at(row, column);
+    unsigned char* const own = map + pixels.at(row, column);
     V v;
     Part* places[kParts];
 #pragma unroll
     for (int i = 0; i < kParts; i++) {
-      places[i] = reinterpret_cast<Part*>(own + lane_of(g, c + i * kPart) * int{sizeof(T)});
+      const int from = c + i * kPart;  // where several are taken at once, each primary channel has one cheap channel
+      const int lane = N == 1 ? lane_of(g, from) : from < g.primary ? from : from + (g.group - g.primary);
+      places[i] = reinterpret_cast<Part*>(own + lane * int{sizeof(T)});
       v.parts[i] = *places[i];
     }
     if (g.tensor != kNoMap) {

@@ -1,6 +1,6 @@
-// Depthwise convolutions from map to map: a thread has two lanes of some rows x four columns at once.
+// Depthwise convolutions from map to map; in float32 a thread has two lanes of some rows x kGroup columns at once.
 #pragma once
-#include "copies.h"
+#include "diagonal.h"
 
 namespace ghost::cuda {
 
@@ -110,21 +110,22 @@ GHOST_DEVICE void depthwise_stage(const Work<T>& w, const Stage& g) {
 }
 
 template <class T>
-constexpr int kRowsOfFive = sizeof(T) == 2 ? 4 : 2;  // as many as there are registers for
-
-template <class T>
 GHOST_DEVICE void depthwise(const Work<T>& w, const Stage& g) {
-  switch (8 * g.kernel + g.stride) {
-    case 8 * 3 + 1:
-      return depthwise_stage<3, 1, 4>(w, g);
-    case 8 * 3 + 2:
-      return depthwise_stage<3, 2, 4>(w, g);
-    case 8 * 5 + 1:
-      return depthwise_stage<5, 1, kRowsOfFive<T>>(w, g);
-    case 8 * 5 + 2:
-      return depthwise_stage<5, 2, kRowsOfFive<T>>(w, g);
-    default:
-      return depthwise_stage<0, 0, 1>(w, g);
+  if constexpr (sizeof(T) == 2) {
+    diagonal(w, g);
+  } else {
+    switch (8 * g.kernel + g.stride) {  // as many rows as there are registers for
+      case 8 * 3 + 1:
+        return depthwise_stage<3, 1, 2>(w, g);
+      case 8 * 3 + 2:
+        return depthwise_stage<3, 2, 2>(w, g);
+      case 8 * 5 + 1:
+        return depthwise_stage<5, 1, 1>(w, g);
+      case 8 * 5 + 2:
+        return depthwise_stage<5, 2, 1>(w, g);
+      default:
+        return depthwise_stage<0, 0, 1>(w, g);
+    }
   }
 }
 

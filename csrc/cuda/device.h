@@ -28,7 +28,7 @@ constexpr bool kIsHalf<float16> = true;
 /// Read where it is asked for: what follows from it is not kept in registers from stage to stage.
 GHOST_DEVICE int thread() {
   int index;
-  asm("mov.u32 %0, %%tid.x;" : "=r"(index));
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
   return index;
 }
 /// 0, of which the compiler does not know that it is the same for all threads. What is found by way of it stays out of
@@ -64,6 +64,22 @@ GHOST_DEVICE int opaque(int value) {
   asm("" : "+r"(value));
   return value;
 }
+GHOST_DEVICE uint32_t opaque(uint32_t value) {
+  asm("" : "+r"(value));
+  return value;
+}
+GHOST_DEVICE float opaque(float value) {
+  asm("" : "+f"(value));
+  return value;
+}
+template <class V>
+GHOST_DEVICE V* opaque(V* value) {
+  asm("" : "+l"(value));
+  return value;
+}
+
+/// Four of the bytes of a word and of zero: by the digits of `which`, the last one first, 0 to 3 are those of the word.
+GHOST_DEVICE uint32_t pick_bytes(uint32_t word, uint32_t which) { return __byte_perm(word, 0, which); }
 
 /// The upper half of a product of 64 bits.
 GHOST_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
@@ -191,10 +207,28 @@ struct Bounds<float> {
   }
 };
 
+/// Sums and products of two values at once, each rounded once.
+GHOST_DEVICE uint32_t add_words(float16, uint32_t a, uint32_t b) {
+  asm("add.rn.f16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+  return a;
+}
+GHOST_DEVICE uint32_t add_words(bfloat16, uint32_t a, uint32_t b) {
+  asm("fma.rn.bf16x2 %0, %0, %1, %2;" : "+r"(a) : "r"(0x3f803f80u), "r"(b));
+  return a;
+}
+GHOST_DEVICE uint32_t multiply_words(float16, uint32_t a, uint32_t b) {
+  asm("mul.rn.f16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+  return a;
+}
+GHOST_DEVICE uint32_t multiply_words(bfloat16, uint32_t a, uint32_t b) {
+  asm("fma.rn.bf16x2 %0, %0, %1, %2;" : "+r"(a) : "r"(b), "r"(0x80008000u));
+  return a;
+}
+
 /// exp(v); as torch, not the fast one.
 GHOST_DEVICE float exponential(float v) { return expf(v); }
 
-/// Four 8 x 8 matrices of 16 bits from shared memory; lanes 8 i to 8 i + 7 give the rows of matrix i (ldmatrix.x4).
+/// N 8 x 8 matrices of 16 bits from shared memory, 2 or 4; lanes 8 i to 8 i + 7 give the rows of matrix i (ldmatrix).
 GHOST_DEVICE void load_matrices(uint32_t (&a)[4], const void* row) {
   const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -202,22 +236,55 @@ GHOST_DEVICE void load_matrices(uint32_t (&a)[4], const void* row) {
                : "r"(at)
                : "memory");
 }
+GHOST_DEVICE void load_matrices(uint32_t (&a)[2], const void* row) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(a[0]), "=r"(a[1])
+               : "r"(at)
+               : "memory");
+}
 
-/// c += a b: 16 x 16 by 16 x 8, the warp's fragments as the PTX ISA lays them out (mma.sync m16n8k16).
-GHOST_DEVICE void multiply_add(float16, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+/// Four such matrices to shared memory (stmatrix, before sm_90 word by word).
+GHOST_DEVICE void store_matrices(void* row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
+#else
+  const uint32_t words[4] = {a, b, c, d};
+  const int lane = thread() & 31;
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(__shfl_sync(~0u, at, 8 * i + (lane >> 2)) + (lane & 3) * 4),
+                 "r"(words[i])
+                 : "memory");
+#endif
 }
-GHOST_DEVICE void multiply_add(bfloat16, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
+
+/// The value of the lane whose number differs in these bits.
+GHOST_DEVICE float value_across(float v, int bits) { return __shfl_xor_sync(~0u, v, bits); }
+
+/// sum = a b + c: 16 x 16 by 16 x 8, or 16 x 8 by 8 x 8, the warp's fragments as the PTX ISA lays them out (mma.sync
+/// m16n8k16 and m16n8k8).
+#define GHOST_MULTIPLY_ADD(TYPE, NAME)                                                                             \
+  GHOST_DEVICE void multiply_add(TYPE, float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,          \
+                                 const float (&c)[4]) {                                                            \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME                                            \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"                        \
+                 : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])                                          \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]),  \
+                   "f"(c[3]));                                                                                     \
+  }                                                                                                                \
+  GHOST_DEVICE void multiply_add(TYPE, float (&sum)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4]) { \
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32." NAME "." NAME                                             \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"                                       \
+                 : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])                                          \
+                 : "r"(a[0]), "r"(a[1]), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));                      \
+  }
+GHOST_MULTIPLY_ADD(float16, "f16")
+GHOST_MULTIPLY_ADD(bfloat16, "bf16")
+#undef GHOST_MULTIPLY_ADD
 
 }  // namespace ghost::cuda
 #endif

@@ -1,7 +1,7 @@
 // Stages that go lane by lane: activations, excitations, sums over pixels, means.
 #pragma once
 #include "activation.h"
-#include "copies.h"
+#include "diagonal.h"
 
 namespace ghost::cuda {
 
@@ -47,32 +47,70 @@ GHOST_DEVICE void scale(const Work<T>& w, const Stage& g) {
   scale_vectors<1>(w, g);
 }
 
-/// Adds up each lane over the pixels of this step, in an order that the number of threads alone decides; at the last
-/// step of an image the sums of the part go to memory. Has a barrier within.
-///
-/// The map of `out` is floats: sums of all lanes, then two of each of `items` x `count` threads.
+/// Sums of pairs of lanes, over each `count`-th pixel; `partial`: all lanes of the first pixels, of the second ...
 template <class T>
-GHOST_DEVICE void sum(const Work<T>& w, const Stage& g) {
-  const Pixels<T> pixels(w, g.in, w.rows(w.map(g.in)), g.in);
-  float *const sums = reinterpret_cast<float*>(w.shared + w.map(g.out).at), *const partial = sums + g.lanes;
+GHOST_DEVICE void sum_pairs(const Work<T>& w, const Stage& g, const Pixels<T>& pixels, float* partial, int count) {
   const int pairs = g.items.value;
 #pragma unroll 1
-  for (int i = thread(); i < pairs * g.count; i += threads()) {
-    const int group = divide(i, g.items), l = 2 * (i - group * pairs);
+  for (int i = thread(); i < pairs * count; i += threads()) {
+    const int part = divide(i, g.items), l = 2 * (i - part * pairs);
     float own[2] = {}, v[2];
 #pragma unroll 1
-    for (int p = group; p < pixels.count(); p += g.count) {
+    for (int p = part; p < pixels.count(); p += count) {
       load_pair<T>(v, w.at(pixels.m, g.in_lane + l) + pixels.at(p));
       own[0] += v[0], own[1] += v[1];
     }
     partial[2 * i] = own[0], partial[2 * i + 1] = own[1];
   }
+}
+
+/// The same by the warps' products: 32 pixels of eight lanes times ones.
+template <class T>
+GHOST_DEVICE void sum_octets(const Work<T>& w, const Stage& g, const Pixels<T>& pixels, float* partial, int count) {
+  const uint32_t ones = Diagonal().of(pack<T>(1.f, 1.f), 0);
+  const unsigned char* const map = w.at(pixels.m, g.in_lane);
+  const int octets = g.lanes / 8, all = pixels.count(), own = lane();
+#pragma unroll 1
+  for (int i = warp(); i < octets * count; i += warps()) {
+    int part = 0, octet = i;
+#pragma unroll 1
+    for (; octet >= octets; octet -= octets) part++;
+    float sums[4] = {};
+#pragma unroll 1
+    for (int p = 32 * part; p < all; p += 32 * count) {
+      uint32_t a[4];
+      load_matrices(a, p + own < all ? map + pixels.at(p + own) + octet * 16 : w.zeros());
+      multiply_add(T{}, sums, a, ones, ones, sums);
+    }
+    float first = sums[0] + sums[2], second = sums[1] + sums[3];
+#pragma unroll
+    for (int bits = 4; bits < 32; bits *= 2) first += value_across(first, bits), second += value_across(second, bits);
+    if (own < 4) {
+      float* const to = partial + part * g.lanes + octet * 8 + 2 * own;
+      to[0] = first, to[1] = second;
+    }
+  }
+}
+
+/// Adds up each lane over the pixels of this step, in an order that the number of threads alone decides; at the last
+/// step of an image the sums of the part go to memory. Has a barrier within.
+///
+/// The map of `out` is floats: sums of all lanes, then of all lanes once more for each of `count` parts of the pixels.
+template <class T>
+GHOST_DEVICE void sum(const Work<T>& w, const Stage& g) {
+  const Pixels<T> pixels(w, g.in, w.rows(w.map(g.in)), g.in);
+  float *const sums = reinterpret_cast<float*>(w.shared + w.map(g.out).at), *const partial = sums + g.lanes;
+  const int count = sizeof(T) == 2 ? most(g.count / 8, 1) : g.count;
+  if constexpr (sizeof(T) == 2)
+    sum_octets(w, g, pixels, partial, count);
+  else
+    sum_pairs(w, g, pixels, partial, count);
   sync_block();
 #pragma unroll 1
   for (int l = thread(); l < g.lanes; l += threads()) {
     float all = w.step.first ? 0.f : sums[l];
 #pragma unroll 1
-    for (int group = 0; group < g.count; group++) all += partial[2 * group * pairs + l];
+    for (int part = 0; part < count; part++) all += partial[part * g.lanes + l];
     sums[l] = all;
     if (w.step.last)
       w.a.sums[(w.step.image * w.launch.places() + block()) * g.channels + g.channel + layer_of_blocks() * g.lane_step +

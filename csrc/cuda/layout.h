@@ -16,7 +16,8 @@ class Layout {
  protected:
   Layout(int element, const Choice& choice, int height, int width) : element_(element), choice_(choice) {
     l_.height = height, l_.width = width, l_.images_at_once = 1, l_.grid = 1;
-    l_.threads = choice.threads, l_.band = choice.band, l_.strip = choice.strip, l_.step = choice.step;
+    l_.threads = choice.threads, l_.warps = divisor(cdiv(choice.threads, 32)), l_.band = choice.band,
+    l_.strip = choice.strip, l_.step = choice.step;
     l_.bands = cdiv(height, l_.band), l_.strips = cdiv(width, l_.strip), l_.chunks = choice.chunks;
   }
 
@@ -71,18 +72,19 @@ class Layout {
     bool floats;
   };
 
-  /// How far a stage reads: the map of its result, and its kernel and stride.
+  /// How far a stage reads: the map of its result, its kernel and stride, and whether it takes groups of columns.
   struct Read {
     int map, by, kernel, stride;
+    bool groups;
   };
   template <class Visit>
   static void each_read(const Stage& g, const Visit& visit) {
     const bool copies = g.kind == Kind::store || g.kind == Kind::join;
-    if (g.kind == Kind::depthwise) visit(Read{g.in, g.out, g.kernel, g.stride});
-    if (g.kind == Kind::product || copies) visit(Read{g.in, g.out, 1, 1});
-    if (copies && g.tensor >= 0) visit(Read{g.tensor, g.out, 1, 1});
-    if (g.kind == Kind::activate || g.kind == Kind::scale) visit(Read{g.out, g.out, 1, 1});
-    if (g.kind == Kind::sum) visit(Read{g.in, g.in, 1, 1});
+    if (g.kind == Kind::depthwise) visit(Read{g.in, g.out, g.kernel, g.stride, true});
+    if (g.kind == Kind::product || copies) visit(Read{g.in, g.out, 1, 1, false});
+    if (copies && g.tensor >= 0) visit(Read{g.tensor, g.out, 1, 1, false});
+    if (g.kind == Kind::activate || g.kind == Kind::scale) visit(Read{g.out, g.out, 1, 1, false});
+    if (g.kind == Kind::sum) visit(Read{g.in, g.in, 1, 1, false});
   }
 
   /// From the last stage to the first: a map has what those need that read it.
@@ -118,8 +120,7 @@ class Layout {
         high[later][s] = std::max(high[later][s], (ahead ? 2 : 1) * l_.step * m.reach.per + m.reach.after);
         low[later][s] = std::min(low[later][s], begin(m, later));
       }
-      const int columns = std::min(m.width, l_.strip * m.reach.per + m.reach.before + m.reach.after);
-      storage_[s].pixels_of_a_row = std::max(storage_[s].pixels_of_a_row, columns);
+      storage_[s].pixels_of_a_row = std::max(storage_[s].pixels_of_a_row, columns(m));
     }
     for (int i = 0; i < l_.stages; i++)
       each_read(l_.stage[i], [&](const Read& r) {
@@ -128,7 +129,10 @@ class Layout {
           low[later][s] = std::min(low[later][s], begin(l_.map[r.by], later) * r.stride - r.kernel / 2);
         storage_[s].halo = std::max(storage_[s].halo, r.kernel / 2);
         if (r.kernel > 1) l_.map[r.map].padded = 1;
-        if (r.kernel > 1 || r.stride > 1) storage_[s].slack = std::max(storage_[s].slack, kGroup * r.stride + r.kernel);
+        if (r.groups) {  // columns of the last group that are not there are read
+          const int made = columns(l_.map[r.by]), more = l_.strips == 1 ? up(made, kGroup) - made : kGroup - 1;
+          storage_[s].slack = std::max(storage_[s].slack, more * r.stride);
+        }
       });
     for (int i = 0; i < l_.maps; i++) {
       l_.map[i].before = l_.map[i].reach.before;
@@ -163,6 +167,9 @@ class Layout {
       m.ring = m.rows.value * m.row;
     }
   }
+
+  /// Columns of a map that a strip has at most.
+  int columns(const Map& m) const { return std::min(m.width, l_.strip * m.reach.per + m.reach.before + m.reach.after); }
 
   /// Elements from pixel to pixel: 16 bytes more than a multiple of 32, so that eight pixels are in different banks.
   int pitch(int lanes) const { return up(lanes, kDepth) + 16 / element_; }

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "activations.h"
+#include "cost.h"
 #include "layout.h"
 
 namespace ghost::cuda {
@@ -52,6 +53,7 @@ class Lowering : Layout {
     else
       blocks_in_turn();
     lay_out();
+    choose_tiles();
   }
 
   /// Null where the run has more maps or stages than a launch.
@@ -121,10 +123,7 @@ class Lowering : Layout {
   /// `lanes` outputs of a weight that has `all`; a chunk takes the next ones.
   void product(int in, int out, int depth, const Conv& conv, int lanes, int all, int step, bool once = false) {
     Stage& g = stage(Kind::product, in, out, lanes_of(lanes));
-    const int tiles = g.lanes / kColumns;
-    // A tall one costs a fifth more, and has not half of its outputs empty where there are few.
-    g.kernel = 6 * cdiv(tiles, 2) < 5 * 2 * cdiv(tiles, 4) ? kTallTile : kWideTile;
-    g.items = divisor(cdiv(tiles, 8 / g.kernel)), g.depth = cdiv(depth, kDepth);
+    g.depth = cdiv(depth, kDepth);
     g.weight = conv.weight, g.apart = lanes_of(all) / kColumns * kWeightTile;
     g.weight_step = step / kColumns * kWeightTile;
     finish(g, conv, 0, step, once);
@@ -292,6 +291,23 @@ class Lowering : Layout {
     depthwise(x, 0, between, 0, b.channels, b.shortcut_depthwise, b.shortcut, b.stride, 0, 0);
     product(between, last, b.channels, b.shortcut_pointwise, b.kept2, b.kept2, 0);
     return last;
+  }
+
+  /// The kind of tile of each product that takes the least time.
+  void choose_tiles() {
+    for (int i = 0; i < l_.stages; i++) {
+      Stage& g = l_.stage[i];
+      if (g.kind != Kind::product) continue;
+      double least = 0;
+      int best = 0;
+      for (const int kind : {kWideTile, kTallTile, kSmallTile}) {
+        if (!has_tile(kind, element_)) continue;
+        g.kernel = kind, g.items = divisor(cdiv(g.lanes / kColumns, columns_of_tile(kind)));
+        const double time = cycles(cost(l_, g, element_));
+        if (!best || time < least) best = kind, least = time;
+      }
+      g.kernel = best, g.items = divisor(cdiv(g.lanes / kColumns, columns_of_tile(best)));
+    }
   }
 
   const Block* const blocks_;

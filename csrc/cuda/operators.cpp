@@ -100,7 +100,8 @@ Blocks blocks_of(const Numbers& list, const Tensor& x, const Tensor& matrices, c
   }
   Blocks blocks(list.size() / kBlockNumbers);
   std::memcpy(blocks.data(), numbers.data(), numbers.size() * sizeof(int32_t));
-  if (const char* what = validate(blocks, matrices.numel(), vectors.numel())) fail(std::string("block: ") + what);
+  if (const char* what = validate(blocks, matrices.numel(), vectors.numel(), x.dtype() != DType::float32))
+    fail(std::string("block: ") + what);
   const Block& b = blocks[0];
   const bool is_planar = b.window && x.is_contiguous();
   expect(x.dim() == 4 && (is_planar || x.is_contiguous(Layout::channels_last)), "x: a map in channels_last");

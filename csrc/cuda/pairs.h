@@ -1,5 +1,7 @@
 // Two neighbouring lanes at once: how they are read, written, added and multiplied.
 #pragma once
+#include <type_traits>
+
 #include "device.h"
 #include "strip.h"
 
@@ -12,6 +14,11 @@ GHOST_DEVICE int warps() { return threads() >> 5; }
 template <class T>
 struct alignas(2 * sizeof(T)) Pair {
   T first, second;
+};
+
+/// Four numbers in half precision.
+struct alignas(8) FourHalves {
+  uint32_t bits[2];
 };
 
 template <class T>
@@ -34,10 +41,11 @@ GHOST_DEVICE void put(Pair<T>* to, V value) {
   *reinterpret_cast<V*>(to) = value;
 }
 
-/// 16 bytes of lanes, or one element where those are not side by side.
+/// 16 bytes of lanes, or one element where those are not side by side; in half precision two elements are a word.
 template <class T, int N>
 struct alignas(N * sizeof(T)) Vector {
-  T values[N];
+  static constexpr bool kWords = sizeof(T) == 2 && N % 2 == 0;
+  std::conditional_t<kWords, uint32_t, T> values[kWords ? N / 2 : N];
 };
 template <class T>
 constexpr int kVector = 16 / sizeof(T);
@@ -45,14 +53,39 @@ constexpr int kVector = 16 / sizeof(T);
 template <class T, int N>
 GHOST_DEVICE Vector<T, N> add(Vector<T, N> a, const Vector<T, N>& b) {
 #pragma unroll
-  for (int i = 0; i < N; i++) a.values[i] = narrow<T>(widen(a.values[i]) + widen(b.values[i]));
+  for (size_t i = 0; i < sizeof a / sizeof a.values[0]; i++) {
+    if constexpr (Vector<T, N>::kWords)
+      a.values[i] = add_words(T{}, a.values[i], b.values[i]);
+    else
+      a.values[i] = narrow<T>(widen(a.values[i]) + widen(b.values[i]));
+  }
   return a;
 }
 template <class T, int N>
 GHOST_DEVICE Vector<T, N> multiply(Vector<T, N> a, const Vector<T, N>& b) {
 #pragma unroll
-  for (int i = 0; i < N; i++) a.values[i] = narrow<T>(widen(a.values[i]) * widen(b.values[i]));
+  for (size_t i = 0; i < sizeof a / sizeof a.values[0]; i++) {
+    if constexpr (Vector<T, N>::kWords)
+      a.values[i] = multiply_words(T{}, a.values[i], b.values[i]);
+    else
+      a.values[i] = narrow<T>(widen(a.values[i]) * widen(b.values[i]));
+  }
   return a;
+}
+
+/// Sums of the warp's products in their bounds, two of each four neighbouring ones to a word.
+template <class T, int N>
+GHOST_DEVICE void bound(uint32_t (&words)[N][2], const float (&sums)[N][4], float low, float high) {
+  const auto all = [&](const auto& each) {
+#pragma unroll
+    for (int i = 0; i < N; i++) words[i][0] = each(sums[i][0], sums[i][1]), words[i][1] = each(sums[i][2], sums[i][3]);
+  };
+  if (high < kNoBound)
+    all(Bounds<T>(low, high));
+  else if (low == 0.f)
+    all([](float first, float second) { return relu_pair<T>(first, second); });
+  else
+    all([](float first, float second) { return plain_pair<T>(first, second); });
 }
 
 /// n / d by what the host has prepared.

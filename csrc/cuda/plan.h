@@ -5,6 +5,7 @@
 #pragma once
 #include <optional>
 
+#include "cost.h"
 #include "lower.h"
 
 namespace ghost::cuda {
@@ -16,54 +17,8 @@ struct Device {
 
 constexpr int kMostThreads = 512;  // of a processor: each has 128 registers
 constexpr int kThreads[] = {128, 256, 512};
-// Instructions of an item of a stage, in float16 on sm_90: benchmarks/static_model/cuda.json.
-constexpr double kProduct = 254, kProductDepth = 27;  // of 32 pixels x 32 lanes; of 16 inputs more
-constexpr double kProductTall = 305;                  // of 64 pixels x 16 lanes
-constexpr double kDepthwise31 = 585, kDepthwise32 = 765, kDepthwise51 = 1222,
-                 kDepthwise52 = 1459;                                   // 2 lanes, 4 x 4 pixels
-constexpr double kLoad = 46, kStore = 63, kScale = 63, kActivate = 64;  // 16 bytes; two lanes
-constexpr double kStageWait = 600;   // cycles between two barriers in which a thread block waits
-constexpr double kIssue = 2.0;       // instructions a cycle of a processor, of 4
-constexpr double kWarpIssue = 0.25;  // of a warp alone
-constexpr double kLaunch = 4000;     // cycles from one launch to the next
-constexpr double kWindow = 82;       // of a window of an image: 16 bytes
-
-/// Instructions of a warp, for each stage of a step that makes so many output rows.
-inline double instructions(const Launch& l, const Stage& g, int element) {
-  const Map& m = l.map[g.out];
-  const double rows = std::min(double(l.step) * std::max(m.reach.per, 0) + (m.reach.per ? 0 : 1), double(m.height));
-  const double columns = std::min(double(l.strip) * m.reach.per + m.reach.before + m.reach.after, double(m.width));
-  const double pixels = rows * columns, groups = cdiv(int(columns), kGroup);
-  const auto by_thread = [&](double items, double each) { return std::ceil(items / 32) * each; };
-  switch (g.kind) {
-    case Kind::product: {
-      const double items = std::ceil(pixels / (kRows * g.kernel)) * g.items.value;
-      return items *
-             (g.depth * (element == 2 ? kProductDepth : 700) + (g.kernel == kTallTile ? kProductTall : kProduct));
-    }
-    case Kind::depthwise: {
-      const double pairs = g.lanes / 2;
-      const double four = pairs * groups * std::ceil(rows / 4);
-      if (g.kernel == 3 && g.stride <= 2) return by_thread(four, g.stride == 1 ? kDepthwise31 : kDepthwise32);
-      if (g.kernel == 5 && g.stride <= 2) return by_thread(four, g.stride == 1 ? kDepthwise51 : kDepthwise52);
-      return by_thread(pairs * groups * rows, 30.0 * g.kernel * g.kernel + 80);
-    }
-    case Kind::load:
-      return by_thread(pixels * cdiv(g.lanes * element, 16), l.window.size && !g.tensor ? kWindow : kLoad);
-    case Kind::store:
-    case Kind::join:
-      return by_thread(pixels * cdiv(g.lanes * element, 16), kStore);
-    case Kind::scale:
-      return by_thread(pixels * cdiv(g.lanes * element, 16), kScale);
-    case Kind::activate:
-      return by_thread(pixels * g.lanes / 2, kActivate);
-    case Kind::sum:
-      return by_thread(pixels * g.lanes / 2, 19) + 200;
-    case Kind::mean:
-      return by_thread(g.lanes * columns, 30);
-  }
-  return 0;
-}
+constexpr double kStageWait = 600;  // cycles between two barriers in which a thread block waits
+constexpr double kLaunch = 4000;    // cycles from one launch to the next
 
 /// Bytes of weights that a thread block reads in a step.
 inline double weights(const Launch& l, int element) {
@@ -71,7 +26,8 @@ inline double weights(const Launch& l, int element) {
   for (int i = 0; i < l.stages; i++) {
     const Stage& g = l.stage[i];
     if (g.kind == Kind::product && !g.once) sum += double(g.lanes) * g.depth * kDepth * element;
-    if (g.kind == Kind::depthwise) sum += double(g.lanes) * g.kernel * g.kernel * 4;
+    if (g.kind == Kind::depthwise)
+      sum += double(g.lanes) * element * (element == 2 ? taps_of_lane(g.kernel) : g.kernel * g.kernel);
   }
   return sum;
 }
@@ -85,7 +41,7 @@ inline int resident(const Launch& l, const Device& device) {
 inline double all_instructions(const Launch& l, int element, int64_t images) {
   const double groups = std::ceil(double(images) / l.images_at_once), steps = cdiv(l.band, l.step);
   double sum = 0;
-  for (int i = 0; i < l.stages; i++) sum += instructions(l, l.stage[i], element) * (l.stage[i].once ? 1 : steps);
+  for (int i = 0; i < l.stages; i++) sum += cost(l, l.stage[i], element).all * (l.stage[i].once ? 1 : steps);
   return sum * groups * l.parts();
 }
 
@@ -97,12 +53,12 @@ inline double estimate(const Launch& l, int element, int64_t images, const Devic
   const double sharing = std::clamp(std::ceil(blocks / device.processors), 1.0, double(most_resident));
   double alone = 0, work = 0;
   for (int i = 0; i < l.stages; i++) {
-    const double own = instructions(l, l.stage[i], element), times = l.stage[i].once ? 1 : steps;
-    const double rate = std::min(kIssue * 1.5, kWarpIssue * l.threads / 32);
-    alone += times * (own / rate + (l.stage[i].kind == Kind::load ? 0 : kStageWait)), work += times * own;
+    const Cost c = cost(l, l.stage[i], element);
+    const double times = l.stage[i].once ? 1 : steps, busy = std::max(c.all / kIssue, c.pipes);
+    alone += times * (cycles(c) + (l.stage[i].kind == Kind::load ? 0 : kStageWait)), work += times * busy;
   }
   const double rounds = std::ceil(blocks / (double(device.processors) * most_resident)) * std::ceil(groups / l.grid);
-  const double cycles = rounds * std::max(alone, work * sharing / kIssue);
+  const double cycles = rounds * std::max(alone, work * sharing);
   const double moved =
       groups * l.parts() * steps * weights(l, element) / (device.processors * 32.0);  // 32 bytes a cycle
   return std::max(cycles, moved) + l.shared / 16.0 / l.threads * 4 + kLaunch;
@@ -146,23 +102,25 @@ class Planner {
       if (!found || cycles < found->cycles) found = Planned{*l, cycles};
       return true;
     };
+    constexpr int kHalf = kGroup / 2;  // of whose multiples strips are: products need no whole groups
+    const int64_t images = (images_ + images_at_once(last, run, element_) - 1) / images_at_once(last, run, element_);
     // Several blocks need not be in one launch; a part of one must.
     const auto is_enough = [&](int64_t parts) {
       return (found || !run.is_one_block()) && parts >= 4 * device_.processors;
     };
     for (int strips = 1, strip = 0; strip != 1; strips *= 2) {
-      if (strips > 1 && (by_image || wish_.strip || is_enough(images_ * strips))) break;
-      const int columns = cdiv(width, strips), wanted = columns < kGroup ? columns : up(columns, kGroup);
-      if (strips > 1 && columns < kGroup && found) break;  // only where there is no memory for more
+      if (strips > 1 && (by_image || wish_.strip || is_enough(images * strips))) break;
+      const int columns = cdiv(width, strips), wanted = columns < kHalf ? columns : up(columns, kHalf);
+      if (strips > 1 && columns < kHalf && found) break;  // only where there is no memory for more
       strip = by_image ? width : std::min(wish_.strip ? wish_.strip : wanted, width);
       for (int bands = 1, band = 0; band != 1; bands *= 2) {
-        if (bands > 1 && (by_image || wish_.band || is_enough(images_ * strips * bands))) break;
+        if (bands > 1 && (by_image || wish_.band || is_enough(images * strips * bands))) break;
         band = by_image ? height : std::min(wish_.band ? wish_.band : cdiv(height, bands), height);
         for_each_chunk(run, extras, [&](int chunks) {
           const int parts = strips * bands * chunks;
-          if (chunks > 1 && is_enough(run.ends_within ? parts : images_ * parts / 2)) return;
+          if (chunks > 1 && is_enough(run.ends_within ? parts : images * parts / 2)) return;
           // Where a processor has one thread block, many threads and few steps are best.
-          const bool is_alone = images_ * parts <= device_.processors;
+          const bool is_alone = images * parts <= device_.processors;
           for (const int step : {band, 32, 16, 12, 8, 4, 2, 1}) {
             if (step > band || (step < band && (by_image || one_step || wish_.step))) continue;
             const int rows = wish_.step && !by_image && !one_step ? std::min(wish_.step, band) : step;

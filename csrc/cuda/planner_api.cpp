@@ -25,7 +25,7 @@ constexpr int kTold = sizeof(Told) / sizeof(int32_t);
 GHOST_PLANNER_API int ghost_ops_cuda_plan(const Block* first, int count, int element, int64_t images, int processors,
                                           int shared, int32_t* told, double* predicted, int64_t* moved) {
   const std::vector<Block> blocks(first, first + count);
-  if (validate(blocks, INT64_MAX, INT64_MAX)) return 0;
+  if (validate(blocks, INT64_MAX, INT64_MAX, element == 2)) return 0;
   const Plan plan = make_plan(blocks, element, images, {processors, shared});
   if (plan.empty()) return 0;
   for (const Part& part : plan) {

@@ -12,149 +12,193 @@ namespace ghost::cuda {
 GHOST_DEVICE int fragment_row(int half) { return (lane() >> 2) + 8 * half; }
 GHOST_DEVICE int fragment_column() { return 2 * (lane() & 3); }
 
-struct FourHalves {
-  uint32_t bits[2];
-};
-
-template <int R, int C>
-using Sums = float[R][C][4];
-
-/// sums += pixels by tiles of outputs, in half precision. `a`: bytes from `map` to what a lane reads of each tile of
-/// pixels (ldmatrix); `weight` has `apart` elements from 16 inputs to the next, and `count` tiles.
-template <int R, int C, class T>
-GHOST_DEVICE void accumulate(Sums<R, C>& sums, const unsigned char* map, const int (&a)[R], const T* weight, int apart,
-                             int depth, int count) {
-  weight += lane() * 4;
-  FourHalves next[C]{};
+/// The weights of C tiles of outputs of which `count` are there, for 16 inputs.
+template <int C, class T>
+GHOST_DEVICE void load_weights(FourHalves (&b)[C], const T* weight, int count) {
 #pragma unroll
   for (int j = 0; j < C; j++)
-    if (j < count) next[j] = constant(reinterpret_cast<const FourHalves*>(weight + j * kWeightTile));
-#pragma unroll 1
-  for (int k = 0; k < depth; k++, map += kDepth * 2) {
-    FourHalves b[C];
-#pragma unroll
-    for (int j = 0; j < C; j++) b[j] = next[j];
-    if (k + 1 < depth) {  // loaded while the product of these is made
-      weight += apart;
-#pragma unroll
-      for (int j = 0; j < C; j++)
-        if (j < count) next[j] = constant(reinterpret_cast<const FourHalves*>(weight + j * kWeightTile));
-    }
-    uint32_t fragments[R][4];
-#pragma unroll
-    for (int i = 0; i < R; i++) load_matrices(fragments[i], map + a[i]);
-#pragma unroll
-    for (int i = 0; i < R; i++)
-#pragma unroll
-      for (int j = 0; j < C; j++) multiply_add(T{}, sums[i][j], fragments[i], b[j].bits);
-  }
+    if (j < count) b[j] = constant(reinterpret_cast<const FourHalves*>(weight + j * kWeightTile));
 }
 
-/// The same in float32; `a`: to the two pixels whose results a lane has.
-template <int R, int C>
-GHOST_DEVICE void accumulate(Sums<R, C>& sums, const unsigned char* map, const int (&a)[R][2], const float* weight,
-                             int apart, int depth, int count) {
-  weight += fragment_column();
-#pragma unroll 1
-  for (int k = 0; k < depth; k++, weight += apart, map += kDepth * 4) {
-#pragma unroll 1
-    for (int d = 0; d < kDepth; d++) {
-      Pair<float> b[C];
-#pragma unroll
-      for (int j = 0; j < C; j++)
-        if (j < count) b[j] = constant(reinterpret_cast<const Pair<float>*>(weight + j * kWeightTile + d * kColumns));
-#pragma unroll
-      for (int i = 0; i < R; i++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const float left = *reinterpret_cast<const float*>(map + a[i][half] + d * 4);
-#pragma unroll
-          for (int j = 0; j < C; j++) {
-            if (j >= count) continue;
-            sums[i][j][2 * half] = add_product(left, b[j].first, sums[i][j][2 * half]);
-            sums[i][j][2 * half + 1] = add_product(left, b[j].second, sums[i][j][2 * half + 1]);
-          }
-        }
-      }
-    }
-  }
-}
-
-/// R x C tiles of 16 pixels x 8 outputs at once.
+/// sums = c + 16 inputs of R tiles of pixels by C tiles of outputs; `a`: what a lane reads of each tile (ldmatrix).
 template <int R, int C, class T>
-GHOST_DEVICE void product_of(const Work<T>& w, const Stage& g) {
+GHOST_DEVICE void multiply_tiles(float (&sums)[R * C][4], const unsigned char* map, const int (&a)[R],
+                                 const FourHalves (&b)[C], T) {
+  uint32_t fragments[R][4];
+#pragma unroll
+  for (int i = 0; i < R; i++) load_matrices(fragments[i], map + a[i]);
+#pragma unroll
+  for (int i = 0; i < R; i++)
+#pragma unroll
+    for (int j = 0; j < C; j++)
+      multiply_add(T{}, sums[i * C + j], fragments[i], b[j].bits[0], b[j].bits[1], sums[i * C + j]);
+}
+
+/// R x C tiles of 16 pixels x 8 outputs at once. `kKeep`: weights of up to kKept x 16 inputs are read once for all
+/// pixels of a warp, not again for each tile.
+///
+/// Where there are fewer pixels than in a tile, the last one is computed several times, and written so.
+template <int R, int C, bool kKeep, class T>
+GHOST_DEVICE void matrix_product(const Work<T>& w, const Stage& g) {
   const Map &in = w.map(g.in), &out = w.map(g.out);
   const Rows rows = w.rows(out);
   const Pixels<T> from(w, g.in, rows, g.out), to(w, g.out, rows, g.out);
-  const int tiles = g.lanes / kColumns, count = from.count();
-  const int items = cdiv(count, kRows * R) * g.items.value;
-  const T* const weights = w.a.matrices + g.weight + layer_of_blocks() * g.weight_step;
+  const int count = from.count(), own = lane() & 15, part = lane() >> 4;
+  const T* const weights = opaque(w.a.matrices + g.weight + layer_of_blocks() * g.weight_step + lane() * 4);
+  const float* const biases = opaque(w.a.vectors + g.bias + layer_of_blocks() * g.lane_step + fragment_column());
+  const unsigned char* const map = w.at(in, g.in_lane) + part * 16;
+  unsigned char *const result = w.at(out, g.out_lane) + part * 16, *const spare = w.spare();
+  const Divisor columns = from.columns.count;
+  int tile = 0, there = 0;
+  float bias[C][4];
+  FourHalves kept[kKeep ? kKept : 1][C];
+  for_share(
+      w, g.items.value, cdiv(count, kRows * R),
+      [&](int outer) {
+        tile = outer * C, there = least(g.lanes / kColumns - tile, C);
+        const float* const first = opaque(biases + tile * kColumns);
+#pragma unroll
+        for (int j = 0; j < C; j++) {
+          Pair<float> pair{};
+          if (j < there) pair = constant(reinterpret_cast<const Pair<float>*>(first + j * kColumns));
+          bias[j][0] = pair.first, bias[j][1] = pair.second;
+          bias[j][2] = opaque(pair.first), bias[j][3] = opaque(pair.second);
+        }
+        const T* weight = opaque(weights + tile * kWeightTile);
+#pragma unroll
+        for (int k = 0; k < (kKeep ? kKept : 0); k++, weight = opaque(weight + g.apart))
+          if (k < g.depth) load_weights(kept[k], weight, there);
+      },
+      [&](int inner) {
+        int a[R], places[R];
+#pragma unroll
+        for (int i = 0; i < R; i++) {
+          const int p = least((inner * R + i) * kRows + own, count - 1), row = divide(p, columns),
+                    column = p - row * columns.value;
+          a[i] = from.at(row, column), places[i] = to.at(row, column) + tile * 16;
+        }
+        float sums[R * C][4];
+#pragma unroll
+        for (int i = 0; i < R * C; i++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) sums[i][e] = bias[i % C][e];
+        if constexpr (kKeep) {
+#pragma unroll
+          for (int k = 0; k < kKept; k++)
+            if (k == 0 || k < g.depth) multiply_tiles<R, C>(sums, map + k * kDepth * 2, a, kept[k], T{});
+        } else {
+          const T* weight = weights + tile * kWeightTile;
+          FourHalves b[C]{};
+          const unsigned char* at = map;
+#pragma unroll 1
+          for (int k = 0; k < g.depth; k++, at += kDepth * 2, weight += g.apart) {
+            load_weights(b, weight, there);
+            multiply_tiles<R, C>(sums, at, a, b, T{});
+          }
+        }
+        uint32_t words[R * C][2];
+        bound<T>(words, sums, g.low, g.high);
+#pragma unroll
+        for (int j = 0; j < C; j += 2) {
+          const bool wanted = j + part < there;
+#pragma unroll
+          for (int i = 0; i < R; i++) {
+            const auto &left = words[i * C + j], &right = words[i * C + j + 1];
+            store_matrices(wanted ? result + places[i] + j * 16 : spare, left[0], left[1], right[0], right[1]);
+          }
+        }
+      });
+}
+
+/// In float32, without tensor cores: a lane has what it would have of a warp's product.
+template <int R, int C, class T>
+GHOST_DEVICE void plain_product(const Work<T>& w, const Stage& g) {
+  const Map &in = w.map(g.in), &out = w.map(g.out);
+  const Rows rows = w.rows(out);
+  const Pixels<T> from(w, g.in, rows, g.out), to(w, g.out, rows, g.out);
+  const int count = from.count();
+  const float* const weights = w.a.matrices + g.weight + layer_of_blocks() * g.weight_step + fragment_column();
   const float* const biases = w.a.vectors + g.bias + layer_of_blocks() * g.lane_step + fragment_column();
   const unsigned char* const map = w.at(in, g.in_lane);
   unsigned char* const result = w.at(out, g.out_lane + fragment_column());
-  const Bounds<T> bounds(g.low, g.high);
+  const int own = fragment_row(0);
+  int tile = 0, there = 0;
+  for_share(
+      w, g.items.value, cdiv(count, kRows * R),
+      [&](int outer) { tile = outer * C, there = least(g.lanes / kColumns - tile, C); },
+      [&](int inner) {
+        float sums[R][2][C][2];
+        int a[R][2];
+        const auto pixel_of = [&](int i, int half) { return (inner * R + i) * kRows + own + 8 * half; };
+#pragma unroll
+        for (int i = 0; i < R; i++)
+#pragma unroll
+          for (int half = 0; half < 2; half++) {
+            a[i][half] = from.at(least(pixel_of(i, half), count - 1));
+#pragma unroll
+            for (int j = 0; j < C; j++) {
+              Pair<float> bias{};
+              if (j < there) bias = constant(reinterpret_cast<const Pair<float>*>(biases + (tile + j) * kColumns));
+              sums[i][half][j][0] = bias.first, sums[i][half][j][1] = bias.second;
+            }
+          }
+        const float* weight = weights + tile * kWeightTile;
+        const unsigned char* at = map;
 #pragma unroll 1
-  for (int item = warp(); item < items; item += warps()) {
-    const int m = divide(item, g.items), tile = (item - m * g.items.value) * C, first = m * kRows * R;
-    const int there = least(tiles - tile, C);
-    // Pixels past the last repeat it: their results mean nothing, and are not written.
-    Sums<R, C> sums;
+        for (int k = 0; k < g.depth; k++, weight += g.apart - kDepth * kColumns) {
+#pragma unroll 1
+          for (int d = 0; d < kDepth; d++, weight += kColumns, at += 4) {
+            Pair<float> b[C];
 #pragma unroll
-    for (int j = 0; j < C; j++) {
-      Pair<float> bias{};
-      if (j < there) bias = constant(reinterpret_cast<const Pair<float>*>(biases + (tile + j) * kColumns));
+            for (int j = 0; j < C; j++)
+              if (j < there) b[j] = constant(reinterpret_cast<const Pair<float>*>(weight + j * kWeightTile));
 #pragma unroll
-      for (int i = 0; i < R; i++) {
-        sums[i][j][0] = sums[i][j][2] = bias.first;
-        sums[i][j][1] = sums[i][j][3] = bias.second;
-      }
-    }
-    const T* const weight = weights + tile * kWeightTile;
-    if constexpr (sizeof(T) == 2) {
-      int a[R];
+            for (int i = 0; i < R; i++)
 #pragma unroll
-      for (int i = 0; i < R; i++)
-        a[i] = from.at(least(first + kRows * i + (lane() & 15), count - 1)) + (lane() >> 4) * 16;
-      accumulate(sums, map, a, weight, g.apart, g.depth, there);
-    } else {
-      int pairs[R][2];
+              for (int half = 0; half < 2; half++) {
+                const float left = *reinterpret_cast<const float*>(at + a[i][half]);
 #pragma unroll
-      for (int i = 0; i < R; i++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-          pairs[i][half] = from.at(least(first + kRows * i + fragment_row(half), count - 1));
-      accumulate(sums, map, pairs, weight, g.apart, g.depth, there);
-    }
-    const auto store = [&](const auto& each) {
-#pragma unroll
-      for (int i = 0; i < R; i++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const int p = first + kRows * i + fragment_row(half);
-          const bool is_there = p < count;
-          const int place = to.at(is_there ? p : first) + tile * kColumns * int{sizeof(T)};
-#pragma unroll
-          for (int j = 0; j < C; j++) {
-            const auto value = each(sums[i][j][2 * half], sums[i][j][2 * half + 1]);
-            if (is_there && j < there)
-              put(reinterpret_cast<Pair<T>*>(result + place + j * kColumns * int{sizeof(T)}), value);
+                for (int j = 0; j < C; j++) {
+                  if (j >= there) continue;
+                  auto& sum = sums[i][half][j];
+                  sum[0] = add_product(left, b[j].first, sum[0]), sum[1] = add_product(left, b[j].second, sum[1]);
+                }
+              }
           }
         }
-      }
-    };
-    if (g.high < kNoBound)
-      store(bounds);
-    else if (g.low == 0.f)
-      store([](float first, float second) { return relu_pair<T>(first, second); });
-    else
-      store([](float first, float second) { return plain_pair<T>(first, second); });
+        const Bounds<T> bounds(g.low, g.high);
+#pragma unroll
+        for (int i = 0; i < R; i++)
+#pragma unroll
+          for (int half = 0; half < 2; half++) {
+            const int p = pixel_of(i, half);
+            if (p >= count) continue;
+            const int place = to.at(p) + tile * kColumns * 4;
+#pragma unroll
+            for (int j = 0; j < C; j++)
+              if (j < there)
+                put(reinterpret_cast<Pair<T>*>(result + place + j * kColumns * 4),
+                    bounds(sums[i][half][j][0], sums[i][half][j][1]));
+          }
+      });
+}
+
+template <int R, int C, class T>
+GHOST_DEVICE void product_of(const Work<T>& w, const Stage& g) {
+  if constexpr (sizeof(T) == 4) return plain_product<R, C>(w, g);
+  if constexpr (sizeof(T) == 2) {
+    if (g.depth <= kKept) return matrix_product<R, C, true>(w, g);
+    matrix_product<R, C, false>(w, g);
   }
 }
 
 template <class T>
 GHOST_DEVICE void product(const Work<T>& w, const Stage& g) {
-  if (g.kernel == kTallTile) return product_of<4, 2>(w, g);
-  product_of<2, 4>(w, g);
+  if constexpr (has_tile(kTallTile, sizeof(T))) {
+    if (g.kernel == kTallTile) return product_of<kTallTile, 2>(w, g);
+  }
+  if (g.kernel == kSmallTile) return product_of<kSmallTile, 2>(w, g);
+  product_of<kWideTile, 4>(w, g);
 }
 
 }  // namespace ghost::cuda

@@ -48,7 +48,8 @@ constexpr int kBlockNumbers = sizeof(Block) / sizeof(int32_t);
 constexpr int kMostWindow = 63;                       // a side of a dense convolution's window
 constexpr int kRows = 16, kColumns = 8, kDepth = 16;  // of a warp's product
 constexpr int kWeightTile = kDepth * kColumns;        // weights that one product reads
-constexpr int kTapLanes = 32;  // of a depthwise weight: so many lanes of a tap, then the next tap
+constexpr int kTapLanes = 32;  // of a depthwise weight in float32: so many lanes of a tap, then the next tap
+constexpr int kOctet = 8;      // lanes of a depthwise convolution in half precision that are computed at once
 
 GHOST_HOST_DEVICE int cdiv(int a, int b) { return (a + b - 1) / b; }
 GHOST_HOST_DEVICE int up(int n, int to) { return cdiv(n, to) * to; }
@@ -61,7 +62,9 @@ GHOST_HOST_DEVICE int out_width(const Block& b) { return out_size(b.width, b.str
 
 /// Lanes of a convolution's result: eight outputs of a product are made at once.
 GHOST_HOST_DEVICE int lanes_of(int channels) { return up(channels, kColumns); }
-/// Floats of a depthwise weight, and where a lane's first tap is.
+/// Elements of a depthwise weight in half precision that a lane has: one after the other, 8 bytes at a time.
+GHOST_HOST_DEVICE int taps_of_lane(int kernel) { return up(kernel * kernel, 4); }
+/// Floats of a depthwise weight in float32, and where a lane's first tap is.
 GHOST_HOST_DEVICE int64_t taps_of(int kernel, int lanes) { return int64_t{kernel} * kernel * up(lanes, kTapLanes); }
 GHOST_HOST_DEVICE int first_tap(int kernel, int lane) {
   return lane / kTapLanes * (kernel * kernel * kTapLanes) + lane % kTapLanes;

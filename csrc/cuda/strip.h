@@ -82,7 +82,7 @@ struct Stage {
   int32_t between;  // of store: to the map between two blocks of the launch, and by the first chunk only
 };
 
-constexpr int kMaps = 20, kStages = 48, kOwnBytes = 768;  // of shared memory: `Shared` in work.h
+constexpr int kMaps = 20, kStages = 48, kOwnBytes = 896;  // of shared memory: `Shared` in work.h
 constexpr int kNoMap = -1, kResidual = -2;                // of a store: no residual, or the argument of that name
 
 /// How the map that is loaded first is read from an image, if it is: a pixel has the numbers of a window, channel by
@@ -96,6 +96,7 @@ struct Window {
 
 /// One kernel launch. A thread block has one part (band, strip, chunk) of every `grid`-th image.
 struct Launch {
+  Divisor warps;
   int32_t threads, shared, grid;  // grid: thread blocks that share the images of a part
   int32_t height, width;          // of the output
   int32_t band, strip, step;      // output rows and columns of a part, rows of a step
@@ -114,10 +115,15 @@ struct Launch {
 /// Columns of a map that a strip has.
 struct Columns {
   int32_t begin, origin;  // origin: the column that is first in memory
-  Divisor count, groups;  // groups: of kGroup columns, which a thread computes at once
+  Divisor count, groups;  // groups: of kGroup columns, which are computed at once
 };
-constexpr int kGroup = 4;
-constexpr int kWideTile = 2, kTallTile = 4;  // tiles of 16 pixels that a warp has of a product, by 4 or 2 of 8 outputs
+constexpr int kGroup = 8;
+// Tiles of 16 pixels that a warp has of a product, and of 8 outputs.
+constexpr int kWideTile = 2, kTallTile = 4, kSmallTile = 1;
+constexpr int kKept = 1;  // steps of 16 inputs up to which a warp keeps a product's weight in registers
+GHOST_HOST_DEVICE int columns_of_tile(int kind) { return kind == kWideTile ? 4 : 2; }
+/// Tall ones are not there in float32: without tensor cores they need more registers than there are.
+GHOST_HOST_DEVICE constexpr bool has_tile(int kind, int element) { return kind != kTallTile || element == 2; }
 constexpr float kNoBound = __builtin_huge_valf();
 
 GHOST_HOST_DEVICE Columns columns_of(const Map& map, int begin, int end) {

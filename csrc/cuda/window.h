@@ -10,7 +10,9 @@ namespace ghost::cuda {
 template <class T>
 GHOST_DEVICE void load_windows(const Work<T>& w, const Stage& g) {
   constexpr int N = kVector<T>, kSide = 256;  // of a window at most: MOST_WINDOW in ghost_ops/backends/cuda/calls.py
-  using V = Vector<T, N>;
+  struct alignas(N * sizeof(T)) V {
+    T values[N];
+  };
   const Window& window = w.launch.window;
   const Rows rows = w.rows(w.map(g.out));
   const Pixels<T> pixels(w, g.out, rows, g.out);

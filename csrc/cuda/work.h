@@ -51,6 +51,8 @@ struct Step {
 struct Shared {
   Columns columns[kMaps];  // of every map
   Step now, next;          // what is computed, and what is loaded meanwhile
+  alignas(16) unsigned char zeros[16];
+  unsigned char spare[8][16];  // where lanes of a warp write what nobody wants
 };
 static_assert(sizeof(Shared) <= kOwnBytes);
 
@@ -67,6 +69,11 @@ struct Work {
   }
   /// Lanes of a map from `lane` on, at its first pixel.
   GHOST_DEVICE unsigned char* at(const Map& m, int lane) const { return shared + m.at + lane * int{sizeof(T)}; }
+
+  /// 16 bytes for what nobody wants; those of eight lanes side by side are in different banks.
+  GHOST_DEVICE unsigned char* spare() const { return reinterpret_cast<Shared*>(shared)->spare[lane() & 7]; }
+
+  GHOST_DEVICE const unsigned char* zeros() const { return reinterpret_cast<const Shared*>(shared)->zeros; }
 
   /// Rows that this step adds to a map, outside of the image too.
   GHOST_DEVICE Rows padded_rows(const Map& m) const {
@@ -99,24 +106,43 @@ GHOST_DEVICE int next_row(int at, int row, int ring) {
 /// Bytes from the first pixel of a map to another one.
 GHOST_DEVICE int pixel(const Map& m, int slot, int column) { return slot * m.row + column * m.pitch; }
 
+/// What a warp does of a stage that has `outers` x `inners` items: some of them one after the other. `begin` is called
+/// with the outer number where that changes, `each` with the inner one.
+template <class T, class Begin, class Each>
+GHOST_DEVICE void for_share(const Work<T>& w, int outers, int inners, const Begin& begin, const Each& each) {
+  const int all = outers * inners, share = divide(all + w.launch.warps.value - 1, w.launch.warps);
+  int inner = warp() * share, left = least(share, all - inner), outer = 0;
+#pragma unroll 1
+  for (; left > 0; outer++, inner -= inners) {
+    if (inner >= inners) continue;
+    begin(outer);
+    const int end = least(inner + left, inners);
+    left -= end - inner;
+#pragma unroll 1
+    for (; inner < end; inner++) each(inner);
+  }
+}
+
 /// Pixels of some rows of a map, numbered row by row: where each is in shared memory and in the map.
 template <class T>
 struct Pixels {
   const Map& m;
   Columns columns;  // that are counted: the map's, or those of one that is made of it
   Rows rows;
-  int slot, shift;  // of the first row; from columns counted to places in a row
+  int start, shift;  // bytes of the first row; from columns counted to places in a row
 
   GHOST_DEVICE Pixels(const Work<T>& w, int index, Rows r, int of)
       : m(w.map(index)),
         columns(w.columns(of)),
         rows(r),
-        slot(slot_of(m, r.begin)),
-        shift(columns.begin - w.columns(index).origin + m.halo) {}
+        start(slot_of(m, r.begin) * m.row),
+        shift((columns.begin - w.columns(index).origin + m.halo) * m.pitch) {}
 
   GHOST_DEVICE int count() const { return rows.size() * columns.count.value; }
   GHOST_DEVICE int row_of(int p) const { return divide(p, columns.count); }
-  GHOST_DEVICE int at(int row, int column) const { return pixel(m, slot_after(m, slot, row), column + shift); }
+  GHOST_DEVICE int at(int row, int column) const {
+    return next_row(start, row * m.row, m.ring) + column * m.pitch + shift;
+  }
   GHOST_DEVICE int at(int p) const {
     const int row = row_of(p);
     return at(row, p - row * columns.count.value);

@@ -59,7 +59,7 @@ def library() -> ctypes.CDLL:
     built = str(_build("operators", sources, *flags))
     torch.ops.load_library(built)
     found = ctypes.CDLL(built)
-    found.ghost_emulated_parted.restype = ctypes.c_char_p
+    found.ghost_emulated_parted.restype = found.ghost_emulated_banks.restype = ctypes.c_char_p
     return found
 
 

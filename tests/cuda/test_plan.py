@@ -84,8 +84,10 @@ EXCITED = {
 
 
 def test_one_image_is_shared_by_many_thread_blocks():
+    """By eight and more; 7 x 7 pixels by one for each row at least."""
     for names, one in launches(1):
-        assert one.bands * one.strips * one.chunks >= 8, names
+        least = 7 if all(name.endswith("7 x 7") for name in names) else 8
+        assert one.bands * one.strips * one.chunks >= least, names
 
 
 def a_block(**fields: int) -> list[int]:
@@ -114,10 +116,10 @@ def ask(block: list[int], images: int = 1) -> plan.Plan | None:
 
 
 def test_bytes_that_are_saved():
-    """What docs/gpu-kernels.md says: elements an image of GhostNet-100, fused and by module."""
+    """What docs/performance/gpu.md says: elements an image of GhostNet-100 to the logits, fused and by module."""
     ((_, found),) = plans("100", 224, 256, H200)
     fused, by_module = (getattr(found, k) / 256 / 2e6 for k in ("fused", "by_module"))
-    assert 2.5 < fused < 3.6 and 7.4 < by_module < 8.2
+    assert 5 < fused < 5.4 and 7.4 < by_module < 8.2
 
 
 def test_bytes_of_one_block_by_hand():

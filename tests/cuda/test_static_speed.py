@@ -32,14 +32,14 @@ def test_counts_only_get_better(found):
         assert not bad, "python -m benchmarks.static_model --write-budgets\n" + "\n".join(bad)
 
 
-@pytest.mark.parametrize("stage", cuda.IDEAL)
-def test_stages_are_near_what_was_compiled_by_itself(found, stage):
-    """Sizes known only at run time, rings and borders may cost so much beside a prototype of fixed sizes."""
-    assert found["stages"][stage] / cuda.RESULTS[stage] <= cuda.MOST * cuda.IDEAL[stage]
+@pytest.mark.parametrize("stage", cuda.PROTOTYPES)
+def test_stages_have_no_more_than_prototypes(found, stage):
+    """Though their sizes are known only at run time, and maps are rings."""
+    assert found["stages"][stage] / cuda.RESULTS[stage] <= cuda.PROTOTYPES[stage]
 
 
 def test_the_planner_counts_what_the_machine_code_has():
-    text = (cuda.ROOT / "csrc" / "cuda" / "plan.h").read_text()
+    text = (cuda.ROOT / "csrc" / "cuda" / "cost.h").read_text()
     for stage, known in KNOWN["stages"].items():
         name = "k" + "".join(part.capitalize() for part in stage.removesuffix("_stage").split("_"))
         (number,) = re.findall(rf"\b{name} = (\d+)", text)
@@ -59,5 +59,5 @@ def test_a_worse_count_is_an_error(name):
 
 def test_predicted_times():
     """Of GhostNet-100 from image to logits on an H200, in float16: predictions, not measurements."""
-    for batch, most in ((256, 2e-3), (1, 1.7e-4)):
+    for batch, most in ((256, 1.4e-3), (1, 1.65e-4)):
         assert sum(one.cycles for _, one in launches(batch)) / 1.98e9 <= most

@@ -78,7 +78,10 @@ def tiles(weight: torch.Tensor, half: bool) -> torch.Tensor:
 
 @dataclass
 class Weights:
-    """The two buffers of the kernels in the making: matrices, in the dtype of the maps, and vectors, in float32."""
+    """The two buffers of the kernels in the making: matrices, in the dtype of the maps, and vectors, in float32.
+
+    Depthwise weights are among the matrices in half precision, else among the vectors.
+    """
 
     half: bool
     matrices: list[torch.Tensor] = field(default_factory=list)
@@ -101,6 +104,14 @@ class Weights:
 
     def vector(self, t: torch.Tensor) -> int:
         return self._add(1, t, 16)
+
+    def taps(self, folded: Folded, channels: torch.Tensor) -> int:
+        """A depthwise weight of these channels, -1 where there is none. In half precision it is among the matrices: of
+        each channel all taps, with zeros up to a multiple of 4."""
+        if not self.half:
+            return self.vector(_taps(folded, channels))
+        taps = _pick(folded.weight.flatten(1).t(), F.pad(channels, (0, -len(channels) % 8), value=-1)).t()
+        return self._add(0, F.pad(taps, (0, -taps.shape[1] % 4)), 128)
 
     def conv(self, weight: int, folded: Folded, layer: Layer, order=lambda t: t) -> tuple[int, int, int, int]:
         """Four numbers for ``Block``; ``order`` puts a vector of channels into the kernels' order."""
@@ -134,7 +145,7 @@ def lane_channels(primary: int, multiplier: int, kept: int) -> torch.Tensor:
 
 
 def _taps(folded: Folded, channels: torch.Tensor) -> torch.Tensor:
-    """A depthwise weight of these channels: of 32 lanes the first tap, the second, ..., then of the next 32."""
+    """A depthwise weight of these channels in float32: of 32 lanes the first tap, the second, ..., then of the next."""
     taps = _pick(folded.weight.flatten(1).t(), F.pad(channels, (0, -len(channels) % 32), value=-1))
     return taps.view(len(taps), -1, 32).transpose(0, 1)
 
@@ -154,14 +165,14 @@ def add_module(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> 
 def _add_replacing(w: Weights, step: Depthwise, folded: Folded) -> dict:
     """The fields of a depthwise convolution whose results take the place of what it reads, without their numbers."""
     order = lane_channels(step.channels, 0, step.channels).flatten()
-    conv = w.conv(w.vector(_taps(folded, order)), folded, step.layer, lambda t: _pick(t, order))
+    conv = w.conv(w.taps(folded, order), folded, step.layer, lambda t: _pick(t, order))
     return {"cheap": conv, "cheap_kernel": step.kernel[0]}
 
 
 def _add_cheap(w: Weights, step: Ghost, cheap: Folded) -> tuple[int, int, int, int]:
     channels = lane_channels(step.primary, step.cheap_channels // step.primary, step.out_channels)[1:].flatten()
     made = torch.where(channels < 0, -1, channels - step.primary)
-    return w.conv(w.vector(_taps(cheap, made)), cheap, step.cheap, lambda t: _pick(t, made))
+    return w.conv(w.taps(cheap, made), cheap, step.cheap, lambda t: _pick(t, made))
 
 
 def ghost_module_block(w: Weights, step: Ghost, first: Folded, cheap: Folded | None) -> Block:
@@ -225,7 +236,7 @@ def bottleneck_block(w: Weights, parts: Parts) -> Block:
     if parts.depthwise is not None:
         step, (folded,) = parts.depthwise
         b.kernel, b.stride = step.kernel[0], step.stride[0]
-        b.depthwise = w.conv(w.vector(_taps(folded, lanes)), folded, step.layer, in_lanes)
+        b.depthwise = w.conv(w.taps(folded, lanes), folded, step.layer, in_lanes)
     if parts.excite is not None:
         step, (reduce, expand) = parts.excite
         b.hidden, b.gate = step.hidden, step.gate
@@ -242,7 +253,7 @@ def bottleneck_block(w: Weights, parts: Parts) -> Block:
         (step, (folded,)), (pointwise, (last,)) = parts.shortcut
         b.shortcut, b.stride = step.kernel[0], step.stride[0]
         channels = F.pad(torch.arange(b.channels), (0, b.channels % 2), value=-1)
-        b.shortcut_depthwise = w.conv(w.vector(_taps(folded, channels)), folded, step.layer)
+        b.shortcut_depthwise = w.conv(w.taps(folded, channels), folded, step.layer)
         b.shortcut_pointwise = w.conv(w.matrix(last.weight.flatten(1)), last, pointwise.layer)
     return b
 

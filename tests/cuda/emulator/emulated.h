@@ -10,8 +10,10 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #define GHOST_DEVICE inline
 
@@ -30,8 +32,13 @@ constexpr int kWarp = 32;
 
 /// What lanes lay before their warp.
 struct Exchange {
-  const void* rows[kWarp];
-  uint32_t a[kWarp][4], b[kWarp][2];
+  unsigned char* rows[kWarp];
+  uint32_t* words[kWarp];
+  const uint32_t *a[kWarp], *b[kWarp];
+  const float* c[kWarp];
+  float* sums[kWarp];
+  int bits[kWarp];
+  std::string_view file;
 };
 
 /// A line of the kernels.
@@ -48,11 +55,18 @@ extern int thread, threads, block, row_of_blocks, rows_of_blocks, layer_of_block
 
 /// Returns once every thread of the block has come to this place.
 void wait_for_block(Place place);
-/// The same for the warp, and what its lanes do there; and the warp's exchange, another one each time of two, so that
-/// who is late reads what was meant for it.
-enum class Meeting { load, multiply };
-void wait_for_warp(Meeting what);
+/// The same for the warp: the last of its lanes does for all what they came for.
+void meet(void (*what)(Exchange&));
 Exchange& exchange();
+
+/// Counts in how many cycles the banks of shared memory give or take the rows of 8 x 8 matrices: eight rows of 16 bytes
+/// need one where they are in different banks, as many as there are different rows in the same banks else.
+struct Banks {
+  int64_t matrices, cycles;
+};
+extern bool counts_banks;
+extern std::map<std::pair<std::string_view, std::string_view>, Banks> banks;  // by the file and kind of the access
+void count_banks(std::string_view file, std::string_view kind, unsigned char* const* rows, int matrices);
 
 enum Order { kForward, kBackward, kRandom };
 
@@ -63,8 +77,8 @@ void expect_shared(const void* begin, int bytes);
 void begin_copy(void* to, const void* from, int bytes);
 void finish_copies();
 
-/// Runs a kernel over a grid of blocks x rows x layers; kRandom is another order after every barrier. Shared memory is full of
-/// NaNs before every block.
+/// Runs a kernel over a grid of blocks x rows x layers; kRandom is another order after every barrier. Shared memory is
+/// full of NaNs before every block.
 ///
 /// Returns null, or what went wrong: threads that wait at different barriers, a read or write beside shared memory, or
 /// a copy that nobody waited for.
@@ -89,7 +103,18 @@ V constant(const V* p) {
   return *p;
 }
 
-inline int opaque(int value) { return value; }
+template <class V>
+V opaque(V value) {
+  return value;
+}
+inline uint32_t pick_bytes(uint32_t word, uint32_t which) {
+  uint32_t made = 0;
+  for (int i = 0; i < 4; i++) {
+    const uint32_t byte = which >> 4 * i & 7;
+    if (byte < 4) made |= (word >> 8 * byte & 0xff) << 8 * i;
+  }
+  return made;
+}
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
 
 template <int kBytes>
@@ -116,6 +141,19 @@ inline float widen(bfloat16 v) {
   std::memcpy(&out, &bits, 4);
   return out;
 }
+
+namespace emulated {
+/// As widen, from a table.
+inline float widened(bfloat16 v) { return widen(v); }
+inline float widened(float16 v) {
+  static const auto table = [] {
+    std::vector<float> all(1 << 16);
+    for (size_t i = 0; i < all.size(); i++) all[i] = widen(float16{static_cast<uint16_t>(i)});
+    return all;
+  }();
+  return table[v.bits];
+}
+}  // namespace emulated
 
 template <class T>
 T narrow(float v);
@@ -170,30 +208,92 @@ struct Bounds {
 
 inline float exponential(float v) { return std::exp(v); }
 
-inline void load_matrices(uint32_t (&a)[4], const void* row) {
-  auto& e = emulated::exchange();
-  const int lane = thread() & 31;
-  e.rows[lane] = row;
-  emulated::expect_shared(row, 16);
-  emulated::wait_for_warp(emulated::Meeting::load);
-  for (int i = 0; i < 4; i++) std::memcpy(&a[i], static_cast<const char*>(e.rows[8 * i + lane / 4]) + lane % 4 * 4, 4);
+template <class T>
+uint32_t add_words(T, uint32_t a, uint32_t b) {
+  const auto half = [](uint32_t bits, int i) { return widen(T{static_cast<uint16_t>(bits >> 16 * i)}); };
+  return pack<T>(half(a, 0) + half(b, 0), half(a, 1) + half(b, 1));
+}
+template <class T>
+uint32_t multiply_words(T, uint32_t a, uint32_t b) {
+  const auto half = [](uint32_t bits, int i) { return widen(T{static_cast<uint16_t>(bits >> 16 * i)}); };
+  return pack<T>(half(a, 0) * half(b, 0), half(a, 1) * half(b, 1));
 }
 
-template <class T>
-void multiply_add(T, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+/// Lane l has two elements, from the (l % 4) x 2nd on, of row l / 4 of each matrix.
+template <int N>
+void load_matrices(uint32_t (&a)[N], const void* row, const char* file = __builtin_FILE()) {
   auto& e = emulated::exchange();
   const int lane = thread() & 31;
-  std::memcpy(e.a[lane], a, sizeof a), std::memcpy(e.b[lane], b, sizeof b);
-  emulated::wait_for_warp(emulated::Meeting::multiply);
-  const auto half = [](uint32_t bits, int i) { return widen(T{static_cast<uint16_t>(bits >> 16 * i)}); };
-  for (int i = 0; i < 4; i++) {
-    const int row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
-    for (int k = 0; k < 16; k++) {
-      const int group = k % 8 / 2;
-      c[i] +=
-          half(e.a[row % 8 * 4 + group][row / 8 + 2 * (k / 8)], k % 2) * half(e.b[column * 4 + group][k / 8], k % 2);
+  e.rows[lane] = static_cast<unsigned char*>(const_cast<void*>(row)), e.words[lane] = a, e.file = file;
+  if (lane < 8 * N) emulated::expect_shared(row, 16);
+  emulated::meet([](emulated::Exchange& e) {
+    for (int lane = 0; lane < emulated::kWarp; lane++)
+      for (int i = 0; i < N; i++) std::memcpy(&e.words[lane][i], e.rows[8 * i + lane / 4] + lane % 4 * 4, 4);
+    if (emulated::counts_banks) emulated::count_banks(e.file, "load", e.rows, N);
+  });
+}
+
+inline void store_matrices(void* row, uint32_t a, uint32_t b, uint32_t c, uint32_t d,
+                           const char* file = __builtin_FILE()) {
+  auto& e = emulated::exchange();
+  const int lane = thread() & 31;
+  uint32_t words[4] = {a, b, c, d};
+  e.rows[lane] = static_cast<unsigned char*>(row), e.words[lane] = words, e.file = file;
+  emulated::expect_shared(row, 16);
+  emulated::meet([](emulated::Exchange& e) {
+    for (int lane = 0; lane < emulated::kWarp; lane++)
+      for (int i = 0; i < 4; i++) std::memcpy(e.rows[8 * i + lane / 4] + lane % 4 * 4, &e.words[lane][i], 4);
+    if (emulated::counts_banks) emulated::count_banks(e.file, "store", e.rows, 4);
+  });
+}
+
+inline float value_across(float v, int bits) {
+  auto& e = emulated::exchange();
+  float out;
+  e.c[thread() & 31] = &v, e.sums[thread() & 31] = &out, e.bits[thread() & 31] = bits;
+  emulated::meet([](emulated::Exchange& e) {
+    for (int lane = 0; lane < emulated::kWarp; lane++) *e.sums[lane] = *e.c[lane ^ e.bits[lane]];
+  });
+  return out;
+}
+
+/// 16 x K by K x 8: of a, lane l has rows l / 4 and that + 8, of b column l / 4, of the sums two columns of both rows.
+template <class T, int K>
+void multiply_add(emulated::Exchange& e) {
+  float a[16][K], b[K][8], sums[16][8];
+  const auto half = [](uint32_t bits, int i) { return emulated::widened(T{static_cast<uint16_t>(bits >> 16 * i)}); };
+  for (int lane = 0; lane < emulated::kWarp; lane++) {
+    const int row = lane / 4, column = lane % 4 * 2;
+    for (int i = 0; i < 2; i++) {
+      for (int k = 0; k < K / 8; k++) {
+        b[8 * k + column + i][row] = half(e.b[lane][k], i);
+        for (int below = 0; below < 2; below++)
+          a[row + 8 * below][8 * k + column + i] = half(e.a[lane][2 * k + below], i);
+      }
+      sums[row][column + i] = e.c[lane][i], sums[row + 8][column + i] = e.c[lane][2 + i];
     }
   }
+  for (int row = 0; row < 16; row++)
+    for (int k = 0; k < K; k++)
+      for (int column = 0; column < 8; column++) sums[row][column] += a[row][k] * b[k][column];
+  for (int lane = 0; lane < emulated::kWarp; lane++)
+    for (int i = 0; i < 4; i++) e.sums[lane][i] = sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+}
+template <class T, int N>
+void multiply_add_of(float (&sum)[4], const uint32_t (&a)[N], const uint32_t* b, const float (&c)[4]) {
+  auto& e = emulated::exchange();
+  const int lane = thread() & 31;
+  e.a[lane] = a, e.b[lane] = b, e.c[lane] = c, e.sums[lane] = sum;
+  emulated::meet(multiply_add<T, 4 * N>);
+}
+template <class T>
+void multiply_add(T, float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
+  const uint32_t b[] = {b0, b1};
+  multiply_add_of<T>(sum, a, b, c);
+}
+template <class T>
+void multiply_add(T, float (&sum)[4], const uint32_t (&a)[2], uint32_t b, const float (&c)[4]) {
+  multiply_add_of<T>(sum, a, &b, c);
 }
 
 }  // namespace ghost::cuda

@@ -4,9 +4,11 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
 #include <vector>
 
 #include "emulated.h"
@@ -38,9 +40,9 @@ struct Fiber {
 };
 
 struct Warp {
-  int waiting = 0, round = 0;
-  Meeting what;
-  Exchange exchange[2];
+  int waiting = 0;
+  void (*what)(Exchange&);
+  Exchange exchange;
 };
 
 std::vector<Fiber> fibers;
@@ -116,15 +118,33 @@ void wait_for_block(Place place) {
   leave(fibers[thread].state);
 }
 
-void wait_for_warp(Meeting what) {
+void meet(void (*what)(Exchange&)) {
   Warp& warp = the_warps[thread / kWarp];
   if (warp.waiting == 0) warp.what = what;
   parted |= what != warp.what;
   if (++warp.waiting < kWarp) return leave(State::at_warp);
-  warp.waiting = 0, warp.round ^= 1;
+  warp.waiting = 0;
+  if (!parted) what(warp.exchange);
   const int first = thread / kWarp * kWarp;
   for (int i = first; i < first + kWarp; i++)
     if (fibers[i].state == State::at_warp) fibers[i].state = State::ready;
+}
+
+bool counts_banks;
+std::map<std::pair<std::string_view, std::string_view>, Banks> banks;
+
+void count_banks(std::string_view file, std::string_view kind, unsigned char* const* rows, int matrices) {
+  Banks& count = banks[{file, kind}];
+  for (int i = 0; i < matrices; i++) {
+    std::set<uintptr_t> at[8];  // the rows in each 16 bytes of the 128 that all banks have side by side
+    size_t most = 0;
+    for (int row = 8 * i; row < 8 * i + 8; row++) {
+      auto& there = at[reinterpret_cast<uintptr_t>(rows[row]) / 16 % 8];
+      there.insert(reinterpret_cast<uintptr_t>(rows[row]));
+      most = std::max(most, there.size());
+    }
+    count.matrices++, count.cycles += static_cast<int64_t>(most);
+  }
 }
 
 void expect_shared(const void* begin, int bytes) {
@@ -143,10 +163,7 @@ void finish_copies() {
   fibers[thread].copies.clear();
 }
 
-Exchange& exchange() {
-  Warp& warp = the_warps[thread / kWarp];
-  return warp.exchange[warp.round];
-}
+Exchange& exchange() { return the_warps[thread / kWarp].exchange; }
 
 const char* run(int64_t blocks, int64_t rows, int64_t layers, int count, int bytes, Order order, uint32_t seed,
                 const std::function<void(unsigned char*)>& kernel) {

@@ -41,14 +41,27 @@ GHOST_EMULATOR_API void ghost_emulated_leave_out(const char* file, int line) {
   ghost::cuda::emulated::left_out_file = file, ghost::cuda::emulated::left_out_line = line;
 }
 
+/// From now on accesses to matrices in shared memory are counted, or no longer; what was counted so far, a line for
+/// each kind: file, load or store, matrices, cycles.
+GHOST_EMULATOR_API const char* ghost_emulated_banks(int count) {
+  static std::string said;
+  said.clear();
+  for (const auto& [place, n] : ghost::cuda::emulated::banks)
+    said += std::string(place.first) + ' ' + std::string(place.second) + ' ' + std::to_string(n.matrices) + ' ' +
+            std::to_string(n.cycles) + '\n';
+  ghost::cuda::emulated::banks.clear();
+  ghost::cuda::emulated::counts_banks = count;
+  return said.c_str();
+}
+
 /// What the emulator says of a block whose odd threads, or the odd lanes of whose warps, part from the others.
 GHOST_EMULATOR_API const char* ghost_emulated_parted(int warps) {
   using namespace ghost::cuda;
   return emulated::run(1, 1, 1, 64, 512, emulated::kForward, 0, [=](unsigned char* shared) {
     if (warps) {
-      uint32_t a[4] = {}, b[2] = {};
+      uint32_t a[4] = {};
       float c[4] = {};
-      thread() % 2 ? load_matrices(a, shared) : multiply_add(float16{}, c, a, b);
+      thread() % 2 ? load_matrices(a, shared) : multiply_add(float16{}, c, a, 0, 0, c);
     } else if (thread() % 2) {
       sync_block();
     } else {

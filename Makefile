@@ -51,8 +51,7 @@ interpreted: $(VENV)/installed-test $(VENV)/installed-peers
 		tests/triton/test_interpreter.py | grep -E "PASSED|FAILED|s call|passed|failed") \
 		| tee benchmarks/results/interpreted.log
 
-# Every tool that docs/toolchains.md names; one that is not installed is an error. `make test` has those of PyTorch, ONNX
-# and OpenVINO.
+# Every tool that docs/toolchains.md names; one that is not installed is an error. `make test` has those of PyTorch.
 toolchains: $(VENV)/installed-test $(VENV)/installed-peers $(VENV)/installed-toolchains
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.toolchains.run benchmarks/results/toolchains.log
 

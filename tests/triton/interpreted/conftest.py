@@ -27,7 +27,7 @@ _interpreted = replace(
 )
 
 
-MANY, ONE_OF = 15, 6  # of a file with so many tests, one of six runs in `make test`
+MANY, ONE_OF = 15, 9  # of a file with so many tests, one of nine runs in `make test`
 
 
 def pytest_collection_modifyitems(config, items):

@@ -149,15 +149,14 @@ def recorder() -> str | None:
         return "torch.onnx.export is recording" if recording else None
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace is recording"
-    return refuse_function_modes()
+    return refuse_function_modes() if torch._C._len_torch_function_stack() else None  # a call each is not free
 
 
 def refuse_function_modes() -> str | None:
     """Why a call must go through PyTorch's functions: a mode sees them, other than one that only sets the device."""
-    if torch._C._len_torch_function_stack():
-        modes = torch.overrides._get_current_function_mode_stack()
-        if not all(isinstance(mode, DeviceContext) for mode in modes):
-            return "a TorchFunctionMode is active"
+    modes = torch.overrides._get_current_function_mode_stack()
+    if not all(isinstance(mode, DeviceContext) for mode in modes):
+        return "a TorchFunctionMode is active"
     return None
 
 
@@ -184,7 +183,7 @@ def refuse_call(x: object) -> str | None:
         return "torch.jit.trace is recording"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    return refuse_function_modes()
+    return refuse_function_modes() if torch._C._len_torch_function_stack() else None  # a call each is not free
 
 
 def refuse_modes() -> str | None:

@@ -75,16 +75,20 @@ def in_place_class(behaviour: type[InPlace], source: type[nn.Module]) -> type[nn
     return made
 
 
-def standing_for(own: Callable[..., object]) -> Callable[..., object]:
-    """A forward that calls ``_forward``, and that is for all who read it the module's own one.
+def _forward(self, *args, **kwargs):
+    return self._forward(*args, **kwargs)
+
+
+def standing_for(own: Callable[..., object], forward: types.FunctionType = _forward) -> Callable[..., object]:
+    """A forward that is for all who read it the module's own one.
 
     It has the signature of that one, which callers and trainers ask for, and its source and its names, which
     ``torch.jit.script`` compiles: what is scripted is the plain module.
+
+    Args:
+        own: the module's own forward.
+        forward: what it does instead, with attributes of the module only; by default it calls ``_forward``.
     """
-
-    def forward(self, *args, **kwargs):
-        return self._forward(*args, **kwargs)
-
     scope = getattr(own, "__globals__", {})
     cells = zip(own.__code__.co_freevars, own.__closure__ or ()) if inspect.isfunction(own) else ()
     local = {name: cell.cell_contents for name, cell in cells if cell != _EMPTY}

@@ -35,7 +35,7 @@ inline const char* validate(const Block& b, int64_t matrices, int64_t vectors, b
     return "a module alone that has more than a module";
   }
   if (b.window) {
-    if (b.primary || b.linear) return "a window of a block that is no convolution";
+    if (b.primary || b.linear) return "a window in a block that is not a convolution";
     if (!within(b.window, 1, kMostWindow) || !within(b.window_stride, 1, 64) ||
         !within(b.window_padding, 0, kMostWindow) || !within(b.image_channels, 1, kMost) ||
         !within(b.image_height, 1, kMost) || !within(b.image_width, 1, kMost))
@@ -94,7 +94,7 @@ inline const char* validate(const std::vector<Block>& blocks, int64_t matrices, 
       continue;
     }
     const Block& before = blocks[i - 1];
-    if (b.window) return "windows of what is no image";
+    if (b.window) return "windows of a map that is not the image";
     if (b.channels != before.kept2) return "a block that does not have the channels of the one before";
     if (!b.linear && (b.height != out_height(before) || b.width != out_width(before) || before.linear))
       return "a block that does not have the map of the one before";

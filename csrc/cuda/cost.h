@@ -29,7 +29,7 @@ constexpr double kPlainProduct = 250, kPlainProductDepth = 700;
 constexpr double kPlainTap = 36, kPlainTaps = 40;  // of 2 lanes x 8 columns
 
 constexpr double kIssue = 2.0;       // instructions a cycle of a processor, of 4
-constexpr double kWarpIssue = 0.25;  // of a warp alone
+constexpr double kWarpIssue = 0.25;  // of one warp by itself
 
 /// What a stage costs in a step: instructions of all warps of a thread block and of the one that has most, and cycles
 /// in which tensor cores or shared memory can do nothing else.

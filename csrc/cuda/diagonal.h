@@ -52,7 +52,7 @@ struct Tiles {
   struct Places {
     int from, to, rows;  // rows: that are there of a result of this lane
   };
-  /// The last tile is repeated where there is no other.
+  /// Where no other tile follows, the last one is repeated.
   GHOST_DEVICE Places operator[](int pair) const {
     const int tile = least(2 * pair + second, count - 1), strip = divide(tile, groups);
     const int column = (tile - strip * groups.value) * kGroup, row = strip * R;
@@ -184,7 +184,7 @@ GHOST_DEVICE void diagonal_loops(const Work<T>& w, const Stage& g) {
       });
 }
 
-/// By tiles of kHighTile rows, or of kLowTile where there are no more.
+/// By tiles of kHighTile rows, or of kLowTile where fewer rows are left.
 template <int K, int S, class T>
 GHOST_DEVICE void diagonal_rows(const Work<T>& w, const Stage& g) {
   if (w.rows(w.map(g.out)).size() > kLowTile) return diagonal_stage<K, S, kHighTile>(w, g);

@@ -337,7 +337,7 @@ def test_blocks_that_do_not_follow_each_other():
         ({"order": [0] * 65}, "more than 64"),
         ({"order": [*range(1, count)]}, "x: a map"),
         ({"order": [count - 1]}, "a linear layer without a block before it"),
-        ({"order": [0, 0]}, "windows of what is no image"),
+        ({"order": [0, 0]}, "windows of a map that is not the image"),
         ({"order": [0, count - 1]}, "does not have the channels"),
         ({"at": 1, "height": 1000}, "does not have the map"),
         ({"at": -1, "linear": 3}, "a linear layer that is none"),
@@ -347,7 +347,10 @@ def test_blocks_that_do_not_follow_each_other():
         ({"window": 64}, "an image or its windows"),
         ({"window_padding": 1000}, "an image or its windows"),
         ({"image_height": 5000}, "windows that do not make this map"),
-        ({"at": 1, "window": 1}, "a window of a block that is no convolution|windows of what is no image"),
+        (
+            {"at": 1, "window": 1},
+            "a window in a block that is not a convolution|windows of a map that is not the image",
+        ),
     ):
         with pytest.raises(RuntimeError, match=message):
             call(**arguments)

@@ -142,7 +142,7 @@ def recorder() -> str | None:
     """What records a call in PyTorch's own operators, for tools that know no others; None where nothing does.
 
     These are ``torch.onnx.export`` and ``torch.jit.trace``, and a mode that sees PyTorch's functions, as quantisers
-    have it. (``torch.onnx.export`` with ``strict=True`` is not seen: it decomposes our operators afterwards.)
+    have it. (``torch.onnx.export`` is not seen where it falls back to a strict export: it then names our operator.)
     """
     if torch.compiler.is_compiling():
         recording = torch.compiler._is_exporting_flag and torch.onnx.is_in_onnx_export()

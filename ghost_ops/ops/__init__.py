@@ -8,11 +8,10 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
-from . import decompositions, flops
+from . import flops
 
 FUNCTIONS: dict[str, Callable] = {}
 for _file in pkgutil.iter_modules(__path__):
     _module = importlib.import_module(f"{__name__}.{_file.name}")
     FUNCTIONS.update((_name, getattr(_module, _name)) for _name in getattr(_module, "__all__", ()))
 flops.register_with_counter()
-decompositions.register_for_onnx()

@@ -120,13 +120,9 @@ def overload(name: str) -> torch._ops.OpOverload:
     return getattr(torch.ops.ghost_ops, name).default
 
 
-FAKES: dict[torch._ops.OpOverload, Callable] = {}
-
-
 def register_fake(name: str, function: Callable) -> None:
     """Register the fake of an operator, which gives its results' shapes, for it and for ``<name>_reference``."""
     for operator in (name, f"{name}_reference"):
-        FAKES[overload(operator)] = function
         torch.library.register_fake(f"{NAMESPACE}::{operator}", function, lib=_library)
 
 

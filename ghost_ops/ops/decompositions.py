@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch._decomp import register_decomposition
 
 from ..backends import reference
 from ..backends.registry import SCHEMAS
-from ._library import FAKES, overload
+from ._library import overload
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable[..., object]]:
@@ -22,17 +21,7 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., object]]:
     Returns:
         A new dictionary of operators, to be merged with others as the tool asks for them:
         ``exported.run_decompositions({**torch.export.default_decompositions(), **ghost_ops.decompositions()})``.
+        They are not in PyTorch's own table: Inductor would refuse to keep our kernels wherever ``CI`` is set.
     """
     names = [operator for name in SCHEMAS for operator in (name, f"{name}_reference")]
     return {overload(name): getattr(reference, name.removesuffix("_reference")) for name in names}
-
-
-def register_for_onnx() -> None:
-    """Put them in PyTorch's own table, which ``torch.onnx.export`` reads. Inductor has its own, and keeps our kernels.
-
-    Fakes are preferred to what is in this table where they are in that of metas too: a fake gives shapes at once, a
-    decomposition would be run for them.
-    """
-    for operator, function in decompositions().items():
-        register_decomposition(operator, type="meta", unsafe=True)(FAKES[operator])
-        register_decomposition(operator, unsafe=True)(function)

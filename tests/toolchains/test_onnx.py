@@ -61,12 +61,16 @@ def test_plain_operators_by_torchscript(name, way, tmp_path):
 
 @pytest.mark.parametrize("strict", [True, False] if EVERY else [True], ids=lambda strict: "strict" if strict else "not")
 def test_an_exported_program(strict, tmp_path):
-    """It holds our operators already; the exporter decomposes them."""
+    """It holds our operators already, which the exporter names; decomposed, they are plain."""
     net, plain = made("parted", "frozen")
     dims = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=8), 3: torch.export.Dim("w", min=8)}
     with pytest.warns(UserWarning, match=r"ghost_ops\.thaw"):
         exported = torch.export.export(net, (image(),), dynamic_shapes=(dims,), strict=strict)
     assert ours(exported.graph)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match="ghost_ops") as raised:
+        torch.onnx.export(exported, (), tmp_path / "net.onnx", dynamo=True, verbose=False)
+    assert "program" in str(raised.value)
+    exported = exported.run_decompositions({**torch.export.default_decompositions(), **ghost_ops.decompositions()})
     torch.onnx.export(exported, (), tmp_path / "net.onnx", dynamo=True, verbose=False)
     assert_plain(tmp_path / "net.onnx")
     for x in (image(1), make_map((3, 3, 40, 27))):

@@ -64,7 +64,7 @@ class Frozen(InPlace):
         state = self.__dict__[STATE]
         if state.fast is not None and len(args) == 1 and not kwargs:
             (x,) = args
-            modules, hooks, dtypes, counter, buffers, steps, shapes = state.fast
+            modules, hooks, dtypes, counter, buffers, steps, shapes, tables = state.fast
             if (
                 not torch.compiler.is_dynamo_compiling()  # the first: what follows is not to be compiled
                 and type(x) is _TENSOR
@@ -79,7 +79,8 @@ class Frozen(InPlace):
                 and not _function_modes()
             ):
                 try:
-                    return program(x, buffers["packed"], steps)
+                    if tables == state.contents:
+                        return program(x, buffers["packed"], steps)
                 except Exception:  # whatever it was, what follows says it better
                     pass
         return super().__call__(*args, **kwargs)
@@ -95,8 +96,7 @@ class Frozen(InPlace):
             if state.is_whole() and len(args) == 1 and not kwargs:
                 return self._modules[state.child]._modules["0"](args[0])
         else:
-            if state.counter._version != state.version:
-                state.check(self)
+            state.check(self)
             if state.graphs is not None:
                 return _replayed(self, state, args, kwargs)
             if state.is_whole() and len(args) == 1 and not kwargs:

@@ -25,6 +25,9 @@ _OF_ONE_OBJECT = (
     "fast",
     "shapes",
     "replaced",
+    "tables",
+    "contents",
+    "programs",
 )  # of a state's attributes: no copy has them
 _HOOKS_OF_ONE = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -85,6 +88,9 @@ class FrozenState:
         left: what stayed PyTorch: paths, each with the reason in a sentence.
         graphs: CUDA graphs of its calls, by shape; None where they are not wanted.
         replaced: which parameter, buffer or child was given to a module of which something was packed; None of none.
+        tables: the dictionaries in which modules have the parameters and buffers that were packed.
+        contents: what these held then.
+        programs: the buffers of each program, with the packed parameters that it had then.
     """
 
     def __init__(
@@ -113,6 +119,9 @@ class FrozenState:
         self.fast: tuple | None = None
         self.shapes: set[torch.Size] = set()
         self.replaced: str | None = None
+        self.tables: list[dict[str, torch.Tensor | None]] = []
+        self.contents: list[dict[str, torch.Tensor | None]] = []
+        self.programs: list[tuple[dict[str, torch.Tensor | None], torch.Tensor]] = []
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name not in _OF_ONE_OBJECT}
@@ -149,6 +158,10 @@ class FrozenState:
                 entries.update({name: made[id(t)][1] for name, t in entries.items() if id(t) in made})
         self.counter = torch.empty(0, device="cpu") if self.counter is None else self.counter
         self.version, self.replaced = self.counter._version, None
+        owners = [net.get_submodule(path) for path in dict.fromkeys(path for path, _ in self.watched)]
+        self.tables = [table for owner in owners for table in (owner._parameters, owner._buffers)]
+        self.contents = [dict(table) for table in self.tables]
+        self.programs = [(made._buffers, made.packed) for made in net._modules.get(self.child, ())]
         self.fast = self._fast_call(net)
         self._watch(net)
 
@@ -180,7 +193,7 @@ class FrozenState:
         hooks = tuple(getattr(_modules, f"_global{name}") for name in _HOOKS_OF_ONE)
         hooks += tuple(entries for m in (net, program) for name, entries in vars(m).items() if name in _HOOKS_OF_ONE)
         shapes = None if self.guard is None else self.shapes
-        return net._modules, hooks, program._dtypes, self.counter, program._buffers, program.steps, shapes
+        return net._modules, hooks, program._dtypes, self.counter, program._buffers, program.steps, shapes, self.tables
 
     def check(self, net: nn.Module) -> None:
         """Look whether a tensor that was packed has been changed since; raises ``RuntimeError``."""
@@ -188,6 +201,21 @@ class FrozenState:
             what = "a parameter or buffer was changed in place" if self.replaced is None else self.replaced
             raise RuntimeError(f"{frozen_name(net)}: {what}: {AGAIN}")
         self.version, self.replaced = self.counter._version, None  # after load_state_dict, which loads what is packed
+        if self._is_called_with_others() and not torch.compiler.is_compiling():  # which puts in tensors of its own
+            raise RuntimeError(
+                f"{frozen_name(net)}: it was called with other parameters or buffers than those that were packed, as by "
+                "torch.func.functional_call: call the net that it was made from, or ghost_ops.thaw(net)"
+            )
+
+    def _is_called_with_others(self) -> bool:
+        """Whether modules have other tensors than those of which programs have packed their own. ``functional_call``
+        puts them in past every hook, and takes them out again."""
+        try:
+            if self.tables == self.contents:  # the quickest: identical objects are not compared
+                return False
+        except Exception:  # others are, by value, and a tensor of several has no truth value
+            pass
+        return any(buffers["packed"] is packed for buffers, packed in self.programs)  # else a whole state was given
 
 
 def _sharing(counter: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,6 @@ from .console import failing, one_line
 WEIGHTS = (".pth", ".pt", ".bin", ".tar", ".safetensors")
 PROGRAMS = (".pt2", ".onnx", ".xml")
 SIDE = 224
-MANY = 3  # keys that a message names
 _COUNTER = "num_batches_tracked"  # inference does not need it, and old files do not have it
 
 
@@ -188,15 +187,11 @@ def _counts(net: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, int]:
 
 def _load(net: nn.Module, state: dict[str, torch.Tensor], path: str, name: str) -> None:
     """Load a state_dict; fails with the first keys that differ."""
+    from ..models.checkpoint import differences
+
     own = {key: value for key, value in net.state_dict().items() if isinstance(value, torch.Tensor)}
-    differences = [f"{key} is missing" for key in own if key not in state and not key.endswith(_COUNTER)]
-    differences += [f"{key} is not in {name}" for key in state if key not in own]
-    differences += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if differences:
-        more = f"; and {len(differences) - MANY} more" if len(differences) > MANY else ""
-        raise click.ClickException(f"{path} is not a state_dict of {name}: {'; '.join(differences[:MANY])}{more}")
+    counters = {key for key in own if key.endswith(_COUNTER) and key not in state}
+    found = differences(state, {key: value.shape for key, value in own.items() if key not in counters})
+    if found:
+        raise click.ClickException(f"{path} is not a state_dict of {name}: {found}")
     net.load_state_dict(state, strict=False)

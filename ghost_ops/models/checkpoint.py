@@ -18,6 +18,9 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema",
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
+MANY = 3  # keys that an error names
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, converted or written. The message is one line."""
 
@@ -51,6 +54,28 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             f"load_checkpoint: {path}: the file is truncated, or not a {path.suffix} file ({_first_line(error)})"
         ) from error
     return _state_dict_in(loaded, path)
+
+
+def differences(
+    state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size], names: Mapping[str, str] | None = None
+) -> str:
+    """Say which keys and shapes of a state_dict differ from those of a net, three of them; empty where none do.
+
+    Args:
+        wanted: the shapes of the net's tensors by key.
+        names: for people: what a key of the state was called in the file that it comes from.
+    """
+    called = {name: name for name in state} if names is None else names
+    found = [
+        *(f"{called[name]} is unexpected" for name in state if name not in wanted),
+        *(f"{name} is missing" for name in wanted if name not in state),
+        *(
+            f"{called[name]} has shape {tuple(state[name].shape)}, expected {tuple(shape)}"
+            for name, shape in wanted.items()
+            if name in state and state[name].shape != shape
+        ),
+    ]
+    return "; ".join(found[:MANY]) + (f"; and {len(found) - MANY} more" if len(found) > MANY else "")
 
 
 def save_checkpoint(state_dict: Mapping[str, torch.Tensor], path: str | os.PathLike) -> None:

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..folding import fold
-from .checkpoint import CheckpointError
+from .checkpoint import MANY, CheckpointError, differences
 from .ghostnet import STAGES
 from .registry import MODELS
 
 State = dict[str, torch.Tensor]
-MANY = 3  # keys that an error names
 _TRACKED = "num_batches_tracked"  # which old versions of PyTorch did not save
 _COUNTS = ("total_ops", "total_params")  # buffers of thop, which counts operations
 
@@ -63,24 +62,10 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor], model: str) -> di
         state, names = source.convert(state, target)
     wanted = target.shapes(state)
     state.update((name, torch.tensor(0)) for name in wanted if name.endswith(_TRACKED) and name not in state)
-    differences = [
-        *(f"{names[name]} is not a layer of it" for name in state if name not in wanted),
-        *(f"{name} is missing" for name in wanted if name not in state),
-        *(
-            f"{names[name]} has shape {tuple(state[name].shape)}, expected {tuple(shape)}"
-            for name, shape in wanted.items()
-            if name in state and state[name].shape != shape
-        ),
-    ]
-    if differences:
-        _refuse(model, differences)
+    found = differences(state, wanted, names)
+    if found:
+        raise CheckpointError(f"convert_state_dict: this is not a checkpoint of {model}: {found}")
     return {name: state[name] for name in wanted}
-
-
-def _refuse(model: str, differences: list[str]) -> None:
-    more = len(differences) - MANY
-    text = "; ".join(differences[:MANY]) + (f"; and {more} more" if more > 0 else "")
-    raise CheckpointError(f"convert_state_dict: this is not a checkpoint of {model}: {text}")
 
 
 class _Target:

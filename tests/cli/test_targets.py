@@ -76,7 +76,7 @@ ERRORS = {
     "a list": (("list.pth", "--model", f"{NETS}:small"), "list.pth: expected a state_dict"),
     "another net": (
         ("other.pth", "--model", f"{NETS}:small"),
-        f"other.pth is not a state_dict of {NETS}:small: 0.weight is missing; 0.bias is missing; 1.weight is missing",
+        f"other.pth is not a state_dict of {NETS}:small: conv_stem.weight is unexpected; bn1.weight is unexpected; ",
         "; and ",
     ),
     "another shape": (("shape.pth", "--model", f"{NETS}:small"), "0.weight has shape (2, 2), expected (8, 3, 3, 3)"),

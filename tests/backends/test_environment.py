@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -20,12 +21,12 @@ NUMBER = f"expected a number of MiB from 0 to {2**43 - 1}, in digits, got"
 NAMES = "expected 'amx', 'avx512bf16', 'avx512', 'avx2' or 'baseline', got"
 
 
-def run(code: str, package: Path = PACKAGE, **variables: str) -> subprocess.CompletedProcess:
+def run(code: str, package: Path = PACKAGE, given: str = "", **variables: str) -> subprocess.CompletedProcess:
     """Run code in a process of its own, with these variables and no others of the library."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GHOST_OPS_")}
     return subprocess.run(
         [sys.executable, "-c", code], env={**clean, "PYTHONPATH": str(package.parent), **variables},
-        capture_output=True, text=True, cwd="/",
+        capture_output=True, text=True, cwd="/", input=given,
     )  # fmt: skip
 
 
@@ -45,9 +46,7 @@ def pure_python(tmp_path_factory) -> Path:
     return to
 
 
-@pytest.mark.parametrize(
-    "variable, value, message",
-    [
+WRONG = [
         ("GHOST_OPS_BACKEND", "abc", "expected 'native' or 'reference', got 'abc'"),
         ("GHOST_OPS_BACKEND", "Native", "expected 'native' or 'reference', got 'Native'"),
         ("GHOST_OPS_GPU", "vulkan", "expected 'cuda' or 'triton', got 'vulkan'"),
@@ -56,10 +55,41 @@ def pure_python(tmp_path_factory) -> Path:
         ("GHOST_OPS_ISA", "avx2,baseline", f"{NAMES} 'avx2,baseline'"),
         *(("GHOST_OPS_KEEP_MB", value, f"{NUMBER} '{value}'")
           for value in ("abc", "-1", "1e3", "1.5", " 1", "+1", "0x10", "²", "8796093022208", "9" * 30, "9" * 5000)),
-    ],
-)  # fmt: skip
-def test_a_wrong_value_is_one_error(variable, value, message):
-    assert refusal(**{variable: value}) == f"ValueError: {variable}: {message}"
+]  # fmt: skip
+ATTEMPTS = """
+import json, os, sys
+found = []
+for variable, value in json.loads(sys.stdin.read()):
+    os.environ[variable] = value
+    try:
+        import ghost_ops
+    except Exception as error:
+        found.append(f"{type(error).__name__}: {error}" + ("" if error.__cause__ is error.__context__ is None else "!"))
+    else:
+        found.append("none")
+    del os.environ[variable]
+    for name in [name for name in sys.modules if name.split(".")[0] == "ghost_ops"]:
+        del sys.modules[name]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals() -> list[str]:
+    """What importing the package raises with each wrong value, in one process."""
+    done = run(ATTEMPTS, given=json.dumps([row[:2] for row in WRONG]))
+    assert done.returncode == 0, done
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("row", range(len(WRONG)), ids=[f"{name}={value[:20]}" for name, value, _ in WRONG])
+def test_a_wrong_value_is_one_error(row, refusals):
+    variable, _, message = WRONG[row]
+    assert refusals[row] == f"ValueError: {variable}: {message}"
+
+
+def test_a_wrong_value_ends_a_process_with_one_traceback():
+    assert refusal(GHOST_OPS_BACKEND="abc") == f"ValueError: GHOST_OPS_BACKEND: {WRONG[0][2]}"
 
 
 def test_a_wrong_value_is_an_error_of_a_pure_python_install(pure_python):

@@ -31,13 +31,21 @@ def test_cases_chosen_by_name():
     assert names(dtype="bfloat16") == ["ghostnet_100"] and names("nothing") == []
 
 
+def test_plain_parts_compute_the_net():
+    net, x = NetCase("ghostnet_050", 32, kind="frozen").build(), draw_images(2, 32, 0)
+    found = list(parts.plain_parts(net))
+    names = [name for name, _ in found]
+    assert names[:2] == ["stem", "blocks.0.0"] and names[-1] == "tail" and len(names) == 1 + 16 + 1
+    with torch.no_grad():
+        assert torch.equal(nn.Sequential(*(part for _, part in found))(x), net(x))
+
+
 @needs_kernels
-def test_a_frozen_net_and_its_parts():
+def test_a_frozen_net_and_its_parts(short_net):
     rows, found = run([NetCase("ghostnet_050", 32, kind="frozen")])
     assert [(row.baseline, row.status) for row in rows] == [(FROZEN, OK), ("eager", OK)]
     assert all(row.error < 1e-5 and row.speedup == row.speedups[FROZEN] for row in rows)
-    assert [part.part for part in found][:2] == ["stem", "blocks.0.0"] and len(found) == 1 + 16 + 2
-    assert [part.part for part in found][-2:] == ["tail", "net"]
+    assert [part.part for part in found] == ["stem", "blocks.0.0", "blocks.1.0", "tail", "net"]
     assert {part.status for part in found} == {OK} and all(part.error < 1e-5 for part in found)
     *each, whole = found
     assert sum(part.flops for part in each) == whole.flops == NetCase("ghostnet_050", 32).flops(1)
@@ -50,7 +58,7 @@ def test_a_frozen_net_and_its_parts():
 
 
 @needs_kernels
-def test_parts_move_input_output_and_packed_weights():
+def test_parts_move_input_output_and_packed_weights(short_net):
     case = NetCase("ghostnet_050", 32, kind="frozen")
     found, halves = (parts.run_parts(case, 1, 1, dtype, LIMITS, **FAST) for dtype in ("float32", "bfloat16"))
     stem, half = (
@@ -68,7 +76,7 @@ def found_channels(stem):
 
 
 @needs_kernels
-def test_a_wrong_part_has_no_speed(monkeypatch):
+def test_a_wrong_part_has_no_speed(short_net, monkeypatch):
     right = parts.frozen_part
     off = lambda name, part, dtype: nn.Flatten() if name == "tail" else right(name, part, dtype)
     monkeypatch.setattr(parts, "frozen_part", off)
@@ -79,7 +87,7 @@ def test_a_wrong_part_has_no_speed(monkeypatch):
 
 
 @needs_kernels
-def test_bfloat16_beside_openvino(monkeypatch):
+def test_bfloat16_beside_openvino(short_net, monkeypatch):
     monkeypatch.setattr("ghost_ops.bench.run.AGREED", 4)
     names = (FROZEN, FROZEN_BFLOAT16, "openvino_bfloat16")
     rows, found = run([NetCase("ghostnet_050", 32, kind="frozen_bfloat16")], "bfloat16", names)
@@ -111,7 +119,7 @@ def test_other_models_are_converted_for_ncnn(name):
 
 
 @needs_kernels
-def test_other_models_are_set_beside_the_frozen_net(tmp_path):
+def test_other_models_are_set_beside_the_frozen_net(short_net, tmp_path):
     cases = [NetCase("ghostnet_050", 32, kind="frozen"), NetCase("resnet18", 32, kind="other_model")]
     rows, found = run(cases, names=(FROZEN, "eager", "ncnn"))
     ours = next(row for row in rows if row.baseline == FROZEN)

@@ -271,9 +271,10 @@ def test_training_of_a_module(monkeypatch):
 def test_peak_memory_of_a_step():
     case = TrainCase(side=64)
     rows = run_training(case, 8, 1, {"eager", FUSED, FUSED_LOW}, rounds=1)
-    rows = {row.baseline: row for row in add_resident(rows, case, lambda what: None)}
-    assert rows[FUSED_LOW].saved_bytes < rows[FUSED].saved_bytes < rows["eager"].saved_bytes
-    for row in rows.values():
+    saved = {row.baseline: row.saved_bytes for row in rows}
+    assert saved[FUSED_LOW] < saved[FUSED] < saved["eager"]
+    rows = [row for row in rows if row.baseline in (FUSED, "eager")]  # each is run in a process of its own
+    for row in add_resident(rows, case, lambda what: None):
         assert row.status == OK, row.reason
         assert row.resident_bytes >= row.saved_bytes > 0
 

@@ -4,7 +4,9 @@ import pytest
 
 from ghost_ops import bench as benchmark
 from ghost_ops import verify as checks
+from ghost_ops.bench import roofline
 from ghost_ops.bench.results import PartResult, Result
+from ghost_ops.bench.roofline import Limits
 
 from .command import invoke
 
@@ -12,7 +14,22 @@ EAGER = "--baselines", "eager", "--quick", "--rounds", "1"
 BENCH = ["bench", "--modules", "--case", "960-160@7", "--batch", "1", *EAGER]
 
 
-def test_bench_json_alone_on_standard_output():
+@pytest.fixture(autouse=True)
+def limits(request, monkeypatch):
+    """Those of a made-up machine, as measuring them takes seconds; a test of its own measures them."""
+    if "measured" not in request.fixturenames:
+        rates, sizes = {"L2": 1e11, "L3": 5e10, "DRAM": 1e10}, {"L2": 1 << 20, "L3": 1 << 24}
+        monkeypatch.setattr(
+            roofline, "measure", lambda threads, *_, **__: Limits(threads, 1e11, "made up", rates, sizes)
+        )
+
+
+@pytest.fixture
+def measured():
+    """Asks for the limits of this machine."""
+
+
+def test_bench_json_alone_on_standard_output(measured):
     result = invoke(*BENCH, "--json", "-")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -60,7 +77,7 @@ def test_bench_of_modules_in_training(tmp_path):
     assert {(row["kind"], row["status"]) for row in rows} == {("train_module", "ok")}
 
 
-def test_bench_of_frozen_nets(monkeypatch):
+def test_bench_of_frozen_nets(short_net):
     options = "--rounds", "1", "--quick", "--batch", "1", "--json", "-"
     result = invoke("bench", "--frozen", "--case", "ghostnet_050", "--peers", "eager", *options)
     assert result.exit_code == 0, result.output

@@ -6,6 +6,7 @@ Both are private copies, so that nothing of the user's is called, counted or dra
 from __future__ import annotations
 
 import copy
+import math
 import random
 import sys
 import types
@@ -313,17 +314,32 @@ def _different_tensors(x: torch.Tensor, y: torch.Tensor, tolerance: float) -> st
         return " instead of ".join(kinds)
     if not y.is_floating_point():
         return None if torch.equal(x, y) else "other values"
-    x, y = x.detach().double(), y.detach().double()
+    x, y = x.detach(), y.detach()
+    if not y.numel():
+        return None
+    wide = torch.promote_types(y.dtype, torch.float32)
+    scale, error = _largest(y.to(wide)), _largest(x.to(wide) - y.to(wide))
+    if math.isfinite(error):  # so are all values: an infinity or NaN of either would be in it
+        return _too_far(error, scale, tolerance)
+    x, y = x.double(), y.double()
     finite = y.isfinite()
     if not torch.equal(finite, x.isfinite()) or not torch.equal(y.isnan(), x.isnan()):
         return "values that are not finite in other places"
     if not finite.any():
         return None
-    scale = float(y[finite].abs().max())
-    error = float((x - y)[finite].abs().max())
+    return _too_far(_largest((x - y)[finite]), _largest(y[finite]), tolerance)
+
+
+def _too_far(error: float, scale: float, tolerance: float) -> str | None:
     if error <= tolerance * scale + torch.finfo(torch.float32).tiny:
         return None
     return f"off by {error:.2g}, where the largest value is {scale:.2g}"
+
+
+def _largest(t: torch.Tensor) -> float:
+    """The largest absolute value."""
+    least, most = t.aminmax()
+    return max(-float(least), float(most))
 
 
 def _equal(a: object, b: object) -> bool:

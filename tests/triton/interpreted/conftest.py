@@ -5,6 +5,7 @@ The compiled library is left alone (GHOST_OPS_BACKEND=reference), so that the CP
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 
@@ -32,10 +33,14 @@ MANY, ONE_OF = 15, 9  # of a file with so many tests, one of nine runs in `make 
 
 def pytest_collection_modifyitems(config, items):
     """`make interpreted` runs all."""
-    if os.environ.get("GHOST_OPS_EVERY_INTERPRETED") == "1" or len(items) < MANY:
+    if os.environ.get("GHOST_OPS_EVERY_INTERPRETED") == "1":
         return
-    config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % ONE_OF])
-    items[:] = items[::ONE_OF]
+    kept = []
+    for _, of_file in itertools.groupby(items, key=lambda item: item.path):
+        tests = list(of_file)
+        kept += tests[:: ONE_OF if len(tests) >= MANY else 1]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 @pytest.fixture(autouse=True)

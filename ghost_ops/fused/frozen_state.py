@@ -159,7 +159,7 @@ class FrozenState:
         self.counter = torch.empty(0, device="cpu") if self.counter is None else self.counter
         self.version, self.replaced = self.counter._version, None
         owners = [net.get_submodule(path) for path in dict.fromkeys(path for path, _ in self.watched)]
-        self.tables = [table for owner in owners for table in (owner._parameters, owner._buffers)]
+        self.tables = [table for owner in owners for table in (owner._parameters, owner._buffers) if table]
         self.contents = [dict(table) for table in self.tables]
         self.programs = [(made._buffers, made.packed) for made in net._modules.get(self.child, ())]
         self.fast = self._fast_call(net)

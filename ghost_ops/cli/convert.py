@@ -46,7 +46,7 @@ def command(source: str, output: str, model: str, force: bool, as_json: bool) ->
             with placed(path, force) as file:
                 models.save_checkpoint(made, file)
         except models.CheckpointError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(str(error).partition(": ")[2]) from error  # without the function's name
     found = {"output": output, "model": model, "tensors": len(made), "read": len(state),
              "bytes": path.stat().st_size}  # fmt: skip
     if as_json:

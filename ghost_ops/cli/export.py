@@ -17,7 +17,9 @@ PLAIN = ("onnx", "openvino")  # take the plain net only
 @click.command("export")
 @net_options(batch=2)
 @output_options
-@click.option("--to", "tool", type=click.Choice(TOOLS), required=True, help="The toolchain.")
+@click.option(
+    "--to", "tool", type=click.Choice(TOOLS), help="The toolchain. Default: that of OUT's suffix; for .pt2 say which."
+)
 @click.option("--plain", is_flag=True, help="With aoti and pt2: the net as it is, not frozen.")
 @click.option("--static", is_flag=True, help="Only this batch. Default: any batch, where the tool allows it.")
 @json_flag
@@ -30,7 +32,7 @@ def command(
     batch: int,
     output: str,
     force: bool,
-    tool: str,
+    tool: str | None,
     plain: bool,
     static: bool,
     as_json: bool,
@@ -44,8 +46,8 @@ def command(
 
     \b
     Examples:
-      ghost-ops export ghostnet_100 --pretrained -o ghostnet.onnx --to onnx
-      ghost-ops export net.pth --model ghostnet_100 -o net.xml --to openvino --size 320 --static --batch 1
+      ghost-ops export ghostnet_100 --pretrained -o ghostnet.onnx
+      ghost-ops export net.pth --model ghostnet_100 -o net.xml --size 320 --static --batch 1
       ghost-ops export my_package.nets:make_net -o net.pt2 --to aoti
     """
     from ..surgery import freeze
@@ -53,7 +55,9 @@ def command(
     from .targets import example_of, make_net
     from .writing import STEPS, write_net
 
-    form, path = FORMATS[tool], Path(output)
+    path = Path(output)
+    tool = tool or _tool_of(path, {name: form.suffix for name, form in FORMATS.items()})
+    form = FORMATS[tool]
     if plain and tool in PLAIN:
         raise click.UsageError(f"--plain is for aoti and pt2: {tool} gets the plain net")
     check_output(path, force, form.suffix)
@@ -72,3 +76,16 @@ def command(
         echo_json(written.as_dict())
     else:
         click.echo(str(written))
+
+
+def _tool_of(path: Path, suffixes: dict[str, str]) -> str:
+    """The one toolchain whose files end as this path does."""
+    found = [name for name, suffix in suffixes.items() if suffix == path.suffix]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise click.UsageError(
+            f"several toolchains have files that end in {path.suffix}: --to {' or --to '.join(found)}"
+        )
+    known = ", ".join(dict.fromkeys(suffixes.values()))
+    raise click.UsageError(f"{path}: expected one of the suffixes {known}, or --to with a toolchain")

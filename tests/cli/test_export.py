@@ -2,12 +2,14 @@
 
 import importlib.util
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from ghost_ops.backends import native
 from ghost_ops.cli import formats
+from ghost_ops.cli.export import _tool_of
 from ghost_ops.cli.targets import make_net
 
 from .command import error_of, found_by
@@ -116,3 +118,8 @@ def test_what_a_tool_computes_wrongly_is_not_written(tmp_path, monkeypatch):
 def test_a_suffix_of_another_tool(tmp_path):
     message = error_of("export", SMALL, "--to", "onnx", "-o", tmp_path / "net.pt2")
     assert message == f"{tmp_path}/net.pt2: expected a name that ends in .onnx"
+
+
+def test_the_suffix_says_which_tool():
+    suffixes = {name: form.suffix for name, form in formats.FORMATS.items()}
+    assert [_tool_of(Path(name), suffixes) for name in ("a.onnx", "b/a.xml")] == ["onnx", "openvino"]

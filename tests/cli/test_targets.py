@@ -105,6 +105,11 @@ USAGE = {
     "batch": (write(f"{NETS}:small", "--batch", "0"), "--batch"),
     "dtype": (write(f"{NETS}:small", "--dtype", "float16"), "--dtype"),
     "tool": (("export", f"{NETS}:small", "-o", "x.pt2", "--to", "tflite"), "--to"),
+    "which tool": (("export", f"{NETS}:small", "-o", "x.pt2"), "end in .pt2: --to aoti or --to pt2"),
+    "no tool": (
+        ("export", f"{NETS}:small", "-o", "x.tflite"),
+        "x.tflite: expected one of the suffixes .onnx, .xml, .pt2",
+    ),
     "plain": (("export", f"{NETS}:small", "-o", "x.onnx", "--to", "onnx", "--plain"), "--plain is for aoti and pt2"),
 }
 

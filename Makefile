@@ -15,7 +15,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activati
 GPU_CHECK = benchmarks/gpu_check.py --minutes $(MINUTES) $(if $(CACHE),--cache $(CACHE)) $(if $(OUT),--out $(OUT)) \
 	$(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry-run)
 
-.PHONY: compiled interpreted toolchains demo test bench gpu-check lint format clean distclean
+.PHONY: compiled interpreted toolchains kills demo test bench gpu-check lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -54,6 +54,11 @@ interpreted: $(VENV)/installed-test $(VENV)/installed-peers
 # Every tool that docs/toolchains.md names; one that is not installed is an error. `make test` has those of PyTorch.
 toolchains: $(VENV)/installed-test $(VENV)/installed-peers $(VENV)/installed-toolchains
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.toolchains.run benchmarks/results/toolchains.log
+
+# The example's training, killed fifty times at random moments and resumed. `make test` does so twice.
+kills: $(VENV)/installed-test
+	(git log -1 --format='commit %h' && OMP_NUM_THREADS=1 $(BIN)/python -m tests.examples.kills --kills 50) \
+		> benchmarks/results/kills.log; result=$$?; cat benchmarks/results/kills.log; exit $$result
 
 lint: $(VENV)/installed-test
 	$(BIN)/lint-imports --no-logo

@@ -148,10 +148,10 @@ def from_plain(entry: dict) -> tuple[str, Case]:
 
 
 def _tensor_to_plain(t: torch.Tensor) -> dict:
-    layout = "nchw" if t.is_contiguous() else "strided"
-    if layout != "nchw" and t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last):
-        layout = "channels_last"
-    data = t.detach().contiguous().view(torch.uint8).numpy().tobytes() if t.numel() else b""
+    is_part = t.untyped_storage().nbytes() > t.numel() * t.element_size()  # even where its sides of 1 hide that
+    layout = "strided" if is_part and t.dim() == 4 else "nchw" if t.is_contiguous() else "channels_last"
+    flat = torch.empty(t.numel(), dtype=t.dtype).copy_(t.detach().reshape(-1))  # whose stride is 1, even of one element
+    data = flat.view(torch.uint8).numpy().tobytes()
     return {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape), "layout": layout,
             "data": base64.b64encode(data).decode()}  # fmt: skip
 

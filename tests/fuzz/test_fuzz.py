@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -63,8 +65,8 @@ def test_a_fault_is_found_and_kept(corpus, monkeypatch):
 
 
 def test_calls_are_the_same_from_a_file():
-    x = torch.randn(2, 4, 5, 3).bfloat16()
-    for layout in LAYOUTS:
+    for shape, layout in product(((2, 4, 5, 3), (1, 1, 1, 1), (2, 3, 4, 1)), LAYOUTS):
+        x = torch.randn(shape).bfloat16()
         case = Case({"x": in_layout(x, layout), "bias": None}, {"stride": 2}, 2)
         name, again = operators.from_plain(operators.to_plain("depthwise", case))
         assert name == "depthwise" and again.options == case.options and again.threads == 2

@@ -8,6 +8,7 @@ TRITON      ?= triton==3.7.1
 JOBS        ?= 2
 VENV        ?= .venv
 MINUTES     ?= 8
+SECONDS     ?= 600
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -15,7 +16,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activati
 GPU_CHECK = benchmarks/gpu_check.py --minutes $(MINUTES) $(if $(CACHE),--cache $(CACHE)) $(if $(OUT),--out $(OUT)) \
 	$(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry-run)
 
-.PHONY: compiled interpreted toolchains demo test bench gpu-check lint format clean distclean
+.PHONY: compiled interpreted toolchains kills fuzz demo test bench gpu-check lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -54,6 +55,16 @@ interpreted: $(VENV)/installed-test $(VENV)/installed-peers
 # Every tool that docs/toolchains.md names; one that is not installed is an error. `make test` has those of PyTorch.
 toolchains: $(VENV)/installed-test $(VENV)/installed-peers $(VENV)/installed-toolchains
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.toolchains.run benchmarks/results/toolchains.log
+
+# The example's training, killed fifty times at random moments and resumed. `make test` does so twice.
+kills: $(VENV)/installed-test
+	(git log -1 --format='commit %h' && OMP_NUM_THREADS=1 $(BIN)/python -m tests.examples.kills --kills 50) \
+		> benchmarks/results/kills.log; result=$$?; cat benchmarks/results/kills.log; exit $$result
+
+# Drawn calls of operators and drawn nets, for SECONDS. What fails is written to tests/fuzz/corpus, which `make test` runs.
+fuzz: $(VENV)/installed-test
+	(git log -1 --format='commit %h' && OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)) \
+		> benchmarks/results/fuzz.log; result=$$?; cat benchmarks/results/fuzz.log; exit $$result
 
 lint: $(VENV)/installed-test
 	$(BIN)/lint-imports --no-logo

@@ -10,7 +10,9 @@ A resumed run gives the bits of an uninterrupted one, on the same machine with t
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from torch.utils.data import Dataset
 from training import data as images
 from training import parallel
 from training.parallel import World
+from training.ready import check_folder, check_packages, check_pictures
 from training.record import Place, Run, draw_curves, write_log
 
 import ghost_ops
@@ -39,7 +42,18 @@ ARCHITECTURES = {
     "ghostnet_130": ghostnet_130,
 }
 AMP = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WITHOUT_EFFECT = {"out", "data", "resume", "workers", "stop_after", "checkpoint_every"}  # on the numbers
+RESULTS = "checkpoint.pt", "log.csv", "curves.png"
+WITHOUT_EFFECT = {"out", "data", "resume", "workers", "stop_after", "checkpoint_every", "check"}  # on the numbers
+
+
+class Finite(click.FloatRange):
+    """Numbers of a range; click lets NaN and infinity pass."""
+
+    def convert(self, value: object, param: click.Parameter | None, context: click.Context | None) -> float:
+        number = super().convert(value, param, context)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {value}", param, context)
+        return number
 
 
 def build(options: dict, classes: int, channels: int, steps: int, world: World) -> Run:
@@ -152,8 +166,30 @@ def finish_epoch(run: Run, val: Dataset, options: dict, world: World) -> dict[st
     return row
 
 
+class Writer:
+    """Writes what a run leaves behind. A full disk ends no run: what was there stays, and the next writing is tried."""
+
+    def __init__(self, out: Path, console: Console) -> None:
+        self.out, self.console, self.failed = out, console, {}
+
+    def write(self, name: str, how: Callable[[Path], None]) -> None:
+        try:
+            how(self.out / name)
+            self.failed.pop(name, None)
+        except OSError as error:
+            self.failed[name] = error.strerror
+            self.console.print(f"{name} could not be written: {error.strerror}; the training goes on")
+
+    def close(self) -> None:
+        """Raises ClickException where the last writing of a file has failed."""
+        if self.failed:
+            what = "; ".join(f"{name} could not be written: {why}" for name, why in self.failed.items())
+            raise click.ClickException(f"{what}; what {self.out} had before is still there")
+
+
 def train(options: dict, world: World, console: Console) -> None:
     out, resume = options["out"], options["resume"]
+    check_packages(options["data"], console)
     train_set, val_set, classes, channels = images.load(options["data"], options["side"], options["seed"])
     steps = len(train_set) // (options["batch_size"] * options["accumulate"] * world.size)
     if not steps:
@@ -161,37 +197,51 @@ def train(options: dict, world: World, console: Console) -> None:
             f"expected no more than the {len(train_set)} images in one step, got {options['batch_size']} a batch, "
             f"times {options['accumulate']} batches, times {world.size} processes", param_hint="--batch-size",
         )  # fmt: skip
+    if options["check"]:
+        check_pictures((train_set, val_set), world, console)
     run = build(options, classes, channels, steps, world)
     settings = {k: v for k, v in options.items() if k not in WITHOUT_EFFECT} | {"processes": world.size}
     if resume:
         run.load(out / "checkpoint.pt", settings, world)
+    check_folder(run, out, world)
     forward = torch.compile(run.model) if options["compile"] else run.model
-    if world.first:
-        out.mkdir(parents=True, exist_ok=True)
+    writer = Writer(out, console)
+    if run.place.log:
+        write_results(run.place.log, writer, world)  # a run may have been killed between its checkpoint and these
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not world.first, transient=True) as progress:
         task = progress.add_task("training", total=options["epochs"] * steps, completed=run.place.step)
+
+        def save() -> None:
+            writer.write("checkpoint.pt", lambda path: run.save(path, settings, world))
 
         def after_step() -> bool:
             progress.advance(task)
             stop = run.place.step == options["stop_after"]
             every = options["checkpoint_every"]
             if stop or (every and run.place.step % every == 0):
-                run.save(out / "checkpoint.pt", settings, world)
+                save()
             return not stop
 
         while run.place.epoch < options["epochs"]:
             if not train_epoch(run, forward, train_set, options, world, after_step):
+                writer.close()
                 console.print(f"stopped after step {run.place.step}; go on with --resume")
                 return
             row = finish_epoch(run, val_set, options, world)
-            run.save(out / "checkpoint.pt", settings, world)
-            if world.first:
-                write_log(run.place.log, out / "log.csv")
-                draw_curves(run.place.log, out / "curves.png")
+            save()
+            write_results(run.place.log, writer, world)
             console.print("  ".join(f"{k} {v:.4g}" for k, v in row.items()))
-    console.print(f"written to {out}: checkpoint.pt, log.csv, curves.png")
+    writer.close()
+    console.print(f"written to {out}: {', '.join(name for name in RESULTS if (out / name).exists())}")
+
+
+def write_results(log: list[dict[str, float]], writer: Writer, world: World) -> None:
+    if world.first:
+        writer.write("log.csv", lambda path: write_log(log, path))
+        if importlib.util.find_spec("matplotlib"):
+            writer.write("curves.png", lambda path: draw_curves(log, path))
 
 
 @click.command(help=__doc__.splitlines()[0], context_settings={"show_default": True})
@@ -202,12 +252,12 @@ def train(options: dict, world: World, console: Console) -> None:
 @click.option("--epochs", type=click.IntRange(1), default=10)
 @click.option("--batch-size", type=click.IntRange(2), default=64, help="Images a batch, in each process.")
 @click.option("--accumulate", type=click.IntRange(1), default=1, metavar="N", help="Batches a step.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=0.1, help="At its highest.")
-@click.option("--warmup", type=click.FloatRange(0), default=1.0, help="Epochs, linear; then a cosine to 0.")
-@click.option("--weight-decay", type=click.FloatRange(0), default=4e-5, help="Of convolutions and classifier.")
-@click.option("--label-smoothing", type=click.FloatRange(0, 1), default=0.0)
+@click.option("--lr", type=Finite(0, min_open=True), default=0.1, help="At its highest.")
+@click.option("--warmup", type=Finite(0), default=1.0, help="Epochs, linear; then a cosine to 0.")
+@click.option("--weight-decay", type=Finite(0), default=4e-5, help="Of convolutions and classifier.")
+@click.option("--label-smoothing", type=Finite(0, 1), default=0.0)
 @click.option("--amp", type=click.Choice(list(AMP)), default="off", help="float16 scales gradients; GPUs only.")
-@click.option("--ema", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="DECAY",
+@click.option("--ema", type=Finite(0, 1, min_open=True, max_open=True), metavar="DECAY",
               help="Average the weights over the steps.")  # fmt: skip
 @click.option("--sync-bn", is_flag=True, help="BatchNorm over the batches of all processes.")
 @click.option("--fsdp", is_flag=True, help="Shard each bottleneck (FSDP2) instead of DDP.")
@@ -216,6 +266,7 @@ def train(options: dict, world: World, console: Console) -> None:
 @click.option("--memory", type=click.Choice(MEMORY), help="What fused blocks keep for the backward.")
 @click.option("--cuda-graph", is_flag=True, help="Replay blocks as CUDA graphs, on a GPU.")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Processes that load images.")
+@click.option("--check/--no-check", default=True, help="Decode every picture of --data before the first step.")
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs", help="Folder of the results.")
 @click.option("--resume", is_flag=True, help="Go on from OUT/checkpoint.pt.")

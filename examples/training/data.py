@@ -16,8 +16,36 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which pretrained nets expect
 
 
+class Unreadable(click.ClickException):
+    """A picture that cannot be read; the message names it."""
+
+
+def open_picture(path: Path, *, quick: bool = False):
+    """The picture as Pillow's RGB. ``quick``: all of the file is decoded, a JPEG's pixels at an eighth of the size.
+
+    Raises:
+        Unreadable: there is no such file, it is no picture, or ends early.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            if quick:
+                opened.draft("RGB", (1, 1))
+            return opened.convert("RGB")
+    except UnidentifiedImageError as error:
+        why = "it is not a picture of a known kind" if path.stat().st_size else "the file is empty"
+        raise Unreadable(f"{path}: {why}") from error
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # decoders raise errors of many classes: SyntaxError, ValueError, struct.error, ...
+        raise Unreadable(f"{path}: {type(error).__name__}: {error}") from error
+
+
 class Folder(Dataset):
     """``root/class/image``: RGB, side x side, normalised; classes in alphabetical order.
+
+    Files and folders whose names begin with a dot, such as ``.ipynb_checkpoints``, are left out.
 
     For training each image is cropped (8 to 100 % of its area, 3:4 to 4:3) and mirrored at random, as is usual for
     ImageNet. The draw depends only on seed, epoch and image, not on the number of workers nor on where a run began.
@@ -29,15 +57,14 @@ class Folder(Dataset):
         if not root.is_dir():
             raise click.BadParameter(f"expected the folders train and val in {root.parent}, there is no {root.name}")
         self.side, self.augment, self.seed = side, augment, seed
-        self.classes = sorted(path.name for path in root.iterdir() if path.is_dir())
-        self.images = [
-            (path, label)
-            for label, name in enumerate(self.classes)
-            for path in sorted(root.joinpath(name).rglob("*"))
-            if path.suffix.lower() in SUFFIXES
-        ]
+        self.classes = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+        self.images = [(path, label) for label, name in enumerate(self.classes) for path in _images(root / name)]
         if not self.images:
             raise click.BadParameter(f"expected a folder of images for each class in {root}, found no image")
+        empty = sorted(set(range(len(self.classes))) - {label for _, label in self.images})
+        if empty:
+            names = ", ".join(self.classes[label] for label in empty[:5])
+            raise click.BadParameter(f"expected images of every class in {root}, there are none of: {names}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,8 +73,7 @@ class Folder(Dataset):
         from PIL import Image
 
         path, label = self.images[index]
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        image = open_picture(path)
         draw = random.Random(f"{self.seed} {self.epoch} {index}")
         box = self._random_box(draw, *image.size) if self.augment else self._centre_box(*image.size)
         image = image.resize((self.side, self.side), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
@@ -71,6 +97,17 @@ class Folder(Dataset):
         edge = min(width, height) * 224 / 256
         left, top = (width - edge) / 2, (height - edge) / 2
         return left, top, left + edge, top + edge
+
+
+def _images(folder: Path) -> list[Path]:
+    """All files below a folder that are named as pictures, but hidden ones; also links that lead nowhere."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not path.is_dir()
+    ]
 
 
 def load(folder: Path | None, side: int | None, seed: int) -> tuple[Dataset, Dataset, int, int]:

@@ -1,8 +1,9 @@
-"""What a run leaves behind: checkpoint.pt, log.csv, curves.png."""
+"""What a run leaves behind: checkpoint.pt, log.csv, curves.png; each is there whole, or as it was before."""
 
 from __future__ import annotations
 
 import csv
+import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,35 @@ from torch.distributed.checkpoint.state_dict import (
 from .parallel import World
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: beside it, through to the disk, and then in its place.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    unfinished = _write_beside(path, data)
+    os.replace(unfinished, path)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too
+        finally:
+            os.close(folder)
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+    return unfinished
 
 
 @dataclass
@@ -48,7 +78,11 @@ class Run:
     place: Place
 
     def save(self, path: Path, settings: dict[str, object], world: World) -> None:
-        """One file, whole parameters; what differs between the processes once for each. All must call it."""
+        """One file, whole parameters; what differs between the processes once for each. All must call it.
+
+        Raises:
+            OSError: in the first process, where the file cannot be written. The checkpoint before stays.
+        """
         place = vars(self.place)
         own = {
             "generator": torch.get_rng_state(),
@@ -67,14 +101,24 @@ class Run:
             "processes": world.gather(own),
         }
         if world.first:
-            unfinished = path.with_suffix(".unfinished")  # a run that is stopped here leaves the old one whole
-            torch.save(state, unfinished)
-            os.replace(unfinished, path)
+            file = io.BytesIO()  # PyTorch's own writing ends in errors of many kinds where a disk is full
+            torch.save(state, file)
+            replace_file(path, file.getbuffer())
+
+    def rehearse(self, path: Path) -> None:
+        """Write as many bytes as a checkpoint has, and remove them. Raises OSError where that fails."""
+        kept = [*self.net.parameters(), *self.net.parameters(), *self._buffers(), *self._buffers()]  # with momentum
+        kept += [] if self.average is None else [*self.average.parameters()]
+        _write_beside(path, bytes(sum(t.numel() * t.element_size() for t in kept))).unlink()
 
     def load(self, path: Path, settings: dict[str, object], world: World) -> None:
         if not path.is_file():
             raise click.BadParameter(f"expected a checkpoint to go on from, there is no {path}", param_hint="--resume")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state["settings"]
+        except Exception as error:  # PyTorch raises errors of many classes for files that it did not write
+            raise click.BadParameter(f"{path} is not a checkpoint of this program", param_hint="--resume") from error
         differing = [k for k, v in settings.items() if state["settings"].get(k) != v]
         if differing:
             was = ", ".join(f"{k} {state['settings'].get(k)!r}, now {settings[k]!r}" for k in differing)
@@ -98,10 +142,11 @@ class Run:
 
 
 def write_log(rows: list[dict[str, float]], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(path, file.getvalue().encode())
 
 
 def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
@@ -123,4 +168,6 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=120)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    replace_file(path, file.getbuffer())

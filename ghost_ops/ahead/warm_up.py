@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -72,10 +73,13 @@ def warm_up(
         How many kernels are ready.
 
     Raises:
+        TypeError: net is not a ``torch.nn.Module``.
         ValueError: an example on the CPU without ``architecture``, or a number of jobs below 1.
         RuntimeError: Triton is not installed, the device is not supported, or a kernel does not compile.
     """
     began = time.perf_counter()
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"ghost_ops.warm_up: net: expected a torch.nn.Module, got {type(net).__name__}")
     arguments = example if isinstance(example, tuple) else (example,)
     tensors = [t for t in tree_leaves(arguments) if isinstance(t, torch.Tensor)]
     if not tensors:
@@ -102,7 +106,7 @@ def _checked(device: torch.device, architecture: str | None) -> str:
     if importlib.util.find_spec("triton") is None:
         raise RuntimeError("ghost_ops.warm_up: Triton is not installed: pip install triton")
     if architecture is not None:
-        if not (architecture.startswith("sm_") and architecture[3:].isdigit()):
+        if not re.fullmatch(r"sm_\d+", str(architecture)):
             raise ValueError(f"ghost_ops.warm_up: architecture: expected a name such as 'sm_90', got {architecture!r}")
         return architecture
     if device.type != "cuda":

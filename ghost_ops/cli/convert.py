@@ -36,6 +36,8 @@ def command(source: str, output: str, model: str, force: bool, as_json: bool) ->
                                    f"{close_to(model, models.MODELS)}")  # fmt: skip
     path = Path(output)
     check_output(path, force, *WEIGHTS)
+    if not Path(source).is_file():
+        raise click.ClickException(f"{source} does not exist, or is not a file")
     with progress(3) as steps, failing(f"{source} cannot be converted"):
         try:
             steps.begin(f"reading {source}")

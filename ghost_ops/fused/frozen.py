@@ -56,6 +56,8 @@ class FrozenProgram(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(packed, torch.Tensor):
+            raise TypeError(f"FrozenProgram: packed: expected a tensor, got {type(packed).__name__}")
         self.register_buffer("packed", packed)
         self.steps = list(steps)
         self.parts = parts

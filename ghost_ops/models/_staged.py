@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from ..nn import _arguments
 from ..nn.squeeze_excite import make_divisible
 from ..surgery import fuse
 from ._arguments import check_sizes
@@ -42,6 +43,7 @@ class StagedNet(nn.Module):
 
     Raises:
         ValueError: a width that is not positive, a negative num_classes, no channels, a dropout outside [0, 1].
+        TypeError: a width or dropout that is not a number, a num_classes or in_chans that is not an int.
     """
 
     def __init__(
@@ -60,11 +62,9 @@ class StagedNet(nn.Module):
     ) -> None:
         super().__init__()
         owner, factory = type(self).__name__, {"device": device, "dtype": dtype}
-        if not width > 0:
-            raise ValueError(f"{owner}: width: expected a positive number, got {width!r}")
+        _arguments.number(owner, "a positive number", lambda value: value > 0, width=width)
         check_sizes(owner, num_classes, in_chans)
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"{owner}: dropout: expected a probability, got {dropout!r}")
+        _arguments.number(owner, "a probability", lambda value: 0 <= value <= 1, dropout=dropout)
 
         channels = make_divisible(16 * width, 4)
         self.conv_stem = nn.Conv2d(in_chans, channels, 3, 2, 1, bias=False, **factory)

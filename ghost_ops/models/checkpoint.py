@@ -86,10 +86,15 @@ def save_checkpoint(state_dict: Mapping[str, torch.Tensor], path: str | os.PathL
 
     Raises:
         CheckpointError: another suffix, or the file exists.
+        TypeError: state_dict is not a mapping of names to tensors.
         FileNotFoundError, PermissionError and the like: the file cannot be made.
     """
     path = Path(path)
     write = _by_suffix("save_checkpoint", path, _write_safetensors, torch.save)
+    if not isinstance(state_dict, Mapping) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
+        raise TypeError(
+            f"save_checkpoint: state_dict: expected a mapping of names to tensors, got {type(state_dict).__name__}"
+        )
     state_dict = {name: value.detach().contiguous() for name, value in state_dict.items()}
     try:
         with open(path, "xb") as file:

@@ -54,6 +54,7 @@ class GhostNet(StagedNet):
 
     Raises:
         ValueError: a width that is not positive, a negative num_classes, no channels, a dropout outside [0, 1].
+        TypeError: a width or dropout that is not a number, a num_classes or in_chans that is not an int.
     """
 
     def __init__(

@@ -13,8 +13,9 @@ from .squeeze_excite import SqueezeExcite
 
 
 def check_se_ratio(owner: str, se_ratio: float | None) -> None:
-    if se_ratio is not None and not se_ratio >= 0:
-        raise ValueError(f"{owner}: se_ratio: expected None or a number of at least 0, got {se_ratio!r}")
+    if se_ratio is not None:
+        expected = "None or a number of at least 0"
+        _arguments.number(owner, expected, lambda value: value >= 0, se_ratio=se_ratio)
 
 
 def depthwise(channels: int, size: int, stride: int, **factory) -> nn.Conv2d:
@@ -59,7 +60,7 @@ class GhostBottleneck(nn.Module):
 
     Raises:
         ValueError: a channel count or stride below 1, an even or non-positive kernel size, a negative se_ratio.
-        TypeError: something else than an int.
+        TypeError: something else than an int, or than a number for se_ratio.
     """
 
     _ghost_module = GhostModule

@@ -66,8 +66,8 @@ class SqueezeExcite(nn.Module):
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: a channel count below 1, a ratio that is not positive.
-        TypeError: channels that are not an int.
+        ValueError: a channel count below 1, a ratio that is not positive and finite.
+        TypeError: channels that are not an int, a ratio that is not a number.
     """
 
     def __init__(
@@ -81,8 +81,7 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         owner, factory = type(self).__name__, {"device": device, "dtype": dtype}
         _arguments.positive(owner, channels=channels)
-        if not ratio > 0:
-            raise ValueError(f"{owner}: ratio: expected a positive number, got {ratio!r}")
+        _arguments.number(owner, "a positive number", lambda value: value > 0, ratio=ratio)
         hidden = make_divisible(channels * ratio, 4)
         self.conv_reduce = nn.Conv2d(channels, hidden, 1, **factory)
         self.act1 = nn.ReLU(inplace=True)

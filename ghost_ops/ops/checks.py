@@ -38,6 +38,8 @@ class Checks:
             self.fail(argument, "at least one channel", _shape(x))
         if x.shape[2] < 1 or x.shape[3] < 1:
             self.fail(argument, "at least one row and column", _shape(x))
+        if x.layout is not torch.strided:
+            self.fail(argument, "a dense tensor", x.layout, TypeError)
         if like is not None and x.dtype != like.dtype:
             self.fail(argument, f"the dtype of {self.first}, {like.dtype}", x.dtype, TypeError)
         if like is not None and x.device != like.device:
@@ -58,6 +60,8 @@ class Checks:
             self.fail(argument, "a floating-point dtype", v.dtype, TypeError)
         if v.shape[1] < 1:
             self.fail(argument, "at least one channel", _shape(v))
+        if v.layout is not torch.strided:
+            self.fail(argument, "a dense tensor", v.layout, TypeError)
 
     def parameter(self, argument: str, p: object, shape: tuple, x: torch.Tensor) -> None:
         """Expect a tensor of this shape (None: any size) on x's device, in x's dtype, or in float32 where x has half
@@ -70,6 +74,8 @@ class Checks:
             self.fail(argument, "shape " + "x".join("any" if s is None else str(s) for s in shape), _shape(p))
         if p.dtype != x.dtype and not (p.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
             self.fail(argument, f"the dtype of {self.first}, {x.dtype}", p.dtype, TypeError)
+        if p.layout is not torch.strided:
+            self.fail(argument, "a dense tensor", p.layout, TypeError)
         if p.device != x.device:
             self.fail(argument, f"the device of {self.first}, {x.device}", p.device)
 

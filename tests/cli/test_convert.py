@@ -55,7 +55,7 @@ def test_for_people_and_with_force(given, tmp_path):
     [
         ("theirs.pth", "ghostnet_05", "unknown model 'ghostnet_05': ghost_ops.models has no such net; did you mean"),
         ("theirs.pth", "ghostnet_130", "this is not a checkpoint of ghostnet_130: "),
-        ("none.pth", "ghostnet_050", "cannot be converted: FileNotFoundError: "),
+        ("none.pth", "ghostnet_050", "none.pth does not exist, or is not a file"),
         ("cut.pth", "ghostnet_050", "cut.pth: the file is truncated"),
         ("notes.txt", "ghostnet_050", "notes.txt: expected one of the suffixes"),
     ],

@@ -94,7 +94,7 @@ def freeze(
     on_cuda = len(devices) == 1 and all(device.type == "cuda" for device in devices)
     if dtype not in (None, torch.float32, torch.bfloat16, *((torch.float16,) if on_cuda else ())):
         wanted = "None, torch.float32 or torch.bfloat16" + (" or torch.float16" if on_cuda else "")
-        raise ValueError(f"freeze: dtype: expected {wanted}, got {dtype}")
+        raise ValueError(f"freeze: dtype: expected {wanted}, got {dtype!r}")
     if cuda_graph and not on_cuda:
         where = ", ".join(sorted(map(str, devices))) or "no device"
         raise ValueError(f"freeze: cuda_graph: expected a net on one CUDA device, got one on {where}")

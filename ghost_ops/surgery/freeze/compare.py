@@ -163,7 +163,7 @@ def refusal(net: nn.Module, call: Arguments) -> str | None:
         with undisturbed(net), torch.no_grad():
             _run(private(net), call, 0)
     except Exception as error:
-        return f"{type(error).__name__}: {first_line(error)}"
+        return first_line(error)
     return None
 
 

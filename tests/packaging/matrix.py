@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .environments import ROOT, Environment, Failed, run
+from .environments import ROOT, Environment, Failed, counts, run
 
 PYTHONS = "3.10", "3.11", "3.12", "3.13"
 TORCHES = "2.10", "2.14", "2.11", "2.13"  # up, down, up
@@ -44,28 +44,30 @@ def rows(wheel: Path, pythons: list[str], torches: list[str], folder: Path) -> I
             continue
         environment, before = Environment(folder / version, interpreter), None
         for torch in torches:
-            environment.install(f"torch=={torch}.*")
-            if before is None:
-                environment.install(wheel)
-            yield tried(environment, torch, "with the wheel" if before is None else f"after {before}")
+            how = "with the wheel" if before is None else f"after {before}"
+            install = [[f"torch=={torch}.*"], *([[wheel]] if before is None else [])]
+            yield tried(environment, torch, how, install)
             before = torch
         if version == pythons[-1]:
-            environment.install("--force-reinstall", "--no-deps", pure_wheel(folder / "pure"))
-            yield tried(environment, before, "pure Python")
+            install = [["--force-reinstall", "--no-deps", pure_wheel(folder / "pure")]]
+            yield tried(environment, before, "pure Python", install)
         environment.remove()
 
 
-def tried(environment: Environment, torch: str, how: str) -> tuple[str, bool]:
-    python = isa = ""
+def tried(environment: Environment, torch: str, how: str, install: list[list]) -> tuple[str, bool]:
+    """The row of an environment after these calls of pip, and whether it is as it should be."""
+    python = environment.folder.name
+    isa = ""
     try:
+        for arguments in install:
+            environment.install(*arguments)
         python, torch, _, isa = environment.about()
         if (isa == "none") != (how == "pure Python"):
             raise Failed(f"expected kernels but in pure Python, got {isa}")
         return row(python, torch, how, isa, environment.test()), True
     except Failed as failed:
         print(failed, file=sys.stderr)
-        closing = [line for line in str(failed).splitlines() if " failed" in line or " error" in line]
-        return row(python, torch, how, isa, closing[-1].strip("= ") if closing else "failed"), False
+        return row(python, torch, how, isa, counts(str(failed))), False
 
 
 def pure_wheel(folder: Path) -> Path:

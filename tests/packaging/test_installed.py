@@ -56,9 +56,8 @@ def test_a_training_step(plain, x):
 def test_compiled(plain, frozen, x):
     stages, y = plain.blocks[:2], torch.relu(plain.bn1(plain.conv_stem(x)))
     with torch.no_grad():
-        fused = torch.compile(ghost_ops.fuse(copy.deepcopy(stages)), fullgraph=True, backend="aot_eager")
-        same(fused(y), stages(y))
-        same(torch.compile(frozen, fullgraph=True)(x), plain(x))
+        for net, given, expected in ((ghost_ops.fuse(copy.deepcopy(stages)), y, stages(y)), (frozen, x, plain(x))):
+            same(torch.compile(net, fullgraph=True, backend="aot_eager")(given), expected)
 
 
 def test_exported_and_loaded(plain, frozen, x):

@@ -86,7 +86,7 @@ format: $(VENV)/installed-test
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf build dist *.egg-info ghost_ops/*.so .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist *.egg-info ghost_ops/*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -f $(VENV)/installed-*
 	find ghost_ops tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 

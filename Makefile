@@ -16,7 +16,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activati
 GPU_CHECK = benchmarks/gpu_check.py --minutes $(MINUTES) $(if $(CACHE),--cache $(CACHE)) $(if $(OUT),--out $(OUT)) \
 	$(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry-run)
 
-.PHONY: compiled interpreted toolchains kills fuzz demo test bench gpu-check lint format clean distclean
+.PHONY: compiled interpreted toolchains kills fuzz versions release types demo test bench gpu-check lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -56,21 +56,15 @@ interpreted: $(VENV)/installed-test $(VENV)/installed-peers
 toolchains: $(VENV)/installed-test $(VENV)/installed-peers $(VENV)/installed-toolchains
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.toolchains.run benchmarks/results/toolchains.log
 
-# The example's training, killed fifty times at random moments and resumed. `make test` does so twice.
-kills: $(VENV)/installed-test
-	(git log -1 --format='commit %h' && OMP_NUM_THREADS=1 $(BIN)/python -m tests.examples.kills --kills 50) \
-		> benchmarks/results/kills.log; result=$$?; cat benchmarks/results/kills.log; exit $$result
-
-# Drawn calls of operators and drawn nets, for SECONDS. What fails is written to tests/fuzz/corpus, which `make test` runs.
-fuzz: $(VENV)/installed-test
-	(git log -1 --format='commit %h' && OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)) \
-		> benchmarks/results/fuzz.log; result=$$?; cat benchmarks/results/fuzz.log; exit $$result
-
-lint: $(VENV)/installed-test
+.PHONY: compiled interpreted toolchains kills fuzz versions release types demo test bench gpu-check lint format clean distclean
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
+	if command -v actionlint > /dev/null; then actionlint; else echo "actionlint is not installed: workflows unchecked"; fi
+
+types: $(VENV)/installed-test
+	$(BIN)/mypy
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix
@@ -78,7 +72,7 @@ format: $(VENV)/installed-test
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf build dist *.egg-info ghost_ops/*.so .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist *.egg-info ghost_ops/*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -f $(VENV)/installed-*
 	find ghost_ops tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -86,8 +80,11 @@ distclean: clean
 	rm -rf $(VENV)
 
 # The stamps. torch comes first, and by itself, so that only TORCH decides which one it is.
-$(VENV)/torch:
+$(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/torch: | $(VENV)/made
 	$(PIP) install "$(TORCH)"
 	@touch $@
 

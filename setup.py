@@ -180,10 +180,12 @@ class Ninja:
     def __init__(self, folder: Path):
         self.folder, self.text = folder, io.StringIO()
         self.writer = ninja_syntax().Writer(self.text, width=sys.maxsize)
+        ldflags = shlex.split(os.environ.get("LDFLAGS", ""))
         variables = {
             "cxx": compiler(),
             "nvcc": [] if why_not_cuda() else nvcc(),
-            "ldflags": shlex.split(os.environ.get("LDFLAGS", "")),
+            "ldflags": ldflags,
+            "ldflags_cuda": ["-Xcompiler=" + word.replace(",", r"\,") for word in ldflags],
         }
         self.writer.variable("builddir", str(folder))
         for name, words in variables.items():
@@ -192,7 +194,8 @@ class Ninja:
         self.writer.rule("compile", "$cxx $flags -MMD -MF $out.d -c $in -o $out", **compiles)
         self.writer.rule("nvcc", "$nvcc $flags -MD -MF $out.d -c $in -o $out", **compiles)
         link = "$cxx -shared $ldflags -Wl,--no-as-needed -o $out $in $flags"
-        link_cuda = r"$nvcc -shared -cudart static '-Xcompiler=-Wl\,--no-as-needed' -o $out $in $flags"
+        no_as_needed = r"'-Xcompiler=-Wl\,--no-as-needed'"
+        link_cuda = f"$nvcc -shared -cudart static $ldflags_cuda {no_as_needed} -o $out $in $flags"
         self.writer.rule("link", link, "link $out")
         self.writer.rule("link_cuda", link_cuda, "link $out")
 

@@ -4,6 +4,7 @@
 ``ghost_ops.nn`` and the nets of ``ghost_ops.models`` are there to build with; ``functional`` has the operators.
 """
 
+import typing as _typing
 from importlib import import_module as _import_module
 from importlib import metadata as _metadata
 
@@ -35,11 +36,15 @@ except _metadata.PackageNotFoundError:  # a checkout that was not installed
     __version__ = "unknown"
 
 
-def __getattr__(name: str) -> object:
-    if name != "profile":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    profiling = _import_module(".profiling", __name__)  # what it imports takes a while, and few need it
-    return globals().setdefault(name, profiling.profile)
+if _typing.TYPE_CHECKING:
+    from .profiling import profile
+else:
+
+    def __getattr__(name: str) -> object:
+        if name != "profile":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        profiling = _import_module(".profiling", __name__)  # what it imports takes a while, and few need it
+        return globals().setdefault(name, profiling.profile)
 
 
 __all__ = [

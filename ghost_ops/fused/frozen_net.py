@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import nn
@@ -211,7 +211,7 @@ def _refuse_plain(net: nn.Module, state_dict: Mapping[str, object], prefix: str)
             )
 
 
-def _refuse_change(module: nn.Module, name: str) -> None:
+def _refuse_change(module: nn.Module, name: str) -> NoReturn:
     raise ValueError(f"{frozen_name(module)}: {name}: a frozen net keeps its children and parameters: {AGAIN}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -52,7 +52,7 @@ class LayerBlock(Block):
         """
         raise NotImplementedError
 
-    def read(self, structure: Structure, parts: object) -> tuple:
+    def read(self, structure: Structure, parts: Any) -> tuple:
         """The layers that :meth:`compute` and :meth:`lower` take, read from the children of a module.
 
         Args:
@@ -69,14 +69,14 @@ class LayerBlock(Block):
         """
         raise NotImplementedError
 
-    def compute(self, layers: tuple, x: torch.Tensor) -> torch.Tensor:
+    def compute(self, layers: Any, x: torch.Tensor) -> torch.Tensor:
         """What the module computes of x, N x C x H x W, in training and wherever no program serves.
 
         It calls layers by :meth:`call`, and PyTorch's functions.
         """
         raise NotImplementedError
 
-    def lower(self, layers: tuple, builder: Builder, source: int) -> int:
+    def lower(self, layers: Any, builder: Builder, source: int) -> int:
         """Write the steps that compute the module in eval, by the methods of ``builder``.
 
         Args:
@@ -90,7 +90,7 @@ class LayerBlock(Block):
         """
         raise Unfusable(f"a {self.kind} has no program")
 
-    def in_channels(self, layers: tuple) -> int:
+    def in_channels(self, layers: Any) -> int:
         """Number of channels of the input: those of the first layer, where a block does not say otherwise."""
         first = layers[0]
         if isinstance(first, ConvBNAct):

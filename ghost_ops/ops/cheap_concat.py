@@ -3,6 +3,8 @@ same with BatchNorms over running statistics."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..dispatch import select
@@ -82,7 +84,7 @@ def cheap_concat(
     cheap_act_weight: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     return_squeeze: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | Any:  # with ``return_squeeze`` a tuple
     """Activation, cheap operation and concatenation after a primary convolution of any size, stride or dilation.
 
     y1 = act(z); y2 = cheap_act(depthwise(y1) + cheap_bias), whose channel j reads y1's channel j // (s - 1); out =
@@ -149,7 +151,7 @@ def cheap_concat_eval(
     cheap_eps: float = 1e-5,
     residual: torch.Tensor | None = None,
     return_squeeze: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | Any:  # with ``return_squeeze`` a tuple
     """The tail of a Ghost module in inference, whose BatchNorms use their running statistics, in one pass.
 
     y1 = act(bn(z + primary_bias)); y2 = cheap_act(bn(depthwise(y1) + cheap_bias)), whose channel j reads y1's channel

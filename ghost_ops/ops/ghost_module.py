@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..dispatch import select
@@ -97,7 +99,7 @@ def ghost_module(
     input_scale: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     return_squeeze: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | Any:  # with ``return_squeeze`` a tuple
     """Ghost module in one pass: primary 1x1 convolution, cheap operation, concatenation, slice.
 
     y1 = act(conv1x1(x * input_scale) + primary_bias); y2 = cheap_act(depthwise(y1) + cheap_bias), whose channel j reads
@@ -183,7 +185,7 @@ def ghost_module_eval(
     input_scale: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     return_squeeze: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | Any:  # with ``return_squeeze`` a tuple
     """Ghost module in inference, whose BatchNorms use their running statistics, in one pass.
 
     y1 = act(bn(conv1x1(x * input_scale))); y2 = cheap_act(bn(depthwise(y1))), whose channel j reads y1's channel

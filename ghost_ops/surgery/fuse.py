@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import TypeVar
 
 from torch import nn
 
@@ -16,8 +17,10 @@ from .tally import Tally
 
 __all__ = ["MEMORY", "fuse", "revert"]
 
+Net = TypeVar("Net", bound=nn.Module)
 
-def fuse(net: nn.Module, *, memory: str | None = None, cuda_graph: bool | None = None) -> nn.Module:
+
+def fuse(net: Net, *, memory: str | None = None, cuda_graph: bool | None = None) -> Net:
     """Make the Ghost modules, squeeze-and-excite layers and Ghost bottlenecks of a net run fused.
 
     They are recognised by structure and checked by running copies of them (:mod:`ghost_ops.surgery.recognise`): the
@@ -124,7 +127,7 @@ def set_graphs(net: nn.Module, wanted: bool) -> None:
             block.graphs = BlockGraphs(pool)
 
 
-def revert(net: nn.Module) -> nn.Module:
+def revert(net: Net) -> Net:
     """Undo :func:`fuse`: every fused module gets its own class back, with the state that it has by now.
 
     Modules that were built fused become plain ones of the same children. Modules of a class that derives from

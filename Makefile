@@ -16,7 +16,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activati
 GPU_CHECK = benchmarks/gpu_check.py --minutes $(MINUTES) $(if $(CACHE),--cache $(CACHE)) $(if $(OUT),--out $(OUT)) \
 	$(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry-run)
 
-.PHONY: compiled interpreted toolchains kills fuzz versions release types demo test bench gpu-check lint format clean distclean
+.PHONY: compiled interpreted toolchains kills fuzz versions release types demo docs test bench gpu-check lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -24,6 +24,11 @@ demo: $(VENV)/installed-demo
 
 bench: $(VENV)/installed-bench
 	$(BIN)/ghost-ops bench
+
+# The site, in build/site, from docs/ and the docstrings. Building it takes ten seconds and no network, its tools twenty to
+# install: so `make test` has what needs none of them (tests/docs, tests/packaging/test_docs.py), and CI may run this too.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # What needs a CUDA device, within MINUTES: results, times, launches, tests (benchmarks/README.md). PYTHON itself runs it
 # where it has a torch with CUDA, as on a machine that can install nothing; else .venv does, and TORCH must name a build

@@ -35,7 +35,7 @@ def test_links_lead_somewhere(page):
     assert not broken
 
 
-FOLDERS = "ghost_ops", "csrc", "tests", "benchmarks", "examples"
+FOLDERS = "ghost_ops", "csrc", "tests", "benchmarks", "examples", "docs"
 FILES = {f"/{path.relative_to(ROOT).as_posix()}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")}
 
 

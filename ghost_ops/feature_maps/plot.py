@@ -130,7 +130,8 @@ def _links(axes: Axes, found: FeatureMaps, layout: _Layout) -> None:
         x, end = layout.centre(link.second)[0], layout.corners[link.second][1]
         arrow = {"arrowstyle": "-|>", "color": "#777777", "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", (x, end - 0.03), (x, end - LINK + 0.05), arrowprops=arrow)
-        axes.text(x + 0.08, end - LINK / 2, f"{link.similarity:.2f}", fontsize=8, color="#555555", va="center")
+        label = {"color": "#555555", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6}, "zorder": 7}
+        axes.text(x + 0.08, end - LINK / 2, f"{link.similarity:.2f}", fontsize=8, va="center", **label)
 
 
 def _join(axes: Axes, layout: _Layout, first: int, second: int, number: int, colour: str) -> None:

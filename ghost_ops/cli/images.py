@@ -66,7 +66,10 @@ def make_picture(image: str) -> Picture:
         with failing(f"{image} cannot be read"), warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
-                return Picture(path.name, _pixels(np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))))
+                upright = ImageOps.exif_transpose(opened)
+                if upright.mode.startswith(("I", "F")):  # wider than 8 bits, which convert would cut off
+                    return Picture(path.name, _stretched(np.asarray(upright)))
+                return Picture(path.name, _pixels(np.asarray(upright.convert("RGB"))))
     except click.ClickException as error:
         if isinstance(error.__cause__, UnidentifiedImageError):
             raise click.ClickException(f"{image} is not an image that pillow can read: give a .png or .jpg") from error
@@ -75,6 +78,13 @@ def make_picture(image: str) -> Picture:
 
 def _pixels(values: object) -> torch.Tensor:
     return torch.tensor(values).permute(2, 0, 1).float() / 255
+
+
+def _stretched(values: object) -> torch.Tensor:
+    """Grey values of any range, the least as 0 and the largest as 1."""
+    grey = torch.tensor(values).double().nan_to_num(0, 0, 0)
+    low, high = grey.aminmax()
+    return ((grey - low) / (high - low).clamp(min=1e-30)).float().expand(3, -1, -1)
 
 
 def _digit(number: int) -> Picture:

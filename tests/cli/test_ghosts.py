@@ -104,6 +104,16 @@ def test_missing_packages_are_named(folder, monkeypatch):
     assert error_of(*SMALL) == 'matplotlib is not installed: pip install "ghost-ops[demo]"'
 
 
+@pytest.mark.parametrize("kind, name", [("uint8", "grey.png"), ("uint16", "grey.png"), ("float32", "grey.tiff")])
+def test_grey_images_of_any_depth(kind, name, folder):
+    expected = torch.arange(12.0).reshape(3, 4) / 11
+    values = (expected.double() * {"uint8": 255, "uint16": 65535, "float32": 7}[kind]).round(
+        decimals=0 if "u" in kind else 9
+    )
+    Image.fromarray(values.numpy().astype(kind)).save(name)
+    torch.testing.assert_close(make_picture(name).pixels, expected.expand(3, 3, 4), rtol=0, atol=0.003)
+
+
 def test_images_keep_their_shape_and_are_cut_in_the_middle():
     pixels = torch.zeros(3, 20, 60)
     pixels[:, :, 20:40] = 1

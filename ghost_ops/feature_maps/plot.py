@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..bench.machine import need
-from .maps import MEASURE, FeatureMaps
+from .maps import MEASURE, FeatureMaps, Pair
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#e6194b", "#1f9bff", "#f58231", "#2ca02c", "#b544e0", "#00b3a4", "#c49a00", "#f032a6")
 GAP, BAND = 0.22, 0.5  # between maps, and between bands of them, in widths of a map
+EDGE = 0.24  # around all maps
+SIDE, MARGIN, TITLE, LINE = 3.0, 0.15, 0.75, 0.19  # inches: the image, around all, above, and a line of text
+LARGEST, WIDEST = 1.5, 13.0  # inches of a map, and of all side by side
+NARROWEST = 8.5  # inches of the picture, for its title
 LINK = 0.42  # between a map and what is made from it, where an arrow and a number stand
 
 
@@ -62,17 +66,27 @@ def plot(
     joined = found.pairs(pairs)
     groups = _groups(found, [channel for pair in joined for channel in (pair.first, pair.second)], most)
     layout = _placed(groups, found.maps.shape[1] / found.maps.shape[2])
-    width, height = layout.size
-    scale = min(1.0, 13 / width)  # inches of a map
-    figure = Figure(figsize=(3.6 + scale * width, max(4.2, 1.5 + scale * height)), layout="constrained")
+    text = _text(found, joined, len(layout.corners))
+    width, height = layout.size[0] + EDGE, layout.size[1] + EDGE
+    scale = min(LARGEST, WIDEST / width)
+    tall = SIDE * image.shape[0] / image.shape[1]
+    broad = max(NARROWEST, 2 * MARGIN + SIDE + 0.3 + scale * width)
+    inches = broad, TITLE + max(scale * height, tall + LINE * len(text)) + MARGIN
+    figure = Figure(figsize=inches)
     FigureCanvasAgg(figure)
-    side, axes = figure.subplots(1, 2, width_ratios=(3.0, scale * width))
-    _side(side, found, image, joined, len(layout.corners))
+
+    def at(left: float, broad: float, high: float) -> Axes:
+        """Axes of this size below the title, in inches."""
+        box = left / inches[0], 1 - (TITLE + high) / inches[1], broad / inches[0], high / inches[1]
+        return figure.add_axes(box)
+
+    _side(at(MARGIN, SIDE, tall), image, text)
+    axes = at(MARGIN + SIDE + 0.3, scale * width, scale * height)
     _maps(axes, found, layout)
     _links(axes, found, layout)
     for number, (pair, colour) in enumerate(zip(joined, COLOURS), 1):
         _join(axes, layout, pair.first, pair.second, number, colour)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    figure.text(MARGIN / inches[0], 1 - 0.1 / inches[1], title, va="top", fontsize=12)
     figure.savefig(path, dpi=110)
     return len(layout.corners)
 
@@ -113,12 +127,12 @@ def _maps(axes: Axes, found: FeatureMaps, layout: _Layout) -> None:
         values = found.maps[channel].nan_to_num(0, 0, 0)
         low, high = float(values.min()), float(values.max())
         extent = (left, left + 1, top + layout.height, top)
-        axes.imshow(values.numpy(), cmap="gray", extent=extent, vmin=low, vmax=high if high > low else low + 1)
+        axes.imshow(
+            values.numpy(), cmap="gray", aspect="auto", extent=extent, vmin=low, vmax=high if high > low else low + 1
+        )
         axes.text(left, top - 0.02, str(channel), fontsize=7.5, color="#555555", va="bottom")
-    axes.set_xlim(-0.1, layout.size[0])
-    axes.set_ylim(layout.size[1], -0.25)
-    axes.set_aspect("equal")
-    axes.set_anchor("NW")
+    axes.set_xlim(-EDGE / 2, layout.size[0] + EDGE / 2)
+    axes.set_ylim(layout.size[1], -EDGE)
     axes.axis("off")
 
 
@@ -150,17 +164,21 @@ def _join(axes: Axes, layout: _Layout, first: int, second: int, number: int, col
         axes.text(left + 0.97, top + 0.03, str(number), fontsize=8.5, color="white", weight="bold", bbox=badge, **where)
 
 
-def _side(axes: Axes, found: FeatureMaps, image: torch.Tensor, joined: list, drawn: int) -> None:
-    """The image, and below it what the numbers, the arrows and the greys mean."""
-    axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
-    axes.set_anchor("N")
-    axes.axis("off")
-    lines = [f"{drawn} of {found.count} maps," if drawn < found.count else f"{found.count} maps,",
-             "each in its own range of greys", ""]  # fmt: skip
+def _text(found: FeatureMaps, joined: list[Pair], drawn: int) -> list[str]:
+    """The lines that say what the numbers, the arrows and the greys mean."""
+    lines = [f"{drawn} of {found.count} maps," if drawn < found.count else f"{found.count} maps,"]
+    lines += ["each in its own range of greys", ""]
     lines += ["Most similar pairs:"] * bool(joined)
     for number, pair in enumerate(joined, 1):
         lines.append(f"{number}:  {pair.first} and {pair.second}, {pair.similarity:.3f}")
     if found.links():
         lines += ["", "Arrows: the cheap operation,", "with the similarity of both ends"]
-    lines += ["", "Similarity:", *MEASURE.replace(" maps ", " maps\n").split("\n")]
-    axes.text(0, -0.04, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=9, linespacing=1.35)
+    return [*lines, "", "Similarity:", *MEASURE.replace(" maps ", " maps\n").split("\n")]
+
+
+def _side(axes: Axes, image: torch.Tensor, lines: list[str]) -> None:
+    """The image, and the lines below it."""
+    axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1, aspect="auto")
+    axes.axis("off")
+    axes.annotate("\n".join(lines), (0, 0), (0, -10), "axes fraction", "offset points", va="top", fontsize=9,
+                  linespacing=1.35)  # fmt: skip

@@ -9,9 +9,9 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from . import bench, convert, demo, explain, export, freeze, info, profile, verify
+from . import bench, completion, convert, demo, explain, export, freeze, ghosts, info, profile, verify
 
-COMMANDS = (info, verify, bench, profile, explain, freeze, export, convert, demo)
+COMMANDS = (info, verify, bench, profile, explain, ghosts, freeze, export, convert, demo, completion)
 
 
 class _InOrder(click.Group):

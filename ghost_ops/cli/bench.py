@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from .console import console, need, progress
+from .console import console, failing, need, progress
+from .outputs import check_folder
 
 QUICK_CASES = 3
 PARTS = ("modules", "nets", "train", "frozen", "train_modules", "zoo")
@@ -72,6 +73,9 @@ def command(
         raise click.ClickException(f"{option} needs a checkout of the repository: its code is in benchmarks/harness")
     if plot_path:
         need("matplotlib")
+    for path in (json_path, plot_path):
+        if path and path != "-":
+            check_folder(path)
     if dtype != "float32" and not frozen:
         raise click.UsageError("--dtype is for --frozen: the other parts run in float32")
     parts = [part for part, on in zip(PARTS, (modules, nets, train, frozen, train_modules, zoo)) if on]
@@ -132,11 +136,13 @@ def command(
         if not in_checkout:
             click.echo("ONNX Runtime, OpenVINO, ncnn and ExecuTorch run from a checkout of the repository.", err=True)
     if json_path:
-        reports.write_json(report, json_path)
+        with failing(f"{json_path} cannot be written", OSError):
+            reports.write_json(report, json_path)
     if plot_path:
         from ..bench.plots import plot
 
-        plot(report, plot_path)
+        with failing(f"{plot_path} cannot be written", (OSError, ValueError)):
+            plot(report, plot_path)
 
 
 def _wanted(name: str, patterns: tuple[str, ...], quick: bool) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from .console import echo_json, need
+from .console import echo_json, need, one_line
 from .options import json_flag
 
 
@@ -34,6 +34,8 @@ def command(output: Path, threads: int | None, quick: bool, as_json: bool) -> No
         found = run_demo(output=output, threads=threads, quick=quick, **aside)
     except ValueError as error:  # an output that no picture can be written to, a number of threads
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{output} cannot be written: {one_line(error)}") from error
     if as_json:
         inference = {
             str(batch): {route: timing.median for route, timing in timings.items()}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 import click
+from click.shell_completion import CompletionItem
 
 
 class Size(click.ParamType):
@@ -22,19 +23,32 @@ class Size(click.ParamType):
         return height, width
 
 
-def net_options(batch: int = 1) -> Callable[[Callable], Callable]:
-    """A decorator: MODEL, how it is made, and the images that it gets."""
+def _names(context: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a shell offers for MODEL: nets of ghost_ops.models, and files."""
+    from ..models import MODELS
+
+    found = [CompletionItem(name) for name in sorted(MODELS) if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+def net_options(batch: int | None = 1) -> Callable[[Callable], Callable]:
+    """A decorator: MODEL, how it is made, and the images that it gets.
+
+    Args:
+        batch: how many by default; None: the command has no such option.
+    """
+    numbers = click.option(
+        "--batch", type=click.IntRange(1), default=batch, show_default=True, help="Number of images."
+    )
 
     def add(command: Callable) -> Callable:
         for decorate in reversed(
             (
-                click.argument("model", metavar="MODEL"),
+                click.argument("model", metavar="MODEL", shell_complete=_names),
                 click.option("--model", "of", metavar="NET", help="Of which net the weights in a file are."),
                 click.option("--pretrained", is_flag=True, help="timm's weights, which are downloaded."),
                 click.option("--size", type=Size(), help="Pixels of an image. Default: what the net says, or 224."),
-                click.option(
-                    "--batch", type=click.IntRange(1), default=batch, show_default=True, help="Number of images."
-                ),
+                *([] if batch is None else [numbers]),
             )
         ):
             command = decorate(command)

@@ -73,7 +73,8 @@ def example_of(net: nn.Module, batch: int, size: tuple[int, int] | None) -> Argu
         ClickException: it does not take them.
     """
     size = size or _size_of(net)
-    call = drawn(net, batch, size)
+    with failing(f"{batch} images of {size[0]} x {size[1]} pixels cannot be drawn", RuntimeError):  # no memory
+        call = drawn(net, batch, size)
     if call is None:
         raise click.ClickException("the net has no convolution that says how many channels an image has: in Python, "
                                    "ghost_ops.explain, profile and freeze take an example")  # fmt: skip

@@ -82,3 +82,8 @@ def plain_linear() -> nn.Module:
 def fixed() -> nn.Module:
     """A net for images of 8 x 8 pixels."""
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 64, 2))
+
+
+def eight() -> nn.Module:
+    """A net for images of 8 channels."""
+    return nn.Sequential(nn.Conv2d(8, 4, 1))

@@ -5,13 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from click.shell_completion import ShellComplete
+
 import ghost_ops
 from ghost_ops.cli import main
+from ghost_ops.cli.console import console
 
-from .command import invoke
+from .command import error_of, found_by, invoke
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = "info", "verify", "bench", "profile", "explain", "freeze", "export", "convert", "demo"
+COMMANDS = (
+    "info", "verify", "bench", "profile", "explain", "ghosts", "freeze", "export", "convert", "demo", "completion",
+)  # fmt: skip
 
 
 def test_version():
@@ -39,6 +45,51 @@ def test_missing_packages_are_named_before_work_begins(monkeypatch):
     for args, extra in ((("bench", "--plot", "x.png"), "bench"), (("demo",), "demo")):
         result = invoke(*args)
         assert result.exit_code == 1 and f'pip install "ghost-ops[{extra}]"' in result.output
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell):
+    result = invoke("completion", shell)
+    assert result.exit_code == 0 and f"_GHOST_OPS_COMPLETE={shell}_complete" in result.stdout
+    assert found_by("completion", shell, "--json") == {"shell": shell, "script": result.stdout.removesuffix("\n")}
+
+
+def test_what_a_shell_offers():
+    complete = lambda *args: [
+        item.value for item in ShellComplete(main, {}, "ghost-ops", "X").get_completions(list(args[:-1]), args[-1])
+    ]
+    assert complete("gh") == ["ghosts"] and "--layer" in complete("ghosts", "--la")
+    assert complete("explain", "ghostnet_0") == ["ghostnet_050"]
+    (item,) = ShellComplete(main, {}, "ghost-ops", "X").get_completions(["explain"], "weights.p")
+    assert item.type == "file"
+
+
+def test_colours_heed_the_environment(monkeypatch, capsys):
+    for variables, colours in (
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ):
+        for name in ("FORCE_COLOR", "NO_COLOR"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("TERM", "xterm")
+        console().print("[green]ok[/]")
+        assert ("\x1b[32m" in capsys.readouterr().out) is colours
+
+
+def test_what_cannot_be_written_or_drawn_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "none" / "x.json"
+    assert "does not exist" in error_of("bench", "--quick", "--json", path)
+    assert error_of("explain", "ghostnet_050", "--batch", 2 * 10**9).startswith("2000000000 images of ")
+
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("ghost_ops.demo.run_demo", refuse)
+    assert "x.png cannot be written: PermissionError" in error_of("demo", "--output", "x.png")
 
 
 def test_python_m_is_the_same():

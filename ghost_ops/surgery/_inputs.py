@@ -100,8 +100,19 @@ def ambient() -> Iterator[None]:
         stack.enter_context(torch.autocast("cpu", enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        threads = torch.get_num_threads()
-        if threads > 1:  # on maps so small threads only wait for each other
-            stack.callback(torch.set_num_threads, threads)
-            torch.set_num_threads(1)
+        stack.enter_context(one_thread())
         yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """On maps as small as a probe's, threads only wait for each other. Each change of their number ends them, and the
+    next large operation starts them again: a survey makes one change."""
+    threads = torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)

@@ -24,6 +24,7 @@ from ..fused.frozen_net import Frozen
 from ..fused.ghost_module import GhostModuleBlock
 from ..fused.registry import registered_blocks
 from ._copy import refuse_compiled
+from ._inputs import one_thread
 from ._lookalike import resemblance
 from ._lowering import refuse_lowering
 from ._probe import Probe
@@ -143,6 +144,11 @@ def survey(net: nn.Module) -> list[Finding]:
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"survey: net: expected a torch.nn.Module, got {type(net).__name__}")
+    with one_thread():
+        return _survey(net)
+
+
+def _survey(net: nn.Module) -> list[Finding]:
     findings: dict[nn.Module, Finding] = {}
     kinds = registered_blocks(holds_blocks=False, is_layer=False, is_open=False)
     for name, module in _outermost(net, lambda m: isinstance(m, Fused)):

@@ -310,3 +310,17 @@ def test_the_net_is_left_as_it_is():
 def test_no_module():
     with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got int"):
         survey(3)
+
+
+def test_a_survey_changes_the_number_of_threads_once(monkeypatch):
+    """Each change ends the threads, and starting them again takes longer than the work on small maps."""
+    changes, change = [], torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: changes.append(threads) or change(threads))
+    change(2)
+    try:
+        assert [
+            f.parts is not None for f in survey(nn.Sequential(*(zoo.HuaweiBottleneck(8, 16, 8) for _ in range(3))))
+        ].count(True) > 2
+        assert changes == [1, 2] and torch.get_num_threads() == 2
+    finally:
+        change(1)

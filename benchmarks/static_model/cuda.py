@@ -24,13 +24,20 @@ KERNEL = "strip_kernel"
 RESULTS = {  # that a thread has of an item
     "product_stage": 32, "product_tall": 32, "product_deep": 32,  # a warp: 32 x 32 or 64 x 16 pixels x lanes
     "product_small": 8, "product_small_deep": 8,  # 16 x 16
-    "depthwise_3_1": 16, "depthwise_3_2": 16, "depthwise_5_1": 16, "depthwise_5_2": 16,  # 4 rows x 16 pixels x 8 lanes
-    "depthwise_3_1_low": 8, "depthwise_3_2_low": 8, "depthwise_5_2_low": 8,  # 2 rows
-    "load_stage": 8, "window_stage": 8, "store_stage": 8, "scale_stage": 8, "activate_stage": 2,
+    "product_ahead": 16,  # 16 x 32
+    "depthwise_3_1": 16, "depthwise_3_2": 16,  # 4 rows x 16 pixels x 8 lanes
+    "depthwise_3_1_low": 8, "depthwise_3_2_low": 8, "depthwise_5_1_low": 8, "depthwise_5_2_low": 8,  # 2 rows
+    "load_stage": 8, "window_stage": 8, "store_stage": 8, "store_parts": 8, "store_added": 8, "scale_stage": 8,
+    "activate_stage": 2, "mean_stage": 4,
 }  # fmt: skip
-BEGINS = {"product_begin": "product_stage", "depthwise_3_begin": "depthwise_3_1", "depthwise_5_begin": "depthwise_5_1"}
+PRODUCTS = {"product_deep": 8, "product_small_deep": 2, "product_ahead": 4}
+"""Products of a warp for 16 inputs."""
+BEGINS = {
+    "product_begin": "product_stage", "depthwise_3_begin": "depthwise_3_1", "depthwise_5_begin": "depthwise_5_1_low",
+    "load_begin": "load_stage", "store_begin": "store_added", "scale_begin": "scale_stage", "mean_begin": "mean_stage",
+}  # fmt: skip
 """What a warp does before its items, and where their outer number changes: the name of the count, and the stage."""
-PROTOTYPES = {"depthwise_3_1": 14.3, "depthwise_3_2": 19.8, "depthwise_5_2": 41.8, "product_stage": 3.0}
+PROTOTYPES = {"depthwise_3_1": 14.3, "depthwise_3_2": 19.8, "depthwise_5_2_low": 41.8, "product_stage": 3.0}
 """Instructions that prototypes of these stages, compiled for fixed sizes, have for each result; the depthwise ones
 without tensor cores."""
 
@@ -92,8 +99,11 @@ def stage_costs(functions: dict[str, sass.Function]) -> dict[str, int]:
     for name in RESULTS:
         outer, item = _loops(functions[name])
         found[name] = shortest_way(functions[name], item)
-        if name.endswith("_deep"):
-            found[f"{name}_depth"] = shortest_way(functions[name], item.inner[-1])
+        if name in PRODUCTS:  # its loop has several steps, of which the last may be left out
+            function = functions[name]
+            code = [function.code[i] for block in item.inner[-1].blocks for i in function.blocks[block]]
+            steps = sum(one.kind == "matrix" for one in code) / PRODUCTS[name]
+            found[f"{name}_depth"] = round(len(code) / steps)
     for name, stage in BEGINS.items():
         outer, item = _loops(functions[stage])
         found[name] = shortest_way(functions[stage], outer, item.header)

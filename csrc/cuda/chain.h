@@ -96,17 +96,10 @@ class ChainPlanner {
       extras.excite = images_ < kFewImages || !add({run.first, run.first, 0, 0, 1});
     }
     if (!add(run)) return;
-    if (to < 2 * end && !extras.drops_map) found.cycles += between(blocks_[run.last], run.ends_within);
     const Launch& l = found.parts.back().launch;
     const bool has_sums = extras.squeeze || (blocks_[run.last].hidden && (run.ends_within || run.is_whole_block()));
     found.sums = has_sums ? l.places() : 0;
     if (found.cycles < places[to].cycles) places[to] = std::move(found);
-  }
-
-  /// Bytes between launches that do not stay in a cache count as cycles, 16 bytes a cycle and processor.
-  double between(const Block& b, bool is_within) const {
-    const double bytes = double(images_) * out_height(b) * out_width(b) * (is_within ? lanes(b) : b.kept2) * element_;
-    return 2 * bytes / (device_.processors * 16.0);
   }
 
   const std::vector<Block>& blocks_;

@@ -8,8 +8,6 @@
 
 namespace ghost::cuda {
 
-constexpr int kHighTile = 4, kLowTile = 2;  // rows of a tile
-
 /// What a lane has of a diagonal matrix of 8 x 8: a number of its column, or two zeros.
 struct Diagonal {
   int column;
@@ -184,10 +182,12 @@ GHOST_DEVICE void diagonal_loops(const Work<T>& w, const Stage& g) {
       });
 }
 
-/// By tiles of kHighTile rows, or of kLowTile where fewer rows are left.
+/// By tiles of as many rows as the planner says.
 template <int K, int S, class T>
 GHOST_DEVICE void diagonal_rows(const Work<T>& w, const Stage& g) {
-  if (w.rows(w.map(g.out)).size() > kLowTile) return diagonal_stage<K, S, kHighTile>(w, g);
+  if constexpr (has_rows(kHighTile, K)) {
+    if (g.rows == kHighTile) return diagonal_stage<K, S, kHighTile>(w, g);
+  }
   diagonal_stage<K, S, kLowTile>(w, g);
 }
 
@@ -200,9 +200,9 @@ GHOST_DEVICE void diagonal(const Work<T>& w, const Stage& g) {
     case 8 * 3 + 2:
       return diagonal_rows<3, 2>(w, g);
     case 8 * 5 + 1:
-      return diagonal_stage<5, 1, kLowTile>(w, g);
+      return diagonal_rows<5, 1>(w, g);
     case 8 * 5 + 2:
-      return diagonal_stage<5, 2, kLowTile>(w, g);
+      return diagonal_rows<5, 2>(w, g);
     default:
       return diagonal_loops(w, g);
   }

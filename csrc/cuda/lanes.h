@@ -31,13 +31,14 @@ GHOST_DEVICE void scale_vectors(const Work<T>& w, const Stage& g) {
   const Map& own = w.map(g.in < 0 ? g.out : g.in);
   const T* const factors = g.in < 0 ? w.a.scale + w.step.image * g.channels
                                     : reinterpret_cast<const T*>(w.at(own, 0) + pixel(own, 0, own.halo));
-  const int count = pixels.count() * g.items.value;
-#pragma unroll 1
-  for (int i = thread(); i < count; i += threads()) {
-    const int p = divide(i, g.items), l = (i - p * g.items.value) * N;
-    V* const place = reinterpret_cast<V*>(map + pixels.at(p) + l * int{sizeof(T)});
-    *place = multiply(*place, *reinterpret_cast<const V*>(factors + l));
-  }
+  const int items = g.items.value, between = pixels.m.pitch - items * int{sizeof(V)};
+  unsigned char* row_of_map = nullptr;
+  for_vectors(
+      pixels, g, [&](int row) { row_of_map = map + pixels.at(row, 0); },
+      [&](int i, int p) {
+        V* const place = reinterpret_cast<V*>(row_of_map + (i * int{sizeof(V)} + p * between));
+        *place = multiply(*place, reinterpret_cast<const V*>(factors)[i - p * items]);
+      });
 }
 
 /// Lanes times an excitation, in place: the argument, or with `in` a pixel of shared memory.
@@ -121,17 +122,22 @@ GHOST_DEVICE void sum(const Work<T>& w, const Stage& g) {
 /// Means of each lane over an image, from the sums of its parts: a pixel, or one for each of several images.
 template <class T>
 GHOST_DEVICE void mean(const Work<T>& w, const Stage& g) {
+  constexpr int N = 4;
   const Map& m = w.map(g.out);
   const int images = w.columns(g.out).count.value;
 #pragma unroll 1
   for (int i = thread(); i < images * g.items.value; i += threads()) {
-    const int p = divide(i, g.items), l = i - p * g.items.value;
+    const int p = divide(i, g.items), l = (i - p * g.items.value) * N;
     const int64_t wanted = w.step.image * images + p, image = wanted < w.a.images ? wanted : w.a.images - 1;
     const float* from = (g.tensor > 0 ? w.a.sums : w.a.known) + image * g.count * g.lanes + l;
-    float all = 0.f;
+    Vector<float, N> all{};
 #pragma unroll 1
-    for (int part = 0; part < g.count; part++) all += from[int64_t{part} * g.lanes];
-    *reinterpret_cast<T*>(w.at(m, l) + pixel(m, 0, p + m.halo)) = narrow<T>(all * g.low);
+    for (int part = 0; part < g.count; part++)
+      all = add(all, *reinterpret_cast<const Vector<float, N>*>(from + int64_t{part} * g.lanes));
+    auto* const to = reinterpret_cast<Pair<T>*>(w.at(m, l) + pixel(m, 0, p + m.halo));
+#pragma unroll
+    for (int j = 0; j < N / 2; j++)
+      to[j] = {narrow<T>(all.values[2 * j] * g.low), narrow<T>(all.values[2 * j + 1] * g.low)};
   }
 }
 

@@ -33,7 +33,11 @@ inline void set_units(Call& call, int element) {
       return bytes >= element && divides(tensor, bytes) && channel * element % bytes == 0 &&
              pixel * element % bytes == 0 && g.lanes * element % bytes == 0;
     };
-    const auto set = [&](int bytes) { g.unit = bytes, g.items = divisor(g.lanes / (bytes / element)); };
+    const auto set = [&](int bytes, int side_by_side = 0) {
+      const int vectors = g.lanes / (bytes / element);
+      g.unit = side_by_side ? side_by_side : bytes, g.items = divisor(vectors);
+      g.pieces = divisor(pieces_of(call.launch, call.launch.map[g.out], vectors));
+    };
     if (g.kind == Kind::load && window.size && g.tensor == 0) {
       const int vectors = cdiv(g.channels, 16 / element);
       g.items = divisor(vectors), g.count = most(call.launch.threads / 32 / vectors, 1);
@@ -44,13 +48,16 @@ inline void set_units(Call& call, int element) {
       const void* from = g.in < 0 ? call.scale : nullptr;
       set(fits(16, from, 0, g.in < 0 ? g.channels : 0) ? 16 : element);
     } else if (g.kind == Kind::store || g.kind == Kind::join) {
-      const int half = 8 / element;  // channels that are side by side in shared memory
-      const bool sides =
-          g.in_lane % half == 0 && (g.primary == g.lanes || (g.primary % half == 0 && g.multiplier.value == 1));
+      // Bytes that are side by side in shared memory: all, or the primary and the cheap channels of a Ghost module.
+      const bool whole = g.primary == g.lanes || (g.primary == g.group && g.multiplier.value == 1);
+      const auto divides_lanes = [&](int bytes) {
+        return g.in_lane * element % bytes == 0 && (g.primary == g.lanes || g.primary * element % bytes == 0);
+      };
+      const int sides = whole && divides_lanes(16) ? 16 : divides_lanes(8) && g.multiplier.value == 1 ? 8 : 0;
       const void* to = g.kind == Kind::join ? nullptr : g.between ? call.between : call.out;
       const bool all = sides && fits(16, to, g.channel, g.channels) && fits(16, to, g.lane_step, g.channels) &&
                        (g.tensor != kResidual || divides(call.residual, 16));
-      set(all ? 16 : element);
+      all ? set(16, sides) : set(element);
     }
   }
 }

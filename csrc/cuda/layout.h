@@ -57,6 +57,7 @@ class Layout {
 
   void lay_out() {
     if (!fits_) return;
+    order_stages();
     spread_reaches();
     place_maps();
   }
@@ -87,6 +88,65 @@ class Layout {
     if (g.kind == Kind::sum) visit(Read{g.in, g.in, 1, 1, false});
   }
 
+  bool is_loaded(int map) const {
+    return std::any_of(l_.stage, l_.stage + l_.stages,
+                       [&](const Stage& g) { return g.kind == Kind::load && g.out == map; });
+  }
+  /// Whether one of two stages writes what the other reads or writes.
+  bool is_in_turn(const Stage& a, const Stage& b) const {
+    bool found = a.kind == Kind::sum && b.kind == Kind::mean;  // by way of global memory
+    each_use(a, [&](const Use& one) {
+      each_use(b, [&](const Use& other) {
+        found |= one.storage == other.storage && (one.writes || other.writes) && one.lane < other.lane + other.lanes &&
+                 other.lane < one.lane + one.lanes;
+      });
+    });
+    return found;
+  }
+  struct Use {
+    int storage, lane, lanes;
+    bool writes;
+  };
+  template <class Visit>
+  void each_use(const Stage& g, const Visit& visit) const {
+    constexpr int kAll = 1 << 24;
+    const auto use = [&](int map, int lane, int lanes, bool writes) {
+      if (map >= 0 && storage_of_[map] >= 0) visit(Use{storage_of_[map], lane, lanes, writes});
+    };
+    const bool copies = g.kind == Kind::store || g.kind == Kind::join;
+    use(g.in, g.kind == Kind::depthwise ? g.in_lane : 0, g.kind == Kind::depthwise ? up(g.lanes, kOctet) : kAll,
+        g.keep);
+    use(g.out, g.out_lane, g.kind == Kind::product || g.kind == Kind::depthwise ? up(g.lanes, kOctet) : kAll, true);
+    if (copies) use(g.tensor, 0, kAll, false);
+  }
+
+  /// Puts stages that do not need each other side by side, with a barrier after all of them: a stage comes as early as
+  /// those allow that it must follow. A depthwise convolution follows the rows outside of the image, which stages at
+  /// the beginning have written unless a load has. A load, which is of the next image, follows all that use its map.
+  void order_stages() {
+    Stage ordered[kStages];
+    int level_of[kStages] = {}, last = 0, count = 0;
+    for (const bool loads : {false, true})
+      for (int i = 0; i < l_.stages; i++) {
+        const Stage& g = l_.stage[i];
+        if ((g.kind == Kind::load) != loads) continue;
+        int& level = level_of[i] = g.kind == Kind::depthwise && !is_loaded(g.in);
+        for (int j = 0; j < (loads ? l_.stages : i); j++)
+          if (l_.stage[j].kind != Kind::load && is_in_turn(l_.stage[j], g)) level = std::max(level, level_of[j] + 1);
+        last = std::max(last, level);
+      }
+    const auto each_of = [&](int level, const auto& visit) {
+      for (const bool loads : {true, false})
+        for (int i = 0; i < l_.stages; i++)
+          if (level_of[i] == level && (l_.stage[i].kind == Kind::load) == loads) visit(l_.stage[i]);
+    };
+    for (int level = 0; level <= last; level++) {
+      each_of(level, [&](const Stage& g) { ordered[count++] = g; });
+      if (count) ordered[count - 1].sync = level < last;
+    }
+    std::copy_n(ordered, count, l_.stage);
+  }
+
   /// From the last stage to the first: a map has what those need that read it.
   void spread_reaches() {
     for (int i = l_.stages - 1; i >= 0; i--) {
@@ -114,8 +174,7 @@ class Layout {
       const int s = storage_of_[i];
       if (s < 0) continue;
       Map& m = l_.map[i];
-      bool ahead = false;
-      for (int j = 0; j < l_.stages; j++) ahead |= l_.stage[j].kind == Kind::load && l_.stage[j].out == i && !single;
+      const bool ahead = is_loaded(i) && !single;
       for (int later = 0; later < 2; later++) {
         high[later][s] = std::max(high[later][s], (ahead ? 2 : 1) * l_.step * m.reach.per + m.reach.after);
         low[later][s] = std::min(low[later][s], begin(m, later));
@@ -142,6 +201,10 @@ class Layout {
         l_.map[i].before = std::max(l_.map[i].before, l_.map[j].reach.before);
       }
     }
+    for (int i = 0; i < l_.stages; i++) {
+      Stage& g = l_.stage[i];
+      if (g.kind == Kind::load) g.pads = l_.map[g.out].padded, l_.map[g.out].padded = 0;
+    }
     int64_t at = kOwnBytes;
     int64_t place[kMaps];
     for (int s = 0; s < storages_; s++) {
@@ -152,8 +215,7 @@ class Layout {
         continue;
       }
       t.rows = std::max({high[0][s] - low[0][s], single ? 0 : high[1][s] - low[1][s], 1});
-      const int64_t pixels = int64_t{t.rows} * (t.pixels_of_a_row + t.halo) + t.halo + t.slack;
-      at += (pixels * pitch(t.lanes) * element_ + 15) / 16 * 16;
+      at += (int64_t{t.rows} * row_bytes(t) + int64_t{t.halo + t.slack} * pitch(t.lanes) * element_ + 15) / 16 * 16;
       if (at > (int64_t{1} << 30)) at = int64_t{1} << 30;
     }
     l_.shared = static_cast<int32_t>(at);
@@ -163,7 +225,8 @@ class Layout {
       Map& m = l_.map[i];
       m.at = static_cast<int32_t>(std::min<int64_t>(place[storage_of_[i]], int64_t{1} << 30)),
       m.pitch = pitch(t.lanes) * element_;
-      m.halo = t.halo, m.row = (t.pixels_of_a_row + t.halo) * m.pitch, m.rows = divisor(std::max(t.rows, 1));
+      m.halo = t.halo, m.row = static_cast<int32_t>(std::min<int64_t>(row_bytes(t), int64_t{1} << 30)),
+      m.rows = divisor(std::max(t.rows, 1));
       m.ring = m.rows.value * m.row;
     }
   }
@@ -171,8 +234,17 @@ class Layout {
   /// Columns of a map that a strip has at most.
   int columns(const Map& m) const { return std::min(m.width, l_.strip * m.reach.per + m.reach.before + m.reach.after); }
 
-  /// Elements from pixel to pixel: 16 bytes more than a multiple of 32, so that eight pixels are in different banks.
-  int pitch(int lanes) const { return up(lanes, kDepth) + 16 / element_; }
+  /// Elements from pixel to pixel: an odd number of 16 bytes, so that eight pixels are in different banks.
+  int pitch(int lanes) const {
+    if (element_ == 4) return up(lanes, kDepth) + 4;
+    return up(lanes, kOctet) + (up(lanes, kOctet) % kDepth ? 0 : kOctet);
+  }
+
+  /// Bytes of a row with the zeros beside it: as many that pixels of the next row are in the banks that come next.
+  int64_t row_bytes(const Storage& t) const {
+    const int64_t each = int64_t{pitch(t.lanes)} * element_;
+    return t.pixels_of_a_row * each + (t.halo * each + 127) / 128 * 128;
+  }
 
   Storage storage_[kMaps]{};
   int storage_of_[kMaps]{}, storages_ = 0;

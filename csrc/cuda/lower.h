@@ -1,6 +1,7 @@
 // A run of a chain of blocks as maps and stages of one launch, for a choice of sizes. Plain C++, no CUDA.
 #pragma once
 #include <cmath>
+#include <limits>
 
 #include "activations.h"
 #include "cost.h"
@@ -69,7 +70,8 @@ class Lowering : Layout {
       if (begins_within) {
         input = add(out_height(b), out_width(b), lanes(b));
         load(input, 0, lanes(b));
-        if (b.hidden) scale(input, lanes(b), extras_.excite ? excitation(b, 1, extras_.sums, true) : kNoMap, lanes(b));
+        if (b.hidden)
+          scale(input, lanes(b), extras_.excite ? excitation(b, 1, extras_.sums, true, lanes(b)) : kNoMap, lanes(b));
       } else {
         const bool loads = x == kNoMap;
         if (loads) {
@@ -82,9 +84,9 @@ class Lowering : Layout {
         if (is_last && run_.ends_within) return expand(b, input);
         if (b.hidden) {
           sum(input, 0, lanes(b), lanes(b), 0, 0);
-          scale(input, lanes(b), excitation(b, 1, 1, false), lanes(b));
+          scale(input, lanes(b), excitation(b, 1, 1, false, lanes(b)), lanes(b));
         }
-        if (loads && b.shortcut <= 0) x = kNoMap;
+        if (loads && b.shortcut < 0) x = kNoMap;
       }
       x = project(b, i, x, input, begins_within);
     }
@@ -123,7 +125,7 @@ class Lowering : Layout {
   /// `lanes` outputs of a weight that has `all`; a chunk takes the next ones.
   void product(int in, int out, int depth, const Conv& conv, int lanes, int all, int step, bool once = false) {
     Stage& g = stage(Kind::product, in, out, lanes_of(lanes));
-    g.depth = cdiv(depth, kDepth);
+    g.depth = cdiv(depth, kDepth), g.tail = element_ == 2 && up(depth, kOctet) % kDepth;
     g.weight = conv.weight, g.apart = lanes_of(all) / kColumns * kWeightTile;
     g.weight_step = step / kColumns * kWeightTile;
     finish(g, conv, 0, step, once);
@@ -159,20 +161,20 @@ class Lowering : Layout {
   /// Means of `lanes` lanes over the maps that a block has made, from the sums of `parts`.
   void mean(const Block& of, int out, int lanes, int parts, bool once) {
     Stage& g = stage(Kind::mean, kNoMap, out, lanes);
-    g.items = divisor(lanes), g.count = parts, g.once = once;
+    g.items = divisor(lanes / 4), g.count = parts, g.once = once;
     g.low = 1.f / (static_cast<float>(out_height(of)) * static_cast<float>(out_width(of)));
   }
 
-  /// From the sums of `parts` to a factor for each lane, as pixels; returns their map.
-  int excitation(const Block& b, int pixels, int parts, bool once) {
+  /// From the sums of `parts` to a factor for each lane, or for a chunk of them, as pixels; returns their map.
+  int excitation(const Block& b, int pixels, int parts, bool once, int chunk) {
     const int all = lanes(b), hidden = lanes_of(b.hidden);
     const Reach reach = pixels == 1 ? Reach{0, 0, 1} : Reach{1, 0, 0};
     const auto vector = [&](int lanes) { return add_fixed(1, pixels, reach, add_storage(lanes)); };
-    const int means = vector(all), units = vector(hidden), factors = vector(all);
+    const int means = vector(all), units = vector(hidden), factors = vector(chunk);
     mean(b, means, all, parts, once);
     l_.stage[l_.stages - 1].tensor = run_.is_whole_block();
     product(means, units, all, b.reduce, hidden, hidden, 0, once);
-    product(units, factors, b.hidden, b.expand, all, all, 0, once);
+    product(units, factors, b.hidden, b.expand, chunk, all, chunk < all ? chunk : 0, once);
     const Act gate = act_of_gate(b.gate);
     if (gate != act_none) {
       const Stage made = l_.stage[l_.stages - 1];
@@ -181,9 +183,11 @@ class Lowering : Layout {
     return factors;
   }
 
+  /// A chunk is some of the factors; the hidden layer is computed for each.
   void excite_images(const Block& b) {
-    const int factors = excitation(b, l_.images_at_once, extras_.sums, false), all = lanes(b);
-    copy(Kind::store, factors, output(), 0, all, 0, all, kNoMap);
+    const int all = lanes(b), chunk = all / l_.chunks;
+    const int factors = excitation(b, l_.images_at_once, extras_.sums, false, chunk);
+    copy(Kind::store, factors, output(), 0, chunk, 0, all, kNoMap, chunk < all ? chunk : 0);
   }
 
   /// A linear layer, the images as pixels; a chunk is some of its outputs.
@@ -282,32 +286,38 @@ class Lowering : Layout {
   /// The map, or kResidual or kNoMap, that the output is added to.
   int shortcut(const Block& b, int x, bool begins_within) {
     if (b.shortcut < 0) return extras_.residual ? kResidual : kNoMap;
-    if (b.shortcut == 0) return x == kNoMap ? kResidual : x;
     if (begins_within) {
       x = add(b.height, b.width, b.channels);
       load(x, 1, b.channels);
     }
+    if (b.shortcut == 0) return x;
     const int between = add(out_height(b), out_width(b), b.channels), last = add(out_height(b), out_width(b), b.kept2);
     depthwise(x, 0, between, 0, b.channels, b.shortcut_depthwise, b.shortcut, b.stride, 0, 0);
     product(between, last, b.channels, b.shortcut_pointwise, b.kept2, b.kept2, 0);
     return last;
   }
 
-  /// The kind of tile of each product that takes the least time.
+  /// The kind of tile of each product that takes the least time, and the rows of one of a depthwise convolution.
   void choose_tiles() {
     for (int i = 0; i < l_.stages; i++) {
       Stage& g = l_.stage[i];
+      if (g.kind == Kind::depthwise) choose_rows(g);
       if (g.kind != Kind::product) continue;
-      double least = 0;
-      int best = 0;
-      for (const int kind : {kWideTile, kTallTile, kSmallTile}) {
-        if (!has_tile(kind, element_)) continue;
+      double least = std::numeric_limits<double>::infinity();
+      int best = kWideTile;
+      for (const int kind : {kWideTile, kTallTile, kSmallTile, kAheadTile}) {
+        if (!has_tile(kind, element_) || (kind == kAheadTile && g.depth <= 2 * kAhead)) continue;
         g.kernel = kind, g.items = divisor(cdiv(g.lanes / kColumns, columns_of_tile(kind)));
         const double time = cycles(cost(l_, g, element_));
-        if (!best || time < least) best = kind, least = time;
+        if (time < least) best = kind, least = time;
       }
       g.kernel = best, g.items = divisor(cdiv(g.lanes / kColumns, columns_of_tile(best)));
     }
+  }
+
+  void choose_rows(Stage& g) {
+    const bool is_high = extent_of(l_, l_.map[g.out]).rows > kLowTile && has_rows(kHighTile, g.kernel);
+    g.rows = is_high ? kHighTile : kLowTile;
   }
 
   const Block* const blocks_;

@@ -34,12 +34,29 @@ GHOST_DEVICE void multiply_tiles(float (&sums)[R * C][4], const unsigned char* m
       multiply_add(T{}, sums[i * C + j], fragments[i], b[j].bits[0], b[j].bits[1], sums[i * C + j]);
 }
 
-/// R x C tiles of 16 pixels x 8 outputs at once. `kKeep`: weights of up to kKept x 16 inputs are read once for all
-/// pixels of a warp, not again for each tile.
+/// The same with the first eight inputs only: the map has no more lanes.
+template <int R, int C, class T>
+GHOST_DEVICE void multiply_tail(float (&sums)[R * C][4], const unsigned char* map, const int (&a)[R],
+                                const FourHalves (&b)[C], T) {
+  uint32_t fragments[R][2];
+#pragma unroll
+  for (int i = 0; i < R; i++) load_matrices(fragments[i], map + a[i]);
+#pragma unroll
+  for (int i = 0; i < R; i++)
+#pragma unroll
+    for (int j = 0; j < C; j++) multiply_add(T{}, sums[i * C + j], fragments[i], b[j].bits[0], sums[i * C + j]);
+}
+
+/// How a warp has its weights: up to kKept x 16 inputs of them once for all its pixels, or again for each tile, or so
+/// kAhead x 16 inputs before they are needed.
+enum class Weights { kept, read, ahead };
+
+/// R x C tiles of 16 pixels x 8 outputs at once.
 ///
 /// Where there are fewer pixels than in a tile, the last one is computed several times, and written so.
-template <int R, int C, bool kKeep, class T>
+template <int R, int C, Weights kWeights, class T>
 GHOST_DEVICE void matrix_product(const Work<T>& w, const Stage& g) {
+  constexpr bool kKeep = kWeights == Weights::kept;
   const Map &in = w.map(g.in), &out = w.map(g.out);
   const Rows rows = w.rows(out);
   const Pixels<T> from(w, g.in, rows, g.out), to(w, g.out, rows, g.out);
@@ -84,16 +101,37 @@ GHOST_DEVICE void matrix_product(const Work<T>& w, const Stage& g) {
           for (int e = 0; e < 4; e++) sums[i][e] = bias[i % C][e];
         if constexpr (kKeep) {
 #pragma unroll
-          for (int k = 0; k < kKept; k++)
-            if (k == 0 || k < g.depth) multiply_tiles<R, C>(sums, map + k * kDepth * 2, a, kept[k], T{});
+          for (int k = 0; k < kKept; k++) {
+            if (k > 0 && k >= g.depth) break;
+            if (g.tail && k + 1 == g.depth)
+              multiply_tail<R, C>(sums, map + k * kDepth * 2, a, kept[k], T{});
+            else
+              multiply_tiles<R, C>(sums, map + k * kDepth * 2, a, kept[k], T{});
+          }
         } else {
-          const T* weight = weights + tile * kWeightTile;
-          FourHalves b[C]{};
+          constexpr int kBuffers = kWeights == Weights::ahead ? kAhead + 1 : 1;
+          const int depth = g.depth - g.tail;  // the planner reads ahead only where it is more than twice kAhead
+          const T* const own_weights = opaque(weights + tile * kWeightTile);
+          const T* weight = own_weights;
+          FourHalves b[kBuffers][C]{};
+          const auto read = [&](int k) {
+            load_weights(b[k % kBuffers], weight, there), weight = opaque(weight + g.apart);
+          };
+#pragma unroll
+          for (int k = 0; k + 1 < kBuffers; k++) read(k);
           const unsigned char* at = map;
 #pragma unroll 1
-          for (int k = 0; k < g.depth; k++, at += kDepth * 2, weight += g.apart) {
-            load_weights(b, weight, there);
-            multiply_tiles<R, C>(sums, at, a, b, T{});
+          for (int first = 0; first < depth; first += kBuffers) {
+#pragma unroll
+            for (int k = 0; k < kBuffers; k++, at += kDepth * 2) {
+              if (k > 0 && first + k >= depth) break;
+              if (kBuffers == 1 || first + k + kBuffers - 1 < depth) read(k + kBuffers - 1);
+              multiply_tiles<R, C>(sums, at, a, b[k], T{});
+            }
+          }
+          if (g.tail) {
+            load_weights(b[0], own_weights + depth * g.apart, there);
+            multiply_tail<R, C>(sums, map + depth * kDepth * 2, a, b[0], T{});
           }
         }
         uint32_t words[R * C][2];
@@ -187,14 +225,15 @@ template <int R, int C, class T>
 GHOST_DEVICE void product_of(const Work<T>& w, const Stage& g) {
   if constexpr (sizeof(T) == 4) return plain_product<R, C>(w, g);
   if constexpr (sizeof(T) == 2) {
-    if (g.depth <= kKept) return matrix_product<R, C, true>(w, g);
-    matrix_product<R, C, false>(w, g);
+    if (g.depth <= kKept) return matrix_product<R, C, Weights::kept>(w, g);
+    matrix_product<R, C, Weights::read>(w, g);
   }
 }
 
 template <class T>
 GHOST_DEVICE void product(const Work<T>& w, const Stage& g) {
-  if constexpr (has_tile(kTallTile, sizeof(T))) {
+  if constexpr (sizeof(T) == 2) {
+    if (g.kernel == kAheadTile) return matrix_product<1, 4, Weights::ahead>(w, g);
     if (g.kernel == kTallTile) return product_of<kTallTile, 2>(w, g);
   }
   if (g.kernel == kSmallTile) return product_of<kSmallTile, 2>(w, g);

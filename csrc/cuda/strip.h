@@ -37,7 +37,7 @@ struct Map {
   int32_t pitch, row;     // bytes from pixel to pixel, and from row to row
   int32_t ring;           // bytes of all rows
   int32_t halo;           // columns of zeros
-  int32_t padded;         // whether rows outside of the image are read, as zeros
+  int32_t padded;         // whether rows outside of the image are read, as zeros, and no load writes them
   int32_t height, width;  // of the whole map
   Reach reach;
   int32_t before;  // of the map that reaches farthest among those that share this memory: there its columns begin
@@ -63,8 +63,10 @@ struct Stage {
   int32_t in, out;  // maps
   int32_t in_lane, out_lane, lanes;
   Divisor items;           // lanes as the stage takes them: pairs, vectors, or groups of a product's tiles
-  int32_t unit;            // of load, scale and store: bytes at a time that tensors and lanes allow
-  int32_t depth;           // of a product: steps of 16 inputs
+  int32_t unit;            // of load, scale, store and join: bytes that are side by side in memory and in the map
+  Divisor pieces;          // of these: pieces of a row that warps take
+  int32_t depth, tail;     // of a product: steps of 16 inputs, and whether the last one has only 8
+  int32_t rows;            // of a depthwise convolution in half precision: rows of a tile
   int32_t kernel, stride;  // of a product: the kind of tile
   int32_t weight, bias, slopes, act;
   int32_t apart;      // elements of a weight from 16 inputs to the next
@@ -78,7 +80,9 @@ struct Stage {
   Divisor multiplier;         // `multiplier`-th one
   int32_t weight_step, lane_step;
   int32_t once;     // only at the first step of an image
+  int32_t sync;     // whether a barrier follows: the next stage reads or overwrites what this one or one before has
   int32_t keep;     // of store: the sum with the residual is left in the map, too
+  int32_t pads;     // of load: whether rows outside of the image are read
   int32_t between;  // of store: to the map between two blocks of the launch, and by the first chunk only
 };
 
@@ -112,18 +116,45 @@ struct Launch {
   GHOST_HOST_DEVICE int parts() const { return places() * chunks; }
 };
 
+/// Rows of a map that a step adds, and columns that a strip has, at most.
+struct Extent {
+  int32_t rows, columns;
+};
+GHOST_HOST_DEVICE Extent extent_of(const Launch& l, const Map& m) {
+  return {least(m.reach.per ? l.step * m.reach.per : 1, m.height),
+          least(l.strip * m.reach.per + m.reach.before + m.reach.after, m.width)};
+}
+/// Pieces of a row of so many vectors a pixel, so that half of the warps have one, but none of less than 32 vectors.
+GHOST_HOST_DEVICE int pieces_of(const Launch& l, const Map& m, int vectors) {
+  const Extent e = extent_of(l, m);
+  int pieces = 1;
+  while (e.rows * pieces < l.threads / 64 && 64 * pieces <= e.columns * vectors) pieces *= 2;
+  return pieces;
+}
+
 /// Columns of a map that a strip has.
 struct Columns {
   int32_t begin, origin;  // origin: the column that is first in memory
   Divisor count, groups;  // groups: of kGroup columns, which are computed at once
 };
 constexpr int kGroup = 8;
-// Tiles of 16 pixels that a warp has of a product, and of 8 outputs.
-constexpr int kWideTile = 2, kTallTile = 4, kSmallTile = 1;
-constexpr int kKept = 1;  // steps of 16 inputs up to which a warp keeps a product's weight in registers
-GHOST_HOST_DEVICE int columns_of_tile(int kind) { return kind == kWideTile ? 4 : 2; }
-/// Tall ones are not there in float32: without tensor cores they need more registers than there are.
-GHOST_HOST_DEVICE constexpr bool has_tile(int kind, int element) { return kind != kTallTile || element == 2; }
+// Kinds of tiles of a product: how many times 16 pixels a warp has. Of the last one there are 16 pixels and 32 outputs,
+// and weights are read ahead, which is for those that the cache of the processor does not hold.
+constexpr int kWideTile = 2, kTallTile = 4, kSmallTile = 1, kAheadTile = 0;
+constexpr int kAhead = 3;  // steps of 16 inputs
+constexpr int kKept = 1;   // steps of 16 inputs up to which a warp keeps a product's weight in registers
+GHOST_HOST_DEVICE int rows_of_tile(int kind) { return kind == kAheadTile ? 1 : kind; }
+GHOST_HOST_DEVICE int columns_of_tile(int kind) {  // of 8 outputs
+  return kind == kWideTile || kind == kAheadTile ? 4 : 2;
+}
+// Rows of a tile of a depthwise convolution in half precision.
+constexpr int kHighTile = 4, kLowTile = 2;
+GHOST_HOST_DEVICE constexpr bool has_rows(int rows, int kernel) { return rows == kLowTile || kernel == 3; }
+
+/// In float32 weights are not read ahead, and tall ones need more registers than there are.
+GHOST_HOST_DEVICE constexpr bool has_tile(int kind, int element) {
+  return element == 2 || kind == kWideTile || kind == kSmallTile;
+}
 constexpr float kNoBound = __builtin_huge_valf();
 
 GHOST_HOST_DEVICE Columns columns_of(const Map& map, int begin, int end) {

@@ -30,31 +30,33 @@ GHOST_DEVICE void run_stage(const Work<T>& w, const Stage& g) {
   }
 }
 
+/// One of two turns of a step. At the first one all rows of the step that follows are loaded if that is of the same
+/// image; those of another one are at the second turn, each when nothing needs its map any more. Then come the stages.
 template <class T>
-GHOST_DEVICE void begin_loads(const Work<T>& w) {
+GHOST_DEVICE void run_turn(const Work<T>& now, const Work<T>& next, int turn) {
+  const bool runs = turn && now.step.image >= 0, has_next = next.step.image < next.launch.images;
+  const bool loads = has_next && turn == (now.step.last && now.step.image >= 0);
 #pragma unroll 1
-  for (int i = own_zero(); i < w.launch.stages; i++)
-    if (w.launch.stage[i].kind == Kind::load) load(w, w.launch.stage[i]);
-}
-
-template <class T>
-GHOST_DEVICE void run_stages(const Work<T>& w) {
-  fill_padding(w);
+  for (int i = own_zero(); i < (runs ? now.launch.maps : 0); i++)
+    if (now.map(i).padded) fill_padding(now, now.map(i));
 #pragma unroll 1
-  for (int i = own_zero(); i < w.launch.stages; i++) {
-    const Stage& g = w.launch.stage[i];
-    if (g.kind == Kind::load || (g.once && !w.step.first)) continue;
-    run_stage(w, g);
-    sync_block();
+  for (int i = own_zero(); i < now.launch.stages; i++) {
+    const Stage& g = now.launch.stage[i];
+    if (g.kind == Kind::load) {
+      if (loads) load(next, g);
+    } else if (runs && (!g.once || now.step.first)) {
+      run_stage(now, g);
+    }
+    if (runs && g.sync) sync_block();
   }
 }
 
-/// The step after the one that is loaded: of the same image, or of the next one that is this thread block's.
-GHOST_DEVICE void advance(Shared& s, const Launch& launch, int top, int bottom) {
-  s.now = s.next;
-  s.next.from = s.next.last ? top : s.next.to, s.next.first = s.next.last;
-  if (s.next.last) s.next.image += rows_of_blocks();
-  s.next.to = least(s.next.from + launch.step, bottom), s.next.last = s.next.to == bottom;
+/// The step after another one: of the same image, or of the next one that is this thread block's.
+GHOST_DEVICE void advance(Step& next, const Step& now, const Launch& launch) {
+  const int top = block() / launch.strips * launch.band, bottom = least(top + launch.band, launch.height);
+  next.from = now.last ? top : now.to, next.first = now.last;
+  next.image = now.image + (now.last ? rows_of_blocks() : 0);
+  next.to = least(next.from + launch.step, bottom), next.last = next.to == bottom;
 }
 
 template <class T>
@@ -68,29 +70,23 @@ GHOST_DEVICE void strip(const Launch& launch, const Arguments<T>& a, unsigned ch
     const int left = block() % launch.strips * launch.strip;
     s.columns[thread()] = columns_of(launch.map[thread()], left, least(left + launch.strip, launch.width));
   }
-  if (thread() == 0) s.next.image = row_of_blocks() - rows_of_blocks(), s.next.last = 1;  // as if one had ended
+  if (thread() == 0) s.steps[0].image = row_of_blocks() - rows_of_blocks(), s.steps[0].last = 1;  // as if one had ended
   wait_for_earlier_kernels();
   let_next_kernel_begin();
+  // Two turns of each of the three steps that are known: one that slow threads may still compute, this one and the
+  // next.
 #pragma unroll 1
-  do {
-    wait_for_copies();
-    sync_block();
-    if (thread() == 0) {
-      const int top = block() / launch.strips * launch.band;
-      advance(s, launch, top, least(top + launch.band, launch.height));
+  for (int turn = own_zero();; turn = turn == 5 ? 0 : turn + 1) {
+    const Step& now = s.steps[turn / 2];
+    Step& next = s.steps[turn / 2 == 2 ? 0 : turn / 2 + 1];
+    if (turn % 2 == 0) {
+      wait_for_copies();
+      if (thread() == 0) advance(next, now, launch);
+      sync_block();
     }
-    sync_block();
-    // The next rows are loaded meanwhile, but for those of another image: there is room for one.
-    const int loads_at = s.now.last;
-#pragma unroll 1
-    for (int turn = own_zero(); turn < 2; turn++) {
-      if (turn == loads_at) {
-        if (s.next.image < launch.images) begin_loads(Work<T>{launch, a, shared, s.next});
-      } else if (s.now.image >= 0) {
-        run_stages(Work<T>{launch, a, shared, s.now});
-      }
-    }
-  } while (s.next.image < launch.images);
+    run_turn(Work<T>{launch, a, shared, now}, Work<T>{launch, a, shared, next}, turn % 2);
+    if (turn % 2 && next.image >= launch.images) return;
+  }
 }
 
 /// Means of a Ghost module's output from the sums of its parts: one thread a channel of an image.

@@ -9,32 +9,6 @@ struct Traffic {
   int64_t fused, by_module;
 };
 
-/// Elements of an image that a launch reads and writes, halos counted as often as they are read.
-inline int64_t moved(const Launch& l) {
-  int64_t elements = 0;
-  for (int j = 0; j < l.stages; j++) {
-    const Stage& g = l.stage[j];
-    const Map& m = l.map[g.out];
-    if (g.kind == Kind::store) elements += int64_t{m.height} * m.width * g.lanes * (g.between ? 1 : l.chunks);
-    if ((g.kind == Kind::store || g.kind == Kind::join) && g.tensor == kResidual)
-      elements += int64_t{m.height} * m.width * g.lanes * l.chunks;
-    if (g.kind != Kind::load) continue;
-    const auto read = [&](int parts, int part, int limit, int of) {
-      int64_t sum = 0;
-      for (int p = 0; p < parts; p++) {
-        const int from = p * part, to = std::min(from + part, limit);
-        sum += std::min(to * m.reach.per + m.reach.after, of) - std::max(from * m.reach.per - m.reach.before, 0);
-      }
-      return sum;
-    };
-    const int64_t pixels = read(l.bands, l.band, l.height, m.height) * read(l.strips, l.strip, l.width, m.width);
-    const Window& w = l.window;  // of whose pixels those are read that a stride leaves, and neighbours from a cache
-    const int of_window = w.stride * w.stride * w.channels;
-    elements += pixels * l.chunks * (w.size && g.tensor == 0 ? of_window : g.lanes);
-  }
-  return elements;
-}
-
 /// Bytes of a plan, and of the same module by module.
 inline Traffic traffic(const std::vector<Block>& blocks, const Plan& plan, int element, int64_t images) {
   Traffic t{};

@@ -50,7 +50,7 @@ struct Step {
 /// What is in the first bytes of shared memory.
 struct Shared {
   Columns columns[kMaps];  // of every map
-  Step now, next;          // what is computed, and what is loaded meanwhile
+  Step steps[3];
   alignas(16) unsigned char zeros[16];
   unsigned char spare[8][16];  // where lanes of a warp write what nobody wants
 };
@@ -148,5 +148,21 @@ struct Pixels {
     return at(row, p - row * columns.count.value);
   }
 };
+
+/// Goes through the vectors of all pixels, row by row: a row is contiguous in memory, and in a map but for the bytes
+/// between pixels. A warp has pieces of rows; `begin` is called with the row, `each` with the number of a vector in its
+/// row and of its pixel.
+template <class T, class Begin, class Each>
+GHOST_DEVICE void for_vectors(const Pixels<T>& pixels, const Stage& g, const Begin& begin, const Each& each) {
+  const int across = pixels.columns.count.value * g.items.value, pieces = g.pieces.value;
+  const int shares = pixels.rows.size() * pieces;
+#pragma unroll 1
+  for (int share = warp(); share < shares; share += warps()) {
+    const int row = divide(share, g.pieces), piece = share - row * pieces;
+    begin(row);
+#pragma unroll 1
+    for (int i = piece * 32 + lane(); i < across; i += pieces * 32) each(i, divide(i, g.items));
+  }
+}
 
 }  // namespace ghost::cuda

@@ -69,11 +69,12 @@ class Emulator:
     Attributes:
         order: of the threads: 0 forward, 1 backward, then seeds of random orders.
         wish: what the planner must keep to, see ``ghost_ops.backends.cuda.launch.wish``.
+        device: 1 has only one processor, so that a thread block has several images.
         calls: of each call the blocks that were computed.
     """
 
-    def __init__(self, order: int = 0, wish: tuple[int, ...] = ()) -> None:
-        self.order, self.wish, self.calls = order, list(wish), []
+    def __init__(self, order: int = 0, wish: tuple[int, ...] = (), device: int = 0) -> None:
+        self.order, self.wish, self.device, self.calls = order, list(wish), device, []
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -98,10 +99,12 @@ class Emulator:
         ):
             clear()
             lib.ghost_emulated_set_order(self.order)
+            lib.ghost_emulated_set_device(self.device)
             try:
                 yield
             finally:
                 lib.ghost_emulated_set_order(0)
+                lib.ghost_emulated_set_device(0)
                 clear()
 
 

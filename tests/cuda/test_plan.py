@@ -119,11 +119,11 @@ def test_bytes_that_are_saved():
     """What docs/performance/gpu.md says: elements an image of GhostNet-100 to the logits, fused and by module."""
     ((_, found),) = plans("100", 224, 256, H200)
     fused, by_module = (getattr(found, k) / 256 / 2e6 for k in ("fused", "by_module"))
-    assert 5 < fused < 5.4 and 7.4 < by_module < 8.2
+    assert 3.7 < fused < 4.1 and 7.4 < by_module < 8.2
 
 
 def test_bytes_of_one_block_by_hand():
-    """Identity shortcut, no stride, an image a block: x twice and the output; by module the expanded map as well."""
+    """Identity shortcut, no stride, an image a block: x and the output; by module x twice and the expanded map."""
     seed = next(s for s in range(500) if _is_plain(draw_block(s)[0].steps))
     p, _ = draw_block(seed)
     one, two = p.steps[1], p.steps[2]
@@ -135,7 +135,7 @@ def test_bytes_of_one_block_by_hand():
     found = plan.ask(emulate.library(), tuple(block.numbers(1, 5)), 4, 3, 1, 227 << 10)
     assert [launch.piece for launch in found.launches] == ["whole"] and two.residual == 0
     expanded = one.primary + one.cheap_channels
-    assert found.fused == 3 * 5 * 4 * (2 * p.channels + two.out_channels)
+    assert found.fused == 3 * 5 * 4 * (p.channels + two.out_channels)
     assert found.by_module == 3 * 5 * 4 * (2 * p.channels + two.out_channels + 2 * expanded)
 
 

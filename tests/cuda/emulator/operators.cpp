@@ -7,7 +7,7 @@
 namespace ghost::cuda {
 
 namespace {
-int order = 0;
+int order = 0, device = 0;
 }  // namespace
 
 template <class T>
@@ -17,8 +17,9 @@ constexpr Kernels kEmulated = {[](const Call& c) { return run<T>(c, order); },
 const Kernels kernels_float32 = kEmulated<float>, kernels_float16 = kEmulated<float16>,
               kernels_bfloat16 = kEmulated<bfloat16>;
 
-const char* device_info(int, int32_t& processors, int32_t& shared, int32_t& generation) {
-  processors = 132, shared = 227 << 10, generation = 9;
+/// Device 1 has one processor, whose thread blocks have several images.
+const char* device_info(int index, int32_t& processors, int32_t& shared, int32_t& generation) {
+  processors = index ? 1 : 132, shared = 227 << 10, generation = 9;
   return nullptr;
 }
 
@@ -26,7 +27,10 @@ const char* device_info(int, int32_t& processors, int32_t& shared, int32_t& gene
 
 extern "C" {
 int32_t aoti_torch_device_type_cuda() { return aoti_torch_device_type_cpu(); }
-AOTITorchError aoti_torch_get_device_index(AtenTensorHandle, int32_t* index) { return *index = 0; }
+AOTITorchError aoti_torch_get_device_index(AtenTensorHandle, int32_t* index) {
+  *index = ghost::cuda::device;
+  return 0;
+}
 AOTITorchError aoti_torch_create_cuda_guard(int32_t, CUDAGuardHandle*) { return 0; }
 AOTITorchError aoti_torch_delete_cuda_guard(CUDAGuardHandle) { return 0; }
 AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**) { return 0; }
@@ -35,6 +39,9 @@ AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**) { return 0; }
 
 /// The order of threads: 0 forward, 1 backward, then seeds of random ones.
 GHOST_EMULATOR_API void ghost_emulated_set_order(int to) { ghost::cuda::order = to; }
+
+/// On which device calls run: 0 or 1.
+GHOST_EMULATOR_API void ghost_emulated_set_device(int to) { ghost::cuda::device = to; }
 
 /// Leaves out the barrier in this line of this file; a line of 0: none.
 GHOST_EMULATOR_API void ghost_emulated_leave_out(const char* file, int line) {

@@ -74,8 +74,8 @@ ROWS: dict[str, dict[str, str]] = {
             "list.pth: expected a state_dict, names and tensors, got a list"
         ),
         "ghost-ops freeze state.pth --model tests.cli.nets:small -o new.pt2": (
-            "state.pth is not a state_dict of tests.cli.nets:small: 0.weight is missing; 0.bias is missing; "
-            "1.weight is missing; and 527 more"
+            "state.pth is not a state_dict of tests.cli.nets:small: conv_stem.weight is unexpected; bn1.weight "
+            "is unexpected; bn1.bias is unexpected; and 527 more"
         ),
         "ghost-ops export tests.cli.nets:small -o new.onnx --to tflite": (
             "Invalid value for '--to': 'tflite' is not one of 'onnx', 'openvino', 'aoti', 'pt2'."
@@ -100,8 +100,7 @@ ROWS: dict[str, dict[str, str]] = {
             "ghostnet_100 or ghostnetv3_160?"
         ),
         "ghost-ops convert state.pth new.pth --model ghostnet_130": (
-            "convert_state_dict: this is not a checkpoint of ghostnet_130: conv_stem.weight has shape (8, 3, "
-            "3, 3), expected (20, 3, 3, 3); bn1.weight has shape (8,), expected (20,); bn1.bias has shape "
+            "this is not a checkpoint of ghostnet_130: conv_stem.weight has shape (8, 3, 3, 3), expected (20, 3, 3, 3); bn1.weight has shape (8,), expected (20,); bn1.bias has shape "
             "(8,), expected (20,); and 426 more"
         ),
         "ghost-ops convert state.pth kept.pth --model ghostnet_050": "kept.pth exists: --force overwrites it",

@@ -100,8 +100,8 @@ ROWS: dict[str, dict[str, str]] = {
             "ghostnet_100 or ghostnetv3_160?"
         ),
         "ghost-ops convert state.pth new.pth --model ghostnet_130": (
-            "this is not a checkpoint of ghostnet_130: conv_stem.weight has shape (8, 3, 3, 3), expected (20, 3, 3, 3); bn1.weight has shape (8,), expected (20,); bn1.bias has shape "
-            "(8,), expected (20,); and 426 more"
+            "this is not a checkpoint of ghostnet_130: conv_stem.weight has shape (8, 3, 3, 3), expected (20, 3, "
+            "3, 3); bn1.weight has shape (8,), expected (20,); bn1.bias has shape (8,), expected (20,); and 426 more"
         ),
         "ghost-ops convert state.pth kept.pth --model ghostnet_050": "kept.pth exists: --force overwrites it",
         "ghost-ops convert state.pth new.onnx --model ghostnet_050": (

@@ -284,19 +284,6 @@ def test_compiled_within_a_larger_net(name, backend, x):
             torch.testing.assert_close(compiled(v), net(v), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_aot_inductor_package(tmp_path, x):
-    if shutil.which("g++") is None:
-        pytest.skip("AOTInductor needs a C++ compiler")
-    net = Larger(freeze(make_net()))
-    exported = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n", max=64)},))
-    path = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "net.pt2"))
-    loaded = torch._inductor.aoti_load_package(path)
-    with torch.no_grad():
-        for v in (x, make_map((5, 3, 33, 31))):
-            torch.testing.assert_close(loaded(v), net(v), rtol=1e-5, atol=1e-5)
-
-
 # Threads and processes
 
 

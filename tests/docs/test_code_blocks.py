@@ -41,7 +41,7 @@ GIVEN = {
     "docs/api.md": lambda: {
         "vgg16": nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU())
     },
-    "docs/command-line.md": lambda: {"net": nn.Sequential(ghost_ops.GhostModule(3, 8))},
+    "docs/command-line.md": lambda: {"net": net(), "x": images()},
     "docs/recognition.md": lambda: {"net": net(), "example": images(), "self": net(), "images": images()},
     "docs/toolchains.md": lambda: {"net": net(), "x": images()},
     "docs/training.md": lambda: {"net": net(), "images": images()},

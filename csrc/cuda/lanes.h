@@ -93,7 +93,7 @@ GHOST_DEVICE void sum_octets(const Work<T>& w, const Stage& g, const Pixels<T>& 
   }
 }
 
-/// Adds up each lane over the pixels of this step, in an order that the number of threads alone decides; at the last
+/// Adds up each lane over the pixels of this step, in an order that only depends on the number of threads; at the last
 /// step of an image the sums of the part go to memory. Has a barrier within.
 ///
 /// The map of `out` is floats: sums of all lanes, then of all lanes once more for each of `count` parts of the pixels.

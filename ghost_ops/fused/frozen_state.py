@@ -201,7 +201,7 @@ class FrozenState:
             what = "a parameter or buffer was changed in place" if self.replaced is None else self.replaced
             raise RuntimeError(f"{frozen_name(net)}: {what}: {AGAIN}")
         self.version, self.replaced = self.counter._version, None  # after load_state_dict, which loads what is packed
-        if self._is_called_with_others() and not torch.compiler.is_compiling():  # which puts in tensors of its own
+        if not torch.compiler.is_compiling() and self._is_called_with_others():  # compilers put in tensors of their own
             raise RuntimeError(
                 f"{frozen_name(net)}: it was called with other parameters or buffers than those that were packed, as "
                 "by torch.func.functional_call: call the net that it was made from, or ghost_ops.thaw(net)"

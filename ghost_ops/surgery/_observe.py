@@ -7,9 +7,10 @@ that tell which attributes are read and set.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import partial
 
@@ -189,31 +190,37 @@ def _is_computed(out: object) -> bool:
 
 
 def _caller() -> types.FrameType | None:
-    """The nearest frame that is neither PyTorch's nor ours."""
-    frame = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "ghost_ops"):
+    """The nearest frame of the module that is run; None where there are only PyTorch's. Whoever calls the probe is none
+    of it."""
+    return next((frame for frame in _frames() if not _is_between(_module_of(frame))), None)
+
+
+def _frames() -> Iterator[types.FrameType]:
+    """The frames between here and the probe, the innermost first."""
+    frame = sys._getframe(1)
+    while frame is not None and not _module_of(frame).startswith("ghost_ops.surgery._probe"):
+        yield frame
         frame = frame.f_back
-    return frame
+
+
+def _module_of(frame: types.FrameType) -> str:
+    return frame.f_globals.get("__name__") or ""
+
+
+def _is_between(module: str) -> bool:
+    """Whether a function of ``module`` stands between what a forward calls and the forward itself."""
+    return module.partition(".")[0] == "torch" or module.startswith("ghost_ops.surgery.")
 
 
 def _runs(module: str, name: str | None = None) -> bool:
     """Whether a function of ``module`` is running, between here and the probe."""
-    frame = sys._getframe(2)
-    while frame is not None and not frame.f_globals.get("__name__", "").startswith("ghost_ops.surgery._probe"):
-        if frame.f_globals.get("__name__") == module and name in (None, frame.f_code.co_name):
-            return True
-        frame = frame.f_back
-    return False
+    return any(_module_of(frame) == module and name in (None, frame.f_code.co_name) for frame in _frames())
 
 
 def _is_checkpointing() -> bool:
     """Whether it is PyTorch's checkpointing that asks, which computes the same."""
-    frame = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "ghost_ops"):
-        if frame.f_globals["__name__"] == "torch.utils.checkpoint":
-            return True
-        frame = frame.f_back
-    return False
+    between = itertools.takewhile(_is_between, map(_module_of, _frames()))
+    return "torch.utils.checkpoint" in between
 
 
 def _is_in_a_function() -> bool:

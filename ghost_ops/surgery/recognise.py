@@ -134,6 +134,7 @@ class Candidate:
         return tuple(dict.fromkeys((*probe.reads, *more)))
 
 
+@one_thread()
 def survey(net: nn.Module) -> list[Finding]:
     """Every module of ``net`` that is, or looks like, a block and is not fused yet; ``net`` itself included.
 
@@ -144,11 +145,6 @@ def survey(net: nn.Module) -> list[Finding]:
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"survey: net: expected a torch.nn.Module, got {type(net).__name__}")
-    with one_thread():
-        return _survey(net)
-
-
-def _survey(net: nn.Module) -> list[Finding]:
     findings: dict[nn.Module, Finding] = {}
     kinds = registered_blocks(holds_blocks=False, is_layer=False, is_open=False)
     for name, module in _outermost(net, lambda m: isinstance(m, Fused)):
@@ -181,6 +177,7 @@ def _lookalikes(net: nn.Module, known: set[nn.Module]) -> Iterator[Finding]:
             yield Finding(name, module, GhostModuleBlock, reason=reason)
 
 
+@one_thread()
 def survey_open(net: nn.Module, findings: Iterable[Finding]) -> list[Finding]:
     """As :func:`survey`, of the kinds that are blocks in eval only, so that what is inside is fused on its own too.
 
@@ -211,6 +208,7 @@ def is_closed(module: nn.Module) -> bool:
     return isinstance(module, Frozen) or (block is not None and not block.is_open)
 
 
+@one_thread()
 def survey_layers(net: nn.Module, findings: Iterable[Finding]) -> list[Finding]:
     """As :func:`survey`, of the kinds that are only looked for outside of blocks.
 
@@ -259,6 +257,7 @@ def _examine(name: str, candidate: Candidate, kind: type[Block]) -> Finding | No
     return Finding(name, module, kind, parts, reads=reads)
 
 
+@one_thread()
 def _recognise_again(kind: type[Block], module: nn.Module) -> tuple[object, Reads]:
     """The parts of a fused module, where an attribute that its forward reads has changed; raises ``Unfusable``."""
     candidate = Candidate(module, {} if kind.holds_blocks else None)

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from ghost_ops.fused import BottleneckParts, GhostParts, SqueezeExciteParts
-from ghost_ops.nn import GhostModule, SELayer, SqueezeExcite
-from ghost_ops.surgery import survey
+from ghost_ops.nn import GhostModule, GhostModuleV2, SELayer, SqueezeExcite
+from ghost_ops.surgery import fuse, survey
+from ghost_ops.surgery._inputs import Inputs
 from tests.ops.activation_cases import MODULES
 
 from .. import zoo
@@ -312,14 +313,45 @@ def test_no_module():
         survey(3)
 
 
-def test_a_survey_changes_the_number_of_threads_once(monkeypatch):
+@pytest.mark.parametrize(("run", "surveys"), [(survey, 1), (fuse, 3)])
+def test_a_survey_changes_the_number_of_threads_once(run, surveys, monkeypatch):
     """Each change ends the threads, and starting them again takes longer than the work on small maps."""
     changes, change = [], torch.set_num_threads
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: changes.append(threads) or change(threads))
     change(2)
+    net = nn.Sequential(
+        *(zoo.HuaweiBottleneck(8, 16, 8) for _ in range(3)), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.ReLU()
+    )
     try:
-        found = survey(nn.Sequential(*(zoo.HuaweiBottleneck(8, 16, 8) for _ in range(3))))
-        assert sum(finding.parts is not None for finding in found) > 2
-        assert changes == [1, 2] and torch.get_num_threads() == 2
+        assert run(net) is not None
+        assert changes == [1, 2] * surveys and torch.get_num_threads() == 2
     finally:
         change(1)
+
+
+BRANCHING = """
+def call(function, net):
+    if net is None or len(net._modules) > 1000:
+        return None
+    return function(net)
+"""
+
+
+def test_the_code_that_asks_for_it_is_not_what_is_looked_at(monkeypatch):
+    """Sizes that a forward hands on are followed in the forward's own code, and not in that of fuse's caller: whether
+    there are branches in his code changes nothing. In the forward's own it does."""
+    tried, others = [], Inputs.others
+    monkeypatch.setattr(Inputs, "others", lambda self, branches: tried.append(bool(branches)) or others(self, branches))
+    names = {}
+    exec(BRANCHING, names)
+    names["call"](survey, GhostModuleV2(8, 12))
+    assert tried and not any(tried)
+
+    class Branching(GhostModuleV2):
+        def forward(self, x):
+            height, width = x.shape[-2:]
+            return super().forward(x) if x is not None else (height, width)
+
+    tried.clear()
+    survey(Branching(8, 12))
+    assert any(tried)

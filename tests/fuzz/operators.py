@@ -97,8 +97,8 @@ def check_call(name: str, case: Case) -> None:
     """Values, and gradients where there are any, are as accurate as PyTorch's.
 
     The rule is twice its error. Of very many calls some break it by luck: those with one number in a sum, or whose sums
-    cancel. Their errors and those of nearby calls, which have the same shapes, are compared together; what is wrong with
-    a shape stays in all of them. The call itself must stay within 16 times PyTorch's error.
+    cancel. Their errors and those of nearby calls, which have the same shapes, are compared together; what is wrong
+    with a shape stays in all of them. The call itself must stay within 16 times PyTorch's error.
     """
     threads = torch.get_num_threads()
     try:

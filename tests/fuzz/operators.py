@@ -96,7 +96,9 @@ DRAWS = {name: draw for name, (_, draw) in (GRADIENTS | VALUES).items()}
 def check_call(name: str, case: Case) -> None:
     """Values, and gradients where there are any, are as accurate as PyTorch's.
 
-    The rule is twice its error. What breaks it is compared by the rule of a drawn case, for which luck is allowed.
+    The rule is twice its error. Of very many calls some break it by luck: those with one number in a sum, or whose sums
+    cancel. Their errors and those of nearby calls, which have the same shapes, are compared together; what is wrong
+    with a shape stays in all of them. The call itself must stay within 16 times PyTorch's error.
     """
     threads = torch.get_num_threads()
     try:
@@ -107,7 +109,11 @@ def check_call(name: str, case: Case) -> None:
         try:
             check(operator, case, differentiable)
         except AssertionError:
-            check(operator, case, differentiable, Errors())
+            errors = Errors()
+            check(operator, case, differentiable, errors, of_a_draw=16.0)
+            for add in errors.nearby:
+                add(errors)
+            errors.assert_within(2.0, 0.5, single=(4.0, 4.0))
     finally:
         torch.set_num_threads(threads)
 

@@ -58,12 +58,13 @@ class Kind:
     check: Callable[[Any], None]
     to_plain: Callable[[Any], dict]
     from_plain: Callable[[dict], Any]
+    cases: int  # of a round: a call takes a fiftieth of a net's time
 
 
 KINDS = {
-    "net": Kind(a_life(), lives.live, dict, dict),
+    "net": Kind(a_life(), lives.live, dict, dict, 20),
     "call": Kind(a_call(), lambda call: operators.check_call(*call), lambda call: operators.to_plain(*call),
-                 operators.from_plain),
+                 operators.from_plain, 1000),
 }  # fmt: skip
 
 
@@ -81,12 +82,12 @@ class Search:
         self.phases = (Phase.generate, Phase.shrink) if shrinks else (Phase.generate,)
         self.kind, self.cases, self.failures, self.last = kind, 0, [], None
 
-    def round(self, number: int, examples: int) -> None:
+    def round(self, number: int, cases: int | None = None) -> None:
         kind = KINDS[self.kind]
 
         @seed(number)
         @settings(
-            max_examples=examples,
+            max_examples=cases or kind.cases,
             deadline=None,
             database=None,
             report_multiple_bugs=False,
@@ -122,15 +123,15 @@ class Search:
 @click.option("--seconds", default=600.0)
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)), help="Default: all, in turn.")
 @click.option("--first", default=0, help="Seed of the first round.")
-@click.option("--examples", default=20, help="Cases of a round.")
-def main(seconds: float, kinds: tuple[str, ...], first: int, examples: int) -> None:
+@click.option("--cases", type=int, help="Cases of a round. Default: 20 nets, 1000 calls.")
+def main(seconds: float, kinds: tuple[str, ...], first: int, cases: int | None) -> None:
     torch.set_num_threads(1)
     click.echo(f"a case that ends the process is in {RUNNING}")
     searches = [Search(kind) for kind in kinds or KINDS]
     end, number = time.monotonic() + seconds, first
     while time.monotonic() < end:
         for search in searches:
-            search.round(number, examples)
+            search.round(number, cases)
         number += 1
     failed = 0
     for search in searches:

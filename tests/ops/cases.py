@@ -200,12 +200,12 @@ class Errors:
             assert ours <= allowed, f"{what}, {dtype}, {len(pairs)} cases: error {ours:.3g}, PyTorch {plain:.3g}"
 
 
-def check(operator, case: Case, differentiable: int, errors: Errors | None = None) -> None:
+def check(operator, case: Case, differentiable: int, errors: Errors | None = None, of_a_draw: float = 4.0) -> None:
     """Outputs and gradients are as accurate as PyTorch's, against float64.
 
     The rule is twice PyTorch's error. A single result may have a few elements only, where PyTorch's error is a matter
-    of luck, so over drawn cases ``errors`` takes the rule, and the case itself, in largest element and norm, four times
-    the error. What a float64 result moves when the arguments move by half a unit in their last place is no error of an
+    of luck, so over drawn cases ``errors`` takes the rule, and the case itself, in largest element and norm, ``of_a_draw``
+    times the error. What a float64 result moves when the arguments move by half a unit in their last place is no error of an
     algorithm that sees rounded numbers: there it counts as PyTorch's where it is larger. So does, for a drawn case
     itself, the median of PyTorch's errors for it and for nearby arguments.
     """
@@ -228,7 +228,7 @@ def check(operator, case: Case, differentiable: int, errors: Errors | None = Non
         worst = farthest(exact[what], plain[what], moved[what].to(result.dtype))
         # float32 parameters of half-precision maps: their gradients are sums of rounded maps
         coarser = torch.finfo(map_dtype).eps / torch.finfo(result.dtype).eps
-        factor = 2.0 if errors is None else 4.0
+        factor = 2.0 if errors is None else of_a_draw
         if errors is not None and result.dtype == map_dtype:
             errors.add(what, result, worst, exact[what])
         worst = without_luck(exact[what], worst, [(p[what], e[what]) for p, e in near])

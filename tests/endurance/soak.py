@@ -19,24 +19,15 @@ import torch
 from torch import nn
 
 import ghost_ops
-from ghost_ops.models._staged import StagedNet
-from ghost_ops.nn import GhostBottleneck
 
 from ..fuzz.lives import Life, step
-from ..helpers import LAYOUTS, assert_as_accurate, make_map, randomise
+from ..helpers import LAYOUTS, assert_as_accurate, make_map
+from .nets import small_ghostnet
 from .resident import Samples
 
-STAGES = ((3, 16, 16, 0.0, 1),), ((3, 48, 24, 0.0, 2), (5, 72, 24, 0.25, 1)), ((5, 72, 40, 0.25, 2),)
 COMPARED, RENEWED, NEW = 40, 25, 1000  # so many steps apart: comparisons, nets fused and frozen again, other nets
 SAMPLES, WARM_UP = 120, 1 / 8  # of memory; the share of the time before the first that counts
 DTYPES = torch.float32, torch.bfloat16
-
-
-def small_ghostnet(seed: int) -> nn.Module:
-    def block(index: int, *arguments, **factory) -> GhostBottleneck:
-        return GhostBottleneck(*arguments, **factory)
-
-    return randomise(StagedNet(STAGES, block, 0.5, 10, 3, 0.0), seed)
 
 
 class Soak(Life):

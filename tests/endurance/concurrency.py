@@ -7,6 +7,7 @@ nothing else runs with as many threads of PyTorch's, and memory must stay flat.
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import random
@@ -48,6 +49,13 @@ class Shared:
             torch.set_num_threads(count)
             self.expected[count] = [[self.call(kind, x) for x in self.inputs] for kind in self.KINDS]
         torch.set_num_threads(before)
+        file = io.BytesIO()
+        torch.save(self.__dict__, file)
+        self.saved = file.getvalue()
+
+    def __reduce__(self) -> tuple:
+        """As bytes: a tensor that is sent to another process moves to shared memory, under the threads that read it."""
+        return _loaded, (self.saved,)
 
     def _run_frozen(self, x: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad():
@@ -83,6 +91,12 @@ class Shared:
     def some_wrong(self, calls: int, seed: int) -> list[str]:
         draw = random.Random(seed)
         return [found for found in (self.wrong(draw) for _ in range(calls)) if found]
+
+
+def _loaded(saved: bytes) -> Shared:
+    shared = Shared.__new__(Shared)
+    shared.__dict__.update(torch.load(io.BytesIO(saved), weights_only=False), saved=saved)
+    return shared
 
 
 class Results(Dataset):
@@ -191,32 +205,46 @@ class Crowd:
         torch.set_num_threads(self.before)
 
 
+class Watch(threading.Thread):
+    """Takes samples of memory, whatever the other threads wait for."""
+
+    def __init__(self, seconds: float, crowd: Crowd) -> None:
+        super().__init__(daemon=True)
+        self.seconds, self.crowd, self.samples, self.ends = seconds, crowd, Samples(), threading.Event()
+
+    def run(self) -> None:
+        start = time.monotonic()
+        while not self.ends.wait(self.seconds / SAMPLES):
+            now = time.monotonic() - start
+            taken = self.samples if now >= self.seconds * WARM_UP else Samples()
+            taken.take(now)
+            click.echo(f"{now / 60:5.1f} min  {sum(self.crowd.calls):8} calls  {taken.trimmed[-1]:7.1f} MiB held"
+                       f"{'' if taken is self.samples else '  warm-up'}")  # fmt: skip
+
+
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--seconds", default=600.0)
 @click.option("--threads", default=THREADS)
 def main(seconds: float, threads: int) -> None:
     torch.set_num_threads(2)
-    shared, samples, failures, events = Shared(), Samples(), [], 0
-    start, sampled = time.monotonic(), 0.0
+    shared, failures, events, start = Shared(), [], 0, time.monotonic()
     with Crowd(shared, threads) as crowd:
-        while (now := time.monotonic() - start) < seconds:
+        watch = Watch(seconds, crowd)
+        watch.start()
+        while time.monotonic() - start < seconds:
             failures += EVENTS[events % len(EVENTS)](shared, events)
             events += 1
-            if now - sampled >= seconds / SAMPLES:
-                sampled = now
-                taken = samples if now >= seconds * WARM_UP else Samples()
-                taken.take(now)
-                click.echo(f"{now / 60:5.1f} min  {sum(crowd.calls):8} calls  {events:4} events  "
-                           f"{taken.trimmed[-1]:7.1f} MiB held{'' if taken is samples else '  warm-up'}")  # fmt: skip
             time.sleep(1.0)
+        watch.ends.set()
+        watch.join()
     failures += crowd.failures
-    grown = samples.growth()
+    grown = watch.samples.growth()
     for line in (*grown, *failures[:20]):
         click.echo(line)
+    held = watch.samples.trimmed
     click.echo(f"{threads} threads, {sum(crowd.calls)} calls, at least {min(crowd.calls)} a thread, {events} forks, "
                f"spawns and loaders in {seconds / 60:.0f} minutes: {len(failures)} wrong; memory "
-               f"{'grows' if grown else 'flat'}: {samples.trimmed[0]:.1f} MiB held at first, "
-               f"{samples.trimmed[-1]:.1f} at last")  # fmt: skip
+               f"{'grows' if grown else 'flat'}: {held[0]:.1f} MiB held at first, {held[-1]:.1f} at last")  # fmt: skip
     raise SystemExit(bool(grown or failures))
 
 

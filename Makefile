@@ -16,7 +16,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activati
 GPU_CHECK = benchmarks/gpu_check.py --minutes $(MINUTES) $(if $(CACHE),--cache $(CACHE)) $(if $(OUT),--out $(OUT)) \
 	$(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry-run)
 
-.PHONY: compiled interpreted toolchains kills fuzz versions release types demo docs test bench gpu-check lint format clean distclean
+.PHONY: compiled interpreted toolchains kills fuzz soak concurrency versions release types demo docs test bench gpu-check lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -70,6 +70,17 @@ kills: $(VENV)/installed-test
 fuzz: $(VENV)/installed-test
 	(git log -1 --format='commit %h' && OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)) \
 		> benchmarks/results/fuzz.log; result=$$?; cat benchmarks/results/fuzz.log; exit $$result
+
+# Training and inference with ever other sizes, for SECONDS (two hours: 7200): memory stays flat, results stay right.
+soak: $(VENV)/installed-test
+	(git log -1 --format='commit %h' && OMP_NUM_THREADS=1 $(BIN)/python -m tests.endurance.soak --seconds $(SECONDS)) \
+		> benchmarks/results/soak.log; result=$$?; cat benchmarks/results/soak.log; exit $$result
+
+# Sixteen threads on one net for SECONDS, while the process forks, spawns and loads data; then every order of imports.
+concurrency: $(VENV)/installed-test $(VENV)/installed-peers $(VENV)/installed-toolchains
+	(git log -1 --format='commit %h' && OMP_NUM_THREADS=1 $(BIN)/python -m tests.endurance.concurrency \
+		--seconds $(SECONDS) && $(BIN)/python -m tests.endurance.import_orders) \
+		> benchmarks/results/concurrency.log; result=$$?; cat benchmarks/results/concurrency.log; exit $$result
 
 # The wheel of dist/ (of `make release`) with every version of Python and torch that docs/versions.md claims, an
 # environment for each Python: some 12 GB at a time, in FOLDER, and an hour. PYTHONS, TORCHES: only these.

@@ -123,6 +123,15 @@ class Block:
     # What each kind of block defines
 
     @classmethod
+    def examples(cls) -> dict[str, Callable[[], nn.Module]]:
+        """Small modules that are such a block, by how they are written: ``ghost-ops verify`` compares them.
+
+        Each is made in training mode, takes N x C x H x W, and has a convolution or linear layer of those C channels
+        before all others.
+        """
+        return {}
+
+    @classmethod
     def match(cls, candidate: object) -> tuple[object, Reads] | None:
         """The parts of a module that is this block, and the plain attributes that its forward reads; None of another.
 

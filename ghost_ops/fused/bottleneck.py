@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABCMeta
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from ..dispatch import Decision, fuses_epilogues, refuse_autocast, refuse_call, select
-from ..nn import GhostBottleneck
+from ..nn import GhostBottleneck, GhostBottleneckV2, GhostBottleneckV3
 from ..ops.program_train import MEMORY
 from . import recompute
 from .behaviour import BuiltFused, block_of, plain_forward
@@ -19,6 +20,7 @@ from .block import Block, Reads, Route, any_requires_grad
 from .builder import Builder
 from .convolutions import ConvCall, decide_convolution, run_convolution
 from .errors import NotNow, Unfusable
+from .examples import YoloGhostBottleneck, merged
 from .ghost_module import FusedGhostModule, GhostModuleBlock, with_epilogues
 from .in_place import STATE
 from .layers import ConvBNAct, is_activation, is_conv, is_norm
@@ -73,6 +75,17 @@ class BottleneckBlock(Block):
     @property
     def recomputes(self) -> bool:
         return self.memory == "low"
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], nn.Module]]:
+        return {
+            "v1": lambda: GhostBottleneck(12, 24, 12),
+            "stride 2, squeeze-and-excite": lambda: GhostBottleneck(8, 20, 14, 5, 2, 0.25),
+            "YOLO's": lambda: YoloGhostBottleneck(12, 12),
+            "YOLO's, stride 2": lambda: YoloGhostBottleneck(8, 16, stride=2),
+            "V3, re-parameterised": lambda: merged(GhostBottleneckV3(12, 24, 12, stride=2, se_ratio=0.25)),
+            "V2": lambda: GhostBottleneckV2(12, 24, 12),
+        }
 
     @classmethod
     def match(cls, candidate: object) -> tuple[BottleneckParts, Reads] | None:

@@ -6,6 +6,7 @@ branches are merged on every call, as by its own reparameterisation; in a frozen
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from ..activations import GATES, OF_GATES, PRELU, Function, activate, apply_gate
 from ..dispatch import Decision, plain, refuse_call, select
+from ..nn import GhostBottleneckV3, GhostModuleV3, RepGhostBottleneck, RepGhostModule
 from ..nn.running_statistics import update_all
 from ..ops import branched_module_train as training
 from ..ops import dfc_gate_train as gates
@@ -206,6 +208,16 @@ class BranchedModuleBlock(Block):
         if parts.gate not in GATES:
             raise ValueError(f"{owner}: parts.gate: expected one of {', '.join(GATES)}, got {parts.gate!r}")
         return [path for path in super().paths(parts, owner) if path is not parts.gate]
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], nn.Module]]:
+        return {
+            "V3": lambda: GhostModuleV3(8, 16),
+            "V3, DFC attention": lambda: GhostModuleV3(8, 16, attention=True),
+            "V3's bottleneck": lambda: GhostBottleneckV3(12, 24, 12),
+            "RepGhost": lambda: RepGhostModule(8, 16),
+            "RepGhost's bottleneck": lambda: RepGhostBottleneck(12, 24, 12, se_ratio=0.25),
+        }
 
     @classmethod
     def match(cls, candidate: object) -> tuple[BranchedParts, Reads] | None:

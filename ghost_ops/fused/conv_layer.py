@@ -7,7 +7,7 @@ a CPU, BatchNorm and activation of a large map are one operator there. In eval s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from .block import Reads, Route, _observers
 from .builder import MOST_RUNS, Builder
 from .convolutions import ConvCall, decide_convolution, run_convolution, run_convolution_with
 from .errors import NotNow, Unfusable
+from .examples import conv_bn
 from .layer_block import LayerBlock
 from .layers import ConvBNAct, does_nothing, is_conv, is_norm
 from .registry import register_block
@@ -63,6 +64,13 @@ class ConvLayerBlock(LayerBlock):
     is_layer = True
     trains_as_program = True
     infers_as_program = False
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], nn.Module]]:
+        return {
+            "1x1": lambda: conv_bn(8, 20, act=nn.ReLU()),
+            "3x3, stride 2": lambda: conv_bn(4, 12, 3, 2, act=nn.SiLU()),
+        }
 
     @classmethod
     def find(cls, module: nn.Module) -> ConvLayerParts | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from ..activations import GATES, OF_GATES, apply_gate
 from ..dispatch import Decision, plain, refuse_call, select
+from ..nn import GhostModuleV2
 from ..nn.running_statistics import update_all
 from ..ops import dfc_gate_train as gates
 from ..ops.checks import autocast
@@ -150,6 +152,12 @@ class DFCAttentionBlock(GhostModuleBlock):
         if parts.gate not in GATES:
             raise ValueError(f"{owner}: parts.gate: expected one of {', '.join(GATES)}, got {parts.gate!r}")
         return [path for path in super().paths(parts, owner) if path is not parts.gate]
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], nn.Module]]:
+        return {
+            "V2": lambda: GhostModuleV2(8, 20),
+        }
 
     @classmethod
     def match(cls, candidate: object) -> tuple[DFCAttentionParts, Reads] | None:

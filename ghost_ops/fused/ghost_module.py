@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABCMeta
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +12,12 @@ from torch import nn
 
 from ..activations import Function
 from ..dispatch import plain, refuse_call
-from ..nn import GhostModule
+from ..nn import GhostConv2d, GhostModule, GhostModuleV3
 from .behaviour import BuiltFused, plain_forward
 from .block import Block, Reads, Route, any_requires_grad
 from .builder import Builder
 from .errors import NotNow, Unfusable
+from .examples import YoloGhostConv, merged
 from .ghost_call import OF_INFERENCE, OVER_BATCH, GhostCall, GhostPlan, choose_ghost, evaluate, execute, folded
 from .ghost_recognition import recognise
 from .in_place import STATE
@@ -61,6 +63,17 @@ class GhostModuleBlock(Block):
     kind = "Ghost module"
     trains_as_program = True
     Parts = GhostParts
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], nn.Module]]:
+        return {
+            "v1": lambda: GhostModule(8, 20),
+            "3x3, stride 2, ratio 3": lambda: GhostModule(6, 16, 3, ratio=3, stride=2),
+            "without activations": lambda: GhostModule(12, 10, dw_size=5, relu=False),
+            "YOLO's": lambda: YoloGhostConv(8, 12),
+            "V3, re-parameterised": lambda: merged(GhostModuleV3(8, 16)),
+            "without BatchNorms": lambda: GhostConv2d(8, 12),
+        }
 
     @classmethod
     def match(cls, candidate: object) -> tuple[GhostParts, Reads] | None:

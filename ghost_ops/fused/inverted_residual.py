@@ -7,6 +7,7 @@ convolution layers and squeeze-and-excite are fused on their own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from .behaviour import block_of, plain_forward
 from .block import Block, Reads, Route, _observers
 from .builder import Builder
 from .errors import Unfusable
+from .examples import InvertedResidual
 from .inverted_recognition import recognise
 from .layers import ConvBNAct
 from .registry import register_block
@@ -66,6 +68,13 @@ class InvertedResidualBlock(Block):
     is_open = True
     verifies_program = True
     autocast_dtypes = (torch.bfloat16,)  # under autocast a program takes inputs of autocast's dtype only
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], nn.Module]]:
+        return {
+            "MobileNetV2's": lambda: InvertedResidual(8, 24, 8, 3, 1, nn.ReLU6(), se=False),
+            "MobileNetV3's": lambda: InvertedResidual(8, 20, 12, 5, 2, nn.Hardswish(), se=True),
+        }
 
     @classmethod
     def match(cls, candidate: object) -> tuple[InvertedResidualParts, Reads] | None:

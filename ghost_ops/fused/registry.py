@@ -28,6 +28,7 @@ _OPTIONAL = {
     "lower": ("layers", "builder", "source"),
     "in_channels": ("layers",),
     "channels": ("module",),
+    "examples": (),
     "lower_module": ("module", "builder", "source"),
 }
 

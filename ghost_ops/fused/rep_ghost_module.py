@@ -6,6 +6,7 @@ inference. With branches it is :mod:`.branched_module`. In eval this one is one 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,9 +14,11 @@ import torch
 from torch import nn
 
 from ..activations import code_of
+from ..nn import RepGhostModule
 from .block import Reads
 from .builder import Builder
 from .errors import Unfusable
+from .examples import merged
 from .layer_block import LayerBlock
 from .layers import ConvBNAct, does_nothing, is_conv, is_norm
 from .registry import register_block
@@ -57,6 +60,12 @@ class RepGhostModuleBlock(LayerBlock):
         if primary.kernel_size != (1, 1) or cheap.out_channels != cheap.in_channels or cheap.stride != (1, 1):
             return None
         return RepGhostParts(tuple(path for path, _ in pieces))
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], nn.Module]]:
+        return {
+            "RepGhost, re-parameterised": lambda: merged(RepGhostModule(8, 16)),
+        }
 
     @classmethod
     def match(cls, candidate: object) -> tuple[RepGhostParts, Reads] | None:

@@ -33,6 +33,7 @@ from .behaviour import BuiltFused, plain_forward
 from .block import Block, Reads, Route, _observers
 from .builder import Builder
 from .errors import NotNow, Unfusable
+from .examples import conv_bn
 from .ghost_recognition import skipped_reads
 from .in_place import STATE
 from .layers import LinearAct, activation_code, does_nothing, is_conv
@@ -107,6 +108,13 @@ class SqueezeExciteBlock(Block):
         if parts.gate not in GATES:
             raise ValueError(f"{owner}: parts.gate: expected one of {', '.join(GATES)}, got {parts.gate!r}")
         return [path for path in (parts.reduce, parts.act, parts.expand, *parts.others) if path is not None]
+
+    @classmethod
+    def examples(cls) -> dict[str, Callable[[], nn.Module]]:
+        return {
+            "the article's": lambda: nn.Sequential(conv_bn(8, 16, act=nn.ReLU()), SELayer(16)),
+            "timm's": lambda: nn.Sequential(conv_bn(8, 24, act=nn.Hardswish()), SqueezeExcite(24)),
+        }
 
     @classmethod
     def match(cls, candidate: object) -> tuple[SqueezeExciteParts, Reads] | None:

@@ -11,17 +11,22 @@ from dataclasses import dataclass
 
 import torch
 
-from . import functional
-from .activations import ACTIVATIONS, GATES, PRELU, WITH_SLOPES
-from .dispatch import select, use_backend
-
-FACTOR = 2.0  # our error may be this many times that of eager PyTorch
-ULPS, GRADIENT_ULPS = 2.0, 8.0  # by luck eager may be exact: as many units in the last place are always allowed
-DTYPES = (torch.float32, torch.bfloat16)
-LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-KINK = 2.0**-20  # a change of all arguments by which no float32 gradient may change much
-
-Tensors = dict[str, torch.Tensor]
+from .. import functional
+from ..activations import ACTIVATIONS, GATES, PRELU, WITH_SLOPES
+from ..dispatch import select, use_backend
+from .compare import (
+    DTYPES,
+    GRADIENT_ULPS,
+    KINK,
+    LAYOUTS,
+    ULPS,
+    Outcome,
+    Tensors,
+    Worst,
+    compare,
+    jumps,
+    name_of,
+)
 
 
 @dataclass(frozen=True)
@@ -45,34 +50,6 @@ class Drawn:
         x = self.input
         options = ", ".join(f"{name}={value}" for name, value in self.options.items() if value not in (None, False))
         return f"{'x'.join(map(str, x.shape))}, {', '.join(n for n in self.tensors if n not in 'xz')}; {options}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """An operator in a dtype, layout and direction, the worst of its results over all draws.
-
-    Attributes:
-        backend: the backend that ran.
-        calls: number of draws.
-        error, eager_error: errors relative to the largest element, for the result nearest to its bound or past it.
-        ratio: error over what is allowed; above 1 is a failure.
-        what: which result, of which call.
-    """
-
-    operator: str
-    dtype: str
-    layout: str
-    direction: str
-    backend: str
-    calls: int
-    error: float
-    eager_error: float
-    ratio: float
-    what: str
-
-    @property
-    def ok(self) -> bool:
-        return self.ratio <= 1
 
 
 def _names(generator: random.Random, *without: int) -> str:
@@ -301,14 +278,9 @@ def _rounded(drawn: Drawn, dtype: torch.dtype) -> Drawn:
 
 
 def _has_kink(drawn: Drawn) -> bool:
-    """Whether a gradient jumps within the reach of float32's rounding, as at a ReLU whose argument is almost zero.
-
-    There the exact gradient is one of two, and which of them rounding gives is luck.
-    """
     moved = {name: t * (1 + KINK * (-1) ** i) for i, (name, t) in enumerate(drawn.tensors.items())}
     near = Drawn(drawn.operator, moved, drawn.options)
-    here, there = (evaluate(d, torch.float64, "NCHW", True, "reference") for d in (drawn, near))
-    return any((here[n] - there[n]).abs().max() > 1e-3 * here[n].abs().max().clamp(min=1e-3) for n in here)
+    return jumps(*(evaluate(d, torch.float64, "NCHW", True, "reference") for d in (drawn, near)))
 
 
 def draws(operator: str, dtype: torch.dtype, count: int) -> Iterator[Drawn]:
@@ -322,32 +294,12 @@ def draws(operator: str, dtype: torch.dtype, count: int) -> Iterator[Drawn]:
             yield drawn
 
 
-def compare(
-    ours: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor, ulps: float, size: torch.Tensor | None = None
-) -> tuple[float, float, float]:
-    """Our error and eager's, relative to the largest element, and ours over what is allowed (infinite: not finite).
-
-    Errors are taken in the largest element and in the Euclidean norm, and the one nearer to its bound counts. ``size``
-    is the scale of the result, where that is not the result itself.
-    """
-    if ours.shape != exact.shape or ours.dtype != eager.dtype:
-        return float("inf"), 0.0, float("inf")
-    if not exact.numel():
-        return 0.0, 0.0, 0.0
-    eps, found = torch.finfo(ours.dtype).eps, []
-    for norm, floor in ((float("inf"), ulps * eps), (2, ulps * eps / 2)):
-        error, of_eager, scale = (
-            float(torch.linalg.vector_norm(v.double(), norm))
-            for v in (ours - exact, eager - exact, exact if size is None else size)
-        )
-        allowed = FACTOR * of_eager + floor * max(scale, 1e-30)
-        if not error < float("inf"):
-            return float("inf"), of_eager / max(scale, 1e-30), float("inf")
-        found.append((error / max(scale, 1e-30), of_eager / max(scale, 1e-30), error / allowed))
-    return max(found, key=lambda measures: measures[2])
+def count_operators() -> int:
+    """The number of outcomes of ``verify_operators``."""
+    return (2 * len(OPERATORS) - sum(name in FORWARD_ONLY for name in OPERATORS)) * len(DTYPES) * len(LAYOUTS)
 
 
-def verify(count: int = 12, on_step: Callable[[str], None] = lambda what: None) -> list[Outcome]:
+def verify_operators(count: int, on_step: Callable[[str], None]) -> list[Outcome]:
     """Every operator in every dtype, layout and direction, on ``count`` drawn calls each."""
     outcomes = []
     for operator in OPERATORS:
@@ -356,13 +308,9 @@ def verify(count: int = 12, on_step: Callable[[str], None] = lambda what: None) 
             for layout in LAYOUTS:
                 for direction in ("forward", "backward"):
                     if direction == "forward" or calls[0].differentiable:
-                        on_step(f"{operator}, {_name(dtype)}, {layout}, {direction}")
+                        on_step(f"{operator}, {name_of(dtype)}, {layout}, {direction}")
                         outcomes.append(_outcome(calls, dtype, layout, direction))
     return outcomes
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _size(operator: str, name: str, exact: dict[str, torch.Tensor]) -> torch.Tensor | None:
@@ -374,19 +322,23 @@ def _size(operator: str, name: str, exact: dict[str, torch.Tensor]) -> torch.Ten
 
 
 def _outcome(calls: list[Drawn], dtype: torch.dtype, layout: str, direction: str) -> Outcome:
-    backward, worst, backends = direction == "backward", (0.0, 0.0, -1.0, ""), set()
+    backward, worst, backends = direction == "backward", Worst(), set()
     for drawn in calls:
-        ours = evaluate(drawn, dtype, layout, backward)
-        eager = evaluate(drawn, dtype, layout, backward, "reference")
-        exact = evaluate(drawn, torch.float64, layout, backward, "reference")
         weight = drawn.tensors.get("weight", drawn.tensors.get("cheap_weight"))
         kernel = None if weight is None or drawn.operator == "dfc_gate_train" else weight.shape[-1]
         backends.add(select(drawn.operator, drawn.input.to(dtype), kernel).backend)
+        eager = evaluate(drawn, dtype, layout, backward, "reference")
+        exact = evaluate(drawn, torch.float64, layout, backward, "reference")
+        try:
+            ours = evaluate(drawn, dtype, layout, backward)
+        except Exception as error:  # a report says so of one operator, and goes on
+            worst.fail(f"{type(error).__name__}: {error}, of {drawn.describe()}")
+            continue
         for name, result in ours.items():
             size = _size(drawn.operator, name, exact)
             measures = compare(result, eager[name], exact[name], GRADIENT_ULPS if backward else ULPS, size)
-            if measures[2] > worst[2]:
-                worst = (*measures, f"{name} of {drawn.describe()}")
-    error, eager_error, ratio, what = worst
-    name, backend = _name(dtype), "+".join(sorted(backends))
-    return Outcome(calls[0].operator, name, layout, direction, backend, len(calls), error, eager_error, ratio, what)
+            worst.add(measures, f"{name} of {drawn.describe()}")
+    backend = "+".join(sorted(backends))
+    return Outcome(
+        calls[0].operator, name_of(dtype), layout, direction, backend, len(calls), *worst.measures, worst.what
+    )

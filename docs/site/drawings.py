@@ -110,8 +110,9 @@ BACKWARD = Drawing(
 DRAWINGS = {"inference": INFERENCE, "forward": FORWARD, "backward": BACKWARD}
 
 
-def _text(x: float, y: float, text: str, color: str = TEXT, size: int = 13, more: str = "") -> str:
-    return f'<text x="{x}" y="{y}" font-size="{size}" fill="{color}" {more}>{escape(text)}</text>'
+def text(x: float, y: float, said: str, color: str = TEXT, size: int = 13, more: str = "") -> str:
+    """A line of text, from x on, with its base at y."""
+    return f'<text x="{x}" y="{y}" font-size="{size}" fill="{color}" {more}>{escape(said)}</text>'
 
 
 def _cell(x: float, y: float, name: str, color: str) -> list[str]:
@@ -119,7 +120,7 @@ def _cell(x: float, y: float, name: str, color: str) -> list[str]:
     return [
         f'<rect x="{x}" y="{y - 15}" width="{CELL - 6}" height="21" rx="3" fill="{color}" fill-opacity="0.16" '
         f'stroke="{color}"{edge}/>',
-        _text(x + (CELL - 6) / 2, y, name, color, 12, 'text-anchor="middle"'),
+        text(x + (CELL - 6) / 2, y, name, color, 12, 'text-anchor="middle"'),
     ]
 
 
@@ -127,14 +128,14 @@ def _side(side: Side, left: float, top: float) -> list[str]:
     halves, of_input = side.total()
     moved = f"moves {halves} + {'r' if of_input == 1 else f'{of_input} r'} maps"
     parts = [
-        _text(left, top, side.title, more='font-weight="bold"'),
-        _text(left, top + 20, moved, FAINT),
-        _text(left + NAMES + 28, top + 42, "reads", READ, 12),
-        _text(left + NAMES + 28 + 3 * CELL + 14, top + 42, "writes", WRITTEN, 12),
+        text(left, top, side.title, more='font-weight="bold"'),
+        text(left, top + 20, moved, FAINT),
+        text(left + NAMES + 28, top + 42, "reads", READ, 12),
+        text(left + NAMES + 28 + 3 * CELL + 14, top + 42, "writes", WRITTEN, 12),
     ]
     for line, (name, reads, writes) in enumerate(side.passes):
         y = top + 66 + line * LINE
-        parts.append(_text(left, y, name))
+        parts.append(text(left, y, name))
         for column, read in enumerate(reads.split()):
             parts += _cell(left + NAMES + 28 + column * CELL, y, read, READ)
         for column, written in enumerate(writes.split()):
@@ -152,10 +153,10 @@ def svg(drawing: Drawing) -> str:
         'font-family="system-ui, sans-serif">',
         f"<title>{escape(drawing.title)}: maps read and written, eager and fused</title>",
         f'<rect width="{WIDTH}" height="{height}" rx="8" fill="{PAPER}"/>',
-        _text(20, 30, drawing.title, size=16, more='font-weight="bold"'),
+        text(20, 30, drawing.title, size=16, more='font-weight="bold"'),
         *_side(drawing.eager, 20, 64),
         *_side(drawing.fused, 20, below),
-        _text(20, height - 14, note, FAINT, 12),
+        text(20, height - 14, note, FAINT, 12),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -176,11 +177,11 @@ def rows_of_program() -> str:
         'font-family="system-ui, sans-serif">',
         "<title>A program makes rows: which rows of each map are in cache</title>",
         f'<rect width="{width}" height="{height}" rx="8" fill="{PAPER}"/>',
-        _text(20, 30, "A program, while it makes one row of its result", size=16, more='font-weight="bold"'),
+        text(20, 30, "A program, while it makes one row of its result", size=16, more='font-weight="bold"'),
     ]
     for column, ((name, _), rows) in enumerate(zip(STEPS, reversed(held))):
         left = 20 + column * 130
-        parts.append(_text(left, top - 10, name, more='font-weight="bold"'))
+        parts.append(text(left, top - 10, name, more='font-weight="bold"'))
         for row in range(ROWS):
             in_use = abs(row - SHOWN) <= rows // 2
             whole = column in (0, len(STEPS) - 1)
@@ -189,8 +190,8 @@ def rows_of_program() -> str:
             fill = f'fill="{color}" fill-opacity="{opacity if whole or in_use else 0}"'
             parts.append(f'<rect x="{left}" y="{top + row * 17}" width="100" height="14" rx="2" {fill} {line}/>')
     parts += [
-        _text(20, height - 30, "Filled: rows in use. Dashed: rows that are never in memory;", FAINT, 12),
-        _text(20, height - 14, "of the maps between, only the rows in use exist, in cache.", FAINT, 12),
+        text(20, height - 30, "Filled: rows in use. Dashed: rows that are never in memory;", FAINT, 12),
+        text(20, height - 14, "of the maps between, only the rows in use exist, in cache.", FAINT, 12),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"

@@ -1,4 +1,5 @@
-"""Drawings of the passes: what each reads from memory and writes to it, eager beside fused.
+"""Drawings: of the passes, what each reads from memory and writes to it, eager beside fused; of a program; of how a
+module is recognised.
 
 ``python docs/site/drawings.py`` writes docs/drawings/*.svg; a test compares them with what this file makes. What is
 counted is in ``INFERENCE``, ``FORWARD`` and ``BACKWARD``: for each pass the maps that it reads and writes, twice where
@@ -197,9 +198,79 @@ def rows_of_program() -> str:
     return "\n".join(parts) + "\n"
 
 
+QUESTIONS = (
+    ("Has it the pieces?", "two convolutions, the second depthwise,", "each with BatchNorm and activation or none"),
+    (
+        "Does a copy compute it?",
+        "drawn parameters, float64 and float32: values,",
+        "gradients, sizes, NaN, autocast, train and eval",
+    ),
+    ("Does its forward do nothing else?", "no hook, no detach, no branch on a size,", "no counter, no random numbers"),
+    (
+        "Does this call need its children?",
+        "hooks, parametrisations, tracers, transforms,",
+        "tensor subclasses: asked on every call",
+    ),
+)
+ANSWERS = "it is left as it is", "it is left as it is", "it is left as it is", "it runs through its children"
+
+
+def recognition() -> str:
+    """The questions that a module must answer before it runs fused, and what happens where one is not."""
+    box, step, left, top = 300, 92, 20, 56
+    height = top + len(QUESTIONS) * step + 78
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        'font-family="system-ui, sans-serif">',
+        "<title>How a module is recognised: four questions, and what happens where the answer is no</title>",
+        f'<rect width="{WIDTH}" height="{height}" rx="8" fill="{PAPER}"/>',
+        text(left, 30, "How fuse recognises a module", size=16, more='font-weight="bold"'),
+    ]
+    for number, ((question, *said), answer) in enumerate(zip(QUESTIONS, ANSWERS)):
+        y, last = top + number * step, number == len(QUESTIONS) - 1
+        parts += [
+            f'<rect x="{left}" y="{y}" width="{box}" height="68" rx="5" fill="{READ}" fill-opacity="0.12" '
+            f'stroke="{READ}"/>',
+            text(left + 12, y + 22, f"{number + 1}. {question}", more='font-weight="bold"'),
+            *(text(left + 12, y + 41 + 17 * line, words, FAINT, 12) for line, words in enumerate(said)),
+            *_arrow(left + box, y + 34, left + box + 52, y + 34, WRITTEN),
+            text(left + box + 16, y + 28, "yes" if last else "no", WRITTEN, 12),
+            text(left + box + 60, y + 38, answer, size=12),
+            *_arrow(left + 40, y + 68, left + 40, y + step, READ),
+            text(left + 50, y + 85, "no" if last else "yes", READ, 12),
+        ]
+    y = top + len(QUESTIONS) * step
+    parts += [
+        f'<rect x="{left}" y="{y}" width="{box}" height="34" rx="5" fill="{WRITTEN}" fill-opacity="0.16" '
+        f'stroke="{WRITTEN}"/>',
+        text(left + 12, y + 22, "one operator, or one program", more='font-weight="bold"'),
+        text(
+            left,
+            height - 16,
+            "explain prints the answer that decided. 1 to 3 are asked once, 4 on every call.",
+            FAINT,
+            12,
+        ),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _arrow(x1: float, y1: float, x2: float, y2: float, color: str) -> list[str]:
+    """A line to the right or downwards, with a head."""
+    along = x2 > x1
+    head = [(x2, y2), (x2 - 8, y2 - 5), (x2 - 8, y2 + 5)] if along else [(x2, y2), (x2 - 5, y2 - 8), (x2 + 5, y2 - 8)]
+    points = " ".join(f"{x},{y}" for x, y in head)
+    return [
+        f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{color}"/>',
+        f'<polygon points="{points}" fill="{color}"/>',
+    ]
+
+
 def drawings() -> dict[str, str]:
     """Name and text of every file."""
-    return {f"{name}.svg": svg(drawing) for name, drawing in DRAWINGS.items()} | {"program.svg": rows_of_program()}
+    passes = {f"{name}.svg": svg(drawing) for name, drawing in DRAWINGS.items()}
+    return passes | {"program.svg": rows_of_program(), "recognition.svg": recognition()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Drawings of the passes: what each reads from memory and writes to it, eager beside fused.
+"""Drawings: of the passes, what each reads from memory and writes to it, eager beside fused; of a program; of how a
+module is recognised.
 
 ``python docs/site/drawings.py`` writes docs/drawings/*.svg; a test compares them with what this file makes. What is
 counted is in ``INFERENCE``, ``FORWARD`` and ``BACKWARD``: for each pass the maps that it reads and writes, twice where
@@ -110,8 +111,9 @@ BACKWARD = Drawing(
 DRAWINGS = {"inference": INFERENCE, "forward": FORWARD, "backward": BACKWARD}
 
 
-def _text(x: float, y: float, text: str, color: str = TEXT, size: int = 13, more: str = "") -> str:
-    return f'<text x="{x}" y="{y}" font-size="{size}" fill="{color}" {more}>{escape(text)}</text>'
+def text(x: float, y: float, said: str, color: str = TEXT, size: int = 13, more: str = "") -> str:
+    """A line of text, from x on, with its base at y."""
+    return f'<text x="{x}" y="{y}" font-size="{size}" fill="{color}" {more}>{escape(said)}</text>'
 
 
 def _cell(x: float, y: float, name: str, color: str) -> list[str]:
@@ -119,7 +121,7 @@ def _cell(x: float, y: float, name: str, color: str) -> list[str]:
     return [
         f'<rect x="{x}" y="{y - 15}" width="{CELL - 6}" height="21" rx="3" fill="{color}" fill-opacity="0.16" '
         f'stroke="{color}"{edge}/>',
-        _text(x + (CELL - 6) / 2, y, name, color, 12, 'text-anchor="middle"'),
+        text(x + (CELL - 6) / 2, y, name, color, 12, 'text-anchor="middle"'),
     ]
 
 
@@ -127,14 +129,14 @@ def _side(side: Side, left: float, top: float) -> list[str]:
     halves, of_input = side.total()
     moved = f"moves {halves} + {'r' if of_input == 1 else f'{of_input} r'} maps"
     parts = [
-        _text(left, top, side.title, more='font-weight="bold"'),
-        _text(left, top + 20, moved, FAINT),
-        _text(left + NAMES + 28, top + 42, "reads", READ, 12),
-        _text(left + NAMES + 28 + 3 * CELL + 14, top + 42, "writes", WRITTEN, 12),
+        text(left, top, side.title, more='font-weight="bold"'),
+        text(left, top + 20, moved, FAINT),
+        text(left + NAMES + 28, top + 42, "reads", READ, 12),
+        text(left + NAMES + 28 + 3 * CELL + 14, top + 42, "writes", WRITTEN, 12),
     ]
     for line, (name, reads, writes) in enumerate(side.passes):
         y = top + 66 + line * LINE
-        parts.append(_text(left, y, name))
+        parts.append(text(left, y, name))
         for column, read in enumerate(reads.split()):
             parts += _cell(left + NAMES + 28 + column * CELL, y, read, READ)
         for column, written in enumerate(writes.split()):
@@ -152,10 +154,10 @@ def svg(drawing: Drawing) -> str:
         'font-family="system-ui, sans-serif">',
         f"<title>{escape(drawing.title)}: maps read and written, eager and fused</title>",
         f'<rect width="{WIDTH}" height="{height}" rx="8" fill="{PAPER}"/>',
-        _text(20, 30, drawing.title, size=16, more='font-weight="bold"'),
+        text(20, 30, drawing.title, size=16, more='font-weight="bold"'),
         *_side(drawing.eager, 20, 64),
         *_side(drawing.fused, 20, below),
-        _text(20, height - 14, note, FAINT, 12),
+        text(20, height - 14, note, FAINT, 12),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -176,11 +178,11 @@ def rows_of_program() -> str:
         'font-family="system-ui, sans-serif">',
         "<title>A program makes rows: which rows of each map are in cache</title>",
         f'<rect width="{width}" height="{height}" rx="8" fill="{PAPER}"/>',
-        _text(20, 30, "A program, while it makes one row of its result", size=16, more='font-weight="bold"'),
+        text(20, 30, "A program, while it makes one row of its result", size=16, more='font-weight="bold"'),
     ]
     for column, ((name, _), rows) in enumerate(zip(STEPS, reversed(held))):
         left = 20 + column * 130
-        parts.append(_text(left, top - 10, name, more='font-weight="bold"'))
+        parts.append(text(left, top - 10, name, more='font-weight="bold"'))
         for row in range(ROWS):
             in_use = abs(row - SHOWN) <= rows // 2
             whole = column in (0, len(STEPS) - 1)
@@ -189,16 +191,86 @@ def rows_of_program() -> str:
             fill = f'fill="{color}" fill-opacity="{opacity if whole or in_use else 0}"'
             parts.append(f'<rect x="{left}" y="{top + row * 17}" width="100" height="14" rx="2" {fill} {line}/>')
     parts += [
-        _text(20, height - 30, "Filled: rows in use. Dashed: rows that are never in memory;", FAINT, 12),
-        _text(20, height - 14, "of the maps between, only the rows in use exist, in cache.", FAINT, 12),
+        text(20, height - 30, "Filled: rows in use. Dashed: rows that are never in memory;", FAINT, 12),
+        text(20, height - 14, "of the maps between, only the rows in use exist, in cache.", FAINT, 12),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
 
 
+QUESTIONS = (
+    ("Has it the pieces?", "two convolutions, the second depthwise,", "each with BatchNorm and activation or none"),
+    (
+        "Does a copy compute it?",
+        "drawn parameters, float64 and float32: values,",
+        "gradients, sizes, NaN, autocast, train and eval",
+    ),
+    ("Does its forward do nothing else?", "no hook, no detach, no branch on a size,", "no counter, no random numbers"),
+    (
+        "Does this call need its children?",
+        "hooks, parametrisations, tracers, transforms,",
+        "tensor subclasses: asked on every call",
+    ),
+)
+ANSWERS = "it is left as it is", "it is left as it is", "it is left as it is", "it runs through its children"
+
+
+def recognition() -> str:
+    """The questions that a module must answer before it runs fused, and what happens where one is not."""
+    box, step, left, top = 300, 92, 20, 56
+    height = top + len(QUESTIONS) * step + 78
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        'font-family="system-ui, sans-serif">',
+        "<title>How a module is recognised: four questions, and what happens where the answer is no</title>",
+        f'<rect width="{WIDTH}" height="{height}" rx="8" fill="{PAPER}"/>',
+        text(left, 30, "How fuse recognises a module", size=16, more='font-weight="bold"'),
+    ]
+    for number, ((question, *said), answer) in enumerate(zip(QUESTIONS, ANSWERS)):
+        y, last = top + number * step, number == len(QUESTIONS) - 1
+        parts += [
+            f'<rect x="{left}" y="{y}" width="{box}" height="68" rx="5" fill="{READ}" fill-opacity="0.12" '
+            f'stroke="{READ}"/>',
+            text(left + 12, y + 22, f"{number + 1}. {question}", more='font-weight="bold"'),
+            *(text(left + 12, y + 41 + 17 * line, words, FAINT, 12) for line, words in enumerate(said)),
+            *_arrow(left + box, y + 34, left + box + 52, y + 34, WRITTEN),
+            text(left + box + 16, y + 28, "yes" if last else "no", WRITTEN, 12),
+            text(left + box + 60, y + 38, answer, size=12),
+            *_arrow(left + 40, y + 68, left + 40, y + step, READ),
+            text(left + 50, y + 85, "no" if last else "yes", READ, 12),
+        ]
+    y = top + len(QUESTIONS) * step
+    parts += [
+        f'<rect x="{left}" y="{y}" width="{box}" height="34" rx="5" fill="{WRITTEN}" fill-opacity="0.16" '
+        f'stroke="{WRITTEN}"/>',
+        text(left + 12, y + 22, "one operator, or one program", more='font-weight="bold"'),
+        text(
+            left,
+            height - 16,
+            "explain prints the answer that decided. 1 to 3 are asked once, 4 on every call.",
+            FAINT,
+            12,
+        ),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _arrow(x1: float, y1: float, x2: float, y2: float, color: str) -> list[str]:
+    """A line to the right or downwards, with a head."""
+    along = x2 > x1
+    head = [(x2, y2), (x2 - 8, y2 - 5), (x2 - 8, y2 + 5)] if along else [(x2, y2), (x2 - 5, y2 - 8), (x2 + 5, y2 - 8)]
+    points = " ".join(f"{x},{y}" for x, y in head)
+    return [
+        f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{color}"/>',
+        f'<polygon points="{points}" fill="{color}"/>',
+    ]
+
+
 def drawings() -> dict[str, str]:
     """Name and text of every file."""
-    return {f"{name}.svg": svg(drawing) for name, drawing in DRAWINGS.items()} | {"program.svg": rows_of_program()}
+    passes = {f"{name}.svg": svg(drawing) for name, drawing in DRAWINGS.items()}
+    return passes | {"program.svg": rows_of_program(), "recognition.svg": recognition()}
 
 
 if __name__ == "__main__":

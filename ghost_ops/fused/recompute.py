@@ -17,6 +17,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..dispatch import refuse_autocast, refuse_call
+from ..ops.strides import restride
 from . import batch_norm
 from .batch_norm import BATCH
 from .convolutions import ConvCall, decide_convolution, run_convolution, run_convolution_with
@@ -127,7 +128,8 @@ class _Recompute(torch.autograd.Function):
         wanted = [t for t in leaves if t is not None]
         grads = torch.autograd.grad(outputs, wanted, [grad_out.to(t.dtype) for t in outputs], allow_unused=True)
         grads = iter(grads)
-        return None, *[None if t is None else next(grads) for t in leaves]
+        found = [None if t is None else next(grads) for t in leaves]
+        return None, *[g if g is None else restride(g, t.stride()) for g, t in zip(found, leaves)]
 
 
 def _without_tensors(call: BlockCall) -> BlockCall:

@@ -29,6 +29,7 @@ from ..nn import SELayer, SqueezeExcite
 from ..ops.checks import autocast
 from ..ops.excite import excite_operator
 from ..ops.squeeze_excite import call_squeeze_excite
+from ..ops.strides import as_matrix
 from .behaviour import BuiltFused, plain_forward
 from .block import Block, Reads, Route, _observers
 from .builder import Builder
@@ -215,7 +216,7 @@ class SqueezeExciteBlock(Block):
         check_operator_takes(plan)
         w1, b1, *second = self.tensors(module)
         w2, b2 = with_numbers(*second, plan.numbers)
-        return excite_operator(squeeze, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
+        return excite_operator(squeeze, as_matrix(w1), b1, as_matrix(w2), b2, plan.act, plan.gate)
 
     def lower_excitation(self, module: nn.Module, builder: Builder) -> None:
         """Write the layer's step of a program, from the squeeze to the excitation.
@@ -245,7 +246,7 @@ def execute(call: ExciteCall, x: torch.Tensor, tensors: tuple) -> torch.Tensor:
     plan = call.plan
     if plan.numbers is not NO_NUMBERS:
         w2, b2 = with_numbers(w2, b2, plan.numbers)
-    return call_squeeze_excite(call.decision, x, w1.flatten(1), b1, w2.flatten(1), b2, plan.act, plan.gate)
+    return call_squeeze_excite(call.decision, x, as_matrix(w1), b1, as_matrix(w2), b2, plan.act, plan.gate)
 
 
 def _tensors(plan: ExcitePlan, seen: torch.Tensor) -> tuple:

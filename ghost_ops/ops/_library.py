@@ -15,6 +15,7 @@ from ..backends import composed, native, reference
 from ..backends.layout import memory_format
 from ..backends.registry import BACKENDS, SCHEMAS
 from ..dispatch import Decision, select
+from .strides import restride
 
 NAMESPACE = "ghost_ops"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -204,6 +205,7 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         reference's function, which PyTorch differentiates.
     """
     operator, plain = overload(name), getattr(reference, name)
+    setup_context, backward = _with_strides(name, setup_context, backward)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
 
     class Fast(torch.autograd.Function):
@@ -227,6 +229,24 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         return below_autograd(operator, args)
 
     return call
+
+
+def _with_strides(name: str, setup_context: Callable, backward: Callable) -> tuple[Callable, Callable]:
+    """The two, so that gradients of weights have their weights' strides (:func:`restride`), as PyTorch's own have."""
+    weights = [i for i, (_, argument) in enumerate(_arguments(name)) if argument.endswith("weight")]
+
+    def setup(ctx, inputs, output):
+        setup_context(ctx, inputs, output)
+        ctx.strides = [(i, inputs[i].stride()) for i in weights if inputs[i] is not None]
+
+    def differentiate(ctx, *grads):
+        found = list(backward(ctx, *grads))
+        for i, strides in ctx.strides:
+            if found[i] is not None:
+                found[i] = restride(found[i], strides)
+        return tuple(found)
+
+    return setup, differentiate
 
 
 def existing(gradients: Iterable[torch.Tensor], parameters: Iterable[torch.Tensor | None]) -> list:

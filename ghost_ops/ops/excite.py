@@ -8,6 +8,7 @@ from ..activations import ACTIVATIONS, WITH_SLOPES
 from ._library import register_fake, without_gradients
 from .checks import Checks, autocast
 from .flops import aten_formula, count_flops
+from .strides import as_matrix
 
 __all__ = ["excite"]
 
@@ -38,7 +39,7 @@ def excitation_layers(
     weights = []
     for name, w in (("reduce_weight", reduce_weight), ("expand_weight", expand_weight)):
         if isinstance(w, torch.Tensor) and w.dim() == 4 and w.shape[2:] == (1, 1):
-            w = w.flatten(1)
+            w = as_matrix(w)
         shape = (None, x.shape[1]) if name == "reduce_weight" else (x.shape[1], weights[0].shape[0])
         check.parameter(name, w, shape, x)
         weights.append(w)

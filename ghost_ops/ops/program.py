@@ -10,6 +10,7 @@ steps says in which form they are packed: float32, or the weights of products as
 from __future__ import annotations
 
 import warnings
+import weakref
 
 import torch
 
@@ -24,10 +25,22 @@ _EXPORTED = (
     "ghost_ops.thaw(net, fold=True), or exported.run_decompositions(ghost_ops.decompositions())"
 )
 
+_exports = weakref.WeakSet()  # the FakeTensorModes of exports that were warned of: each has one
+
+
+def _warn_of_export(x):
+    """Warn once an export, which may record several programs, goes over each more than once, and so do its
+    decompositions."""
+    mode = getattr(x, "fake_mode", None)
+    if mode not in _exports:
+        if mode is not None:
+            _exports.add(mode)
+        warnings.warn(_EXPORTED, UserWarning, stacklevel=2)
+
 
 def _fake_maps(x, _packed, steps):
     if torch.compiler._is_exporting_flag and not torch.onnx.is_in_onnx_export():
-        warnings.warn(_EXPORTED, UserWarning, stacklevel=2)
+        _warn_of_export(x)
     shapes = output_shapes(decode(steps), *x.shape[:1], *x.shape[2:])
     layouts = (memory_format(x) if len(shape) == 4 else torch.contiguous_format for shape in shapes)
     return [x.new_empty(shape).to(memory_format=layout) for shape, layout in zip(shapes, layouts)]

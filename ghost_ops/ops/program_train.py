@@ -15,6 +15,7 @@ from ..backends.registry import BACKENDS
 from ..dispatch import Decision
 from ..program.training import PER_LAYER, LayerTensors, trained, training_program
 from ._library import once_differentiable
+from .strides import restride
 
 MEMORY = ("balanced", "low", "fast")
 _BUFFERS = frozenset(LayerTensors._fields.index(name) for name in ("mean", "var", "batches"))
@@ -112,7 +113,7 @@ def _backward(ctx, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     gradients: list[torch.Tensor | None] = [None] * count
     for i, gradient in zip(signature.found, found, strict=True):
         if needs[i]:
-            gradients[i] = gradient
+            gradients[i] = restride(gradient, rest[i].stride())
     for i in signature.removed:
         if needs[i]:
             gradients[i] = torch.zeros_like(rest[i])

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,6 +24,7 @@ def load(path: Path):
     return module
 
 
+sys.path.insert(0, str(DOCS / "site"))  # where its files find each other
 drawings = load(DOCS / "site" / "drawings.py")
 
 

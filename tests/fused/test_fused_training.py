@@ -4,9 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ghost_ops import fuse
 from ghost_ops.fused import FusedGhostBottleneck, FusedGhostModule
+from ghost_ops.nn import GhostModuleV3, RepGhostModule
 
 from ..helpers import make_map, randomise
+from ..zoo import conv_bn
+from .dfc_modules import HuaweiModule
+from .inverted import Block
 from .twins import plain_twin, why
 
 
@@ -38,6 +43,29 @@ def test_training_repeats_to_the_bit(threads):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     other = train(block().train(False))  # what a run that differs looks like
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+MODULES = {
+    "bottleneck": lambda: FusedGhostBottleneck(8, 20, 8, se_ratio=0.25),
+    "strided, low memory": lambda: FusedGhostBottleneck(8, 20, 12, 5, 2, 0.25, memory="low"),
+    "3x3": lambda: FusedGhostModule(8, 12, kernel_size=3, dw_size=5),
+    "attention": lambda: fuse(HuaweiModule(8, 12)),
+    "branches": lambda: fuse(GhostModuleV3(8, 12)),
+    "RepGhost": lambda: fuse(RepGhostModule(8, 8)),
+    "inverted residual": lambda: fuse(Block(8, 16, 8, act=torch.nn.ReLU, se=True)),
+    "separate layers": lambda: fuse(conv_bn(8, 12, 3, act=torch.nn.ReLU())),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels_last"])
+def test_gradients_have_the_strides_of_their_parameters(name, layout):
+    """As PyTorch's have; DistributedDataParallel warns of others, of axes of size 1 too."""
+    net = randomise(MODULES[name]()).to(memory_format=layout).train()
+    net(make_map((2, 8, 11, 9)).to(memory_format=layout)).square().sum().backward()
+    assert {name: p.grad.stride() for name, p in net.named_parameters()} == {
+        name: p.stride() for name, p in net.named_parameters()
+    }
 
 
 TAIL = {"kernel_size": 3, "stride": 2}  # PyTorch computes the primary convolution

@@ -1,6 +1,7 @@
 """torch.export: fused nets are recorded in PyTorch's operators, frozen ones with their kernels, or without."""
 
 import copy
+import re
 import warnings
 
 import pytest
@@ -51,12 +52,18 @@ def test_built_fused_and_in_training():
 @few_nets
 def test_frozen_nets_keep_their_kernels_and_say_what_else_to_call(name, strict):
     net, plain = made(name, "frozen")
-    with pytest.warns(UserWarning, match=r"thaw\(net, fold=True\), or exported\.run_decompositions"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         exported = torch.export.export(net, (image(),), dynamic_shapes=(DIMS,), strict=strict)
+        exported.run_decompositions({})
+    (said,) = [warning for warning in caught if "records a frozen net" in str(warning.message)]  # once an export
+    assert re.search(r"thaw\(net, fold=True\), or exported\.run_decompositions", str(said.message))
     programs = [m for m in net.modules() if isinstance(m, ghost_ops.fused.FrozenProgram)]
     assert len(ours(exported.graph)) == len(programs) > 0
     x = make_map((3, 3, 40, 27))
     assert torch.equal(exported.module()(x), net(x))
+    with pytest.warns(UserWarning, match="records a frozen net"):  # again, of the next one
+        torch.export.export(net, (image(),))
 
 
 @few_nets

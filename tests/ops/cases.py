@@ -206,8 +206,8 @@ def check(operator, case: Case, differentiable: int, errors: Errors | None = Non
     The rule is twice PyTorch's error. A single result may have a few elements only, where PyTorch's error is a matter
     of luck, so over drawn cases ``errors`` takes the rule, and the case itself, in largest element and norm,
     ``of_a_draw`` times the error. What a float64 result moves when the arguments move by half a unit in their last
-    place is no error of an algorithm that sees rounded numbers: there it counts as PyTorch's where it is larger. So does, for
-    a drawn case itself, the median of PyTorch's errors for it and for nearby arguments.
+    place is no error of an algorithm that sees rounded numbers: there it counts as PyTorch's where it is larger. So
+    does, for a drawn case itself, the median of PyTorch's errors for it and for nearby arguments.
     """
     exact_case = case.to(torch.float64)
     outputs, _ = results(operator, exact_case, None, True)

@@ -168,8 +168,11 @@ class Errors:
         self.squares: dict[tuple[str, torch.dtype], list[tuple[float, float]]] = {}
         self.nearby: list[Callable[[Errors], None]] = []  # each adds the errors of a case's nearby arguments
 
-    def add(self, what: str, ours: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
-        scale = float(exact.norm()) or 1.0
+    def add(
+        self, what: str, ours: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor, scale: float | None = None
+    ) -> None:
+        """The errors of a result, relative to its norm, or to ``scale``."""
+        scale = scale or float(exact.norm()) or 1.0
         pair = tuple(float((t.double() - exact).norm() / scale) ** 2 for t in (ours, plain))
         self.squares.setdefault((what, ours.dtype), []).append(pair)
 
@@ -200,7 +203,14 @@ class Errors:
             assert ours <= allowed, f"{what}, {dtype}, {len(pairs)} cases: error {ours:.3g}, PyTorch {plain:.3g}"
 
 
-def check(operator, case: Case, differentiable: int, errors: Errors | None = None, of_a_draw: float = 4.0) -> None:
+def check(
+    operator,
+    case: Case,
+    differentiable: int,
+    errors: Errors | None = None,
+    of_a_draw: float = 4.0,
+    seeds: range = NEARBY,
+) -> None:
     """Outputs and gradients are as accurate as PyTorch's, against float64.
 
     The rule is twice PyTorch's error. A single result may have a few elements only, where PyTorch's error is a matter
@@ -222,7 +232,7 @@ def check(operator, case: Case, differentiable: int, errors: Errors | None = Non
 
     ours, plain, exact = run(case, reference=False), run(case), run(exact_case)
     moved = run(case.to(torch.float64, torch.finfo(map_dtype).eps / 2))
-    calls = [] if errors is None else [case.near(seed) for seed in NEARBY]
+    calls = [] if errors is None else [case.near(seed) for seed in seeds]
     near = [(run(c), run(c.to(torch.float64))) for c in calls]
     for what, result in ours.items():
         worst = farthest(exact[what], plain[what], moved[what].to(result.dtype))
@@ -235,11 +245,14 @@ def check(operator, case: Case, differentiable: int, errors: Errors | None = Non
         assert_as_accurate(result, worst, exact[what], factor, what=what, ulps=4 * max(coarser, 1))
 
     def add_nearby(errors: Errors) -> None:
-        for call in calls:
-            ours, plain, exact = run(call, reference=False), run(call), run(call.to(torch.float64))
-            for what, result in ours.items():
-                if result.dtype == map_dtype:
-                    errors.add(what, result, plain[what], exact[what])
+        """Relative to the results of all of them: one that cancels in a single call would outweigh the others."""
+        found = [(run(call, reference=False), run(call), run(call.to(torch.float64))) for call in calls]
+        for what, result in ours.items():
+            if result.dtype == map_dtype:
+                norms = [float(exact[what].norm()) for _, _, exact in found]
+                scale = (sum(norm**2 for norm in norms) / len(norms)) ** 0.5
+                for of_ours, of_plain, exact in found:
+                    errors.add(what, of_ours[what], of_plain[what], exact[what], scale)
 
     if errors is not None:
         errors.nearby.append(add_nearby)

@@ -31,7 +31,8 @@ RESULTS = {  # that a thread has of an item
     "activate_stage": 2, "mean_stage": 4,
 }  # fmt: skip
 PRODUCTS = {"product_deep": 8, "product_small_deep": 2, "product_ahead": 4}
-"""Products of a warp for 16 inputs."""
+FULL = "HMMA.16816"
+"""Products of a warp for 16 inputs, and their name; those for the last eight are in a loop of their own."""
 BEGINS = {
     "product_begin": "product_stage", "depthwise_3_begin": "depthwise_3_1", "depthwise_5_begin": "depthwise_5_1_low",
     "load_begin": "load_stage", "store_begin": "store_added", "scale_begin": "scale_stage", "mean_begin": "mean_stage",
@@ -93,6 +94,11 @@ def _loops(function: sass.Function) -> tuple[sass.Loop, sass.Loop]:
     return outer, max(outer.inner, key=lambda loop: len(loop.blocks), default=outer)
 
 
+def _code(function: sass.Function, loop: sass.Loop) -> list[sass.Instruction]:
+    """All instructions of a loop."""
+    return [function.code[i] for block in loop.blocks for i in function.blocks[block]]
+
+
 def stage_costs(functions: dict[str, sass.Function]) -> dict[str, int]:
     """Instructions of an item of each stage, before the items of a warp, and of 16 inputs of a product."""
     found = {}
@@ -100,9 +106,9 @@ def stage_costs(functions: dict[str, sass.Function]) -> dict[str, int]:
         outer, item = _loops(functions[name])
         found[name] = shortest_way(functions[name], item)
         if name in PRODUCTS:  # its loop has several steps, of which the last may be left out
-            function = functions[name]
-            code = [function.code[i] for block in item.inner[-1].blocks for i in function.blocks[block]]
-            steps = sum(one.kind == "matrix" for one in code) / PRODUCTS[name]
+            codes = (_code(functions[name], loop) for loop in item.inner)
+            (code,) = (code for code in codes if any(FULL in one.opcode for one in code))
+            steps = sum(FULL in one.opcode for one in code) / PRODUCTS[name]
             found[f"{name}_depth"] = round(len(code) / steps)
     for name, stage in BEGINS.items():
         outer, item = _loops(functions[stage])

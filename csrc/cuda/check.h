@@ -54,7 +54,9 @@ inline const char* validate(const Block& b, int64_t matrices, int64_t vectors, b
     int64_t weight, channels;
   };
   const int all = b.primary ? lanes(b) : 0, depth = b.primary ? all : b.channels;
-  const auto matrix = [](int64_t out, int64_t in) { return (out + 7) / 8 * 8 * ((in + 15) / 16 * 16); };
+  const auto matrix = [](int64_t out, int64_t in) {
+    return (out + 7) / 8 * 8 * ((in + 15) / 16 * 16) + kSpareTiles * kWeightTile;
+  };
   const auto taps = [&](int kernel, int lanes) {
     return half ? int64_t{taps_of_lane(kernel)} * lanes_of(lanes) : taps_of(kernel, lanes);
   };
@@ -75,7 +77,7 @@ inline const char* validate(const Block& b, int64_t matrices, int64_t vectors, b
       return at >= 0 && at % to == 0 && at + count <= all;
     };
     if (!fits(p.conv.weight, p.weight, p.is_matrix ? matrices : vectors, p.is_matrix ? kWeightTile : 2) ||
-        !fits(p.conv.bias, p.channels, vectors, 2) || !within(p.conv.act, 0, kActs - 1) ||
+        !fits(p.conv.bias, p.channels + kSpareTiles * kColumns, vectors, 2) || !within(p.conv.act, 0, kActs - 1) ||
         (p.conv.slopes != -1 && !fits(p.conv.slopes, p.channels, vectors, 2)))
       return "parameters outside of their buffers";
     if (slope_kind(p.conv.act) != kNoSlope && p.conv.slopes < 0) return "an activation without its slopes";

@@ -9,16 +9,17 @@ namespace ghost::cuda {
 
 // Instructions of an item of a stage in float16 on sm_90, and of what a warp does before its items (`begin`):
 // benchmarks/static_model/cuda.json.
-constexpr double kProduct = 81;                               // of 32 pixels x 32 lanes
-constexpr double kProductTall = 107;                          // of 64 pixels x 16 lanes
-constexpr double kProductSmall = 43;                          // of 16 pixels x 16 lanes
-constexpr double kProductDeep = 116, kProductDeepDepth = 26;  // with weights that are read again; of 16 inputs
-constexpr double kProductSmallDeep = 56, kProductSmallDeepDepth = 13;
-constexpr double kProductAhead = 100, kProductAheadDepth = 18;  // of 16 pixels x 32 lanes
-constexpr double kProductBegin = 48;
-constexpr double kDepthwise31 = 118, kDepthwise32 = 136;  // 4 x 16 pixels
-constexpr double kDepthwise31Low = 77, kDepthwise32Low = 82, kDepthwise51Low = 122, kDepthwise52Low = 132;  // 2 x 16
-constexpr double kDepthwise3Begin = 42, kDepthwise5Begin = 59;
+constexpr double kProduct = 73;                               // of 32 pixels x 32 lanes
+constexpr double kProductTall = 103;                          // of 64 pixels x 16 lanes
+constexpr double kProductSmall = 39;                          // of 16 pixels x 16 lanes
+constexpr double kProductDeep = 112, kProductDeepDepth = 24;  // with weights that are read again: of the first 16
+                                                              // inputs, with all else, and of 16 more
+constexpr double kProductSmallDeep = 65, kProductSmallDeepDepth = 16;
+constexpr double kProductAhead = 82, kProductAheadDepth = 16;  // of 16 pixels x 32 lanes
+constexpr double kProductBegin = 51;
+constexpr double kDepthwise31 = 104, kDepthwise32 = 158;  // 4 x 16 pixels
+constexpr double kDepthwise31Low = 71, kDepthwise32Low = 97, kDepthwise51Low = 119, kDepthwise52Low = 183;  // 2 x 16
+constexpr double kDepthwise3Begin = 46, kDepthwise5Begin = 62;
 constexpr double kWindow = 78, kLoad = 16, kStore = 13, kStoreParts = 25, kStoreAdded = 34, kScale = 20;  // 16 bytes
 constexpr double kLoadBegin = 31, kStoreBegin = 36, kScaleBegin = 21;                                     // a row
 constexpr double kMean = 16, kMeanBegin = 60;  // four lanes of a part, and of all parts
@@ -90,7 +91,7 @@ inline Cost cost(const Launch& l, const Stage& g, int element) {
         const double each = small ? kProductSmall : g.kernel == kTallTile ? kProductTall : kProduct;
         return shared_cost(l, outers, inners, each, kProductBegin, pipes);
       }
-      Cost c = shared_cost(l, outers, inners, begin + g.depth * step, kProductBegin, pipes);
+      Cost c = shared_cost(l, outers, inners, begin + (g.depth - 1) * step, kProductBegin, pipes);
       const double wait = weight_bytes(g, element) > kNearBytes ? kCacheWait : kNearWait;
       c.longest += std::ceil(outers * inners / (l.threads / 32)) * g.depth *
                    std::max(0., wait * kWarpIssue - (ahead ? kAhead * step : 0));
@@ -109,7 +110,9 @@ inline Cost cost(const Launch& l, const Stage& g, int element) {
                           : g.kernel == 3 ? items[g.stride - 1][g.rows / kHighTile]
                                           : (g.stride == 1 ? kDepthwise51Low : kDepthwise52Low);
       const double begin = g.kernel == 3 ? kDepthwise3Begin : kDepthwise5Begin;
-      const double read = ((high - 1) * g.stride + g.kernel) * 2 * g.kernel * std::min(g.stride, 8);
+      // Of each row that is read the last column has the conflicts of its stride; the others have none.
+      const double apart = std::min(g.stride, 8), others = 2 * (g.kernel - 1) * (known ? 1 : apart);
+      const double read = ((high - 1) * g.stride + g.kernel) * (others + 2 * apart);
       const double products = high * g.kernel * (g.kernel / 2 * kMultiply + kMultiplyHalf);
       return shared_cost(l, cdiv(g.lanes, kOctet), inners, each, begin,
                          std::max(products, (read + 2 * high) * kMatrix));

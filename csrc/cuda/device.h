@@ -78,6 +78,14 @@ GHOST_DEVICE V* opaque(V* value) {
   return value;
 }
 
+/// The same value in another register: the compiler knows no longer that two values are the same, and copies none of
+/// them to where a product wants it.
+GHOST_DEVICE float other_register(float value) {
+  float other;
+  asm volatile("or.b32 %0, %1, %2;" : "=f"(other) : "f"(value), "r"(own_zero()));
+  return other;
+}
+
 /// Four of the bytes of a word and of zero: by the digits of `which`, the last one first, 0 to 3 are those of the word.
 GHOST_DEVICE uint32_t pick_bytes(uint32_t word, uint32_t which) { return __byte_perm(word, 0, which); }
 

@@ -83,12 +83,18 @@ template <int K, int S, int R, class T>
 GHOST_DEVICE void diagonal_stage(const Work<T>& w, const Stage& g) {
   constexpr int kReadRows = (R - 1) * S + K, kBoth = K / 2;
   static_assert(K % 2 == 1 && R % 2 == 0);
+  // Eight pixels two columns apart are in four banks of eight. Four of them, and the four others one column on, are in
+  // all: so matrices are read, and then lanes of the others swap what they have of two columns.
+  constexpr bool kAcross = S == 2;
+  const bool swaps = kAcross && (lane() & 16);
   const Tiles tiles(w, g, R, K, S);
   const auto &in = tiles.in, &out = tiles.out;
   const Diagonal diagonal;
   const T* const weights = opaque(w.a.matrices + g.weight + first_lane(g, diagonal) * taps_of_lane(K));
   const float* const biases = opaque(w.a.vectors + g.bias + layer_of_blocks() * g.lane_step + 2 * (lane() & 3));
-  const unsigned char* const map = w.at(w.map(g.in), g.in_lane) + (lane() >> 4) * in.pitch;
+  const int across = kAcross ? (lane() >> 2) & 1 : 0, column = (lane() >> 4) ^ across;
+  const int to_last = (K - 1 - column) * in.pitch;
+  const unsigned char* const map = w.at(w.map(g.in), g.in_lane) + column * in.pitch;
   unsigned char *const result = w.at(w.map(g.out), g.out_lane), *const spare = w.spare();
   const int later = lane() >> 4;  // of two rows of results
   uint32_t taps[K][K];
@@ -108,7 +114,8 @@ GHOST_DEVICE void diagonal_stage(const Work<T>& w, const Stage& g) {
             taps[(i + j) / K][(i + j) % K] = opaque(diagonal.of(four.bits[j / 2], j % 2));
         }
         const auto pair = constant(reinterpret_cast<const Pair<float>*>(biases + first));
-        bias[0] = pair.first, bias[1] = pair.second, bias[2] = opaque(pair.first), bias[3] = opaque(pair.second);
+        bias[0] = pair.first, bias[1] = pair.second, bias[2] = other_register(pair.first),
+        bias[3] = other_register(pair.second);
       },
       [&](int inner) {
         const auto places = tiles[inner];
@@ -122,8 +129,13 @@ GHOST_DEVICE void diagonal_stage(const Work<T>& w, const Stage& g) {
         for (int y = 0; y < kReadRows; y++, at = next_row(at, in.row, in.ring)) {
           uint32_t both[kBoth][4], last[2];
 #pragma unroll
-          for (int x = 0; x < kBoth; x++) load_matrices(both[x], map + at + 2 * x * in.pitch);
-          load_matrices(last, map + at + (K - 1) * in.pitch);
+          for (int x = 0; x < kBoth; x++) {
+            uint32_t read[4];
+            load_matrices(read, map + at + 2 * x * in.pitch);
+#pragma unroll
+            for (int i = 0; i < 4; i++) both[x][i] = swaps ? read[i ^ 2] : read[i];
+          }
+          load_matrices(last, map + at + to_last);
 #pragma unroll
           for (int r = 0; r < R; r++) {
             const int dy = y - r * S;

@@ -306,7 +306,7 @@ class Lowering : Layout {
       double least = std::numeric_limits<double>::infinity();
       int best = kWideTile;
       for (const int kind : {kWideTile, kTallTile, kSmallTile, kAheadTile}) {
-        if (!has_tile(kind, element_) || (kind == kAheadTile && g.depth <= 2 * kAhead)) continue;
+        if (!has_tile(kind, element_) || (kind == kAheadTile && g.depth <= kAhead + 1)) continue;
         g.kernel = kind, g.items = divisor(cdiv(g.lanes / kColumns, columns_of_tile(kind)));
         const double time = cycles(cost(l_, g, element_));
         if (time < least) best = kind, least = time;

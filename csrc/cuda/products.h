@@ -12,18 +12,19 @@ namespace ghost::cuda {
 GHOST_DEVICE int fragment_row(int half) { return (lane() >> 2) + 8 * half; }
 GHOST_DEVICE int fragment_column() { return 2 * (lane() & 3); }
 
-/// The weights of C tiles of outputs of which `count` are there, for 16 inputs.
+/// The weights of C tiles of outputs for 16 inputs. Past the last output other weights are read, or the zeros with
+/// which the buffer ends; what is made of them is not stored.
 template <int C, class T>
-GHOST_DEVICE void load_weights(FourHalves (&b)[C], const T* weight, int count) {
+GHOST_DEVICE void load_weights(FourHalves (&b)[C], const T* weight) {
 #pragma unroll
-  for (int j = 0; j < C; j++)
-    if (j < count) b[j] = constant(reinterpret_cast<const FourHalves*>(weight + j * kWeightTile));
+  for (int j = 0; j < C; j++) b[j] = constant(reinterpret_cast<const FourHalves*>(weight + j * kWeightTile));
 }
 
-/// sums = c + 16 inputs of R tiles of pixels by C tiles of outputs; `a`: what a lane reads of each tile (ldmatrix).
-template <int R, int C, class T>
+/// sums = c + 16 inputs of R tiles of pixels by C tiles of outputs; `a`: what a lane reads of each tile (ldmatrix); `c`
+/// has what each sum is added to, or what those of a tile of outputs begin with.
+template <int R, int C, int N, class T>
 GHOST_DEVICE void multiply_tiles(float (&sums)[R * C][4], const unsigned char* map, const int (&a)[R],
-                                 const FourHalves (&b)[C], T) {
+                                 const FourHalves (&b)[C], const float (&c)[N][4], T) {
   uint32_t fragments[R][4];
 #pragma unroll
   for (int i = 0; i < R; i++) load_matrices(fragments[i], map + a[i]);
@@ -31,23 +32,23 @@ GHOST_DEVICE void multiply_tiles(float (&sums)[R * C][4], const unsigned char* m
   for (int i = 0; i < R; i++)
 #pragma unroll
     for (int j = 0; j < C; j++)
-      multiply_add(T{}, sums[i * C + j], fragments[i], b[j].bits[0], b[j].bits[1], sums[i * C + j]);
+      multiply_add(T{}, sums[i * C + j], fragments[i], b[j].bits[0], b[j].bits[1], c[(i * C + j) % N]);
 }
 
 /// The same with the first eight inputs only: the map has no more lanes.
-template <int R, int C, class T>
+template <int R, int C, int N, class T>
 GHOST_DEVICE void multiply_tail(float (&sums)[R * C][4], const unsigned char* map, const int (&a)[R],
-                                const FourHalves (&b)[C], T) {
+                                const FourHalves (&b)[C], const float (&c)[N][4], T) {
   uint32_t fragments[R][2];
 #pragma unroll
   for (int i = 0; i < R; i++) load_matrices(fragments[i], map + a[i]);
 #pragma unroll
   for (int i = 0; i < R; i++)
 #pragma unroll
-    for (int j = 0; j < C; j++) multiply_add(T{}, sums[i * C + j], fragments[i], b[j].bits[0], sums[i * C + j]);
+    for (int j = 0; j < C; j++) multiply_add(T{}, sums[i * C + j], fragments[i], b[j].bits[0], c[(i * C + j) % N]);
 }
 
-/// How a warp has its weights: up to kKept x 16 inputs of them once for all its pixels, or again for each tile, or so
+/// How a warp has its weights: those of 16 inputs once for all its pixels, or again for each tile, or so
 /// kAhead x 16 inputs before they are needed.
 enum class Weights { kept, read, ahead };
 
@@ -57,6 +58,8 @@ enum class Weights { kept, read, ahead };
 template <int R, int C, Weights kWeights, class T>
 GHOST_DEVICE void matrix_product(const Work<T>& w, const Stage& g) {
   constexpr bool kKeep = kWeights == Weights::kept;
+  constexpr bool kReadsAhead = kWeights == Weights::ahead;
+  static_assert(kKept == 1);
   const Map &in = w.map(g.in), &out = w.map(g.out);
   const Rows rows = w.rows(out);
   const Pixels<T> from(w, g.in, rows, g.out), to(w, g.out, rows, g.out);
@@ -68,23 +71,25 @@ GHOST_DEVICE void matrix_product(const Work<T>& w, const Stage& g) {
   const Divisor columns = from.columns.count;
   int tile = 0, there = 0;
   float bias[C][4];
-  FourHalves kept[kKeep ? kKept : 1][C];
+  FourHalves kept[C];
+  // Once for all pixels of a tile of outputs; where weights are read ahead, for each tile, since registers are few. The
+  // first products add them to what they make, from four registers each; read ahead, sums begin with them.
+  const auto read_bias = [&](int none = 0) {
+    const float* const first = opaque(biases + tile * kColumns + none);
+#pragma unroll
+    for (int j = 0; j < C; j++) {
+      const auto pair = constant(reinterpret_cast<const Pair<float>*>(first + j * kColumns));
+      bias[j][0] = pair.first, bias[j][1] = pair.second;
+      bias[j][2] = kKeep ? other_register(pair.first) : pair.first;
+      bias[j][3] = kKeep ? other_register(pair.second) : pair.second;
+    }
+  };
   for_share(
       w, g.items.value, cdiv(count, kRows * R),
       [&](int outer) {
         tile = outer * C, there = least(g.lanes / kColumns - tile, C);
-        const float* const first = opaque(biases + tile * kColumns);
-#pragma unroll
-        for (int j = 0; j < C; j++) {
-          Pair<float> pair{};
-          if (j < there) pair = constant(reinterpret_cast<const Pair<float>*>(first + j * kColumns));
-          bias[j][0] = pair.first, bias[j][1] = pair.second;
-          bias[j][2] = opaque(pair.first), bias[j][3] = opaque(pair.second);
-        }
-        const T* weight = opaque(weights + tile * kWeightTile);
-#pragma unroll
-        for (int k = 0; k < (kKeep ? kKept : 0); k++, weight = opaque(weight + g.apart))
-          if (k < g.depth) load_weights(kept[k], weight, there);
+        if constexpr (!kReadsAhead) read_bias();
+        if constexpr (kKeep) load_weights(kept, opaque(weights + tile * kWeightTile));
       },
       [&](int inner) {
         int a[R], places[R];
@@ -95,43 +100,52 @@ GHOST_DEVICE void matrix_product(const Work<T>& w, const Stage& g) {
           a[i] = from.at(row, column), places[i] = to.at(row, column) + tile * 16;
         }
         float sums[R * C][4];
-#pragma unroll
-        for (int i = 0; i < R * C; i++)
-#pragma unroll
-          for (int e = 0; e < 4; e++) sums[i][e] = bias[i % C][e];
         if constexpr (kKeep) {
-#pragma unroll
-          for (int k = 0; k < kKept; k++) {
-            if (k > 0 && k >= g.depth) break;
-            if (g.tail && k + 1 == g.depth)
-              multiply_tail<R, C>(sums, map + k * kDepth * 2, a, kept[k], T{});
-            else
-              multiply_tiles<R, C>(sums, map + k * kDepth * 2, a, kept[k], T{});
-          }
+          if (g.tail)
+            multiply_tail<R, C>(sums, map, a, kept, bias, T{});
+          else
+            multiply_tiles<R, C>(sums, map, a, kept, bias, T{});
         } else {
-          constexpr int kBuffers = kWeights == Weights::ahead ? kAhead + 1 : 1;
-          const int depth = g.depth - g.tail;  // the planner reads ahead only where it is more than twice kAhead
-          const T* const own_weights = opaque(weights + tile * kWeightTile);
+          constexpr int kBuffers = kReadsAhead ? kAhead + 1 : 1;
+          const int depth = g.depth - g.tail;  // 1 at least; read ahead, more than kAhead
+          // 0, of which the compiler does not know it: else it reads weights before the loop, for which there are not
+          // registers enough.
+          const int none = kReadsAhead ? a[0] & own_zero() : 0;
+          const T* const own_weights = opaque(weights + tile * kWeightTile + none);
           const T* weight = own_weights;
-          FourHalves b[kBuffers][C]{};
-          const auto read = [&](int k) {
-            load_weights(b[k % kBuffers], weight, there), weight = opaque(weight + g.apart);
-          };
+          FourHalves b[kBuffers][C];
+          const auto read = [&](int k) { load_weights(b[k % kBuffers], weight), weight = opaque(weight + g.apart); };
 #pragma unroll
           for (int k = 0; k + 1 < kBuffers; k++) read(k);
           const unsigned char* at = map;
+          if constexpr (!kReadsAhead) {
+            read(0), at += kDepth * 2;
+            float first[C][4];
+#pragma unroll
+            for (int j = 0; j < C; j++)
+#pragma unroll
+              for (int e = 0; e < 4; e++) first[j][e] = e < 2 ? bias[j][e] : other_register(bias[j][e - 2]);
+            multiply_tiles<R, C>(sums, map, a, b[0], first, T{});
+          } else {
+            read_bias(none);
+#pragma unroll
+            for (int i = 0; i < R * C; i++)
+#pragma unroll
+              for (int e = 0; e < 4; e++) sums[i][e] = bias[i % C][e];
+          }
 #pragma unroll 1
-          for (int first = 0; first < depth; first += kBuffers) {
+          for (int left = depth - !kReadsAhead; left > 0; left -= kBuffers) {
 #pragma unroll
             for (int k = 0; k < kBuffers; k++, at += kDepth * 2) {
-              if (k > 0 && first + k >= depth) break;
-              if (kBuffers == 1 || first + k + kBuffers - 1 < depth) read(k + kBuffers - 1);
-              multiply_tiles<R, C>(sums, at, a, b[k], T{});
+              if (k > 0 && left <= k) break;
+              if (kBuffers == 1 || left >= k + kBuffers) read(k + kBuffers - 1);
+              multiply_tiles<R, C>(sums, at, a, b[k], sums, T{});
             }
           }
-          if (g.tail) {
-            load_weights(b[0], own_weights + depth * g.apart, there);
-            multiply_tail<R, C>(sums, map + depth * kDepth * 2, a, b[0], T{});
+#pragma unroll 1
+          for (int i = 0; i < g.tail; i++) {  // at most once: a branch, where an `if` would be instructions for all
+            load_weights(b[0], own_weights + depth * g.apart);
+            multiply_tail<R, C>(sums, map + depth * kDepth * 2, a, b[0], sums, T{});
           }
         }
         uint32_t words[R * C][2];

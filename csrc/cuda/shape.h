@@ -48,8 +48,9 @@ constexpr int kBlockNumbers = sizeof(Block) / sizeof(int32_t);
 constexpr int kMostWindow = 63;                       // a side of a dense convolution's window
 constexpr int kRows = 16, kColumns = 8, kDepth = 16;  // of a warp's product
 constexpr int kWeightTile = kDepth * kColumns;        // weights that one product reads
-constexpr int kTapLanes = 32;  // of a depthwise weight in float32: so many lanes of a tap, then the next tap
-constexpr int kOctet = 8;      // lanes of a depthwise convolution in half precision that are computed at once
+constexpr int kSpareTiles = 3;  // of eight outputs, past the last of a weight, that kernels may read and do not use
+constexpr int kTapLanes = 32;   // of a depthwise weight in float32: so many lanes of a tap, then the next tap
+constexpr int kOctet = 8;       // lanes of a depthwise convolution in half precision that are computed at once
 
 GHOST_HOST_DEVICE int cdiv(int a, int b) { return (a + b - 1) / b; }
 GHOST_HOST_DEVICE int up(int n, int to) { return cdiv(n, to) * to; }

@@ -141,7 +141,7 @@ constexpr int kGroup = 8;
 // Kinds of tiles of a product: how many times 16 pixels a warp has. Of the last one there are 16 pixels and 32 outputs,
 // and weights are read ahead, which is for those that the cache of the processor does not hold.
 constexpr int kWideTile = 2, kTallTile = 4, kSmallTile = 1, kAheadTile = 0;
-constexpr int kAhead = 3;  // steps of 16 inputs
+constexpr int kAhead = 4;  // steps of 16 inputs
 constexpr int kKept = 1;   // steps of 16 inputs up to which a warp keeps a product's weight in registers
 GHOST_HOST_DEVICE int rows_of_tile(int kind) { return kind == kAheadTile ? 1 : kind; }
 GHOST_HOST_DEVICE int columns_of_tile(int kind) {  // of 8 outputs

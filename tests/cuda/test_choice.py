@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ghost_ops import dispatch
+from ghost_ops import dispatch, explain, freeze, nn
 from ghost_ops.backends import cuda, triton
+from ghost_ops.backends.cuda import plan
 from ghost_ops.backends.registry import SCHEMAS
 from ghost_ops.dispatch import select, use_backend
 from ghost_ops.ops import _library
+from tests.cuda import emulate
 from tests.helpers import on
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +81,62 @@ def test_a_device_that_the_library_was_not_built_for(device, monkeypatch):
     monkeypatch.setattr(cuda, "_refusal", lambda index: why)
     with use_backend("cuda"):
         assert select("program", on_cuda()) == on("triton", "program", f"not cuda, since {why}")
+
+
+NO_CODE = "no kernel image is available for execution on the device"
+OLD_DRIVER = "CUDA driver version is insufficient for CUDA runtime version"
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """The backend on the CPU, before all others, if a function says nothing against the device."""
+
+    def stands(refuse_device):
+        backend = replace(cuda.BACKEND, is_candidate=lambda device, forced: True, refuse_device=refuse_device)
+        others = {name: other for name, other in dispatch.BACKENDS.items() if name != "cuda"}
+        monkeypatch.setattr(dispatch, "BACKENDS", {"cuda": backend} | others)
+        dispatch._select.cache_clear()
+
+    yield stands
+    monkeypatch.undo()
+    dispatch._select.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    return freeze(torch.nn.Sequential(nn.GhostBottleneck(8, 16, 8)).eval())
+
+
+@pytest.mark.parametrize("why", [NO_CODE, OLD_DRIVER])
+def test_explain_says_why_a_device_does_not_run_them(why, here, frozen, monkeypatch):
+    """The library asks CUDA; what that says is what ``explain`` prints beside the next backend."""
+
+    def refuses() -> bytes:
+        return why.encode()
+
+    library = type("Library", (), {"ghost_ops_cuda_refuses": staticmethod(refuses)})
+    monkeypatch.setattr(cuda, "library", lambda: library)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    cuda._asked.cache_clear()
+    here(lambda device: cuda._asked(-1))
+    (row,) = explain(frozen, torch.randn(1, 8, 6, 6)).rows
+    cuda._asked.cache_clear()
+    assert row.runs.startswith(("program on native", "program on reference"))
+    assert row.why.startswith(f"not cuda, since its kernels do not run on this device: {why}")
+
+
+def test_explain_says_that_nothing_fits_a_device(here, frozen, monkeypatch):
+    """A shape that no plan holds: so little shared memory that not even a Ghost module's fits."""
+    here(lambda device: None)
+    x = torch.randn(1, 8, 6, 6)
+    with emulate.Emulator().running():
+        (row,) = explain(frozen, x).rows
+        assert row.runs.startswith("program on cuda, 1 bottlenecks and 0 other blocks in 1 launches")
+        monkeypatch.setattr(plan, "limits", lambda device: (132, 1024))
+        emulate.clear()
+        (row,) = explain(frozen, x).rows
+    nothing = "in fact on the next backend, since no part of a Ghost module fits the device"
+    assert row.runs.startswith(f"program on cuda, {nothing}")
 
 
 def test_where_it_was_measured_to_be_faster(device, monkeypatch):

@@ -123,10 +123,10 @@ class Weights:
 
     def index(self) -> tuple[torch.Tensor, int]:
         """For every number of both buffers its place among the parameters, counted from 0, and -1 where it is a zero;
-        and how many of the numbers are matrices."""
-        empty = [torch.zeros(128)]
-        places = torch.cat([*(self.matrices or empty), *(self.vectors or empty)])
-        return (places - 1).to(torch.int32), self._ends[0] or 128
+        and how many of the numbers are matrices. Kernels may read three tiles of outputs past the last ones."""
+        spare, spare_outputs = torch.zeros(3 * 16 * 8), torch.zeros(3 * 8)
+        places = torch.cat([*self.matrices, spare, *self.vectors, spare_outputs])
+        return (places - 1).to(torch.int32), self._ends[0] + len(spare)
 
 
 def _pick(t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

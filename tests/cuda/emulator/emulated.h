@@ -107,6 +107,7 @@ template <class V>
 V opaque(V value) {
   return value;
 }
+inline float other_register(float value) { return value; }
 inline uint32_t pick_bytes(uint32_t word, uint32_t which) {
   uint32_t made = 0;
   for (int i = 0; i < 4; i++) {

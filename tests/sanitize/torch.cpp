@@ -174,6 +174,9 @@ using sanitize::table;
 
 extern "C" {
 
+/// Of the fuzzer's driver (fuzz_driver.cpp), where that is not part of the program.
+__attribute__((weak)) void __sanitizer_cov_trace_pc() {}
+
 AOTITorchError aoti_torch_new_tensor_handle(AtenTensorHandle t, AtenTensorHandle* another) {
   return caught([&] { *another = new AtenTensorOpaque(*t); });
 }

@@ -16,7 +16,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -type f) ghost_ops/activati
 GPU_CHECK = benchmarks/gpu_check.py --minutes $(MINUTES) $(if $(CACHE),--cache $(CACHE)) $(if $(OUT),--out $(OUT)) \
 	$(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry-run)
 
-.PHONY: compiled interpreted toolchains kills fuzz soak concurrency versions release types demo docs test bench gpu-check lint format clean distclean
+.PHONY: sanitize sanitize-all compiled interpreted toolchains kills fuzz soak concurrency versions release types demo docs test bench gpu-check lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -81,6 +81,15 @@ concurrency: $(VENV)/installed-test $(VENV)/installed-peers $(VENV)/installed-to
 	(git log -1 --format='commit %h' && OMP_NUM_THREADS=1 $(BIN)/python -m tests.endurance.concurrency \
 		--seconds $(SECONDS) && $(BIN)/python -m tests.endurance.import_orders) \
 		> benchmarks/results/concurrency.log; result=$$?; cat benchmarks/results/concurrency.log; exit $$result
+
+# Every operator under AddressSanitizer and UndefinedBehaviorSanitizer, and the decoder of programs fuzzed for 20 s.
+sanitize: $(VENV)/installed-test
+	$(BIN)/python -m tests.sanitize.run
+
+# Every instruction set, ThreadSanitizer, guard pages, the tests under AddressSanitizer, and each fuzzer for SECONDS: an
+# hour and more.
+sanitize-all: $(VENV)/installed-test
+	$(BIN)/python -m tests.sanitize.run --every --seconds $(SECONDS) --each 20 --log benchmarks/results/sanitize.log
 
 # The wheel of dist/ (of `make release`) with every version of Python and torch that docs/versions.md claims, an
 # environment for each Python: some 12 GB at a time, in FOLDER, and an hour. PYTHONS, TORCHES: only these.

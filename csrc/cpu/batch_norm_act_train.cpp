@@ -65,7 +65,7 @@ struct NormContext {
 
 Results<3> batch_norm_act_train(const Tensor& z, const Optional& gamma, const Optional& beta,
                                 const Optional& act_weight, int64_t act, double act_slope, double eps) {
-  if (!all_readable(z, gamma, beta, act_weight) || z.numel() <= z.size(1))
+  if (!all_readable(z, gamma, beta, act_weight) || lacks_statistics(z))
     return abi::call<Results<3>>("ghost_ops::batch_norm_act_train_reference", "", z, gamma, beta, act_weight, act,
                                  act_slope, eps);
   Scratch scratch;
@@ -97,7 +97,7 @@ GHOST_OPERATOR(batch_norm_act_train);
 Results<4> batch_norm_act_train_backward(const Tensor& grad_out, const Tensor& z, const Optional& gamma,
                                          const Optional& beta, const Optional& act_weight, const Tensor& mean,
                                          const Tensor& var, int64_t act, double act_slope, double eps) {
-  if (!all_readable(grad_out, z, gamma, beta, act_weight, mean, var) || z.numel() <= z.size(1))
+  if (!all_readable(grad_out, z, gamma, beta, act_weight, mean, var) || lacks_statistics(z))
     return abi::call<Results<4>>("ghost_ops::batch_norm_act_train_backward_reference", "", grad_out, z, gamma, beta,
                                  act_weight, mean, var, act, act_slope, eps);
   Scratch scratch;

@@ -90,6 +90,9 @@ bool all_readable(const T&... t) {
   return (readable(t) && ...);
 }
 
+/// Whether there is one value a channel, or none: a map without batch statistics.
+inline bool lacks_statistics(const abi::Tensor& t) { return t.dim() == 4 && t.numel() <= t.size(1); }
+
 /// The cheap kernels that are compiled.
 inline bool cheap_kernel_known(const abi::Tensor& weight) {
   const int64_t k = weight.dim() == 4 ? weight.size(2) : 0;

@@ -63,7 +63,10 @@ Tensors run_program(ProgramCache& cache, const float* packed, const std::vector<
   check.shape("x", x, {-1, p.in_channels, -1, -1});
   const int64_t n = x.size(0), h = x.size(2), w = x.size(3), threads = abi::num_threads();
   const Plan& plan = cache.plan(h, w, 1);
-  const int64_t shares = std::max<int64_t>(1, std::min({threads, kMostShares, plan.flops / kShareFlops}));
+  const int64_t most = std::min(threads, kMostShares);
+  const int64_t shares = plan.flops < static_cast<double>(most * kShareFlops)
+                             ? std::max<int64_t>(1, static_cast<int64_t>(plan.flops) / kShareFlops)
+                             : most;
   Tensors out;
   std::vector<Map> to;
   for (const auto& step : p.steps) {
@@ -79,7 +82,7 @@ Tensors run_program(ProgramCache& cache, const float* packed, const std::vector<
   float* begun = scratch.floats(p.begun_features * n * row);
   const ProgramCall call{p, packed, raw, from, to.empty() ? nullptr : to.data(), begun, row, n};
   // Whole images to each thread, as many to each; what is left of them by all threads together.
-  const bool serial = threads == 1 || n * plan.flops < kShareFlops;
+  const bool serial = threads == 1 || static_cast<double>(n) * plan.flops < kShareFlops;
   const int64_t apart = serial ? 0 : n / threads * threads;
   if (apart)
     abi::parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
@@ -199,6 +202,6 @@ GHOST_EXPORTED int64_t ghost_ops_cpu_program_scratch(const int64_t* steps, int64
   return ghost::guarded(int64_t{-1}, [&] {
     const ghost::Plan plan(ghost::Program::parse({steps, steps + count}), h, w, 1);
     const ghost::Workspace& m = plan.workspace;
-    return 4 * (m.shared_floats + std::min(images, ghost::kTogether) * m.own_floats);
+    return 4 * (m.shared_floats + std::clamp<int64_t>(images, 0, ghost::kTogether) * m.own_floats);
   });
 }

@@ -11,6 +11,12 @@
 
 namespace ghost {
 
+#ifdef GHOST_APART  // in builds with a sanitizer: every piece is a block of its own, whose ends it sees
+constexpr bool kApart = true;
+#else
+constexpr bool kApart = false;
+#endif
+
 class Arena {
  public:
   static Arena& of_thread() {
@@ -42,7 +48,7 @@ class Scratch {
   ~Scratch() {
     auto& blocks = arena_.blocks_;
     // A call outgrew the arena, and nothing is in use any more: one block for all next time.
-    if (blocks_ <= 1 && used_ == 0 && !blocks.empty() && arena_.wanted_ > blocks[0].size) {
+    if (!kApart && blocks_ <= 1 && used_ == 0 && !blocks.empty() && arena_.wanted_ > blocks[0].size) {
       blocks.clear();
       grow(arena_.wanted_);
     }
@@ -54,7 +60,7 @@ class Scratch {
   float* floats(int64_t n) {
     n = (n + 31) / 16 * 16;
     auto& blocks = arena_.blocks_;
-    if (blocks.empty() || blocks.back().used + n > blocks.back().size) grow(n);
+    if (kApart || blocks.empty() || blocks.back().used + n > blocks.back().size) grow(n);
     auto& b = blocks.back();
     float* p = b.data.get() + b.used;
     b.used += n;
@@ -69,7 +75,7 @@ class Scratch {
  private:
   void grow(int64_t n) {
     constexpr int64_t kLeast = 1 << 16;
-    const int64_t size = n < kLeast ? kLeast : n;
+    const int64_t size = n < kLeast && !kApart ? kLeast : n;
     auto* p = static_cast<float*>(std::aligned_alloc(64, size * sizeof(float)));
     if (!p) throw std::bad_alloc();
     advise_huge_pages(p, size * static_cast<int64_t>(sizeof(float)));

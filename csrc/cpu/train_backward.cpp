@@ -361,7 +361,7 @@ Results<9> ghost_module_train_backward(const Tensor& grad_out, const Tensor& x, 
                                        double cheap_act_slope, double eps1, double eps2) {
   if (!all_readable(grad_out, x, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2,
                     var2, primary) ||
-      !cheap_kernel_known(w2) || x.numel() <= x.size(1))
+      !cheap_kernel_known(w2) || lacks_statistics(x))
     return abi::call<Results<9>>("ghost_ops::ghost_module_train_backward_reference", "", grad_out, x, w1, gamma1, beta1,
                                  w2, gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2, var2, primary,
                                  out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2);
@@ -399,7 +399,7 @@ Results<10> ghost_module_train_gated_backward(const Tensor& grad_out, const Tens
                                               double act_slope, double cheap_act_slope, double eps1, double eps2) {
   if (!all_readable(grad_out, x, gate, w1, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight, mean1, var1,
                     mean2, var2) ||
-      !cheap_kernel_known(w2) || x.numel() <= x.size(1))
+      !cheap_kernel_known(w2) || lacks_statistics(x))
     return abi::call<Results<10>>("ghost_ops::ghost_module_train_gated_backward_reference", "", grad_out, x, gate, w1,
                                   gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2,
                                   var2, out_channels, act, cheap_act, act_slope, cheap_act_slope, eps1, eps2);
@@ -419,7 +419,7 @@ Results<8> cheap_concat_train_backward(const Tensor& grad_out, const Tensor& z, 
                                        double eps2) {
   if (!all_readable(grad_out, z, gamma1, beta1, w2, gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2,
                     var2) ||
-      !cheap_kernel_known(w2) || z.numel() <= z.size(1))
+      !cheap_kernel_known(w2) || lacks_statistics(z))
     return abi::call<Results<8>>("ghost_ops::cheap_concat_train_backward_reference", "", grad_out, z, gamma1, beta1, w2,
                                  gamma2, beta2, act_weight, cheap_act_weight, mean1, var1, mean2, var2, out_channels,
                                  act, cheap_act, act_slope, cheap_act_slope, eps1, eps2);

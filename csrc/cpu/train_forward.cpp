@@ -203,7 +203,7 @@ Results<6> ghost_module_train(const Tensor& x, const Tensor& w1, const Optional&
                               int64_t out_channels, int64_t act, int64_t cheap_act, double act_slope,
                               double cheap_act_slope, double eps1, double eps2, bool keep_primary) {
   if (!all_readable(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight) ||
-      !cheap_kernel_known(w2) || x.numel() <= x.size(1))
+      !cheap_kernel_known(w2) || lacks_statistics(x))
     return abi::call<Results<6>>("ghost_ops::ghost_module_train_reference", "", x, w1, b1, gamma1, beta1, w2, b2,
                                  gamma2, beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
                                  cheap_act_slope, eps1, eps2, keep_primary);
@@ -221,7 +221,7 @@ Results<5> ghost_module_train_gated(const Tensor& x, const Tensor& gate, const T
                                     int64_t cheap_act, double act_slope, double cheap_act_slope, double eps1,
                                     double eps2) {
   if (!all_readable(x, gate, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight) ||
-      !cheap_kernel_known(w2) || x.numel() <= x.size(1))
+      !cheap_kernel_known(w2) || lacks_statistics(x))
     return abi::call<Results<5>>("ghost_ops::ghost_module_train_gated_reference", "", x, gate, w1, b1, gamma1, beta1,
                                  w2, b2, gamma2, beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act,
                                  act_slope, cheap_act_slope, eps1, eps2);
@@ -240,7 +240,7 @@ Results<5> cheap_concat_train(const Tensor& z, const Optional& b1, const Optiona
                               int64_t act, int64_t cheap_act, double act_slope, double cheap_act_slope, double eps1,
                               double eps2) {
   if (!all_readable(z, b1, gamma1, beta1, w2, b2, gamma2, beta2, act_weight, cheap_act_weight) ||
-      !cheap_kernel_known(w2) || z.numel() <= z.size(1))
+      !cheap_kernel_known(w2) || lacks_statistics(z))
     return abi::call<Results<5>>("ghost_ops::cheap_concat_train_reference", "", z, b1, gamma1, beta1, w2, b2, gamma2,
                                  beta2, act_weight, cheap_act_weight, out_channels, act, cheap_act, act_slope,
                                  cheap_act_slope, eps1, eps2);

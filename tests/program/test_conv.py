@@ -27,6 +27,7 @@ from ghost_ops.program import (
     Layer,
     Linear,
     Load,
+    MaxPool,
     Pool,
     Store,
     with_precision,
@@ -229,3 +230,21 @@ def test_on_every_instruction_set(isa):
     command = [sys.executable, *"-m pytest -q -p no:cacheprovider -p no:xdist -k values".split(), __file__]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, f"{ran.returncode}\n{ran.stdout[-3000:]}\n{ran.stderr[-2000:]}"
+
+
+ABOVE = {  # the only row of the output is made of rows above the map
+    "convolution": conv(1, 2, 8, 5, (1, 2), (24, 1), (1, 3), SILU),
+    "depthwise": Depthwise(1, 2, False, 8, (1, 2), (24, 1), (1, 0), (1, 1), SILU),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", ABOVE)
+def test_a_map_of_which_no_row_is_read(name, threads):
+    """The planner keeps as many of its rows as are in use. That was none, by which it divided."""
+    torch.set_num_threads(threads)
+    p = make_program(Load(0, 8, True), MaxPool(0, 1, 8, 3, 1, 1), ABOVE[name], Store(2))
+    for layout in ("nchw", "channels_last"):
+        call = Call(p, in_layout(make_map((2, 8, 18, 19)), layout), threads)
+        ours = program(call.x, program_pack(list(p.parameters), p.code), p.code)
+        assert ours.shape[2] == 1 and not mismatch(call, ours, name)

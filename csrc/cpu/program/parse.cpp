@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kFormat = 4;
 constexpr int64_t kMostKinds = 64;
+constexpr int64_t kMostSteps = 1 << 12;  // a walk through them calls itself for each step that another reads
 
 /// Filled when the library is loaded, before anything is parsed.
 std::array<StepKind::Parse, kMostKinds>& kinds() {
@@ -104,7 +105,8 @@ void StepReader::begin_features(int64_t channels) {
 
 int64_t StepReader::take(int64_t floats) {
   const int64_t at = program_.packed_floats;
-  program_.packed_floats += aligned(floats);
+  if (floats > kMostFloats || (program_.packed_floats += aligned(floats)) > kMostFloats)
+    refuse("its weights are more than memory holds");
   return at;
 }
 
@@ -145,6 +147,7 @@ Program Program::parse(const std::vector<int64_t>& list, bool for_one_call) {
     const bool returns = step && (step->returns_map() || step->returns_features());
     if (!p.outputs.empty() && !returns && !(step && step->makes_features())) refuse("steps after the last one");
     if (!step) continue;
+    if (p.size() == kMostSteps) refuse("it has more than " + std::to_string(kMostSteps) + " steps");
     Step& t = *step;
     p.results += returns;
     if (t.makes_features() || t.returns_features()) r.are_returned_ = t.returns_features();

@@ -37,7 +37,16 @@ Partition partition_of(const Step& t, const StepPlan& s, int64_t shares, Partiti
 }
 
 constexpr int64_t kSmallMap = 256;  // pixels
+constexpr int64_t kMostSide = int64_t{1} << 24;
 constexpr double kMadeTwice = 1.2;  // at most so many times a map's rows are made in bands
+
+/// Raises unless `fits`: a step's map, or what it works in, is not more than memory holds.
+void check_memory(bool fits, const Step& t, const StepPlan& s) {
+  if (fits) return;
+  throw std::runtime_error("ghost_ops.program: steps: expected maps that memory holds, got one of " +
+                           std::to_string(t.out_channels.count()) + "x" + std::to_string(s.h) + "x" +
+                           std::to_string(s.w));
+}
 
 [[noreturn]] void fail_to_fit(int64_t h, int64_t w) {
   throw std::runtime_error("ghost_ops.program: x: expected a map that its kernels fit on, got " + std::to_string(h) +
@@ -57,7 +66,7 @@ int64_t Step::phases(const StepPlan& s) const { return s.partition == Partition:
 int64_t Step::rows_at_once(const StepPlan& s) const { return makes_all_rows_at_once() ? s.h : step_rows(s.w, s.h); }
 
 Plan::Plan(const Program& p, int64_t h, int64_t w, int64_t shares) : shares(shares), workspace{} {
-  if (h < 1 || w < 1) fail_to_fit(h, w);
+  if (h < 1 || w < 1 || h > kMostSide || w > kMostSide) fail_to_fit(h, w);
   set_sizes(p, h, w);
   // From the first small map on, up to the end, images go through each step together.
   const int64_t count = p.size();
@@ -108,6 +117,8 @@ void Plan::set_sizes(const Program& p, int64_t h, int64_t w) {
     if (t.is_entry()) s.in_h = s.h = h, s.in_w = s.w = w;
     if (!t.sources.empty()) s.in_h = s.h = s.sources[0].h, s.in_w = s.w = s.sources[0].w;
     if (!t.set_size(s) || s.h < 1 || s.w < 1) fail_to_fit(h, w);
+    const bool fits = s.h <= kMostSide && s.w <= kMostSide && t.out_channels.width() <= kMostFloats / (s.h * s.w);
+    check_memory(fits, t, s);
     if (t.residual >= 0 && !(s.sources[t.residual] == Size{s.h, s.w}))
       throw std::runtime_error("ghost_ops.program: steps: expected a residual of the output's size");
     s.partition = partition_of(t, s, shares, t.sources.empty() ? Partition::rows : steps[t.sources[0].step].partition);
@@ -119,7 +130,10 @@ void Plan::set_sizes(const Program& p, int64_t h, int64_t w) {
       s.needs.zeros = std::max({s.needs.zeros, s.in_w * pixel(p[t.sources[0].step]), s.w * pixel(t)});
     }
     features = std::max(features, s.needs.features);
-    flops += 2 * s.h * s.w * (t.work().products + t.work().taps);
+    const Needs& n = s.needs;
+    const int64_t most = std::max({n.zeros, n.scratch, n.share_scratch, n.image_scratch, n.sums, n.features});
+    check_memory(most <= kMostFloats, t, s);
+    flops += 2. * static_cast<double>(s.h * s.w) * static_cast<double>(t.work().products + t.work().taps);
     steps.push_back(std::move(s));
   }
 }

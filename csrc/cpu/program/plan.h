@@ -49,7 +49,7 @@ struct Plan {
   std::vector<bool> is_only_returned;  // whether what a step writes is read once, whole, to be returned
   std::vector<int64_t> ends;           // one past the last step of each run whose rows may be made a few at a time
   int64_t features = 0;                // floats of a row of features: the most that any layer has
-  int64_t flops = 0;                   // of one image
+  double flops = 0;                    // of one image
   // Of the steps before this one each share makes a band of rows, up to that of the last one's output, in memory of its
   // own: `bands` says where and how many rows of each map are kept. 0: all steps are cut one by one.
   int64_t end_of_bands = 0;

@@ -11,6 +11,10 @@
 
 namespace ghost {
 
+/// Of a map, of the memory of one kind that a step works in, and of packed weights: more than any machine has, and so
+/// little that no product of a plan overflows.
+constexpr int64_t kMostFloats = int64_t{1} << 40;
+
 struct Program {
   std::vector<std::unique_ptr<Step>> steps;  // they do not change once the program is there
   const WeightFormat* format = nullptr;

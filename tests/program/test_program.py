@@ -291,7 +291,7 @@ def test_dtypes_that_go_to_the_reference(dtype):
     packed = program_pack(list(call.program.parameters), call.program.code)
     assert packed.dtype == torch.float32
     assert_as_accurate(program(call.x.double(), packed.double(), call.program.code).float(), call.plain().float(),
-                       call.exact(), factor=4.0)  # fmt: skip
+                       call.exact())  # fmt: skip
 
 
 # Packing

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # A tour of ghost_ops
 #
-# From a plain net to a file that another program runs, in ten minutes. Open this page as a notebook with
-# [jupytext](https://jupytext.readthedocs.io): `jupytext --to notebook examples/tour.py`. It also runs as it is:
-# `python examples/tour.py`.
+# From a plain net to a file that another program runs, in ten minutes. It runs as it is, `python examples/tour.py`, and
+# as a notebook, which [jupytext](https://jupytext.readthedocs.io) makes of it: `pip install jupytext notebook`, then
+# `jupytext --to notebook examples/tour.py` and `jupyter notebook examples/tour.ipynb`.
 #
 # It needs `pip install "ghost-ops[demo]"`.
 
@@ -117,11 +117,16 @@ for pair in maps.pairs(3):
 image = x[0, 0] * digits.STD + digits.MEAN
 plot(maps, folder / "ghosts.png", image=image, title="A small GhostNet that has learned digits")
 print(f"the figure is in {folder / 'ghosts.png'}")
+if "get_ipython" in globals():  # in a notebook
+    from IPython.display import Image, display
+
+    display(Image(folder / "ghosts.png"))
 
 # %% [markdown]
 # ## Export
 #
-# The frozen net as a file of `torch.export`, without the code of the net. Whoever loads it imports `ghost_ops`.
+# The frozen net as a file of `torch.export`, without the code of the net. Whoever loads it imports `ghost_ops`. A
+# warning says what to give to other tools.
 
 # %%
 batch = torch.export.Dim.AUTO

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 from drawings import FAINT, PAPER, READ, TEXT, WIDTH, WRITTEN, text
 
 OURS, OTHER, LOSS = WRITTEN, READ, "#a3203a"
-NAMES, BAR, LEFT = 190, 20, 20
+NAMES, BAR, LEFT = 184, 20, 20
 
 
 class Bar(NamedTuple):
@@ -43,7 +43,7 @@ def _frame(title: str, height: float, parts: Sequence[str]) -> str:
 
 def bars(title: str, panels: Sequence[Panel], note: str) -> str:
     """Panels below each other, each with horizontal bars from zero; the note is below."""
-    parts, y, room = [], 56.0, WIDTH - NAMES - LEFT - 96
+    parts, y, room = [], 56.0, WIDTH - NAMES - LEFT - 124
     for panel in panels:
         parts.append(text(LEFT, y, panel.title, more='font-weight="bold"'))
         most = max(bar.value for bar in panel.bars)

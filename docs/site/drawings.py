@@ -212,7 +212,7 @@ QUESTIONS = (
         "tensor subclasses: asked on every call",
     ),
 )
-ANSWERS = "it is left as it is", "it is left as it is", "it is left as it is", "it runs through its children"
+ANSWERS = "it is left as it is", "it is left as it is", "it is left as it is", "its children run"
 
 
 def recognition() -> str:

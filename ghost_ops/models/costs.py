@@ -70,7 +70,9 @@ class CostComparison:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+        console = Console(
+            width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False, legacy_windows=False
+        )
         with console.capture() as capture:
             console.print(self)
         return capture.get().rstrip("\n")

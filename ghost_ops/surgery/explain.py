@@ -76,7 +76,7 @@ class Explanation:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=160, color_system=None, force_terminal=False, legacy_windows=False)
+        console = Console(width=160, color_system=None, force_terminal=False, force_jupyter=False, legacy_windows=False)
         with console.capture() as capture:
             console.print(self if self.rows else "No Ghost module, nor anything that looks like one, was found.")
         return capture.get().rstrip("\n")

@@ -9,9 +9,22 @@ import torch
 
 from ghost_ops.bench import roofline
 from ghost_ops.bench.timing import torch_threads
+from ghost_ops.models import compare_costs
 from tests.profiling.conftest import LIMITS
 
 TOUR = Path(__file__).resolve().parents[2] / "examples" / "tour.py"
+
+
+def as_in_a_notebook(monkeypatch):
+    """Rich finds that it is in a notebook, where it would show an empty box for each text that is made by a console."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *_: pytest.fail("a report displays something while it is made"))
+
+
+def test_a_comparison_of_costs_is_a_text_in_a_notebook_too(monkeypatch):
+    as_in_a_notebook(monkeypatch)
+    conv = torch.nn.Conv2d(3, 4, 3)
+    assert "parameters" in str(compare_costs(conv, conv, torch.zeros(1, 3, 8, 8)))
 
 
 def test_the_tour_runs(monkeypatch, tmp_path, capsys):
@@ -20,6 +33,7 @@ def test_the_tour_runs(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(roofline, "measure", lambda threads, seconds, bfloat16: LIMITS)
     monkeypatch.setattr("ghost_ops.profiling.session.ROUND_SECONDS", 1e-3)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    as_in_a_notebook(monkeypatch)
     with torch.random.fork_rng(), torch_threads(1):
         found = runpy.run_path(str(TOUR))
     assert found["accuracy"] > 0.8 and len(found["maps"].pairs(3)) == 3

@@ -23,7 +23,7 @@ from ghost_ops.fused.frozen_net import Frozen
 
 from ..helpers import NEARBY, nearby, randomise
 from .compare import (
-    FACTOR,
+    OVER_DRAWS,
     ULPS,
     Differs,
     Results,
@@ -135,7 +135,7 @@ class Life:
                      for o, p, e in draws]  # fmt: skip
             ours, plain, scale = (sorted(pair[i] for pair in pairs)[len(pairs) // 2] for i in range(3))
             scale = max(scale, largest_of(triple[2]))
-            if ours > FACTOR * plain + ULPS * torch.finfo(pairs[0][3]).eps * scale:
+            if ours > OVER_DRAWS * plain + ULPS * torch.finfo(pairs[0][3]).eps * scale:
                 raise Differs(f"{what}: {name}: over nearby nets the median error is {ours:.3g}, "
                               f"PyTorch's {plain:.3g}, of {scale:.3g}")  # fmt: skip
 

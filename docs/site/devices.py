@@ -358,6 +358,7 @@ def h200() -> tuple[str, dict[str, str]]:
             row["peer"]
             .replace("channels_last", "NHWC")
             .replace("CUDA graph", "graph")
+            .replace("CUDA C++", "C++")
             .replace("ghost_ops.fuse, NHWC", "ghost_ops.fuse")
         )
         return Bar(name.removesuffix(" default"), value, label, OURS if row["peer"].startswith("ghost_ops") else OTHER)

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 from drawings import FAINT, PAPER, READ, TEXT, WIDTH, WRITTEN, text
 
 OURS, OTHER, LOSS = WRITTEN, READ, "#a3203a"
-NAMES, BAR, LEFT = 184, 20, 20
+NAMES, BAR, LEFT = 210, 20, 20
 
 
 class Bar(NamedTuple):
@@ -105,7 +105,7 @@ def roofline(title: str, points: Sequence[Point], peak: float, bandwidths: dict[
             continue
         (x1, y1), (x2, y2) = place(first, first * bandwidth), place(last, last * bandwidth)
         parts.append(f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{TEXT}" stroke-dasharray="5 3"/>')
-        parts.append(text(x1 + 4, y1 - 6, f"{name} {bandwidth:.0f} GB/s", size=12))
+        parts.append(text(x1 + 18, y1 + 5, f"{name} {bandwidth:.0f} GB/s", size=12))
     for point in points:
         x, y = place(point.intensity, point.speed)
         parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{point.color}" fill-opacity="0.7"/>')

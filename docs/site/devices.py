@@ -354,7 +354,13 @@ def h200() -> tuple[str, dict[str, str]]:
     machine, rows = found["machine"], found["rows"]
 
     def bar(row: dict, value: float, label: str) -> Bar:
-        name = row["peer"].replace("channels_last", "NHWC").replace("ghost_ops.fuse, NHWC", "ghost_ops.fuse")
+        name = (
+            row["peer"]
+            .replace("channels_last", "NHWC")
+            .replace("CUDA graph", "graph")
+            .replace("CUDA C++", "C++")
+            .replace("ghost_ops.fuse, NHWC", "ghost_ops.fuse")
+        )
         return Bar(name.removesuffix(" default"), value, label, OURS if row["peer"].startswith("ghost_ops") else OTHER)
 
     def panel(part: str, title: str, key: str, label: Callable[[float], str]) -> Panel:

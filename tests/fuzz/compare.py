@@ -12,8 +12,9 @@ from ..helpers import nearby
 # A result alone may be luck: of one net and image the ratio of two errors is a quotient of two random numbers. What is
 # further off is held to twice PyTorch's error over nearby nets.
 FACTOR, OVER_DRAWS = 4.0, 2.0  # times PyTorch's error, of one result and in the median of many nearby ones
-ULPS = 1.0  # of the largest result of a call, always allowed: where a gradient cancels, as that of a mean before a
-#              BatchNorm over batch statistics does, what is left is rounding of what was there before
+ULPS = 16.0  # of the largest result of a call, always allowed. In eval with gradients a BatchNorm is folded into the
+#              convolution, and PyTorch's backward of one (oneDNN's) adds up the gradient of a bias one by one, where its
+#              BatchNorm adds in pairs: of 507 equal numbers an error of some 20 units was seen
 Results = dict[str, torch.Tensor | None]
 
 

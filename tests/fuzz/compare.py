@@ -13,8 +13,8 @@ from ..helpers import nearby
 # further off is held to twice PyTorch's error over nearby nets.
 FACTOR, OVER_DRAWS = 4.0, 2.0  # times PyTorch's error, of one result and in the median of many nearby ones
 ULPS = 16.0  # of the largest result of a call, always allowed. In eval with gradients a BatchNorm is folded into the
-#              convolution, and PyTorch's backward of one (oneDNN's) adds up the gradient of a bias one by one, where its
-#              BatchNorm adds in pairs: of 507 equal numbers an error of some 20 units was seen
+#              convolution, and PyTorch's backward of one (oneDNN's) adds up the gradient of a bias one by one, where
+#              its BatchNorm adds in pairs: of 507 equal numbers an error of some 20 units was seen
 Results = dict[str, torch.Tensor | None]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from ..activations import NONE, PRELU, code_of, slope_of
+from ..activations import NONE, PRELU, WITH_NUMBER, code_of, slope_of
 from ..nn import SyncBatchNorm
 from .errors import NotNow, Unfusable
 from .in_place import source_class
@@ -45,7 +45,7 @@ class ConvBNAct(NamedTuple):
     is_depthwise: bool = False
 
     def slope(self) -> float:
-        return slope_of(self.act, self.code)
+        return slope_of(self.act, self.code) if self.code in WITH_NUMBER else 0.0  # asked for on every call
 
     def entries(self) -> tuple[tuple[dict, str] | None, ...]:
         """Where each of ``tensors`` is: a dictionary and a name, or None where there is no such module."""

@@ -205,18 +205,34 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         reference's function, which PyTorch differentiates.
     """
     operator, plain = overload(name), getattr(reference, name)
-    setup_context, backward = _with_strides(name, setup_context, backward)
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
+    weights = [i for i, (_, argument) in enumerate(_arguments(name)) if argument.endswith("weight")]
+
+    def setup(ctx, inputs, output):
+        setup_context(ctx, inputs, output)
+        ctx.strides = strides = []
+        for i in weights:
+            if inputs[i] is not None:
+                strides.append((i, inputs[i].stride()))
+
+    def differentiate(ctx, *grads):
+        """Gradients of weights get their weights' strides (:func:`restride`), as PyTorch's own have."""
+        found = list(backward(ctx, *grads))
+        for i, strides in ctx.strides:
+            if found[i] is not None:
+                found[i] = restride(found[i], strides)
+        return tuple(found)
+
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", differentiate, setup_context=setup, lib=_library)
 
     class Fast(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *args):
             with torch._C._AutoDispatchBelowAutograd():
                 out = operator(*args)
-            setup_context(ctx, args, out)
+            setup(ctx, args, out)
             return out
 
-    Fast.backward = staticmethod(once_differentiable(backward))
+    Fast.backward = staticmethod(once_differentiable(differentiate))
     Fast.__name__ = Fast.__qualname__ = "".join(part.title() for part in name.split("_"))
 
     def call(decision: Decision, *args):
@@ -229,24 +245,6 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         return below_autograd(operator, args)
 
     return call
-
-
-def _with_strides(name: str, setup_context: Callable, backward: Callable) -> tuple[Callable, Callable]:
-    """The two, so that gradients of weights have their weights' strides (:func:`restride`), as PyTorch's own have."""
-    weights = [i for i, (_, argument) in enumerate(_arguments(name)) if argument.endswith("weight")]
-
-    def setup(ctx, inputs, output):
-        setup_context(ctx, inputs, output)
-        ctx.strides = [(i, inputs[i].stride()) for i in weights if inputs[i] is not None]
-
-    def differentiate(ctx, *grads):
-        found = list(backward(ctx, *grads))
-        for i, strides in ctx.strides:
-            if found[i] is not None:
-                found[i] = restride(found[i], strides)
-        return tuple(found)
-
-    return setup, differentiate
 
 
 def existing(gradients: Iterable[torch.Tensor], parameters: Iterable[torch.Tensor | None]) -> list:

@@ -1,5 +1,5 @@
-// What libFuzzer does, as far as a target needs it, for compilers that lack it: inputs are changed, and those that reach
-// a new place of the code are changed further. gcc's -fsanitize-coverage=trace-pc tells which places are reached.
+// What libFuzzer does, as far as a target needs it, for compilers that lack it: inputs are changed, and those that
+// reach a new place of the code are changed further. gcc's -fsanitize-coverage=trace-pc tells which places are reached.
 //
 //   fuzz -max_total_time=SECONDS [-seed=N] FOLDER...    draws inputs, from those of the folders on
 //   fuzz FILE...                                        runs these inputs once
@@ -101,9 +101,7 @@ int main(int argc, char** argv) {
   for (const Bytes& input : corpus) is_new(input), runs++;
   if (corpus.empty()) corpus.push_back(Bytes(64));
   const auto start = std::chrono::steady_clock::now();
-  const auto passed = [&] {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  };
+  const auto passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   for (; passed() < seconds; runs++) {
     Bytes input(kMost);
     const Bytes& from = corpus[below(corpus.size())];

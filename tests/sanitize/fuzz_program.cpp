@@ -1,8 +1,8 @@
 // The decoder of programs and the reader of packed tensors, on lists of integers and tensors that nobody checked: each
 // call ends in a result or in an error. A target of libFuzzer, and of fuzz_driver.cpp where there is no clang.
 //
-// An input is a header of bytes, which says what is called with what, and the list of steps as 64-bit words. Weights are
-// of their right size or hardly so: their values are drawn, since no kernel decides by them what it reads.
+// An input is a header of bytes, which says what is called with what, and the list of steps as 64-bit words. Weights
+// are of their right size or hardly so: their values are drawn, since no kernel decides by them what it reads.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -170,8 +170,8 @@ void run(const Input& in) {
   sanitize::settings.threads = static_cast<uint32_t>(in(10, 1, 3));
   const int64_t kind = in(0, 0, 5);
   if (kind == 0 || in.steps.empty()) {  // of any size, as Python asks it
-    ghost_ops_cpu_program_scratch(in.steps.data(), static_cast<int64_t>(in.steps.size()), in(1, 0, 200),
-                                  in(11, 0, 40), in(12, 0, 3) == 3 ? int64_t{1} << in(13, 0, 63) : in(13, 0, 40));
+    ghost_ops_cpu_program_scratch(in.steps.data(), static_cast<int64_t>(in.steps.size()), in(1, 0, 200), in(11, 0, 40),
+                                  in(12, 0, 3) == 3 ? int64_t{1} << in(13, 0, 63) : in(13, 0, 40));
     return;
   }
   const ghost::Program p = ghost::Program::parse(in.steps, kind == 3);
@@ -217,8 +217,8 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t mos
   if (below(6) == 0) data[below(kHeader)] = static_cast<uint8_t>(below(2) ? below(12) : below(256));
   Input in(data, size);
   std::vector<int64_t>& words = in.steps;
-  constexpr int64_t kLimits[] = {-1, 1 << 20, (1 << 20) + 1, 1 << 24, 63, 64, 65, 1 << 10, int64_t{1} << 31,
-                                 int64_t{1} << 40, INT64_MAX, INT64_MIN};
+  constexpr int64_t kLimits[] = {-1, 1 << 20, (1 << 20) + 1,    1 << 24,          63,        64,
+                                 65, 1 << 10, int64_t{1} << 31, int64_t{1} << 40, INT64_MAX, INT64_MIN};
   for (size_t changes = 1 + below(3); changes-- > 0 && !words.empty();) {
     int64_t& word = words[below(words.size())];
     const size_t from = below(words.size()), count = 1 + below(std::min<size_t>(words.size() - from, 30));

@@ -1,5 +1,5 @@
-// Recorded calls of every operator, without torch: on every instruction set, each tensor between two pages that must not
-// be touched. What a call returns must not depend on where its memory lies, nor on what fresh memory holds.
+// Recorded calls of every operator, without torch: on every instruction set, each tensor between two pages that must
+// not be touched. What a call returns must not depend on where its memory lies, nor on what fresh memory holds.
 //
 //   replay CALLS [isa=avx2,baseline] [threads=3] [callers=2] [hostile=20] [seed=0]
 //
@@ -161,7 +161,8 @@ void spoil(Call& call, Random& random) {
     const auto wrapped = [&](uint64_t factor, uint64_t more) {
       return static_cast<int64_t>(static_cast<uint64_t>(v) * factor + more);
     };
-    const int64_t all[] = {wrapped(1, 1), wrapped(1, -1), 0, -1, 1, wrapped(2, 0), 1 << 20, int64_t{1} << 40, INT64_MAX, INT64_MIN, 7, 99};
+    const int64_t all[] = {wrapped(1, 1), wrapped(1, -1),   0,         -1,        1, wrapped(2, 0),
+                           1 << 20,       int64_t{1} << 40, INT64_MAX, INT64_MIN, 7, 99};
     return all[below(std::size(all))];
   };
   const size_t at = below(call.arguments.size());
@@ -169,7 +170,8 @@ void spoil(Call& call, Random& random) {
   const std::string& type = sanitize::schema_of(call.op).arguments[at];
   if (type == "Tensor?" && below(3) == 0) {
     if (a.kind == 'N')
-      a.kind = 'T', a.tensors = {call.arguments[0].tensors[0]}, a.tensors[0].sizes = {odd(8)}, a.tensors[0].strides = {1};
+      a.kind = 'T', a.tensors = {call.arguments[0].tensors[0]}, a.tensors[0].sizes = {odd(8)},
+      a.tensors[0].strides = {1};
     else
       a.kind = 'N';
   } else if (!a.tensors.empty()) {

@@ -190,9 +190,7 @@ AOTITorchError aoti_torch_get_numel(AtenTensorHandle t, int64_t* numel) {
   return 0;
 }
 AOTITorchError aoti_torch_get_sizes(AtenTensorHandle t, int64_t** sizes) { return got(sizes, t->sizes.data()); }
-AOTITorchError aoti_torch_get_strides(AtenTensorHandle t, int64_t** strides) {
-  return got(strides, t->strides.data());
-}
+AOTITorchError aoti_torch_get_strides(AtenTensorHandle t, int64_t** strides) { return got(strides, t->strides.data()); }
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle t, int32_t* dtype) { return got(dtype, t->dtype); }
 AOTITorchError aoti_torch_get_device_type(AtenTensorHandle, int32_t* type) { return got(type, 0); }
 AOTITorchError aoti_torch_get_device_index(AtenTensorHandle, int32_t* index) { return got(index, -1); }

@@ -225,15 +225,15 @@ def check(
     generator = torch.Generator().manual_seed(0)
     grads = [torch.randn(o.shape, generator=generator).to(map_dtype) for o in outputs[:differentiable]]
 
-    def run(drawn: Case, reference: bool = True) -> dict[str, torch.Tensor]:
+    def run(drawn: Case, reference: bool = True, grads: list[torch.Tensor] = grads) -> dict[str, torch.Tensor]:
         outputs, gradients = results(operator, drawn, grads, reference)
         named = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
         return named | {f"gradient of {name}": g for name, g in gradients.items()}
 
     ours, plain, exact = run(case, reference=False), run(case), run(exact_case)
     moved = run(case.to(torch.float64, torch.finfo(map_dtype).eps / 2))
-    calls = [] if errors is None else [case.near(seed) for seed in seeds]
-    near = [(run(c), run(c.to(torch.float64))) for c in calls]
+    calls = [] if errors is None else [(case.near(seed), [nearby(g, seed) for g in grads]) for seed in seeds]
+    near = [(run(call, grads=of), run(call.to(torch.float64), grads=of)) for call, of in calls]
     for what, result in ours.items():
         worst = farthest(exact[what], plain[what], moved[what].to(result.dtype))
         # float32 parameters of half-precision maps: their gradients are sums of rounded maps
@@ -246,7 +246,9 @@ def check(
 
     def add_nearby(errors: Errors) -> None:
         """Relative to the results of all of them: one that cancels in a single call would outweigh the others."""
-        found = [(run(call, reference=False), run(call), run(call.to(torch.float64))) for call in calls]
+        found = [
+            (run(call, False, of), run(call, True, of), run(call.to(torch.float64), True, of)) for call, of in calls
+        ]
         for what, result in ours.items():
             if result.dtype == map_dtype:
                 norms = [float(exact[what].norm()) for _, _, exact in found]

@@ -10,9 +10,11 @@ from __future__ import annotations
 import copy
 import io
 import random
+import re
 import warnings
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
@@ -371,7 +373,13 @@ def checkpointed(life: Life) -> None:
 def explain(life: Life) -> None:
     """Says something of every fused module, and changes nothing."""
     state = {name: t.clone() for name, t in life.ours.state_dict().items()}
-    str(ghost_ops.explain(life.ours, life.an_image().to(next(life.ours.parameters()).dtype)))
+    x = life.an_image().to(next(life.ours.parameters()).dtype)
+    try:
+        str(ghost_ops.explain(life.ours, x))
+    except ValueError as refusal:  # it calls the net
+        with pytest.raises(ValueError, match=re.escape(str(refusal))):
+            outputs(life.plain, x)
+        raise Refused from refusal
     for name, t in life.ours.state_dict().items():
         if not torch.equal(t, state[name]) and not t.isnan().any():
             raise Differs(f"explain: {name} has changed")

@@ -8,15 +8,14 @@ measured with.
 from __future__ import annotations
 
 import json
-import re
 import statistics
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from charts import LOSS, OTHER, OURS, Bar, Panel, Point, bars, roofline
+from wrapping import wrapped
 
 from ghost_ops.bench.report import read_json
 from ghost_ops.bench.results import OK, Result
@@ -420,27 +419,15 @@ def h200() -> tuple[str, dict[str, str]]:
     return "\n".join(text) + "\n", charts
 
 
-def _wrapped(page: str) -> str:
-    """The page in lines of at most 120 columns, where lines may be broken."""
-    lines = page.splitlines()
-    fill = textwrap.TextWrapper(120, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(line if re.match(r"[|#!]", line) or not line else _fill(fill, line) for line in lines) + "\n"
-
-
-def _fill(fill: textwrap.TextWrapper, line: str) -> str:
-    fill.subsequent_indent = "  " * line.startswith("- ")
-    return fill.fill(line)
-
-
 def pages() -> tuple[dict[str, str], dict[str, str]]:
     """Text of every page and of every chart, by file name."""
     texts, charts = {}, {}
     for device in DEVICES:
         page = Page(device)
-        texts[f"{device.name}.md"] = _wrapped(page.text())
+        texts[f"{device.name}.md"] = wrapped(page.text())
         charts |= page.charts
     text, more = h200()
-    texts["h200.md"] = _wrapped(text)
+    texts["h200.md"] = wrapped(text)
     return texts, charts | more
 
 

@@ -120,7 +120,7 @@ void keep_rows(const Program& p, int64_t begin, int64_t end, const Readers& read
       const StepPlan& s = plans[step];
       if (!first && rows <= ring.rows) return;
       const int64_t whole = p[step].rows_at_once(s);
-      rows = (std::max<int64_t>(rows, 1) + whole - 1) / whole * whole;  // what nobody reads is made all the same
+      rows = (std::max<int64_t>(rows, 1) + whole - 1) / whole * whole;  // a map that nothing reads is still computed
       ring = rows < s.h ? Ring{rows, p[step].halo()} : Ring{s.h, 0};
       grown = true;
     };

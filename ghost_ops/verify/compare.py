@@ -10,6 +10,7 @@ FACTOR = 2.0  # our error may be this many times that of eager PyTorch
 ULPS, GRADIENT_ULPS = 2.0, 8.0  # by luck eager may be exact: as many units in the last place are always allowed
 DTYPES = (torch.float32, torch.bfloat16)
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+NEARBY = 8  # calls beside one that is past its bound
 KINK = 2.0**-20  # a change of all arguments by which no float32 gradient may change much
 
 Tensors = dict[str, torch.Tensor]
@@ -76,6 +77,32 @@ def compare(
             return float("inf"), of_eager / max(scale, 1e-30), float("inf")
         found.append((error / max(scale, 1e-30), of_eager / max(scale, 1e-30), error / allowed))
     return max(found, key=lambda measures: measures[2])
+
+
+def settled(found: list[dict[str, Measures]]) -> dict[str, Measures]:
+    """The measures of a call by name; of what is past its bound the median of the call's and those of nearby calls.
+
+    Args:
+        found: those of the call, and of nearby calls.
+    """
+    return {
+        name: measures if measures[2] <= 1 else sorted((some[name] for some in found), key=_ratio)[len(found) // 2]
+        for name, measures in found[0].items()
+    }
+
+
+def fails(measured: dict[str, Measures]) -> bool:
+    """Whether a result is past its bound."""
+    return any(_ratio(measures) > 1 for measures in measured.values())
+
+
+def nearby(t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A little different float64 values, for which rounding goes another way."""
+    return t * (1 + 2.0**-6 * torch.randn(t.shape, generator=generator, dtype=t.dtype))
+
+
+def _ratio(measures: Measures) -> float:
+    return measures[2]
 
 
 def jumps(here: Tensors, there: Tensors) -> bool:

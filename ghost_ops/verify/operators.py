@@ -19,14 +19,18 @@ from .compare import (
     GRADIENT_ULPS,
     KINK,
     LAYOUTS,
+    NEARBY,
     ULPS,
     Measures,
     Outcome,
     Tensors,
     Worst,
     compare,
+    fails,
     jumps,
     name_of,
+    nearby,
+    settled,
 )
 
 
@@ -237,7 +241,6 @@ FORWARD_ONLY = ("ghost_module_eval", "cheap_concat_eval")
 WITHOUT_BIASES = (  # of a Ghost module
     "squeeze_excite", "depthwise", "dfc_gate_train", "branched_module_train", "batch_norm_act_train",
 )  # fmt: skip
-NEARBY = 8  # calls beside one that is past its bound
 OF_BATCH = tuple(name for name in OPERATORS if name.endswith("_train"))  # which return batch statistics
 
 
@@ -336,10 +339,7 @@ def _nearby(drawn: Drawn, dtype: torch.dtype) -> Iterator[Drawn]:
     """Calls with a little different values, for which rounding goes another way."""
     generator = torch.Generator().manual_seed(2)
     for _ in range(NEARBY):
-        moved = {
-            name: t * (1 + 2.0**-6 * torch.randn(t.shape, generator=generator, dtype=t.dtype))
-            for name, t in drawn.tensors.items()
-        }
+        moved = {name: nearby(t, generator) for name, t in drawn.tensors.items()}
         yield _rounded(Drawn(drawn.operator, moved, drawn.options), dtype)
 
 
@@ -352,14 +352,12 @@ def _outcome(calls: list[Drawn], dtype: torch.dtype, layout: str, direction: str
         backends.add(select(drawn.operator, drawn.input.to(dtype), kernel).backend)
         try:
             found = [_measured(drawn, dtype, layout, backward)]
-            if any(ratio > 1 for _, _, ratio in found[0].values()):
+            if fails(found[0]):
                 found += [_measured(near, dtype, layout, backward) for near in _nearby(drawn, dtype)]
         except Exception as error:  # a report says so of one operator, and goes on
             worst.fail(f"{type(error).__name__}: {error}, of {drawn.describe()}")
             continue
-        for name, measures in found[0].items():
-            if measures[2] > 1:
-                measures = sorted((some[name] for some in found), key=lambda measures: measures[2])[len(found) // 2]
+        for name, measures in settled(found).items():
             worst.add(measures, f"{name} of {drawn.describe()}")
     backend = "+".join(sorted(backends))
     return Outcome(

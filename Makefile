@@ -51,7 +51,7 @@ compiled: $(VENV)/installed-test $(VENV)/installed-peers
 	(git log -1 --format='commit %h'; GHOST_OPS_EVERY_ARCHITECTURE=1 $(BIN)/pytest -q -n $(JOBS) -rP \
 		tests/triton/test_compiled.py -k no_spills | grep -E "sm_[0-9]+:|passed|failed") | tee benchmarks/results/compiled.log
 
-# Every test in Triton's interpreter. `make test` has one of twelve of the long files.
+# Every test in Triton's interpreter. `make test` has one of nine of the long files.
 interpreted: $(VENV)/installed-test $(VENV)/installed-peers
 	(git log -1 --format='commit %h'; GHOST_OPS_EVERY_INTERPRETED=1 $(BIN)/pytest -q -n $(JOBS) -rA --durations=20 \
 		tests/triton/test_interpreter.py | grep -E "PASSED|FAILED|s call|passed|failed") \

@@ -28,7 +28,7 @@ _interpreted = replace(
 )
 
 
-MANY, ONE_OF = 15, 12  # of a file with so many tests, one of twelve runs in `make test`
+MANY, ONE_OF = 15, 9  # of a file with so many tests, one of nine runs in `make test`
 
 
 def pytest_collection_modifyitems(config, items):

@@ -30,11 +30,10 @@ from .compare import (
     Tensors,
     Worst,
     compare,
-    fails,
     jumps,
+    measure_call,
     name_of,
     nearby,
-    settled,
 )
 
 DIRECTIONS = ("inference", "training", "frozen")
@@ -158,12 +157,10 @@ class _Example:
         x = None
         try:
             for x in self._inputs(count, layout, direction):
-                found = [self._measured(ours, x, direction)]
-                if fails(found[0]):
-                    generator = torch.Generator().manual_seed(2)
-                    images = [nearby(x.double(), generator).to(x.dtype) for _ in range(NEARBY)]
-                    found += [self._measured(ours, image, direction) for image in images]
-                for name, measures in settled(found).items():
+                generator = torch.Generator().manual_seed(2)
+                others = (nearby(x.double(), generator).to(x.dtype) for _ in range(NEARBY))
+                found = measure_call(lambda image: self._measured(ours, image, direction), x, others)
+                for name, measures in found.items():
                     worst.add(measures, f"{name} of {'x'.join(map(str, x.shape))}")
             runs = explain(ours.train(direction == "training"), x).rows
         except Exception as error:  # a report says so of one block, and goes on

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -10,10 +12,11 @@ FACTOR = 2.0  # our error may be this many times that of eager PyTorch
 ULPS, GRADIENT_ULPS = 2.0, 8.0  # by luck eager may be exact: as many units in the last place are always allowed
 DTYPES = (torch.float32, torch.bfloat16)
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-NEARBY = 8  # calls beside one that is past its bound
+NEARBY = 8  # calls beside one that is past its bound: of sums that cancel a single one is luck
 KINK = 2.0**-20  # a change of all arguments by which no float32 gradient may change much
 
 Tensors = dict[str, torch.Tensor]
+Call = TypeVar("Call")
 Measures = tuple[float, float, float]  # our error, eager's, ours over what is allowed
 
 
@@ -79,21 +82,23 @@ def compare(
     return max(found, key=lambda measures: measures[2])
 
 
-def settled(found: list[dict[str, Measures]]) -> dict[str, Measures]:
+def measure_call(
+    measure: Callable[[Call], dict[str, Measures]], call: Call, others: Iterable[Call]
+) -> dict[str, Measures]:
     """The measures of a call by name; of what is past its bound the median of the call's and those of nearby calls.
 
     Args:
-        found: those of the call, and of nearby calls.
+        measure: what measures a call.
+        call: the call.
+        others: nearby calls, which are made only where a result is past its bound.
     """
+    found = [measure(call)]
+    if any(_ratio(measures) > 1 for measures in found[0].values()):
+        found += map(measure, others)
     return {
-        name: measures if measures[2] <= 1 else sorted((some[name] for some in found), key=_ratio)[len(found) // 2]
+        name: measures if _ratio(measures) <= 1 else sorted((some[name] for some in found), key=_ratio)[len(found) // 2]
         for name, measures in found[0].items()
     }
-
-
-def fails(measured: dict[str, Measures]) -> bool:
-    """Whether a result is past its bound."""
-    return any(_ratio(measures) > 1 for measures in measured.values())
 
 
 def nearby(t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -26,11 +26,10 @@ from .compare import (
     Tensors,
     Worst,
     compare,
-    fails,
     jumps,
+    measure_call,
     name_of,
     nearby,
-    settled,
 )
 
 
@@ -344,20 +343,17 @@ def _nearby(drawn: Drawn, dtype: torch.dtype) -> Iterator[Drawn]:
 
 
 def _outcome(calls: list[Drawn], dtype: torch.dtype, layout: str, direction: str) -> Outcome:
-    """What is past its bound counts as the median of it and nearby calls: where sums cancel, one call is luck."""
     backward, worst, backends = direction == "backward", Worst(), set()
     for drawn in calls:
         weight = drawn.tensors.get("weight", drawn.tensors.get("cheap_weight"))
         kernel = None if weight is None or drawn.operator == "dfc_gate_train" else weight.shape[-1]
         backends.add(select(drawn.operator, drawn.input.to(dtype), kernel).backend)
         try:
-            found = [_measured(drawn, dtype, layout, backward)]
-            if fails(found[0]):
-                found += [_measured(near, dtype, layout, backward) for near in _nearby(drawn, dtype)]
+            found = measure_call(lambda call: _measured(call, dtype, layout, backward), drawn, _nearby(drawn, dtype))
         except Exception as error:  # a report says so of one operator, and goes on
             worst.fail(f"{type(error).__name__}: {error}, of {drawn.describe()}")
             continue
-        for name, measures in settled(found).items():
+        for name, measures in found.items():
             worst.add(measures, f"{name} of {drawn.describe()}")
     backend = "+".join(sorted(backends))
     return Outcome(

@@ -8,6 +8,7 @@ import ghost_ops
 from ghost_ops.fused import registered_blocks, unregister_block
 from ghost_ops.verify import blocks, compare, draws, evaluate, verify_blocks, verify_operators
 from ghost_ops.verify import operators as checks
+from ghost_ops.verify.compare import measure_call
 
 EXACT = torch.linspace(-1, 1, 64, dtype=torch.float64)
 
@@ -176,3 +177,18 @@ def test_a_block_that_is_wrong_or_not_fused_fails(doubled, monkeypatch):
 
 
 WRONG = [1.0]
+
+
+def test_a_call_past_its_bound_is_judged_with_nearby_ones():
+    """One that is past it alone is luck, which a fault in each of them is not; without one no other call is made."""
+    ratios = {"call": 1.5, "near": 0.4, "far": 3.0}
+    made = []
+
+    def measure(call):
+        made.append(call)
+        return {"output": (0.0, 0.0, ratios[call]), "gradient": (0.0, 0.0, 0.2)}
+
+    assert measure_call(measure, "call", ["near"] * 8) == {"output": (0.0, 0.0, 0.4), "gradient": (0.0, 0.0, 0.2)}
+    assert measure_call(measure, "call", ["far"] * 8)["output"][2] == 3.0
+    made.clear()
+    assert measure_call(measure, "near", ["far"] * 8)["output"][2] == 0.4 and made == ["near"]
